@@ -1,0 +1,267 @@
+"""Sizes of the model and how it is computed: frozen dataclasses, presets, and the checkpoint's json files.
+
+``ModelConfig`` says what the model *is* (it follows from the checkpoint); ``ComputeConfig`` says how a
+machine evaluates it (dtypes, remat, tiles). Both are hashable, so jit's cache sees them.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import msgspec
+
+
+class ConfigError(ValueError):
+    """A config file is missing, malformed or contradicts itself; the message names file, key and remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """The Qwen2.5-shaped mixture-of-transformers. Both experts have these sizes."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The SigLIP NaViT encoder. ``num_layers`` counts the layers that exist (the json counts one more)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    patch_size: int
+    num_channels: int = 3
+    max_side: int = 70
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch, ordered (row, column, channel)."""
+        return self.patch_size * self.patch_size * self.num_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """The FLUX autoencoder; defaults are FLUX's own values."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_blocks: int = 2
+    z_channels: int = 16
+    in_channels: int = 3
+    out_channels: int = 3
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+    @property
+    def downsample(self) -> int:
+        """Pixels of an image side per latent: every resolution but the last halves it."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """All sizes of one BAGEL. Field names follow the model; ``read_config`` maps the json files' keys."""
+
+    language: LanguageConfig
+    vision: VisionConfig
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    latent_patch_size: int = 2
+    max_latent_size: int = 64
+    timestep_shift: float = 1.0
+    interpolate_positions: bool = False
+    time_frequency_dim: int = 256
+
+    @property
+    def latent_dim(self) -> int:
+        """Values in one VAE token: a (row, column, channel)-ordered patch of the latent."""
+        return self.latent_patch_size**2 * self.autoencoder.z_channels
+
+    @property
+    def latent_stride(self) -> int:
+        """Pixels of an image side per VAE token."""
+        return self.latent_patch_size * self.autoencoder.downsample
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How the model is evaluated. Changing any of these never changes the mathematics.
+
+    Attributes:
+      dtype: activations and matrix products ("bfloat16" or "float32"); parameters are cast on use.
+      param_dtype: what ``init`` makes (a loaded checkpoint keeps its own).
+      remat: which activations of a layer the backward pass keeps: "none" keeps all, "dots" the matrix
+        products, "full" the layer's input alone.
+      attention: "blockwise" or "dense" (the oracle, for tests).
+      block_q, block_k: tile of the blockwise attention, in tokens.
+      loss_chunk: tokens whose logits exist at the same time.
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "blockwise"
+    block_q: int = 256
+    block_k: int = 256
+    loss_chunk: int = 1024
+
+
+BAGEL_7B = ModelConfig(
+    language=LanguageConfig(
+        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28,
+        num_kv_heads=4, head_dim=128,
+    ),
+    vision=VisionConfig(
+        hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, patch_size=14, max_side=70,
+    ),
+    autoencoder=AutoencoderConfig(),
+    max_latent_size=64,
+)  # fmt: skip
+
+SHAPES_AUTOENCODER = AutoencoderConfig(channels=32, multipliers=(1, 2), num_blocks=1, z_channels=4)
+
+NANO = ModelConfig(
+    language=LanguageConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
+        head_dim=32,
+    ),
+    vision=VisionConfig(
+        hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, patch_size=8, max_side=8,
+    ),
+    autoencoder=SHAPES_AUTOENCODER,
+    max_latent_size=16,
+)  # fmt: skip
+
+TINY = ModelConfig(
+    language=LanguageConfig(
+        vocab_size=512, hidden_size=384, intermediate_size=1152, num_layers=8, num_heads=6, num_kv_heads=2,
+        head_dim=64,
+    ),
+    vision=VisionConfig(
+        hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, patch_size=8, max_side=16,
+    ),
+    autoencoder=SHAPES_AUTOENCODER,
+    max_latent_size=32,
+)  # fmt: skip
+
+PRESETS = {"nano": NANO, "tiny": TINY, "bagel_7b": BAGEL_7B}
+
+
+def preset(name: str) -> ModelConfig:
+    """The named preset ("nano", "tiny", "bagel_7b"). Raises ConfigError for any other name."""
+    if name not in PRESETS:
+        raise ConfigError(f"model preset {name!r} does not exist; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def to_json(config: ModelConfig) -> str:
+    """The config as indented json text; ``from_json`` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=1)
+
+
+def from_json(text: str, name: str = "model config") -> ModelConfig:
+    """Reads what ``to_json`` wrote. Raises ConfigError naming ``name`` and the field at fault."""
+    try:
+        return msgspec.json.decode(text, type=ModelConfig, strict=True)
+    except (msgspec.DecodeError, msgspec.ValidationError) as fault:
+        raise ConfigError(f"{name}: {fault}") from None
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: missing; a BAGEL folder holds config.json, llm_config.json and "
+                          "vit_config.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path}: not valid json ({fault})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds {type(value).__name__}, expected a json object")
+    return value
+
+
+def _take(values: dict[str, Any], key: str, path: pathlib.Path, kind: type, default: Any = None) -> Any:
+    value = values.get(key, default)
+    if value is None:
+        raise ConfigError(f"{path}: key {key!r} is missing")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{path}: key {key!r} is {value!r}, expected {kind.__name__}")
+    return value
+
+
+def read_config(folder: str | pathlib.Path) -> ModelConfig:
+    """Reads config.json, llm_config.json and vit_config.json of a BAGEL-layout folder.
+
+    What config.json lacks takes FLUX's and BAGEL's values. The tensors have the last word on the sizes
+    that published json files get wrong: see ``pdgen.convert.torch_checkpoint``.
+
+    Raises:
+      ConfigError: a file is missing or malformed, or a key is missing or of the wrong type.
+    """
+    folder = pathlib.Path(folder)
+    main_path, llm_path, vit_path = (folder / f"{n}.json" for n in ("config", "llm_config", "vit_config"))
+    main, llm, vit = _read_json(main_path), _read_json(llm_path), _read_json(vit_path)
+    hidden, heads = (_take(llm, k, llm_path, int) for k in ("hidden_size", "num_attention_heads"))
+    language = LanguageConfig(
+        vocab_size=_take(llm, "vocab_size", llm_path, int),
+        hidden_size=hidden,
+        intermediate_size=_take(llm, "intermediate_size", llm_path, int),
+        num_layers=_take(llm, "num_hidden_layers", llm_path, int),
+        num_heads=heads,
+        num_kv_heads=_take(llm, "num_key_value_heads", llm_path, int, heads),
+        head_dim=_take(llm, "head_dim", llm_path, int, hidden // heads),
+        rope_theta=_take(llm, "rope_theta", llm_path, float, 1e6),
+        rms_norm_eps=_take(llm, "rms_norm_eps", llm_path, float, 1e-6),
+    )
+    vision = VisionConfig(
+        hidden_size=_take(vit, "hidden_size", vit_path, int),
+        intermediate_size=_take(vit, "intermediate_size", vit_path, int),
+        num_layers=_take(vit, "num_hidden_layers", vit_path, int) - 1,
+        num_heads=_take(vit, "num_attention_heads", vit_path, int),
+        patch_size=_take(vit, "patch_size", vit_path, int),
+        num_channels=_take(vit, "num_channels", vit_path, int, 3),
+        max_side=_take(main, "vit_max_num_patch_per_side", main_path, int, 70),
+        layer_norm_eps=_take(vit, "layer_norm_eps", vit_path, float, 1e-6),
+    )
+    return ModelConfig(
+        language=language,
+        vision=vision,
+        autoencoder=_autoencoder_config(main.get("vae_config") or {}, main_path),
+        latent_patch_size=_take(main, "latent_patch_size", main_path, int, 2),
+        max_latent_size=_take(main, "max_latent_size", main_path, int, 64),
+        timestep_shift=_take(main, "timestep_shift", main_path, float, 1.0),
+        interpolate_positions=_take(main, "interpolate_pos", main_path, bool, False),
+    )
+
+
+def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderConfig:
+    flux = AutoencoderConfig()
+    multipliers = tuple(_take(vae, "ch_mult", path, list, list(flux.multipliers)))
+    config = AutoencoderConfig(
+        channels=_take(vae, "ch", path, int, flux.channels),
+        multipliers=multipliers,
+        num_blocks=_take(vae, "num_res_blocks", path, int, flux.num_blocks),
+        z_channels=_take(vae, "z_channels", path, int, flux.z_channels),
+        in_channels=_take(vae, "in_channels", path, int, 3),
+        out_channels=_take(vae, "out_ch", path, int, 3),
+        scale_factor=_take(vae, "scale_factor", path, float, flux.scale_factor),
+        shift_factor=_take(vae, "shift_factor", path, float, flux.shift_factor),
+    )
+    stated = vae.get("downsample", config.downsample)
+    if not math.isclose(stated, config.downsample):
+        raise ConfigError(f"{path}: vae_config.downsample is {stated}, but {len(multipliers)} resolutions "
+                          f"(ch_mult) downsample by {config.downsample}; correct one of the two")
+    return config
