@@ -1,0 +1,197 @@
+"""Tokenizers: Qwen2's byte-level BPE (``tokenizer.json``) and sentencepiece (``tokenizer.model``).
+
+Both become one ``Tokenizer`` that knows the bytes of every token, which is what the decoding grammar and
+``decode`` work on. Words are always plain text: a special token's name inside a prompt is spelled out, so
+no text a user brings can open or close a segment.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable, Iterable
+
+import sentencepiece
+import tokenizers
+
+SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+PAD = "<|endoftext|>"
+_BPE_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+# What a tokenizer must give back unchanged: both slashes, runs of blanks, line ends, more than ASCII.
+_ROUND_TRIP = "<ins>Add  a bird.</ins> <des>x</des>\n caf\u00e9 \u6f22 <refine>y<\\refine>"
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file is missing or unusable, or a text cannot be encoded; one line names the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      pieces: the bytes that each id contributes to a text, b"" for a special token.
+      encode_words: ids of a text in which nothing is special.
+      im_start, im_end, vision_start, vision_end, pad: ids of the special tokens.
+      files: what a folder needs for ``load_tokenizer`` to read the same tokenizer.
+      fingerprint: sha256 (hex) of the file that defines it.
+    """
+
+    pieces: tuple[bytes, ...] = dataclasses.field(repr=False)
+    encode_words: Callable[[str], list[int]] = dataclasses.field(repr=False, compare=False)
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    pad: int
+    files: tuple[pathlib.Path, ...]
+    fingerprint: str
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id. The model's own vocabulary may be larger (152,064 for 151,665)."""
+        return len(self.pieces)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token contributes; b"" for special tokens and ids the tokenizer does not know."""
+        return self.pieces[token] if 0 <= token < len(self.pieces) else b""
+
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Token ids of a text, nothing added.
+
+        Args:
+          text: any text.
+          parse_special: names of the four switch tokens become their ids, as in the reference. Only for
+            text that no user wrote: by default they are words like any other.
+
+        Raises:
+          TokenizerError: the text holds a lone surrogate, which UTF-8 cannot write.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as fault:
+            raise TokenizerError(f"text {text[:40]!r}: not valid Unicode ({fault.reason})") from None
+        if not parse_special:
+            return self.encode_words(text)
+        names = dict(zip(SPECIALS, (self.im_start, self.im_end, self.vision_start, self.vision_end)))
+        parts = re.split("(" + "|".join(map(re.escape, SPECIALS)) + ")", text)
+        return [i for part in parts for i in ([names[part]] if part in names else self.encode_words(part))]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+    """Reads the tokenizer of a checkpoint folder, ``tokenizer.json`` first.
+
+    Raises:
+      TokenizerError: neither file is there, one is garbled, a special token is missing, or some text would
+        not come back from its ids unchanged.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = _load_bpe(folder)
+    elif (folder / "tokenizer.model").exists():
+        tokenizer = _load_sentencepiece(folder / "tokenizer.model")
+    else:
+        raise TokenizerError(f"{folder}: holds neither tokenizer.json nor tokenizer.model; copy the "
+                             "tokenizer's files from the checkpoint")  # fmt: skip
+    if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
+        raise TokenizerError(f"{tokenizer.files[0]}: changes blanks or characters of a text; use a "
+                             "byte-level BPE, or train sentencepiece with normalization_rule_name='identity', "
+                             "add_dummy_prefix=False, remove_extra_whitespaces=False")  # fmt: skip
+    missing = set(range(256)) - {piece[0] for piece in tokenizer.pieces if len(piece) == 1}
+    if missing:
+        raise TokenizerError(f"{tokenizer.files[0]}: has no token for {len(missing)} of the 256 bytes; use a "
+                             "byte-level BPE, or train sentencepiece with byte_fallback=True")  # fmt: skip
+    return tokenizer
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The characters by which GPT-2's byte-level BPE writes the bytes 0..255.
+
+    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 onwards.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+def _encode_bpe(bpe: tokenizers.Tokenizer, text: str) -> list[int]:
+    if not bpe.encode_special_tokens:  # lost when a loader's worker process receives a copy
+        bpe.encode_special_tokens = True
+    return bpe.encode(text, add_special_tokens=False).ids
+
+
+def _load_bpe(folder: pathlib.Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    data = path.read_bytes()
+    try:
+        bpe = tokenizers.Tokenizer.from_str(data.decode())
+    except Exception as fault:  # the library raises bare Exception
+        raise TokenizerError(f"{path}: not a tokenizer ({fault}); copy it again") from None
+    added = bpe.get_added_tokens_decoder()
+    vocabulary = bpe.get_vocab(with_added_tokens=True)
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    byte_of = _byte_of_character()
+    for name, number in vocabulary.items():
+        if number in added:
+            pieces[number] = b"" if added[number].special else name.encode()
+            continue
+        try:
+            pieces[number] = bytes(byte_of[c] for c in name)
+        except KeyError:
+            raise TokenizerError(f"{path}: token {name!r} is not written in GPT-2's byte alphabet; "
+                                 "use a byte-level BPE such as Qwen2's") from None  # fmt: skip
+    return Tokenizer(
+        tuple(pieces),
+        functools.partial(_encode_bpe, bpe),
+        *(_find(path, name, vocabulary.get(name), pieces) for name in (*SPECIALS, PAD)),
+        files=tuple(folder / name for name in _BPE_FILES if (folder / name).exists()),
+        fingerprint=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
+    data = path.read_bytes()
+    if not data:
+        raise TokenizerError(f"{path}: is empty; copy it again")
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as fault:
+        reason = str(fault).splitlines()[0]
+        raise TokenizerError(f"{path}: not a sentencepiece model ({reason}); copy it again") from None
+    pieces = [_sentencepiece_bytes(model, number) for number in range(model.vocab_size())]
+    ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
+    special = [_find(path, name, ids.get(name), pieces) for name in SPECIALS]
+    pad = model.pad_id() if model.pad_id() >= 0 else _find(path, PAD, ids.get(PAD), pieces)
+    return Tokenizer(
+        tuple(pieces),
+        model.encode,
+        *special,
+        pad,
+        files=(path,),
+        fingerprint=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _sentencepiece_bytes(model: sentencepiece.SentencePieceProcessor, number: int) -> bytes:
+    piece = model.id_to_piece(number)
+    if model.is_control(number) or model.is_unknown(number) or model.is_unused(number):
+        return b""
+    if model.is_byte(number):
+        return bytes([int(piece[3:5], 16)])  # <0xNN>
+    return piece.replace("\u2581", " ").encode()
+
+
+def _find(path: pathlib.Path, name: str, number: int | None, pieces: list[bytes]) -> int:
+    """The id of a special token, which must contribute nothing to a text."""
+    if number is None:
+        raise TokenizerError(f"{path}: lacks the special token {name}; use the checkpoint's own tokenizer")
+    if pieces[number]:
+        raise TokenizerError(f"{path}: {name} is an ordinary token; mark it as special (BPE) or as one of "
+                             "control_symbols (sentencepiece)")  # fmt: skip
+    return number
