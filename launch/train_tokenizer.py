@@ -1,0 +1,84 @@
+"""Trains the shapes-world sentencepiece tokenizer on generated texts.
+
+python launch/train_tokenizer.py --output=pdgen/assets/shapes/tokenizer.model
+"""
+
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import sentencepiece
+from absl import app, flags
+
+from pdgen.interleave.trajectory import Text
+from pdgen.scenes.subsets import make_trajectory
+
+OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
+COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
+
+VOCAB_SIZE = 512
+CONTROL_SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
+def texts(seed: int, count: int) -> Iterator[str]:
+    """All texts of ``count`` generated trajectories."""
+    for index in range(count):
+        record = make_trajectory(np.random.default_rng((seed, index)), f"text-{index}")
+        yield from (s.text for s in record.segments if isinstance(s, Text))
+
+
+def train(sentences: Iterator[str]) -> bytes:
+    """A byte-pair model of at most ``VOCAB_SIZE`` pieces that encodes any text and gives it back unchanged.
+
+    Bytes stand in for what has no piece; spaces are kept as they are and begin the piece they precede;
+    punctuation never shares a piece with letters, so a word has one spelling in pieces wherever it stands.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences,
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCAB_SIZE,
+        byte_fallback=True,
+        control_symbols=list(CONTROL_SYMBOLS),
+        unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        split_by_unicode_script=True,
+        num_threads=1,
+        minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    path = pathlib.Path(OUTPUT.value)
+    if path.suffix != ".model":
+        fault(f"--output={path}: name a file ending in .model")
+    if path.exists() and not OVERWRITE.value:
+        fault(f"{path}: exists already; pass --overwrite to replace it")
+    model = train(texts(SEED.value, COUNT.value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(model)
+    os.replace(partial, path)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    print(f"{path}: {pieces} pieces, {len(model)} bytes")
+
+
+def fault(line: str) -> None:
+    """Prints the one line and leaves with status 2."""
+    print(f"train_tokenizer: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)
