@@ -1,0 +1,56 @@
+"""Classifier-free guidance on text and image contexts, with the velocity's norm held back.
+
+Axis legend: B batch, M VAE tokens, C values of a VAE token. Norms are per row of the batch (or per token),
+so a trajectory's guidance does not depend on the rows beside it.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+RENORMS = ("global", "channel", "text_channel")
+
+
+def guide(
+    v: Float[Array, "B M C"],
+    v_text: Float[Array, "B M C"],
+    v_image: Float[Array, "B M C"] | None,
+    has_image: Bool[Array, " B"],
+    *,
+    scales: tuple[float, float],
+    renorm: str,
+    renorm_min: float,
+) -> Float[Array, "B M C"]:
+    """Guided velocity.
+
+        g = v_text + s_text (v - v_text);   g = v_image + s_image (g - v_image)
+        result = g * clip(|v| / (|g| + 1e-8), renorm_min, 1)
+
+    Args:
+      v: velocity with the whole context.
+      v_text: without the texts since the last image.
+      v_image: without images; None if there is no image guidance at all.
+      has_image: rows whose context holds an image; image guidance leaves the others alone.
+      scales: s_text, s_image.
+      renorm: norms over a whole row ("global"), per token ("channel"), or per token after the text step
+        with no rescaling after the image step ("text_channel").
+      renorm_min: least factor.
+
+    Raises:
+      ValueError: ``renorm`` is unknown.
+    """
+    if renorm not in RENORMS:
+        raise ValueError(f"renorm {renorm!r} is unknown; choose {', '.join(RENORMS)}")
+
+    def image_step(g: Array) -> Array:
+        if v_image is None:
+            return g
+        return jnp.where(has_image[:, None, None], v_image + scales[1] * (g - v_image), g)
+
+    def rescale(g: Array) -> Array:
+        axes = (1, 2) if renorm == "global" else (2,)
+        norms = (jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (v, g))
+        size, guided_size = norms
+        return g * jnp.clip(size / (guided_size + 1e-8), renorm_min, 1.0)
+
+    g = v_text + scales[0] * (v - v_text)
+    return image_step(rescale(g)) if renorm == "text_channel" else rescale(image_step(g))

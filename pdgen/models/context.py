@@ -1,0 +1,160 @@
+"""One growing context per trajectory: the key/value cache and how a text or an image is added to it.
+
+Every token is evaluated once. Rows of a batch have their own lengths; a row that takes no part in a step
+adds nothing. The cache is an explicit pytree, read in place by attention and written once per segment.
+
+Axis legend: B batch, C capacity, M tokens of the segment, K key/value heads, h head size, L layers, D width.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from pdgen.config import ComputeConfig, ModelConfig
+from pdgen.models import bagel, mot
+from pdgen.models.attention import Intervals
+from pdgen.models.mot import Order, Past
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys (normalised and rotated) and values of all tokens so far.
+
+    Attributes:
+      k, v: slots [length, C) hold nothing.
+      length: tokens held, per row.
+      rotary: next rotary position, per row.
+    """
+
+    k: Float[Array, "L B C K h"]
+    v: Float[Array, "L B C K h"]
+    length: Int[Array, " B"]
+    rotary: Int[Array, " B"]
+
+
+def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
+    """A context of no tokens with room for ``capacity``; zeros, so that unused slots are never NaN."""
+    language = config.language
+    shape = (language.num_layers, batch, capacity, language.num_kv_heads, language.head_dim)
+    zero = jnp.zeros(batch, jnp.int32)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), zero, zero)
+
+
+def add_text(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    params: dict[str, Any],
+    cache: Cache,
+    ids: Int[Array, "B M"],
+    count: Int[Array, " B"],
+) -> tuple[Cache, Float[Array, "B M D"]]:
+    """Adds the first ``count`` tokens of each row; positions advance by one per token.
+
+    Args:
+      ids: token ids, anything beyond ``count``.
+      count: 0 <= count <= M; rows with 0 stay as they are.
+
+    Returns:
+      The longer cache and the tokens' hidden states after the final norm.
+    """
+    batch, length = ids.shape
+    slots = jnp.arange(length)
+    real = slots < count[:, None]
+    among = Intervals(jnp.zeros((batch, length), jnp.int32), jnp.where(real, slots + 1, 0))
+    und = bagel.embed_text(compute, params, ids)
+    streams = (und, jnp.zeros((batch, 0, und.shape[-1]), und.dtype))
+    rotary = cache.rotary[:, None] + slots
+    cache, hidden = _extend(config, compute, params, cache, streams, (np.arange(length), rotary, among), count)
+    return dataclasses.replace(cache, rotary=cache.rotary + count), hidden
+
+
+def add_latents(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    params: dict[str, Any],
+    cache: Cache,
+    latents: tuple[Float[Array, "B M C"], Int[Array, "B M"]],
+    switches: tuple[int, int],
+    active: Bool[Array, " B"],
+) -> tuple[Cache, Float[Array, "B M+2 D"]]:
+    """Adds a clean image's VAE tokens between their switch tokens; the position advances by one.
+
+    Args:
+      latents: clean, scaled latents (patchified) and their position ids.
+      switches: ids of <|vision_start|> and <|vision_end|>.
+      active: rows that take part.
+
+    Returns:
+      The longer cache and hidden states [.., M+2, ..] after the final norm, in sequence order.
+    """
+    values, positions = latents
+    gen = bagel.embed_latents(config, compute, params, values, positions, jnp.zeros(positions.shape))
+    return _add_image(config, compute, params, cache, (switches, gen, "gen"), active)
+
+
+def add_vit(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    params: dict[str, Any],
+    cache: Cache,
+    patches: tuple[Float[Array, "B M P"], Int[Array, "B M"]],
+    switches: tuple[int, int],
+    active: Bool[Array, " B"],
+) -> tuple[Cache, Float[Array, "B M+2 D"]]:
+    """Adds an image's ViT tokens; arguments and result as ``add_latents``, with pixels in [-1, 1]."""
+    values, positions = patches
+    whole = (jnp.zeros_like(positions), jnp.full_like(positions, positions.shape[1]))
+    vit = bagel.embed_vit(config, compute, params, values, positions, whole)
+    return _add_image(config, compute, params, cache, (switches, vit, "und"), active)
+
+
+def image_order(tokens: int, branches: int = 1) -> np.ndarray:
+    """Stream index at each place of ``<|vision_start|> tokens <|vision_end|>``, branch after branch.
+
+    Stream order is every branch's pair of switch tokens, then every branch's image tokens. [branches * (tokens + 2)].
+    """
+    first = np.arange(branches)[:, None]
+    image = 2 * branches + first * tokens + np.arange(tokens)
+    return np.concatenate([2 * first, image, 2 * first + 1], axis=1).reshape(-1)
+
+
+def _add_image(
+    config: ModelConfig, compute: ComputeConfig, params: dict, cache: Cache, image: tuple, active: Array
+) -> tuple[Cache, Array]:
+    switches, tokens, expert = image
+    batch, count = tokens.shape[0], tokens.shape[1] + 2
+    ends = jnp.broadcast_to(jnp.asarray(switches, jnp.int32), (batch, 2))
+    und = bagel.embed_text(compute, params, ends)
+    streams = (und, tokens) if expert == "gen" else (jnp.concatenate([und, tokens], 1), tokens[:, :0])
+    among = Intervals(jnp.zeros((batch, count), jnp.int32), jnp.where(active[:, None], count, 0) * jnp.ones(count, int))
+    rotary = jnp.broadcast_to(cache.rotary[:, None], (batch, count))
+    geometry = (image_order(count - 2), rotary, among)
+    cache, hidden = _extend(config, compute, params, cache, streams, geometry, jnp.where(active, count, 0))
+    return dataclasses.replace(cache, rotary=cache.rotary + active), hidden
+
+
+def _extend(
+    config: ModelConfig, compute: ComputeConfig, params: dict, cache: Cache, streams: tuple, geometry: tuple, count: Array
+) -> tuple[Cache, Array]:
+    """Runs new tokens over the cache and stores the first ``count`` of each row, in sequence order."""
+    to_sequence, rotary, among = geometry
+    batch, length = rotary.shape
+    orders = [jnp.broadcast_to(jnp.asarray(o, jnp.int32), (batch, length)) for o in (to_sequence, np.argsort(to_sequence))]
+    taken = jnp.arange(length) < count[:, None]
+    seen = Intervals(jnp.zeros_like(among.k_start), jnp.where(taken, cache.length[:, None], 0))
+    language = params["language"]
+    streams, (k, v) = mot.run_layers(
+        config.language, compute, language["layers"], streams, Order(rotary, *orders, among), (Past(cache.k, cache.v, seen),)
+    )
+    hidden = [mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)]
+    hidden = jnp.take(jnp.concatenate(hidden, axis=1), to_sequence, axis=1)
+    # Slots beyond count go to the capacity, which does not exist: they are dropped, never clamped into place.
+    slot = jnp.where(taken, cache.length[:, None] + jnp.arange(length), cache.k.shape[2])
+    rows = jnp.arange(batch)[:, None]
+    k, v = (old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop") for old, new in ((cache.k, k), (cache.v, v)))
+    return Cache(k, v, cache.length + count, cache.rotary), hidden

@@ -1,0 +1,109 @@
+"""SigLIP NaViT encoder: patches of several images in one row, full attention within each image.
+
+Axis legend: B batch, V patches, P values of a patch, C width, H heads, h head size.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pdgen.config import ComputeConfig, VisionConfig
+from pdgen.models import parameters
+from pdgen.models.attention import Intervals, Part, Tile, attend, attend_dense
+from pdgen.models.embeddings import layer_norm
+from pdgen.sharding import map_shards, out_spec
+
+
+def spec(config: VisionConfig) -> parameters.Spec:
+    """Declares the encoder's parameters; layers stacked on axis 0."""
+    C, F = config.hidden_size, config.intermediate_size
+    heads = (config.num_heads, C // config.num_heads)
+    projection = parameters.linear(heads, (C,), ("heads", None), ("embed",), bias=True)
+    layer = {
+        "norm1": parameters.norm(C, bias=True),
+        "attention": {
+            "q": projection, "k": projection, "v": projection,
+            "o": parameters.linear((C,), heads, ("embed",), ("heads", None), bias=True),
+        },
+        "norm2": parameters.norm(C, bias=True),
+        "mlp": {
+            "fc1": parameters.linear((F,), (C,), ("mlp",), ("embed",), bias=True),
+            "fc2": parameters.linear((C,), (F,), ("embed",), ("mlp",), bias=True),
+        },
+    }  # fmt: skip
+    table = parameters.Leaf((config.max_side**2, C), (None, "embed"), parameters.normal())
+    return {
+        "patch_embedding": parameters.linear((C,), (config.patch_dim,), ("embed",), (None,), bias=True),
+        "position_embedding": {"embedding": table},
+        "layers": parameters.stacked(layer, config.num_layers),
+        "post_norm": parameters.norm(C, bias=True),
+    }
+
+
+def encode(
+    config: VisionConfig,
+    compute: ComputeConfig,
+    params: dict[str, Any],
+    patches: Float[Array, "B V P"],
+    positions: Int[Array, "B V"],
+    image: tuple[Int[Array, "B V"], Int[Array, "B V"]],
+) -> Float[Array, "B V C"]:
+    """Encodes the patches of every image; nothing passes between images.
+
+    Args:
+      patches: pixels in [-1, 1] in (row, column, channel) order.
+      positions: row of the learned position table, row * max_side + column.
+      image: first and last+1 index of the image that each patch belongs to; equal for padding.
+
+    Returns:
+      Hidden states after the final layer norm, in the compute dtype.
+    """
+    dtype = jnp.dtype(compute.dtype)
+    kernel, bias = (params["patch_embedding"][name].astype(dtype) for name in ("kernel", "bias"))
+    rows = out_spec("batch", None, None)
+    x = jnp.einsum("bvp,cp->bvc", patches.astype(dtype), kernel, out_sharding=rows) + bias
+    x += params["position_embedding"]["embedding"].astype(dtype).at[positions].get(out_sharding=rows)
+    body = functools.partial(_layer, config, compute, image)
+    x, _ = jax.lax.scan(compute_remat(compute, body), x, params["layers"])
+    return layer_norm(x, **params["post_norm"], eps=config.layer_norm_eps)
+
+
+def compute_remat(compute: ComputeConfig, body: Any) -> Any:
+    """``body`` with the remat policy that ``compute.remat`` names ("none", "dots", "full")."""
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    if compute.remat == "none":
+        return body
+    if compute.remat not in policies:
+        raise ValueError(f"remat policy {compute.remat!r} is unknown; choose none, {', '.join(policies)}")
+    return jax.checkpoint(body, policy=policies[compute.remat], prevent_cse=False)
+
+
+def _layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Array, p: dict) -> tuple:
+    p = jax.tree.map(lambda leaf: leaf.astype(x.dtype), p)
+    rows, heads = out_spec("batch", None, None), out_spec("batch", None, "heads", None)
+    y = layer_norm(x, **p["norm1"], eps=config.layer_norm_eps)
+    q, k, v = (jnp.einsum("bvc,nhc->bvnh", y, p["attention"][n]["kernel"], out_sharding=heads)
+               + p["attention"][n]["bias"] for n in "qkv")
+    names = ("batch", None, "heads", None)
+    span = (("batch", None), ("batch", None))
+    mixed = map_shards(functools.partial(_attention, compute), (names, names, names, span), names)(q, k, v, image)
+    x += jnp.einsum("bvnh,cnh->bvc", mixed, p["attention"]["o"]["kernel"], out_sharding=rows)
+    x += p["attention"]["o"]["bias"]
+    y = layer_norm(x, **p["norm2"], eps=config.layer_norm_eps)
+    y = jnp.einsum("bvc,fc->bvf", y, p["mlp"]["fc1"]["kernel"], out_sharding=out_spec("batch", None, "mlp"))
+    y = jax.nn.gelu(y + p["mlp"]["fc1"]["bias"], approximate=True)
+    y = jnp.einsum("bvf,cf->bvc", y, p["mlp"]["fc2"]["kernel"], out_sharding=rows) + p["mlp"]["fc2"]["bias"]
+    return x + y, None
+
+
+def _attention(compute: ComputeConfig, q: jax.Array, k: jax.Array, v: jax.Array, image: tuple) -> jax.Array:
+    parts = [Part(k, v, Intervals(*image))]
+    if compute.attention == "dense":
+        return attend_dense(q, parts)
+    return attend(q, parts, Tile(compute.block_q, compute.block_k))
