@@ -110,7 +110,7 @@ def _lead_bytes(part: str) -> dict[int, str]:
 
 
 def _words(part: str, exits: dict[str, str]) -> Rows:
-    """The states of ``words``, one per beginning of a tag; tags in ``exits`` lead on, others may not stand."""
+    """The states of ``words``, one per beginning of a tag; tags in ``exits`` lead on, others must not."""
     rows = _utf8_rows(part)
     for prefix in _PREFIXES:
         row = _lead_bytes(part)

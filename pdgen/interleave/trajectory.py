@@ -256,15 +256,16 @@ def check_grammar(record: Record) -> None:
                                   "later, it must not be a target")  # fmt: skip
 
 
-def _corrected(kinds: Sequence[str]) -> list[int]:
+def _corrected(kinds: list[str]) -> list[int]:
     """Numbers of the drafts that an inspection faults and of the plans rewritten after one."""
     numbers = []
+    plan = 0
     for n, kind in enumerate(kinds):
-        if kind != "inspect+refine":
-            continue
-        numbers.append(n - 1)
-        if kinds[n + 1 : n + 2] == ["plan"] and kinds[n - 2] == "plan":
-            numbers.append(n - 2)
+        if kind == "inspect+refine":
+            rewritten = [plan] if kinds[n + 1 : n + 2] == ["plan"] else []
+            numbers += [n - 1, *rewritten]
+        if kind == "plan":
+            plan = n
     return numbers
 
 
