@@ -173,7 +173,7 @@ def test_caches(golden, caches):
 
 
 def test_drawn_latents(golden, sampler, caches):
-    infer = golden.expected["infer"]
+    infer, noise = golden.expected["infer"], torch.from_numpy(golden.numbers["infer.init_noise"])
     fields = {field.name for field in dataclasses.fields(ImageSettings)}
     latents = {}
     for name, run in infer["runs"].items():
@@ -181,9 +181,7 @@ def test_drawn_latents(golden, sampler, caches):
         settings = ImageSettings(**run)
         branches = [Branch(sampler, c, infer["image_grid"], settings.enable_taylorseer) for c in caches]
         with torch.no_grad():
-            latents[name] = draw_image(
-                branches, torch.from_numpy(golden.numbers["infer.init_noise"]), settings
-            )
+            latents[name] = draw_image(branches, noise, settings)
     golden.check_all("infer.latent.", latents)
 
 

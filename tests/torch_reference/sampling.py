@@ -110,7 +110,7 @@ class Sampler:
         return torch.tensor(tokens), torch.stack(logits)
 
     def image_inputs(self, cache: Cache, grid: tuple[int, int]) -> Inputs:
-        """The sequence that denoises an image of ``grid`` (rows, columns) VAE tokens, still without latents."""
+        """The sequence that denoises an image of ``grid`` (rows, columns) VAE tokens, latents not yet set."""
         inputs = self._image_inputs(cache, grid[0] * grid[1])
         inputs.vae_indexes = torch.arange(1, grid[0] * grid[1] + 1)
         inputs.latent_position_ids = self._latent_positions(*grid)
