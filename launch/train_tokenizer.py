@@ -9,16 +9,15 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 import sentencepiece
 from absl import app, flags
 
 from pdgen.interleave.trajectory import Text
-from pdgen.scenes.subsets import make_trajectory
+from pdgen.scenes.subsets import Settings, make_trajectories
 
 OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
 COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.", lower_bound=0)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 VOCAB_SIZE = 512
@@ -27,8 +26,7 @@ CONTROL_SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_star
 
 def texts(seed: int, count: int) -> Iterator[str]:
     """All texts of ``count`` generated trajectories."""
-    for index in range(count):
-        record = make_trajectory(np.random.default_rng((seed, index)), f"text-{index}")
+    for record in make_trajectories(Settings(seed=seed, count=count)):
         yield from (s.text for s in record.segments if isinstance(s, Text))
 
 

@@ -143,7 +143,7 @@ def relations_between(subject: Object, reference: Object) -> tuple[str, ...]:
 
 
 def implies(later: Scene, earlier: Scene) -> bool:
-    """Whether ``later`` holds everything ``earlier`` holds: each object unchanged, each relation, background."""
+    """Whether ``later`` holds all of ``earlier``: each object unchanged, each relation, the background."""
     return (
         set(earlier.objects) <= set(later.objects)
         and set(earlier.relations) <= set(later.relations)

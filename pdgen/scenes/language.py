@@ -118,7 +118,7 @@ def _relation_phrases(scene: Scene, item: Object) -> list[str]:
 
 
 def fault(rng: np.random.Generator, wrong: Object, right: Object) -> str:
-    """An inspection of a draft that shows ``wrong`` where the plan asked for ``right``; ends with ``<refine>``.
+    """An inspection of a draft that shows ``wrong`` where ``right`` was planned; ends with ``<refine>``.
 
     The two differ in colour, shape or place; the first of these that differs is named. Raises ValueError if
     none does.

@@ -4,52 +4,67 @@ With some probability a draft is drawn with a fault. Its inspection then says wh
 image follows. The faulty draft is context, never a target; its inspection and its correction are targets.
 """
 
-import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-from PIL import Image as PILImage
 
 from pdgen.interleave.trajectory import Image, Record, Text
 from pdgen.scenes import language
-from pdgen.scenes.graph import Scene, corrupt, grow, random_scene
+from pdgen.scenes.graph import MAX_OBJECTS, Scene, corrupt, grow, random_scene
 from pdgen.scenes.painter import paint, png_bytes
 
 SOURCE = "shapes"
-# Probabilities of 1, 2 and 3 objects: GenEval's tasks mostly name two.
-OBJECT_RATES = (0.3, 0.45, 0.25)
-FAULT_RATE = 0.3
 
-Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What trajectories are made.
+
+    Attributes:
+      seed: record i is a function of (seed, i) and these settings.
+      count: trajectories to make.
+      image_size: pixels of a picture's side.
+      object_rates: probabilities of 1, 2, ... objects; the default favours two, as GenEval's tasks do.
+      fault_rate: probability that a step's first draft is faulty.
+
+    Raises:
+      ValueError: a value is out of range; the message names the key.
+    """
+
+    seed: int = 0
+    count: int = 4000
+    image_size: int = 32
+    object_rates: tuple[float, ...] = (0.3, 0.45, 0.25)
+    fault_rate: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.count < 1:
+            raise ValueError(f"seed {self.seed} must be at least 0 and count {self.count} at least 1")
+        if self.image_size < 16:
+            raise ValueError(f"image_size {self.image_size} is below 16 pixels: shapes become unrecognisable")
+        rates = self.object_rates
+        if not 1 <= len(rates) <= MAX_OBJECTS or min(rates) < 0 or not math.isclose(sum(rates), 1):
+            raise ValueError(f"object_rates {rates} must be 1 to {MAX_OBJECTS} probabilities that sum to 1")
+        if not 0 <= self.fault_rate <= 1:
+            raise ValueError(f"fault_rate {self.fault_rate} is no probability")
+
+
+DEFAULTS = Settings()
 
 
 def _image(scene: Scene, stage: str, target: bool, size: int) -> Image:
     return Image(stage=stage, png=png_bytes(paint(scene, size)), target=target)
 
 
-def make_trajectory(
-    rng: np.random.Generator,
-    record_id: str,
-    *,
-    object_rates: Sequence[float] = OBJECT_RATES,
-    fault_rate: float = FAULT_RATE,
-    size: int = 32,
-) -> Record:
-    """A complete trajectory about a random scene, without latents.
+def make_trajectory(rng: np.random.Generator, record_id: str, settings: Settings = DEFAULTS) -> Record:
+    """A complete trajectory about a random scene, without latents; equal generators give equal records.
 
-    Args:
-      rng: the only source of chance; equal generators give equal records.
-      record_id: the record's id.
-      object_rates: probabilities of 1, 2, ... objects; they sum to 1.
-      fault_rate: probability that a step's first draft is faulty.
-      size: pixels of a picture's side.
-
-    Returns:
-      The record; ``scene`` is the final scene as plain data.
+    The record's ``scene`` is the final scene as plain data (``msgspec.convert`` makes it a Scene again).
     """
-    count = 1 + int(rng.choice(len(object_rates), p=object_rates))
+    count = 1 + int(rng.choice(len(settings.object_rates), p=settings.object_rates))
     scene = random_scene(rng, count)
+    size = settings.image_size
     segments: list[Text | Image] = [Text(stage="prompt", text=language.prompt(rng, scene), target=False)]
     shown = 0
     for step in grow(rng, scene):
@@ -57,7 +72,7 @@ def make_trajectory(
         shown = len(step.objects)
         segments.append(Text(stage="plan", text=language.plan(step, added), target=True))
         stage = "sketch"
-        if rng.random() < fault_rate:
+        if rng.random() < settings.fault_rate:
             right = added[rng.integers(len(added))]
             draft = corrupt(rng, step, right.id)
             words = language.fault(rng, draft.find(right.id), right)
@@ -72,29 +87,8 @@ def make_trajectory(
     )
 
 
-def add_latents(records: Sequence[Record], encode: Encode) -> list[Record]:
-    """The records with every image's latent moments; equal images are encoded once, all in one call.
-
-    Args:
-      records: their images must have one common size.
-      encode: uint8 RGB [n, height, width, 3] -> mean and log-variance, each [n, h, w, z], of the
-        autoencoder's posterior before scale and shift.
-    """
-    pngs = list(dict.fromkeys(s.png for r in records for s in r.segments if isinstance(s, Image)))
-    if not pngs:
-        return list(records)
-    pictures = np.stack([np.asarray(PILImage.open(io.BytesIO(png)).convert("RGB")) for png in pngs])
-    mean, logvar = (np.asarray(moment, np.float16) for moment in encode(pictures))
-    moments = {
-        png: {"latent_mean": m.tobytes(), "latent_logvar": v.tobytes(), "latent_shape": m.shape}
-        for png, m, v in zip(pngs, mean, logvar, strict=True)
-    }
-
-    def filled(segment: Text | Image) -> Text | Image:
-        return (
-            msgspec.structs.replace(segment, **moments[segment.png])
-            if isinstance(segment, Image)
-            else segment
-        )
-
-    return [msgspec.structs.replace(r, segments=[filled(s) for s in r.segments]) for r in records]
+def make_trajectories(settings: Settings) -> Iterator[Record]:
+    """``settings.count`` records, in order, without latents."""
+    for index in range(settings.count):
+        rng = np.random.default_rng((settings.seed, index))
+        yield make_trajectory(rng, f"{SOURCE}-{settings.seed}-{index:06d}", settings)
