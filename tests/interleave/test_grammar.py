@@ -1,5 +1,6 @@
 """The decoding grammar against regular expressions, on both tokenizers."""
 
+import codecs
 import dataclasses
 import pathlib
 import re
@@ -113,6 +114,25 @@ def test_any_walk_can_be_closed_and_then_parses(automaton, tokenizer, seed, leng
         parse_plan(text)
     elif kind in ("inspect", "inspect+refine"):
         assert (parse_refine(text) is not None) == (kind == "inspect+refine")
+
+
+def test_bytes_are_allowed_as_python_decodes_them():
+    """Every pair of bytes, and one more behind it: the machine stops where the decoder does."""
+    rows = byte_machine()
+    for first in range(256):
+        for second in range(256):
+            for tail in (b"", b"\x80", b"\x80\x80", b"\x80\x80a"):
+                state, data = "free:", bytes([first, second]) + tail
+                for byte in data:
+                    state = rows[state].get(byte) if state else None
+                decoder = codecs.getincrementaldecoder("utf-8")()
+                try:
+                    decoder.decode(data)
+                except UnicodeDecodeError:
+                    assert state is None, data
+                else:
+                    assert state is not None, data
+                    assert ("+" in state) == bool(decoder.getstate()[0]), data
 
 
 def test_every_text_of_shapes_world_is_accepted(automaton, tokenizer):

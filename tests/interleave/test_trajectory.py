@@ -237,6 +237,7 @@ def test_a_sampled_trajectory_comes_back(sampled, tmp_path):
     folder = tmp_path / "new" / "00003"
     tr.save_trajectory(folder, trajectory, images)
     assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "trajectory.json"]
+    assert list(folder.parent.iterdir()) == [folder]
     read, pictures = tr.load_trajectory(folder)
     assert read == trajectory
     for picture, image in zip(pictures, images, strict=True):
