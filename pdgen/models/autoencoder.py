@@ -1,0 +1,308 @@
+"""The FLUX autoencoder: images to latents and back.
+
+Axis legend: B images, H W pixels, h w latent positions, z latent channels, C channels, N = h w positions of
+the middle attention.
+
+Activations are channels-last; convolution kernels keep torch's order (out, in, row, column), so that every
+parameter is a checkpoint's tensor as it stands. The parameter tree follows the checkpoint's names one level
+per dot, a digit joined to the name before it: ``encoder.down.0.block.1.conv1.weight`` is
+``encoder/down_0/block_1/conv1/kernel``; the weight of a norm is its ``scale``. Autoencoder parameters are
+replicated on every device, so they carry no logical axes.
+
+The networks are those of Esser et al., "Taming Transformers" (2021) in FLUX's configuration, without FLUX's
+framework: residual blocks (group norm, swish, 3 x 3 convolution, twice), a one-head attention between two
+blocks in the middle, one halving or doubling of the image side between resolutions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pdgen.config import AutoencoderConfig
+from pdgen.models.parameters import Leaf, Parameters, Spec, norm
+
+Params = Mapping[str, Any]
+Activations = Float[Array, "B H W C"]
+
+NUM_GROUPS = 32
+GROUP_NORM_EPS = 1e-6
+# The middle attention of a 1024-pixel image has 16,384 positions, 1 GiB of float32 logits per image. Beyond
+# MAX_DENSE_POSITIONS it takes QUERY_CHUNK queries at a time.
+MAX_DENSE_POSITIONS = 4096
+QUERY_CHUNK = 1024
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), whose variance is 1 / (3 fan_in).
+_conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=1, out_axis=0)
+
+
+def _conv_spec(inputs: int, outputs: int, size: int = 3) -> Spec:
+    return {
+        "kernel": Leaf((outputs, inputs, size, size), (None,) * 4, _conv_init),
+        "bias": Leaf((outputs,), (None,), nn.initializers.zeros),
+    }
+
+
+def _block_spec(inputs: int, outputs: int) -> Spec:
+    spec = {
+        "norm1": norm(inputs, bias=True),
+        "conv1": _conv_spec(inputs, outputs),
+        "norm2": norm(outputs, bias=True),
+        "conv2": _conv_spec(outputs, outputs),
+    }
+    if inputs != outputs:
+        spec["nin_shortcut"] = _conv_spec(inputs, outputs, 1)
+    return spec
+
+
+def _middle_spec(channels: int) -> Spec:
+    projections = {name: _conv_spec(channels, channels, 1) for name in ("q", "k", "v", "proj_out")}
+    return {
+        "block_1": _block_spec(channels, channels),
+        "attn_1": {"norm": norm(channels, bias=True), **projections},
+        "block_2": _block_spec(channels, channels),
+    }
+
+
+def _encoder_spec(config: AutoencoderConfig) -> Spec:
+    last = len(config.multipliers) - 1
+    channels = config.channels
+    spec: dict[str, Any] = {"conv_in": _conv_spec(config.in_channels, channels)}
+    for level, multiplier in enumerate(config.multipliers):
+        stage = spec[f"down_{level}"] = {}
+        for index in range(config.num_blocks):
+            stage[f"block_{index}"] = _block_spec(channels, config.channels * multiplier)
+            channels = config.channels * multiplier
+        if level < last:
+            stage["downsample"] = {"conv": _conv_spec(channels, channels)}
+    spec["mid"] = _middle_spec(channels)
+    spec["norm_out"] = norm(channels, bias=True)
+    spec["conv_out"] = _conv_spec(channels, 2 * config.z_channels)
+    return spec
+
+
+def _decoder_spec(config: AutoencoderConfig) -> Spec:
+    channels = config.channels * config.multipliers[-1]
+    spec: dict[str, Any] = {
+        "conv_in": _conv_spec(config.z_channels, channels),
+        "mid": _middle_spec(channels),
+    }
+    for level in reversed(range(len(config.multipliers))):
+        stage = spec[f"up_{level}"] = {}
+        for index in range(config.num_blocks + 1):
+            stage[f"block_{index}"] = _block_spec(channels, config.channels * config.multipliers[level])
+            channels = config.channels * config.multipliers[level]
+        if level > 0:
+            stage["upsample"] = {"conv": _conv_spec(channels, channels)}
+    spec["norm_out"] = norm(channels, bias=True)
+    spec["conv_out"] = _conv_spec(channels, config.out_channels)
+    return spec
+
+
+class Autoencoder(nn.Module):
+    """Declares the parameters of ``encode`` and ``decode`` below and binds them as methods.
+
+    Attributes:
+      config: sizes.
+      dtype: of activations and products; norms and softmax are float32 always.
+      param_dtype: of the parameters that ``init`` makes.
+    """
+
+    config: AutoencoderConfig
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = Parameters(_encoder_spec(self.config), self.param_dtype)
+        self.decoder = Parameters(_decoder_spec(self.config), self.param_dtype)
+
+    def __call__(self) -> dict[str, Any]:
+        """The parameter tree {"encoder": ..., "decoder": ...}."""
+        return {"encoder": self.encoder(), "decoder": self.decoder()}
+
+    def encode(self, images: Float[Array, "B H W 3"]) -> tuple[Array, Array]:
+        """``encode`` with the bound parameters."""
+        return encode(self.config, self(), images, self.dtype)
+
+    def decode(self, latents: Float[Array, "B h w z"]) -> Float[Array, "B H W 3"]:
+        """``decode`` with the bound parameters."""
+        return decode(self.config, self(), latents, self.dtype)
+
+
+def init_params(
+    config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.dtype = jnp.float32
+) -> dict[str, Any]:
+    """Random parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales one, biases zero.
+
+    Raises:
+      ValueError: a resolution's channels are not a multiple of the 32 groups.
+    """
+    odd = [m * config.channels for m in (1, *config.multipliers) if m * config.channels % NUM_GROUPS]
+    if odd:
+        raise ValueError(
+            f"autoencoder of {config.channels} channels and multipliers {config.multipliers}: "
+            f"{odd[0]} channels do not divide into {NUM_GROUPS} groups; choose multiples of {NUM_GROUPS}"
+        )
+    return nn.unbox(jax.jit(Autoencoder(config, param_dtype=param_dtype).init)(key)["params"])
+
+
+def abstract_params(config: AutoencoderConfig, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+    """The tree of ``init_params`` as jax.ShapeDtypeStruct, with nothing computed."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), param_dtype))
+
+
+def _conv(
+    params: Params, x: Activations, stride: int = 1, padding: tuple[int, int] | None = None
+) -> Activations:
+    """A convolution in x's dtype. ``padding`` (before, after) of both axes; by default the size is kept."""
+    if padding is None:
+        padding = (params["kernel"].shape[-1] // 2,) * 2
+    y = jax.lax.conv_general_dilated(
+        x,
+        params["kernel"].astype(x.dtype),
+        window_strides=(stride, stride),
+        padding=(padding, padding),
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    )
+    return y + params["bias"].astype(x.dtype)
+
+
+def _group_norm(params: Params, x: Activations) -> Activations:
+    """Normalises each image over (H, W) and the channels of a group; float32 inside, x's dtype outside."""
+    batch, height, width, channels = x.shape
+    groups = x.astype(jnp.float32).reshape(batch, height, width, NUM_GROUPS, channels // NUM_GROUPS)
+    groups = groups - groups.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(groups).mean((1, 2, 4), keepdims=True)
+    normed = (groups * jax.lax.rsqrt(variance + GROUP_NORM_EPS)).reshape(x.shape)
+    return (normed * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)).astype(x.dtype)
+
+
+def _norm_swish(params: Params, x: Activations) -> Activations:
+    return nn.swish(_group_norm(params, x))
+
+
+def _residual_block(params: Params, x: Activations) -> Activations:
+    y = _conv(params["conv1"], _norm_swish(params["norm1"], x))
+    y = _conv(params["conv2"], _norm_swish(params["norm2"], y))
+    return y + (_conv(params["nin_shortcut"], x) if "nin_shortcut" in params else x)
+
+
+def attend_positions(
+    q: Float[Array, "B N C"], k: Float[Array, "B N C"], v: Float[Array, "B N C"]
+) -> Float[Array, "B N C"]:
+    """softmax(q k^T / sqrt(C)) v with one head, softmax in float32.
+
+    Beyond MAX_DENSE_POSITIONS positions the queries come QUERY_CHUNK at a time and the backward pass
+    recomputes each chunk's logits, so that the N x N logits never exist as a whole.
+    """
+
+    def attend(q: Float[Array, "B n C"]) -> Float[Array, "B n C"]:
+        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
+        return jnp.einsum("bqk,bkc->bqc", weights.astype(v.dtype), v)
+
+    batch, positions, channels = q.shape
+    if positions <= MAX_DENSE_POSITIONS:
+        return attend(q)
+    chunks = -(-positions // QUERY_CHUNK)
+    # Queries that fill up the last chunk attend like the others and are cut off again.
+    q = jnp.pad(q, ((0, 0), (0, chunks * QUERY_CHUNK - positions), (0, 0)))
+    q = q.reshape(batch, chunks, QUERY_CHUNK, channels).swapaxes(0, 1)
+    out = jax.lax.map(jax.checkpoint(attend), q)
+    return out.swapaxes(0, 1).reshape(batch, chunks * QUERY_CHUNK, channels)[:, :positions]
+
+
+def _attention_block(params: Params, x: Activations) -> Activations:
+    y = _group_norm(params["norm"], x)
+    batch, height, width, channels = x.shape
+    q, k, v = (_conv(params[name], y).reshape(batch, height * width, channels) for name in "qkv")
+    return x + _conv(params["proj_out"], attend_positions(q, k, v).reshape(x.shape))
+
+
+def _middle(params: Params, x: Activations) -> Activations:
+    x = _residual_block(params["block_1"], x)
+    x = _attention_block(params["attn_1"], x)
+    return _residual_block(params["block_2"], x)
+
+
+def _double(x: Activations) -> Activations:
+    """Nearest-neighbour upsampling to twice the side."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def encode(
+    config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: jnp.dtype = jnp.float32
+) -> tuple[Float[Array, "B h w z"], Float[Array, "B h w z"]]:
+    """The posterior's moments, before scale and shift.
+
+    Args:
+      config: sizes; h = H / config.downsample, w = W / config.downsample.
+      params: the tree of ``init_params`` (only "encoder" is read).
+      images: values in [-1, 1].
+      dtype: of activations and products.
+
+    Returns:
+      Mean and log-variance of the latents, float32.
+
+    Raises:
+      ValueError: H or W is not a multiple of config.downsample.
+    """
+    if any(side % config.downsample for side in images.shape[1:3]):
+        raise ValueError(
+            f"image of {images.shape[1]} x {images.shape[2]} pixels: "
+            f"the autoencoder needs sides that are multiples of {config.downsample}"
+        )
+    params = params["encoder"]
+    x = _conv(params["conv_in"], images.astype(dtype))
+    for level in range(len(config.multipliers)):
+        stage = params[f"down_{level}"]
+        for index in range(config.num_blocks):
+            x = _residual_block(stage[f"block_{index}"], x)
+        if "downsample" in stage:
+            x = _conv(stage["downsample"]["conv"], x, stride=2, padding=(0, 1))
+    x = _middle(params["mid"], x)
+    moments = _conv(params["conv_out"], _norm_swish(params["norm_out"], x)).astype(jnp.float32)
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return mean, logvar
+
+
+def sample_posterior(mean: Array, logvar: Array, key: PRNGKeyArray) -> Array:
+    """A draw from N(mean, exp(logvar)); shapes and dtype are those of ``mean``."""
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def latent_from_moments(config: AutoencoderConfig, x: Array) -> Array:
+    """scale * (x - shift): what the generator works on, from a posterior mean or a draw."""
+    return config.scale_factor * (x - config.shift_factor)
+
+
+def decode(
+    config: AutoencoderConfig,
+    params: Params,
+    latents: Float[Array, "B h w z"],
+    dtype: jnp.dtype = jnp.float32,
+) -> Float[Array, "B H W 3"]:
+    """Images from latents.
+
+    Args:
+      config: sizes; H = h * config.downsample, W = w * config.downsample.
+      params: the tree of ``init_params`` (only "decoder" is read).
+      latents: scaled, as ``latent_from_moments`` makes them.
+      dtype: of activations and products.
+
+    Returns:
+      Images, float32, about [-1, 1] (not clipped).
+    """
+    params = params["decoder"]
+    z = latents.astype(jnp.float32) / config.scale_factor + config.shift_factor
+    x = _middle(params["mid"], _conv(params["conv_in"], z.astype(dtype)))
+    for level in reversed(range(len(config.multipliers))):
+        stage = params[f"up_{level}"]
+        for index in range(config.num_blocks + 1):
+            x = _residual_block(stage[f"block_{index}"], x)
+        if "upsample" in stage:
+            x = _conv(stage["upsample"]["conv"], _double(x))
+    return _conv(params["conv_out"], _norm_swish(params["norm_out"], x)).astype(jnp.float32)
