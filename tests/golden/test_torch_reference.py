@@ -8,6 +8,8 @@ import torch
 
 from tests.torch_reference.autoencoder import Autoencoder, patchify
 from tests.torch_reference.bagel import Bagel, Inputs, Targets, shift_timesteps, sincos_table
+from tests.torch_reference.packing import Segment
+from tests.torch_reference.packing import pack as pack_samples
 from tests.torch_reference.sampling import (
     Branch,
     Cache,
@@ -47,8 +49,15 @@ def autoencoder(golden):
     return autoencoder
 
 
-def pack(golden, latent):
-    """The golden pack as the reference takes it; ``latent`` [images, z, h, w] is padded to the largest."""
+@pytest.fixture(scope="module")
+def sampler(golden, model, autoencoder):
+    expected = golden.expected
+    switches = Switches(expected["bos"], expected["eos"], expected["soi"], expected["eoi"])
+    return Sampler(model, autoencoder, switches)
+
+
+def golden_inputs(golden, latent):
+    """The golden pack with its indexes as given; ``latent`` [images, z, h, w] is padded to the largest."""
     train, expected = tensors(golden.group("train.")), golden.expected
     patch, shapes = golden.config.latent_patch_size, expected["vae_latent_shapes"]
     cropped = [one[:, : h * patch, : w * patch] for one, (h, w) in zip(latent, shapes)]
@@ -87,7 +96,7 @@ def training(golden, model, autoencoder):
     """All tensors of one training step, and the gradient of every parameter."""
     with torch.no_grad():
         latent = autoencoder.encode(torch.from_numpy(golden.numbers["train.padded_images"]))
-    inputs, targets = pack(golden, latent)
+    inputs, targets = golden_inputs(golden, latent)
     model.zero_grad(set_to_none=True)
     parts = model.losses(inputs, targets)
     parts["loss"].backward()
@@ -120,6 +129,52 @@ def test_autoencoder(golden, autoencoder):
         golden.check("vae.decoded", autoencoder.decode(torch.from_numpy(golden.numbers["vae.latent_mean"])))
 
 
+def planned_samples(golden, inputs):
+    """The samples of expected.json as segments, with the tokens of ``inputs``."""
+    vit = iter(zip(*(a.split(inputs.vit_seqlens) for a in (inputs.vit_tokens, inputs.vit_position_ids))))
+    counts = [rows * columns for rows, columns in golden.expected["vae_latent_shapes"]]
+    vae_arrays = (inputs.latents, inputs.latent_position_ids, inputs.timesteps)
+    vae = iter(zip(*(a.split(counts) for a in vae_arrays)))
+    samples = []
+    for sample in golden.expected["samples"]:
+        texts, segments = iter(sample["text_ids_list"]), []
+        for plan in sample["sequence_plan"]:
+            kind = plan["type"].removesuffix("_image")
+            label = plan["special_token_label"] if plan["special_token_loss"] else None
+            segment = Segment(kind, loss=bool(plan["loss"]), closing_label=label)
+            if kind == "text":
+                segment.ids = next(texts)
+            elif kind == "vit":
+                segment.values, segment.table_ids = next(vit)
+            else:
+                segment.values, segment.table_ids, t = next(vae)
+                segment.t, segment.noise = float(t[0]), segment.values
+            segments.append(segment)
+        samples.append(segments)
+    return samples
+
+
+def test_packing(golden, sampler):
+    latent = torch.from_numpy(golden.numbers["train.padded_latent"])
+    given, targets = golden_inputs(golden, latent)
+    inputs, packed_targets = pack_samples(planned_samples(golden, given), sampler.switches)
+    for name in (
+        "text_ids",
+        "text_indexes",
+        "vit_indexes",
+        "vae_indexes",
+        "position_ids",
+        "sample_lens",
+        "vit_seqlens",
+    ):
+        assert torch.equal(torch.as_tensor(getattr(inputs, name)), torch.as_tensor(getattr(given, name))), (
+            name
+        )
+    for name in ("ce_indexes", "labels", "mse_indexes"):
+        assert torch.equal(getattr(packed_targets, name), getattr(targets, name)), name
+    golden.check("train.attention_allowed", torch.block_diag(*inputs.masks))
+
+
 @pytest.mark.parametrize(
     "name",
     ["padded_latent", "timesteps", "vit_hidden", "vit_connected", "timestep_embedding", "input_embeddings",
@@ -134,13 +189,6 @@ def test_gradients(golden, training):
     golden.check_all("grad.", gradients)
     golden.check_all("grad_norm.", {name: grad.norm() for name, grad in gradients.items()})
     assert set(gradients) == set(golden.group("grad_norm."))
-
-
-@pytest.fixture(scope="module")
-def sampler(golden, model, autoencoder):
-    expected = golden.expected
-    switches = Switches(expected["bos"], expected["eos"], expected["soi"], expected["eoi"])
-    return Sampler(model, autoencoder, switches)
 
 
 @pytest.fixture(scope="module")
