@@ -22,7 +22,7 @@ from pdgen.models import mot, parameters, vision
 from pdgen.models.attention import Intervals
 from pdgen.models.embeddings import sincos_table, timestep_features
 from pdgen.models.mot import Order
-from pdgen.sharding import out_spec
+from pdgen.sharding import out_spec, place
 
 if TYPE_CHECKING:
     from pdgen.interleave.layout import Pack
@@ -37,7 +37,7 @@ def spec(config: ModelConfig) -> parameters.Spec:
 
     def table(side: int) -> dict[str, parameters.Leaf]:
         fill = lambda key, shape, dtype: jnp.asarray(sincos_table(side, shape[1]), dtype)  # noqa: E731
-        return {"table": parameters.Leaf((side * side, D), (None, "embed"), fill)}
+        return {"table": parameters.Leaf((side * side, D), (None, None), fill)}
 
     return {
         "language": {
@@ -98,8 +98,9 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Any:
 
 def embed_text(compute: ComputeConfig, params: dict[str, Any], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token embeddings in the compute dtype."""
-    table = params["language"]["embed"]["embedding"]
-    return table.at[ids].get(out_sharding=out_spec("batch", None, None)).astype(compute.dtype)
+    # Gathered whole, in the compute dtype: a lookup in a split table makes XLA replicate the activations.
+    table = place(params["language"]["embed"]["embedding"].astype(compute.dtype), None, None)
+    return table.at[ids].get(out_sharding=out_spec("batch", None, None))
 
 
 def embed_vit(
