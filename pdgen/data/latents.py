@@ -56,7 +56,8 @@ def add_latents(records: Sequence[Record], encode: Encode) -> list[Record]:
     pictures = [np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs]
     if len({p.shape for p in pictures}) > 1:
         raise ValueError(f"pictures of sizes {sorted({p.shape[:2] for p in pictures})} cannot share a batch")
-    mean, logvar = (np.asarray(moment).astype(np.float16) for moment in encode(np.stack(pictures)))
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        mean, logvar = (np.asarray(moment).astype(np.float16) for moment in encode(np.stack(pictures)))
     if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
         raise ValueError("a latent moment is not finite in float16; the autoencoder's weights are not usable")
     moments = {

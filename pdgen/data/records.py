@@ -198,7 +198,9 @@ def _open_file(folder: pathlib.Path, file: DataFile) -> ArrayRecordDataSource:
     try:
         source = ArrayRecordDataSource(str(path))
     except RuntimeError as fault:
-        raise RecordError(f"{path}: {fault}") from None
+        raise RecordError(
+            f"{path}: does not open as an ArrayRecord file ({fault or 'truncated'}): copy or build it again"
+        ) from None
     if len(source) != file.records:
         raise RecordError(
             f"{path}: holds {len(source)} records, {INDEX} counts {file.records}; "

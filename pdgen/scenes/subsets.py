@@ -82,9 +82,8 @@ def make_trajectory(rng: np.random.Generator, record_id: str, settings: Settings
         segments.append(_image(step, stage, True, size))
         words = language.agreement(rng, step, added, scene.objects[shown:])
         segments.append(Text(stage="inspect", text=words, target=True))
-    return Record(
-        id=record_id, source=SOURCE, complete=True, segments=segments, scene=msgspec.to_builtins(scene)
-    )
+    plain = msgspec.json.decode(msgspec.json.encode(scene))
+    return Record(id=record_id, source=SOURCE, complete=True, segments=segments, scene=plain)
 
 
 def make_trajectories(settings: Settings) -> Iterator[Record]:
