@@ -1,0 +1,74 @@
+"""A trajectory's images in one row, captions under them."""
+
+from collections.abc import Sequence
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+_MARGIN = 12  # pixels around and between the images
+_FONT_SIZE = 13
+_LINE_HEIGHT = 17
+
+
+def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> PIL.Image.Image:
+    """One RGB picture of all images, scaled to one height, each with its caption wrapped to its width.
+
+    An image that is enlarged at least twice keeps its pixels square (nearest, as far as a whole factor
+    reaches); any other scaling is LANCZOS.
+
+    Args:
+      images: at least one, of any sizes.
+      captions: one per image; line ends are kept.
+      height: pixels of an image's side in the strip.
+
+    Raises:
+      ValueError: no images, or not one caption per image.
+    """
+    if not images or len(images) != len(captions):
+        raise ValueError(f"a strip needs images and one caption each, got {len(images)} and {len(captions)}")
+    font = PIL.ImageFont.load_default(_FONT_SIZE)
+    scaled = [_scale(image.convert("RGB"), height) for image in images]
+    wrapped = [_wrap(caption, font, image.width) for caption, image in zip(captions, scaled)]
+    width = sum(image.width + _MARGIN for image in scaled) + _MARGIN
+    text_height = _LINE_HEIGHT * max(map(len, wrapped))
+    row = PIL.Image.new("RGB", (width, height + text_height + 3 * _MARGIN), "white")
+    draw = PIL.ImageDraw.Draw(row)
+    left = _MARGIN
+    for image, lines in zip(scaled, wrapped):
+        row.paste(image, (left, _MARGIN))
+        for number, line in enumerate(lines):
+            draw.text((left, height + 2 * _MARGIN + number * _LINE_HEIGHT), line, fill="black", font=font)
+        left += image.width + _MARGIN
+    return row
+
+
+def _scale(image: PIL.Image.Image, height: int) -> PIL.Image.Image:
+    factor = height // image.height
+    if factor >= 2:
+        image = image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
+    if image.height == height:
+        return image
+    width = max(1, round(image.width * height / image.height))
+    return image.resize((width, height), PIL.Image.Resampling.LANCZOS)
+
+
+def _wrap(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no wider than ``width`` pixels where words allow it; a longer word is cut."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            while font.getlength(word) > width and len(word) > 1:
+                kept = next(
+                    n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width
+                )
+                lines += [line] * bool(line) + [word[:kept]]
+                line, word = "", word[kept:]
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
