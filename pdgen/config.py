@@ -137,10 +137,10 @@ NANO = ModelConfig(
         head_dim=32,
     ),
     vision=VisionConfig(
-        hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, patch_size=8, max_side=8,
+        hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, patch_size=8, max_side=4,
     ),
     autoencoder=SHAPES_AUTOENCODER,
-    max_latent_size=16,
+    max_latent_size=8,
 )  # fmt: skip
 
 TINY = ModelConfig(
@@ -149,10 +149,10 @@ TINY = ModelConfig(
         head_dim=64,
     ),
     vision=VisionConfig(
-        hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, patch_size=8, max_side=16,
+        hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, patch_size=8, max_side=8,
     ),
     autoencoder=SHAPES_AUTOENCODER,
-    max_latent_size=32,
+    max_latent_size=16,
 )  # fmt: skip
 
 PRESETS = {"nano": NANO, "tiny": TINY, "bagel_7b": BAGEL_7B}
