@@ -355,7 +355,7 @@ def load_trajectory(folder: str | pathlib.Path) -> tuple[Trajectory, list[PIL.Im
         try:
             with PIL.Image.open(folder / stage.file) as image:
                 images.append(image.convert("RGB"))
-        except OSError as fault:  # PIL.UnidentifiedImageError is one
+        except (OSError, SyntaxError) as fault:  # Pillow raises the second for a broken chunk
             raise TrajectoryError(f"{folder / stage.file}: {fault}") from None
     _check_images(folder, stages, [image.size for image in images])
     return trajectory, images

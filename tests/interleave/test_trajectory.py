@@ -1,5 +1,6 @@
 """Records, sampled folders and the sequence grammar."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -287,4 +288,22 @@ def test_a_damaged_folder_is_named(sampled, tmp_path):
     text = (folder / "trajectory.json").read_text()
     (folder / "trajectory.json").write_text(text.replace("finished", "gave up"))
     with pytest.raises(tr.TrajectoryError, match=r"t/trajectory.json: Invalid enum value 'gave up'"):
+        tr.load_trajectory(folder)
+
+
+def test_a_damaged_picture_is_never_another_fault(sampled, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)  # several IDAT chunks
+    stage = tr.ImageStage("given", "0.png", 200, 200)
+    folder = tmp_path / "t"
+    made = msgspec.structs.replace(sampled[0], stages=[stage])
+    tr.save_trajectory(folder, made, [PIL.Image.fromarray(noise)])
+    path = folder / "0.png"
+    whole = path.read_bytes()
+    assert whole.count(b"IDAT") > 1
+    for position in [*range(60), *(m.start() for m in re.finditer(b"IDAT", whole)), len(whole) // 2]:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        with contextlib.suppress(tr.TrajectoryError):
+            tr.load_trajectory(folder)
+    path.write_bytes(whole[:position])
+    with pytest.raises(tr.TrajectoryError, match="t/0.png: "):
         tr.load_trajectory(folder)

@@ -41,6 +41,14 @@ def test_captions_stay_below_their_image():
     assert lines > 4 and all(text[12 + 17 * n : 29 + 17 * n].any() for n in range(lines))
 
 
+def test_a_word_that_is_cut_loses_nothing():
+    def ink(caption):
+        row = np.asarray(strip([PIL.Image.new("RGB", (64, 64), "red")], [caption], height=64), np.int64)
+        return (255 - row[64 + 12 :]).sum()
+
+    np.testing.assert_allclose(ink("W" * 40), 40 * ink("W"), rtol=0.02)
+
+
 @pytest.mark.parametrize(("images", "captions"), [(0, 0), (1, 0), (1, 2)])
 def test_captions_must_fit(images, captions):
     with pytest.raises(ValueError, match=f"got {images} and {captions}"):
