@@ -305,5 +305,5 @@ def test_a_damaged_picture_is_never_another_fault(sampled, tmp_path):
         with contextlib.suppress(tr.TrajectoryError):
             tr.load_trajectory(folder)
     path.write_bytes(whole[:position])
-    with pytest.raises(tr.TrajectoryError, match="t/0.png: "):
+    with pytest.raises(tr.TrajectoryError, match=r"t/0.png: "):
         tr.load_trajectory(folder)
