@@ -142,7 +142,7 @@ class Bagel(nn.Module):
         indexes, tokens, parts = [inputs.text_indexes], [text], {}
         if inputs.vit_seqlens:
             vit = self.vit_model.vision_model
-            hidden = vit(inputs.vit_tokens, inputs.vit_position_ids, inputs.vit_seqlens)
+            hidden = vit(inputs.vit_tokens.to(text.dtype), inputs.vit_position_ids, inputs.vit_seqlens)
             connected = self.connector(hidden)
             parts |= {"vit_hidden": hidden, "vit_connected": connected}
             indexes.append(inputs.vit_indexes)
@@ -152,7 +152,7 @@ class Bagel(nn.Module):
             parts["timestep_embedding"] = time
             indexes.append(inputs.vae_indexes)
             position = self.latent_pos_embed.pos_embed[inputs.latent_position_ids]
-            tokens.append(self.vae2llm(inputs.latents) + time + position)
+            tokens.append(self.vae2llm(inputs.latents.to(text.dtype)) + time + position)
         parts["input_embeddings"] = torch.cat(tokens)[torch.argsort(torch.cat(indexes))]
         return parts
 
@@ -166,8 +166,9 @@ class Bagel(nn.Module):
         """``hidden_states``'s tensors and the losses, which are float32.
 
         Returns:
-          also ``logits`` [N, vocabulary], ``ce_per_token`` [N], ``mse_per_element`` [M, L], their means
-          ``ce_loss`` and ``mse_loss`` (a pack without such targets has 0), and ``loss``, the weighted sum.
+          also ``logits`` [N, vocabulary], ``velocity`` [M, L], ``ce_per_token`` [N], ``mse_per_element``
+          [M, L], the means ``ce_loss`` and ``mse_loss`` (a pack without such targets has 0), and ``loss``,
+          the weighted sum.
         """
         parts = self.hidden_states(inputs)
         hidden = parts["last_hidden_state"]
@@ -178,7 +179,7 @@ class Bagel(nn.Module):
         ce_loss, mse_loss = (a.mean() if a.numel() else a.sum() for a in (ce, mse))
         loss = targets.ce_weight * ce_loss + targets.mse_weight * mse_loss
         return parts | {
-            "logits": logits, "ce_per_token": ce, "mse_per_element": mse,
+            "logits": logits, "velocity": velocity, "ce_per_token": ce, "mse_per_element": mse,
             "ce_loss": ce_loss, "mse_loss": mse_loss, "loss": loss,
         }  # fmt: skip
 
