@@ -1,0 +1,73 @@
+"""Converts a BAGEL checkpoint to pdgen's form and back, or checks either.
+
+python launch/convert.py --source=BAGEL-7B-MoT --target=bagel            a BAGEL folder to a pdgen checkpoint
+python launch/convert.py --source=bagel --target=BAGEL-again --reverse   and back
+python launch/convert.py --source=bagel --check                          verify, and print the manifest
+"""
+
+import signal
+import sys
+from typing import NoReturn
+
+import jax.numpy as jnp
+from absl import app, flags
+
+from pdgen.config import ConfigError
+from pdgen.convert.both_ways import check, to_bagel, to_pdgen
+from pdgen.convert.folder import CheckpointError
+
+SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
+TARGET = flags.DEFINE_string("target", None, "Folder to write.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Give all values this dtype; by default as stored."
+)
+REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
+CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its manifest.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
+
+
+def run() -> None:
+    """Does what the flags ask for. Raises CheckpointError, ConfigError or OSError."""
+    dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
+    if CHECK.value:
+        if TARGET.value is not None or dtype is not None:
+            raise CheckpointError("--check only reads --source; leave --target and --dtype out")
+        manifest = check(SOURCE.value)
+        print(manifest.text(), end="")
+        print(f"{SOURCE.value}: {manifest.summary()}, as they must be", file=sys.stderr)
+        return
+    if TARGET.value is None:
+        raise CheckpointError("--target is missing; name the folder to write")
+    convert = to_bagel if REVERSE.value else to_pdgen
+    manifest = convert(SOURCE.value, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
+    print(f"{TARGET.value}: {manifest.summary()}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that a partial target is removed
+    try:
+        run()
+    except (CheckpointError, ConfigError, OSError) as fault:
+        fail(fault)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags; wrong ones end like other faults of input."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as fault:
+        fail(fault)
+
+
+def fail(fault: object) -> NoReturn:
+    """Prints the one line and leaves with status 2."""
+    print(f"convert: {' '.join(str(fault).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

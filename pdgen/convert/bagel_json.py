@@ -1,0 +1,132 @@
+"""The json files of a BAGEL folder: what they say of a model, and files that say what a model is."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pdgen.config import AutoencoderConfig, LanguageConfig, ModelConfig, VisionConfig
+
+MODEL_JSON = ("config.json", "llm_config.json", "vit_config.json")
+
+# What this model is, whatever the sizes: another value asks for another model. (file, key, value)
+_ONLY: tuple[tuple[str, str, Any], ...] = (
+    ("config.json", "connector_act", "gelu_pytorch_tanh"),
+    ("llm_config.json", "hidden_act", "silu"),
+    ("llm_config.json", "rope_scaling", None),
+    ("vit_config.json", "hidden_act", "gelu_pytorch_tanh"),
+)
+# What PyTorch's code sets itself or reads off the tensors, so that published files differ.
+_FIXED: tuple[tuple[str, str, Any], ...] = (
+    ("config.json", "model_type", "bagel"),
+    ("config.json", "visual_gen", True),
+    ("config.json", "visual_und", True),
+    ("llm_config.json", "model_type", "qwen2"),
+    ("llm_config.json", "layer_module", "Qwen2MoTDecoderLayer"),
+    ("llm_config.json", "qk_norm", True),
+    ("llm_config.json", "tie_word_embeddings", False),
+    ("llm_config.json", "use_sliding_window", False),
+    ("vit_config.json", "model_type", "siglip_vision_model"),
+    ("vit_config.json", "rope", False),
+)
+
+
+def _language_values(config: LanguageConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+    }
+
+
+def _vision_values(config: VisionConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers + 1,  # the json counts a last layer that is not used
+        "num_attention_heads": config.num_heads,
+        "num_channels": config.num_channels,
+        "patch_size": config.patch_size,
+        "layer_norm_eps": config.layer_norm_eps,
+    }
+
+
+def _autoencoder_values(config: AutoencoderConfig) -> dict[str, Any]:
+    return {
+        "ch": config.channels,
+        "ch_mult": list(config.multipliers),
+        "num_res_blocks": config.num_blocks,
+        "z_channels": config.z_channels,
+        "in_channels": config.in_channels,
+        "out_ch": config.out_channels,
+        "scale_factor": config.scale_factor,
+        "shift_factor": config.shift_factor,
+        "downsample": config.downsample,
+    }
+
+
+def json_values(config: ModelConfig) -> dict[tuple[str, str], Any]:
+    """What the json files of a BAGEL folder with this model say, by (file, key); a dot is a level."""
+    main = {
+        "latent_patch_size": config.latent_patch_size,
+        "max_latent_size": config.max_latent_size,
+        "vit_max_num_patch_per_side": config.vision.max_side,
+        "timestep_shift": config.timestep_shift,
+        "interpolate_pos": config.interpolate_positions,
+        **{f"vae_config.{key}": value for key, value in _autoencoder_values(config.autoencoder).items()},
+    }
+    files = {
+        "config.json": main,
+        "llm_config.json": _language_values(config.language),
+        "vit_config.json": _vision_values(config.vision),
+    }
+    return {(file, key): value for file, values in files.items() for key, value in values.items()}
+
+
+def differences(stated: ModelConfig, actual: ModelConfig) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """By (file, key) what the json files say and what they should say, where the two differ."""
+    left, right = json_values(stated), json_values(actual)
+    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
+
+
+def unsupported(folder: pathlib.Path) -> list[str]:
+    """A line for each key of the json files that asks for another model than the one that exists here."""
+    faults = []
+    for file, key, only in _ONLY:
+        value = json.loads((folder / file).read_text()).get(key, only)
+        if value != only:
+            faults.append(f"{file}: {key} is {json.dumps(value)}, only {json.dumps(only)} is supported")
+    return faults
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *levels, last = key.split(".")
+    for level in levels:
+        values = values.setdefault(level, {})
+    values[last] = value
+
+
+def corrected(data: bytes, changes: Mapping[str, Any]) -> bytes:
+    """A json file with some keys set; unchanged, to the byte, if there are none."""
+    if not changes:
+        return data
+    values = json.loads(data)
+    for key, value in changes.items():
+        _set(values, key, value)
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def fresh_json(config: ModelConfig) -> dict[str, str]:
+    """Text of config.json, llm_config.json and vit_config.json for a model that never had them."""
+    files: dict[str, dict[str, Any]] = {name: {} for name in MODEL_JSON}
+    constant = {(file, key): value for file, key, value in (*_FIXED, *_ONLY)}
+    side = {("vit_config.json", "image_size"): config.vision.max_side * config.vision.patch_size}
+    for (file, key), value in (constant | side | json_values(config)).items():
+        _set(files[file], key, value)
+    return {file: json.dumps(values, indent=1) + "\n" for file, values in files.items()}

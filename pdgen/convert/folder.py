@@ -1,0 +1,92 @@
+"""Writing a folder whole or not at all."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or its target cannot be used; the message, one line, names file and remedy."""
+
+
+Say = Callable[[str], None]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS = tuple(os.strerror(number) for number in _FULL)
+
+
+def is_disk_full(fault: BaseException) -> bool:
+    """Whether an operating system's or TensorStore's error says that no more can be written."""
+    if isinstance(fault, OSError):
+        return fault.errno in _FULL
+    return isinstance(fault, ValueError) and any(words in str(fault) for words in _FULL_WORDS)
+
+
+@contextlib.contextmanager
+def new_folder(
+    target: pathlib.Path,
+    nbytes: int,
+    *,
+    overwrite: bool,
+    replaceable: Callable[[pathlib.Path], bool],
+    say: Say,
+) -> Iterator[pathlib.Path]:
+    """Gives a temporary folder beside ``target`` that becomes ``target`` if the block ends without an error.
+
+    Until then ``target`` is untouched, so a run killed at any moment leaves it as it was. What such a run
+    leaves is named ``.<target>.partial-<process>`` and is reported by the next one.
+
+    Args:
+      target: the folder to make; its parent is made if needed.
+      nbytes: what will be written, to compare with the free space beforehand.
+      overwrite: whether an existing ``target`` may be replaced.
+      replaceable: tells a folder that may be replaced from one that is something else altogether.
+      say: takes one line for the user.
+
+    Raises:
+      CheckpointError: ``target`` exists, is not replaceable, or the disk is too small or full.
+    """
+    target = pathlib.Path(os.path.abspath(target))
+    if os.path.lexists(target):
+        if not overwrite:
+            raise CheckpointError(f"{target}: exists; choose another target or add --overwrite")
+        if not target.is_dir() or (any(target.iterdir()) and not replaceable(target)):
+            raise CheckpointError(
+                f"{target}: exists and is no checkpoint, so --overwrite does not replace it; "
+                "choose another target"
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < nbytes:
+        raise CheckpointError(
+            f"{target}: needs {nbytes:,} bytes, {target.parent} has {free:,} free; make room or "
+            "choose another disk"
+        )
+    for stale in sorted(target.parent.glob(f".{target.name}.partial-*")):
+        say(f"{stale}: left by a killed run or still being written by another; delete it if none runs")
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir()
+        yield partial
+        _replace(partial, target)
+    except BaseException as fault:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_disk_full(fault):
+            raise CheckpointError(
+                f"{target}: cannot be written, the disk or its quota is full ({nbytes:,} bytes are "
+                "needed); make room and run again"
+            ) from fault
+        raise
+
+
+def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
+    old = target.parent / f".{target.name}.replaced-{os.getpid()}"
+    existed = target.exists()
+    if existed:
+        target.rename(old)
+    partial.rename(target)
+    if existed:
+        shutil.rmtree(old)

@@ -1,0 +1,259 @@
+"""The one table between PyTorch's tensor names and pdgen's parameter tree, used in both directions.
+
+Every array of the tree is a PyTorch tensor reshaped, or the tensors of all layers reshaped and stacked on
+axis 0; nothing is transposed. So a row of the tree is a range of bytes of the tensor.
+
+Axis legend (a rule's ``axes``; brackets hold what PyTorch keeps as one axis):
+  language model  L layers, D width, F intermediate, H heads, K key/value heads, h head size, V vocabulary
+  ViT             N layers, C width, I intermediate, A heads, a head size, P patch values, S positions
+  latents         M positions, Z values of a token; T frequencies of the time embedding
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from pdgen.config import AutoencoderConfig, ModelConfig
+
+PARTS = ("model", "autoencoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of the table.
+
+    Attributes:
+      name: PyTorch's name; ``{L}`` or ``{N}`` stands for the layer's number.
+      path: the array's path in the tree of the model.
+      axes: axes of one layer's array, such as ``"(H h) D"``.
+    """
+
+    name: str
+    path: str
+    axes: str
+
+    @property
+    def layers(self) -> str | None:
+        """The letter that counts the layers stacked in this array; None if it is not stacked."""
+        found = re.search(r"{(\w)}", self.name)
+        return found[1] if found else None
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The letters of each of PyTorch's axes."""
+        return tuple(
+            tuple((one or several).split()) for several, one in re.findall(r"\(([^)]*)\)|(\w)", self.axes)
+        )
+
+    def pattern(self) -> re.Pattern[str]:
+        """Matches this rule's names; group 1, if any, is the layer's number without leading zeros."""
+        return re.compile(re.sub(r"\\{\w\\}", r"(0|[1-9][0-9]*)", re.escape(self.name)))
+
+
+def _linear(name: str, path: str, out: str, inner: str, bias: bool = True) -> list[Rule]:
+    rules = [Rule(f"{name}.weight", f"{path}/kernel", f"{out} {inner}")]
+    return [*rules, Rule(f"{name}.bias", f"{path}/bias", out)] if bias else rules
+
+
+def _layer_norm(name: str, path: str, axis: str) -> list[Rule]:
+    return [Rule(f"{name}.weight", f"{path}/scale", axis), Rule(f"{name}.bias", f"{path}/bias", axis)]
+
+
+def _expert_rules(expert: str, suffix: str) -> list[Rule]:
+    layer, path = "language_model.model.layers.{L}.", f"language/layers/{expert}"
+    attention, mlp = f"{layer}self_attn.", f"{layer}mlp{suffix}."
+    return [
+        Rule(f"{layer}input_layernorm{suffix}.weight", f"{path}/input_norm/scale", "D"),
+        *_linear(f"{attention}q_proj{suffix}", f"{path}/attention/q", "(H h)", "D"),
+        *_linear(f"{attention}k_proj{suffix}", f"{path}/attention/k", "(K h)", "D"),
+        *_linear(f"{attention}v_proj{suffix}", f"{path}/attention/v", "(K h)", "D"),
+        *_linear(f"{attention}o_proj{suffix}", f"{path}/attention/o", "D", "(H h)", bias=False),
+        Rule(f"{attention}q_norm{suffix}.weight", f"{path}/attention/q_norm/scale", "h"),
+        Rule(f"{attention}k_norm{suffix}.weight", f"{path}/attention/k_norm/scale", "h"),
+        Rule(f"{layer}post_attention_layernorm{suffix}.weight", f"{path}/post_norm/scale", "D"),
+        *_linear(f"{mlp}gate_proj", f"{path}/mlp/gate", "F", "D", bias=False),
+        *_linear(f"{mlp}up_proj", f"{path}/mlp/up", "F", "D", bias=False),
+        *_linear(f"{mlp}down_proj", f"{path}/mlp/down", "D", "F", bias=False),
+        Rule(f"language_model.model.norm{suffix}.weight", f"language/norm/{expert}/scale", "D"),
+    ]
+
+
+def _vision_rules() -> list[Rule]:
+    model = "vit_model.vision_model."
+    layer, path = f"{model}encoder.layers.{{N}}.", "vision/layers"
+    return [
+        *_linear(f"{model}embeddings.patch_embedding", "vision/patch_embedding", "C", "P"),
+        Rule(f"{model}embeddings.position_embedding.weight", "vision/position_embedding/embedding", "S C"),
+        *_layer_norm(f"{layer}layer_norm1", f"{path}/norm1", "C"),
+        *_layer_norm(f"{layer}layer_norm2", f"{path}/norm2", "C"),
+        *_linear(f"{layer}self_attn.q_proj", f"{path}/attention/q", "(A a)", "C"),
+        *_linear(f"{layer}self_attn.k_proj", f"{path}/attention/k", "(A a)", "C"),
+        *_linear(f"{layer}self_attn.v_proj", f"{path}/attention/v", "(A a)", "C"),
+        *_linear(f"{layer}self_attn.out_proj", f"{path}/attention/o", "C", "(A a)"),
+        *_linear(f"{layer}mlp.fc1", f"{path}/mlp/fc1", "I", "C"),
+        *_linear(f"{layer}mlp.fc2", f"{path}/mlp/fc2", "C", "I"),
+        *_layer_norm(f"{model}post_layernorm", "vision/post_norm", "C"),
+    ]
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("language_model.model.embed_tokens.weight", "language/embed/embedding", "V D"),
+    *_expert_rules("und", ""),
+    *_expert_rules("gen", "_moe_gen"),
+    Rule("language_model.lm_head.weight", "language/head/kernel", "V D"),
+    *_vision_rules(),
+    *_linear("connector.fc1", "connector/fc1", "D", "C"),
+    *_linear("connector.fc2", "connector/fc2", "D", "D"),
+    Rule("vit_pos_embed.pos_embed", "vit_position/table", "S D"),
+    Rule("latent_pos_embed.pos_embed", "latent_position/table", "M D"),
+    *_linear("time_embedder.mlp.0", "time_embedder/fc1", "D", "T"),
+    *_linear("time_embedder.mlp.2", "time_embedder/fc2", "D", "D"),
+    *_linear("vae2llm", "latent_in", "D", "Z"),
+    *_linear("llm2vae", "latent_out", "Z", "D"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where one PyTorch tensor stands in the tree.
+
+    Attributes:
+      name: PyTorch's name.
+      shape: PyTorch's shape.
+      path: the array's path, beginning with ``model/`` or ``autoencoder/``.
+      layer: which index of the array's axis 0 the tensor fills; None if it is the whole array.
+      slot: the shape it has there (a reshape of ``shape``).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    path: str
+    layer: int | None
+    slot: tuple[int, ...]
+
+
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """The number that each letter of the axis legend stands for."""
+    language, vision = config.language, config.vision
+    return {
+        "L": language.num_layers, "D": language.hidden_size, "F": language.intermediate_size,
+        "H": language.num_heads, "K": language.num_kv_heads, "h": language.head_dim, "V": language.vocab_size,
+        "N": vision.num_layers, "C": vision.hidden_size, "I": vision.intermediate_size,
+        "A": vision.num_heads, "a": vision.hidden_size // vision.num_heads,
+        "P": vision.patch_dim, "S": vision.max_side**2,
+        "M": config.max_latent_size**2, "Z": config.latent_dim, "T": config.time_frequency_dim,
+    }  # fmt: skip
+
+
+def _model_places(config: ModelConfig) -> Iterator[Place]:
+    sizes = axis_sizes(config)
+    for rule in RULES:
+        shape = tuple(math.prod(sizes[letter] for letter in group) for group in rule.groups)
+        slot = tuple(sizes[letter] for group in rule.groups for letter in group)
+        path = f"model/{rule.path}"
+        if rule.layers is None:
+            yield Place(rule.name, shape, path, None, slot)
+            continue
+        for layer in range(sizes[rule.layers]):
+            yield Place(rule.name.replace(f"{{{rule.layers}}}", str(layer)), shape, path, layer, slot)
+
+
+def autoencoder_path(name: str) -> str:
+    """Path in the tree of an autoencoder tensor: one level per dot, a number joined to the name before it.
+
+    ``encoder.down.0.block.1.conv1.weight`` is ``autoencoder/encoder/down_0/block_1/conv1/kernel``; the weight
+    of a norm is its ``scale``.
+    """
+    *module, kind = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
+    weight = "scale" if module[-1].startswith("norm") else "kernel"
+    return "/".join(("autoencoder", *module, weight if kind == "weight" else kind))
+
+
+def _convolution(name: str, inner: int, out: int, side: int = 3) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (out, inner, side, side)
+    yield f"{name}.bias", (out,)
+
+
+def _group_norm(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (channels,)
+    yield f"{name}.bias", (channels,)
+
+
+def _residual_block(name: str, inner: int, out: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from _group_norm(f"{name}.norm1", inner)
+    yield from _convolution(f"{name}.conv1", inner, out)
+    yield from _group_norm(f"{name}.norm2", out)
+    yield from _convolution(f"{name}.conv2", out, out)
+    if inner != out:
+        yield from _convolution(f"{name}.nin_shortcut", inner, out, side=1)
+
+
+def _middle(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from _residual_block(f"{name}.block_1", channels, channels)
+    yield from _group_norm(f"{name}.attn_1.norm", channels)
+    for projection in ("q", "k", "v", "proj_out"):
+        yield from _convolution(f"{name}.attn_1.{projection}", channels, channels, side=1)
+    yield from _residual_block(f"{name}.block_2", channels, channels)
+
+
+def _autoencoder_tensors(config: AutoencoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    widths = [config.channels * multiplier for multiplier in config.multipliers]
+    last = len(widths) - 1
+    yield from _convolution("encoder.conv_in", config.in_channels, config.channels)
+    channels = config.channels
+    for level, width in enumerate(widths):
+        for block in range(config.num_blocks):
+            yield from _residual_block(f"encoder.down.{level}.block.{block}", channels, width)
+            channels = width
+        if level != last:
+            yield from _convolution(f"encoder.down.{level}.downsample.conv", width, width)
+    yield from _middle("encoder.mid", channels)
+    yield from _group_norm("encoder.norm_out", channels)
+    yield from _convolution("encoder.conv_out", channels, 2 * config.z_channels)
+
+    yield from _convolution("decoder.conv_in", config.z_channels, channels)
+    yield from _middle("decoder.mid", channels)
+    for level, width in reversed(list(enumerate(widths))):
+        for block in range(config.num_blocks + 1):
+            yield from _residual_block(f"decoder.up.{level}.block.{block}", channels, width)
+            channels = width
+        if level != 0:
+            yield from _convolution(f"decoder.up.{level}.upsample.conv", width, width)
+    yield from _group_norm("decoder.norm_out", channels)
+    yield from _convolution("decoder.conv_out", channels, config.out_channels)
+
+
+def autoencoder_places(config: AutoencoderConfig) -> dict[str, Place]:
+    """Every tensor of ae.safetensors, by name, and where it stands in the tree."""
+    return {name: Place(name, shape, autoencoder_path(name), None, shape)
+            for name, shape in _autoencoder_tensors(config)}  # fmt: skip
+
+
+def places(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, Place]:
+    """Every PyTorch tensor of a checkpoint with these sizes, by name, and where it stands in the tree."""
+    result = {}
+    if "model" in parts:
+        result |= {place.name: place for place in _model_places(config)}
+    if "autoencoder" in parts:
+        result |= autoencoder_places(config.autoencoder)
+    return result
+
+
+def expected_tensors(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every PyTorch tensor that a checkpoint with these sizes holds.
+
+    Args:
+      config: the sizes.
+      parts: of ``"model"`` (ema.safetensors) and ``"autoencoder"`` (ae.safetensors), those wanted.
+    """
+    return {name: place.shape for name, place in places(config, parts).items()}
+
+
+def array_shapes(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every array of the tree, such as ``model/language/embed/embedding``: [V, D]."""
+    shapes = {}
+    for place in places(config, parts).values():
+        layers = () if place.layer is None else (place.layer + 1,)
+        shapes[place.path] = (*layers, *place.slot)  # layers come in order: the last one sets the size
+    return shapes

@@ -1,0 +1,77 @@
+"""Moving all tensors of a checkpoint from one form to another, in bounded memory."""
+
+import concurrent.futures
+import hashlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from tqdm import tqdm
+
+from pdgen.convert.folder import CheckpointError
+from pdgen.convert.mapping import Place
+
+BLOCK_BYTES = 32 * 2**20
+WORKERS = 4  # each holds one block while it reads, hashes and writes it, so the three overlap
+
+Read = Callable[[Place, int, int], np.ndarray]
+Write = Callable[[Place, int, np.ndarray], None]
+
+
+def block_rows(slot: tuple[int, ...], itemsize: int) -> int:
+    """Rows (along axis 0) of a slot in one block: as many as fit ``BLOCK_BYTES``, at least 1."""
+    row = itemsize
+    for size in slot[1:]:
+        row *= size
+    return max(1, min(slot[0], BLOCK_BYTES // max(row, 1)))
+
+
+def move(
+    places: Iterable[tuple[Place, np.dtype, int]], read: Read, write: Write | None, *, title: str
+) -> dict[str, str]:
+    """Reads every tensor in blocks of rows, hashes it, and writes it.
+
+    Args:
+      places: the tensors in the order in which to read them, each with the dtype in which ``read`` gives it
+        and the rows of a block.
+      read: ``read(place, start, stop)`` gives rows ``[start, stop)`` of the slot, [stop - start, ...].
+      write: ``write(place, start, rows)`` takes them; None to hash alone. Both run on several threads.
+      title: what the progress bar says.
+
+    Returns:
+      SHA-256 (hex) of each tensor's bytes (C order, little endian), by PyTorch's name.
+
+    Raises:
+      CheckpointError: tensors that ``read`` finds damaged, all of them.
+      Exception: anything else that ``read`` or ``write`` raises; the rest is then cancelled.
+    """
+    places = list(places)
+    total = sum(int(np.prod(place.slot)) * dtype.itemsize for place, dtype, _ in places)
+    with (
+        tqdm(total=total, desc=title, unit="B", unit_scale=True, mininterval=1.0) as bar,
+        concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
+    ):
+
+        def one(place: Place, rows: int) -> str:
+            digest = hashlib.sha256()
+            for start in range(0, place.slot[0], rows):
+                block = np.ascontiguousarray(read(place, start, min(start + rows, place.slot[0])))
+                digest.update(block.reshape(-1).view(np.uint8))
+                if write:
+                    write(place, start, block)
+                bar.update(block.nbytes)
+            return digest.hexdigest()
+
+        futures = {place.name: pool.submit(one, place, rows) for place, _, rows in places}
+        digests, faults = {}, []
+        try:
+            for name, future in futures.items():
+                try:
+                    digests[name] = future.result()
+                except CheckpointError as fault:
+                    faults.append(str(fault))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if faults:
+        raise CheckpointError("; ".join(faults))
+    return digests
