@@ -199,6 +199,8 @@ def _take(values: dict[str, Any], key: str, path: pathlib.Path, kind: type, defa
         value = float(value)
     if type(value) is not kind:
         raise ConfigError(f"{path}: key {key!r} is {value!r}, expected {kind.__name__}")
+    if kind is int and value < 1:
+        raise ConfigError(f"{path}: key {key!r} is {value}, expected at least 1")
     return value
 
 
@@ -239,7 +241,7 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
     return ModelConfig(
         language=language,
         vision=vision,
-        autoencoder=_autoencoder_config(main.get("vae_config") or {}, main_path),
+        autoencoder=_autoencoder_config(_take(main, "vae_config", main_path, dict, {}), main_path),
         latent_patch_size=_take(main, "latent_patch_size", main_path, int, 2),
         max_latent_size=_take(main, "max_latent_size", main_path, int, 64),
         timestep_shift=_take(main, "timestep_shift", main_path, float, 1.0),
@@ -250,6 +252,8 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
 def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderConfig:
     flux = AutoencoderConfig()
     multipliers = tuple(_take(vae, "ch_mult", path, list, list(flux.multipliers)))
+    if not multipliers or not all(type(n) is int and n > 0 for n in multipliers):
+        raise ConfigError(f"{path}: key 'ch_mult' is {list(multipliers)}, expected a list of positive numbers")
     config = AutoencoderConfig(
         channels=_take(vae, "ch", path, int, flux.channels),
         multipliers=multipliers,
@@ -260,7 +264,7 @@ def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderC
         scale_factor=_take(vae, "scale_factor", path, float, flux.scale_factor),
         shift_factor=_take(vae, "shift_factor", path, float, flux.shift_factor),
     )
-    stated = vae.get("downsample", config.downsample)
+    stated = _take(vae, "downsample", path, float, config.downsample)
     if not math.isclose(stated, config.downsample):
         raise ConfigError(f"{path}: vae_config.downsample is {stated}, but {len(multipliers)} resolutions "
                           f"(ch_mult) downsample by {config.downsample}; correct one of the two")

@@ -129,7 +129,7 @@ def _json_files(
 
 
 def check(path: Path, say: Say = to_stderr) -> Manifest:
-    """Verifies a pdgen checkpoint (recomputes every digest) or a BAGEL folder (names, shapes, dtypes, lengths).
+    """Verifies a pdgen checkpoint (recomputes all digests) or a BAGEL folder (names, shapes, dtypes, lengths).
 
     Returns:
       The manifest; for a BAGEL folder the one that its conversion would have, but for pdgen's own files.

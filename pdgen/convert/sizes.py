@@ -41,7 +41,7 @@ def _count_votes(numbers: Iterable[set[int]]) -> list[int]:
 
 
 def _axis_votes(shapes: Shapes) -> dict[str, list[int]]:
-    """What each tensor says of its axes ("D" or, where PyTorch joins two, "H h"), each rule of "L" and "N"."""
+    """What each tensor says of its axes ("D" or, where PyTorch joins two, "H h"), each rule of L and N."""
     votes: dict[str, list[int]] = collections.defaultdict(list)
     for rule in RULES:
         pattern, layers = rule.pattern(), set()

@@ -231,7 +231,7 @@ def _read_tree(where: Mapping[str, Place], read: stream.Read) -> dict[str, Any]:
 
 
 def read_bagel_folder(path: str | pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a folder into memory: the sizes and ``{"model": .., "autoencoder": ..}`` of numpy arrays as stored.
+    """Reads a folder into memory: the sizes and ``{"model": .., "autoencoder": ..}``, numpy arrays as stored.
 
     For small models; a large one is converted (``pdgen.convert.both_ways``), then restored onto its devices.
 
