@@ -41,8 +41,10 @@ def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp
     """A context of no tokens with room for ``capacity``; zeros, so that unused slots are never NaN."""
     language = config.language
     shape = (language.num_layers, batch, capacity, language.num_kv_heads, language.head_dim)
-    zero = jnp.zeros(batch, jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), zero, zero)
+    # Four buffers of their own, so that a caller may donate the cache.
+    return Cache(
+        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32)
+    )
 
 
 def add_text(

@@ -1,0 +1,145 @@
+"""Writing one text: a compiled loop that decodes every row until its text has closed.
+
+Axis legend: B batch, N vocabulary, W room for a text's tokens, E states of the grammar.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pdgen.config import ComputeConfig, ModelConfig
+from pdgen.models import bagel
+from pdgen.models.context import Cache, add_text
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """How a text is written.
+
+    Attributes:
+      max_tokens: words of one text, tags included, at most; then the grammar closes the open tags.
+      temperature: 0 = greedy; the base model's default is 0.3.
+
+    Raises:
+      ValueError: a value out of range, named.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.temperature < 0:
+            raise ValueError(f"text settings: max_tokens must be at least 1 and temperature at least 0; got {self}")
+
+
+class Grammar(NamedTuple):
+    """The automaton's tables on the device; see ``interleave.grammar.Automaton``."""
+
+    table: Int[Array, "E N"]
+    closings: Int[Array, "E W"]
+
+
+class Written(NamedTuple):
+    """What ``write_text`` returns; rows that took no part have count 0.
+
+    Attributes:
+      cache: the context with the text and its two switch tokens.
+      tokens: [B, W] the text's words, without switch tokens; meaningless beyond ``count``.
+      count: words per row.
+      state: the grammar's state in which the text closed.
+      limited: rows whose text was closed because it reached the limit.
+      logits: [B, N] after the closing token: they decide what follows.
+    """
+
+    cache: Cache
+    tokens: Int[Array, "B W"]
+    count: Int[Array, " B"]
+    state: Int[Array, " B"]
+    limited: Bool[Array, " B"]
+    logits: Float[Array, "B N"]
+
+
+class _Row(NamedTuple):
+    """Loop state per row: the token to feed next, and the closing that a row at its limit follows."""
+
+    token: Array
+    count: Array
+    state: Array
+    done: Array
+    limited: Array
+    closing_from: Array
+    closing_at: Array
+
+
+def room(settings: TextSettings, grammar: Grammar) -> int:
+    """Cache slots that one text may take, switch tokens and a forced closing included."""
+    return settings.max_tokens + grammar.closings.shape[1] + 2
+
+
+def write_text(
+    model: tuple[ModelConfig, ComputeConfig],
+    settings: TextSettings,
+    switches: tuple[int, int],
+    params: dict[str, Any],
+    grammar: Grammar,
+    cache: Cache,
+    rows: tuple[Int[Array, " B"], Bool[Array, " B"], Array],
+) -> Written:
+    """Writes one text in every active row; each row's draws come from its own key.
+
+    Args:
+      switches: ids of <|im_start|> and <|im_end|>.
+      rows: the grammar's start state, whether the row takes part, and a random key, for each row.
+    """
+    start, active, keys = rows
+    (config, compute), (opening, closing) = model, switches
+    batch, width = start.shape[0], room(settings, grammar) - 2
+    zero = jnp.zeros(batch, jnp.int32)
+    first = _Row(zero + opening, zero, start, ~active, zero > 0, zero, zero - 1)
+
+    def step(carry: tuple) -> tuple:
+        cache, row, tokens, logits, number = carry
+        cache, hidden = add_text(config, compute, params, cache, row.token[:, None], (~row.done).astype(jnp.int32))
+        new = bagel.logits(params, hidden)[:, 0]
+        logits = jnp.where(row.done[:, None], logits, new)
+        done = row.done | (row.token == closing) & (number > 0)
+        next_row = _choose(settings, grammar, closing, row._replace(done=done), new, _fold(keys, number))
+        word = ~done & (next_row.token != closing)
+        slot = jnp.where(word, row.count, width)
+        tokens = tokens.at[jnp.arange(batch), slot].set(next_row.token, mode="drop")
+        return cache, next_row._replace(count=row.count + word), tokens, logits, number + 1
+
+    carry = (cache, first, jnp.zeros((batch, width), jnp.int32), jnp.zeros((batch, grammar.table.shape[1])), 0)
+    cache, row, tokens, logits, _ = jax.lax.while_loop(lambda carry: ~carry[1].done.all(), step, carry)
+    return Written(cache, tokens, row.count, row.state, row.limited, logits)
+
+
+def _choose(settings: TextSettings, grammar: Grammar, closing: int, row: _Row, logits: Array, keys: Array) -> _Row:
+    """The next token of each row: what the grammar allows, or the closing of a row at its limit."""
+    following = grammar.table[row.state]
+    logits = jnp.where(following >= 0, logits, -jnp.inf)
+    drawn = pick(logits, keys, settings.temperature)
+    full = (row.count >= settings.max_tokens) & ~row.limited & (drawn != closing)
+    closing_from = jnp.where(full, row.state, row.closing_from)
+    limited = row.limited | full
+    closing_at = jnp.where(limited, row.closing_at + 1, row.closing_at)
+    width = grammar.closings.shape[1]
+    forced = jnp.where(closing_at < width, grammar.closings[closing_from, jnp.minimum(closing_at, width - 1)], -1)
+    token = jnp.where(limited, jnp.where(forced < 0, closing, forced), drawn)
+    state = jnp.take_along_axis(following, token[:, None], axis=1)[:, 0].astype(jnp.int32)
+    token, state = jnp.where(row.done, row.token, token), jnp.where(row.done, row.state, state)
+    return _Row(token, row.count, state, row.done, limited, closing_from, closing_at)
+
+
+def _fold(keys: Array, number: Array) -> Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def pick(logits: Float[Array, "B N"], keys: Array, temperature: float) -> Int[Array, " B"]:
+    """One token per row: the likeliest at temperature 0, else a draw from softmax(logits / temperature)."""
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
