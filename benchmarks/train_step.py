@@ -1,0 +1,172 @@
+"""Loss and gradients of one pack on a CPU: pdgen beside the PyTorch reference, same weights and samples.
+
+    python -m benchmarks.train_step --model=nano --threads=2 --json
+
+Both run float32 in this process, on the same CPUs, in turns; each prints its median. Compilation is timed
+apart. The reference is eager PyTorch written for speed: each expert is a dense product on its own tokens,
+attention is ``scaled_dot_product_attention`` per sample. Needs the extra ``test``.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from absl import app, flags
+from tqdm import tqdm
+
+from pdgen.config import ComputeConfig, ModelConfig, preset
+from pdgen.interleave import layout
+from pdgen.train.loss import loss_sums, total_loss
+from tests.torch_reference import cases, packing
+from tests.torch_reference.bagel import Bagel
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("model", "nano", ["nano", "tiny"], "preset to run")
+flags.DEFINE_integer("samples", 3, "trajectories in the pack, about 700 tokens each", lower_bound=1)
+flags.DEFINE_integer("threads", 1, "CPUs to use, the same for both", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
+flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+PAD_TO = 64  # a stream's budget is a multiple of this, as a real pack's is
+CE_WEIGHT = 1.0
+
+Samples = list[list[packing.Segment]]
+
+
+def make_samples(config: ModelConfig, count: int) -> Samples:
+    """Shapes-world trajectories: 3 images of 32 x 32 pixels (64 VAE and 16 ViT tokens), texts between."""
+    maker = cases.SampleMaker(config, seed=0)
+    return [maker.trajectory(45, [(8, 8)] * 3, (4, 4)) for _ in range(count)]
+
+
+def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A compiled step that returns the loss when all gradients are ready; and its compile time and tokens."""
+    params = jax.tree.map(jnp.asarray, cases.to_tree(config, model.state_dict().items()))
+    exact, _ = cases.to_pack(config, samples)
+    used = (len(exact.text_ids), len(exact.vit_positions), len(exact.vae_positions))
+    pack, flow = cases.to_pack(config, samples, tuple(-n % PAD_TO for n in used))
+    batch, flow = jax.tree.map(lambda a: jnp.asarray(a)[None], (pack, flow))
+
+    def loss(params: Any, batch: layout.Pack, flow: Any) -> jax.Array:
+        return total_loss(loss_sums(config, ComputeConfig(), params, batch, flow), CE_WEIGHT)[0]
+
+    start = time.perf_counter()
+    step = jax.jit(jax.value_and_grad(loss)).lower(params, batch, flow).compile()
+    facts = {"compile_s": time.perf_counter() - start, "tokens": sum(used), "slots": len(pack.rotary)}
+    return lambda: float(jax.block_until_ready(step(params, batch, flow))[0]), facts
+
+
+def torch_step(config: ModelConfig, model: Bagel, samples: Samples) -> Callable[[], float]:
+    """The reference's step on the same samples; fresh gradients every time."""
+    inputs, targets = packing.pack(samples, cases.random_switches(config))
+    targets.ce_weight = CE_WEIGHT
+
+    def step() -> float:
+        model.zero_grad(set_to_none=True)
+        loss = model.losses(inputs, targets)["loss"]
+        loss.backward()
+        return float(loss.detach())
+
+    return step
+
+
+def time_alternately(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call, ``rounds`` of each in turns, so that a slow spell of the machine hits both."""
+    seconds = {name: [] for name in steps}
+    for _ in tqdm(range(rounds), unit="round"):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def use_cpus(count: int) -> None:
+    """Binds this process to ``count`` CPUs; XLA sizes its thread pool by them at its first use.
+
+    Raises:
+      ValueError: the process may not use so many.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if count > len(allowed):
+        raise ValueError(f"--threads={count}, but this process may use {len(allowed)} CPUs; lower --threads")
+    os.sched_setaffinity(0, allowed[:count])
+    torch.set_num_threads(count)
+
+
+def measure(config: ModelConfig) -> dict[str, Any]:
+    """Runs both and returns every number that is printed.
+
+    Raises:
+      RuntimeError: the losses differ, so the two do not do the same work.
+    """
+    model, samples = cases.random_model(config, seed=0), make_samples(config, FLAGS.samples)
+    ours, facts = jax_step(config, model, samples)
+    theirs = torch_step(config, model, samples)
+    losses = {"pdgen": ours(), "torch": theirs()}  # also the warm-up
+    if abs(losses["pdgen"] - losses["torch"]) > 1e-4 * abs(losses["torch"]):
+        raise RuntimeError(f"the losses differ: {losses}")
+    seconds = time_alternately({"pdgen": ours, "torch": theirs}, FLAGS.rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "model": FLAGS.model, "samples": FLAGS.samples, "threads": FLAGS.threads, **facts,
+        "parameters": sum(p.numel() for p in model.parameters()), "losses": losses, "seconds": seconds,
+        "median_s": medians, "torch_over_pdgen": medians["torch"] / medians["pdgen"],
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
+        "cpu": cpu_name(),
+    }  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write_json(result: dict[str, Any]) -> pathlib.Path:
+    """Writes one result file, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"train_step_{result['model']}_{result['threads']}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.rename(path)
+    return path
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]}")
+    try:
+        use_cpus(FLAGS.threads)
+        result = measure(preset(FLAGS.model))
+    except (ValueError, RuntimeError) as fault:
+        print(f"train_step: {fault}", file=sys.stderr)
+        sys.exit(2)
+    print(
+        f"{result['model']}: {result['parameters']:,} parameters, {result['tokens']:,} tokens in "
+        f"{result['samples']} samples ({result['slots']:,} slots), float32, {result['threads']} CPUs"
+    )
+    print(f"pdgen compiles in {result['compile_s']:.1f} s")
+    for name, seconds in result["seconds"].items():
+        median = result["median_s"][name]
+        print(
+            f"{name:6} {median:.3f} s a step, {result['tokens'] / median:,.0f} tokens/s "
+            f"(median of {len(seconds)}; {min(seconds):.3f} to {max(seconds):.3f})"
+        )
+    print(f"PyTorch / pdgen: {result['torch_over_pdgen']:.2f}")
+    if FLAGS.json:
+        print(f"wrote {write_json(result)}")
+
+
+if __name__ == "__main__":
+    app.run(main)
