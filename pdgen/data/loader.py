@@ -16,6 +16,7 @@ from typing import SupportsIndex
 
 import grain
 import jax
+import numpy as np
 from absl import flags
 
 from pdgen.config import ModelConfig
@@ -143,8 +144,7 @@ def loader(
 
     Raises:
       LoaderError: see ``Batches``; or worker processes are asked for before absl's flags are parsed.
-      PackingError, RecordError: see ``Batches``. With workers, Grain reports a broken record's line inside
-        an error of its own.
+      PackingError, RecordError: see ``Batches``; a broken record stops the iteration, workers or not.
     """
     if settings.workers and not flags.FLAGS.is_parsed():
         raise LoaderError("workers need parsed absl flags: run under absl.app, call "
@@ -156,8 +156,13 @@ def loader(
     dataset = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options)
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_with_parent)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_with_parent).map(_own)
     return iter(dataset)
+
+
+def _own(batch: Pack) -> Pack:
+    """A copy out of the shared memory in which a worker hands over its batch, so that it is freed at once."""
+    return jax.tree.map(np.array, batch)
 
 
 def _leave_with_parent(worker: int, count: int) -> None:
