@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import sentencepiece
 from absl import app, flags
@@ -57,26 +58,38 @@ def train(sentences: Iterator[str]) -> bytes:
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
     path = pathlib.Path(OUTPUT.value)
     if path.suffix != ".model":
-        fault(f"--output={path}: name a file ending in .model")
+        fail(f"--output={path}: name a file ending in .model")
     if path.exists() and not OVERWRITE.value:
-        fault(f"{path}: exists already; pass --overwrite to replace it")
+        fail(f"{path}: exists already; pass --overwrite to replace it")
     model = train(texts(SEED.value, COUNT.value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(model)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(model)
+        os.replace(partial, path)
+    except OSError as fault:
+        fail(fault)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     print(f"{path}: {pieces} pieces, {len(model)} bytes")
 
 
-def fault(line: str) -> None:
+def parse(argv: list[str]) -> list[str]:
+    """The flags; wrong ones end like other faults of input."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as fault:
+        fail(fault)
+
+
+def fail(fault: object) -> NoReturn:
     """Prints the one line and leaves with status 2."""
-    print(f"train_tokenizer: {line}", file=sys.stderr)
+    print(f"train_tokenizer: {' '.join(str(fault).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)
