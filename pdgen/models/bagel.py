@@ -93,7 +93,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Any:
     ``sharding.parameter_specs`` reads them.
     """
     model = Bagel(config, ComputeConfig(param_dtype=jnp.dtype(dtype).name))
-    return jax.eval_shape(functools.partial(model.init, method="declare"), jax.random.key(0))["params"]
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), method="declare"))["params"]
 
 
 def embed_text(compute: ComputeConfig, params: dict[str, Any], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
