@@ -57,6 +57,9 @@ class Tile(NamedTuple):
     k: int = 256
 
 
+DEFAULT_TILE = Tile()
+
+
 def allowed_matrix(intervals: Intervals, num_keys: int) -> Bool[Array, "B Q S"]:
     """The dense mask of ``intervals``: the definition itself, for tests and for drawing."""
     k = jnp.arange(num_keys)
@@ -81,7 +84,7 @@ def attend_dense(q: Float[Array, "B Q H h"], parts: list[Part]) -> Float[Array, 
     return jnp.einsum("bkgqs,bskh->bqkgh", weights, v).reshape(q.shape)
 
 
-def attend(q: Float[Array, "B Q H h"], parts: list[Part], tile: Tile = Tile()) -> Float[Array, "B Q H h"]:
+def attend(q: Float[Array, "B Q H h"], parts: list[Part], tile: Tile = DEFAULT_TILE) -> Float[Array, "B Q H h"]:
     """Blockwise interval attention, differentiable in q, k and v.
 
     Logits, maximum, sum and accumulator are float32 whatever the dtype of q, k and v; the result has q's

@@ -14,6 +14,7 @@ framework: residual blocks (group norm, swish, 3 x 3 convolution, twice), a one-
 blocks in the middle, one halving or doubling of the image side between resolutions.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,9 +133,8 @@ class Autoencoder(nn.Module):
         return decode(self.config, self(), latents, self.dtype)
 
 
-def init_params(
-    config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.dtype = jnp.float32
-) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("config", "param_dtype"))
+def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
     """Random parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales one, biases zero.
 
     Raises:
@@ -146,7 +146,7 @@ def init_params(
             f"autoencoder of {config.channels} channels and multipliers {config.multipliers}: "
             f"{odd[0]} channels do not divide into {NUM_GROUPS} groups; choose multiples of {NUM_GROUPS}"
         )
-    return nn.unbox(jax.jit(Autoencoder(config, param_dtype=param_dtype).init)(key)["params"])
+    return nn.unbox(Autoencoder(config, param_dtype=param_dtype).init(key)["params"])
 
 
 def abstract_params(config: AutoencoderConfig, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
@@ -154,9 +154,7 @@ def abstract_params(config: AutoencoderConfig, param_dtype: jnp.dtype = jnp.floa
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), param_dtype))
 
 
-def _conv(
-    params: Params, x: Activations, stride: int = 1, padding: tuple[int, int] | None = None
-) -> Activations:
+def _conv(params: Params, x: Activations, stride: int = 1, padding: tuple[int, int] | None = None) -> Activations:
     """A convolution in x's dtype. ``padding`` (before, after) of both axes; by default the size is kept."""
     if padding is None:
         padding = (params["kernel"].shape[-1] // 2,) * 2

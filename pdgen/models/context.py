@@ -141,18 +141,24 @@ def _add_image(
 
 
 def _extend(
-    config: ModelConfig, compute: ComputeConfig, params: dict, cache: Cache, streams: tuple, geometry: tuple, count: Array
+    config: ModelConfig,
+    compute: ComputeConfig,
+    params: dict,
+    cache: Cache,
+    streams: tuple,
+    geometry: tuple,
+    count: Array,
 ) -> tuple[Cache, Array]:
     """Runs new tokens over the cache and stores the first ``count`` of each row, in sequence order."""
     to_sequence, rotary, among = geometry
     batch, length = rotary.shape
-    orders = [jnp.broadcast_to(jnp.asarray(o, jnp.int32), (batch, length)) for o in (to_sequence, np.argsort(to_sequence))]
+    both = (to_sequence, np.argsort(to_sequence))
+    order = Order(rotary, *(jnp.broadcast_to(jnp.asarray(o, jnp.int32), (batch, length)) for o in both), among)
     taken = jnp.arange(length) < count[:, None]
     seen = Intervals(jnp.zeros_like(among.k_start), jnp.where(taken, cache.length[:, None], 0))
     language = params["language"]
-    streams, (k, v) = mot.run_layers(
-        config.language, compute, language["layers"], streams, Order(rotary, *orders, among), (Past(cache.k, cache.v, seen),)
-    )
+    past = (Past(cache.k, cache.v, seen),)
+    streams, (k, v) = mot.run_layers(config.language, compute, language["layers"], streams, order, past)
     hidden = [mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)]
     hidden = jnp.take(jnp.concatenate(hidden, axis=1), to_sequence, axis=1)
     # Slots beyond count go to the capacity, which does not exist: they are dropped, never clamped into place.

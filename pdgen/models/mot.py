@@ -68,7 +68,7 @@ def layer_spec(config: LanguageConfig) -> parameters.Spec:
             "down": parameters.linear((D,), (F,), ("embed",), ("mlp",), bias=False),
         },
     }  # fmt: skip
-    return {name: expert for name in EXPERTS}
+    return dict.fromkeys(EXPERTS, expert)
 
 
 def run_layers(

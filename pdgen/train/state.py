@@ -33,7 +33,9 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, dtype: Any = jnp.float32) -> TrainState:
+def abstract_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, dtype: Any = jnp.float32
+) -> TrainState:
     """Shapes and dtypes of ``init_state`` without computing it."""
     params = nn.unbox(bagel.abstract_params(config, dtype))
     step = jax.ShapeDtypeStruct((), jnp.int32)

@@ -1,0 +1,48 @@
+"""Trains a model and exports it as a pdgen checkpoint; started again, it goes on where it stopped.
+
+python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano [--config.num_steps=300]
+"""
+
+import pathlib
+import sys
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pdgen.train.loop import train
+from pdgen.train.run_config import read_run_config
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_nano.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it renames
+    try:
+        train(read_run_config(CONFIG.value.to_dict()), pathlib.Path(WORKDIR.value), print)
+    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
+        fail(fault)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
+        fail(f"--config: the config has no key {fault}")
+    except (flags.Error, OSError, ValueError, TypeError) as fault:
+        fail(fault)
+
+
+def fail(fault: object) -> NoReturn:
+    """Prints the one line and leaves with status 2."""
+    print(f"train: {' '.join(str(fault).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

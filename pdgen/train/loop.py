@@ -1,0 +1,198 @@
+"""A training run from its config to its exported checkpoint: set up, resume, step, log, save.
+
+Where parameters come from: the newest checkpoint of the workdir, else ``init``, else fresh ones.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from pdgen.assets import shapes_folder
+from pdgen.config import ModelConfig, preset
+from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.convert.torch_checkpoint import read_autoencoder
+from pdgen.data.loader import LoaderConfig, loader
+from pdgen.data.records import RecordSource
+from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
+from pdgen.models import bagel
+from pdgen.sharding import RULES, make_mesh, parameter_shardings
+from pdgen.train.checkpoint import Checkpoints
+from pdgen.train.optimizer import make_optimizer
+from pdgen.train.run_config import RunConfig, RunError, run_json
+from pdgen.train.state import TrainState, abstract_state, init_state, state_shardings
+from pdgen.train.step import StepConfig, train_step
+
+Say = Callable[[str], None]
+
+
+class Base(NamedTuple):
+    """What a run builds on: sizes, tokenizer, the autoencoder its latents come from."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    autoencoder: dict[str, Any]
+
+
+def load_base(run: RunConfig) -> Base:
+    """The model to train: ``run.init``'s, or the preset with shapes world's tokenizer and autoencoder."""
+    if run.init:
+        folder = pathlib.Path(run.init)
+        config, params = load_checkpoint(folder, parts=("autoencoder",))
+        return Base(config, load_tokenizer(folder / "tokenizer"), params["autoencoder"])
+    config = preset(run.model)
+    assets = shapes_folder()
+    return Base(config, load_tokenizer(assets), read_autoencoder(assets, config.autoencoder))
+
+
+def run_mesh(run: RunConfig) -> Mesh:
+    """The mesh of ``run`` over all devices. Raises RunError or ShardingError naming the numbers."""
+    devices = jax.device_count()
+    known = math.prod(size for size in run.mesh if size != -1)
+    shape = tuple(devices // known if size == -1 else size for size in run.mesh)
+    mesh = make_mesh(shape)
+    rows = shape[0] * shape[1]
+    if run.rows % rows:
+        raise RunError(f"config: rows is {run.rows}, expected a multiple of data * fsdp = {rows}")
+    return mesh
+
+
+def train(run: RunConfig, workdir: pathlib.Path, say: Say) -> pathlib.Path:
+    """Trains to ``run.num_steps``, resuming what ``workdir`` holds, and exports a pdgen checkpoint.
+
+    Args:
+      run: the config.
+      workdir: gets ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, in the end, ``export/``.
+      say: takes a line for the reader.
+
+    Returns:
+      The exported checkpoint's folder.
+
+    Raises:
+      RunError: another run's workdir, data of another tokenizer, a loss that is not finite.
+    """
+    base = load_base(run)
+    source = _open_data(run, base)
+    mesh = run_mesh(run)
+    optimizer = make_optimizer(run.optimizer, run.num_steps)
+    _claim(workdir, run)
+    with jax.set_mesh(mesh), Checkpoints(workdir, run.keep) as checkpoints:
+        state = _first_state(run, base.config, optimizer, mesh, checkpoints, say)
+        start = int(state.step)
+        settings = LoaderConfig(run.rows, run.budgets, run.seed, run.dropout, workers=run.workers)
+        batches = loader(base.config, source, base.tokenizer, settings, start, run.num_steps)
+        step = jax.jit(
+            functools.partial(train_step, StepConfig(base.config, run.compute, run.ce_weight), optimizer),
+            donate_argnums=0,
+        )
+        state = _steps(run, workdir, _on_mesh(batches, mesh), step, state, checkpoints)
+        return _export(workdir, base, state, say)
+
+
+def _open_data(run: RunConfig, base: Base) -> RecordSource:
+    source = RecordSource(run.data)
+    if source.dataset.origin.tokenizer not in (None, base.tokenizer.fingerprint):
+        raise RunError(f"{run.data}: was built for another tokenizer than the model's; build it again")
+    return source
+
+
+def _claim(workdir: pathlib.Path, run: RunConfig) -> None:
+    """Writes the resolved config, or refuses a folder that another config's run has used."""
+    path = workdir / "config.json"
+    text = run_json(run)
+    if path.exists() and path.read_text() != text:
+        old, new = json.loads(path.read_text()), json.loads(text)
+        changed = ", ".join(key for key in new if new[key] != old.get(key))
+        raise RunError(f"{path}: holds a run with other values of {changed}; name another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _first_state(
+    run: RunConfig, config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, checkpoints: Checkpoints,
+    say: Say,
+) -> TrainState:  # fmt: skip
+    """Resume > init > fresh."""
+    dtype = run.compute.param_dtype
+    shardings = state_shardings(config, optimizer, mesh)
+    if (latest := checkpoints.latest()) is not None:
+        say(f"resuming from step {latest}")
+        return checkpoints.restore(latest, abstract_state(config, optimizer, dtype), shardings)
+    fresh = jax.jit(functools.partial(init_state, config, optimizer, dtype=dtype), out_shardings=shardings)
+    state = fresh(jax.random.key(run.seed))
+    if run.init:
+        say(f"starting from {run.init}")
+        targets = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            state.params, parameter_shardings(bagel.abstract_params(config), mesh),
+        )  # fmt: skip
+        params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
+        return dataclasses.replace(state, params=params)
+    return state
+
+
+def _on_mesh(batches: Any, mesh: Mesh) -> Any:
+    """Each process's rows as global arrays."""
+    sharding = NamedSharding(mesh, RULES.spec("batch"))
+    for batch in batches:
+        yield jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def _steps(
+    run: RunConfig, workdir: pathlib.Path, batches: Any, step: Callable, state: TrainState, checkpoints: Checkpoints
+) -> TrainState:
+    """Every remaining step, under a progress bar; metrics are fetched every ``log_every`` steps only."""
+    key = jax.device_put(jax.random.key(run.seed), NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))
+    start = int(state.step)
+    tokens = run.rows * run.budgets.total
+    began = time.perf_counter()
+    with (
+        tqdm(total=run.num_steps, initial=start, desc="training", unit=" steps") as bar,
+        (workdir / "metrics.jsonl").open("a") as log,
+    ):
+        for number in range(start + 1, run.num_steps + 1):
+            state, metrics = step(state, next(batches), key)
+            if number % run.log_every == 0 or number == run.num_steps:
+                values = {name: float(value) for name, value in metrics.items()}
+                _stop_if_not_finite(number, values, workdir)
+                seconds, began = time.perf_counter() - began, time.perf_counter()
+                done = number - max(start, (number - 1) // run.log_every * run.log_every)
+                values |= {"step": number, "tokens_per_second": tokens * done / seconds}
+                log.write(json.dumps(values) + "\n")
+                log.flush()
+                losses = ", ".join(f"{name} {values[name]:.3f}" for name in ("loss", "ce", "mse"))
+                bar.set_postfix_str(f"{losses}, {values['tokens_per_second']:,.0f} tokens/s", refresh=False)
+            bar.update()
+            if number % run.save_every == 0 or number == run.num_steps:
+                checkpoints.save(number, state)
+    return state
+
+
+def _stop_if_not_finite(step: int, values: dict[str, float], workdir: pathlib.Path) -> None:
+    broken = [name for name, value in values.items() if not np.isfinite(value)]
+    if broken:
+        raise RunError(
+            f"step {step}: {', '.join(broken)} not finite; the newest checkpoint in {workdir / 'checkpoints'} is good; "
+            "lower optimizer.learning_rate or change the seed"
+        )
+
+
+def _export(workdir: pathlib.Path, base: Base, state: TrainState, say: Say) -> pathlib.Path:
+    """Writes the trained model as a pdgen checkpoint, which sampling and conversion read."""
+    target = workdir / "export"
+    params = {"model": state.params, "autoencoder": base.autoencoder}
+    write_checkpoint(target, base.config, params, tokenizer_files=base.tokenizer.files, overwrite=target.exists())
+    say(f"exported {target}")
+    return target

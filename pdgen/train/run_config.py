@@ -1,0 +1,83 @@
+"""One training run as a config says it: read strictly, so that a typing error never trains silently."""
+
+import dataclasses
+import json
+from typing import Any
+
+import msgspec
+
+from pdgen.config import ComputeConfig
+from pdgen.interleave.layout import Budgets
+from pdgen.interleave.segments import ConditionDropout
+from pdgen.train.optimizer import OptimizerConfig
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on; one line names the key or file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run. ``configs/*.py`` give these keys.
+
+    Attributes:
+      data: folder that build_data.py wrote.
+      init: pdgen checkpoint to start from; "" = fresh parameters of ``model`` with shapes world's tokenizer
+        and autoencoder.
+      model: preset; not used with ``init``.
+      num_steps: optimiser steps of the whole run.
+      rows: packs in the global batch, a multiple of mesh data * fsdp.
+      mesh: sizes of (data, fsdp, tensor); one -1 takes the devices that are left.
+      ce_weight: lambda_CE, the weight of the cross-entropy.
+      save_every, log_every: in steps.
+      keep: newest checkpoints that stay.
+      workers: processes that read data; 0 reads in threads.
+    """
+
+    data: str
+    num_steps: int
+    rows: int
+    budgets: Budgets
+    init: str = ""
+    model: str = "nano"
+    seed: int = 0
+    mesh: tuple[int, int, int] = (1, -1, 1)
+    ce_weight: float = 1.0
+    save_every: int = 500
+    keep: int = 3
+    log_every: int = 10
+    workers: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    dropout: ConditionDropout = ConditionDropout()
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "rows", "save_every", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
+            raise ValueError(f"mesh {self.mesh} must be three sizes of at least 1, one of them -1 at most")
+
+
+def read_run_config(values: dict[str, Any]) -> RunConfig:
+    """The run of a plain dict. Raises RunError naming an unknown, missing or wrong key."""
+    try:
+        run = msgspec.convert(values, RunConfig)
+    except msgspec.ValidationError as fault:
+        raise RunError(f"config: {fault}") from None
+    unknown = sorted(_paths(values) - _paths(dataclasses.asdict(run)))
+    if unknown:
+        raise RunError(f"config: no such key: {', '.join(unknown)}")
+    return run
+
+
+def run_json(run: RunConfig) -> str:
+    """The resolved config, as it is saved with the run."""
+    return json.dumps(dataclasses.asdict(run), indent=1) + "\n"
+
+
+def _paths(values: dict[str, Any], prefix: str = "") -> set[str]:
+    paths = set()
+    for key, value in values.items():
+        paths |= _paths(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return paths

@@ -1,0 +1,150 @@
+"""A whole run on a few records: it learns, resumes to the same bits, and refuses what it must."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pdgen.assets import shapes_folder
+from pdgen.convert.pdgen_checkpoint import load_checkpoint
+from pdgen.data.latents import add_latents
+from pdgen.data.records import Origin, write_dataset
+from pdgen.interleave.layout import Budgets
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.scenes.subsets import Settings, make_trajectories
+from pdgen.train import loop
+from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.run_config import RunConfig, RunError, read_run_config
+
+
+def _moments(pictures):
+    """Moments of the right shape that depend on the picture: no autoencoder to compile."""
+    small = pictures[:, ::2, ::2].astype(np.float32) / 255
+    mean = np.concatenate([small, small[..., :1]], axis=-1)
+    return mean, np.full_like(mean, -6)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    records = add_latents(list(make_trajectories(Settings(seed=3, count=60))), _moments)
+    write_dataset(folder, records, Origin(seed=3, tokenizer=load_tokenizer(shapes_folder()).fingerprint))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return RunConfig(
+        data=str(data), num_steps=12, rows=1, budgets=Budgets(448, 96, 768), mesh=(1, 1, 1), save_every=4, log_every=2,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """A run takes every device there is; the tests' eight are for the sharding tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        patch.setattr(loop, "make_mesh", lambda shape, make=loop.make_mesh: make(shape, jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, loop.train(run, workdir, lambda line: None)
+
+
+def _metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: {k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows}
+
+
+def test_it_learns(whole):
+    metrics = _metrics(whole[0])
+    assert sorted(metrics) == [2, 4, 6, 8, 10, 12]
+    assert abs(metrics[2]["ce"] - np.log(512)) < 1  # fresh: all 512 pieces alike
+    assert metrics[12]["ce"] < metrics[2]["ce"] - 1
+
+
+def test_export_holds_the_last_parameters(whole, run):
+    config, params = load_checkpoint(whole[1])
+    assert config == loop.load_base(run).config
+    assert set(params) == {"model", "autoencoder"}
+    assert load_tokenizer(whole[1] / "tokenizer").fingerprint == load_tokenizer(shapes_folder()).fingerprint
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkeypatch):
+    original = loop._stop_if_not_finite
+
+    def interrupt(step, values, workdir):
+        original(step, values, workdir)
+        if step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_stop_if_not_finite", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(run, tmp_path, lambda line: None)
+    monkeypatch.undo()
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        patch.setattr(loop, "make_mesh", lambda shape, make=loop.make_mesh: make(shape, jax.devices()[:1]))
+        export = loop.train(run, tmp_path, lines.append)
+    assert lines[0] == "resuming from step 4"
+    resumed, alone = load_checkpoint(export)[1], load_checkpoint(whole[1])[1]
+    jax.tree.map(np.testing.assert_array_equal, resumed, alone)
+    assert _metrics(tmp_path) == _metrics(whole[0])
+
+
+def test_another_config_may_not_use_the_workdir(run, whole):
+    other = dataclasses.replace(run, ce_weight=0.5)
+    with pytest.raises(RunError, match="other values of ce_weight"):
+        loop.train(other, whole[0], lambda line: None)
+
+
+def test_data_of_another_tokenizer_is_refused(run, data, tmp_path):
+    text = (data / "dataset.json").read_text()
+    other = tmp_path / "data"
+    other.mkdir()
+    for file in data.glob("*.array_record"):
+        (other / file.name).symlink_to(file)
+    fingerprint = load_tokenizer(shapes_folder()).fingerprint
+    (other / "dataset.json").write_text(text.replace(fingerprint, "0" * 64))
+    with pytest.raises(RunError, match="another tokenizer"):
+        loop.train(dataclasses.replace(run, data=str(other)), tmp_path / "run", lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
+    wild = dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30))
+    with pytest.raises(RunError, match=r"step \d+: .*loss.* not finite"):
+        loop.train(wild, tmp_path, lambda line: None)
+    assert not (tmp_path / "export").exists()
+
+
+def test_rows_must_fit_the_mesh(run, monkeypatch):
+    monkeypatch.setattr(loop, "make_mesh", lambda shape: None)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    with pytest.raises(RunError, match="rows is 3, expected a multiple of data \\* fsdp = 8"):
+        loop.run_mesh(dataclasses.replace(run, rows=3, mesh=(1, -1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 3}, "no such key: steps"),
+        ({"optimizer": {"lr": 1.0}}, "no such key: optimizer.lr"),
+        ({"num_steps": "many"}, "num_steps"),
+        ({"num_steps": 0}, "num_steps is 0, expected at least 1"),
+        ({"mesh": (0, 1, 1)}, "mesh"),
+        ({"budgets": {"text": 1}}, "vit"),
+    ],
+)
+def test_config_faults_name_the_key(change, message):
+    values = {"data": "d", "num_steps": 1, "rows": 1, "budgets": {"text": 1, "vit": 1, "vae": 1}}
+    with pytest.raises(RunError, match=message):
+        read_run_config(values | change)
