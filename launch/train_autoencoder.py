@@ -1,0 +1,92 @@
+"""Trains the autoencoder of shapes world and writes it as ae.safetensors, as a BAGEL folder holds it.
+
+python launch/train_autoencoder.py --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
+"""
+
+import pathlib
+import sys
+from typing import NoReturn
+
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import trange
+
+from pdgen.config import AutoencoderConfig, preset
+from pdgen.convert.torch_checkpoint import AUTOENCODER, read_autoencoder
+from pdgen.scenes.graph import MAX_OBJECTS, random_scene
+from pdgen.scenes.painter import paint
+from pdgen.train.autoencoder import DivergedError, Quality, Settings, measure, train, write_autoencoder
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_autoencoder.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write ae.safetensors into.", required=True)
+STEPS = flags.DEFINE_integer("steps", None, "Optimiser steps, in place of the config's.", lower_bound=1)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing ae.safetensors.")
+
+TRAINING, HELD_OUT = 0, 1  # independent streams of scenes under one seed
+
+
+def scene_pictures(seed: int, stream: int, count: int, size: int) -> np.ndarray:
+    """``count`` pictures of random scenes of 1 to MAX_OBJECTS objects, uint8 [count, size, size, 3]."""
+    pictures = np.empty((count, size, size, 3), np.uint8)
+    for index in trange(count, desc="painting", unit="picture"):
+        rng = np.random.default_rng((seed, stream, index))
+        pictures[index] = paint(random_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1))), size)
+    return pictures
+
+
+def run(config: ConfigDict, settings: Settings, path: pathlib.Path) -> Quality:
+    """Trains, writes ``path`` and measures the file's own weights on held-out scenes."""
+    sizes: AutoencoderConfig = preset(config.model).autoencoder
+    pictures = scene_pictures(settings.seed, TRAINING, config.pictures, config.image_size)
+    write_autoencoder(path, sizes, train(sizes, settings, pictures))
+    held_out = scene_pictures(settings.seed, HELD_OUT, config.held_out, config.image_size)
+    return measure(sizes, read_autoencoder(path.parent, sizes), held_out)
+
+
+def settings_of(config: ConfigDict) -> Settings:
+    """The config's ``train``, with ``--steps``. Raises ValueError for an unknown, missing or wrong value."""
+    values = config.train.to_dict()
+    if STEPS.value is not None:
+        values["steps"] = STEPS.value
+    try:
+        return Settings(**values)
+    except TypeError as error:
+        raise ValueError(f"config.train: {error}") from None
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fault(f"{argv[1]} is no flag; write --flag=value")
+    if CONFIG.value is None:
+        fault("--config is missing; pass a file such as configs/shapes_autoencoder.py")
+    path = pathlib.Path(WORKDIR.value) / AUTOENCODER
+    if path.exists() and not OVERWRITE.value:
+        fault(f"{path}: exists already; pass --overwrite to replace it")
+    try:
+        quality = run(CONFIG.value, settings_of(CONFIG.value), path)
+    except (ValueError, DivergedError, OSError) as error:
+        fault(error)
+    print(f"{path}: {path.stat().st_size:,} bytes, PSNR on held-out scenes {quality.psnr:.2f} dB")
+    for name in ("mean", "std", "posterior_std"):
+        print(f"latent {name} per channel: {np.array2string(getattr(quality, name), precision=3)}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags; wrong ones end like other faults of input."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fault(error)
+    except AttributeError as error:  # ml_collections, of --config.key=value
+        fault(f"the config has no key {error}")
+
+
+def fault(error: object) -> NoReturn:
+    """Prints one line and leaves with status 2."""
+    print(f"train_autoencoder: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
