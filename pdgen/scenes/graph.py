@@ -158,8 +158,7 @@ def layouts(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
         places
         for places in itertools.permutations(PLACES.values(), count)
         if all(
-            max(abs(ax - bx), abs(ay - by)) >= max(SIZES)
-            for (ax, ay), (bx, by) in itertools.combinations(places, 2)
+            max(abs(ax - bx), abs(ay - by)) >= max(SIZES) for (ax, ay), (bx, by) in itertools.combinations(places, 2)
         )
     )
 

@@ -44,6 +44,10 @@ def _pick(rng: np.random.Generator, forms: Sequence[str]) -> str:
     return forms[rng.integers(len(forms))]
 
 
+def _relations_of(scene: Scene, item: Object) -> list[Relation]:
+    return [r for r in scene.relations if item.id in (r.subject, r.reference)]
+
+
 def content(scene: Scene) -> str:
     """All objects in order, with the stated relations: "a red circle left of a blue square".
 
@@ -52,22 +56,20 @@ def content(scene: Scene) -> str:
     """
     clauses: list[str] = []
     known: set[int] = set()
-    stated = list(scene.relations)
     for item in scene.objects:
         if item.id in known:
             continue
-        clause = with_article(look(item))
         known.add(item.id)
-        for relation in [r for r in stated if item.id in (r.subject, r.reference)]:
+        facts = []
+        for relation in _relations_of(scene, item):
             fact = relation.seen_from(item.id)
             other = scene.find(fact.reference)
-            opens = not clauses and other.id not in known and relation.subject == item.id
-            if opens or other.id in known:
-                name = with_article(look(other)) if opens else f"the {look(other)}"
-                clause = f"{clause} {fact.kind} {name}"
+            if other.id in known:
+                facts.append(f"{fact.kind} the {look(other)}")
+            elif not clauses and not facts and relation.subject == item.id:
+                facts.append(f"{fact.kind} {with_article(look(other))}")
                 known.add(other.id)
-                stated.remove(relation)
-                break
+        clause = " ".join([with_article(look(item)), *([join(facts)] if facts else [])])
         clauses.append(clause)
     if len(clauses) > 1 and scene.relations:
         return f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
@@ -92,14 +94,13 @@ def plan(scene: Scene, added: Sequence[Object]) -> str:
     return format_plan(f"Add {instruction}.", f"The picture shows {description}.")
 
 
-def agreement(
-    rng: np.random.Generator, scene: Scene, added: Sequence[Object], missing: Sequence[Object]
-) -> str:
+def agreement(rng: np.random.Generator, scene: Scene, added: Sequence[Object], missing: Sequence[Object]) -> str:
     """An inspection that finds no fault: what the step was to show, and what the prompt still asks for."""
     subject = f"The {join([look(o) for o in added])}".replace(" and ", " and the ")
     if len(added) == 1:
-        facts = [PLACE_PHRASES[added[0].place], "there", *_relation_phrases(scene, added[0])]
-        reason = f"{subject} is {_pick(rng, facts)}."
+        facts = [r.seen_from(added[0].id) for r in _relations_of(scene, added[0])]
+        relations = [f"{f.kind} the {look(scene.find(f.reference))}" for f in facts]
+        reason = f"{subject} is {_pick(rng, [PLACE_PHRASES[added[0].place], 'there', *relations])}."
     else:
         reason = f"{subject} are there."
     if missing:
@@ -108,13 +109,6 @@ def agreement(
     else:
         rest = _pick(rng, ("Nothing is missing.", "The picture is complete."))
     return format_inspection(f"{reason} {rest}")
-
-
-def _relation_phrases(scene: Scene, item: Object) -> list[str]:
-    facts: list[Relation] = [
-        r.seen_from(item.id) for r in scene.relations if item.id in (r.subject, r.reference)
-    ]
-    return [f"{f.kind} the {look(scene.find(f.reference))}" for f in facts]
 
 
 def fault(rng: np.random.Generator, wrong: Object, right: Object) -> str:

@@ -93,6 +93,8 @@ def test_every_count_of_objects_and_every_kind_of_fault_occurs():
         (24, 8, ("right of",)),
         # Offset (16, 8), shortened by 0.1 * (12 + 12) to (13.6, 5.6); over |offset| = 17.9: (0.76, 0.31).
         (24, 16, ("right of",)),
+        # (13.6, 9.6) / 20 = (0.68, 0.48): without the margin both would hold.
+        (24, 20, ("right of",)),
         # (13.6, 13.6) / 22.6 = (0.60, 0.60).
         (24, 24, ("right of", "below")),
         (8, 24, ("below",)),

@@ -64,9 +64,7 @@ def test_the_draft_at_fault_is_context_and_the_rest_is_target(seed):
 @settings(max_examples=150, deadline=None)
 def test_what_an_inspection_says_is_true_of_the_pictures(seed):
     """A colour fault: the wrong colour is in the draft, the asked one appears with the refinement."""
-    record = make_trajectory(
-        np.random.default_rng(seed), "one", Settings(object_rates=(1.0,), fault_rate=1.0)
-    )
+    record = make_trajectory(np.random.default_rng(seed), "one", Settings(object_rates=(1.0,), fault_rate=1.0))
     draft, inspection, refined = record.segments[2:5]
     a, b = pixels(draft), pixels(refined)
     assert (a != b).any()
@@ -85,6 +83,21 @@ def test_what_an_inspection_says_is_true_of_the_pictures(seed):
                 assert middle * (15.5 - side.mean()) > 4
     else:
         assert re.fullmatch(r"Make the \w+ \w+ an? \w+\.", asked)
+
+
+@given(SEEDS)
+@settings(max_examples=100, deadline=None)
+def test_inspections_name_what_is_still_missing(seed):
+    record = make_trajectory(np.random.default_rng(seed), "one", Settings(object_rates=(0, 0, 0.5, 0.5)))
+    looks = [f"{o['color']} {o['shape']}" for o in record.scene["objects"]]
+    planned = ""
+    for segment in record.segments[1:]:
+        if isinstance(segment, Text) and segment.stage == "plan":
+            planned += segment.text
+        elif isinstance(segment, Text) and parse_refine(segment.text) is None:
+            missing = [words for words in looks if words not in planned]
+            assert ("still to come" in segment.text) == bool(missing)
+            assert all(words in segment.text for words in missing)
 
 
 def test_all_stages_and_lengths_occur():
