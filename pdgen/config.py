@@ -253,7 +253,7 @@ def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderC
     flux = AutoencoderConfig()
     multipliers = tuple(_take(vae, "ch_mult", path, list, list(flux.multipliers)))
     if not multipliers or not all(type(n) is int and n > 0 for n in multipliers):
-        raise ConfigError(f"{path}: key 'ch_mult' is {list(multipliers)}, expected a list of positive numbers")
+        raise ConfigError(f"{path}: key 'ch_mult' is {list(multipliers)}, expected positive numbers")
     config = AutoencoderConfig(
         channels=_take(vae, "ch", path, int, flux.channels),
         multipliers=multipliers,

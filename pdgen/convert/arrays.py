@@ -100,9 +100,7 @@ def _short(fault: ValueError) -> str:
     return str(fault).split(" [")[0]
 
 
-def create_arrays(
-    folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], bool, np.dtype]]
-) -> Arrays:
+def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], bool, np.dtype]]) -> Arrays:
     """Makes an empty tree in ``folder``.
 
     Args:
@@ -131,9 +129,7 @@ def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...]
             faults.append(f"{path} cannot be opened ({_short(fault)})")
             continue
         if array.shape != shape or array.dtype.numpy_dtype != dtype:
-            faults.append(
-                f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}"
-            )
+            faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}")
         arrays[path] = array
     if faults:
         raise CheckpointError(f"{folder}: " + "; ".join(faults))

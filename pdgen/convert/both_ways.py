@@ -53,9 +53,7 @@ def to_pdgen(
     """
     source = pathlib.Path(source)
     if is_checkpoint(source):
-        raise CheckpointError(
-            f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder"
-        )
+        raise CheckpointError(f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder")
     folder = open_bagel_folder(source, cast=dtype is not None)
     for note in folder.notes:
         say(note)
@@ -82,9 +80,7 @@ def to_bagel(
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     if not is_checkpoint(source) and is_bagel_folder(source):
-        raise CheckpointError(
-            f"{source}: is a BAGEL folder, not a pdgen checkpoint; convert it without --reverse"
-        )
+        raise CheckpointError(f"{source}: is a BAGEL folder, not a pdgen checkpoint; convert it without --reverse")
     checkpoint = open_checkpoint(source)
     content, arrays = checkpoint.content(), checkpoint.arrays()
     dtypes = {place.name: dtype or stored for place, stored, _ in content.tensors}
@@ -97,9 +93,7 @@ def to_bagel(
             (folder / name).write_bytes(data)
         files = {}
         for name, tensors in held.items():
-            files |= dict.fromkeys(
-                tensors, safetensors_file.create(folder / name, tensors, content.headers[name])
-            )
+            files |= dict.fromkeys(tensors, safetensors_file.create(folder / name, tensors, content.headers[name]))
 
         def write(place: Place, start: int, rows: np.ndarray) -> None:
             values = rows.astype(dtypes[place.name], copy=False)
@@ -109,16 +103,12 @@ def to_bagel(
     return checkpoint.manifest
 
 
-def _json_files(
-    checkpoint: Checkpoint, content: Content, dtypes: Mapping[str, np.dtype], say: Say
-) -> dict[str, bytes]:
+def _json_files(checkpoint: Checkpoint, content: Content, dtypes: Mapping[str, np.dtype], say: Say) -> dict[str, bytes]:
     """The folder's json files: those that it came with, corrected where the model is another."""
     if not all(name in content.source_json for name in MODEL_JSON):
         return {name: text.encode() for name, text in fresh_json(content.config).items()}
     changes: dict[str, dict[str, Any]] = {name: {} for name in content.source_json}
-    for (file, key), (said, actual) in differences(
-        read_config(checkpoint.path / SOURCE), content.config
-    ).items():
+    for (file, key), (said, actual) in differences(read_config(checkpoint.path / SOURCE), content.config).items():
         changes[file][key] = actual
         say(f"{file}: {key} was {json.dumps(said)}, is written as {json.dumps(actual)}")
     if INDEX in changes and any(stored != dtypes[place.name] for place, stored, _ in content.tensors):
@@ -129,7 +119,7 @@ def _json_files(
 
 
 def check(path: Path, say: Say = to_stderr) -> Manifest:
-    """Verifies a pdgen checkpoint (recomputes all digests) or a BAGEL folder (names, shapes, dtypes, lengths).
+    """Verifies a pdgen checkpoint (recomputes all digests) or a BAGEL folder (names, shapes, lengths).
 
     Returns:
       The manifest; for a BAGEL folder the one that its conversion would have, but for pdgen's own files.

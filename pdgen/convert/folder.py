@@ -55,15 +55,13 @@ def new_folder(
             raise CheckpointError(f"{target}: exists; choose another target or add --overwrite")
         if not target.is_dir() or (any(target.iterdir()) and not replaceable(target)):
             raise CheckpointError(
-                f"{target}: exists and is no checkpoint, so --overwrite does not replace it; "
-                "choose another target"
+                f"{target}: exists and is no checkpoint, so --overwrite does not replace it; choose another target"
             )
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < nbytes:
         raise CheckpointError(
-            f"{target}: needs {nbytes:,} bytes, {target.parent} has {free:,} free; make room or "
-            "choose another disk"
+            f"{target}: needs {nbytes:,} bytes, {target.parent} has {free:,} free; make room or choose another disk"
         )
     for stale in sorted(target.parent.glob(f".{target.name}.partial-*")):
         say(f"{stale}: left by a killed run or still being written by another; delete it if none runs")

@@ -42,9 +42,7 @@ class Rule:
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The letters of each of PyTorch's axes."""
-        return tuple(
-            tuple((one or several).split()) for several, one in re.findall(r"\(([^)]*)\)|(\w)", self.axes)
-        )
+        return tuple(tuple((one or several).split()) for several, one in re.findall(r"\(([^)]*)\)|(\w)", self.axes))
 
     def pattern(self) -> re.Pattern[str]:
         """Matches this rule's names; group 1, if any, is the layer's number without leading zeros."""

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import pathlib
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,9 +67,7 @@ class Content:
 
     def jobs(self) -> list[tuple[Place, np.dtype, int]]:
         """The tensors as ``pdgen.convert.stream.move`` takes them; a block is one file of an array."""
-        return [
-            (place, dtype, chunk_shapes(place.slot, dtype.itemsize)[0][0]) for place, dtype, _ in self.tensors
-        ]
+        return [(place, dtype, chunk_shapes(place.slot, dtype.itemsize)[0][0]) for place, dtype, _ in self.tensors]
 
     def manifest(self, digests: Mapping[str, str], files: Mapping[str, bytes]) -> Manifest:
         """The manifest, given each tensor's digest and the other files."""
@@ -83,9 +82,7 @@ def is_checkpoint(path: pathlib.Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def write_content(
-    target: pathlib.Path, content: Content, read: stream.Read, *, overwrite: bool, say: Say
-) -> Manifest:
+def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, overwrite: bool, say: Say) -> Manifest:
     """Writes a whole checkpoint to ``target``, or nothing.
 
     Args:
@@ -103,9 +100,7 @@ def write_content(
     files |= {f"{TOKENIZER}/{name}": data for name, data in content.tokenizer.items()}
     shapes = array_shapes(content.config)
     leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
-    with new_folder(
-        target, content.nbytes, overwrite=overwrite, replaceable=is_checkpoint, say=say
-    ) as folder:
+    with new_folder(target, content.nbytes, overwrite=overwrite, replaceable=is_checkpoint, say=say) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
@@ -152,14 +147,34 @@ def write_checkpoint(
         found.sort(key=lambda item: (-item[1].itemsize, item[0].name))
         tensors += [(place, dtype, TORCH_FILES[part]) for place, dtype in found]
 
+    last = threading.local()  # each thread asks for the blocks of one tensor after another
+
     def read(place: Place, start: int, stop: int) -> np.ndarray:
-        leaf = flat[place.path]
-        return np.asarray((leaf if place.layer is None else leaf[place.layer])[start:stop])
+        if getattr(last, "name", None) != place.name:
+            last.name, last.values = place.name, _on_host(flat[place.path], place.layer)
+        return last.values[start:stop]
 
     headers = {name: {"format": "pt"} for name in TORCH_FILES.values()}
     tokenizer = {file.name: file.read_bytes() for file in tokenizer_files}
     content = Content(config, tensors, headers, source_json or {}, tokenizer)
     return write_content(path, content, read, overwrite=overwrite, say=say)
+
+
+def _on_host(leaf: np.ndarray | jax.Array, layer: int | None) -> np.ndarray:
+    """One layer of an array, or all of it, however it is spread over devices; no more is copied from them."""
+    if not isinstance(leaf, jax.Array):
+        return leaf if layer is None else leaf[layer]
+    values = np.empty(leaf.shape if layer is None else leaf.shape[1:], leaf.dtype)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id:
+            continue
+        if layer is None:
+            values[shard.index] = np.asarray(shard.data)
+            continue
+        start, stop, _ = shard.index[0].indices(leaf.shape[0])
+        if start <= layer < stop:
+            values[shard.index[1:]] = np.asarray(shard.data[layer - start])
+    return values
 
 
 def _check_leaves(path: pathlib.Path, config: ModelConfig, flat: Mapping[str, Any]) -> None:
@@ -172,10 +187,10 @@ def _check_leaves(path: pathlib.Path, config: ModelConfig, flat: Mapping[str, An
             faults.append(f"array {name} is {list(leaf.shape)}, expected {list(shapes[name])}")
         elif np.dtype(leaf.dtype) not in _DTYPES.values():
             faults.append(f"array {name} is {leaf.dtype}; supported are {', '.join(_DTYPES)}")
+        elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            faults.append(f"array {name} lies on devices of several processes")
     if faults:
-        raise CheckpointError(
-            f"{path}: not written, the parameters do not fit the config: " + "; ".join(faults)
-        )
+        raise CheckpointError(f"{path}: not written, the parameters do not fit the config: " + "; ".join(faults))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +209,7 @@ class Checkpoint:
         """All but the values."""
         where = places(self.config)
         tensors = [(where[t.name], _DTYPES[t.dtype], t.file) for t in self.manifest.tensors]
-        return Content(
-            self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER)
-        )
+        return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
 
     def arrays(self) -> Arrays:
         """The open arrays. Raises CheckpointError naming all that are missing or misshapen."""
@@ -252,9 +265,7 @@ def compare_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
     """Raises CheckpointError naming every tensor whose digest is not the manifest's."""
     changed = [t.name for t in checkpoint.manifest.tensors if digests[t.name] != t.sha256]
     if changed:
-        raise CheckpointError(
-            f"{checkpoint.path}: values differ from {MANIFEST}: {', '.join(changed)}; convert again"
-        )
+        raise CheckpointError(f"{checkpoint.path}: values differ from {MANIFEST}: {', '.join(changed)}; convert again")
 
 
 def load_checkpoint(

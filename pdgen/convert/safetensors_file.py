@@ -144,9 +144,7 @@ def read_header(path: pathlib.Path) -> SafetensorsFile:
             faults.append(f"{name} does not begin where the tensor before it ends")
         end = info.end
     if not faults and size != end:
-        kind = (
-            f"truncated, {end - size:,} bytes are missing" if size < end else f"{size - end:,} bytes too long"
-        )
+        kind = f"truncated, {end - size:,} bytes are missing" if size < end else f"{size - end:,} bytes too long"
         faults.append(f"{kind} ({size:,} bytes, its header promises {end:,}); fetch it again")
     if faults:
         raise CheckpointError(f"{path}: " + "; ".join(faults))

@@ -93,18 +93,12 @@ def _autoencoder(config: AutoencoderConfig, shapes: Shapes) -> AutoencoderConfig
             numbers[found[2]].add(int(found[1]))
         return _majority(_count_votes(numbers.values()), stated)
 
-    channels = axis(
-        0, config.channels, "encoder.conv_in.weight", "encoder.conv_in.bias", "decoder.norm_out.weight"
-    )
+    channels = axis(0, config.channels, "encoder.conv_in.weight", "encoder.conv_in.bias", "decoder.norm_out.weight")
     multipliers = []
     for level in range(count(r"encoder\.down\.(\d+)\.block\.0\.(.+)", len(config.multipliers))):
         block = f"encoder.down.{level}.block.0."
-        width = axis(
-            0, 0, *(block + name for name in ("conv1.weight", "conv1.bias", "norm2.weight", "conv2.weight"))
-        )
-        multipliers.append(
-            _quotient(width, channels, config.multipliers[min(level, len(config.multipliers) - 1)])
-        )
+        width = axis(0, 0, *(block + name for name in ("conv1.weight", "conv1.bias", "norm2.weight", "conv2.weight")))
+        multipliers.append(_quotient(width, channels, config.multipliers[min(level, len(config.multipliers) - 1)]))
     return dataclasses.replace(
         config,
         channels=channels,
@@ -130,9 +124,7 @@ def config_from_tensors(stated: ModelConfig, shapes: Shapes) -> ModelConfig:
     letters = axis_sizes(stated)
     groups = {" ".join(group) for rule in RULES for group in rule.groups} | {"L", "N"}
     votes = _axis_votes(shapes)
-    size = {
-        g: _majority(votes.get(g, ()), math.prod(letters[letter] for letter in g.split())) for g in groups
-    }
+    size = {g: _majority(votes.get(g, ()), math.prod(letters[letter] for letter in g.split())) for g in groups}
     autoencoder = _autoencoder(stated.autoencoder, shapes)
     latents = _quotient(size["Z"], autoencoder.z_channels, stated.latent_patch_size**2)
     return dataclasses.replace(

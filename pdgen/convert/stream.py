@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pdgen.convert.folder import CheckpointError
 from pdgen.convert.mapping import Place
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 8 * 2**20
 WORKERS = 4  # each holds one block while it reads, hashes and writes it, so the three overlap
 
 Read = Callable[[Place, int, int], np.ndarray]

@@ -100,9 +100,7 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
             faults.append(str(fault))
     if faults:
         raise CheckpointError("; ".join(faults))
-    config = config_from_tensors(
-        stated, {name: info.shape for file in files for name, info in file.tensors.items()}
-    )
+    config = config_from_tensors(stated, {name: info.shape for file in files for name, info in file.tensors.items()})
     where = places(config)
     faults = [*_index_faults(index, files), *_tensor_faults(where, files), *_head_faults(config)]
     _raise_all(path, faults + ([] if cast else _dtype_faults(where, files)))
@@ -125,9 +123,7 @@ def _refuse_pickles(path: pathlib.Path) -> None:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     pickles = [file for file in sorted(path.iterdir()) if file.suffix in safetensors_file.PICKLE_SUFFIXES]
-    if pickles and not any(
-        file.suffix == ".safetensors" and file.name != AUTOENCODER for file in path.iterdir()
-    ):
+    if pickles and not any(file.suffix == ".safetensors" and file.name != AUTOENCODER for file in path.iterdir()):
         raise CheckpointError(f"{pickles[0]}: {safetensors_file.PICKLE_REASON}")
 
 
@@ -211,11 +207,7 @@ def _file_notes(path: pathlib.Path, files: Iterable[SafetensorsFile]) -> list[st
         notes.append(f"{path}: no tokenizer files; sampling will need {' or '.join(WHOLE_TOKENIZERS)}")
     taken = {file.path.name for file in files} | {*MODEL_JSON, *OTHER_JSON, *TOKENIZER_FILES}
     left = sorted(file.name for file in path.iterdir() if file.name not in taken)
-    return (
-        [*notes, f"{path}: not part of the checkpoint, so not carried over: {', '.join(left)}"]
-        if left
-        else notes
-    )
+    return [*notes, f"{path}: not part of the checkpoint, so not carried over: {', '.join(left)}"] if left else notes
 
 
 def _read_tree(where: Mapping[str, Place], read: stream.Read) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,25 +55,27 @@ def load_base(run: RunConfig) -> Base:
     return Base(config, load_tokenizer(assets), read_autoencoder(assets, config.autoencoder))
 
 
-def run_mesh(run: RunConfig) -> Mesh:
-    """The mesh of ``run`` over all devices. Raises RunError or ShardingError naming the numbers."""
-    devices = jax.device_count()
+def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of ``run`` over ``devices``. Raises RunError or ShardingError naming the numbers."""
     known = math.prod(size for size in run.mesh if size != -1)
-    shape = tuple(devices // known if size == -1 else size for size in run.mesh)
-    mesh = make_mesh(shape)
+    shape = tuple(len(devices) // known if size == -1 else size for size in run.mesh)
+    mesh = make_mesh(shape, devices)
     rows = shape[0] * shape[1]
     if run.rows % rows:
         raise RunError(f"config: rows is {run.rows}, expected a multiple of data * fsdp = {rows}")
     return mesh
 
 
-def train(run: RunConfig, workdir: pathlib.Path, say: Say) -> pathlib.Path:
+def train(
+    run: RunConfig, workdir: pathlib.Path, say: Say, devices: Sequence[jax.Device] | None = None
+) -> pathlib.Path:
     """Trains to ``run.num_steps``, resuming what ``workdir`` holds, and exports a pdgen checkpoint.
 
     Args:
       run: the config.
       workdir: gets ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, in the end, ``export/``.
       say: takes a line for the reader.
+      devices: to train on; all there are by default.
 
     Returns:
       The exported checkpoint's folder.
@@ -83,7 +85,7 @@ def train(run: RunConfig, workdir: pathlib.Path, say: Say) -> pathlib.Path:
     """
     base = load_base(run)
     source = _open_data(run, base)
-    mesh = run_mesh(run)
+    mesh = run_mesh(run, jax.devices() if devices is None else devices)
     optimizer = make_optimizer(run.optimizer, run.num_steps)
     _claim(workdir, run)
     with jax.set_mesh(mesh), Checkpoints(workdir, run.keep) as checkpoints:

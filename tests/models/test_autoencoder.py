@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 from pdgen.config import SHAPES_AUTOENCODER, AutoencoderConfig
 from pdgen.models import autoencoder
+from pdgen.sharding import RULES, make_mesh
 
 CONFIGS = {
     "one resolution": AutoencoderConfig(channels=32, multipliers=(1,), num_blocks=1, z_channels=2),
@@ -176,9 +177,7 @@ def test_kernels_start_uniform_within_the_root_of_their_fan_in(params):
 
 def test_attention_of_many_positions_is_chunked_and_the_same():
     positions, channels = autoencoder.MAX_DENSE_POSITIONS + 100, 4
-    q, k, v, g = (
-        jax.random.normal(key, (1, positions, channels)) for key in jax.random.split(jax.random.key(0), 4)
-    )
+    q, k, v, g = (jax.random.normal(key, (1, positions, channels)) for key in jax.random.split(jax.random.key(0), 4))
 
     def run(q, k, v):
         out, pull = jax.vjp(autoencoder.attend_positions, q, k, v)
@@ -190,9 +189,7 @@ def test_attention_of_many_positions_is_chunked_and_the_same():
     inputs = [torch.from_numpy(np.array(x)).requires_grad_() for x in (q, k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(*inputs)
     assert_close(out, expected.detach())
-    for actual, tensor in zip(
-        gradients, torch.autograd.grad(expected, inputs, torch.from_numpy(np.array(g)))
-    ):
+    for actual, tensor in zip(gradients, torch.autograd.grad(expected, inputs, torch.from_numpy(np.array(g)))):
         assert_close(actual, tensor)
 
 
@@ -226,6 +223,23 @@ def test_scale_and_shift_are_undone_by_decode(params):
     ]
     assert_close(*decoded)
     np.testing.assert_allclose(autoencoder.latent_from_moments(other, jnp.float32(3.0)), 8.0)
+
+
+def test_a_batch_split_over_devices_gives_the_same(params):
+    config, mesh = SHAPES_AUTOENCODER, make_mesh((2, 2, 2))
+    images = jax.random.uniform(jax.random.key(1), (4, 4, 4, 3), minval=-1, maxval=1)
+
+    @jax.jit
+    def run(params, images):
+        mean, _ = autoencoder.encode(config, params, images)
+        return autoencoder.decode(config, params, autoencoder.latent_from_moments(config, mean))
+
+    expected = run(params, images)
+    with jax.set_mesh(mesh):
+        batch = RULES.spec("batch")
+        decoded = run(jax.device_put(params, RULES.spec()), jax.device_put(images, batch))
+        assert jax.typeof(decoded).sharding.spec[0] == batch[0]
+    assert_close(decoded, expected)
 
 
 def test_image_whose_side_is_no_multiple_names_the_multiple():

@@ -42,20 +42,16 @@ def run(data):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """A run takes every device there is; the tests' eight are for the sharding tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(loop, "make_mesh", lambda shape, make=loop.make_mesh: make(shape, jax.devices()[:1]))
-        yield
+def _train(run, workdir, say=lambda line: None):
+    """On one device: the tests' eight are for the sharding tests."""
+    return loop.train(run, workdir, say, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, loop.train(run, workdir, lambda line: None)
+    return workdir, _train(run, workdir)
 
 
 def _metrics(workdir):
@@ -87,13 +83,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
 
     monkeypatch.setattr(loop, "_stop_if_not_finite", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(run, tmp_path, lambda line: None)
+        _train(run, tmp_path)
     monkeypatch.undo()
     lines = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(loop, "make_mesh", lambda shape, make=loop.make_mesh: make(shape, jax.devices()[:1]))
-        export = loop.train(run, tmp_path, lines.append)
+    export = _train(run, tmp_path, lines.append)
     assert lines[0] == "resuming from step 4"
     resumed, alone = load_checkpoint(export)[1], load_checkpoint(whole[1])[1]
     jax.tree.map(np.testing.assert_array_equal, resumed, alone)
@@ -103,7 +96,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
 def test_another_config_may_not_use_the_workdir(run, whole):
     other = dataclasses.replace(run, ce_weight=0.5)
     with pytest.raises(RunError, match="other values of ce_weight"):
-        loop.train(other, whole[0], lambda line: None)
+        _train(other, whole[0])
 
 
 def test_data_of_another_tokenizer_is_refused(run, data, tmp_path):
@@ -115,22 +108,20 @@ def test_data_of_another_tokenizer_is_refused(run, data, tmp_path):
     fingerprint = load_tokenizer(shapes_folder()).fingerprint
     (other / "dataset.json").write_text(text.replace(fingerprint, "0" * 64))
     with pytest.raises(RunError, match="another tokenizer"):
-        loop.train(dataclasses.replace(run, data=str(other)), tmp_path / "run", lambda line: None)
+        _train(dataclasses.replace(run, data=str(other)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     wild = dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30))
     with pytest.raises(RunError, match=r"step \d+: .*loss.* not finite"):
-        loop.train(wild, tmp_path, lambda line: None)
+        _train(wild, tmp_path)
     assert not (tmp_path / "export").exists()
 
 
-def test_rows_must_fit_the_mesh(run, monkeypatch):
-    monkeypatch.setattr(loop, "make_mesh", lambda shape: None)
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+def test_rows_must_fit_the_mesh(run):
     with pytest.raises(RunError, match="rows is 3, expected a multiple of data \\* fsdp = 8"):
-        loop.run_mesh(dataclasses.replace(run, rows=3, mesh=(1, -1, 1)))
+        loop.run_mesh(dataclasses.replace(run, rows=3, mesh=(1, -1, 1)), jax.devices())
 
 
 @pytest.mark.parametrize(
