@@ -55,23 +55,15 @@ NUMBERS = {
     ],
 }
 TABLES = {
-    "test_layout.py": ["splits", "sample_lens", "kv_len", "rope", "cfg_text_", "cfg_img_"],
+    "test_layout.py": ["splits", "sample_lens", "kv_len", "rope"],
     "test_model.py": ["vae_latent_shapes"],
-    "test_sampling.py": ["kv_len", "rope", "cfg_text_", "cfg_img_"],
+    "test_sampling.py": ["kv_len", "rope"],
     "test_tables.py": ["resize_table", "position_ids"],
     "test_tokenizer.py": ["tokenizer"],
 }
 # What a test reads to know what to compute; "text_loss_weight" says in words what ce_loss_weights holds.
 SETTINGS = {"bos", "eos", "soi", "eoi", "samples", "loss_weights", "infer", "text_loss_weight"}
 INFER_SETTINGS = {"prompt_ids", "plan_ids", "image_grid", "runs", *BRANCHES}
-    "prompt_ids",
-    "plan_ids",
-    "context_order",
-    "image_grid",
-    "runs",
-    "cfg_text_context",
-    "cfg_img_context",
-}
 
 
 def source(module):
