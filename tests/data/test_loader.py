@@ -1,0 +1,239 @@
+"""The loader on a small data set of shapes world, with made-up latents."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import msgspec
+import numpy as np
+import pytest
+from absl import flags
+
+from pdgen.assets import shapes_folder
+from pdgen.config import NANO
+from pdgen.data import lengths
+from pdgen.data.latents import add_latents
+from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
+from pdgen.data.packing import PackingError, document_rng
+from pdgen.data.records import Origin, RecordError, RecordSource, write_dataset
+from pdgen.interleave.layout import Budgets, pack_shapes
+from pdgen.interleave.segments import ConditionDropout
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.interleave.trajectory import Image
+from pdgen.scenes.subsets import Settings, make_trajectories
+
+TOKENIZER = load_tokenizer(shapes_folder())
+SETTINGS = LoaderConfig(
+    rows=4, budgets=Budgets(576, 160, 1088), seed=5, dropout=ConditionDropout(0.1, 0.1, 0.1), threads=2
+)
+RECORDS = 23
+
+
+def fake_encoder(pictures):
+    """Moments that depend on the picture: its pixels at half size."""
+    small = pictures[:, ::2, ::2].astype(np.float32) / 255
+    mean = np.concatenate([small, small[..., :1]], axis=-1)
+    return mean, np.full_like(mean, -4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    records = add_latents(list(make_trajectories(Settings(count=RECORDS))), fake_encoder)
+    write_dataset(folder, records, Origin(seed=0), records_per_file=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batches(folder) -> Batches:
+    return Batches(NANO, RecordSource(folder), TOKENIZER, SETTINGS)
+
+
+def assert_equal(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_batches_have_the_stated_shapes(batches):
+    batch = batches[3]
+    shapes = jax.tree.map(lambda array: (array.shape, array.dtype), batch)
+    stated = pack_shapes(SETTINGS.budgets, NANO, rows=4)
+    assert shapes == jax.tree.map(lambda struct: (struct.shape, struct.dtype), stated)
+    np.testing.assert_array_equal(batch.row, [12, 13, 14, 15])
+
+
+def test_the_step_is_the_whole_position(folder, batches):
+    """Starting at step 2 gives what going on from step 0 gives, and what random access gives."""
+    source = RecordSource(folder)
+    whole = list(loader(NANO, source, TOKENIZER, SETTINGS, stop_step=4))
+    resumed = list(loader(NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
+    assert len(whole) == 4 and len(resumed) == 2
+    for step, batch in enumerate(whole):
+        assert_equal(batch, batches[step])
+    for step, batch in enumerate(resumed, 2):
+        assert_equal(batch, whole[step])
+    assert not np.array_equal(whole[0].text_ids, whole[1].text_ids)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_rows(folder, batches, count):
+    source = RecordSource(folder)
+    parts = [Batches(NANO, source, TOKENIZER, SETTINGS, (index, count))[1] for index in range(count)]
+    assert_equal(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), batches[1])
+    with pytest.raises(LoaderError, match="4 rows cannot be shared equally by 3 processes"):
+        Batches(NANO, source, TOKENIZER, SETTINGS, (0, 3))
+
+
+def test_every_token_of_the_records_is_in_the_packs(folder):
+    """Without dropout, the texts of an epoch come back from the packs, each once."""
+    settings = dataclasses.replace(SETTINGS, dropout=ConditionDropout(0, 0, 0))
+    source = RecordSource(folder)
+    whole = Batches(NANO, source, TOKENIZER, settings)
+    expected = {}
+    for number in range(len(source)):
+        texts = [s.text for s in source[number].segments if not isinstance(s, Image)]
+        expected[number] = "".join(texts)
+    seen = set()
+    for number in range(40):
+        pack, documents = whole.pack(number), whole.packer.documents(number)
+        start = 0
+        for document in documents:
+            text = whole.packer.lengths(document)[0]
+            words = TOKENIZER.decode(pack.text_ids[start : start + text])
+            assert words == expected[document.record]
+            start += text
+            assert document not in seen
+            seen.add(document)
+        assert not pack.text_ids[start:].any()
+    first = {document.record for document in seen if document.epoch == 0}
+    assert first == set(range(RECORDS))
+
+
+def test_an_epoch_draws_other_latents_and_dropout(batches):
+    packer = batches.packer
+    documents = [packer.documents(number) for number in range(40)]
+    epochs = [next(d for pack in documents for d in pack if d == (epoch, 3)) for epoch in (0, 1)]
+    one, two = (batches.lay_out(document) for document in epochs)
+    again = batches.lay_out(epochs[0])
+    np.testing.assert_array_equal(one.vae_latents, again.vae_latents)
+    assert not np.array_equal(one.vae_latents[:64], two.vae_latents[:64])
+    assert document_rng(5, epochs[0]).random() != document_rng(6, epochs[0]).random()
+
+
+def test_workers_give_the_same_batches(folder, batches):
+    if not flags.FLAGS.is_parsed():
+        with pytest.raises(LoaderError, match="workers need parsed absl flags"):
+            loader(NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, workers=2))
+        flags.FLAGS.mark_as_parsed()
+    settings = dataclasses.replace(SETTINGS, workers=2)
+    made = list(loader(NANO, RecordSource(folder), TOKENIZER, settings, start_step=1, stop_step=4))
+    assert len(made) == 3
+    for step, batch in enumerate(made, 1):
+        assert_equal(batch, batches[step])
+
+
+def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
+    """A worker holds its parent's standard output, which therefore ends when the last worker has left."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import dataclasses, multiprocessing, time
+            from absl import flags
+            from pdgen.config import NANO
+            from pdgen.data.loader import loader
+            from pdgen.data.records import RecordSource
+            from tests.data.test_loader import SETTINGS, TOKENIZER
+            if __name__ == "__main__":
+                flags.FLAGS.mark_as_parsed()
+                settings = dataclasses.replace(SETTINGS, workers=1)
+                batches = loader(NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
+                next(batches)
+                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+                time.sleep(60)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as run:
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        run.kill()
+        try:
+            run.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            raise
+    assert workers
+
+
+def broken(folder, target, number, change):
+    """A copy of the data set whose record ``number`` has its images changed."""
+    source = RecordSource(folder)
+    records = [source[n] for n in range(len(source))]
+    segments = [change(s) if isinstance(s, Image) else s for s in records[number].segments]
+    records[number] = msgspec.structs.replace(records[number], segments=segments)
+    write_dataset(target, records, Origin(seed=0), records_per_file=10)
+    return RecordSource(target)
+
+
+def test_a_broken_picture_stops_with_file_and_record(folder, tmp_path):
+    source = broken(folder, tmp_path / "set", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
+    with pytest.raises(RecordError, match=r"part-00001\.array_record: record 2: record shapes-0-000012: "):
+        list(loader(NANO, source, TOKENIZER, SETTINGS, stop_step=10))
+
+
+def test_missing_latents_stop_with_file_and_record(folder, tmp_path):
+    none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
+    source = broken(folder, tmp_path / "set", 20, lambda s: msgspec.structs.replace(s, **none))
+    with pytest.raises(RecordError, match=r"part-00002\.array_record: record 0: .*no latents; encode"):
+        Batches(NANO, source, TOKENIZER, SETTINGS)
+
+
+def test_a_small_pack_is_refused(folder):
+    settings = dataclasses.replace(SETTINGS, budgets=Budgets(100, 160, 1088))
+    with pytest.raises(PackingError, match=r"record shapes-0-\d+ needs text \d+"):
+        Batches(NANO, RecordSource(folder), TOKENIZER, settings)
+
+
+def test_lengths_are_counted_once_per_data_set_and_model(folder, monkeypatch):
+    source = RecordSource(folder)
+    index = lengths.length_index(source, TOKENIZER, NANO)
+    monkeypatch.setattr(lengths, "outline", None)  # whoever counts again, fails
+    again = lengths.length_index(source, TOKENIZER, NANO)
+    for field in dataclasses.fields(index):
+        np.testing.assert_array_equal(getattr(index, field.name), getattr(again, field.name))
+    other = dataclasses.replace(TOKENIZER, fingerprint="another")
+    with pytest.raises(TypeError):
+        lengths.length_index(source, other, NANO)
+    larger = dataclasses.replace(NANO, vision=dataclasses.replace(NANO.vision, patch_size=4, max_side=8))
+    with pytest.raises(TypeError):
+        lengths.length_index(source, TOKENIZER, larger)
+    assert not list(folder.glob(".*partial"))
+
+
+def test_a_garbled_length_file_is_counted_again(folder, tmp_path):
+    source = broken(folder, tmp_path / "set", 0, lambda segment: segment)
+    index = lengths.length_index(source, TOKENIZER, NANO)
+    (path,) = source.folder.glob("lengths-*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    again = lengths.length_index(source, TOKENIZER, NANO)
+    np.testing.assert_array_equal(index.tokens, again.tokens)
+    np.testing.assert_array_equal(lengths.length_index(source, TOKENIZER, NANO).tokens, index.tokens)
+
+
+def test_changed_records_are_noticed(folder, tmp_path):
+    source = broken(folder, tmp_path / "set", 0, lambda segment: segment)
+    whole = Batches(NANO, source, TOKENIZER, SETTINGS)
+    whole._source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: folder_records[n - 1]})(
+        source.folder
+    )
+    folder_records = [RecordSource(folder)[n] for n in range(RECORDS)]
+    with pytest.raises(RecordError, match="is not the record whose tokens were counted"):
+        for number in range(20):
+            whole.pack(number)

@@ -1,0 +1,313 @@
+"""Records to segments: copies, targets, condition dropout, latents."""
+
+import dataclasses
+
+import msgspec
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdgen.assets import shapes_folder
+from pdgen.config import NANO
+from pdgen.interleave.images import encode_png, patchify
+from pdgen.interleave.layout import DroppedImage, LatentSegment, TextSegment, VitSegment, lay_out
+from pdgen.interleave.segments import (
+    CLEAN,
+    NOISED,
+    TEXT,
+    VIT,
+    ConditionDropout,
+    SegmentError,
+    kept,
+    outline,
+    record_segments,
+    stream_lengths,
+    switch_targets,
+)
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.interleave.trajectory import Image, Record, Text, check_grammar
+
+TOKENIZER = load_tokenizer(shapes_folder())
+SEE, OPEN, END = TOKENIZER.vision_start, TOKENIZER.im_start, TOKENIZER.im_end
+PLAN = "<ins>Add a red circle.</ins> <des>A red circle.</des>"
+FAULT = "The circle is blue. <refine>Make it red.</refine>"
+SHAPE = (16, 16, 4)
+
+
+def text(stage, words="a red circle", target=None):
+    return Text(stage=stage, text=words, target=stage != "prompt" if target is None else target)
+
+
+def image(stage, target=None, seed=0):
+    rng = np.random.default_rng(seed)
+    png = encode_png(PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)))
+    mean, logvar = rng.normal(size=SHAPE), rng.normal(size=SHAPE) - 2
+    moments = {"latent_mean": mean, "latent_logvar": logvar}
+    return Image(
+        stage=stage,
+        png=png,
+        target=stage != "given" if target is None else target,
+        latent_shape=SHAPE,
+        **{name: value.astype(np.float16).tobytes() for name, value in moments.items()},
+    )
+
+
+def record(*parts, complete=True):
+    made = Record(id="r1", source="test", complete=complete, segments=list(parts))
+    check_grammar(made)
+    return made
+
+
+CORRECTED = record(
+    image("given", seed=1),
+    text("prompt"),
+    text("plan", PLAN),
+    image("sketch", target=False, seed=2),
+    text("inspect", FAULT),
+    image("refine", seed=3),
+    text("inspect", "All is right."),
+)
+
+
+def describe(segments):
+    """Kind, loss and switch target of each segment."""
+    described = []
+    for segment in segments:
+        if isinstance(segment, DroppedImage):
+            described.append("gap")
+        elif isinstance(segment, TextSegment):
+            described.append(("text", segment.loss, segment.switch_target))
+        elif isinstance(segment, VitSegment):
+            described.append(("vit", segment.switch_target))
+        else:
+            described.append(("noised" if segment.noised else "clean", segment.switch_target))
+    return described
+
+
+class Draws:
+    """A generator whose uniform numbers are given: 0 drops a unit, 0.99 keeps it."""
+
+    def __init__(self, dropped, count):
+        self.values = np.where(np.isin(np.arange(count), dropped), 0.0, 0.99)
+        self.normal = np.random.default_rng(0)
+
+    def random(self, count):
+        assert count == len(self.values)
+        return self.values
+
+    def standard_normal(self, shape, dtype):
+        return self.normal.standard_normal(shape, dtype)
+
+
+def test_copies_and_targets_of_a_corrected_draft():
+    """The draft is context, its inspection and its correction are targets; given parts bear none."""
+    assert describe(record_segments(CORRECTED, TOKENIZER, NANO)) == [
+        ("clean", None),
+        ("vit", None),
+        ("text", False, None),
+        ("text", True, SEE),
+        ("clean", None),
+        ("vit", OPEN),
+        ("text", True, SEE),
+        ("noised", None),
+        ("clean", None),
+        ("vit", OPEN),
+        ("text", True, END),
+    ]
+
+
+def test_an_incomplete_record_teaches_no_end():
+    parts = CORRECTED.segments[:5]
+    assert switch_targets(record(*parts, complete=False), TOKENIZER) == [None, None, SEE, OPEN, None]
+    parts = CORRECTED.segments[1:3] + CORRECTED.segments[5:6]
+    parts[2] = msgspec.structs.replace(parts[2], stage="sketch")
+    assert switch_targets(record(*parts), TOKENIZER) == [None, SEE, END]
+    assert switch_targets(record(*parts, complete=False), TOKENIZER) == [None, SEE, None]
+
+
+def test_a_rewritten_plan_and_its_draft_are_context():
+    made = record(
+        text("prompt"),
+        text("plan", PLAN, target=False),
+        image("sketch", target=False),
+        text("inspect", FAULT),
+        text("plan", PLAN),
+        image("refine"),
+    )
+    assert describe(record_segments(made, TOKENIZER, NANO)) == [
+        ("text", False, None),
+        ("text", False, None),
+        ("clean", None),
+        ("vit", OPEN),
+        ("text", True, OPEN),
+        ("text", True, SEE),
+        ("noised", None),
+        ("clean", None),
+        ("vit", END),
+    ]
+
+
+def test_words_predict_the_next_and_the_closing_token():
+    document = lay_out(record_segments(CORRECTED, TOKENIZER, NANO), TOKENIZER, NANO)
+    words = TOKENIZER.encode("All is right.")
+    np.testing.assert_array_equal(document.text_targets[-len(words) - 2 :], [*words, TOKENIZER.im_end, END])
+    assert document.text_weights[-len(words) - 2 :].all()
+
+
+# Units of CORRECTED: 0 clean, 1 vit, 2 prompt, 3 plan, 4 clean, 5 vit, 6 inspect, 7 noised, 8 clean, 9 vit,
+# 10 inspect.
+@pytest.mark.parametrize(
+    "dropped, expected",
+    [
+        ([0, 1], {0: "gap", 1: "gap"}),
+        ([2], {2: None, 3: None}),  # the prompt decides for all texts before the image
+        ([3], {}),
+        ([4], {4: "gap"}),
+        ([5], {5: "gap", 6: ("text", False, None)}),  # the inspection cannot see what it inspects
+        ([6], {6: None}),
+        ([7], {}),  # a noised copy stays
+        ([9], {9: "gap", 10: ("text", False, None)}),
+        ([10], {}),  # no image follows
+    ],
+)
+def test_condition_dropout(dropped, expected):
+    whole = describe(record_segments(CORRECTED, TOKENIZER, NANO))
+    half = ConditionDropout(0.5, 0.5, 0.5)
+    segments = record_segments(CORRECTED, TOKENIZER, NANO, Draws(dropped, 11), half)
+    changed = [expected.get(n, part) for n, part in enumerate(whole)]
+    assert describe(segments) == [part for part in changed if part is not None]
+
+
+def test_dropped_units_and_positions():
+    """A dropped image copy still advances by one, a dropped text does not."""
+    half = ConditionDropout(0.5, 0.5, 0.5)
+    segments = record_segments(CORRECTED, TOKENIZER, NANO, Draws([0, 2, 4], 11), half)
+    document = lay_out(segments, TOKENIZER, NANO)
+    starts = np.cumsum([0, *document.split_lengths])[:-1]
+    fault = len(TOKENIZER.encode(FAULT)) + 2
+    # vit after a gap, vit after a gap, inspection, noised, clean, vit, inspection
+    expected = [1, 3, 4, 4 + fault, 4 + fault, 5 + fault, 6 + fault]
+    np.testing.assert_array_equal(document.rotary[starts], expected)
+
+
+kinds_strategy = st.lists(
+    st.sampled_from([[TEXT], [TEXT, TEXT], [CLEAN, VIT], [NOISED, CLEAN, VIT]]), min_size=1, max_size=8
+).map(lambda parts: [kind for part in parts for kind in part])
+rates = st.sampled_from([0.0, 0.5, 1.0])
+
+
+@settings(deadline=None)
+@given(kinds_strategy, st.builds(ConditionDropout, rates, rates, rates), st.integers(0, 99))
+def test_what_dropout_may_take(kinds, dropout, seed):
+    keep = kept(kinds, dropout, np.random.default_rng(seed))
+    assert keep.any()
+    certain = {TEXT: dropout.text, CLEAN: dropout.vae, VIT: dropout.vit, NOISED: 0.0}
+    images = [n for n, kind in enumerate(kinds) if kind != TEXT]
+    for n, kind in enumerate(kinds):
+        if certain[kind] == 0 or (kind == TEXT and (not images or n > images[-1])):
+            assert keep[n]
+        elif certain[kind] == 1 and not keep.all():
+            assert not keep[n]
+        if n and kind == kinds[n - 1] == TEXT:
+            assert keep[n] == keep[n - 1]
+
+
+def test_dropout_rates():
+    rng = np.random.default_rng(0)
+    kinds = [TEXT, TEXT, NOISED, CLEAN, VIT]
+    shares = np.mean([kept(kinds, ConditionDropout(), rng) for _ in range(4000)], axis=0)
+    np.testing.assert_allclose(shares, [0.9, 0.9, 1, 0.7, 0.7], atol=0.03)  # 4 standard deviations
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outline_tells_the_lengths_after_dropout(seed):
+    """Packing decides from the outline what the layout will be."""
+    dropout = ConditionDropout(0.5, 0.5, 0.5)
+    kinds, tokens = map(np.array, zip(*outline(CORRECTED, TOKENIZER, NANO)))
+    keep = kept(kinds.tolist(), dropout, np.random.default_rng(seed))
+    segments = record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng(seed), dropout)
+    lengths = lay_out(segments, TOKENIZER, NANO).lengths
+    np.testing.assert_array_equal(stream_lengths(kinds, tokens)[keep].sum(axis=0), lengths)
+
+
+def test_shapes_image_is_64_vae_and_16_vit_tokens():
+    units = outline(record(text("prompt", "x"), text("plan", PLAN), image("sketch")), TOKENIZER, NANO)
+    assert [(unit.kind, unit.tokens) for unit in units[2:]] == [(NOISED, 64), (CLEAN, 64), (VIT, 16)]
+
+
+def test_payloads_of_an_image():
+    segments = record_segments(CORRECTED, TOKENIZER, NANO)
+    given_image = CORRECTED.segments[0]
+    mean = np.frombuffer(given_image.latent_mean, np.float16).reshape(SHAPE).astype(np.float32)
+    np.testing.assert_allclose(segments[0].latents, patchify(0.3611 * (mean - 0.1159), 2), rtol=1e-6)
+    np.testing.assert_array_equal(segments[0].positions, np.arange(64))
+    picture = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    np.testing.assert_allclose(segments[1].patches, patchify(picture / 127.5 - 1, 8), atol=1e-6)
+    np.testing.assert_array_equal(segments[1].positions, np.arange(16))
+
+
+def test_latents_are_posterior_samples():
+    """(sample - mean) / standard deviation is standard normal; both VAE copies share the sample."""
+    drawn = CORRECTED.segments[5]
+    mean, logvar = (np.frombuffer(m, np.float16).reshape(SHAPE) for m in (drawn.latent_mean, drawn.latent_logvar))
+    noise = []
+    for seed in range(20):
+        segments = record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng(seed))
+        noised, clean = (s for s in segments[7:9] if isinstance(s, LatentSegment))
+        np.testing.assert_array_equal(noised.latents, clean.latents)
+        sample = noised.latents / 0.3611 + 0.1159
+        noise.append((sample - patchify(mean, 2)) / np.exp(patchify(logvar, 2).astype(np.float64) / 2))
+    noise = np.stack(noise)  # 20,480 values
+    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
+    assert abs(np.mean(noise[0] * noise[1])) < 0.15  # another seed, another sample
+
+
+def test_equal_generators_give_equal_segments():
+    made = [
+        record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng((3, 4)), ConditionDropout()) for _ in range(2)
+    ]
+    assert describe(made[0]) == describe(made[1])
+    one, two = (lay_out(segments, TOKENIZER, NANO) for segments in made)
+    np.testing.assert_array_equal(one.vae_latents, two.vae_latents)
+
+
+def faulty(**changes):
+    return record(text("prompt"), text("plan", PLAN), msgspec.structs.replace(image("sketch"), **changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"latent_mean": None, "latent_logvar": None, "latent_shape": None},
+            "record r1: segment 2: has no latents; encode",
+        ),
+        ({"latent_shape": (8, 8, 16)}, r"record r1: segment 2: latents \(8, 8, 16\) are not 4 channels"),
+        ({"latent_shape": (4, 64, 4)}, "record r1: segment 2: 2 x 32 VAE tokens exceed the model's grid of 8"),
+        ({"png": b"\x89PNG\r\n\x1a\n"}, "record r1: segment 2: not a readable PNG"),
+    ],
+)
+def test_unsuitable_images_are_named(changes, message):
+    broken = faulty(**changes)
+    with pytest.raises(SegmentError, match=message):
+        outline(broken, TOKENIZER, NANO)
+    with pytest.raises(SegmentError, match=message):
+        record_segments(broken, TOKENIZER, NANO)
+
+
+def test_tokens_outside_the_vocabulary_are_named():
+    small = dataclasses.replace(NANO, language=dataclasses.replace(NANO.language, vocab_size=4))
+    with pytest.raises(SegmentError, match=r"record r1: segment 1: token \d+ is outside the model's vocabulary of 4"):
+        outline(CORRECTED, TOKENIZER, small)
+
+
+def test_probabilities_are_checked():
+    with pytest.raises(ValueError, match=r"condition dropout of vae is 1\.5, expected a probability"):
+        ConditionDropout(vae=1.5)
+
+
+def test_every_unit_kind_has_its_streams():
+    lengths = stream_lengths([TEXT, NOISED, CLEAN, VIT], [5, 64, 64, 16])
+    np.testing.assert_array_equal(lengths, [[7, 0, 0], [2, 0, 64], [2, 0, 64], [2, 16, 0]])
