@@ -20,7 +20,7 @@ from pdgen.train.autoencoder import DivergedError, Quality, Settings, measure, t
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_autoencoder.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write ae.safetensors into.", required=True)
-STEPS = flags.DEFINE_integer("steps", None, "Optimiser steps, in place of the config's.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "Optimiser steps, in place of the config's.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing ae.safetensors.")
 
 TRAINING, HELD_OUT = 0, 1  # independent streams of scenes under one seed
@@ -79,7 +79,8 @@ def parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         fault(error)
     except AttributeError as error:  # ml_collections, of --config.key=value
-        fault(f"the config has no key {error}")
+        key = str(error).strip("\"'")
+        fault(f"the config has no key {key}")
 
 
 def fault(error: object) -> NoReturn:

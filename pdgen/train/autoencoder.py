@@ -49,7 +49,7 @@ class Settings:
     """How it is trained.
 
     Attributes:
-      steps: optimiser steps of both stages together.
+      steps: optimiser steps of both stages together; each has at least one.
       decoder_share: the fraction of them that belongs to stage 2.
       batch_size: pictures a step, drawn with replacement.
       learning_rate: Adam's peak; each stage rises to it linearly over 5% of its steps and falls as a cosine.
@@ -68,8 +68,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.decoder_share < 1:
             raise ValueError(f"decoder_share={self.decoder_share}: give a fraction between 0 and 1")
-        if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0 or self.kl_weight < 0:
-            raise ValueError(f"{self}: steps, batch_size and learning_rate are positive, kl_weight is not negative")
+        for name, least in (("steps", 2), ("batch_size", 1), ("learning_rate", 1e-12), ("kl_weight", 0.0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: give {least} or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +226,7 @@ def train(config: AutoencoderConfig, settings: Settings, pictures: UInt8[np.ndar
       DivergedError: the loss is not finite.
     """
     init_key, both_key, decoder_key = jax.random.split(jax.random.key(settings.seed), 3)
-    alone = round(settings.steps * settings.decoder_share)
+    alone = min(max(round(settings.steps * settings.decoder_share), 1), settings.steps - 1)
     params, device_pictures = init_params(config, init_key), jnp.asarray(pictures)
     both = ("encoder", "decoder")
     params = _stage(config, settings, params, device_pictures, both_key, both, settings.steps - alone)
