@@ -40,7 +40,9 @@ def chunk_shapes(slot: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...],
 
 def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
     location = str(folder / path.replace("/", "."))
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": location}, "context": _CONTEXT}
+    # every chunk exists, zeros too: a missing one is a damage
+    chunks = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": location}, "context": _CONTEXT} | chunks
 
 
 def _metadata(shape: tuple[int, ...], stacked: bool, dtype: np.dtype) -> dict[str, Any]:
@@ -88,16 +90,18 @@ class Arrays:
         try:
             return self._slot(place)[start:stop].read().result()
         except ValueError as fault:
-            raise CheckpointError(f"{self._folder}: {place.name} is damaged ({_short(fault)})") from None
+            raise CheckpointError(f"{self._folder}: {place.name} is damaged ({short(fault)})") from None
 
     def write(self, place: Place, start: int, rows: np.ndarray) -> None:
         """Writes ``rows`` from row ``start`` on, which begins a block of ``chunk_shapes``."""
         self._slot(place)[start : start + rows.shape[0]].write(rows).result()
 
 
-def _short(fault: ValueError) -> str:
-    """TensorStore's message up to its source locations."""
-    return str(fault).split(" [")[0]
+def short(fault: BaseException) -> str:
+    """The first cause of an error, in one line, without TensorStore's source locations."""
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    return " ".join(str(fault).split(" [source locations")[0].split())
 
 
 def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], bool, np.dtype]]) -> Arrays:
@@ -126,7 +130,7 @@ def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...]
         try:
             array = opened[path].result()
         except ValueError as fault:
-            faults.append(f"{path} cannot be opened ({_short(fault)})")
+            faults.append(f"{path} cannot be opened ({short(fault)})")
             continue
         if array.shape != shape or array.dtype.numpy_dtype != dtype:
             faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}")

@@ -89,17 +89,18 @@ def to_bagel(
         held[file][place.name] = (dtypes[place.name], place.shape)
     nbytes = sum(math.prod(shape) * kind.itemsize for file in held.values() for kind, shape in file.values())
     with new_folder(target, nbytes, overwrite=overwrite, replaceable=is_bagel_folder, say=say) as folder:
-        for name, data in (_json_files(checkpoint, content, dtypes, say) | dict(content.tokenizer)).items():
-            (folder / name).write_bytes(data)
-        files = {}
-        for name, tensors in held.items():
-            files |= dict.fromkeys(tensors, safetensors_file.create(folder / name, tensors, content.headers[name]))
+        created = [safetensors_file.create(folder / n, held[n], content.headers[n]) for n in held]
+        files = {name: file for file in created for name in file.tensors}
 
         def write(place: Place, start: int, rows: np.ndarray) -> None:
             values = rows.astype(dtypes[place.name], copy=False)
             safetensors_file.write(files[place.name], place.name, start * math.prod(place.slot[1:]), values)
 
         compare_digests(checkpoint, stream.move(content.jobs(), arrays.read, write, title="writing"))
+        for file in created:
+            safetensors_file.finish(file)
+        for name, data in (_json_files(checkpoint, content, dtypes, say) | dict(content.tokenizer)).items():
+            (folder / name).write_bytes(data)
     return checkpoint.manifest
 
 

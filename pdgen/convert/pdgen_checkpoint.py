@@ -23,7 +23,7 @@ from flax import traverse_util
 from pdgen import config as model_config
 from pdgen.config import ModelConfig
 from pdgen.convert import stream
-from pdgen.convert.arrays import Arrays, chunk_shapes, create_arrays, open_arrays
+from pdgen.convert.arrays import Arrays, chunk_shapes, create_arrays, open_arrays, short
 from pdgen.convert.folder import CheckpointError, Say, new_folder
 from pdgen.convert.manifest import MANIFEST, Manifest, TensorRecord, digest, read_manifest
 from pdgen.convert.mapping import PARTS, Place, array_shapes, places
@@ -313,5 +313,5 @@ def load_checkpoint(
     with ocp.Checkpointer(handler) as checkpointer:
         try:
             return checkpoint.config, checkpointer.restore((checkpoint.path / PARAMS).absolute(), args=args)
-        except ValueError as fault:
-            raise CheckpointError(f"{path}: cannot be restored ({fault})") from fault
+        except Exception as fault:  # Orbax raises no narrower class around what TensorStore says
+            raise CheckpointError(f"{path}: cannot be restored ({short(fault)}); convert again") from fault

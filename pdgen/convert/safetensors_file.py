@@ -154,27 +154,40 @@ def read_header(path: pathlib.Path) -> SafetensorsFile:
 def create(
     path: pathlib.Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> SafetensorsFile:
-    """Writes a file's header and makes it full size; ``write`` then fills in the tensors, in any order.
+    """Makes a file of full size; ``write`` then fills in the tensors, in any order, and ``finish`` the header.
 
     Args:
       path: the file.
       tensors: dtype and shape by name, in the order of their bytes.
       metadata: ``__metadata__`` of the header; left out if empty.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     infos, end = {}, 0
     for name, (dtype, shape) in tensors.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         infos[name] = TensorInfo(dtype, shape, begin, end)
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    base = 8 + len(text)
+    base = len(_header_bytes(infos, metadata))
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(base + end)
     moved = {n: dataclasses.replace(i, begin=base + i.begin, end=base + i.end) for n, i in infos.items()}
     return SafetensorsFile(path, moved, dict(metadata))
+
+
+def _header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """The header with its length; offsets are counted from where the first tensor begins."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    base = min((info.begin for info in tensors.values()), default=0)
+    for name, info in tensors.items():
+        offsets = [info.begin - base, info.end - base]
+        header[name] = {"dtype": _CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def finish(file: SafetensorsFile) -> None:
+    """Writes the header of a file whose tensors are written; without one the file is unreadable."""
+    with file.path.open("r+b") as opened:
+        opened.write(_header_bytes(file.tensors, file.metadata))
 
 
 def write(file: SafetensorsFile, name: str, offset: int, values: np.ndarray) -> None:
