@@ -1,0 +1,26 @@
+"""The autoencoder of shapes world, as shipped in pdgen/assets/shapes/ae.safetensors.
+
+python launch/train_autoencoder.py --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
+
+Result: 37.0 dB PSNR on 500 held-out scenes; latents of mean 0.00 +- 0.03 and standard deviation 0.99 to 1.02 per
+channel, their posterior's 0.05 to 0.11; 1.3 MB. 13 minutes of processor time on two CPU cores.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Scenes are drawn with ``train.seed``; ``train`` holds the keys of ``pdgen.train.autoencoder.Settings``."""
+    config = ml_collections.ConfigDict()
+    config.model = "nano"  # the preset whose autoencoder is trained
+    config.image_size = 32
+    config.pictures = 4000
+    config.held_out = 500
+    config.train = ml_collections.ConfigDict()
+    config.train.steps = 2800
+    config.train.decoder_share = 0.2
+    config.train.batch_size = 8
+    config.train.learning_rate = 2e-3
+    config.train.kl_weight = 1e-3
+    config.train.seed = 0
+    return config
