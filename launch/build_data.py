@@ -3,7 +3,6 @@
 python launch/build_data.py --config=configs/data_shapes.py --output=out/shapes
 """
 
-import hashlib
 import itertools
 import math
 import pathlib
@@ -20,8 +19,8 @@ from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.convert.torch_checkpoint import AUTOENCODER, read_autoencoder
-from pdgen.data.latents import Encode, add_latents, batched_encoder
+from pdgen.convert.torch_checkpoint import read_autoencoder
+from pdgen.data.latents import Encode, add_latents, autoencoder_fingerprint, batched_encoder
 from pdgen.data.records import Origin, write_dataset
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Record
@@ -61,11 +60,12 @@ def with_latents(records: Iterator[Record], encode: Encode, total: int) -> Itera
 def build(settings: Settings, folder: pathlib.Path, overwrite: bool) -> str:
     """Writes the data set and returns a line that sums it up."""
     assets = shapes_folder()
-    encode = batched_encoder(SHAPES_AUTOENCODER, read_autoencoder(assets, SHAPES_AUTOENCODER))
+    weights = read_autoencoder(assets, SHAPES_AUTOENCODER)
+    encode = batched_encoder(SHAPES_AUTOENCODER, weights)
     origin = Origin(
         seed=settings.seed,
         tokenizer=load_tokenizer(assets).fingerprint,
-        autoencoder=hashlib.sha256((assets / AUTOENCODER).read_bytes()).hexdigest(),
+        autoencoder=autoencoder_fingerprint(weights),
         settings=msgspec.to_builtins(settings),
     )
     records = with_latents(make_trajectories(settings), encode, settings.count)

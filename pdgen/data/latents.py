@@ -1,5 +1,6 @@
 """Latent moments of records: every picture encoded once, ahead of training, in compiled batches."""
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,12 +10,22 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 import PIL.Image
+from flax import traverse_util
 
 from pdgen.config import AutoencoderConfig
 from pdgen.interleave.trajectory import Image, Record, Text
 from pdgen.models import autoencoder
 
 Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
+    """SHA-256 over every weight's path, shape and float32 values: latents suit the model if it is equal."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(traverse_util.flatten_dict(dict(params), sep="/").items()):
+        digest.update(f"{path}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = 64) -> Encode:

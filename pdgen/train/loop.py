@@ -22,6 +22,7 @@ from pdgen.assets import shapes_folder
 from pdgen.config import ModelConfig, preset
 from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
 from pdgen.convert.torch_checkpoint import read_autoencoder
+from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.loader import LoaderConfig, loader
 from pdgen.data.records import RecordSource
 from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
@@ -103,8 +104,11 @@ def train(
 
 def _open_data(run: RunConfig, base: Base) -> RecordSource:
     source = RecordSource(run.data)
-    if source.dataset.origin.tokenizer not in (None, base.tokenizer.fingerprint):
+    origin = source.dataset.origin
+    if origin.tokenizer not in (None, base.tokenizer.fingerprint):
         raise RunError(f"{run.data}: was built for another tokenizer than the model's; build it again")
+    if origin.autoencoder not in (None, autoencoder_fingerprint(base.autoencoder)):
+        raise RunError(f"{run.data}: its latents are another autoencoder's than the model's; build it again")
     return source
 
 

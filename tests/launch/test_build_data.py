@@ -1,6 +1,5 @@
 """The data builder's command line: the same config gives the same bytes, and nothing is left half-written."""
 
-import hashlib
 import pathlib
 import subprocess
 import sys
@@ -9,6 +8,9 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
+from pdgen.config import SHAPES_AUTOENCODER
+from pdgen.convert.torch_checkpoint import read_autoencoder
+from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.records import RecordSource
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image
@@ -43,8 +45,7 @@ def test_every_picture_has_latents_and_the_origin_is_told(folder):
     origin = source.dataset.origin
     assert (origin.seed, origin.settings["count"]) == (5, 6)
     assert origin.tokenizer == load_tokenizer(shapes_folder()).fingerprint
-    weights = (shapes_folder() / "ae.safetensors").read_bytes()
-    assert origin.autoencoder == hashlib.sha256(weights).hexdigest()
+    assert origin.autoencoder == autoencoder_fingerprint(read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER))
 
 
 def test_building_again_gives_the_same_bytes_and_needs_permission(folder):

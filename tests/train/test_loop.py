@@ -112,6 +112,13 @@ def test_data_of_another_tokenizer_is_refused(run, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_latents_of_another_autoencoder_are_refused(run, tmp_path):
+    records = add_latents(list(make_trajectories(Settings(seed=4, count=2))), _moments)
+    write_dataset(tmp_path / "data", records, Origin(seed=4, autoencoder="0" * 64))
+    with pytest.raises(RunError, match="another autoencoder"):
+        _train(dataclasses.replace(run, data=str(tmp_path / "data")), tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     wild = dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30))
     with pytest.raises(RunError, match=r"step \d+: .*loss.* not finite"):
