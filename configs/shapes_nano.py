@@ -13,17 +13,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = "out/shapes"
     config.init = ""
     config.model = "nano"
-    config.num_steps = 3000
-    config.rows = 2
+    config.num_steps = 6000
+    config.rows = 1
     config.budgets = ml_collections.ConfigDict({"text": 512, "vit": 128, "vae": 896})
     config.seed = 0
     config.mesh = (1, -1, 1)
-    config.ce_weight = 0.25
+    config.ce_weight = 0.5
     config.save_every = 500
     config.keep = 2
-    config.log_every = 10
+    config.log_every = 20
     config.workers = 0
-    config.optimizer = ml_collections.ConfigDict({"learning_rate": 1e-3, "warmup_steps": 50, "schedule": "cosine"})
+    config.optimizer = ml_collections.ConfigDict({"learning_rate": 1.5e-3, "warmup_steps": 50, "schedule": "cosine"})
     config.compute = ml_collections.ConfigDict({"block_q": 128, "block_k": 128, "loss_chunk": 512})
     config.dropout = ml_collections.ConfigDict({"text": 0.05, "vae": 0.05, "vit": 0.05})
     return config

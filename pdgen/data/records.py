@@ -56,8 +56,9 @@ class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a data set was made from; equal origins give equal records.
 
-    ``tokenizer`` is the fingerprint of the tokenizer its texts were written for, ``autoencoder`` the
-    ``latents.autoencoder_fingerprint`` of the weights its latents come from (None: no latents), ``settings`` the builder's configuration.
+    ``tokenizer`` is the fingerprint of the tokenizer its texts were written for, ``autoencoder`` that of the
+    weights its latents come from (``latents.autoencoder_fingerprint``; None: no latents), ``settings`` the
+    builder's configuration.
     """
 
     seed: int

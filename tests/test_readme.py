@@ -1,0 +1,75 @@
+"""Every command of the README runs, in order, in one empty folder; only sizes are made smaller."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SET_UP = ("python3 -m venv", ".venv/bin/pip install")  # what a test must not do again
+SUITE = ".venv/bin/pytest"
+SMALLER = {
+    "--scale=": "--scale=0.01",
+    "--config.num_steps=": "--config.num_steps=4",
+    "--num_timesteps=": "--num_timesteps=4",
+}
+# A newcomer's BAGEL folder; here the small one that the golden tests read.
+GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
+
+
+def _commands():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
+
+
+def _smaller(word):
+    return next((small for start, small in SMALLER.items() if word.startswith(start)), word)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An empty folder with the checkout's launchers and configs, and the given checkpoints."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("launch", "configs", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    for name, source in GIVEN.items():
+        shutil.copytree(source, folder / name)
+    return folder
+
+
+def test_the_first_two_lines_are_the_promised_ones():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    train, tests = (block.strip().splitlines() for block in blocks[:2])
+    assert len(train) == len(tests) == 1
+    assert [s in train[0] for s in ("launch/build_data.py", "launch/train.py", "launch/sample.py")] == [True] * 3
+    assert tests[0].split("&&")[-1].strip().startswith(SUITE)
+    assert tests[0].split("&&")[1:] == [f" {line}" for line in _ci_lines()]
+
+
+def _ci_lines():
+    """CI runs the README's test command; between its parts stands " && "."""
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith(".venv/bin/p")]
+    return [*(f"{line} " for line in lines[:-1]), lines[-1]]
+
+
+def test_every_command_runs(folder):
+    commands = [c for c in _commands() if not c.startswith((*SET_UP, SUITE))]
+    assert len(commands) >= 5
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "XDG_CACHE_HOME": str(folder / "cache")}
+    for command in commands:
+        words = [_smaller(word) for word in shlex.split(command)]
+        assert words[0] == ".venv/bin/python", command
+        # Warm-up must fit the fewer steps.
+        extra = ["--config.optimizer.warmup_steps=1"] if words[1] == "launch/train.py" else []
+        done = subprocess.run(
+            [sys.executable, *words[1:], *extra], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+    assert (folder / "out" / "circle" / "trajectory.json").is_file()
+    assert (folder / "out" / "circle" / "index.html").is_file()
