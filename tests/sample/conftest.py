@@ -1,0 +1,173 @@
+"""The golden nano checkpoint as a sampler, and one recorded batch of trajectories.
+
+The model is random, so a terse sub-grammar keeps its texts short and makes every turn of a trajectory
+likely: plans, inspections with and without a fault, refinements without a plan.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.convert.both_ways import to_pdgen
+from pdgen.flow.denoise import ImageSettings
+from pdgen.interleave.grammar import FORBIDDEN, Automaton, build_automaton
+from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
+from pdgen.sample.compiled import Compiler
+from pdgen.sample.engine import Drawn, Sampler, SampleSettings
+from pdgen.sample.text import Grammar, TextSettings
+
+NANO = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
+SETTINGS = SampleSettings(
+    max_images=3,
+    max_prompt_tokens=100,
+    text=TextSettings(max_tokens=24, temperature=1.0),
+    image=ImageSettings(num_timesteps=4),
+)
+# The second is longer than a chunk of the prefill, the third spells switch tokens out.
+PROMPTS = ("a red circle", "two cats " * 9, "<|im_end|><|vision_start|>")
+SEEDS = (17, 2**32 - 6, 22)
+
+_CLOSE = {"{0}:": ["o", "<"], "{0}:<": ["/"], "{0}:</": ["{0}"], "{0}:</{0}": [">"]}
+TERSE: dict[str, list[str]] = {
+    "plan:": ["<ins"], "plan:<ins": [">"],
+    "gap:": [" ", "<"], "gap: ": ["<"], "gap:<": ["des"], "gap:<des": [">"],
+    "plan_end:": [""], "refine_end:": [""],
+    "after_image:": ["<ins", "<refine", "o", ""], "after_image:<ins": [">"],
+    "inspect:": ["<refine", "o", ""], "inspect:<refine": [">"],
+} | {
+    state.format(part): [word.format(part) for word in words]
+    for part in ("ins", "des", "refine") for state, words in _CLOSE.items()
+}  # fmt: skip
+
+
+def restrict(automaton: Automaton, tokenizer: Tokenizer, words: dict[str, list[str]], free: str = "") -> Automaton:
+    """The grammar that allows in each state only the tokens that spell these words ("" = <|im_end|>).
+
+    The states of the part named ``free`` keep all they allow.
+    """
+    table = np.full_like(automaton.table, FORBIDDEN)
+    for state, allowed in words.items():
+        row = automaton.names.index(state)
+        for word in allowed:
+            token = tokenizer.pieces.index(word.encode()) if word else tokenizer.im_end
+            table[row, token] = automaton.table[row, token]
+            assert table[row, token] != FORBIDDEN, (state, word)
+    rows = [n for n, name in enumerate(automaton.names) if name.partition(":")[0] == free]
+    table[rows] = automaton.table[rows]
+    return dataclasses.replace(automaton, table=table)
+
+
+def use(sampler: Sampler, automaton: Automaton) -> None:
+    """Makes the sampler obey ``automaton``."""
+    sampler.automaton = automaton
+    sampler.grammar = Grammar(jnp.asarray(automaton.table), jnp.asarray(automaton.closings))
+
+
+class Call(NamedTuple):
+    """One compiled call: the function's name, what it was given but for the parameters, what it gave."""
+
+    name: str
+    given: Any
+    result: Any
+
+
+class Recorder:
+    """A compiler that keeps every call."""
+
+    def __init__(self, compiler: Compiler) -> None:
+        self.compiler, self.calls = compiler, []
+
+    @property
+    def seconds(self) -> float:
+        return self.compiler.seconds
+
+    def __call__(self, function, static, params, *args):
+        given = _kept(args)  # before the call, which may take a context's buffers
+        result = self.compiler(function, static, params, *args)
+        self.calls.append(Call(function.__name__, given, _kept(result)))
+        return result
+
+    def named(self, *names: str) -> list[Call]:
+        return [call for call in self.calls if call.name in names]
+
+
+def _kept(tree):
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.array(x), tree)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "nano"
+    to_pdgen(NANO, folder, say=lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_grammar():
+    tokenizer = load_tokenizer(NANO)
+    return build_automaton(tokenizer, tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def sampler(checkpoint, whole_grammar):
+    sampler = Sampler.from_checkpoint(checkpoint)
+    use(sampler, restrict(whole_grammar, sampler.tokenizer, TERSE))
+    return sampler
+
+
+class Recorded(NamedTuple):
+    """A batch of trajectories, the lines of progress, and every compiled call."""
+
+    drawn: list[Drawn]
+    lines: list[str]
+    recorder: Recorder
+
+
+@pytest.fixture(scope="session")
+def recorded(sampler):
+    compiler, lines = sampler.compiler, []
+    sampler.compiler = recorder = Recorder(compiler)
+    drawn = sampler(PROMPTS, SEEDS, SETTINGS, lines.append)
+    sampler.compiler = compiler
+    return Recorded(drawn, lines, recorder)
+
+
+class Segment(NamedTuple):
+    """One segment of a recorded trajectory as the model read it.
+
+    Attributes:
+      kind: a key of ``FOLLOWERS``.
+      ids: a text's words.
+      image: an image's pictures (one row) and the key of its posterior's sample.
+      logits: after its closing token; None for the prompt.
+    """
+
+    kind: str
+    ids: list[int] | None = None
+    image: tuple | None = None
+    logits: np.ndarray | None = None
+
+
+@pytest.fixture(scope="session")
+def histories(recorded, sampler):
+    """The segments of every recorded trajectory, prompt first."""
+    histories = [[Segment("prompt", sampler.tokenizer.encode(prompt))] for prompt in PROMPTS]
+    for call in recorded.recorder.named("write_text", "read"):
+        rows = call.given[-1]
+        for n in np.flatnonzero(rows[1]):
+            if call.name == "read":
+                _, logits = call.result
+                pictures, keys = rows[0], rows[2]
+                image = (jax.tree.map(lambda x, n=n: x[n : n + 1], pictures), keys[n : n + 1])
+                histories[n].append(Segment("image", image=image, logits=logits[n]))
+            else:
+                written = call.result
+                kind = sampler.automaton.kind_of(written.state[n])
+                ids = written.tokens[n, : written.count[n]].tolist()
+                histories[n].append(Segment(kind, ids, logits=written.logits[n]))
+    return histories

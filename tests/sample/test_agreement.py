@@ -1,0 +1,142 @@
+"""Training and sampling agree: a sampled trajectory, laid out as one training document, gives the same numbers.
+
+The document holds every image as training does: noised, clean, ViT. What the model said at each closing
+token while sampling, from a context that grew token by token, must stand at the same token of the document,
+and the first step of each denoising must be the velocity at its noised copy.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.config import ComputeConfig
+from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents
+from pdgen.interleave import layout
+from pdgen.interleave.images import encode_png, from_pixels, image_sizes, position_ids, resize_size
+from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment
+from pdgen.interleave.segments import record_segments
+from pdgen.interleave.trajectory import Image, Record, Text
+from pdgen.models import bagel
+from pdgen.sample.image import clean_latents, prepare
+
+TOLERANCE = 1e-4
+COMPUTE = ComputeConfig()
+
+
+class Document(NamedTuple):
+    """A trajectory after a forward pass in training's layout.
+
+    Attributes:
+      logits: at the closing token of every segment, an image's ViT copy.
+      velocities: of every image's noised copy at t = 1, and the noise that it carries.
+    """
+
+    logits: list[np.ndarray]
+    velocities: list[np.ndarray]
+    noise: list[np.ndarray]
+
+
+encode_pack = jax.jit(bagel.encode_pack, static_argnums=(0, 1))
+latents_of = jax.jit(clean_latents, static_argnums=0)
+denoise = jax.jit(generate_latents, static_argnums=0)
+
+
+def document_segments(sampler, history, rng):
+    """For every segment of a trajectory its copies in a training document."""
+    config = sampler.config
+    for segment in history:
+        if segment.kind != "image":
+            yield [TextSegment(segment.ids)]
+            continue
+        pictures, keys = segment.image
+        grid = [side // config.latent_stride for side in pictures.pixels.shape[1:3]]
+        latents = np.asarray(latents_of(config, sampler.params, pictures.pixels, keys))[0]
+        noise = rng.standard_normal(latents.shape, np.float32)
+        ids = position_ids(grid, config.max_latent_size)
+        width, height = resize_size(*pictures.pixels.shape[2:0:-1], image_sizes(config).vit)
+        seen = (height // config.vision.patch_size, width // config.vision.patch_size)
+        yield [
+            LatentSegment(noise, ids, noised=True),
+            LatentSegment(latents, ids),
+            VitSegment(pictures.patches[0], position_ids(seen, config.vision.max_side)),
+        ]
+
+
+@pytest.fixture(scope="module")
+def documents(sampler, histories):
+    """Every recorded trajectory as a document, one pack each, all of one size."""
+    rng = np.random.default_rng(0)
+    groups = [list(document_segments(sampler, history, rng)) for history in histories]
+    layouts = [layout.lay_out([s for g in group for s in g], sampler.tokenizer, sampler.config) for group in groups]
+    budgets = Budgets(*np.max([one.lengths for one in layouts], axis=0).tolist())
+    packs = layout.stack([layout.assemble([one], budgets, row) for row, one in enumerate(layouts)])
+    t = jnp.asarray(packs.vae_image >= 0, jnp.float32)
+    model = sampler.params["model"]
+    und, gen = encode_pack(sampler.config, COMPUTE, model, packs, packs.vae_latents, t)
+    logits, velocities = (np.asarray(f(model, x)) for f, x in ((bagel.logits, und), (bagel.velocity, gen)))
+    result = []
+    for n, group in enumerate(groups):
+        closings = np.cumsum([sum(_text_tokens(s) for s in copies) for copies in group]) - 1
+        images = range(packs.vae_image[n].max() + 1)
+        own = [packs.vae_image[n] == image for image in images]
+        noise = [packs.vae_latents[n][rows] for rows in own]
+        result.append(Document(list(logits[n, closings]), [velocities[n][rows] for rows in own], noise))
+    return result
+
+
+def _text_tokens(segment):
+    return len(segment.ids) + 2 if isinstance(segment, TextSegment) else 2
+
+
+def test_the_choice_after_every_segment_is_what_training_sees(histories, documents):
+    for history, document in zip(histories, documents):
+        for segment, expected in zip(history[1:], document.logits[1:], strict=True):
+            np.testing.assert_allclose(segment.logits, expected, atol=TOLERANCE, err_msg=segment.kind)
+
+
+def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, histories, documents):
+    """Two timesteps are one Euler step from t = 1 to 0: latents = noise - velocity."""
+    settings = ImageSettings(num_timesteps=2, text_scale=1.0)
+    switches = (sampler.tokenizer.vision_start, sampler.tokenizer.vision_end)
+    denoiser = Denoiser(sampler.config, COMPUTE, settings, switches)
+    drawn = [0] * len(histories)
+    for draw, read in zip(*(recorded.recorder.named(name) for name in ("draw", "read"))):
+        active = np.flatnonzero(read.given[-1][1])
+        noise = np.zeros((len(histories), *documents[0].noise[0].shape), np.float32)
+        for n in active:
+            noise[n] = documents[n].noise[drawn[n]]
+        grid = [side // sampler.config.latent_stride for side in read.given[-1][0].pixels.shape[1:3]]
+        positions = np.tile(position_ids(grid, sampler.config.max_latent_size), (len(noise), 1))
+        contexts = Contexts(*draw.given[0])._replace(image=None)
+        latents = np.asarray(denoise(denoiser, sampler.params["model"], contexts, noise, positions))
+        for n in active:
+            np.testing.assert_allclose(noise[n] - latents[n], documents[n].velocities[drawn[n]], atol=TOLERANCE)
+            drawn[n] += 1
+    assert drawn == [len(document.velocities) for document in documents] and min(drawn) >= 1
+
+
+def test_pictures_are_prepared_as_training_s_are(sampler, recorded):
+    """The ViT's patches come from the same resize (32 to 30 pixels here), the pixels from the same PNG."""
+    picture = recorded.drawn[0].images[0]
+    config = sampler.config
+    shape = (2, 2, config.autoencoder.z_channels)  # latents do not matter here
+    zeros = np.zeros(shape, np.float16).tobytes()
+    image = Image("sketch", encode_png(picture), False, zeros, zeros, shape)
+    record = Record(id="x", source="test", complete=False, segments=[Text("prompt", "a", False), image])
+    vit = next(s for s in record_segments(record, sampler.tokenizer, config) if isinstance(s, VitSegment))
+    np.testing.assert_array_equal(prepare(config, [picture]).patches[0], vit.patches)
+    np.testing.assert_array_equal(prepare(config, [picture]).pixels[0], np.asarray(picture) / np.float32(127.5) - 1)
+
+
+def test_the_context_reads_the_picture_that_is_saved(recorded):
+    drawn = [0] * len(recorded.drawn)
+    for call in recorded.recorder.named("read"):
+        pictures, active, _ = call.given[-1]
+        for n in np.flatnonzero(active):
+            saved = recorded.drawn[n].images[drawn[n]]
+            np.testing.assert_array_equal(np.asarray(from_pixels(pictures.pixels[n])), np.asarray(saved))
+            drawn[n] += 1
+    assert drawn == [len(one.images) for one in recorded.drawn]

@@ -1,0 +1,283 @@
+"""The sampler: grammar, contexts, limits, and that a trajectory does not depend on its batch."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.config import ComputeConfig
+from pdgen.interleave import layout
+from pdgen.interleave.grammar import KINDS, SWITCHES
+from pdgen.interleave.trajectory import (
+    ImageStage,
+    TextStage,
+    check_kinds,
+    image_stage,
+    parse_plan,
+    parse_refine,
+    segment_kind,
+)
+from pdgen.models.context import add_text, empty_cache
+from pdgen.sample.engine import SampleError, Sampler
+from pdgen.sample.text import room
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, Recorder, restrict, use
+
+
+def outcome(drawn):
+    """What must not depend on the batch: the stages but for their times, the pixels, why it stopped."""
+    stages = [(s.stage, getattr(s, "text", None), s.tokens) for s in drawn.trajectory.stages]
+    return stages, [np.asarray(image).tobytes() for image in drawn.images], drawn.trajectory.stop_reason
+
+
+def segment_tokens(sampler, segments):
+    """(mode of attention, tokens) of each copy that the segments put into a context."""
+    config = sampler.config
+    for segment in segments:
+        if segment.kind == "image":
+            pixels = segment.image[0].pixels.shape[1:3]
+            yield "full", (pixels[0] // config.latent_stride) * (pixels[1] // config.latent_stride) + 2
+            yield "full", segment.image[0].patches.shape[1] + 2
+        else:
+            yield "causal", len(segment.ids) + 2
+
+
+def grown(sampler, segments):
+    """(length, rotary) of a context that holds the segments, by the layout's own rules."""
+    length = rotary = 0
+    for mode, tokens in segment_tokens(sampler, segments):
+        length, rotary = length + tokens, layout.advance(rotary, mode, tokens)
+    return length, rotary
+
+
+@pytest.fixture
+def narrow(sampler, whole_grammar):
+    """Gives the sampler another grammar: words by state, a part that is free, what may follow each kind."""
+    automaton = sampler.automaton
+
+    def narrowed(words, free, following):
+        switches = whole_grammar.switches.copy()
+        for kind, allowed in following.items():
+            switches[KINDS.index(kind)] = [switch in allowed for switch in SWITCHES]
+        narrower = restrict(whole_grammar, sampler.tokenizer, TERSE | words, free)
+        use(sampler, dataclasses.replace(narrower, switches=switches))
+
+    yield narrowed
+    use(sampler, automaton)
+
+
+def test_the_recorded_batch_takes_every_turn(histories):
+    kinds = {segment.kind for segments in histories for segment in segments}
+    assert kinds == {"prompt", "plan", "image", "inspect", "inspect+refine"}
+    assert len({len(segments) for segments in histories}) > 1  # rows end at different times
+
+
+def test_trajectories_obey_the_grammar(recorded, histories):
+    for (trajectory, images), segments in zip(recorded.drawn, histories):
+        kinds = ["prompt", *map(segment_kind, trajectory.stages)]
+        assert kinds == [segment.kind for segment in segments]
+        check_kinds(kinds, complete=trajectory.stop_reason == "finished")
+        drawn = [(n, stage) for n, stage in enumerate(trajectory.stages, 1) if isinstance(stage, ImageStage)]
+        assert [stage.stage for _, stage in drawn] == [image_stage(kinds[:n]) for n, _ in drawn]
+        assert [(stage.width, stage.height) for _, stage in drawn] == [image.size for image in images]
+
+
+def test_costs_count_tokens_and_evaluations(recorded):
+    # All three steps of four timesteps lie in the guidance interval: full and text branch, later image too.
+    for trajectory, images in recorded.drawn:
+        assert trajectory.costs["network_evaluations"] == 3 * (2 + 3 * (len(images) - 1))
+        texts = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
+        assert trajectory.costs["text_tokens"] == sum(stage.tokens for stage in texts)
+        assert trajectory.costs["batch_seconds"] >= max(s.seconds for s in trajectory.stages) > 0
+
+
+def test_progress_has_a_line_per_segment(recorded):
+    lines = [line for line in recorded.lines if not line.startswith("compiled ")]
+    assert len(lines) == sum(len(drawn.trajectory.stages) for drawn in recorded.drawn)
+    for drawn, seed in zip(recorded.drawn, SEEDS):
+        words = [line.split(",")[0] for line in lines if line.startswith(f"seed {seed}: ")]
+        assert words == [f"seed {seed}: {stage.stage}" for stage in drawn.trajectory.stages]
+
+
+def test_every_token_is_prefilled_once(sampler, recorded, histories):
+    last = recorded.recorder.named("write_text", "read")[-1].result[0]
+    expected = [grown(sampler, segments) for segments in histories]
+    assert list(zip(last.length, last.rotary)) == expected
+
+
+def test_prompts_hold_no_switch_tokens(sampler, recorded, histories):
+    tokens = sampler.tokenizer
+    specials = {tokens.im_start, tokens.im_end, tokens.vision_start, tokens.vision_end}
+    for (prompt, *_), text in zip(histories, PROMPTS):
+        assert not specials & set(prompt.ids) and tokens.decode(prompt.ids) == text
+    first = recorded.recorder.calls[0]
+    cache, ids, count = first.given
+    assert not cache.length.any()
+    for row, n, (prompt, *_) in zip(ids, count, histories):
+        assert row[:n].tolist() == [tokens.im_start, *prompt.ids, tokens.im_end][: ids.shape[1]]
+
+
+def test_text_guidance_sees_no_text_since_the_last_image(sampler, recorded, histories):
+    drawn = [0] * len(histories)
+    for call in recorded.recorder.named("draw", "read"):
+        if call.name == "read":
+            drawn = [count + active for count, active in zip(drawn, call.given[-1][1])]
+            continue
+        contexts = call.given[0]
+        for n, segments in enumerate(histories):
+            images = [place for place, segment in enumerate(segments) if segment.kind == "image"]
+            until = images[drawn[n] - 1] + 1 if drawn[n] else 0
+            assert (contexts.text_length[n], contexts.text_rotary[n]) == grown(sampler, segments[:until])
+            assert contexts.has_image[n] == bool(drawn[n])
+
+
+def test_image_guidance_sees_the_texts_alone_at_their_own_positions(sampler, recorded, histories):
+    """The context equals one that reads prompt and texts in one go."""
+    contexts = recorded.recorder.named("draw")[-1].given[0]
+    tokens, config = sampler.tokenizer, sampler.config
+    length = contexts.image.k.shape[2]
+    grow = jax.jit(add_text, static_argnums=(0, 1))
+    checked = 0
+    for n, segments in enumerate(histories):
+        ids = [[tokens.im_start, *s.ids, tokens.im_end] for s in segments if s.kind != "image"]
+        joined = list(itertools.chain(*ids))[: contexts.image.length[n]]
+        # An inspection that came after the last image is not in the context yet.
+        assert len(joined) in np.cumsum([len(row) for row in ids])
+        padded = jnp.asarray([joined + [0] * (length - len(joined))], jnp.int32)
+        cache = empty_cache(config, 1, length)
+        cache, _ = grow(config, ComputeConfig(), sampler.params["model"], cache, padded, jnp.array([len(joined)]))
+        assert contexts.image.rotary[n] == contexts.image.length[n] == len(joined)
+        for name in ("k", "v"):
+            expected = np.asarray(getattr(cache, name))[:, 0, : len(joined)]
+            actual = getattr(contexts.image, name)[:, n, : len(joined)]
+            np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+            checked += actual.size
+    assert checked
+
+
+def test_the_first_image_is_drawn_without_image_guidance(recorded):
+    draws = recorded.recorder.named("draw")
+    assert draws[0].given[0].image is None
+    assert all(call.given[0].image is not None for call in draws[1:])
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0)])
+def test_permuted_rows_give_the_same_trajectories(sampler, recorded, order):
+    drawn = sampler([PROMPTS[n] for n in order], [SEEDS[n] for n in order], SETTINGS)
+    assert [outcome(one) for one in drawn] == [outcome(recorded.drawn[n]) for n in order]
+
+
+def test_a_row_does_not_depend_on_the_others(sampler, recorded):
+    """Other prompts of other lengths, other seeds, and so other numbers of segments."""
+    drawn = sampler(["b", PROMPTS[0], "a photo of three dogs"], [1, SEEDS[0], 3], SETTINGS)
+    assert outcome(drawn[1]) == outcome(recorded.drawn[0])
+    again = sampler([PROMPTS[2], "c " * 40, "d"], [SEEDS[2], 8, 9], SETTINGS)
+    assert outcome(again[0]) == outcome(recorded.drawn[2])
+
+
+def test_other_seeds_give_other_trajectories(sampler):
+    drawn = sampler(["a cat"] * 3, [0, 1, 1], SETTINGS)
+    assert outcome(drawn[0])[1] != outcome(drawn[1])[1] and outcome(drawn[1]) == outcome(drawn[2])
+
+
+def test_nothing_is_compiled_twice(sampler, recorded):
+    before, lines = sampler.compiler.seconds, []
+    drawn = sampler(["one", "other " * 20, "prompts"], [0, 2, 4], SETTINGS, lines.append)
+    assert sampler.compiler.seconds == before and not any(line.startswith("compiled") for line in lines)
+    assert drawn[0].trajectory.costs["compile_seconds"] == 0
+
+
+def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
+    """The longest prompt, every plan cut at its limit, every image inspected, until no image is left."""
+    # A random model does not close a tag by chance.
+    narrow(
+        {"after_image:": ["<refine"], "refine:": ["<"]},
+        "ins",
+        {"image": ["text"], "inspect+refine": ["text"]},
+    )
+    longest = "e " * (SETTINGS.max_prompt_tokens // 2)
+    sampler.compiler = recorder = Recorder(sampler.compiler)
+    drawn = sampler([longest] * 3, SEEDS, SETTINGS)
+    sampler.compiler = recorder.compiler
+    context = recorder.named("write_text")[-1].result.cache
+    steps = ["plan", "sketch", "inspect"] + ["plan", "refine", "inspect"] * (SETTINGS.max_images - 1)
+    for n, (trajectory, _) in enumerate(drawn):
+        assert trajectory.stop_reason == "step limit"
+        assert [stage.stage for stage in trajectory.stages] == steps
+        texts = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
+        assert all(parse_plan(stage.text)[1] == "" for stage in texts[::2])
+        assert {stage.text for stage in texts[1::2]} == {"<refine></refine>"}
+        assert trajectory.costs["texts_cut"] == SETTINGS.max_images
+        assert all(
+            SETTINGS.text.max_tokens < stage.tokens <= room(SETTINGS.text, sampler.grammar) - 2 for stage in texts[::2]
+        )
+        tokens = sum(stage.tokens + 2 * isinstance(stage, TextStage) for stage in trajectory.stages)
+        assert context.length[n] == SETTINGS.max_prompt_tokens + 2 + tokens <= context.k.shape[2]
+
+
+@pytest.mark.parametrize("switch", ["image", "text", "end"])
+def test_a_cut_inspection_ends_a_trajectory(sampler, recorded, narrow, switch):
+    narrow({"after_image:": ["<refine"]}, "refine", {"image": ["text"], "inspect+refine": [switch]})
+    for trajectory, images in sampler(PROMPTS, SEEDS, SETTINGS):
+        assert trajectory.stop_reason == "token limit" and len(images) == 1
+        assert trajectory.stages[-1].tokens > SETTINGS.text.max_tokens
+        assert parse_refine(trajectory.stages[-1].text) is not None
+
+
+def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narrow):
+    narrow({"after_image:": [""]}, "", {"image": ["text"], "inspect": ["text"]})
+    sampler.compiler = recorder = Recorder(sampler.compiler)
+    drawn = sampler(PROMPTS, SEEDS, SETTINGS)
+    sampler.compiler = recorder.compiler
+    texts = recorder.named("draw")[-1].given[0].image
+    for n, (trajectory, images) in enumerate(drawn):
+        assert trajectory.stop_reason == "step limit" and len(images) == SETTINGS.max_images
+        before = [stage for stage in trajectory.stages[:-2] if isinstance(stage, TextStage)]
+        assert sum(not stage.text for stage in before) == SETTINGS.max_images - 1
+        expected = len(sampler.tokenizer.encode(PROMPTS[n])) + 2 + sum(stage.tokens + 2 for stage in before)
+        assert texts.length[n] == texts.rotary[n] == expected
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "settings", "words"),
+    [
+        ([], None, {}, "a prompt is empty"),
+        (["a", " \n"], None, {}, "a prompt is empty"),
+        (["a", "e " * 51], None, {}, "prompt 2 of 2 has 102 tokens, at most 100 are allowed"),
+        (["a"], [1, 2], {}, "1 prompts need as many seeds, got 2"),
+        (["a"], [-1], {}, "seed -1: must be at least 0"),
+        (["a"], [2**32], {}, "seed 4294967296: must be"),
+        (["a"], None, {"height": 30}, "height=30: must be a multiple of 4 between 4 and 32 pixels"),
+        (["a"], None, {"width": 36}, "width=36: must be a multiple of 4 between 4 and 32 pixels"),
+        (["a"], None, {"max_images": 10**9}, "no room: .* lower max_images"),
+        (["a"], None, {"max_images": 0}, "max_images=0: must be at least 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sampled_is_refused(sampler, prompts, seeds, settings, words):
+    with pytest.raises(ValueError, match=words) as fault:
+        sampler(prompts, seeds, dataclasses.replace(SETTINGS, **settings))
+    assert "\n" not in str(fault.value)
+
+
+def test_a_full_device_is_reported(sampler):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
+
+    compiler, full.seconds = sampler.compiler, 0.0
+    sampler.compiler = full
+    try:
+        with pytest.raises(
+            SampleError, match=r"no room on the device for 1 trajectories .*7 bytes.*; lower max_images"
+        ):
+            sampler(["a"])
+    finally:
+        sampler.compiler = compiler
+
+
+def test_parameters_are_computed_in_the_dtype_they_are_stored_in(sampler):
+    head = {"kernel": sampler.params["model"]["language"]["head"]["kernel"].astype(jnp.bfloat16)}
+    params = {"model": {"language": {"head": head}}}
+    assert Sampler(sampler.config, params, sampler.tokenizer).compute.dtype == "bfloat16"
+    assert sampler.compute.dtype == "float32"
