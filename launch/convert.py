@@ -18,9 +18,7 @@ from pdgen.convert.folder import CheckpointError
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "Give all values this dtype; by default as stored."
-)
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Give all values this dtype; by default as stored.")
 REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
 CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its manifest.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
@@ -46,13 +44,14 @@ def run() -> None:
 def main(argv: list[str]) -> None:
     if argv[1:]:
         fail(f"{argv[1]} is no flag; write --flag=value")
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that a partial target is removed
+    # so that the partial target is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run()
-    except (CheckpointError, ConfigError, OSError) as fault:
+    except (CheckpointError, ConfigError) as fault:
         fail(fault)
+    except OSError as fault:
+        fail(f"{fault.filename}: {fault.strerror}; choose another folder or mend this one")
 
 
 def parse(argv: list[str]) -> list[str]:

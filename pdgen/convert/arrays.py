@@ -5,8 +5,10 @@ chunks of at most 1 MiB, each with a CRC-32C: a device reads little more than it
 makes a restore fail.
 """
 
+import errno
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.folder import DISK_FULL, CheckpointError
 from pdgen.convert.mapping import Place
 from pdgen.convert.stream import block_rows
 
@@ -93,8 +95,13 @@ class Arrays:
             raise CheckpointError(f"{self._folder}: {place.name} is damaged ({short(fault)})") from None
 
     def write(self, place: Place, start: int, rows: np.ndarray) -> None:
-        """Writes ``rows`` from row ``start`` on, which begins a block of ``chunk_shapes``."""
-        self._slot(place)[start : start + rows.shape[0]].write(rows).result()
+        """Writes ``rows`` from row ``start`` on, which begins a file of ``chunk_shapes``. Raises OSError."""
+        try:
+            self._slot(place)[start : start + rows.shape[0]].write(rows).result()
+        except ValueError as fault:  # TensorStore's error for everything; its text holds the system's
+            text = short(fault)
+            number = next((n for n in DISK_FULL if os.strerror(n) in text), errno.EIO)
+            raise OSError(number, text, str(self._folder)) from None
 
 
 def short(fault: BaseException) -> str:

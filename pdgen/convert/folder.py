@@ -14,15 +14,7 @@ class CheckpointError(ValueError):
 
 Say = Callable[[str], None]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_WORDS = tuple(os.strerror(number) for number in _FULL)
-
-
-def is_disk_full(fault: BaseException) -> bool:
-    """Whether an operating system's or TensorStore's error says that no more can be written."""
-    if isinstance(fault, OSError):
-        return fault.errno in _FULL
-    return isinstance(fault, ValueError) and any(words in str(fault) for words in _FULL_WORDS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -37,7 +29,8 @@ def new_folder(
     """Gives a temporary folder beside ``target`` that becomes ``target`` if the block ends without an error.
 
     Until then ``target`` is untouched, so a run killed at any moment leaves it as it was. What such a run
-    leaves is named ``.<target>.partial-<process>`` and is reported by the next one.
+    leaves is named ``.<target>.partial-<process>`` and is reported by the next one. (Replacing takes two
+    renames; in the instant between them the old folder is named ``.<target>.replaced-<process>``.)
 
     Args:
       target: the folder to make; its parent is made if needed.
@@ -72,7 +65,7 @@ def new_folder(
         _replace(partial, target)
     except BaseException as fault:
         shutil.rmtree(partial, ignore_errors=True)
-        if is_disk_full(fault):
+        if isinstance(fault, OSError) and fault.errno in DISK_FULL:
             raise CheckpointError(
                 f"{target}: cannot be written, the disk or its quota is full ({nbytes:,} bytes are "
                 "needed); make room and run again"
@@ -81,10 +74,14 @@ def new_folder(
 
 
 def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
     old = target.parent / f".{target.name}.replaced-{os.getpid()}"
-    existed = target.exists()
-    if existed:
-        target.rename(old)
-    partial.rename(target)
-    if existed:
-        shutil.rmtree(old)
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,136 @@
+"""The converter's command line: one line and status 2 for what is wrong, and nothing left behind."""
+
+import json
+import os
+import pathlib
+import re
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pdgen.convert.manifest import read_manifest
+
+from ..convert.folders import WEIGHTS, all_bytes, copy_of_golden, edit_json
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments, limit=None):
+    """Runs the command; ``limit`` bounds the bytes of a file that it may write."""
+
+    def bound():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, str(ROOT / "launch" / "convert.py"), *map(str, arguments)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, preexec_fn=bound)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return copy_of_golden(tmp_path_factory.mktemp("source") / "bagel")
+
+
+@pytest.fixture(scope="module")
+def converted(folder):
+    target = folder.parent / "pdgen"
+    done = run(f"--source={folder}", f"--target={target}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    # values of the golden folder's two files, counted with the safetensors library
+    assert done.stderr.endswith(f"{target}: 259 tensors, 1,003,723 values, 4,014,892 bytes\n")
+    assert re.search(r"writing: 100%.*B/s", done.stderr)
+    return target
+
+
+def test_there_and_back(folder, converted, tmp_path):
+    done = run(f"--source={converted}", f"--target={tmp_path / 'back'}", "--reverse")
+    assert done.returncode == 0, done.stderr
+    assert all_bytes(tmp_path / "back") == all_bytes(folder)
+
+
+def test_check_prints_the_manifest(folder, converted):
+    of_checkpoint, of_folder = run(f"--source={converted}", "--check"), run(f"--source={folder}", "--check")
+    assert (of_checkpoint.returncode, of_folder.returncode) == (0, 0)
+    assert of_checkpoint.stdout == (converted / "manifest.json").read_text()
+    printed = json.loads(of_folder.stdout)
+    assert printed["tensors"] == json.loads(of_checkpoint.stdout)["tensors"]
+
+
+def refused(done, line):
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(f"convert: {line}", done.stderr.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        ([], ".*--source.*must have a value other than None.*"),
+        (["--source={folder}"], "--target is missing; name the folder to write"),
+        (["--source={folder}", "--target=x", "--dtype=int8"], ".*--dtype=int8.*<float32.bfloat16>.*"),
+        (["--source={folder}", "--target=x", "--unknown"], ".*Unknown command line flag 'unknown'.*"),
+        (["--source={folder}", "x"], "x is no flag; write --flag=value"),
+        (["--source={folder}", "--check", "--target=x"], "--check only reads --source; leave --target .* out"),
+        (["--source={folder}/none", "--target=x"], ".*/none: no such folder"),
+        (["--source={folder}", "--target={folder}"], ".*bagel: exists; choose another target or add --overwrite"),
+        (["--source={folder}", "--target={folder}", "--overwrite"], ".*bagel: exists and is no checkpoint, so .*"),
+        (["--source={folder}", "--target={folder}/config.json/x"], ".*config.json: File exists; choose another .*"),
+    ],
+)
+def test_wrong_arguments(folder, arguments, line):
+    before = all_bytes(folder)
+    refused(run(*(argument.format(folder=folder) for argument in arguments)), line)
+    assert all_bytes(folder) == before
+
+
+def test_bad_input(folder, tmp_path):
+    bad = copy_of_golden(tmp_path / "bad")
+    (bad / WEIGHTS).write_bytes((bad / WEIGHTS).read_bytes()[:-1])
+    refused(run(f"--source={bad}", f"--target={tmp_path / 'x'}"), r".*ema\.safetensors: truncated, 1 bytes .*")
+    edit_json(bad / "config.json", connector_act="relu")
+    refused(run(f"--source={bad}", "--check"), '.*connector_act is "relu".*')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_disk_full(folder, converted, tmp_path, direction):
+    """A limit on the size of files stands in for a full disk."""
+    source, extra = (folder, []) if direction == "forward" else (converted, ["--reverse"])
+    done = run(f"--source={source}", f"--target={tmp_path / 'x'}", *extra, limit=60_000)
+    refused(done, r".*/x: cannot be written, the disk or its quota is full \(4,014,892 bytes are needed\); make.*")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_run_cleans_up(folder, tmp_path):
+    """SIGTERM in the middle: sent by the run itself at its 50th tensor, so that it is never too late."""
+    script = f"""
+import os, runpy, signal, sys
+from pdgen.convert import arrays
+write, count = arrays.Arrays.write, []
+def terminate(*arguments):
+    count.append(1)
+    if len(count) == 50:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return write(*arguments)
+arrays.Arrays.write = terminate
+sys.argv = ["convert.py", "--source={folder}", "--target={tmp_path / "x"}"]
+runpy.run_path({str(ROOT / "launch" / "convert.py")!r}, run_name="__main__")
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, env=environment)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cast_and_overwrite(folder, tmp_path):
+    target = tmp_path / "pdgen"
+    assert run(f"--source={folder}", f"--target={target}").returncode == 0
+    done = run(f"--source={folder}", f"--target={target}", "--dtype=bfloat16", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert {tensor.dtype for tensor in read_manifest(target).tensors} == {"bfloat16"}
+    assert [path.name for path in tmp_path.iterdir()] == ["pdgen"]
