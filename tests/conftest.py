@@ -4,12 +4,9 @@ import os
 import pathlib
 import tempfile
 
-# Before the first import of jax, which reads it; an environment that names a platform keeps it.
+# Before the first import of jax, which reads them; what the environment says already stays.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
-
-jax.config.update("jax_num_cpu_devices", 8)
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 cache = pathlib.Path(tempfile.gettempdir()) / f"pdgen-tests-{os.getuid()}"
-jax.config.update("jax_compilation_cache_dir", str(cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
