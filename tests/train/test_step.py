@@ -1,7 +1,6 @@
 """The training step: the same on every mesh, sums that add up, draws that follow the pack and nothing else."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pdgen.config import SHAPES_AUTOENCODER, ComputeConfig, LanguageConfig, ModelConfig, VisionConfig
+from pdgen.config import ComputeConfig
 from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
 from pdgen.models import bagel
 from pdgen.sharding import RULES, make_mesh
@@ -18,19 +17,10 @@ from pdgen.train.loss import FlowInputs, LossSums, cross_entropy, draw_flow_inpu
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer
 from pdgen.train.state import TrainState, state_shardings
 from pdgen.train.step import StepConfig, train_step
+from tests.small import CONFIG, SWITCHES, shaken_params
 
 ROWS = 8
-CONFIG = ModelConfig(
-    language=LanguageConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
-    ),
-    vision=VisionConfig(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, patch_size=2, max_side=4),
-    autoencoder=SHAPES_AUTOENCODER,
-    max_latent_size=4,
-    timestep_shift=2.0,
-)
 COMPUTE = ComputeConfig(block_q=16, block_k=12, loss_chunk=10)
-SWITCHES = types.SimpleNamespace(im_start=60, im_end=61, vision_start=62, vision_end=63)
 BUDGETS = Budgets(text=40, vit=12, vae=44)
 KEY = 3
 
@@ -69,10 +59,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def params():
-    """Fresh parameters, shaken so that no bias is 0 and every gradient is of some size."""
-    leaves, tree = jax.tree.flatten(jax.jit(functools.partial(bagel.init_params, CONFIG))(jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+    return shaken_params()
 
 
 # The first member of the optimiser's state is the gradient, as it came.

@@ -1,0 +1,148 @@
+"""Denoising: settings, the guidance interval, the number of evaluations, and rows that do not see each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.config import ComputeConfig
+from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents, network_evaluations
+from pdgen.flow.rectified import schedule
+from pdgen.models.context import add_text, empty_cache
+from tests.small import CONFIG, SWITCHES, shaken_params
+
+COMPUTE = ComputeConfig(block_q=16, block_k=12)
+ROWS, TOKENS = 4, 6
+
+
+@pytest.mark.parametrize(
+    "setting, rule",
+    [
+        ({"num_timesteps": 1}, "num_timesteps must be at least 2"),
+        ({"timestep_shift": 0.0}, "timestep_shift must be above 0"),
+        ({"text_scale": 0.5}, "text_scale and image_scale must be at least 1"),
+        ({"image_scale": 0.0}, "text_scale and image_scale must be at least 1"),
+        ({"renorm": "local"}, "renorm must be one of global, channel, text_channel"),
+        ({"renorm_min": 1.5}, r"renorm_min must be within \[0, 1\]"),
+    ],
+)
+def test_settings_out_of_range(setting, rule):
+    with pytest.raises(ValueError, match=rule):
+        ImageSettings(**setting)
+
+
+@pytest.mark.parametrize(
+    "interval, steps",
+    [
+        ((0.0, 1.0), (0, 4)),
+        ((0.5, 1.0), (0, 2)),  # t = 0.5 itself is out below
+        ((0.25, 0.75), (1, 3)),  # and in above
+        ((0.4, 1.0), (0, 3)),
+        ((0.8, 0.9), (0, 0)),
+    ],
+    ids=str,
+)
+def test_guidance_is_on_within_the_interval(interval, steps):
+    """Timesteps 1, 3/4, 1/2, 1/4, 0 start four steps; on where low < t <= high."""
+    settings = ImageSettings(num_timesteps=5, timestep_shift=1.0, interval=interval)
+    assert settings.guided_steps == steps
+
+
+@pytest.mark.parametrize("interval", [(0.4, 1.0), (0.1, 0.7)])
+def test_guided_steps_of_the_default_schedule(interval):
+    settings = ImageSettings(interval=interval)
+    t = schedule(50, 3.0)[:-1]
+    (guided,) = np.nonzero((t > interval[0]) & (t <= interval[1]))
+    assert list(range(*settings.guided_steps)) == guided.tolist()
+
+
+def test_text_scale_of_one_is_no_guidance():
+    assert ImageSettings(text_scale=1.0, image_scale=2.0).guided_steps == (0, 0)
+
+
+def test_number_of_network_evaluations():
+    """Four steps of which two are guided by one or two branches; with TaylorSeer only full steps count."""
+    settings = ImageSettings(num_timesteps=5, timestep_shift=1.0, interval=(0.5, 1.0))
+    assert network_evaluations(settings, image_guidance=False) == (4, 4 + 2)
+    assert network_evaluations(settings, image_guidance=True) == (4, 4 + 2 * 2)
+    seer = ImageSettings(num_timesteps=25, text_scale=1.0, taylorseer=True)
+    assert network_evaluations(seer, image_guidance=True) == (24, 11)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return shaken_params()
+
+
+@pytest.fixture(scope="module")
+def contexts(params):
+    """Texts of other lengths in every row; the guidance views end earlier, and only some rows hold an image."""
+    rng = np.random.default_rng(0)
+    write = jax.jit(functools.partial(add_text, CONFIG, COMPUTE))
+    ids = rng.integers(0, 60, (2, ROWS, 12), np.int32)
+    full, image = (
+        write(params, empty_cache(CONFIG, ROWS, 20), tokens, np.array(count, np.int32))[0]
+        for tokens, count in zip(ids, ([12, 5, 9, 7], [4, 12, 1, 8]))
+    )
+    view = jnp.array([3, 5, 0, 6])
+    return Contexts(full, view, view, image, jnp.array([True, False, True, False]))
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(1).normal(size=(ROWS, TOKENS, CONFIG.latent_dim)).astype(np.float32)
+
+
+POSITIONS = np.tile(np.arange(TOKENS, dtype=np.int32), (ROWS, 1))
+
+
+def drawer(**settings):
+    settings = ImageSettings(**{"num_timesteps": 9, "interval": (0.5, 1.0), **settings})
+    denoiser = Denoiser(CONFIG, COMPUTE, settings, (SWITCHES.vision_start, SWITCHES.vision_end))
+    return jax.jit(functools.partial(generate_latents, denoiser))
+
+
+def take(contexts, rows):
+    """Some rows of contexts; only the caches' keys and values have the batch on axis 1."""
+    return jax.tree.map(lambda leaf: leaf[:, rows] if leaf.ndim == 5 else leaf[rows], contexts)
+
+
+@pytest.fixture(scope="module")
+def guided():
+    return drawer()
+
+
+def test_rows_in_another_order(guided, params, contexts, noise):
+    """Each row's latents, bit for bit: no norm, tile or loop bound is shared."""
+    order = np.array([2, 0, 3, 1])
+    latents = np.asarray(guided(params, contexts, noise, POSITIONS))
+    moved = guided(params, take(contexts, order), noise[order], POSITIONS)
+    np.testing.assert_array_equal(moved, latents[order])
+    assert len({row.tobytes() for row in latents}) == ROWS
+
+
+def test_a_row_alone(guided, params, contexts, noise):
+    """What it is in its batch, but for the rounding of products of another shape."""
+    latents = guided(params, contexts, noise, POSITIONS)
+    alone = guided(params, take(contexts, slice(1, 2)), noise[1:2], POSITIONS[1:2])
+    np.testing.assert_allclose(alone[0], latents[1], atol=2e-5)
+
+
+def test_only_rows_with_an_image_see_the_image_branch(guided, params, contexts, noise):
+    """Another cache without images moves rows 0 and 2, and no bit of the others."""
+    latents = guided(params, contexts, noise, POSITIONS)
+    other = contexts._replace(image=take(contexts.image, np.array([1, 0, 3, 2])))
+    moved = np.any(np.asarray(latents != guided(params, other, noise, POSITIONS)), axis=(1, 2))
+    np.testing.assert_array_equal(moved, contexts.has_image)
+
+
+def test_taylorseer_stays_near(params, contexts, noise):
+    """Two steps of three extrapolated: another result than all steps computed, but the same picture."""
+    plain, seer = (
+        drawer(num_timesteps=25, text_scale=1.0, taylorseer=taylorseer)(params, contexts, noise, POSITIONS)
+        for taylorseer in (False, True)
+    )
+    difference = np.abs(np.asarray(plain - seer)).max()
+    assert 1e-6 < difference < 0.05 * np.abs(plain).max()
