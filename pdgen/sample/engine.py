@@ -322,6 +322,7 @@ class _Run:
         full, logits = self._call(
             _read_image, (self.model, self.grid, self.image_switches), sampler.params, batch.full, rows
         )
+        # Copies: the next call takes the context's own buffers.
         view = tuple(jnp.where(active, new, old) for new, old in zip((full.length, full.rotary), batch.view))
         self.batch = batch._replace(full=full, view=view, has_image=batch.has_image | active)
         self._record_images(active, pictures, self._switches(logits, ["image"] * len(active)))
