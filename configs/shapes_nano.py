@@ -24,6 +24,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = 20
     config.workers = 0
     config.optimizer = ml_collections.ConfigDict({"learning_rate": 1.5e-3, "warmup_steps": 50, "schedule": "cosine"})
-    config.compute = ml_collections.ConfigDict({"block_q": 128, "block_k": 128, "loss_chunk": 512})
+    config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 512})
     config.dropout = ml_collections.ConfigDict({"text": 0.05, "vae": 0.05, "vit": 0.05})
     return config
