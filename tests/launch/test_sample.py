@@ -14,14 +14,8 @@ from pdgen.interleave.trajectory import ImageStage, load_trajectory
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPT = "--prompt=a red circle left of a blue square"
 # Little to compile: no guidance, one image, one Euler step.
-QUICK = (
-    "--text_scale=1",
-    "--max_images=1",
-    "--num_timesteps=2",
-    "--max_tokens=8",
-    "--max_prompt_tokens=40",
-    "--seed=3",
-)
+QUICK = ("--text_scale=1", "--max_images=1", "--num_timesteps=2", "--max_tokens=8", "--max_prompt_tokens=40")
+SIZE = ("--height=16", "--width=24")
 
 
 def run(*arguments):

@@ -1,0 +1,50 @@
+"""Compiling ahead of calls: once per shape and setting, and timed apart from running."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.sample.compiled import Compiler, Stopwatch, keep_compiled
+
+
+def test_each_shape_and_setting_is_compiled_once():
+    traced = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def scaled(factor, tree):
+        traced.append((factor, tree["x"].shape, tree["x"].dtype))
+        return tree["x"] * factor
+
+    compiler = Compiler()
+    for factor, x in [(2, np.ones(3)), (2, np.zeros(3)), (3, np.ones(3)), (2, np.ones(4)), (2, np.ones(4, np.int32))]:
+        x = x.astype(np.float32) if x.dtype == np.float64 else x
+        np.testing.assert_array_equal(compiler(scaled, (factor,), {"x": x}), x * factor)
+    f, i = jnp.dtype("float32"), jnp.dtype("int32")
+    assert traced == [(2, (3,), f), (3, (3,), f), (2, (4,), f), (2, (4,), i)]
+
+
+def test_a_stopwatch_leaves_compiling_out():
+    compiler = Compiler()
+    slow = jax.jit(lambda x: (time.sleep(0.2), x)[1])  # slow to trace, quick to run
+    watch = Stopwatch(compiler)
+    for _ in range(2):
+        compiler(slow, (), jnp.ones(2))
+    assert 0.2 <= watch.compiling == compiler.seconds
+    assert watch.seconds < 0.2
+    assert Stopwatch(compiler).compiling == 0
+
+
+@pytest.mark.parametrize("told", [None, "somewhere"])
+def test_compiled_functions_are_kept_in_the_users_cache(monkeypatch, tmp_path, told):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", told and str(tmp_path / told))
+        expected = tmp_path / (told or "pdgen/xla")
+        assert keep_compiled() == expected and jax.config.jax_compilation_cache_dir == str(expected)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
