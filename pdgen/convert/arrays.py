@@ -87,10 +87,10 @@ class Arrays:
         array = self._arrays[place.path]
         return array if place.layer is None else array[place.layer]
 
-    def read(self, place: Place, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of a tensor. Raises CheckpointError if they are damaged or missing."""
+    def read(self, place: Place, start: int, rows: np.ndarray) -> None:
+        """Fills ``rows`` from row ``start`` on. Raises CheckpointError if they are damaged or missing."""
         try:
-            return self._slot(place)[start:stop].read().result()
+            ts.array(rows).write(self._slot(place)[start : start + rows.shape[0]]).result()
         except ValueError as fault:
             raise CheckpointError(f"{self._folder}: {place.name} is damaged ({short(fault)})") from None
 

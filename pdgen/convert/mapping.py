@@ -12,7 +12,7 @@ Axis legend (a rule's ``axes``; brackets hold what PyTorch keeps as one axis):
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pdgen.config import AutoencoderConfig, ModelConfig
 
@@ -248,10 +248,15 @@ def expected_tensors(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[
     return {name: place.shape for name, place in places(config, parts).items()}
 
 
+def stacked_shapes(found: Iterable[Place]) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every array that these tensors, layers in order, make up."""
+    shapes = {}
+    for place in found:
+        layers = () if place.layer is None else (place.layer + 1,)
+        shapes[place.path] = (*layers, *place.slot)
+    return shapes
+
+
 def array_shapes(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
     """Path and shape of every array of the tree, such as ``model/language/embed/embedding``: [V, D]."""
-    shapes = {}
-    for place in places(config, parts).values():
-        layers = () if place.layer is None else (place.layer + 1,)
-        shapes[place.path] = (*layers, *place.slot)  # layers come in order: the last one sets the size
-    return shapes
+    return stacked_shapes(places(config, parts).values())

@@ -50,15 +50,14 @@ class SafetensorsFile:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
-    def read(self, name: str, offset: int, count: int) -> np.ndarray:
-        """``count`` values of tensor ``name`` from value ``offset`` on, as a flat array of its dtype.
+    def read(self, name: str, offset: int, values: np.ndarray) -> None:
+        """Fills ``values`` (contiguous, of the tensor's dtype) with those of ``name`` from value ``offset`` on.
 
         Raises:
           CheckpointError: the file has become shorter since its header was read.
         """
         info = self.tensors[name]
-        values = np.empty(count, info.dtype)
-        rest = memoryview(values.view(np.uint8))
+        rest = memoryview(values.reshape(-1).view(np.uint8))
         with open(self.path, "rb", buffering=0) as file:
             file.seek(info.begin + offset * info.dtype.itemsize)
             while rest:
@@ -68,7 +67,6 @@ class SafetensorsFile:
                         f"{self.path}: truncated, {name} ends {len(rest):,} bytes early; fetch it again"
                     )
                 rest = rest[got:]
-        return values
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

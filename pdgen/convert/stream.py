@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import hashlib
+import math
+import threading
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -13,16 +15,26 @@ from pdgen.convert.mapping import Place
 BLOCK_BYTES = 8 * 2**20
 WORKERS = 4  # each holds one block while it reads, hashes and writes it, so the three overlap
 
-Read = Callable[[Place, int, int], np.ndarray]
+Read = Callable[[Place, int, np.ndarray], None]
 Write = Callable[[Place, int, np.ndarray], None]
 
 
 def block_rows(slot: tuple[int, ...], itemsize: int) -> int:
     """Rows (along axis 0) of a slot in one block: as many as fit ``BLOCK_BYTES``, at least 1."""
-    row = itemsize
-    for size in slot[1:]:
-        row *= size
-    return max(1, min(slot[0], BLOCK_BYTES // max(row, 1)))
+    return max(1, min(slot[0], BLOCK_BYTES // (math.prod(slot[1:]) * itemsize)))
+
+
+class _Scratch(threading.local):
+    """A block's memory, one per thread and used again, since fresh pages cost as much as reading into them."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._bytes.size < nbytes:
+            self._bytes = np.empty(nbytes, np.uint8)
+        return self._bytes[:nbytes].view(dtype).reshape(shape)
 
 
 def move(
@@ -33,8 +45,9 @@ def move(
     Args:
       places: the tensors in the order in which to read them, each with the dtype in which ``read`` gives it
         and the rows of a block.
-      read: ``read(place, start, stop)`` gives rows ``[start, stop)`` of the slot, [stop - start, ...].
-      write: ``write(place, start, rows)`` takes them; None to hash alone. Both run on several threads.
+      read: ``read(place, start, rows)`` fills ``rows``, [n, ...], with those of the slot from ``start`` on.
+      write: ``write(place, start, rows)`` takes them, and is done with them when it returns; None to hash
+        alone. Both run on several threads.
       title: what the progress bar says.
 
     Returns:
@@ -45,23 +58,26 @@ def move(
       Exception: anything else that ``read`` or ``write`` raises; the rest is then cancelled.
     """
     places = list(places)
-    total = sum(int(np.prod(place.slot)) * dtype.itemsize for place, dtype, _ in places)
+    total = sum(math.prod(place.slot) * dtype.itemsize for place, dtype, _ in places)
+    scratch = _Scratch()
     with (
         tqdm(total=total, desc=title, unit="B", unit_scale=True, mininterval=1.0) as bar,
         concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
     ):
 
-        def one(place: Place, rows: int) -> str:
+        def one(place: Place, dtype: np.dtype, rows: int) -> str:
             digest = hashlib.sha256()
             for start in range(0, place.slot[0], rows):
-                block = np.ascontiguousarray(read(place, start, min(start + rows, place.slot[0])))
+                count = min(rows, place.slot[0] - start)
+                block = scratch.take((count, *place.slot[1:]), dtype)
+                read(place, start, block)
                 digest.update(block.reshape(-1).view(np.uint8))
                 if write:
                     write(place, start, block)
                 bar.update(block.nbytes)
             return digest.hexdigest()
 
-        futures = {place.name: pool.submit(one, place, rows) for place, _, rows in places}
+        futures = {place.name: pool.submit(one, place, dtype, rows) for place, dtype, rows in places}
         digests, faults = {}, []
         try:
             for name, future in futures.items():

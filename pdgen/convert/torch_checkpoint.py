@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from pdgen.config import AutoencoderConfig, ModelConfig, read_config
 from pdgen.convert import safetensors_file, stream
 from pdgen.convert.bagel_json import MODEL_JSON, differences, unsupported
 from pdgen.convert.folder import CheckpointError
-from pdgen.convert.mapping import Place, autoencoder_places, places
+from pdgen.convert.mapping import Place, autoencoder_places, places, stacked_shapes
 from pdgen.convert.pdgen_checkpoint import Content
 from pdgen.convert.safetensors_file import SafetensorsFile, read_header
 from pdgen.convert.sizes import config_from_tensors
@@ -23,12 +24,6 @@ OTHER_JSON = ("generation_config.json", "preprocessor_config.json", INDEX)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model",
                    "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-
-
-def read_values(file: SafetensorsFile, place: Place, start: int, stop: int) -> np.ndarray:
-    """Rows [start, stop) of a tensor, in the shape that it has in the tree."""
-    row = int(np.prod(place.slot[1:]))
-    return file.read(place.name, start * row, (stop - start) * row).reshape(stop - start, *place.slot[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +58,15 @@ class BagelFolder:
         """Gives the values as stored or cast to ``dtype``; see ``pdgen.convert.stream.move``."""
         holder = {name: file for file in self.files for name in file.tensors}
 
-        def read(place: Place, start: int, stop: int) -> np.ndarray:
-            rows = read_values(holder[place.name], place, start, stop)
-            return rows if dtype is None else rows.astype(dtype, copy=False)
+        def read(place: Place, start: int, rows: np.ndarray) -> None:
+            file, offset = holder[place.name], start * math.prod(place.slot[1:])
+            stored = file.tensors[place.name].dtype
+            if dtype in (None, stored):
+                file.read(place.name, offset, rows)
+                return
+            values = np.empty(rows.shape, stored)
+            file.read(place.name, offset, values)
+            rows[...] = values
 
         return read
 
@@ -210,15 +211,15 @@ def _file_notes(path: pathlib.Path, files: Iterable[SafetensorsFile]) -> list[st
     return [*notes, f"{path}: not part of the checkpoint, so not carried over: {', '.join(left)}"] if left else notes
 
 
-def _read_tree(where: Mapping[str, Place], read: stream.Read) -> dict[str, Any]:
+def _read_tree(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> dict[str, Any]:
     """All tensors as a tree of arrays in memory."""
-    layers: dict[str, list[np.ndarray]] = {}
-    stacked = set()
-    for place in where.values():
-        layers.setdefault(place.path, []).append(read(place, 0, place.slot[0]))
-        if place.layer is not None:
-            stacked.add(place.path)
-    flat = {path: np.stack(found) if path in stacked else found[0] for path, found in layers.items()}
+    flat: dict[str, np.ndarray] = {}
+    shapes = stacked_shapes(where.values())
+    for file in files:
+        for name, info in file.tensors.items():
+            place = where[name]
+            array = flat.setdefault(place.path, np.empty(shapes[place.path], info.dtype))
+            file.read(name, 0, array if place.layer is None else array[place.layer])
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -231,7 +232,7 @@ def read_bagel_folder(path: str | pathlib.Path) -> tuple[ModelConfig, dict[str, 
       CheckpointError, ConfigError: see ``open_bagel_folder``.
     """
     folder = open_bagel_folder(path)
-    return folder.config, _read_tree(places(folder.config), folder.reader())
+    return folder.config, _read_tree(places(folder.config), folder.files)
 
 
 def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> dict[str, Any]:
@@ -243,4 +244,4 @@ def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> d
     file = read_header(pathlib.Path(folder) / AUTOENCODER)
     where = autoencoder_places(config)
     _raise_all(file.path, _tensor_faults(where, [file]))
-    return _read_tree(where, lambda *rows: read_values(file, *rows))["autoencoder"]
+    return _read_tree(where, [file])["autoencoder"]

@@ -26,6 +26,12 @@ def file(tmp_path):
     return tmp_path / "a.safetensors"
 
 
+def values(file, name, start, count):
+    out = np.empty(count, file.tensors[name].dtype)
+    file.read(name, start, out)
+    return out
+
+
 def raw(tensor):
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
@@ -37,9 +43,9 @@ def test_reads_what_the_library_wrote(file):
     for name, tensor in TENSORS.items():
         info = header.tensors[name]
         assert info.shape == tuple(tensor.shape)
-        assert header.read(name, 0, tensor.numel()).tobytes() == raw(tensor)
+        assert values(header, name, 0, tensor.numel()).tobytes() == raw(tensor)
     assert header.tensors["brain"].dtype == ml_dtypes.bfloat16
-    part = header.read("wide", 10, 4)
+    part = values(header, "wide", 10, 4)
     np.testing.assert_array_equal(part, TENSORS["wide"].flatten()[10:14].numpy())
 
 
@@ -50,7 +56,7 @@ def test_writes_what_the_library_writes(file, tmp_path):
     for name, info in reversed(header.tensors.items()):  # in any order, in parts
         count = (info.end - info.begin) // info.dtype.itemsize
         for start in range(0, count, 5):
-            write(made, name, start, header.read(name, start, min(5, count - start)))
+            write(made, name, start, values(header, name, start, min(5, count - start)))
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         read_header(made.path)  # not before it is whole
     finish(made)
@@ -78,7 +84,7 @@ def test_shorter_since_its_header_was_read(file):
     file.write_bytes(file.read_bytes()[:-20])
     last = list(header.tensors)[-1]
     with pytest.raises(CheckpointError, match=f"truncated, {last} ends"):
-        header.read(last, 0, TENSORS[last].numel())
+        values(header, last, 0, TENSORS[last].numel())
 
 
 def test_too_long(file):
