@@ -99,6 +99,8 @@ def attend(q: Float[Array, "B Q H h"], parts: list[Part], tile: Tile = DEFAULT_T
     def rows(q: jax.Array, parts: list[Part]) -> jax.Array:
         return _attend(tile, q, tuple((p.k, p.v) for p in parts), tuple(p.intervals for p in parts))
 
+    if not q.shape[1]:  # a stream that this run has no tokens of
+        return q
     if q.shape[1] <= tile.q or q.shape[0] == 1:
         return rows(q, parts)
     single = lax.map(lambda row: rows(*jax.tree.map(lambda x: x[None], row))[0], (q, parts))

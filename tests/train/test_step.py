@@ -10,12 +10,21 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pdgen.config import ComputeConfig
-from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
+from pdgen.interleave.layout import (
+    Budgets,
+    LatentSegment,
+    TextSegment,
+    VitSegment,
+    assemble,
+    lay_out,
+    pack_shapes,
+    stack,
+)
 from pdgen.models import bagel
 from pdgen.sharding import RULES, make_mesh
 from pdgen.train.loss import FlowInputs, LossSums, cross_entropy, draw_flow_inputs, loss_sums, total_loss
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer
-from pdgen.train.state import TrainState, state_shardings
+from pdgen.train.state import TrainState, abstract_state, state_shardings
 from pdgen.train.step import StepConfig, train_step
 from tests.small import CONFIG, SWITCHES, shaken_params
 
@@ -181,6 +190,16 @@ def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
 
     touched = np.abs(jax.jit(jax.grad(loss))(flow.noise, params)).max(-1) > 0
     np.testing.assert_array_equal(touched, batch.vae_image >= 0)
+
+
+@pytest.mark.parametrize(
+    "budgets", [Budgets(40, 0, 44), Budgets(40, 12, 0), Budgets(40, 0, 0)], ids=["no vit", "no vae", "text alone"]
+)
+def test_streams_without_tokens(budgets):
+    """Data without images of a kind gives a budget of 0: the step is traced all the same."""
+    state = abstract_state(CONFIG, OPTIMIZER)
+    after, _ = jax.eval_shape(step, state, pack_shapes(budgets, CONFIG, ROWS), jax.random.key(KEY))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
 def plain_cross_entropy(params, hidden, targets):
