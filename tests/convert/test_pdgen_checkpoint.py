@@ -192,6 +192,21 @@ def test_damaged_values(copied, tmp_path, change):
             load_checkpoint(copied)
 
 
+def test_exchanged_layers_are_told_by_their_digests(copied, tmp_path):
+    """Each file is whole in itself; only the manifest knows which is which."""
+    folder = copied / "params" / "model.language.layers.gen.mlp.gate.kernel" / "c"
+    (folder / "0").rename(folder / "x")
+    (folder / "1").rename(folder / "0")
+    (folder / "x").rename(folder / "1")
+    names = [f"language_model.model.layers.{n}.mlp_moe_gen.gate_proj.weight" for n in (0, 1)]
+    said = rf"values differ from manifest\.json: {', '.join(names)}; convert again"
+    with pytest.raises(CheckpointError, match=said):
+        check(copied)
+    with pytest.raises(CheckpointError, match=said):
+        to_bagel(copied, tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir()] == ["nano"]
+
+
 def test_missing_arrays(copied):
     for name in ("kernel", "bias"):
         shutil.rmtree(copied / "params" / f"model.latent_in.{name}")

@@ -63,3 +63,11 @@ def test_a_lone_tensor_of_another_layer_adds_none():
 
 def test_nothing_changes_without_tensors():
     assert config_from_tensors(NANO, {}) == NANO
+
+
+def test_a_gap_in_the_layers_is_a_gap():
+    """All of layer 1 is gone: its tensors will be named as missing, the layers after it stay."""
+    assert NANO.language.num_layers > 2
+    shapes = {name: shape for name, shape in SHAPES.items() if not name.startswith("language_model.model.layers.1.")}
+    assert len(shapes) == len(SHAPES) - 28
+    assert config_from_tensors(NANO, shapes) == NANO
