@@ -11,12 +11,12 @@ import torch
 from flax import traverse_util
 from safetensors.torch import load_file, save_file
 
-from pdgen.config import read_config
+from pdgen.config import BAGEL_7B, read_config
 from pdgen.convert.both_ways import check, to_bagel, to_pdgen
-from pdgen.convert.mapping import array_shapes, places
+from pdgen.convert.mapping import array_shapes, expected_tensors, places
 from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
-from pdgen.convert.safetensors_file import DTYPES
-from pdgen.convert.torch_checkpoint import read_autoencoder, read_bagel_folder
+from pdgen.convert.safetensors_file import DTYPES, create, finish
+from pdgen.convert.torch_checkpoint import open_bagel_folder, read_autoencoder, read_bagel_folder
 
 from ..torch_reference.autoencoder import Autoencoder
 from ..torch_reference.bagel import Bagel, load_configs
@@ -303,3 +303,51 @@ def test_the_library_s_own_order_of_tensors_is_not_needed(tmp_path):
     to_pdgen(folder, tmp_path / "pdgen")
     to_bagel(tmp_path / "pdgen", tmp_path / "back")
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
+
+
+# What the public checkpoint's json files say of its sizes; the rest follows from defaults and tensors.
+PUBLIC = {
+    "config.json": {
+        "connector_act": "gelu_pytorch_tanh",
+        "interpolate_pos": False,
+        "latent_patch_size": 2,
+        "max_latent_size": 32,
+        "vae_config": {"downsample": 8, "z_channels": 16},
+        "vit_max_num_patch_per_side": 70,
+    },
+    "llm_config.json": {
+        "hidden_act": "silu",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "vocab_size": 152064,
+    },
+    "vit_config.json": {
+        "hidden_size": 1152,
+        "image_size": 980,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    },
+}
+
+
+def test_the_public_size(tmp_path):
+    """All 1,467 tensors by name and shape, in files that take no room since their values are holes."""
+    for name, values in PUBLIC.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    for part, name, dtype in [("model", WEIGHTS, "BF16"), ("autoencoder", AUTOENCODER, "F32")]:
+        tensors = {n: (DTYPES[dtype], shape) for n, shape in expected_tensors(BAGEL_7B, (part,)).items()}
+        finish(create(tmp_path / name, tensors, {"format": "pt"}))
+    folder = open_bagel_folder(tmp_path)
+    assert folder.config == BAGEL_7B
+    assert folder.notes == [
+        f"{tmp_path}/config.json: max_latent_size is 32, but the tensors say 64; the tensors win",
+        f"{tmp_path}: no tokenizer files; sampling will need tokenizer.json or tokenizer.model",
+    ]
+    assert folder.content().nbytes == 2 * 14_607_260_128 + 4 * 83_819_683
