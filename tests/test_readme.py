@@ -67,9 +67,8 @@ def test_every_command_runs(folder):
         assert words[0] == ".venv/bin/python", command
         # Warm-up must fit the fewer steps.
         extra = ["--config.optimizer.warmup_steps=1"] if words[1] == "launch/train.py" else []
-        done = subprocess.run(
-            [sys.executable, *words[1:], *extra], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-        )
+        argv = [sys.executable, *words[1:], *extra]
+        done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
     assert (folder / "out" / "circle" / "trajectory.json").is_file()
     assert (folder / "out" / "circle" / "index.html").is_file()
