@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable
 
@@ -13,7 +14,8 @@ from pdgen.convert.folder import CheckpointError
 from pdgen.convert.mapping import Place
 
 BLOCK_BYTES = 8 * 2**20
-WORKERS = 4  # each holds one block while it reads, hashes and writes it, so the three overlap
+# Each reads, hashes and writes one block at a time, so the three overlap; more than 8 only wait for the disk.
+WORKERS = max(2, min(8, os.cpu_count() or 1))
 
 Read = Callable[[Place, int, np.ndarray], None]
 Write = Callable[[Place, int, np.ndarray], None]
