@@ -33,6 +33,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("model", "nano", ["nano", "tiny"], "preset to run")
 flags.DEFINE_integer("samples", 3, "trajectories in the pack, about 700 tokens each", lower_bound=1)
 flags.DEFINE_integer("threads", 1, "CPUs to use, the same for both", lower_bound=1)
+flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
+flags.DEFINE_enum("remat", "none", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
 flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
@@ -57,8 +59,10 @@ def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Calla
     pack, flow = cases.to_pack(config, samples, tuple(-n % PAD_TO for n in used))
     batch, flow = jax.tree.map(lambda a: jnp.asarray(a)[None], (pack, flow))
 
+    compute = ComputeConfig(block_q=FLAGS.tile, block_k=FLAGS.tile, remat=FLAGS.remat)
+
     def loss(params: Any, batch: layout.Pack, flow: Any) -> jax.Array:
-        return total_loss(loss_sums(config, ComputeConfig(), params, batch, flow), CE_WEIGHT)[0]
+        return total_loss(loss_sums(config, compute, params, batch, flow), CE_WEIGHT)[0]
 
     start = time.perf_counter()
     step = jax.jit(jax.value_and_grad(loss)).lower(params, batch, flow).compile()
