@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
 from pdgen.config import ModelConfig, preset
-from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.loader import LoaderConfig, loader
@@ -38,11 +38,12 @@ Say = Callable[[str], None]
 
 
 class Base(NamedTuple):
-    """What a run builds on: sizes, tokenizer, the autoencoder its latents come from."""
+    """What a run builds on: sizes, tokenizer, the autoencoder its latents come from, a BAGEL folder's json files."""
 
     config: ModelConfig
     tokenizer: Tokenizer
     autoencoder: dict[str, Any]
+    source_json: Mapping[str, bytes]
 
 
 def load_base(run: RunConfig) -> Base:
@@ -50,10 +51,11 @@ def load_base(run: RunConfig) -> Base:
     if run.init:
         folder = pathlib.Path(run.init)
         config, params = load_checkpoint(folder, parts=("autoencoder",))
-        return Base(config, load_tokenizer(folder / "tokenizer"), params["autoencoder"])
+        source_json = open_checkpoint(folder).content().source_json
+        return Base(config, load_tokenizer(folder / "tokenizer"), params["autoencoder"], source_json)
     config = preset(run.model)
     assets = shapes_folder()
-    return Base(config, load_tokenizer(assets), read_autoencoder(assets, config.autoencoder))
+    return Base(config, load_tokenizer(assets), read_autoencoder(assets, config.autoencoder), {})
 
 
 def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
@@ -199,6 +201,9 @@ def _export(workdir: pathlib.Path, base: Base, state: TrainState, say: Say) -> p
     """Writes the trained model as a pdgen checkpoint, which sampling and conversion read."""
     target = workdir / "export"
     params = {"model": state.params, "autoencoder": base.autoencoder}
-    write_checkpoint(target, base.config, params, tokenizer_files=base.tokenizer.files, overwrite=target.exists())
+    write_checkpoint(
+        target, base.config, params, tokenizer_files=base.tokenizer.files, source_json=base.source_json,
+        overwrite=target.exists(),
+    )  # fmt: skip
     say(f"exported {target}")
     return target

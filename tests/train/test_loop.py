@@ -93,6 +93,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
     assert _metrics(tmp_path) == _metrics(whole[0])
 
 
+def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
+    still = dataclasses.replace(run, init=str(whole[1]), num_steps=2, optimizer=OptimizerConfig(learning_rate=0.0))
+    lines = []
+    export = _train(still, tmp_path, lines.append)
+    assert lines[0] == f"starting from {whole[1]}"
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
+
+
 def test_another_config_may_not_use_the_workdir(run, whole):
     other = dataclasses.replace(run, ce_weight=0.5)
     with pytest.raises(RunError, match="other values of ce_weight"):
