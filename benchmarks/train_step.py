@@ -34,7 +34,7 @@ flags.DEFINE_enum("model", "nano", ["nano", "tiny"], "preset to run")
 flags.DEFINE_integer("samples", 3, "trajectories in the pack, about 700 tokens each", lower_bound=1)
 flags.DEFINE_integer("threads", 1, "CPUs to use, the same for both", lower_bound=1)
 flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
-flags.DEFINE_enum("remat", "none", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
+flags.DEFINE_enum("remat", "dots", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
 flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
