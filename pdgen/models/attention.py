@@ -23,8 +23,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+ATTENTION = "attention"  # checkpoint name of what the backward pass needs of the forward pass
 MASKED = -1e30  # finite, so that a row with nothing to see never computes inf - inf
 
 
@@ -96,15 +98,15 @@ def attend(q: Float[Array, "B Q H h"], parts: list[Part], tile: Tile = DEFAULT_T
       parts: at least one; all share K and h.
       tile: tile sizes.
     """
+    if not q.shape[1]:  # a stream that this run has no tokens of
+        return q
+
     def rows(q: jax.Array, parts: list[Part]) -> jax.Array:
         return _attend(tile, q, tuple((p.k, p.v) for p in parts), tuple(p.intervals for p in parts))
 
-    if not q.shape[1]:  # a stream that this run has no tokens of
-        return q
     if q.shape[1] <= tile.q or q.shape[0] == 1:
         return rows(q, parts)
-    single = lax.map(lambda row: rows(*jax.tree.map(lambda x: x[None], row))[0], (q, parts))
-    return single
+    return lax.map(lambda row: rows(*jax.tree.map(lambda x: x[None], row))[0], (q, parts))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -112,21 +114,29 @@ def _attend(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> j
     return _forward(tile, q, keys_values, intervals)[0]
 
 
-def _blocks(q: jax.Array, size: int) -> jax.Array:
-    """[B, Q, ...] to [ceil(Q / size), B, size, ...], zero-padded."""
-    pad = -q.shape[1] % size
-    q = jnp.pad(q, [(0, 0), (0, pad)] + [(0, 0)] * (q.ndim - 2))
-    return jnp.moveaxis(q.reshape(q.shape[0], -1, size, *q.shape[2:]), 1, 0)
+def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, Q, H, ...] to [B, K, G, Q, ...]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:]), 1, 3)
 
 
-def _unblocks(blocks: jax.Array, length: int) -> jax.Array:
-    merged = jnp.moveaxis(blocks, 0, 1)
-    return merged.reshape(merged.shape[0], -1, *merged.shape[3:])[:, :length]
+def _from_heads(x: jax.Array) -> jax.Array:
+    """[B, K, G, Q, h] to [B, Q, H, h]."""
+    x = jnp.moveaxis(x, 3, 1)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, Q, H, h] to [B, Q, K, G, h]."""
-    return q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
+def _blocks(x: jax.Array, size: int, axis: int) -> jax.Array:
+    """Splits ``axis`` into blocks of ``size``, zero-padded; the block number becomes the first axis."""
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, -x.shape[axis] % size)
+    x = jnp.pad(x, pad)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _unblocks(blocks: jax.Array, length: int, axis: int) -> jax.Array:
+    x = jnp.moveaxis(blocks, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return lax.slice_in_dim(x, 0, length, axis=axis)
 
 
 def _bounds(intervals: Intervals, size: int) -> tuple[jax.Array, jax.Array]:
@@ -145,6 +155,11 @@ def _key_block(j: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Arr
     return start, jnp.where(index >= j * size, index, -1)
 
 
+def _key_tile(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """[B, K, size, h] of keys or values [B, S, K, h]; tiles are turned, never the whole, which may be a cache."""
+    return jnp.moveaxis(lax.dynamic_slice_in_dim(x, start, size, axis=1), 1, 2)
+
+
 def _tile_mask(intervals: Intervals, q_index: jax.Array, start: jax.Array, k_index: jax.Array) -> jax.Array:
     """[B, q, k] of one tile; ``intervals.k_*`` are the block's, ``q_*`` all keys'."""
     mask = (intervals.k_start[..., None] <= k_index) & (k_index < intervals.k_end[..., None]) & (k_index >= 0)
@@ -155,14 +170,20 @@ def _tile_mask(intervals: Intervals, q_index: jax.Array, start: jax.Array, k_ind
     return mask
 
 
-def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.einsum("bqkgh,bskh->bkgqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _product(spec: str, *operands: jax.Array) -> jax.Array:
+    """An einsum accumulated in float32; rows of a matrix ``q`` are all queries of one key head, s keys."""
+    return jnp.einsum(spec, *operands, preferred_element_type=jnp.float32)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[B, K, G, q, ...] to [B, K, G * q, ...]: the queries of a key head as rows of one matrix."""
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 def _query_blocks(tile: Tile, q: jax.Array, intervals: tuple) -> tuple:
     """What a loop over query blocks visits: block number and each part's key bounds of its queries."""
     numbers = jnp.arange(-(-q.shape[1] // tile.q))
-    return numbers, tuple((_blocks(i.k_start, tile.q), _blocks(i.k_end, tile.q)) for i in intervals)
+    return numbers, tuple((_blocks(i.k_start, tile.q, 1), _blocks(i.k_end, tile.q, 1)) for i in intervals)
 
 
 def _forward(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> tuple[jax.Array, jax.Array]:
@@ -174,40 +195,48 @@ def _forward(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> 
     def query_block(block: tuple) -> tuple[jax.Array, jax.Array]:
         number, q_block, bounds = block
         q_index = number * tile.q + jnp.arange(tile.q)
-        shape = (q_block.shape[0], kv_heads, q_block.shape[3], tile.q)
-        state = (jnp.zeros((*shape, q.shape[-1]), jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
-        for (k, v), bound, interval in zip(keys_values, bounds, intervals):
-            state = _visit_keys(tile.k, (q_index, q_block), (k, v), interval._replace(k_start=bound[0], k_end=bound[1]),
-                                state)
+        batch, _, groups, size, width = q_block.shape
+        shape = (batch, kv_heads, groups * size)
+        state = (jnp.zeros((*shape, width), jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
+        for kv, bound, interval in zip(keys_values, bounds, intervals):
+            interval = interval._replace(k_start=bound[0], k_end=bound[1])
+            state = _visit_keys(tile.k, (q_index, _rows(q_block)), kv, interval, state)
         out, top, total = state
         seen = total > 0
         out = out / jnp.where(seen, total, 1)[..., None]
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1)), 0)
-        return jnp.moveaxis(out, 3, 1).astype(q.dtype), lse
+        return out.reshape(q_block.shape).astype(q.dtype), lse.reshape(q_block.shape[:-1])
 
     numbers, bounds = _query_blocks(tile, q, intervals)
-    out, lse = lax.map(query_block, (numbers, _blocks(_grouped(q, kv_heads), tile.q), bounds))
-    return _unblocks(out, length).reshape(q.shape), jnp.moveaxis(_unblocks(jnp.moveaxis(lse, -1, 2), length), 1, -1)
+    out, lse = lax.map(query_block, (numbers, _blocks(_by_head(q, kv_heads), tile.q, 3), bounds))
+    return _from_heads(_unblocks(out, length, 3)), _unblocks(lse, length, 3)
+
+
+def _grouped_mask(mask: jax.Array, rows: int) -> jax.Array:
+    """A tile's mask [B, q, k] for the rows of ``_rows``: [B, 1, rows, k]."""
+    batch, q, k = mask.shape
+    return jnp.broadcast_to(mask[:, None, None], (batch, 1, rows // q, q, k)).reshape(batch, 1, rows, k)
 
 
 def _visit_keys(size: int, queries: tuple, key_value: tuple, interval: Intervals, state: tuple) -> tuple:
     """Online softmax of one query block over the key blocks it may see; state = (sum, max, total)."""
-    (q_index, q_block), (k, v) = queries, key_value
+    (q_index, q_rows), (k, v) = queries, key_value
     size = min(size, k.shape[1])
 
     def visit(j: jax.Array, state: tuple) -> tuple:
         start, k_index = _key_block(j, size, k.shape[1])
-        mask = _tile_mask(interval, q_index, start, k_index)[:, None, None]
+        mask = _tile_mask(interval, q_index, start, k_index)
 
         def update(state: tuple) -> tuple:
             out, top, total = state
-            k_tile, v_tile = (lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (k, v))
-            logits = jnp.where(mask, _logits(q_block, k_tile), MASKED)
+            allowed = _grouped_mask(mask, q_rows.shape[2])
+            k_tile, v_tile = _key_tile(k, start, size), _key_tile(v, start, size)
+            logits = _product("bkqh,bksh->bkqs", q_rows, k_tile) * q_rows.shape[-1] ** -0.5
+            logits = jnp.where(allowed, logits, MASKED)
             new_top = jnp.maximum(top, logits.max(-1))
-            weights = jnp.where(mask, jnp.exp(logits - new_top[..., None]), 0)
+            weights = jnp.where(allowed, jnp.exp(logits - new_top[..., None]), 0)
             shrink = jnp.exp(top - new_top)
-            added = jnp.einsum("bkgqs,bskh->bkgqh", weights.astype(v.dtype), v_tile,
-                               preferred_element_type=jnp.float32)
+            added = _product("bkqs,bksh->bkqh", weights.astype(v.dtype), v_tile)
             return out * shrink[..., None] + added, new_top, total * shrink + weights.sum(-1)
 
         return lax.cond(mask.any(), update, lambda state: state, state)
@@ -216,7 +245,8 @@ def _visit_keys(size: int, queries: tuple, key_value: tuple, interval: Intervals
 
 
 def _attend_fwd(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> tuple:
-    out, lse = _forward(tile, q, keys_values, intervals)
+    # Named for remat policies: rebuilding these two costs the whole forward pass.
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, keys_values, intervals))
     return out, (q, keys_values, intervals, out, lse)
 
 
@@ -231,44 +261,45 @@ def _attend_bwd(tile: Tile, saved: tuple, d_out: jax.Array) -> tuple:
     def query_block(d_kv: tuple, block: tuple) -> tuple:
         number, rows, bounds = block
         q_index = number * tile.q + jnp.arange(tile.q)
+        shape = rows[0].shape
+        rows = [_rows(x) for x in rows]
         d_q = jnp.zeros(rows[0].shape, jnp.float32)
         d_parts = []
-        for (k, v), bound, interval, d_part in zip(keys_values, bounds, intervals, d_kv):
+        for kv, bound, interval, d_part in zip(keys_values, bounds, intervals, d_kv):
             interval = interval._replace(k_start=bound[0], k_end=bound[1])
-            d_q, d_part = _revisit_keys(tile.k, (q_index, rows), (k, v), interval, (d_q, d_part))
+            d_q, d_part = _revisit_keys(tile.k, (q_index, rows), kv, interval, (d_q, d_part))
             d_parts.append(d_part)
-        return tuple(d_parts), d_q
+        return tuple(d_parts), d_q.reshape(shape)
 
     numbers, bounds = _query_blocks(tile, q, intervals)
-    rows = (_grouped(q, kv_heads), _grouped(d_out, kv_heads), jnp.moveaxis(lse, -1, 1),
-            _grouped(delta[..., None], kv_heads)[..., 0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), keys_values)
-    d_kv, d_q = lax.scan(query_block, zeros, (numbers, tuple(_blocks(r, tile.q) for r in rows), bounds))
-    d_q = _unblocks(d_q, length).reshape(q.shape).astype(q.dtype)
-    return d_q, jax.tree.map(lambda d, x: d.astype(x.dtype), d_kv, keys_values), None
+    rows = (_by_head(q, kv_heads), _by_head(d_out, kv_heads), lse, _by_head(delta, kv_heads))
+    zeros = jax.tree.map(lambda x: jnp.zeros(jnp.moveaxis(x, 1, 2).shape, jnp.float32), keys_values)
+    d_kv, d_q = lax.scan(query_block, zeros, (numbers, tuple(_blocks(r, tile.q, 3) for r in rows), bounds))
+    d_q = _from_heads(_unblocks(d_q, length, 3)).astype(q.dtype)
+    return d_q, jax.tree.map(lambda d, x: jnp.moveaxis(d, 1, 2).astype(x.dtype), d_kv, keys_values), None
 
 
 def _revisit_keys(size: int, queries: tuple, key_value: tuple, interval: Intervals, state: tuple) -> tuple:
-    """Gradients of one query block's tiles, added into (d_q block, (d_k, d_v) of the whole part)."""
+    """Gradients of one query block's tiles, added into (d_q rows, (d_k, d_v) of the whole part, head first)."""
     q_index, (q, d_out, lse, delta) = queries
     k, v = key_value
     size = min(size, k.shape[1])
-    lse, delta = (jnp.moveaxis(x, 1, -1)[..., None] for x in (lse, delta))
 
     def visit(j: jax.Array, state: tuple) -> tuple:
         start, k_index = _key_block(j, size, k.shape[1])
-        mask = _tile_mask(interval, q_index, start, k_index)[:, None, None]
+        mask = _tile_mask(interval, q_index, start, k_index)
 
         def update(state: tuple) -> tuple:
             d_q, (d_k, d_v) = state
-            k_tile, v_tile = (lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (k, v))
-            weights = jnp.where(mask, jnp.exp(_logits(q, k_tile) - lse), 0)
-            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-            d_weights = product("bqkgh,bskh->bkgqs", d_out, v_tile)
-            d_logits = (weights * (d_weights - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
-            d_q += product("bkgqs,bskh->bqkgh", d_logits, k_tile)
-            d_k = _add_slice(d_k, product("bkgqs,bqkgh->bskh", d_logits, q), start)
-            d_v = _add_slice(d_v, product("bkgqs,bqkgh->bskh", weights.astype(q.dtype), d_out), start)
+            scale = q.shape[-1] ** -0.5
+            k_tile, v_tile = _key_tile(k, start, size), _key_tile(v, start, size)
+            logits = _product("bkqh,bksh->bkqs", q, k_tile) * scale
+            weights = jnp.where(_grouped_mask(mask, q.shape[2]), jnp.exp(logits - lse[..., None]), 0)
+            d_weights = _product("bkqh,bksh->bkqs", d_out, v_tile)
+            d_logits = (weights * (d_weights - delta[..., None]) * scale).astype(q.dtype)
+            d_q += _product("bkqs,bksh->bkqh", d_logits, k_tile)
+            d_k = _add_slice(d_k, _product("bkqs,bkqh->bksh", d_logits, q), start)
+            d_v = _add_slice(d_v, _product("bkqs,bkqh->bksh", weights.astype(q.dtype), d_out), start)
             return d_q, (d_k, d_v)
 
         return lax.cond(mask.any(), update, lambda state: state, state)
@@ -277,8 +308,8 @@ def _revisit_keys(size: int, queries: tuple, key_value: tuple, interval: Interva
 
 
 def _add_slice(total: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
-    here = lax.dynamic_slice_in_dim(total, start, piece.shape[1], axis=1)
-    return lax.dynamic_update_slice_in_dim(total, here + piece, start, axis=1)
+    here = lax.dynamic_slice_in_dim(total, start, piece.shape[2], axis=2)
+    return lax.dynamic_update_slice_in_dim(total, here + piece, start, axis=2)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, VisionConfig
 from pdgen.models import parameters
-from pdgen.models.attention import Intervals, Part, Tile, attend, attend_dense
+from pdgen.models.attention import ATTENTION, Intervals, Part, Tile, attend, attend_dense
 from pdgen.models.embeddings import layer_norm
 from pdgen.sharding import map_shards, out_spec
 
@@ -73,9 +73,12 @@ def encode(
 
 def compute_remat(compute: ComputeConfig, body: Any) -> Any:
     """``body`` with the remat policy that ``compute.remat`` names ("none", "dots", "full")."""
+    saved = jax.checkpoint_policies
     policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": saved.save_from_both_policies(
+            saved.dots_with_no_batch_dims_saveable, saved.save_only_these_names(ATTENTION)
+        ),
+        "full": saved.nothing_saveable,
     }
     if compute.remat == "none":
         return body
