@@ -84,7 +84,7 @@ def test_two_parts_with_any_intervals(tile, first, second, seed):
     assert_close(value_and_gradients(tile, *inputs), value_and_gradients(None, *inputs), 1e-5)
 
 
-SLOTS = 60
+SLOTS = 58  # no tile divides it
 
 
 @st.composite
