@@ -124,7 +124,7 @@ def losses_and_gradients(config, compute, ce_weight, params, batch, flow):
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-@pytest.fixture(scope="session", params=["none", "full"], ids="remat {}".format)
+@pytest.fixture(scope="session", params=["dots", "full"], ids="remat {}".format)
 def training(request, golden, case):
     """(loss, means), and the gradient of every tensor by PyTorch's name and in its shape."""
     compute = dataclasses.replace(COMPUTE, remat=request.param)
