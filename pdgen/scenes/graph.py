@@ -1,236 +1,141 @@
-"""Scene graphs of shapes world: validated objects and relations, drawn at random and grown step by step.
+"""Scene graphs: what a picture shows, in words and not in pixels.
 
-Lengths and positions are in units of 1/32 of the picture's side (``GRID``), x to the right, y downwards, so
-that a scene is the same at every picture size and its boxes are whole pixels at 32 px.
+A graph holds entities (a noun, how many, attributes), relations between them and a background. It knows
+nothing of layout: the same type carries a GenEval prompt, the plan of a real teacher and a scene of shapes
+world (``pdgen.scenes.world`` places one). As JSON it is validated by ``decode_graph``; ``GRAPH_SCHEMA`` is the JSON
+schema that a language teacher gets.
+
+Attributes are pairs of lower-case words. Shapes world uses ``color``, ``size`` ("small", "large"), ``fill``
+("outlined") and ``place`` (a key of ``PLACES``); any other is carried along.
 """
 
-import functools
 import itertools
+from typing import Any
 
 import msgspec
-import numpy as np
 
-GRID = 32
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-BACKGROUNDS = ("light", "grey", "cool", "warm")
-SIZES = (12, 14)
-# Two objects of the largest size fit side by side when their centres differ by 16 along one axis.
-PLACES = {
-    "top left": (8, 8),
-    "top": (16, 8),
-    "top right": (24, 8),
-    "left": (8, 16),
-    "centre": (16, 16),
-    "right": (24, 16),
-    "bottom left": (8, 24),
-    "bottom": (16, 24),
-    "bottom right": (24, 24),
-}
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-RELATIONS = tuple(INVERSE)
-MARGIN = 0.1
-MAX_OBJECTS = 4
-RELATION_RATE = 0.8
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+PLACES = (
+    "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+MAX_COUNT = 20
 
 
 class SceneError(ValueError):
-    """A scene contradicts itself; the message names the object or relation at fault."""
+    """A scene contradicts itself; the message names the entity, object or relation at fault."""
 
 
-class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One shape: its id within the scene, looks, width (= height) and the centre of its bounding box."""
+class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``count`` things of one noun (singular) that share all ``attributes``; ``id`` is unique in the graph."""
 
     id: int
-    shape: str
-    color: str
-    size: int
-    x: int
-    y: int
+    noun: str
+    count: int = 1
+    attributes: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        for field, allowed in (("shape", SHAPES), ("color", COLORS)):
-            if getattr(self, field) not in allowed:
-                raise SceneError(f"object {self.id}: {field} {getattr(self, field)!r} is none of {allowed}")
-        if self.size < 2 or self.size % 2:
-            raise SceneError(f"object {self.id}: size {self.size} is not a positive even number")
-        left, top, right, bottom = self.box
-        if left < 0 or top < 0 or right > GRID or bottom > GRID:
-            raise SceneError(f"object {self.id}: box {self.box} leaves the picture (0 to {GRID})")
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in grid units; right and bottom are exclusive."""
-        half = self.size // 2
-        return self.x - half, self.y - half, self.x + half, self.y + half
-
-    @property
-    def place(self) -> str:
-        """The key of ``PLACES`` nearest to the object's centre."""
-        return min(PLACES, key=lambda name: (PLACES[name][0] - self.x) ** 2 + (PLACES[name][1] - self.y) ** 2)
+        if not self.noun or self.noun != self.noun.strip().lower():
+            raise SceneError(f"entity {self.id}: noun {self.noun!r} is not a lower-case name")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise SceneError(f"entity {self.id}: count {self.count} is outside 1 to {MAX_COUNT}")
+        for name, value in self.attributes.items():
+            if not (name and value) or (name + value) != (name + value).lower():
+                raise SceneError(f"entity {self.id}: attribute {name!r}: {value!r} is not two lower-case words")
 
 
 class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``subject`` stands ``kind`` (one of ``RELATIONS``) ``reference``; both are object ids."""
+    """``subject`` stands in relation ``kind`` to ``reference``; both are ids of entities."""
 
     subject: int
     kind: str
     reference: int
 
-    def seen_from(self, object_id: int) -> "Relation":
-        """The same fact with ``object_id``, one of its two objects, as the subject."""
-        if self.subject == object_id:
+    def seen_from(self, entity: int) -> "Relation":
+        """The same fact with ``entity``, one of the two, as the subject. KeyError where the kind has no inverse."""
+        if self.subject == entity:
             return self
         return Relation(subject=self.reference, kind=INVERSE[self.kind], reference=self.subject)
 
 
-class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture's content. ``relations`` are those the prompt states; the layout may fulfil more.
+class SceneGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a picture shows. Entities stand in the order in which they are named or drawn.
 
     Raises:
-      SceneError: two objects share an id, their looks or space, or a relation names an unknown object or is
-        untrue of the boxes.
+      SceneError: two entities share an id or cannot be told apart, a relation names an unknown entity, or
+        the relations along one axis contradict each other.
     """
 
-    objects: tuple[Object, ...]
+    entities: tuple[Entity, ...]
     relations: tuple[Relation, ...] = ()
-    background: str = "light"
+    background: str | None = None
 
     def __post_init__(self) -> None:
-        if self.background not in BACKGROUNDS:
-            raise SceneError(f"background {self.background!r} is none of {BACKGROUNDS}")
-        by_id = {o.id: o for o in self.objects}
-        if len(by_id) != len(self.objects):
-            raise SceneError("two objects have the same id")
-        for a, b in itertools.combinations(self.objects, 2):
-            if (a.shape, a.color) == (b.shape, b.color):
-                raise SceneError(f"objects {a.id} and {b.id} are both a {a.color} {a.shape}")
-            if overlap(a, b):
-                raise SceneError(f"objects {a.id} and {b.id} overlap: boxes {a.box} and {b.box}")
+        ids = {e.id for e in self.entities}
+        if len(ids) != len(self.entities):
+            raise SceneError("two entities have the same id")
+        for a, b in itertools.combinations(self.entities, 2):
+            if (a.noun, a.attributes) == (b.noun, b.attributes):
+                raise SceneError(f"entities {a.id} and {b.id} cannot be told apart: both are {a.noun!r}")
         for r in self.relations:
-            if r.subject == r.reference or not {r.subject, r.reference} <= by_id.keys():
-                raise SceneError(f"relation {r.subject} {r.kind} {r.reference}: no two objects of the scene")
-            if r.kind not in relations_between(by_id[r.subject], by_id[r.reference]):
-                raise SceneError(f"relation {r.subject} {r.kind} {r.reference} is untrue of the boxes")
+            if r.subject == r.reference or not {r.subject, r.reference} <= ids:
+                raise SceneError(f"relation {r.subject} {r.kind} {r.reference}: no two entities of the graph")
+        for kind in ("left of", "above"):
+            _refuse_cycle(self.relations, kind)
 
-    def find(self, object_id: int) -> Object:
-        """The object of that id. Raises KeyError if there is none."""
-        for candidate in self.objects:
-            if candidate.id == object_id:
+    def find(self, entity: int) -> Entity:
+        """The entity of that id. Raises KeyError if there is none."""
+        for candidate in self.entities:
+            if candidate.id == entity:
                 return candidate
-        raise KeyError(object_id)
+        raise KeyError(entity)
 
 
-def overlap(a: Object, b: Object) -> bool:
-    """Whether the bounding boxes share area."""
-    (al, at, ar, ab), (bl, bt, br, bb) = a.box, b.box
-    return al < br and bl < ar and at < bb and bt < ab
+def _refuse_cycle(relations: tuple[Relation, ...], kind: str) -> None:
+    # Kahn's algorithm on "comes before along this axis": what remains when no first one is left is a cycle.
+    edges = {(r.subject, r.reference) for r in relations if r.kind == kind}
+    edges |= {(r.reference, r.subject) for r in relations if r.kind == INVERSE[kind]}
+    while edges:
+        firsts = {a for a, _ in edges} - {b for _, b in edges}
+        if not firsts:
+            raise SceneError(f"the relations '{kind}' and '{INVERSE[kind]}' contradict each other: {sorted(edges)}")
+        edges = {(a, b) for a, b in edges if a not in firsts}
 
 
-def relations_between(subject: Object, reference: Object) -> tuple[str, ...]:
-    """The relations true of two boxes by GenEval's rule: up to two of ``RELATIONS``, or none.
+def implies(later: SceneGraph, earlier: SceneGraph) -> bool:
+    """Whether all that ``earlier`` says, ``later`` says too (ids tell which entity is which)."""
+    entities = {e.id: e for e in later.entities}
+    for e in earlier.entities:
+        same = entities.get(e.id)
+        if same is None or (same.noun, same.count) != (e.noun, e.count):
+            return False
+        if not e.attributes.items() <= same.attributes.items():
+            return False
+    background = earlier.background in (None, later.background)
+    return background and set(earlier.relations) <= set(later.relations)
 
-    offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both sizes along each
-    axis and divided by |offset|; a relation holds where that exceeds 0.5.
+
+GRAPH_SCHEMA: dict[str, Any] = msgspec.json.schema(SceneGraph)
+
+
+def decode_graph(data: bytes | str) -> SceneGraph:
+    """A graph from JSON. Raises SceneError naming the key or the contradiction."""
+    try:
+        return msgspec.json.decode(data, type=SceneGraph)
+    except msgspec.DecodeError as fault:
+        raise SceneError(f"scene graph: {fault}") from None
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of a trajectory: what was done to which entities, and the whole graph after it.
+
+    ``operation`` is one of ``OPERATIONS``; ``entities`` are the ids concerned (of the graph after the step, for
+    "remove" of the one before; for "replace" the old id, then the new one).
     """
-    offset = np.array([subject.x - reference.x, subject.y - reference.y], np.float64)
-    shortened = np.maximum(np.abs(offset) - MARGIN * (subject.size + reference.size), 0) * np.sign(offset)
-    if np.all(np.abs(shortened) < 1e-3):
-        return ()
-    dx, dy = shortened / np.linalg.norm(offset)
-    true = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return tuple(kind for kind in RELATIONS if true[kind])
+
+    operation: str
+    entities: tuple[int, ...]
+    graph: SceneGraph
 
 
-def implies(later: Scene, earlier: Scene) -> bool:
-    """Whether ``later`` holds all of ``earlier``: each object unchanged, each relation, the background."""
-    return (
-        set(earlier.objects) <= set(later.objects)
-        and set(earlier.relations) <= set(later.relations)
-        and earlier.background == later.background
-    )
-
-
-@functools.lru_cache
-def layouts(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """All ordered choices of ``count`` places (x, y) at which objects of any of ``SIZES`` stay apart."""
-    return tuple(
-        places
-        for places in itertools.permutations(PLACES.values(), count)
-        if all(
-            max(abs(ax - bx), abs(ay - by)) >= max(SIZES) for (ax, ay), (bx, by) in itertools.combinations(places, 2)
-        )
-    )
-
-
-def _random_relation(rng: np.random.Generator, new: Object, others: list[Object]) -> Relation | None:
-    # A diagonal pair fulfils two relations; only pairs with a single one are stated, so that words are clear.
-    choices = [(other, kinds[0]) for other in others if len(kinds := relations_between(new, other)) == 1]
-    if not choices or rng.random() >= RELATION_RATE:
-        return None
-    other, kind = choices[rng.integers(len(choices))]
-    relation = Relation(subject=new.id, kind=kind, reference=other.id)
-    return relation.seen_from(other.id) if new.id == 1 else relation
-
-
-def random_scene(rng: np.random.Generator, count: int) -> Scene:
-    """A scene of ``count`` (1 to ``MAX_OBJECTS``) objects with ids 0, 1, ... in the order they are added.
-
-    Object 1 may be the reference of a relation of object 0; each later object may be the subject of one with
-    an earlier object. Raises SceneError for a count out of range.
-    """
-    if not 1 <= count <= MAX_OBJECTS:
-        raise SceneError(f"{count} objects asked for; a scene holds 1 to {MAX_OBJECTS}")
-    places = layouts(count)[rng.integers(len(layouts(count)))]
-    looks = rng.permutation(len(SHAPES) * len(COLORS))[:count]
-    objects: list[Object] = []
-    relations = []
-    for index, ((x, y), look) in enumerate(zip(places, looks)):
-        shape, color = SHAPES[look // len(COLORS)], COLORS[look % len(COLORS)]
-        new = Object(id=index, shape=shape, color=color, size=int(rng.choice(SIZES)), x=x, y=y)
-        relation = _random_relation(rng, new, objects)
-        objects.append(new)
-        if relation is not None:
-            relations.append(relation)
-    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    return Scene(objects=tuple(objects), relations=tuple(relations), background=background)
-
-
-def subscene(scene: Scene, count: int) -> Scene:
-    """The first ``count`` objects, the relations among them, and the background."""
-    objects = scene.objects[:count]
-    ids = {o.id for o in objects}
-    relations = tuple(r for r in scene.relations if r.subject in ids and r.reference in ids)
-    return Scene(objects=objects, relations=relations, background=scene.background)
-
-
-def grow(rng: np.random.Generator, scene: Scene, pair_rate: float = 0.2) -> list[Scene]:
-    """Growing subscenes that end in ``scene``; each is implied by the next.
-
-    Every step adds one object, except that with probability ``pair_rate`` the first step of a scene of three
-    or more adds two.
-    """
-    first = 2 if len(scene.objects) > 2 and rng.random() < pair_rate else 1
-    return [subscene(scene, count) for count in range(first, len(scene.objects) + 1)]
-
-
-def corrupt(rng: np.random.Generator, scene: Scene, object_id: int) -> Scene:
-    """The scene as a faulty draft: that object with another colour, shape or place; no relations claimed.
-
-    The kind of fault is drawn first; a crowded scene that leaves no other place gets one of the other kinds.
-    """
-    right = scene.find(object_id)
-    changes = (
-        [{"color": c} for c in COLORS if c != right.color],
-        [{"shape": s} for s in SHAPES if s != right.shape],
-        [{"x": x, "y": y} for x, y in PLACES.values() if (x, y) != (right.x, right.y)],
-    )
-    for kind in rng.permutation(len(changes)):
-        for index in rng.permutation(len(changes[kind])):
-            wrong = msgspec.structs.replace(right, **changes[kind][index])
-            objects = tuple(wrong if o.id == object_id else o for o in scene.objects)
-            try:
-                return Scene(objects=objects, background=scene.background)
-            except SceneError:  # The change makes two objects alike or lets them overlap.
-                continue
-    raise SceneError(f"object {object_id}: every change makes the scene invalid")
+OPERATIONS = ("add", "modify", "swap", "move", "replace", "remove")

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pdgen.scenes.graph import GRID, Object, Scene
+from pdgen.scenes.world import GRID, Object, Scene
 
 SUPERSAMPLING = 8
 COLOR_RGB = {

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 import pdgen
 from pdgen.interleave.trajectory import Text, parse_plan, parse_refine, segment_kind
-from pdgen.scenes import graph, language
+from pdgen.scenes import language, world
 from pdgen.scenes.subsets import Settings, make_trajectories
 
 TOKENIZER = pathlib.Path(pdgen.__file__).parent / "assets" / "shapes" / "tokenizer.model"
-CIRCLE = graph.Object(0, "circle", "red", 12, 8, 16)
-SQUARE = graph.Object(1, "square", "orange", 14, 24, 16)
-STAR = graph.Object(2, "star", "green", 12, 8, 24)
-LEFT_OF = graph.Relation(0, "left of", 1)
-PAIR = graph.Scene((CIRCLE, SQUARE), (LEFT_OF,))
+CIRCLE = world.Object(0, "circle", "red", 12, 8, 16)
+SQUARE = world.Object(1, "square", "orange", 14, 24, 16)
+STAR = world.Object(2, "star", "green", 12, 8, 24)
+LEFT_OF = world.Relation(0, "left of", 1)
+PAIR = world.Scene((CIRCLE, SQUARE), (LEFT_OF,))
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +27,24 @@ def pieces():
 
 
 def test_content_names_objects_and_relations():
-    low, high = graph.Object(0, "circle", "red", 12, 8, 8), STAR
-    scene = graph.Scene((low, SQUARE, high), (graph.Relation(2, "below", 0),))
-    assert language.content(graph.Scene((CIRCLE,))) == "a red circle"
-    assert language.content(graph.Scene((CIRCLE, SQUARE))) == "a red circle and an orange square"
+    low, high = world.Object(0, "circle", "red", 12, 8, 8), STAR
+    scene = world.Scene((low, SQUARE, high), (world.Relation(2, "below", 0),))
+    assert language.content(world.Scene((CIRCLE,))) == "a red circle"
+    assert language.content(world.Scene((CIRCLE, SQUARE))) == "a red circle and an orange square"
     assert language.content(PAIR) == "a red circle left of an orange square"
     assert language.content(scene) == ("a red circle, an orange square, and a green star below the red circle")
-    twice = graph.Scene(scene.objects, (graph.Relation(0, "above", 2), graph.Relation(2, "left of", 1)))
+    twice = world.Scene(scene.objects, (world.Relation(0, "above", 2), world.Relation(2, "left of", 1)))
     assert language.content(twice) == ("a red circle above a green star, and an orange square right of the green star")
-    chain = graph.Scene(scene.objects, (LEFT_OF, graph.Relation(2, "below", 0), graph.Relation(2, "left of", 1)))
+    chain = world.Scene(scene.objects, (LEFT_OF, world.Relation(2, "below", 0), world.Relation(2, "left of", 1)))
     assert language.content(chain) == (
         "a red circle left of an orange square, and a green star below the red circle and left of the orange square"
     )
-    three = graph.Scene((low, SQUARE, high))
+    three = world.Scene((low, SQUARE, high))
     assert language.content(three) == "a red circle, an orange square and a green star"
 
 
 def test_plan_says_where_and_describes_the_whole():
-    first = language.plan(graph.Scene((CIRCLE,)), (CIRCLE,))
+    first = language.plan(world.Scene((CIRCLE,)), (CIRCLE,))
     assert first == ("<ins>Add a red circle on the left.</ins> <des>The picture shows a red circle on the left.</des>")
     assert language.plan(PAIR, (SQUARE,)) == (
         "<ins>Add an orange square on the right.</ins> "
@@ -56,7 +56,7 @@ def test_plan_says_where_and_describes_the_whole():
 
 def test_agreement_gives_a_reason_and_what_is_missing():
     rng = np.random.default_rng(0)
-    alone = graph.Scene((CIRCLE,))
+    alone = world.Scene((CIRCLE,))
     said = {language.agreement(rng, alone, (CIRCLE,), (SQUARE,)) for _ in range(30)}
     assert said == {
         "The red circle is on the left. An orange square is still to come.",
@@ -73,17 +73,17 @@ def test_agreement_gives_a_reason_and_what_is_missing():
     ("wrong", "analyses", "correction"),
     [
         (
-            graph.Object(0, "circle", "blue", 12, 8, 16),
+            world.Object(0, "circle", "blue", 12, 8, 16),
             {"The circle is blue, not red.", "The blue circle should be red."},
             "Make the blue circle red.",
         ),
         (
-            graph.Object(0, "cross", "red", 12, 8, 16),
+            world.Object(0, "cross", "red", 12, 8, 16),
             {"There is a red cross, not a circle.", "The red cross should be a circle."},
             "Make the red cross a circle.",
         ),
         (
-            graph.Object(0, "circle", "red", 12, 24, 24),
+            world.Object(0, "circle", "red", 12, 24, 24),
             {"The red circle is at the bottom right, not on the left."},
             "Move it to the left.",
         ),
@@ -112,7 +112,7 @@ def test_texts_are_short_with_the_shipped_tokenizer(pieces):
 
 
 def test_every_word_is_one_piece(pieces):
-    words = [*graph.SHAPES, *graph.COLORS, "left", "right", "above", "below", "top", "bottom", "centre"]
+    words = [*world.SHAPES, *world.COLORS, "left", "right", "above", "below", "top", "bottom", "centre"]
     assert [w for w in words if len(pieces.encode(f" {w}")) != 1] == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdgen.scenes import graph
+from pdgen.scenes import world
 from pdgen.scenes.painter import BACKGROUND_RGB, COLOR_RGB, paint, png_bytes
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -25,7 +25,7 @@ AREAS = {  # of the unit box
 
 
 def single(shape="circle", color="red", size=12, x=16, y=16, background="light"):
-    return graph.Scene((graph.Object(0, shape, color, size, x, y),), (), background)
+    return world.Scene((world.Object(0, shape, color, size, x, y),), (), background)
 
 
 def box_mask(size, *objects):
@@ -36,8 +36,8 @@ def box_mask(size, *objects):
     return mask
 
 
-@pytest.mark.parametrize("shape", graph.SHAPES)
-@pytest.mark.parametrize("size", graph.SIZES)
+@pytest.mark.parametrize("shape", world.SHAPES)
+@pytest.mark.parametrize("size", world.SIZES)
 def test_area_of_each_shape(shape, size):
     """Black on a light ground: the darkness summed over the picture is the shape's area."""
     picture = paint(single(shape, "black", size)).astype(float)
@@ -46,11 +46,11 @@ def test_area_of_each_shape(shape, size):
     assert area == pytest.approx(AREAS[shape] * size**2, rel=0.035)
 
 
-@pytest.mark.parametrize("color", graph.COLORS)
-@pytest.mark.parametrize("background", graph.BACKGROUNDS)
+@pytest.mark.parametrize("color", world.COLORS)
+@pytest.mark.parametrize("background", world.BACKGROUNDS)
 def test_colours_inside_and_outside(color, background):
     picture = paint(single("square", color, background=background))
-    inside = box_mask(32, graph.Object(0, "square", color, 12, 16, 16))
+    inside = box_mask(32, world.Object(0, "square", color, 12, 16, 16))
     assert (picture[inside] == COLOR_RGB[color]).all()
     assert (picture[~inside] == BACKGROUND_RGB[background]).all()
 
@@ -62,33 +62,33 @@ def test_colours_and_grounds_are_told_apart():
     assert min(np.abs(np.subtract(a, b)).max() for a, b in pairs) > 40
 
 
-@given(SEEDS, st.integers(2, graph.MAX_OBJECTS))
+@given(SEEDS, st.integers(2, world.MAX_OBJECTS))
 @settings(max_examples=100, deadline=None)
 def test_a_step_leaves_every_other_pixel_identical(seed, count):
     rng = np.random.default_rng(seed)
-    scene = graph.random_scene(rng, count)
-    steps = graph.grow(rng, scene)
+    scene = world.random_scene(rng, count)
+    steps = world.grow(rng, scene)
     for earlier, later in itertools.pairwise(steps):
         touched = box_mask(32, *later.objects[len(earlier.objects) :])
         a, b = paint(earlier), paint(later)
         assert (a[~touched] == b[~touched]).all()
         assert (a != b).any()
-    draft = graph.corrupt(rng, scene, 0)
+    draft = world.corrupt(rng, scene, 0)
     touched = box_mask(32, scene.find(0), draft.find(0))
     a, b = paint(scene), paint(draft)
     assert (a[~touched] == b[~touched]).all()
     assert (a != b).any()
 
 
-@given(SEEDS, st.integers(2, graph.MAX_OBJECTS))
+@given(SEEDS, st.integers(2, world.MAX_OBJECTS))
 @settings(max_examples=100, deadline=None)
 def test_relations_are_true_of_the_picture(seed, count):
     """Each object is found again as the pixels that its removal changes; their boxes obey the relation."""
-    scene = graph.random_scene(np.random.default_rng(seed), count)
+    scene = world.random_scene(np.random.default_rng(seed), count)
     picture = paint(scene).astype(int)
     centres = {}
     for item in scene.objects:
-        without = graph.Scene(tuple(o for o in scene.objects if o != item), (), scene.background)
+        without = world.Scene(tuple(o for o in scene.objects if o != item), (), scene.background)
         rows, columns = np.nonzero(np.abs(picture - paint(without)).max(-1) > 20)
         centres[item.id] = np.array([columns.min() + columns.max(), rows.min() + rows.max()]) / 2
     for relation in scene.relations:
@@ -109,7 +109,7 @@ def test_painting_is_deterministic_and_its_own():
 
 @pytest.mark.parametrize("size", [16, 48, 64, 100])
 def test_other_picture_sizes_show_the_same_scene(size):
-    scene = graph.random_scene(np.random.default_rng(3), 4)
+    scene = world.random_scene(np.random.default_rng(3), 4)
     picture = paint(scene, size)
     assert picture.shape == (size, size, 3)
     side = min(size, 32)

@@ -13,8 +13,8 @@ from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_AUTOENCODER, AutoencoderConfig
 from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.models import autoencoder as model
-from pdgen.scenes.graph import random_scene
 from pdgen.scenes.painter import paint
+from pdgen.scenes.world import random_scene
 from pdgen.train import autoencoder as training
 
 SMALL = AutoencoderConfig(channels=32, multipliers=(1,), num_blocks=1, z_channels=2, scale_factor=0.5, shift_factor=0.3)

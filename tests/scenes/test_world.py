@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdgen.scenes import graph
+from pdgen.scenes import world
 
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = st.integers(1, graph.MAX_OBJECTS)
+COUNTS = st.integers(1, world.MAX_OBJECTS)
 
 
 def circle(object_id=0, color="red", x=8, y=16, size=12, shape="circle"):
-    return graph.Object(id=object_id, shape=shape, color=color, size=size, x=x, y=y)
+    return world.Object(id=object_id, shape=shape, color=color, size=size, x=x, y=y)
 
 
 @given(SEEDS, COUNTS)
 @settings(max_examples=300, deadline=None)
 def test_random_scenes_keep_their_promises(seed, count):
-    scene = graph.random_scene(np.random.default_rng(seed), count)
+    scene = world.random_scene(np.random.default_rng(seed), count)
     assert [o.id for o in scene.objects] == list(range(count))
     for a, b in itertools.combinations(scene.objects, 2):
         assert max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2
@@ -32,39 +32,39 @@ def test_random_scenes_keep_their_promises(seed, count):
         along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation.kind]
         across = dy if relation.kind in ("left of", "right of") else dx
         assert along > abs(across), relation
-    assert msgspec.convert(msgspec.to_builtins(scene), graph.Scene) == scene
-    assert graph.random_scene(np.random.default_rng(seed), count) == scene
+    assert msgspec.convert(msgspec.to_builtins(scene), world.Scene) == scene
+    assert world.random_scene(np.random.default_rng(seed), count) == scene
 
 
 @given(SEEDS, COUNTS)
 @settings(max_examples=200, deadline=None)
 def test_each_step_is_implied_by_the_next(seed, count):
     rng = np.random.default_rng(seed)
-    scene = graph.random_scene(rng, count)
-    steps = graph.grow(rng, scene)
+    scene = world.random_scene(rng, count)
+    steps = world.grow(rng, scene)
     assert steps[-1] == scene
     assert 1 <= len(steps) <= count
     for earlier, later in itertools.pairwise(steps):
-        assert graph.implies(later, earlier)
-        assert not graph.implies(earlier, later)
+        assert world.implies(later, earlier)
+        assert not world.implies(earlier, later)
 
 
 def test_a_changed_object_relation_or_background_is_not_implied():
     pair = (circle(0), circle(1, "blue", 24))
-    scene = graph.Scene(pair, (graph.Relation(0, "left of", 1),), "light")
-    assert graph.implies(scene, graph.Scene(pair))
-    assert not graph.implies(graph.Scene(pair), scene)
-    assert not graph.implies(scene, graph.Scene((circle(0, "green"),)))
-    assert not graph.implies(scene, graph.Scene(pair, (), "grey"))
+    scene = world.Scene(pair, (world.Relation(0, "left of", 1),), "light")
+    assert world.implies(scene, world.Scene(pair))
+    assert not world.implies(world.Scene(pair), scene)
+    assert not world.implies(scene, world.Scene((circle(0, "green"),)))
+    assert not world.implies(scene, world.Scene(pair, (), "grey"))
 
 
 @given(SEEDS, COUNTS)
 @settings(max_examples=200, deadline=None)
 def test_a_corrupted_draft_differs_in_one_respect(seed, count):
     rng = np.random.default_rng(seed)
-    scene = graph.random_scene(rng, count)
+    scene = world.random_scene(rng, count)
     target = int(rng.integers(count))
-    draft = graph.corrupt(rng, scene, target)
+    draft = world.corrupt(rng, scene, target)
     changed = [(a, b) for a, b in zip(draft.objects, scene.objects, strict=True) if a != b]
     ((wrong, right),) = changed
     assert wrong.id == target
@@ -78,13 +78,13 @@ def test_every_count_of_objects_and_every_kind_of_fault_occurs():
     rng = np.random.default_rng(0)
     kinds = set()
     for _ in range(50):
-        scene = graph.random_scene(rng, 2)
-        (wrong,) = set(graph.corrupt(rng, scene, 1).objects) - set(scene.objects)
+        scene = world.random_scene(rng, 2)
+        (wrong,) = set(world.corrupt(rng, scene, 1).objects) - set(scene.objects)
         right = scene.find(1)
         kinds |= {f for f in ("color", "shape", "place") if getattr(wrong, f) != getattr(right, f)}
     assert kinds == {"color", "shape", "place"}
-    relations = {r.kind for _ in range(50) for r in graph.random_scene(rng, 2).relations}
-    assert relations == set(graph.RELATIONS)
+    relations = {r.kind for _ in range(50) for r in world.random_scene(rng, 2).relations}
+    assert relations == set(world.RELATIONS)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_every_count_of_objects_and_every_kind_of_fault_occurs():
 )
 def test_relations_by_the_published_rule(x, y, expected):
     reference, subject = circle(0, y=8), circle(1, x=x, y=y)
-    assert graph.relations_between(subject, reference) == expected
-    inverses = {graph.INVERSE[kind] for kind in expected}
-    assert set(graph.relations_between(reference, subject)) == inverses
+    assert world.relations_between(subject, reference) == expected
+    inverses = {world.INVERSE[kind] for kind in expected}
+    assert set(world.relations_between(reference, subject)) == inverses
 
 
 @pytest.mark.parametrize(
@@ -115,25 +115,25 @@ def test_relations_by_the_published_rule(x, y, expected):
         (lambda: circle(color="teal"), "object 0: color 'teal'"),
         (lambda: circle(size=13), "size 13 is not a positive even number"),
         (lambda: circle(x=4), "object 0: box .* leaves the picture"),
-        (lambda: graph.Scene((circle(),), background="plaid"), "background 'plaid'"),
-        (lambda: graph.Scene((circle(), circle(x=24, color="blue"))), "same id"),
-        (lambda: graph.Scene((circle(), circle(1, x=24))), "objects 0 and 1 are both a red circle"),
-        (lambda: graph.Scene((circle(), circle(1, "blue", 16))), "objects 0 and 1 overlap"),
-        (lambda: graph.Scene((circle(),), (graph.Relation(0, "above", 1),)), "no two objects of the scene"),
+        (lambda: world.Scene((circle(),), background="plaid"), "background 'plaid'"),
+        (lambda: world.Scene((circle(), circle(x=24, color="blue"))), "same id"),
+        (lambda: world.Scene((circle(), circle(1, x=24))), "objects 0 and 1 are both a red circle"),
+        (lambda: world.Scene((circle(), circle(1, "blue", 16))), "objects 0 and 1 overlap"),
+        (lambda: world.Scene((circle(),), (world.Relation(0, "above", 1),)), "no two objects of the scene"),
         (
-            lambda: graph.Scene((circle(), circle(1, "blue", 24)), (graph.Relation(0, "right of", 1),)),
+            lambda: world.Scene((circle(), circle(1, "blue", 24)), (world.Relation(0, "right of", 1),)),
             "0 right of 1 is untrue",
         ),
-        (lambda: graph.random_scene(np.random.default_rng(0), 5), "5 objects asked for"),
+        (lambda: world.random_scene(np.random.default_rng(0), 5), "5 objects asked for"),
     ],
 )
 def test_faulty_scenes_are_refused_by_name(build, words):
-    with pytest.raises(graph.SceneError, match=words):
+    with pytest.raises(world.SceneError, match=words):
         build()
 
 
 def test_faulty_scenes_are_refused_when_read():
-    plain = msgspec.to_builtins(graph.Scene((circle(),)))
+    plain = msgspec.to_builtins(world.Scene((circle(),)))
     plain["objects"][0]["color"] = "teal"
     with pytest.raises(msgspec.ValidationError, match="teal"):
-        msgspec.convert(plain, graph.Scene)
+        msgspec.convert(plain, world.Scene)

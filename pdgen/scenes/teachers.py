@@ -1,0 +1,88 @@
+"""What builds data beside the project's own code: painters, judges and writers, behind small interfaces.
+
+Shapes world has exact ones of each (``painter``, ``judge``, ``writer``); ``kontext`` paints with
+FLUX.1-Kontext, ``endpoint`` judges and writes through any OpenAI-compatible server. Whoever takes a teacher takes
+these types.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from jaxtyping import UInt8
+
+from pdgen.scenes.graph import SceneGraph
+from pdgen.scenes.world import Scene
+
+Picture = UInt8[np.ndarray, "height width 3"]  # RGB, 0 to 255
+
+
+class TeacherError(ValueError):
+    """A teacher refuses or cannot answer; the line names the teacher, the input and the reason."""
+
+
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A judge's answer. ``analysis`` is one or two sentences; ``correction`` what to do, None where it accepts."""
+
+    accept: bool
+    analysis: str
+    correction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.accept != (self.correction is None):
+            raise ValueError("a verdict has a correction exactly where it does not accept")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stroke:
+    """What a painter is asked for: the next picture of a trajectory.
+
+    Attributes:
+      instruction: what to add or change, in words.
+      previous: the picture before; None at the first step.
+      scene: the placed scene after the step, where it exists (shapes world).
+      seed: decides all that is left open.
+    """
+
+    instruction: str
+    previous: Picture | None
+    scene: Scene | None
+    seed: int
+
+
+class Painter(Protocol):
+    """Draws one step after the other."""
+
+    name: str
+
+    def paint(self, stroke: Stroke) -> Picture:
+        """The picture after the step. Raises TeacherError where the stroke lacks what this painter needs."""
+
+
+class Judge(Protocol):
+    """Accepts or rejects plans and pictures, and says why."""
+
+    name: str
+
+    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+        """Whether the last of ``plans`` (texts with ``<ins>`` and ``<des>``, in order) agrees with the prompt.
+
+        What is merely not drawn yet is no conflict.
+        """
+
+    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+        """Whether the picture shows what ``plan`` promises after the step."""
+
+
+class Writer(Protocol):
+    """Reads and rewrites text."""
+
+    name: str
+
+    def parse(self, prompt: str) -> SceneGraph:
+        """The graph a prompt asks for. Raises TeacherError with the reason where it has none."""
+
+    def rewrite(self, text: str, seed: int) -> str:
+        """The same content in other words; tags stay where they are."""
