@@ -10,6 +10,7 @@ Attributes are pairs of lower-case words. Shapes world uses ``color``, ``size`` 
 """
 
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -115,6 +116,15 @@ def implies(later: SceneGraph, earlier: SceneGraph) -> bool:
     return background and set(earlier.relations) <= set(later.relations)
 
 
+def subgraph(graph: SceneGraph, ids: Collection[int]) -> SceneGraph:
+    """The entities of those ids in the graph's order, the relations among them, and the background."""
+    return SceneGraph(
+        entities=tuple(e for e in graph.entities if e.id in ids),
+        relations=tuple(r for r in graph.relations if r.subject in ids and r.reference in ids),
+        background=graph.background,
+    )
+
+
 GRAPH_SCHEMA: dict[str, Any] = msgspec.json.schema(SceneGraph)
 
 
@@ -126,16 +136,40 @@ def decode_graph(data: bytes | str) -> SceneGraph:
         raise SceneError(f"scene graph: {fault}") from None
 
 
+OPERATIONS = ("add", "modify", "swap", "move", "replace", "remove")
+
+
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One step of a trajectory: what was done to which entities, and the whole graph after it.
 
-    ``operation`` is one of ``OPERATIONS``; ``entities`` are the ids concerned (of the graph after the step, for
-    "remove" of the one before; for "replace" the old id, then the new one).
+    ``operation``, ``entities`` and ``graph`` together with the graph before say all there is to say of a step:
+
+    - ``add``: ``entities`` are new, with their relations to what is there. The only one that adds entities, and
+      the only one of a first step, whose graph before is None.
+    - ``modify``: one attribute of one entity other than ``place`` has another value, or is stated for the first
+      time (``outlined`` where nothing was said before means that it was filled).
+    - ``swap``: two entities exchange places: each takes the other's relations and ``place``. Or, where neither
+      of these changes, their ``color``.
+    - ``move``: one entity's relations or its ``place`` change; it stands where the graph after says.
+    - ``replace``: ``entities`` is the old id, then the new one, which has another noun and takes over the old
+      one's count, attributes and relations.
+    - ``remove``: ``entities`` (ids of the graph before) are gone, with their relations.
+
+    Whatever an operation does not concern stays: entities, attributes and relations of all others, background.
+
+    Raises:
+      SceneError: the operation is unknown, or ``entities`` do not fit the graph.
     """
 
     operation: str
     entities: tuple[int, ...]
     graph: SceneGraph
 
-
-OPERATIONS = ("add", "modify", "swap", "move", "replace", "remove")
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise SceneError(f"operation {self.operation!r} is none of {OPERATIONS}")
+        present = {e.id for e in self.graph.entities}
+        gone = {"remove": self.entities, "replace": self.entities[:1]}.get(self.operation, ())
+        here = self.entities[len(gone) :]
+        if not self.entities or present & set(gone) or not set(here) <= present:
+            raise SceneError(f"{self.operation} {self.entities}: the graph after it has the entities {sorted(present)}")

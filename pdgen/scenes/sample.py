@@ -1,0 +1,212 @@
+"""Random scenes of shapes world, as graphs: what is to be seen, and what a prompt says of it.
+
+A scene begins as a layout on the 3 x 3 cells of ``PLACES``; its relations and places are read off that layout, so
+that they can all be true at once. At most ``MAX_THINGS`` shapes stand in a scene.
+
+One in ten pairs of colour and noun, and one in ten triples noun-relation-noun, are held out: no training scene
+shows them, every test scene of a task that speaks of such pairs asks for one.
+"""
+
+import functools
+import hashlib
+import itertools
+
+import numpy as np
+
+from pdgen.scenes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
+from pdgen.scenes.world import BACKGROUNDS, SHAPES
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
+MAX_THINGS = 6
+ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
+MORE_RATE = 0.2  # an entity of a composition stands for two or more things
+RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
+HOLD_OUT_ONE_IN = 10
+
+Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
+
+
+@functools.cache
+def _held_out_words(words: str) -> bool:
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()) % HOLD_OUT_ONE_IN == 0
+
+
+def held_out(graph: SceneGraph) -> bool:
+    """Whether the graph has a colour-noun pair or a noun-relation-noun triple that is kept from training.
+
+    The rule: SHA-256 of "red circle" or "circle left of square" as a number is divisible by ten. A relation is
+    first turned to "left of" or "above", so that it is held out whichever way it is said.
+    """
+    nouns = {e.id: e.noun for e in graph.entities}
+    pairs = (f"{e.attributes['color']} {e.noun}" for e in graph.entities if "color" in e.attributes)
+    turned = (r.seen_from(r.reference) if r.kind in ("right of", "below") else r for r in graph.relations)
+    triples = (f"{nouns[r.subject]} {r.kind} {nouns[r.reference]}" for r in turned)
+    return any(map(_held_out_words, itertools.chain(pairs, triples)))
+
+
+@functools.cache
+def _blocks(count: int) -> tuple[Cells, ...]:
+    # All rows, columns and squares of that many cells: things of one entity stand together.
+    sides = [(w, count // w) for w in range(1, 4) if count % w == 0 and count // w <= 3]
+    return tuple(
+        tuple((column + i, row + j) for i in range(width) for j in range(height))
+        for width, height in sides
+        for column in range(4 - width)
+        for row in range(4 - height)
+    )
+
+
+def _layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
+    # The largest groups choose first; where they leave no room for the rest, all choose again.
+    order = sorted(range(len(counts)), key=lambda i: -counts[i])
+    while True:
+        taken: dict[int, Cells] = {}
+        for i in order:
+            used = set(itertools.chain(*taken.values()))
+            free = [block for block in _blocks(counts[i]) if not used & set(block)]
+            if not free:
+                break
+            taken[i] = free[rng.integers(len(free))]
+        else:
+            return [taken[i] for i in range(len(counts))]
+
+
+def _relation(subject: Cells, reference: Cells) -> str | None:
+    # The one relation that clearly holds for every pair of things: further along one axis than along the other.
+    offsets = np.array([(a - c, b - d) for a, b in subject for c, d in reference])
+    for axis, (less, more) in enumerate((("left of", "right of"), ("above", "below"))):
+        along, across = offsets[:, axis], np.abs(offsets[:, 1 - axis])
+        if np.all(-along > across):
+            return less
+        if np.all(along > across):
+            return more
+    return None
+
+
+def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
+    # A random forest over the entities: with no cycle, no relation follows from others.
+    group = list(range(len(layout)))
+    relations = []
+    pairs = list(itertools.permutations(range(len(layout)), 2))
+    for subject, reference in [pairs[i] for i in rng.permutation(len(pairs))]:
+        kind = _relation(layout[subject], layout[reference])
+        if kind is None or group[subject] == group[reference]:
+            continue
+        old, new = group[subject], group[reference]
+        group = [new if g == old else g for g in group]
+        if rng.random() < rate:
+            relations.append(Relation(subject=subject, kind=kind, reference=reference))
+    return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
+
+
+def _counts(rng: np.random.Generator, task: str) -> list[int]:
+    if task == "counting":
+        return [int(rng.integers(2, 5))]
+    if task != "composition":
+        return [1] if task in ("single_object", "colors") else [1, 1]
+    counts = [1] * int(rng.choice(list(ENTITY_RATES), p=list(ENTITY_RATES.values())))
+    for i in range(len(counts)):
+        if rng.random() < MORE_RATE:
+            counts[i] += int(rng.integers(0, min(3, MAX_THINGS - sum(counts)) + 1))
+    return counts
+
+
+def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[list[Cells], tuple[Relation, ...]]:
+    if task != "position":
+        layout = _layout(rng, counts)
+        return layout, _relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
+    while True:  # Until the two do not stand on a diagonal.
+        layout = _layout(rng, counts)
+        kind = _relation(*layout)
+        if kind is not None:
+            return layout, (Relation(subject=0, kind=kind, reference=1),)
+
+
+def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
+    # Attributes apart from colour. Large shapes need room: one at most, and only among few.
+    rates = (0.3, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
+    may_be_large = sum(counts) <= 4
+    styles = []
+    for count, cells in zip(counts, layout):
+        sized, outlined, placed = rng.random(3) < rates
+        style = {}
+        if sized:
+            large = may_be_large and count == 1 and rng.random() < 0.5
+            may_be_large &= not large
+            style["size"] = "large" if large else "small"
+        if outlined:
+            style["fill"] = "outlined"
+        if placed and count == 1:
+            (column, row) = cells[0]
+            style["place"] = tuple(PLACES)[3 * row + column]
+        styles.append(style)
+    return styles
+
+
+def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
+    # (noun, colour) of each entity: no two alike, and where a prompt leaves colours out, no two nouns alike.
+    if task == "composition":
+        picks = rng.permutation(len(SHAPES) * len(COLORS))[:number]
+        return [(SHAPES[i // len(COLORS)], COLORS[i % len(COLORS)]) for i in picks]
+    nouns, colors = rng.permutation(len(SHAPES))[:number], rng.permutation(len(COLORS))[:number]
+    return [(SHAPES[n], COLORS[c]) for n, c in zip(nouns, colors)]
+
+
+def sample_graph(rng: np.random.Generator, task: str, split: str = "train") -> SceneGraph:
+    """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
+
+    The relations (0 to entities - 1; exactly one of ``position``) contain no cycle and are true together of a
+    layout of 3 x 3 cells. A background is stated for most compositions and some other scenes.
+
+    Args:
+      split: "train": nothing in the scene is held out. "test": what the prompt says holds a held-out pair or
+        triple, if the task is ``colors``, ``position``, ``color_attr`` or ``composition``; others as "train".
+
+    Raises:
+      ValueError: the task or split is unknown.
+    """
+    if task not in TASKS or split not in ("train", "test"):
+        raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
+    counts = _counts(rng, task)
+    layout, relations = _arrange(rng, task, counts)
+    styles = _styles(rng, task, counts, layout)
+    has_background = rng.random() < (0.75 if task == "composition" else 0.25)
+    background = str(rng.choice(BACKGROUNDS)) if has_background else None
+    wanted = split == "test" and task in ("colors", "position", "color_attr", "composition")
+    while True:
+        looks = _looks(rng, task, len(counts))
+        entities = tuple(
+            Entity(id=i, noun=noun, count=count, attributes={"color": color} | style)
+            for i, ((noun, color), count, style) in enumerate(zip(looks, counts, styles))
+        )
+        graph = SceneGraph(entities, relations, background)
+        if held_out(_asked(graph, task) if wanted else graph) == wanted:
+            return graph
+
+
+def _asked(graph: SceneGraph, task: str) -> SceneGraph:
+    # What a prompt of the task must say; of a composition all, since each entity may be told by its looks alone.
+    if task == "composition":
+        return graph
+    with_color = task in ("colors", "color_attr")
+    entities = tuple(
+        Entity(e.id, e.noun, e.count, {"color": e.attributes["color"]} if with_color else {}) for e in graph.entities
+    )
+    return SceneGraph(entities, graph.relations if task == "position" else ())
+
+
+def prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
+    """What the prompt says of ``graph``, a scene made for ``task``; ``graph`` implies it.
+
+    GenEval's tasks say no more than their templates. A composition says all but, now and then, the background
+    and places, which are then for the plan to decide.
+    """
+    asked = _asked(graph, task)
+    if task != "composition":
+        return asked
+    keep_background, keep_places = rng.random(2) < (0.85, 0.5)
+    entities = tuple(
+        Entity(e.id, e.noun, e.count, {k: v for k, v in e.attributes.items() if k != "place" or keep_places})
+        for e in asked.entities
+    )
+    return SceneGraph(entities, asked.relations, asked.background if keep_background else None)
