@@ -14,7 +14,8 @@ from absl import app, flags
 
 from pdgen.config import ConfigError
 from pdgen.convert.both_ways import check, to_bagel, to_pdgen
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
+from pdgen.files import FolderError
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
@@ -25,7 +26,7 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
 
 
 def run() -> None:
-    """Does what the flags ask for. Raises CheckpointError, ConfigError or OSError."""
+    """Does what the flags ask for. Raises CheckpointError, ConfigError, FolderError or OSError."""
     dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     if CHECK.value:
         if TARGET.value is not None or dtype is not None:
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run()
-    except (CheckpointError, ConfigError) as fault:
+    except (CheckpointError, ConfigError, FolderError) as fault:
         fail(fault)
     except OSError as fault:
         fail(f"{fault.filename}: {fault.strerror}; choose another folder or mend this one")

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from pdgen.convert.folder import new_folder
+from pdgen.files import new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.engine import Drawn, SampleError, Sampler, SampleSettings
@@ -76,7 +76,9 @@ def run() -> str:
     side = sampler.config.latent_stride * sampler.config.max_latent_size
     pixels = (wanted.height or side) * (wanted.width or side)
     nbytes = len(prompts) * wanted.max_images * pixels * 6  # uncompressed, as a file and in the strip
-    with new_folder(path, nbytes, overwrite=OVERWRITE.value, replaceable=is_output, say=print) as folder:
+    with new_folder(
+        path, nbytes, kind="sampler's output", replaceable=is_output, overwrite=OVERWRITE.value, say=print
+    ) as folder:
         drawn = sampler(prompts, seeds, wanted, progress=lambda line: print(line, flush=True))
         write_output(folder, drawn)
     return summary(path, drawn)

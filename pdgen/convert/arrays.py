@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from pdgen.convert.folder import DISK_FULL, CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.mapping import Place
 from pdgen.convert.stream import block_rows
+from pdgen.files import DISK_FULL
 
 _CHUNK_BYTES = 2**20
 # A run that is killed leaves no manifest, so nothing is gained by waiting for each file to reach the disk.

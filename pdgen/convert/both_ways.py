@@ -11,7 +11,7 @@ import numpy as np
 from pdgen.config import read_config
 from pdgen.convert import safetensors_file, stream
 from pdgen.convert.bagel_json import MODEL_JSON, corrected, differences, fresh_json
-from pdgen.convert.folder import CheckpointError, Say, new_folder
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.manifest import Manifest
 from pdgen.convert.mapping import Place, places
 from pdgen.convert.pdgen_checkpoint import (
@@ -21,11 +21,11 @@ from pdgen.convert.pdgen_checkpoint import (
     compare_digests,
     is_checkpoint,
     open_checkpoint,
-    to_stderr,
     verify,
     write_content,
 )  # fmt: skip
 from pdgen.convert.torch_checkpoint import INDEX, is_bagel_folder, open_bagel_folder
+from pdgen.files import Say, new_folder, to_stderr
 
 Path = str | pathlib.Path
 
@@ -48,7 +48,7 @@ def to_pdgen(
       say: takes one line for the user.
 
     Raises:
-      CheckpointError, ConfigError: the source is not as it must be, or the target cannot be written;
+      CheckpointError, ConfigError, FolderError: the source is not as it must be, or the target cannot be written;
         ``target`` is then as it was.
     """
     source = pathlib.Path(source)
@@ -88,7 +88,9 @@ def to_bagel(
     for place, _, file in content.tensors:
         held[file][place.name] = (dtypes[place.name], place.shape)
     nbytes = sum(math.prod(shape) * kind.itemsize for file in held.values() for kind, shape in file.values())
-    with new_folder(target, nbytes, overwrite=overwrite, replaceable=is_bagel_folder, say=say) as folder:
+    with new_folder(
+        target, nbytes, kind="checkpoint", replaceable=is_bagel_folder, overwrite=overwrite, say=say
+    ) as folder:
         created = [safetensors_file.create(folder / n, held[n], content.headers[n]) for n in held]
         files = {name: file for file in created for name in file.tensors}
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 _WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}

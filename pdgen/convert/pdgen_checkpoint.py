@@ -10,7 +10,6 @@ tokenizer/          the tokenizer's files, if any
 import dataclasses
 import math
 import pathlib
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,21 +23,17 @@ from pdgen import config as model_config
 from pdgen.config import ModelConfig
 from pdgen.convert import stream
 from pdgen.convert.arrays import Arrays, chunk_shapes, create_arrays, open_arrays, short
-from pdgen.convert.folder import CheckpointError, Say, new_folder
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.manifest import MANIFEST, Manifest, TensorRecord, digest, read_manifest
 from pdgen.convert.mapping import PARTS, Place, array_shapes, places
 from pdgen.convert.safetensors_file import DTYPES
+from pdgen.files import Say, new_folder, to_stderr
 
 PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
 TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
 _DTYPES = {dtype.name: dtype for dtype in DTYPES.values()}
 
 Params = dict[str, Any]
-
-
-def to_stderr(line: str) -> None:
-    """Prints a line for the user."""
-    print(line, file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +88,16 @@ def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, 
       say: takes one line for the user.
 
     Raises:
-      CheckpointError: see ``pdgen.convert.folder.new_folder``; and what ``read`` raises.
+      FolderError: see ``pdgen.files.new_folder``; and what ``read`` raises.
     """
     files = {CONFIG: model_config.to_json(content.config).encode()}
     files |= {f"{SOURCE}/{name}": data for name, data in content.source_json.items()}
     files |= {f"{TOKENIZER}/{name}": data for name, data in content.tokenizer.items()}
     shapes = array_shapes(content.config)
     leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
-    with new_folder(target, content.nbytes, overwrite=overwrite, replaceable=is_checkpoint, say=say) as folder:
+    with new_folder(
+        target, content.nbytes, kind="checkpoint", replaceable=is_checkpoint, overwrite=overwrite, say=say
+    ) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),

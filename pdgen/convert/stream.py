@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from tqdm import tqdm
 
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.mapping import Place
 
 BLOCK_BYTES = 8 * 2**20

@@ -13,7 +13,7 @@ from flax import traverse_util
 from pdgen.config import AutoencoderConfig, ModelConfig, read_config
 from pdgen.convert import safetensors_file, stream
 from pdgen.convert.bagel_json import MODEL_JSON, differences, unsupported
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.mapping import Place, autoencoder_places, places, stacked_shapes
 from pdgen.convert.pdgen_checkpoint import Content
 from pdgen.convert.safetensors_file import SafetensorsFile, read_header

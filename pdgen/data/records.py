@@ -7,13 +7,11 @@ checked whenever the folder is opened. Files and folders are written under a tem
 """
 
 import bisect
+import hashlib
 import io
 import itertools
-import os
 import pathlib
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
@@ -22,7 +20,9 @@ import PIL.Image
 from absl import app
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
 
+from pdgen.files import new_file, new_folder
 from pdgen.interleave.trajectory import (
     VERSION,
     Image,
@@ -41,10 +41,16 @@ class RecordError(ValueError):
 
 
 class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One ArrayRecord file of a data set and the number of records it must hold."""
+    """One ArrayRecord file of a data set and what it must hold.
+
+    ``subset`` names the part of the data set that its records belong to ("" where there is but one),
+    ``sha256`` is the digest of the whole file in hexadecimal ("" where it was not taken).
+    """
 
     name: str
     records: int
+    subset: str = ""
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if pathlib.PurePath(self.name).name != self.name or not self.name.endswith(SUFFIX):
@@ -68,15 +74,23 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Dataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of ``dataset.json``. ``version`` is the version of the records' format."""
+    """The content of ``dataset.json``.
+
+    ``facts`` tells the reader what was counted on the way (subsets, rejected and skipped samples, versions);
+    ``version`` is the version of the records' format.
+    """
 
     files: list[DataFile]
     origin: Origin
+    facts: dict[str, Any] = {}
     version: int = VERSION
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"version {self.version} is not {VERSION}; build the data again")
+        names = [file.name for file in self.files]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"file {twice!r} is listed twice")
 
     @property
     def records(self) -> int:
@@ -92,10 +106,8 @@ def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
     Raises:
       RecordError: naming the file, the record's number and what is wrong with it.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    try:
+    with new_file(path) as partial:
         writer = ArrayRecordWriter(str(partial), "group_size:1")
         try:
             for record in records:
@@ -103,10 +115,13 @@ def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
                 count += 1
         finally:
             writer.close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return count
+
+
+def file_sha256(path: str | pathlib.Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode(record: Record, name: str) -> bytes:
@@ -126,6 +141,42 @@ def _decode(data: bytes, name: str) -> Record:
         raise RecordError(str(fault)) from None
 
 
+def write_file(path: str | pathlib.Path, records: Iterable[Record], subset: str = "") -> DataFile:
+    """``write_records``, and the file's entry for ``dataset.json``. Raises RecordError, also without records."""
+    path = pathlib.Path(path)
+    if not (count := write_records(path, records)):
+        path.unlink()
+        raise RecordError(f"{path}: no records to write")
+    return DataFile(name=path.name, records=count, subset=subset, sha256=file_sha256(path))
+
+
+def write_files(
+    folder: pathlib.Path, records: Iterable[Record], *, subset: str = "", records_per_file: int = 1000
+) -> list[DataFile]:
+    """Writes ``<subset>-<5 digits>.array_record`` files of ``records_per_file`` records ("part" without subset).
+
+    Raises RecordError where a record is broken; there may be no records, and then no files.
+    """
+    files: list[DataFile] = []
+    remaining = iter(records)
+    while (first := next(remaining, None)) is not None:
+        path = folder / f"{subset or 'part'}-{len(files):05d}{SUFFIX}"
+        part = itertools.chain([first], itertools.islice(remaining, records_per_file - 1))
+        files.append(write_file(path, part, subset))
+    return files
+
+
+def write_index(folder: str | pathlib.Path, dataset: Dataset) -> None:
+    """Writes ``dataset.json``, whole or not at all, over an earlier one."""
+    with new_file(pathlib.Path(folder) / INDEX) as path:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(dataset), indent=1) + b"\n")
+
+
+def is_dataset(folder: pathlib.Path) -> bool:
+    """Whether the folder holds a ``dataset.json``."""
+    return (folder / INDEX).is_file()
+
+
 def write_dataset(
     folder: str | pathlib.Path,
     records: Iterable[Record],
@@ -137,48 +188,16 @@ def write_dataset(
     """Writes a data set in files of ``records_per_file``; the folder appears whole or not at all.
 
     Raises:
-      RecordError: the folder exists and ``overwrite`` is False, there are no records, or one is broken.
+      FolderError: see ``pdgen.files.new_folder``.
+      RecordError: there are no records, or one is broken.
     """
-    folder = pathlib.Path(folder)
-    _refuse_existing(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        files = []
-        remaining = iter(records)
-        while (first := next(remaining, None)) is not None:
-            name = f"part-{len(files):05d}{SUFFIX}"
-            part = itertools.chain([first], itertools.islice(remaining, records_per_file - 1))
-            files.append(DataFile(name=name, records=write_records(partial / name, part)))
+    with new_folder(folder, kind="data set", replaceable=is_dataset, overwrite=overwrite) as partial:
+        files = write_files(partial, records, records_per_file=records_per_file)
         if not files:
             raise RecordError(f"{folder}: no records to write")
         dataset = Dataset(files=files, origin=origin)
-        (partial / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(dataset), indent=1) + b"\n")
-        partial.chmod(0o755)  # mkdtemp's folders are readable by their owner alone
-        _replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write_index(partial, dataset)
     return dataset
-
-
-def _refuse_existing(folder: pathlib.Path, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise RecordError(f"{folder}: exists already; pass --overwrite to replace it, or name another folder")
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / INDEX).is_file()):
-        raise RecordError(f"{folder}: is not a data set ({INDEX} is missing), so it is not replaced")
-
-
-def _replace(partial: pathlib.Path, folder: pathlib.Path) -> None:
-    if not folder.exists():
-        os.rename(partial, folder)
-        return
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old)
 
 
 def read_dataset(folder: str | pathlib.Path) -> Dataset:
@@ -238,6 +257,17 @@ class RecordSource:
     def __len__(self) -> int:
         return self.dataset.records
 
+    @property
+    def subsets(self) -> dict[str, list[range]]:
+        """The numbers of every subset's records, as ascending ranges, by the subset's name."""
+        ranges: dict[str, list[range]] = {}
+        for file, end in zip(self.dataset.files, self._ends):
+            held, start = ranges.setdefault(file.subset, []), end - file.records
+            if held and held[-1].stop == start:
+                start = held.pop().start
+            held.append(range(start, end))
+        return ranges
+
     def __repr__(self) -> str:
         return f"RecordSource({str(self.folder)!r}, {len(self)} records)"
 
@@ -251,24 +281,36 @@ class RecordSource:
 
 
 def broken_records(folder: str | pathlib.Path) -> Iterator[str]:
-    """One line for every file that does not open and every record that cannot be read, pictures included.
+    """One line for every file that does not open or has changed, and for every record that cannot be read.
+
+    Pictures are decoded too. Shows its progress on standard error.
 
     Raises:
       RecordError: ``dataset.json`` itself is missing or malformed.
     """
     folder = pathlib.Path(folder)
-    for file in read_dataset(folder).files:
+    dataset = read_dataset(folder)
+    with tqdm(total=dataset.records, desc="checking", unit="record", leave=False) as bar:
+        for file in dataset.files:
+            yield from _broken_in(folder, file, bar)
+
+
+def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
+    path = folder / file.name
+    try:
+        source = _open_file(folder, file)
+    except RecordError as fault:
+        bar.update(file.records)
+        yield str(fault)
+        return
+    if file.sha256 and file_sha256(path) != file.sha256:
+        yield f"{path}: is not the file that was written, its SHA-256 differs from {INDEX}: copy or build it again"
+    for position in range(file.records):
         try:
-            source = _open_file(folder, file)
+            _check_pictures(_read(source, path, position), f"{path}: record {position}")
         except RecordError as fault:
             yield str(fault)
-            continue
-        for position in range(file.records):
-            path = folder / file.name
-            try:
-                _check_pictures(_read(source, path, position), f"{path}: record {position}")
-            except RecordError as fault:
-                yield str(fault)
+        bar.update()
 
 
 def _check_pictures(record: Record, name: str) -> None:
@@ -290,7 +332,7 @@ def main(argv: list[str]) -> None:
         broken = 0
         for line in broken_records(argv[2]):
             broken += 1
-            print(line)
+            tqdm.write(line)
     except RecordError as fault:
         print(f"records: {fault}", file=sys.stderr)
         sys.exit(2)

@@ -11,16 +11,15 @@ A plan reads ``<ins>instruction</ins> <des>description</des>``, an inspection th
 """
 
 import itertools
-import os
 import pathlib
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 import PIL.Image
+
+from pdgen.files import new_folder
 
 VERSION = 1
 END = "end"
@@ -309,18 +308,11 @@ def save_trajectory(
         raise TrajectoryError(f"{folder}: exists already; name another folder or remove it")
     stages = [s for s in trajectory.stages if isinstance(s, ImageStage)]
     _check_images(folder, stages, [image.size for image in images])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder, kind="trajectory", replaceable=lambda _: False) as partial:
         for stage, image in zip(stages, images):
             image.save(partial / stage.file)
         text = msgspec.json.format(msgspec.json.encode(trajectory), indent=1)
         (partial / "trajectory.json").write_bytes(text + b"\n")
-        partial.chmod(0o755)  # mkdtemp's folders are readable by their owner alone
-        os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _check_images(folder: pathlib.Path, stages: list[ImageStage], sizes: list[tuple[int, int]]) -> None:

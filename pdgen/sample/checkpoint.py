@@ -4,7 +4,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pdgen.config import ModelConfig
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.pdgen_checkpoint import TOKENIZER, is_checkpoint, load_checkpoint
 from pdgen.convert.torch_checkpoint import WHOLE_TOKENIZERS, is_bagel_folder
 from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer

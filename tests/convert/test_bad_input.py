@@ -9,7 +9,7 @@ import torch
 
 from pdgen.config import SHAPES_AUTOENCODER, AutoencoderConfig, ConfigError
 from pdgen.convert.both_ways import to_bagel, to_pdgen
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.torch_checkpoint import read_autoencoder
 
 from .folders import AUTOENCODER, LANGUAGE, WEIGHTS, copy_of_golden, edit_json, edit_tensors, shard

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pdgen.config import BAGEL_7B, NANO
-from pdgen.convert import folder as folders
 from pdgen.convert import stream
 from pdgen.convert.arrays import chunk_shapes
 from pdgen.convert.both_ways import check, to_bagel, to_pdgen
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.mapping import array_shapes, places
 from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.convert.safetensors_file import read_header
+from pdgen.files import FolderError
 from pdgen.models import autoencoder, bagel
 from pdgen.sharding import make_mesh, parameter_shardings
 
@@ -272,7 +272,7 @@ def test_parameters_that_do_not_fit(tmp_path):
 def test_overwriting(copied, tmp_path):
     before = all_bytes(copied)
     zeros = jax.tree.map(jnp.zeros_like, random_params())
-    with pytest.raises(CheckpointError, match="nano: exists; choose another target or add --overwrite"):
+    with pytest.raises(FolderError, match="nano: exists; choose another target or add --overwrite"):
         write_checkpoint(copied, NANO, zeros)
     assert all_bytes(copied) == before
     write_checkpoint(copied, NANO, zeros, overwrite=True)
@@ -285,9 +285,9 @@ def test_what_is_no_checkpoint_is_not_overwritten(written, tmp_path):
     (tmp_path / "home" / "thesis.txt").write_text("x")
     (tmp_path / "file").write_text("x")
     for name in ("home", "file"):
-        with pytest.raises(CheckpointError, match=f"{name}: exists and is no checkpoint, so --overwrite does not"):
+        with pytest.raises(FolderError, match=f"{name}: exists and is no checkpoint, so --overwrite does not"):
             write_checkpoint(tmp_path / name, NANO, random_params(), overwrite=True)
-    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+    with pytest.raises(FolderError, match="exists and is no checkpoint"):
         to_bagel(written, tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "x"
 
@@ -306,8 +306,8 @@ def test_a_failure_leaves_the_old_one(copied, tmp_path, monkeypatch):
 
 
 def test_too_little_room_is_known_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
-    with pytest.raises(CheckpointError, match=r"nano: needs [\d,]+ bytes, .* has 5 free; make room"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(FolderError, match=r"nano: needs [\d,]+ bytes, .* has 5 free; make room"):
         write_checkpoint(tmp_path / "nano", NANO, random_params())
     assert list(tmp_path.iterdir()) == []
 

@@ -1,13 +1,26 @@
 """Data sets on disk: what was written comes back, and every broken file or record is named."""
 
 import copy
+import hashlib
+import json
 
 import grain
 import msgspec
 import pytest
 
 from pdgen.data import records
-from pdgen.data.records import Origin, RecordError, RecordSource, read_dataset, write_dataset
+from pdgen.data.records import (
+    Dataset,
+    Origin,
+    RecordError,
+    RecordSource,
+    read_dataset,
+    write_dataset,
+    write_file,
+    write_files,
+    write_index,
+)
+from pdgen.files import FolderError
 from pdgen.interleave.trajectory import Image
 from pdgen.scenes.subsets import Settings, make_trajectories
 
@@ -105,17 +118,65 @@ def flip_record(folder, made, number):
 
 
 def test_check_names_every_broken_record(made, folder, capsys):
-    assert run_check(capsys, "check", folder) == (0, f"{folder}: 25 records in 3 files, 0 faults\n", "")
+    status, out, err = run_check(capsys, "check", folder)
+    assert (status, out) == (0, f"{folder}: 25 records in 3 files, 0 faults\n")
+    assert "checking" in err
     flip_record(folder, made, 4)
     flip_record(folder, made, 7)
     (folder / "part-00002.array_record").unlink()
     status, out, _ = run_check(capsys, "check", folder)
     lines = out.splitlines()
     assert status == 2
-    assert "part-00000.array_record: record 4: " in lines[0]
-    assert "part-00000.array_record: record 7: " in lines[1]
-    assert "part-00002.array_record: missing" in lines[2]
-    assert lines[3:] == [f"{folder}: 25 records in 3 files, 3 faults"]
+    assert "part-00000.array_record: is not the file that was written, its SHA-256 differs" in lines[0]
+    assert "part-00000.array_record: record 4: " in lines[1]
+    assert "part-00000.array_record: record 7: " in lines[2]
+    assert "part-00002.array_record: missing" in lines[3]
+    assert lines[4:] == [f"{folder}: 25 records in 3 files, 4 faults"]
+
+
+def test_check_sees_a_file_exchanged_for_another_of_as_many_records(made, folder, capsys):
+    (folder / "part-00001.array_record").write_bytes((folder / "part-00000.array_record").read_bytes())
+    status, out, _ = run_check(capsys, "check", folder)
+    assert status == 2
+    assert "part-00001.array_record: is not the file that was written" in out
+    assert out.endswith("1 faults\n")
+
+
+def test_subsets_are_ranges_of_record_numbers(made, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    parts = [("", made[:3]), ("b", made[3:5]), ("a", made[5:9]), ("a", made[9:10]), ("b", made[10:14])]
+    files = [write_file(folder / f"{n}.array_record", part, subset) for n, (subset, part) in enumerate(parts)]
+    write_index(folder, Dataset(files=files, origin=ORIGIN, facts={"rejected": {"blurred": 2}}))
+    source = RecordSource(folder)
+    assert source.subsets == {"": [range(3)], "b": [range(3, 5), range(10, 14)], "a": [range(5, 10)]}
+    for (subset, part), file in zip(parts, source.dataset.files, strict=True):
+        assert (file.subset, file.records) == (subset, len(part))
+        assert file.sha256 == hashlib.sha256((folder / file.name).read_bytes()).hexdigest()
+    assert source.dataset.facts == {"rejected": {"blurred": 2}}
+    assert files_of(folder) == sorted([*(f"{n}.array_record" for n in range(5)), "dataset.json"])
+
+
+def test_files_of_a_subset_bear_its_name_and_are_never_empty(made, tmp_path):
+    files = write_files(tmp_path, made[:5], subset="conflict", records_per_file=2)
+    assert [f.name for f in files] == [f"conflict-{n:05d}.array_record" for n in range(3)]
+    assert [f.records for f in files] == [2, 2, 1]
+    assert write_files(tmp_path, []) == []
+    with pytest.raises(RecordError, match=r"none.array_record: no records to write"):
+        write_file(tmp_path / "none.array_record", [])
+    assert files_of(tmp_path) == [f.name for f in files]
+
+
+def test_an_index_without_subsets_digests_and_facts_still_opens(made, folder, capsys):
+    path = folder / "dataset.json"
+    index = json.loads(path.read_text())
+    del index["facts"]
+    for file in index["files"]:
+        del file["subset"], file["sha256"]
+    path.write_text(json.dumps(index))
+    source = RecordSource(folder)
+    assert source[24] == made[24] and source.subsets == {"": [range(25)]}
+    assert run_check(capsys, "check", folder)[0] == 0
 
 
 def test_check_looks_into_the_pictures(made, tmp_path, capsys):
@@ -176,7 +237,7 @@ def test_an_interrupted_build_leaves_nothing(made, tmp_path):
 
 
 def test_an_existing_folder_is_replaced_only_on_request(made, folder, tmp_path):
-    with pytest.raises(RecordError, match="exists already; pass --overwrite"):
+    with pytest.raises(FolderError, match="data: exists; choose another target or add --overwrite"):
         write_dataset(folder, made[:3], ORIGIN)
     assert len(RecordSource(folder)) == 25
     write_dataset(folder, made[:3], ORIGIN, overwrite=True)
@@ -185,7 +246,7 @@ def test_an_existing_folder_is_replaced_only_on_request(made, folder, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").write_text("keep")
-    with pytest.raises(RecordError, match="is not a data set"):
+    with pytest.raises(FolderError, match="letters: exists and is no data set, so --overwrite does not"):
         write_dataset(tmp_path / "letters", made[:3], ORIGIN, overwrite=True)
     assert files_of(tmp_path / "letters") == ["mine.txt"]
 
@@ -197,6 +258,7 @@ def test_an_existing_folder_is_replaced_only_on_request(made, folder, tmp_path):
         ('"seed": 3', '"seed": "three"', "origin.seed"),
         ('"records": 10', '"records": 0', "holds 0 records"),
         ("part-00000.array_record", "../part.array_record", "must be a plain name"),
+        ("part-00001", "part-00000", "'part-00000.array_record' is listed twice"),
         ("{", "", "Expected `object`"),
     ],
 )

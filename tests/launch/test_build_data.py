@@ -53,7 +53,7 @@ def test_building_again_gives_the_same_bytes_and_needs_permission(folder):
     refused = build(folder)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"build_data: {folder}: exists already; pass --overwrite to replace it, or name another folder\n"
+        f"build_data: {folder}: exists; choose another target or add --overwrite\n"
     )
     assert build(folder, "--config.seed=5", "--overwrite").returncode == 0
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdgen.config import ComputeConfig
-from pdgen.convert.folder import CheckpointError
+from pdgen.convert.errors import CheckpointError
 from pdgen.convert.torch_checkpoint import read_bagel_folder
 from pdgen.sample.checkpoint import EXPORT, find_checkpoint
 from pdgen.sample.engine import Sampler

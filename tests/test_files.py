@@ -1,0 +1,93 @@
+"""Files and folders appear whole or not at all, and nothing is replaced unasked."""
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from pdgen.files import FolderError, new_file, new_folder
+
+
+def has_mark(folder):
+    return (folder / "mark").is_file()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "a.txt"
+    for text in ("one", "two"):
+        with new_file(target) as partial:
+            partial.write_text(text)
+            assert not target.exists() or target.read_text() == "one"
+        assert (target.read_text(), names(tmp_path)) == (text, ["a.txt"])
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), new_file(target) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert (target.read_text(), names(tmp_path)) == ("old", ["a.txt"])
+
+
+def test_a_folder_appears_with_its_parents_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "data"
+    with new_folder(target, kind="data set", replaceable=has_mark) as partial:
+        (partial / "mark").write_text("1")
+        assert not target.exists()
+    assert (names(target), names(target.parent)) == (["mark"], ["data"])
+    with new_folder(target, kind="data set", replaceable=has_mark, overwrite=True) as partial:
+        (partial / "other").write_text("2")
+    assert (names(target), names(target.parent)) == (["other"], ["data"])
+
+
+def test_what_must_not_be_replaced_stays(tmp_path):
+    target = tmp_path / "data"
+    target.mkdir()
+    (target / "mark").write_text("1")
+    with pytest.raises(FolderError, match="data: exists; choose another target or add --overwrite"):
+        new_folder(target, kind="data set", replaceable=has_mark).__enter__()
+    (target / "mark").rename(target / "thesis")
+    with pytest.raises(FolderError, match="data: exists and is no data set, so --overwrite does not replace it"):
+        new_folder(target, kind="data set", replaceable=has_mark, overwrite=True).__enter__()
+    assert (names(target), names(tmp_path)) == (["thesis"], ["data"])
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path):
+    target = tmp_path / "data"
+    target.mkdir()
+    (target / "mark").write_text("1")
+    for fault in (KeyboardInterrupt, RuntimeError):
+        with (
+            pytest.raises(fault),
+            new_folder(target, kind="data set", replaceable=has_mark, overwrite=True) as partial,
+        ):
+            (partial / "half").write_text("2")
+            raise fault
+        assert (names(target), names(tmp_path)) == (["mark"], ["data"])
+
+
+def test_a_full_disk_is_told_before_and_during(tmp_path, monkeypatch):
+    with (
+        pytest.raises(FolderError, match=r"the disk or its quota is full; make room"),
+        new_folder(tmp_path / "data", kind="data set", replaceable=has_mark),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(FolderError, match=r"data: needs 1,000 bytes, .* has 5 free; make room"):
+        new_folder(tmp_path / "data", 1000, kind="data set", replaceable=has_mark).__enter__()
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_told(tmp_path):
+    left = tmp_path / ".data.partial-1"
+    left.mkdir()
+    lines = []
+    with new_folder(tmp_path / "data", kind="data set", replaceable=has_mark, say=lines.append):
+        pass
+    assert len(lines) == 1 and str(left) in lines[0]
