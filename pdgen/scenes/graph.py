@@ -148,8 +148,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       the only one of a first step, whose graph before is None.
     - ``modify``: one attribute of one entity other than ``place`` has another value, or is stated for the first
       time (``outlined`` where nothing was said before means that it was filled).
-    - ``swap``: two entities exchange places: each takes the other's relations and ``place``. Or, where neither
-      of these changes, their ``color``.
+    - ``swap``: two entities exchange places: each takes the other's relations and ``place``. Or, where none of
+      these changes, their ``color``; ``exchanges_places`` says which.
     - ``move``: one entity's relations or its ``place`` change; it stands where the graph after says.
     - ``replace``: ``entities`` is the old id, then the new one, which has another noun and takes over the old
       one's count, attributes and relations.
@@ -173,3 +173,9 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         here = self.entities[len(gone) :]
         if not self.entities or present & set(gone) or not set(here) <= present:
             raise SceneError(f"{self.operation} {self.entities}: the graph after it has the entities {sorted(present)}")
+
+
+def exchanges_places(before: SceneGraph, step: Step) -> bool:
+    """Whether a "swap" exchanges the places of its two entities, and not their colours."""
+    places = [[graph.find(e).attributes.get("place") for e in step.entities] for graph in (before, step.graph)]
+    return set(before.relations) != set(step.graph.relations) or places[0] != places[1]

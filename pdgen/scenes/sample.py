@@ -1,7 +1,7 @@
 """Random scenes of shapes world, as graphs: what is to be seen, and what a prompt says of it.
 
 A scene begins as a layout on the 3 x 3 cells of ``PLACES``; its relations and places are read off that layout, so
-that they can all be true at once. At most ``MAX_THINGS`` shapes stand in a scene.
+that they can all be true at once. At most ``MAX_OBJECTS`` shapes stand in a scene.
 
 One in ten pairs of colour and noun, and one in ten triples noun-relation-noun, are held out: no training scene
 shows them, every test scene of a task that speaks of such pairs asks for one.
@@ -14,10 +14,9 @@ import itertools
 import numpy as np
 
 from pdgen.scenes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
-from pdgen.scenes.world import BACKGROUNDS, SHAPES
+from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
-MAX_THINGS = 6
 ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
 MORE_RATE = 0.2  # an entity of a composition stands for two or more things
 RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
@@ -107,7 +106,7 @@ def _counts(rng: np.random.Generator, task: str) -> list[int]:
     counts = [1] * int(rng.choice(list(ENTITY_RATES), p=list(ENTITY_RATES.values())))
     for i in range(len(counts)):
         if rng.random() < MORE_RATE:
-            counts[i] += int(rng.integers(0, min(3, MAX_THINGS - sum(counts)) + 1))
+            counts[i] += int(rng.integers(0, min(3, MAX_OBJECTS - sum(counts)) + 1))
     return counts
 
 
