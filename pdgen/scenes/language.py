@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pdgen.interleave.trajectory import format_inspection, format_plan
-from pdgen.scenes.world import Object, Relation, Scene
+from pdgen.scenes.first_world import Object, Relation, Scene
 
 PROMPT_FORMS = ("{}", "{}", "a picture of {}", "draw {}")
 PLACE_PHRASES = {

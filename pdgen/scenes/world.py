@@ -1,236 +1,469 @@
-"""Scene graphs of shapes world: validated objects and relations, drawn at random and grown step by step.
+"""Placed scenes of shapes world: validated objects, laid out from scene graphs, checked against them and corrupted.
 
-Lengths and positions are in units of 1/32 of the picture's side (``GRID``), x to the right, y downwards, so
-that a scene is the same at every picture size and its boxes are whole pixels at 32 px.
+Lengths and positions are in units of 1/32 of the picture's side (``GRID``), x to the right, y downwards, so that
+a scene is the same at every picture size and its boxes are whole pixels at 32 px. ``pdgen.scenes.graph`` holds
+what is said of a scene in words; ``layout`` finds the room.
 """
 
-import functools
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 
-GRID = 32
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-BACKGROUNDS = ("light", "grey", "cool", "warm")
-SIZES = (12, 14)
-# Two objects of the largest size fit side by side when their centres differ by 16 along one axis.
-PLACES = {
-    "top left": (8, 8),
-    "top": (16, 8),
-    "top right": (24, 8),
-    "left": (8, 16),
-    "centre": (16, 16),
-    "right": (24, 16),
-    "bottom left": (8, 24),
-    "bottom": (16, 24),
-    "bottom right": (24, 24),
-}
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-RELATIONS = tuple(INVERSE)
-MARGIN = 0.1
-MAX_OBJECTS = 4
-RELATION_RATE = 0.8
+from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, SceneGraph, Step, exchanges_places
+from pdgen.scenes.layout import GRID, RELATIONS, apart, cell, directions, domain, inset, joint, solve
+
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "heart", "ring", "crescent", "arrow")
+FILLS = ("solid", "outlined")
+BACKGROUNDS = ("light grey", "dark grey", "pale blue", "pale green", "beige", "lavender")
+# Widths of a shape; one that no attribute calls small or large is medium.
+SIZES = {"small": (7,), "medium": (10, 11), "large": (14, 15)}
+SIZE_LIMITS = {"small": 8.5, "medium": 12.5, "large": GRID}  # of a measured width, halfway to the next word
+MAX_OBJECTS = 6
+MOVE = 6  # units along some axis that a moved object goes at least
+# (empty units between boxes, candidates compared, smallest sizes): free at first, then ever closer.
+ATTEMPTS = ((2, 1, False), (2, 1, False), (2, 4, False), (1, 4, False), (1, 12, False)) + 4 * ((1, 12, True),)
+# What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
+FAULTS = ("color", "shape", "size", "place", "count", "missing")
+MAX_TRIES = 64  # places looked at for one fault
+MISPLACED = 0.25  # GenEval's number is at most this where a draft contradicts a relation
 
 
-class SceneError(ValueError):
-    """A scene contradicts itself; the message names the object or relation at fault."""
+class Boxed(Protocol):
+    """Anything with a box (left, top, right, bottom); right and bottom are exclusive."""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]: ...
 
 
 class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One shape: its id within the scene, looks, width (= height) and the centre of its bounding box."""
+    """One shape of a scene.
+
+    Attributes:
+      id: unique in the scene; the same object has it in every scene of a trajectory.
+      entity: id of the graph's entity that it is an instance of.
+      shape, color, fill: of ``SHAPES``, ``COLORS``, ``FILLS``.
+      size: width and height, one of the values of ``SIZES``.
+      x, y: the box's left top corner.
+    """
 
     id: int
+    entity: int
     shape: str
     color: str
     size: int
     x: int
     y: int
+    fill: str = "solid"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("shape", SHAPES), ("color", COLORS)):
+        for field, allowed in (("shape", SHAPES), ("color", COLORS), ("fill", FILLS)):
             if getattr(self, field) not in allowed:
                 raise SceneError(f"object {self.id}: {field} {getattr(self, field)!r} is none of {allowed}")
-        if self.size < 2 or self.size % 2:
-            raise SceneError(f"object {self.id}: size {self.size} is not a positive even number")
-        left, top, right, bottom = self.box
-        if left < 0 or top < 0 or right > GRID or bottom > GRID:
+        if not any(self.size in sizes for sizes in SIZES.values()):
+            raise SceneError(f"object {self.id}: size {self.size} is none of {tuple(SIZES.values())}")
+        if not (0 <= self.x <= GRID - self.size and 0 <= self.y <= GRID - self.size):
             raise SceneError(f"object {self.id}: box {self.box} leaves the picture (0 to {GRID})")
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) in grid units; right and bottom are exclusive."""
-        half = self.size // 2
-        return self.x - half, self.y - half, self.x + half, self.y + half
+        return self.x, self.y, self.x + self.size, self.y + self.size
 
     @property
     def place(self) -> str:
-        """The key of ``PLACES`` nearest to the object's centre."""
-        return min(PLACES, key=lambda name: (PLACES[name][0] - self.x) ** 2 + (PLACES[name][1] - self.y) ** 2)
+        """The word of ``PLACES`` for the third of the picture, across and down, that holds the centre."""
+        return place_of(self)
 
-
-class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``subject`` stands ``kind`` (one of ``RELATIONS``) ``reference``; both are object ids."""
-
-    subject: int
-    kind: str
-    reference: int
-
-    def seen_from(self, object_id: int) -> "Relation":
-        """The same fact with ``object_id``, one of its two objects, as the subject."""
-        if self.subject == object_id:
-            return self
-        return Relation(subject=self.reference, kind=INVERSE[self.kind], reference=self.subject)
+    @property
+    def size_word(self) -> str:
+        """The key of ``SIZES``."""
+        return size_word(self.size)
 
 
 class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture's content. ``relations`` are those the prompt states; the layout may fulfil more.
+    """What a picture of shapes world shows, and where.
 
     Raises:
-      SceneError: two objects share an id, their looks or space, or a relation names an unknown object or is
-        untrue of the boxes.
+      SceneError: two objects share an id, or leave no empty unit between their boxes.
     """
 
     objects: tuple[Object, ...]
-    relations: tuple[Relation, ...] = ()
-    background: str = "light"
+    background: str = BACKGROUNDS[0]
 
     def __post_init__(self) -> None:
         if self.background not in BACKGROUNDS:
             raise SceneError(f"background {self.background!r} is none of {BACKGROUNDS}")
-        by_id = {o.id: o for o in self.objects}
-        if len(by_id) != len(self.objects):
+        if len({o.id for o in self.objects}) != len(self.objects):
             raise SceneError("two objects have the same id")
         for a, b in itertools.combinations(self.objects, 2):
-            if (a.shape, a.color) == (b.shape, b.color):
-                raise SceneError(f"objects {a.id} and {b.id} are both a {a.color} {a.shape}")
-            if overlap(a, b):
-                raise SceneError(f"objects {a.id} and {b.id} overlap: boxes {a.box} and {b.box}")
-        for r in self.relations:
-            if r.subject == r.reference or not {r.subject, r.reference} <= by_id.keys():
-                raise SceneError(f"relation {r.subject} {r.kind} {r.reference}: no two objects of the scene")
-            if r.kind not in relations_between(by_id[r.subject], by_id[r.reference]):
-                raise SceneError(f"relation {r.subject} {r.kind} {r.reference} is untrue of the boxes")
+            if a.x <= b.x + b.size and b.x <= a.x + a.size and a.y <= b.y + b.size and b.y <= a.y + a.size:
+                raise SceneError(f"objects {a.id} and {b.id} touch or overlap: boxes {a.box} and {b.box}")
 
-    def find(self, object_id: int) -> Object:
-        """The object of that id. Raises KeyError if there is none."""
-        for candidate in self.objects:
-            if candidate.id == object_id:
-                return candidate
-        raise KeyError(object_id)
+    def of(self, entity: int) -> tuple[Object, ...]:
+        """The instances of an entity; none if the scene does not show it."""
+        return tuple(o for o in self.objects if o.entity == entity)
 
 
-def overlap(a: Object, b: Object) -> bool:
-    """Whether the bounding boxes share area."""
-    (al, at, ar, ab), (bl, bt, br, bb) = a.box, b.box
-    return al < br and bl < ar and at < bb and bt < ab
+def size_word(width: float) -> str:
+    """The word for a width in grid units."""
+    return next(word for word, limit in SIZE_LIMITS.items() if width <= limit)
 
 
-def relations_between(subject: Object, reference: Object) -> tuple[str, ...]:
-    """The relations true of two boxes by GenEval's rule: up to two of ``RELATIONS``, or none.
+def place_of(item: Boxed, side: float = GRID) -> str:
+    """The word of ``PLACES`` whose cell, a ninth of a picture of that side, holds the centre of the box."""
+    left, top, right, bottom = item.box
+    column, row = (min(max(int(3 * (a + b) / 2 / side), 0), 2) for a, b in ((left, right), (top, bottom)))
+    return PLACES[3 * row + column]
 
-    offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both sizes along each
-    axis and divided by |offset|; a relation holds where that exceeds 0.5.
+
+def relation_strengths(subject: Boxed, reference: Boxed) -> dict[str, float]:
+    """For each of the four relations, GenEval's number that says beyond 0.5 that it holds; see ``directions``."""
+    (al, at, ar, ab), (bl, bt, br, bb) = subject.box, reference.box
+    extents = (ar - al + br - bl, ab - at + bb - bt)
+    numbers = directions(*np.float64([(al + ar - bl - br) / 2, (at + ab - bt - bb) / 2, *extents]))
+    return dict(zip(RELATIONS, numbers.tolist()))
+
+
+def relations_between(subject: Boxed, reference: Boxed) -> tuple[str, ...]:
+    """The relations true of two boxes by GenEval's rule: up to two, or none."""
+    return tuple(kind for kind, strength in relation_strengths(subject, reference).items() if strength > 0.5)
+
+
+class Violation(NamedTuple):
+    """In what a scene is not as its graph says: a word of ``FAULTS``, "fill" or "background", and in words."""
+
+    kind: str
+    entities: tuple[int, ...]
+    text: str
+
+
+def _of_looks(entity: Entity, objects: tuple[Object, ...]) -> Iterator[Violation]:
+    stated = {"shape": entity.noun, **entity.attributes}
+    for item in objects:
+        shown = {"shape": item.shape, "color": item.color, "size": item.size_word, "fill": item.fill}
+        shown["place"] = item.place
+        for kind, value in stated.items():
+            if shown.get(kind) != value:
+                text = f"entity {entity.id}: {kind} of object {item.id} is {shown.get(kind)}, not {value}"
+                yield Violation(kind, (entity.id,), text)
+
+
+def violations(scene: Scene, graph: SceneGraph) -> list[Violation]:
+    """In what the scene is not as the graph says; nothing that the graph leaves open is a fault.
+
+    Every entity has as many objects as its count and no other entity has any; each object has the entity's
+    shape and attributes; each stated relation holds between every instance of its subject and every instance
+    of its reference; a stated background is the scene's.
     """
-    offset = np.array([subject.x - reference.x, subject.y - reference.y], np.float64)
-    shortened = np.maximum(np.abs(offset) - MARGIN * (subject.size + reference.size), 0) * np.sign(offset)
-    if np.all(np.abs(shortened) < 1e-3):
-        return ()
-    dx, dy = shortened / np.linalg.norm(offset)
-    true = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return tuple(kind for kind in RELATIONS if true[kind])
+    found = []
+    for entity in graph.entities:
+        objects = scene.of(entity.id)
+        if len(objects) != entity.count:
+            text = f"entity {entity.id}: {len(objects)} of {entity.count} {entity.noun}"
+            found.append(Violation("count" if objects else "missing", (entity.id,), text))
+        found.extend(_of_looks(entity, objects))
+    for other in sorted({o.entity for o in scene.objects} - {e.id for e in graph.entities}):
+        found.append(Violation("count", (other,), f"entity {other} is not in the graph"))
+    for r in graph.relations:
+        for a, b in itertools.product(scene.of(r.subject), scene.of(r.reference)):
+            if r.kind not in relations_between(a, b):
+                text = f"entity {r.subject}: object {a.id} is not {r.kind} object {b.id} of entity {r.reference}"
+                found.append(Violation("place", (r.subject, r.reference), text))
+    if graph.background not in (None, scene.background):
+        text = f"background is {scene.background}, not {graph.background}"
+        found.append(Violation("background", (), text))
+    return found
 
 
-def implies(later: Scene, earlier: Scene) -> bool:
-    """Whether ``later`` holds all of ``earlier``: each object unchanged, each relation, the background."""
-    return (
-        set(earlier.objects) <= set(later.objects)
-        and set(earlier.relations) <= set(later.relations)
-        and earlier.background == later.background
-    )
+def satisfies(scene: Scene, graph: SceneGraph) -> list[str]:
+    """The texts of ``violations``; empty if the scene is as the graph says."""
+    return [v.text for v in violations(scene, graph)]
 
 
-@functools.lru_cache
-def layouts(count: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """All ordered choices of ``count`` places (x, y) at which objects of any of ``SIZES`` stay apart."""
-    return tuple(
-        places
-        for places in itertools.permutations(PLACES.values(), count)
-        if all(
-            max(abs(ax - bx), abs(ay - by)) >= max(SIZES) for (ax, ay), (bx, by) in itertools.combinations(places, 2)
-        )
-    )
+class _Slot(NamedTuple):
+    """A position that objects hold: which entity's at which steps, in the order of the steps."""
+
+    holders: dict[int, int]  # step -> entity
 
 
-def _random_relation(rng: np.random.Generator, new: Object, others: list[Object]) -> Relation | None:
-    # A diagonal pair fulfils two relations; only pairs with a single one are stated, so that words are clear.
-    choices = [(other, kinds[0]) for other in others if len(kinds := relations_between(new, other)) == 1]
-    if not choices or rng.random() >= RELATION_RATE:
-        return None
-    other, kind = choices[rng.integers(len(choices))]
-    relation = Relation(subject=new.id, kind=kind, reference=other.id)
-    return relation.seen_from(other.id) if new.id == 1 else relation
+class _Plan(NamedTuple):
+    """What is to be placed: slots, who holds which at each step, and pairs of slots that must be far apart."""
+
+    slots: list[_Slot]
+    held: list[dict[int, list[int]]]  # per step: entity -> slots of its instances
+    moves: list[tuple[int, int]]
+
+
+def _refuse_unnamed_changes(step: Step, before: SceneGraph, number: int) -> None:
+    there = {e.id for e in before.entities}
+    if step.operation in ("swap", "replace"):
+        needed = step.entities if step.operation == "swap" else step.entities[:1]
+        if len(step.entities) != 2 or not there.issuperset(needed):
+            raise SceneError(f"step {number}: {step.operation} of {step.entities}, which are not two or not there")
+    # What a step does not name keeps its pixels, so it must be said of it what was said before.
+    said = {e.id: e for e in before.entities}
+    for entity in step.graph.entities:
+        looks = [
+            (e.noun, e.count, *(e.attributes.get(k) for k in ("color", "size", "fill")))
+            for e in (entity, said.get(entity.id))
+            if e is not None
+        ]
+        if entity.id not in step.entities and (len(looks) == 1 or looks[0] != looks[1]):
+            raise SceneError(f"step {number}: entity {entity.id} changes or appears, but the step does not name it")
+    gone = said.keys() - {e.id for e in step.graph.entities} - set(step.entities)
+    if gone:
+        raise SceneError(f"step {number}: entity {min(gone)} goes, but the step does not name it")
+
+
+def _trace(steps: Sequence[Step]) -> _Plan:
+    """Who keeps, gives up, exchanges or takes over which position, step by step."""
+    slots: list[_Slot] = []
+    held: list[dict[int, list[int]]] = []
+    moves: list[tuple[int, int]] = []
+    now: dict[int, list[int]] = {}
+    graph = SceneGraph(entities=())
+    for number, step in enumerate(steps, 1):
+        _refuse_unnamed_changes(step, graph, number)
+        last, now = now, dict(now)
+        exchanged = step.operation == "swap" and exchanges_places(graph, step)
+        graph = step.graph
+        if exchanged or step.operation == "replace":
+            a, b = step.entities
+            now[a], now[b] = now.get(b, []), now[a]
+        elif step.operation == "move":
+            now |= {entity: [] for entity in step.entities}
+        frame = {}
+        for entity in graph.entities:
+            kept = now.get(entity.id, [])[: entity.count]
+            fresh = range(len(slots), len(slots) + entity.count - len(kept))
+            slots.extend(_Slot({}) for _ in fresh)
+            frame[entity.id] = [*kept, *fresh]
+            for slot in frame[entity.id]:
+                slots[slot].holders[number - 1] = entity.id
+            if step.operation == "move" and entity.id in step.entities:
+                moves.extend(itertools.product(last.get(entity.id, []), fresh))
+        held.append(frame)
+        now = frame
+    return _Plan(slots, held, moves)
+
+
+def _sizes(rng: np.random.Generator, steps: Sequence[Step], compact: bool) -> list[dict[int, int]]:
+    # Per step and entity; the same word for the same entity is the same number in every step.
+    drawn: dict[tuple[int, str], int] = {}
+    frames = []
+    for step in steps:
+        words = {e.id: e.attributes.get("size", "medium") for e in step.graph.entities}
+        for key in words.items():
+            if key not in drawn:
+                drawn[key] = SIZES[key[1]][0] if compact else int(rng.choice(SIZES[key[1]]))
+        frames.append({entity: drawn[entity, word] for entity, word in words.items()})
+    return frames
+
+
+def _constraints(
+    steps: Sequence[Step], plan: _Plan, sizes: list[dict[int, int]], gap: int
+) -> tuple[list[int], list[np.ndarray], dict[tuple[int, int], np.ndarray]]:
+    """Each slot's extent (that of its largest holder) and domain, and the tables of pairs of slots."""
+    extents = [max(sizes[step][entity] for step, entity in slot.holders.items()) for slot in plan.slots]
+    domains = [domain(extent) for extent in extents]
+    keys = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
+    for step, frame, size in zip(steps, plan.held, sizes):
+        for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
+            keys.setdefault((a, b), set()).add(("apart", extents[a], extents[b], gap))
+        for entity in step.graph.entities:
+            for slot in frame[entity.id] if "place" in entity.attributes else ():
+                place = PLACES.index(entity.attributes["place"])
+                domains[slot] = domains[slot] & cell(extents[slot], size[entity.id], place % 3, place // 3)
+        for r in step.graph.relations:
+            for a, b in itertools.product(frame[r.reference], frame[r.subject]):
+                shift = inset(extents[b], size[r.subject]) - inset(extents[a], size[r.reference])
+                key = ("related", r.kind, size[r.subject], size[r.reference], shift)
+                if a < b:
+                    keys[a, b].add(key)
+                else:
+                    back = ("related", INVERSE[r.kind], size[r.reference], size[r.subject], -shift)
+                    keys[b, a].add(back)
+    tables = {pair: joint(tuple(sorted(parts))) for pair, parts in keys.items()}
+    return extents, domains, tables
+
+
+def _refuse_unpaintable(graph: SceneGraph) -> None:
+    allowed = {"color": COLORS, "size": tuple(SIZES), "fill": FILLS, "place": PLACES}
+    for entity in graph.entities:
+        if entity.noun not in SHAPES:
+            raise SceneError(f"entity {entity.id}: {entity.noun!r} is no shape of {SHAPES}")
+        if "color" not in entity.attributes:
+            raise SceneError(f"entity {entity.id}: a {entity.noun} of shapes world needs a color")
+        for name, value in entity.attributes.items():
+            if value not in allowed.get(name, ()):
+                raise SceneError(f"entity {entity.id}: shapes world does not paint the {name} {value!r}")
+    for r in graph.relations:
+        if r.kind not in RELATIONS:
+            raise SceneError(f"relation {r.subject} {r.kind} {r.reference}: the kind is none of {RELATIONS}")
+    if graph.background not in (None, *BACKGROUNDS):
+        raise SceneError(f"background {graph.background!r} is none of {BACKGROUNDS}")
+
+
+def _backgrounds(rng: np.random.Generator, steps: Sequence[Step]) -> list[str]:
+    """What each step states, else what the last one that did, else what the first one will; random if none does."""
+    stated = [s.graph.background for s in steps]
+    current = next((b for b in stated if b), BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
+    return [current := background or current for background in stated]
+
+
+def place(rng: np.random.Generator, steps: Sequence[Step]) -> list[Scene] | None:
+    """Placed scenes of a trajectory's steps, each of which satisfies its step's graph.
+
+    An object that a step does not name has the same box and looks before and after it. A modified one stays
+    where it is, about its centre if its size changes; two swapped entities exchange their positions; what
+    replaces another takes its position; a moved one goes at least ``MOVE`` units. An entity without a size is
+    medium, one without a fill solid.
+
+    Args:
+      rng: decides everything; equal generators give equal scenes.
+      steps: in order, the first one from an empty picture. Every entity has a colour.
+
+    Returns:
+      One scene per step, or None if the search (of bounded length) finds no layout.
+
+    Raises:
+      SceneError: a graph holds what shapes world does not paint, or a step changes what it does not name.
+    """
+    for step in steps:
+        _refuse_unpaintable(step.graph)
+    plan = _trace(steps)
+    backgrounds = _backgrounds(rng, steps)
+    for gap, width, compact in ATTEMPTS:
+        sizes = _sizes(rng, steps, compact)
+        extents, domains, tables = _constraints(steps, plan, sizes, gap)
+        corners = solve(rng, domains, tables, width)
+        if corners is not None:
+            boxes = [(*corner, extent) for corner, extent in zip(corners, extents)]
+            return _scenes(steps, plan, sizes, boxes, backgrounds)
+    return None
+
+
+def _scenes(
+    steps: Sequence[Step],
+    plan: _Plan,
+    sizes: list[dict[int, int]],
+    boxes: list[tuple[int, int, int]],
+    backgrounds: list[str],
+) -> list[Scene]:
+    ids: dict[tuple[int, int], int] = {}
+    scenes = []
+    for step, frame, size, background in zip(steps, plan.held, sizes, backgrounds):
+        objects = []
+        for entity in step.graph.entities:
+            width = size[entity.id]
+            looks = {"shape": entity.noun, "color": entity.attributes["color"], "size": width}
+            looks["fill"] = entity.attributes.get("fill", "solid")
+            for number, slot in enumerate(frame[entity.id]):
+                left, top, extent = boxes[slot]
+                corner = {"x": left + inset(extent, width), "y": top + inset(extent, width)}
+                identity = ids.setdefault((entity.id, number), len(ids))
+                objects.append(Object(id=identity, entity=entity.id, **looks, **corner))
+        scenes.append(Scene(objects=tuple(objects), background=background))
+    return scenes
 
 
 def random_scene(rng: np.random.Generator, count: int) -> Scene:
-    """A scene of ``count`` (1 to ``MAX_OBJECTS``) objects with ids 0, 1, ... in the order they are added.
+    """``count`` (1 to ``MAX_OBJECTS``) objects of any looks at any place, each an entity of its own.
 
-    Object 1 may be the reference of a relation of object 0; each later object may be the subject of one with
-    an earlier object. Raises SceneError for a count out of range.
+    Raises SceneError for a count out of range.
     """
     if not 1 <= count <= MAX_OBJECTS:
         raise SceneError(f"{count} objects asked for; a scene holds 1 to {MAX_OBJECTS}")
-    places = layouts(count)[rng.integers(len(layouts(count)))]
-    looks = rng.permutation(len(SHAPES) * len(COLORS))[:count]
-    objects: list[Object] = []
-    relations = []
-    for index, ((x, y), look) in enumerate(zip(places, looks)):
-        shape, color = SHAPES[look // len(COLORS)], COLORS[look % len(COLORS)]
-        new = Object(id=index, shape=shape, color=color, size=int(rng.choice(SIZES)), x=x, y=y)
-        relation = _random_relation(rng, new, objects)
-        objects.append(new)
-        if relation is not None:
-            relations.append(relation)
-    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    return Scene(objects=tuple(objects), relations=tuple(relations), background=background)
+    corners = None
+    while corners is None:  # Some sizes do not fit beside each other; others are drawn then.
+        words = rng.choice(list(SIZES), count, p=(0.3, 0.4, 0.3))
+        sizes = [int(rng.choice(SIZES[word])) for word in words]
+        pairs = itertools.combinations(range(count), 2)
+        tables = {(a, b): apart(sizes[a], sizes[b], 1) for a, b in pairs}
+        corners = solve(rng, [domain(size) for size in sizes], tables, 1)
+    pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
+    objects = [
+        Object(i, i, pick(SHAPES), pick(COLORS), size, left, top, pick(FILLS))
+        for i, (size, (left, top)) in enumerate(zip(sizes, corners))
+    ]
+    return Scene(objects=tuple(objects), background=pick(BACKGROUNDS))
 
 
-def subscene(scene: Scene, count: int) -> Scene:
-    """The first ``count`` objects, the relations among them, and the background."""
-    objects = scene.objects[:count]
-    ids = {o.id for o in objects}
-    relations = tuple(r for r in scene.relations if r.subject in ids and r.reference in ids)
-    return Scene(objects=objects, relations=relations, background=scene.background)
+def _looks_changed(mine: tuple[Object, ...], kind: str, word: str) -> tuple[Object, ...]:
+    if kind != "size":
+        return tuple(msgspec.structs.replace(o, **{kind: word}) for o in mine)
+    width = SIZES[word][0]
+    corners = [[min(max(v + (o.size - width) // 2, 0), GRID - width) for v in (o.x, o.y)] for o in mine]
+    return tuple(msgspec.structs.replace(o, size=width, x=x, y=y) for o, (x, y) in zip(mine, corners))
 
 
-def grow(rng: np.random.Generator, scene: Scene, pair_rate: float = 0.2) -> list[Scene]:
-    """Growing subscenes that end in ``scene``; each is implied by the next.
+def _drafts(
+    rng: np.random.Generator, mine: tuple[Object, ...], others: tuple[Object, ...], kind: str
+) -> Iterator[tuple[Object, ...]]:
+    """What might stand in the place of ``mine`` in a draft with that fault, in random order."""
+    if kind in ("color", "shape", "size"):
+        taken = {(o.shape, o.color) for o in others}
+        words = {"color": COLORS, "shape": SHAPES, "size": tuple(SIZES)}[kind]
+        for word in rng.permutation(words).tolist():
+            wrong = _looks_changed(mine, kind, word)
+            # Alike with another entity, nobody could say which of the two is at fault.
+            if kind == "size" or (wrong[0].shape, wrong[0].color) not in taken:
+                yield wrong
+    elif kind == "missing":
+        yield ()
+    elif kind == "count" and len(mine) > 1 and rng.random() < 0.5:
+        yield mine[:-1]
+    else:
+        last, rest = mine[-1], mine[:-1]
+        if kind == "count":
+            rest, last = mine, msgspec.structs.replace(last, id=1 + max(o.id for o in mine + others))
+        room = GRID - last.size + 1
+        for corner in rng.permutation(room * room)[:MAX_TRIES].tolist():
+            yield (*rest, msgspec.structs.replace(last, x=corner % room, y=corner // room))
 
-    Every step adds one object, except that with probability ``pair_rate`` the first step of a scene of three
-    or more adds two.
+
+def _is_clear(draft: Scene, graph: SceneGraph, entity: int, kind: str) -> bool:
+    # Whether the draft has this fault, of this entity, no other, and so that it is plain to see.
+    found = violations(draft, graph)
+    if kind == "place":
+        related = {(r.kind, a, b) for r in graph.relations for a in draft.of(r.subject) for b in draft.of(r.reference)}
+        strengths = (relation_strengths(a, b)[word] for word, a, b in related)
+        if any(MISPLACED < strength <= 0.5 for strength in strengths):
+            return False
+    return bool(found) and all(v.kind == kind and entity in v.entities for v in found)
+
+
+def corrupt(rng: np.random.Generator, scene: Scene, graph: SceneGraph, entity: int) -> tuple[Scene, str]:
+    """The scene as a faulty draft, in which one entity of the graph is wrong in one respect.
+
+    Wrong colours, shapes and sizes are those of all its instances; a wrong place is that of one, and
+    contradicts a relation or a place that the graph states; a wrong count is one too many or one missing of
+    several.
+
+    Args:
+      rng: decides everything; the fault's kind is drawn first, another one where the scene has no room for it.
+      scene: satisfies ``graph``.
+      graph: decides what is a fault: a size or a place that it leaves open cannot be wrong.
+      entity: of the graph.
+
+    Returns:
+      The draft and the fault's word of ``FAULTS``.
+
+    Raises:
+      SceneError: the scene has no objects of that entity, or does not satisfy the graph.
     """
-    first = 2 if len(scene.objects) > 2 and rng.random() < pair_rate else 1
-    return [subscene(scene, count) for count in range(first, len(scene.objects) + 1)]
-
-
-def corrupt(rng: np.random.Generator, scene: Scene, object_id: int) -> Scene:
-    """The scene as a faulty draft: that object with another colour, shape or place; no relations claimed.
-
-    The kind of fault is drawn first; a crowded scene that leaves no other place gets one of the other kinds.
-    """
-    right = scene.find(object_id)
-    changes = (
-        [{"color": c} for c in COLORS if c != right.color],
-        [{"shape": s} for s in SHAPES if s != right.shape],
-        [{"x": x, "y": y} for x, y in PLACES.values() if (x, y) != (right.x, right.y)],
-    )
-    for kind in rng.permutation(len(changes)):
-        for index in rng.permutation(len(changes[kind])):
-            wrong = msgspec.structs.replace(right, **changes[kind][index])
-            objects = tuple(wrong if o.id == object_id else o for o in scene.objects)
+    mine, others = scene.of(entity), tuple(o for o in scene.objects if o.entity != entity)
+    if not mine or violations(scene, graph):
+        raise SceneError(f"entity {entity}: not in the scene, or the scene has faults already")
+    for kind in rng.permutation(FAULTS).tolist():
+        for wrong in _drafts(rng, mine, others, kind):
             try:
-                return Scene(objects=objects, background=scene.background)
-            except SceneError:  # The change makes two objects alike or lets them overlap.
+                draft = Scene(objects=(*others, *wrong), background=scene.background)
+            except SceneError:  # No room for this one.
                 continue
-    raise SceneError(f"object {object_id}: every change makes the scene invalid")
+            if _is_clear(draft, graph, entity, kind):
+                return draft, kind
+    raise SceneError(f"entity {entity}: every change leaves the scene without a fault")

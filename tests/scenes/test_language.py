@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import pdgen
 from pdgen.interleave.trajectory import Text, parse_plan, parse_refine, segment_kind
-from pdgen.scenes import language, world
+from pdgen.scenes import first_world as world
+from pdgen.scenes import language
 from pdgen.scenes.subsets import Settings, make_trajectories
 
 TOKENIZER = pathlib.Path(pdgen.__file__).parent / "assets" / "shapes" / "tokenizer.model"

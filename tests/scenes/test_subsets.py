@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.interleave.trajectory import Image, Text, check_grammar, parse_refine, segment_kind
+from pdgen.scenes.first_world import Scene
 from pdgen.scenes.painter import COLOR_RGB, paint, png_bytes
 from pdgen.scenes.subsets import Settings, make_trajectories, make_trajectory
-from pdgen.scenes.world import Scene
 
 SEEDS = st.integers(0, 2**32 - 1)
 FAULTY = Settings(fault_rate=1.0)

@@ -1,0 +1,155 @@
+"""Where boxes go: squares on a grid under constraints on each one and on pairs, by randomised greedy search.
+
+Every quantity is a whole number of grid units, x to the right, y downwards. A square's corner is its left top
+one. What a square may do is a boolean array over its corners, what a pair may do a boolean array over the
+difference of their corners, so that placing one square narrows another's choice by a single slice.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+GRID = 32
+MARGIN = 0.1
+# GenEval's threshold is 0.5; layouts keep a distance, so that a box that is a pixel wrong does not turn a relation.
+CLEAR = 0.55
+CELL = 4.5  # of half a ninth's 5.33, for the same reason
+RELATIONS = ("left of", "right of", "above", "below")
+
+Domain = Bool[np.ndarray, "top left"]
+Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, offset = second corner - first corner
+
+
+def directions(dx: np.ndarray, dy: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """GenEval's four numbers of which each says, beyond 0.5, that a relation of ``RELATIONS`` holds.
+
+    offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both extents along each
+    axis and divided by |offset|.
+
+    Args:
+      dx, dy: offset, any shape.
+      width, height: sum of both boxes' extents along each axis, same shape.
+
+    Returns:
+      [4, ...], zero where the shortened offset vanishes.
+    """
+    right = np.maximum(np.abs(dx) - MARGIN * width, 0) * np.sign(dx)
+    down = np.maximum(np.abs(dy) - MARGIN * height, 0) * np.sign(dy)
+    still = (np.abs(right) < 1e-3) & (np.abs(down) < 1e-3)
+    length = np.where(still, np.inf, np.hypot(dx, dy))
+    return np.stack([-right, right, -down, down]) / length
+
+
+def domain(size: int) -> Domain:
+    """All corners at which a square of that size is inside the grid."""
+    return np.ones((GRID - size + 1,) * 2, bool)
+
+
+def inset(extent: int, size: int) -> int:
+    """How far from the corner of a reserved square a smaller one in its middle begins."""
+    return (extent - size) // 2
+
+
+@functools.lru_cache(maxsize=1024)
+def cell(extent: int, size: int, column: int, row: int) -> Domain:
+    """Corners of reserved squares in whose middle a square has its centre well inside a ninth of the grid.
+
+    Args:
+      extent, size: of the reserved square and of the one in it.
+      column, row: 0, 1 or 2.
+    """
+    centres = np.arange(GRID - extent + 1) + inset(extent, size) + size / 2
+    across, down = (np.abs(centres - (i + 0.5) * GRID / 3) <= CELL for i in (column, row))
+    return down[:, None] & across[None, :]
+
+
+@functools.lru_cache(maxsize=4096)
+def apart(first: int, second: int, gap: int) -> Table:
+    """Where two squares of these sizes have at least ``gap`` empty units between them."""
+    offset = np.arange(-GRID, GRID + 1)
+    free = (offset >= first + gap) | (-offset >= second + gap)
+    return free[:, None] | free[None, :]
+
+
+@functools.lru_cache(maxsize=4096)
+def related(kind: str, subject: int, reference: int, shift: int) -> Table:
+    """Where the second square, the subject, stands ``kind`` the first, the reference.
+
+    Args:
+      kind: one of ``RELATIONS``.
+      subject, reference: sizes.
+      shift: to be added to the difference of the corners along both axes.
+    """
+    offset = np.arange(-GRID, GRID + 1) + shift + (subject - reference) / 2
+    dx, dy = np.broadcast_arrays(offset[None, :], offset[:, None])
+    extent = np.float64(subject + reference)
+    return directions(dx, dy, extent, extent)[RELATIONS.index(kind)] > CLEAR
+
+
+@functools.lru_cache(maxsize=64)
+def moved(distance: int) -> Table:
+    """Where the corners differ by at least ``distance`` along some axis."""
+    far = np.abs(np.arange(-GRID, GRID + 1)) >= distance
+    return far[:, None] | far[None, :]
+
+
+@functools.lru_cache(maxsize=4096)
+def joint(parts: tuple[tuple[str | int, ...], ...]) -> Table:
+    """Where all parts hold: each the name of ``apart``, ``related`` or ``moved`` and its arguments."""
+    tables = {"apart": apart, "related": related, "moved": moved}
+    return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
+
+
+def flipped(table: Table) -> Table:
+    """The same constraint with first and second exchanged."""
+    return table[::-1, ::-1]
+
+
+def solve(
+    rng: np.random.Generator, domains: Sequence[Domain], tables: Mapping[tuple[int, int], Table], width: int
+) -> list[tuple[int, int]] | None:
+    """Corners (left, top) that obey all constraints; None if this attempt meets a dead end.
+
+    Squares are placed one after the other, the one with the fewest choices first. Each goes to the best of
+    ``width`` random choices, best being what leaves the others most room; ``width`` 1 is a plain random draw.
+
+    Args:
+      rng: decides everything.
+      domains: the allowed corners of each square.
+      tables: by (first, second), indices of ``domains``, each unordered pair at most once.
+      width: candidates compared for each square.
+    """
+    neighbours: list[dict[int, Table]] = [{} for _ in domains]
+    for (first, second), table in tables.items():
+        neighbours[first][second] = table
+        neighbours[second][first] = flipped(table)
+    open_domains = dict(enumerate(domains))
+    corners: dict[int, tuple[int, int]] = {}
+    while open_domains:
+        index = min(open_domains, key=lambda i: np.count_nonzero(open_domains[i]))
+        choices = np.flatnonzero(open_domains[index])
+        if not len(choices):
+            return None
+        columns = open_domains.pop(index).shape[1]
+        best, best_room, best_domains = (0, 0), -np.inf, {}
+        for choice in rng.choice(choices, min(width, len(choices)), replace=False):
+            top, left = divmod(int(choice), columns)
+            narrowed = {
+                other: open_domains[other] & _seen_from(table, top, left, open_domains[other])
+                for other, table in neighbours[index].items()
+                if other in open_domains
+            }
+            room = sum(np.log(np.count_nonzero(d) + 1e-9) for d in narrowed.values()) if width > 1 else 0.0
+            if room > best_room:
+                best, best_room, best_domains = (left, top), room, narrowed
+        corners[index] = best
+        open_domains.update(best_domains)
+    return [corners[i] for i in range(len(domains))]
+
+
+def _seen_from(table: Table, top: int, left: int, domain: Domain) -> Domain:
+    # The part of a pair's table that a square at (left, top) leaves for the other one's corners.
+    rows, columns = domain.shape
+    return table[GRID - top : GRID - top + rows, GRID - left : GRID - left + columns]
