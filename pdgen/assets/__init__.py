@@ -1,4 +1,4 @@
-"""Small files shipped with the package: the tokenizer and the autoencoder of shapes world."""
+"""Small files shipped with the package: shapes world's tokenizer and autoencoder, digests of benchmark prompts."""
 
 import importlib.resources
 import pathlib
@@ -7,3 +7,8 @@ import pathlib
 def shapes_folder() -> pathlib.Path:
     """The folder with shapes world's ``tokenizer.model`` and ``ae.safetensors`` (torch tensor names)."""
     return pathlib.Path(str(importlib.resources.files(__name__) / "shapes"))
+
+
+def geneval_prompts_file() -> pathlib.Path:
+    """The SHA-256 of each of GenEval's 553 prompts in normal form (``pdgen.scenes.leaks``), one a line."""
+    return pathlib.Path(str(importlib.resources.files(__name__) / "geneval_prompts.sha256"))
