@@ -80,6 +80,15 @@ def _touching(graph: SceneGraph, *ids: int) -> list[Relation]:
     return [r for r in graph.relations if {r.subject, r.reference} & {*ids}]
 
 
+def _movable_by(graph: SceneGraph, entity: int) -> Relation | None:
+    # A spatial relation, the only one of the entity, to something that may stand anywhere.
+    held = _touching(graph, entity)
+    if len(held) != 1 or held[0].kind not in INVERSE:
+        return None
+    other = held[0].reference if held[0].subject == entity else held[0].subject
+    return None if "place" in graph.find(other).attributes else held[0]
+
+
 def _modify(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, fresh: int) -> _Way | None:
     entity = _pick(rng, graph.entities)
     name = _pick(rng, [name for name in entity.attributes if name != "place"])
@@ -106,13 +115,13 @@ def _swap(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, f
 def _move(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, fresh: int) -> _Way | None:
     # Only an entity that a single fact holds in its place: others would have to be true at both places.
     entity = _pick(rng, graph.entities)
-    held, place = _touching(graph, entity.id), entity.attributes.get("place")
-    if place is not None and not held:
+    place, relation = entity.attributes.get("place"), _movable_by(graph, entity.id)
+    if place is not None and not _touching(graph, entity.id):
         other = _pick(rng, [p for p in PLACES if p != place])
         return _Way((entity.id,), _with(graph, _set(entity, "place", other)))
-    if place is None and len(held) == 1 and held[0].kind in INVERSE:
-        other = replace(held[0], kind=_pick(rng, [k for k in INVERSE if k != held[0].kind]))
-        relations = tuple(other if r == held[0] else r for r in graph.relations)
+    if place is None and relation is not None:
+        other = replace(relation, kind=_pick(rng, [k for k in INVERSE if k != relation.kind]))
+        relations = tuple(other if r == relation else r for r in graph.relations)
         return _Way((entity.id,), replace(graph, relations=relations))
     return None
 
@@ -136,8 +145,9 @@ def _remove(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary,
     names = [n for n in vocabulary.attributes if all(n in e.attributes for e in graph.entities)]
     extra = Entity(id=fresh, noun=noun, attributes={n: _pick(rng, vocabulary.attributes[n]) for n in names})
     relations = graph.relations
-    if any(r.kind in INVERSE for r in relations):
-        relations += (Relation(fresh, _pick(rng, tuple(INVERSE)), _pick(rng, graph.entities).id),)
+    reference = _pick(rng, [e for e in graph.entities if "place" not in e.attributes])
+    if reference is not None and any(r.kind in INVERSE for r in relations):
+        relations += (Relation(fresh, _pick(rng, tuple(INVERSE)), reference.id),)
     return _Way((fresh,), replace(graph, entities=(*graph.entities, extra), relations=relations))
 
 

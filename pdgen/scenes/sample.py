@@ -122,12 +122,13 @@ def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[li
 
 
 def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
-    # Attributes apart from colour. Large shapes need room: one at most, and only among few.
-    rates = (0.3, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
-    may_be_large = sum(counts) <= 4
+    # Attributes apart from colour. Large shapes need room: one at most, and only among few; many are often small.
+    crowded = sum(counts) > 4
+    size_rate, fill_rate, place_rate = (0.3 + 0.2 * crowded, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
+    may_be_large = not crowded
     styles = []
     for count, cells in zip(counts, layout):
-        sized, outlined, placed = rng.random(3) < rates
+        sized, outlined, placed = rng.random(3) < (size_rate, fill_rate, place_rate)
         style = {}
         if sized:
             large = may_be_large and count == 1 and rng.random() < 0.5
