@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from pdgen.interleave.trajectory import Image, Record, Text
-from pdgen.scenes import language
+from pdgen.scenes import first_language as language
 from pdgen.scenes.first_world import MAX_OBJECTS, Scene, corrupt, grow, random_scene
 from pdgen.scenes.painter import paint, png_bytes
 
