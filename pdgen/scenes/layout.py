@@ -6,6 +6,7 @@ difference of their corners, so that placing one square narrows another's choice
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ MARGIN = 0.1
 # GenEval's threshold is 0.5; layouts keep a distance, so that a box that is a pixel wrong does not turn a relation.
 CLEAR = 0.55
 CELL = 4.5  # of half a ninth's 5.33, for the same reason
+LOOKS = 24
 RELATIONS = ("left of", "right of", "above", "below")
 
 Domain = Bool[np.ndarray, "top left"]
@@ -65,6 +67,14 @@ def cell(extent: int, size: int, column: int, row: int) -> Domain:
     return down[:, None] & across[None, :]
 
 
+@functools.lru_cache
+def lattice(extent: int) -> Domain:
+    """Corners at which a square is about the middle of a ninth of the grid, or as near to it as it can be."""
+    columns = np.zeros(GRID - extent + 1, bool)
+    columns[[min(max(middle - extent // 2, 0), GRID - extent) for middle in (5, 16, 27)]] = True
+    return columns[:, None] & columns[None, :]
+
+
 @functools.lru_cache(maxsize=4096)
 def apart(first: int, second: int, gap: int) -> Table:
     """Where two squares of these sizes have at least ``gap`` empty units between them."""
@@ -102,51 +112,69 @@ def joint(parts: tuple[tuple[str | int, ...], ...]) -> Table:
     return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
 
 
-def flipped(table: Table) -> Table:
-    """The same constraint with first and second exchanged."""
-    return table[::-1, ::-1]
-
-
 def solve(
-    rng: np.random.Generator, domains: Sequence[Domain], tables: Mapping[tuple[int, int], Table], width: int
+    rng: np.random.Generator,
+    domains: Sequence[Domain],
+    tables: Mapping[tuple[int, int], Table],
+    width: int = 1,
+    budget: int = 1,
 ) -> list[tuple[int, int]] | None:
-    """Corners (left, top) that obey all constraints; None if this attempt meets a dead end.
+    """Corners (left, top) that obey all constraints; None if the search finds none.
 
-    Squares are placed one after the other, the one with the fewest choices first. Each goes to the best of
-    ``width`` random choices, best being what leaves the others most room; ``width`` 1 is a plain random draw.
+    Squares are placed one after the other, the one with the fewest choices first. For each, ``width`` random
+    choices that leave every other one a choice (of ``LOOKS`` times as many looked at) are tried in the order of
+    the room that they leave; ``width`` 1 is a plain random draw.
 
     Args:
       rng: decides everything.
       domains: the allowed corners of each square.
       tables: by (first, second), indices of ``domains``, each unordered pair at most once.
-      width: candidates compared for each square.
+      width: choices tried for each square.
+      budget: dead ends after which the search gives up.
     """
     neighbours: list[dict[int, Table]] = [{} for _ in domains]
     for (first, second), table in tables.items():
         neighbours[first][second] = table
-        neighbours[second][first] = flipped(table)
-    open_domains = dict(enumerate(domains))
-    corners: dict[int, tuple[int, int]] = {}
-    while open_domains:
-        index = min(open_domains, key=lambda i: np.count_nonzero(open_domains[i]))
-        choices = np.flatnonzero(open_domains[index])
-        if not len(choices):
+        neighbours[second][first] = table[::-1, ::-1]
+    corners = _search(rng, neighbours, dict(enumerate(domains)), width, [budget])
+    return None if corners is None else [corners[i] for i in range(len(domains))]
+
+
+def _search(
+    rng: np.random.Generator,
+    neighbours: Sequence[Mapping[int, Table]],
+    waiting: Mapping[int, Domain],
+    width: int,
+    budget: list[int],
+) -> dict[int, tuple[int, int]] | None:
+    # `budget` holds one number, shared by the whole recursion.
+    if not waiting:
+        return {}
+    index = min(waiting, key=lambda i: np.count_nonzero(waiting[i]))
+    rest = {i: d for i, d in waiting.items() if i != index}
+    choices = np.flatnonzero(waiting[index])
+    options = []
+    for choice in rng.permutation(choices)[: LOOKS * width].tolist():
+        top, left = divmod(choice, waiting[index].shape[1])
+        narrowed = {}
+        for other, table in neighbours[index].items():
+            if other in rest:
+                narrowed[other] = rest[other] & _seen_from(table, top, left, rest[other])
+                if not narrowed[other].any():
+                    break
+        else:
+            room = sum(math.log(np.count_nonzero(d)) for d in narrowed.values())
+            options.append((room, (left, top), rest | narrowed))
+            if len(options) == width:
+                break
+    for _, corner, left_over in sorted(options, key=lambda option: -option[0]):
+        found = _search(rng, neighbours, left_over, width, budget)
+        if found is not None:
+            return found | {index: corner}
+        if budget[0] <= 0:
             return None
-        columns = open_domains.pop(index).shape[1]
-        best, best_room, best_domains = (0, 0), -np.inf, {}
-        for choice in rng.choice(choices, min(width, len(choices)), replace=False):
-            top, left = divmod(int(choice), columns)
-            narrowed = {
-                other: open_domains[other] & _seen_from(table, top, left, open_domains[other])
-                for other, table in neighbours[index].items()
-                if other in open_domains
-            }
-            room = sum(np.log(np.count_nonzero(d) + 1e-9) for d in narrowed.values()) if width > 1 else 0.0
-            if room > best_room:
-                best, best_room, best_domains = (left, top), room, narrowed
-        corners[index] = best
-        open_domains.update(best_domains)
-    return [corners[i] for i in range(len(domains))]
+    budget[0] -= 1
+    return None
 
 
 def _seen_from(table: Table, top: int, left: int, domain: Domain) -> Domain:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from pdgen.scenes.graph import COLORS, INVERSE, OPERATIONS, PLACES, Entity, Relation, SceneError, SceneGraph, Step
 from pdgen.scenes.graph import subgraph as restrict
 from pdgen.scenes.sample import held_out
-from pdgen.scenes.world import MAX_OBJECTS, SHAPES
+from pdgen.scenes.world import MAX_OBJECTS, SHAPES, unpaintable
 
 T = TypeVar("T")
 SECOND_RATE = 0.2  # of a second way round in the same trajectory, where there is room for its step
@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 def _refuse_shapes(graph: SceneGraph) -> bool:
-    return held_out(graph) or sum(e.count for e in graph.entities) > MAX_OBJECTS
+    return held_out(graph) or sum(e.count for e in graph.entities) > MAX_OBJECTS or bool(unpaintable(graph))
 
 
 SHAPES_VOCABULARY = Vocabulary(SHAPES, {"color": COLORS, "size": ("small", "large")}, _refuse_shapes)

@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 
 from pdgen.scenes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
-from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES
+from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, can_be_outlined
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
 ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
@@ -152,6 +152,10 @@ def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, 
     return [(SHAPES[n], COLORS[c]) for n, c in zip(nouns, colors)]
 
 
+def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
+
+
 def sample_graph(rng: np.random.Generator, task: str, split: str = "train") -> SceneGraph:
     """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
 
@@ -176,7 +180,7 @@ def sample_graph(rng: np.random.Generator, task: str, split: str = "train") -> S
     while True:
         looks = _looks(rng, task, len(counts))
         entities = tuple(
-            Entity(id=i, noun=noun, count=count, attributes={"color": color} | style)
+            Entity(id=i, noun=noun, count=count, attributes={"color": color} | _possible(noun, style))
             for i, ((noun, color), count, style) in enumerate(zip(looks, counts, styles))
         )
         graph = SceneGraph(entities, relations, background)

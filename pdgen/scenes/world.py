@@ -13,18 +13,21 @@ import msgspec
 import numpy as np
 
 from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, SceneGraph, Step, exchanges_places
-from pdgen.scenes.layout import GRID, RELATIONS, apart, cell, directions, domain, inset, joint, solve
+from pdgen.scenes.layout import GRID, RELATIONS, apart, cell, directions, domain, inset, joint, lattice, solve
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "heart", "ring", "crescent", "arrow")
 FILLS = ("solid", "outlined")
+# The inside of the others, and of small ones, is too narrow to be left out.
+OUTLINED_SHAPES = ("circle", "square", "triangle", "diamond", "heart")
 BACKGROUNDS = ("light grey", "dark grey", "pale blue", "pale green", "beige", "lavender")
 # Widths of a shape; one that no attribute calls small or large is medium.
 SIZES = {"small": (7,), "medium": (10, 11), "large": (14, 15)}
 SIZE_LIMITS = {"small": 8.5, "medium": 12.5, "large": GRID}  # of a measured width, halfway to the next word
 MAX_OBJECTS = 6
 MOVE = 6  # units along some axis that a moved object goes at least
-# (empty units between boxes, candidates compared, smallest sizes): free at first, then ever closer.
-ATTEMPTS = ((2, 1, False), (2, 1, False), (2, 4, False), (1, 4, False), (1, 12, False)) + 4 * ((1, 12, True),)
+# Free at first, then ever closer: empty units between boxes, choices and dead ends of ``solve``, smallest sizes on a
+# lattice.
+ATTEMPTS = ((2, 1, 1, False), (2, 1, 1, False), (2, 3, 4, False), (1, 9, 100, True), (1, 6, 10, False))
 # What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
 FAULTS = ("color", "shape", "size", "place", "count", "missing")
 MAX_TRIES = 64  # places looked at for one fault
@@ -64,6 +67,8 @@ class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise SceneError(f"object {self.id}: {field} {getattr(self, field)!r} is none of {allowed}")
         if not any(self.size in sizes for sizes in SIZES.values()):
             raise SceneError(f"object {self.id}: size {self.size} is none of {tuple(SIZES.values())}")
+        if self.fill == "outlined" and not can_be_outlined(self.shape, self.size_word):
+            raise SceneError(f"object {self.id}: a {self.shape} of size {self.size} has no inside to leave out")
         if not (0 <= self.x <= GRID - self.size and 0 <= self.y <= GRID - self.size):
             raise SceneError(f"object {self.id}: box {self.box} leaves the picture (0 to {GRID})")
 
@@ -105,6 +110,11 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(self, entity: int) -> tuple[Object, ...]:
         """The instances of an entity; none if the scene does not show it."""
         return tuple(o for o in self.objects if o.entity == entity)
+
+
+def can_be_outlined(shape: str, size: str | None) -> bool:
+    """Whether a shape looks different without its inside; ``size`` is a word of ``SIZES`` or None."""
+    return shape in OUTLINED_SHAPES and size != "small"
 
 
 def size_word(width: float) -> str:
@@ -290,21 +300,27 @@ def _constraints(
     return extents, domains, tables
 
 
-def _refuse_unpaintable(graph: SceneGraph) -> None:
+def unpaintable(graph: SceneGraph) -> list[str]:
+    """What of a graph shapes world has no picture for, in words; empty if it can be painted, room permitting."""
     allowed = {"color": COLORS, "size": tuple(SIZES), "fill": FILLS, "place": PLACES}
+    faults = []
     for entity in graph.entities:
         if entity.noun not in SHAPES:
-            raise SceneError(f"entity {entity.id}: {entity.noun!r} is no shape of {SHAPES}")
-        if "color" not in entity.attributes:
-            raise SceneError(f"entity {entity.id}: a {entity.noun} of shapes world needs a color")
+            faults.append(f"entity {entity.id}: {entity.noun!r} is no shape of {SHAPES}")
         for name, value in entity.attributes.items():
             if value not in allowed.get(name, ()):
-                raise SceneError(f"entity {entity.id}: shapes world does not paint the {name} {value!r}")
+                faults.append(f"entity {entity.id}: shapes world has no {name} {value!r}")
+        if "color" not in entity.attributes:
+            faults.append(f"entity {entity.id}: a {entity.noun} of shapes world needs a color")
+        outlined = entity.attributes.get("fill") == "outlined"
+        if outlined and not can_be_outlined(entity.noun, entity.attributes.get("size")):
+            faults.append(f"entity {entity.id}: only medium and large {', '.join(OUTLINED_SHAPES)} can be outlined")
     for r in graph.relations:
         if r.kind not in RELATIONS:
-            raise SceneError(f"relation {r.subject} {r.kind} {r.reference}: the kind is none of {RELATIONS}")
+            faults.append(f"relation {r.subject} {r.kind} {r.reference}: the kind is none of {RELATIONS}")
     if graph.background not in (None, *BACKGROUNDS):
-        raise SceneError(f"background {graph.background!r} is none of {BACKGROUNDS}")
+        faults.append(f"background {graph.background!r} is none of {BACKGROUNDS}")
+    return faults
 
 
 def _backgrounds(rng: np.random.Generator, steps: Sequence[Step]) -> list[str]:
@@ -332,14 +348,17 @@ def place(rng: np.random.Generator, steps: Sequence[Step]) -> list[Scene] | None
     Raises:
       SceneError: a graph holds what shapes world does not paint, or a step changes what it does not name.
     """
-    for step in steps:
-        _refuse_unpaintable(step.graph)
+    for number, step in enumerate(steps, 1):
+        if faults := unpaintable(step.graph):
+            raise SceneError(f"step {number}: {faults[0]}")
     plan = _trace(steps)
     backgrounds = _backgrounds(rng, steps)
-    for gap, width, compact in ATTEMPTS:
+    for gap, width, budget, compact in ATTEMPTS:
         sizes = _sizes(rng, steps, compact)
         extents, domains, tables = _constraints(steps, plan, sizes, gap)
-        corners = solve(rng, domains, tables, width)
+        if compact:
+            domains = [d & lattice(extent) for d, extent in zip(domains, extents)]
+        corners = solve(rng, domains, tables, width, budget)
         if corners is not None:
             boxes = [(*corner, extent) for corner, extent in zip(corners, extents)]
             return _scenes(steps, plan, sizes, boxes, backgrounds)
@@ -383,16 +402,18 @@ def random_scene(rng: np.random.Generator, count: int) -> Scene:
         sizes = [int(rng.choice(SIZES[word])) for word in words]
         pairs = itertools.combinations(range(count), 2)
         tables = {(a, b): apart(sizes[a], sizes[b], 1) for a, b in pairs}
-        corners = solve(rng, [domain(size) for size in sizes], tables, 1)
+        corners = solve(rng, [domain(size) for size in sizes], tables)
     pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
-    objects = [
-        Object(i, i, pick(SHAPES), pick(COLORS), size, left, top, pick(FILLS))
-        for i, (size, (left, top)) in enumerate(zip(sizes, corners))
-    ]
+    objects = []
+    for i, (size, (left, top)) in enumerate(zip(sizes, corners)):
+        shape, color, fill = pick(SHAPES), pick(COLORS), pick(FILLS)
+        fill = fill if can_be_outlined(shape, size_word(size)) else "solid"
+        objects.append(Object(i, i, shape, color, size, left, top, fill))
     return Scene(objects=tuple(objects), background=pick(BACKGROUNDS))
 
 
 def _looks_changed(mine: tuple[Object, ...], kind: str, word: str) -> tuple[Object, ...]:
+    # SceneError where an outlined one would have no inside left.
     if kind != "size":
         return tuple(msgspec.structs.replace(o, **{kind: word}) for o in mine)
     width = SIZES[word][0]
@@ -408,7 +429,10 @@ def _drafts(
         taken = {(o.shape, o.color) for o in others}
         words = {"color": COLORS, "shape": SHAPES, "size": tuple(SIZES)}[kind]
         for word in rng.permutation(words).tolist():
-            wrong = _looks_changed(mine, kind, word)
+            try:
+                wrong = _looks_changed(mine, kind, word)
+            except SceneError:
+                continue
             # Alike with another entity, nobody could say which of the two is at fault.
             if kind == "size" or (wrong[0].shape, wrong[0].color) not in taken:
                 yield wrong
