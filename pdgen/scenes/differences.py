@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 
 
 def differences(asked: SceneGraph, said: SceneGraph) -> list[Difference]:
-    """In what ``said``, a plan, is not what ``asked``, a prompt, asks for. What a prompt leaves open is no difference."""
+    """In what ``said``, a plan, is not what ``asked``, a prompt, asks for. Nothing that the prompt leaves open."""
     plan = {e.id: e for e in said.entities}
     found: list[Difference] = []
     for entity in asked.entities:

@@ -21,7 +21,8 @@ class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       entities: ids of those concerned; of "replace" the old one and the new one.
       graph: all that the instruction names. New entities have all their attributes, others as many as tell them
         apart. Relations and background are those it states.
-      changes: "modify": the attribute's new value; "move": the ``place``, if it is stated; "swap": ``{"color": "exchanged"}`` where colours, not places, are exchanged.
+      changes: "modify": the attribute's new value; "move": the ``place``, if it is stated; "swap":
+        ``{"color": "exchanged"}`` where colours, not places, are exchanged.
     """
 
     operation: str
@@ -47,9 +48,14 @@ def instruct(before: SceneGraph | None, step: Step) -> Instruction:
     if step.operation == "modify":
         (entity,) = step.entities
         changes = _changed(before.find(entity), step.graph.find(entity))
-    elif step.operation == "swap" and any(_changed(before.find(i), step.graph.find(i)).get("color") for i in step.entities):
+    elif step.operation == "swap" and recolored(before, step):
         changes = {"color": EXCHANGED}
     return Instruction(step.operation, step.entities, SceneGraph(named), changes)
+
+
+def recolored(before: SceneGraph, step: Step) -> bool:
+    """Whether a swap exchanges colours; else it exchanges places."""
+    return any("color" in _changed(before.find(i), step.graph.find(i)) for i in step.entities)
 
 
 def _without_place(entity: Entity) -> dict[str, str]:
@@ -91,7 +97,7 @@ def carry_out(before: SceneGraph | None, instruction: Instruction) -> SceneGraph
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     for entity in instruction.graph.entities:
         if (entity.id in known) == (entity.id in new):
-            raise SceneError(f"{instruction.operation}: {the(entity)} {'is there' if entity.id in new else 'is not there'}")
+            raise SceneError(f"{instruction.operation}: {the(entity)} is {'' if entity.id in known else 'not '}there")
     return todo[instruction.operation](before, instruction)
 
 
@@ -165,7 +171,9 @@ ADD = ("Add {x}", "Draw {x}", "Place {x}")
 START = ("Start with {x}", "Draw {x}", "Begin with {x}")
 MODIFY = ("Make {x} {to}", "Turn {x} {to}", "Change {x} to {to}")
 SWAP = ("Swap {x} and {y}", "Exchange {x} and {y}", "Let {x} and {y} change places")
-SWAP_COLORS = ("Swap the colours of {x} and {y}", "Exchange the colours of {x} and {y}", "Let {x} and {y} change colours")
+SWAP_COLORS = (
+    "Swap the colours of {x} and {y}", "Exchange the colours of {x} and {y}", "Let {x} and {y} change colours",
+)  # fmt: skip
 MOVE = ("Move {x} {to}", "Shift {x} {to}", "Bring {x} {to}")
 REPLACE = ("Replace {x} with {y}", "Turn {x} into {y}", "Exchange {x} for {y}")
 REMOVE = ("Remove {x}", "Erase {x}", "Take away {x}")

@@ -12,28 +12,34 @@ import numpy as np
 from pdgen.interleave.trajectory import format_inspection, format_plan
 from pdgen.scenes.differences import Difference, differences, relation_of
 from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step
-from pdgen.scenes.instruction import Instruction, instruct, say
+from pdgen.scenes.instruction import Instruction, instruct, recolored, say
 from pdgen.scenes.lexicon import RELATIONS, join, number, place_phrase, sentence
 from pdgen.scenes.phrases import (
     USUAL,
+    Wording,
     background_phrase,
+    be,
     fact,
-    facts,
     known,
     look,
     name,
+    relations_to,
     scene,
     some,
     statements,
     the,
+    was,
 )  # fmt: skip
 from pdgen.scenes.world import Scene, relations_between
 
 GENEVAL_FORM = "a photo of {}"
 SHORT_FORMS = ("a picture of {}", "an image of {}", "a drawing of {}", "draw {}", "paint {}", "show {}", "{}")
-LONG_FORMS = ("A picture of {}.", "An image of {}.", "A photo of {}.", "Draw {}.", "Paint {}.", "Show {}.")
+LONG_FORMS = ("A picture of {}", "An image of {}", "A photo of {}", "Draw {}", "Paint {}", "Show {}", "{}")
+COMPLETE = ("Nothing is missing.", "The picture is complete.", "All that was asked for is there.")
 DESCRIPTIONS = ("The picture shows {}.", "Now the picture shows {}.", "There {is} {}.")
 GENEVAL_RATE = 0.4  # of the prompts of GenEval's tasks that are in GenEval's own form
+APART_RATE = 0.1  # of the compositions that say relations in sentences of their own
+OTHER_RELATIONS_RATE = 0.25  # of the prompts that may say "under" for "below"
 MANY = 3  # things that are named; of more, the number is said
 
 
@@ -53,40 +59,42 @@ def prompt(rng: np.random.Generator, graph: SceneGraph, task: str) -> str:
     if task == "composition":
         return _composition(rng, graph)
     geneval = rng.random() < GENEVAL_RATE
-    words = USUAL if geneval else _relation_words(rng)
+    words = USUAL if geneval else _wording(rng)
     content, left = _content(graph, words)
     text = (GENEVAL_FORM if geneval else _pick(rng, SHORT_FORMS)).format(content)
     return text if not left else " ".join([f"{text}.", *statements(graph, left, words)])
 
 
-def _relation_words(rng: np.random.Generator) -> dict[str, str]:
-    return {kind: _pick(rng, wordings) for kind, wordings in RELATIONS.items()}
+def _wording(rng: np.random.Generator) -> Wording:
+    relations = {kind: _pick(rng, wordings) for kind, wordings in RELATIONS.items()}
+    return Wording(relations if rng.random() < OTHER_RELATIONS_RATE else USUAL.relations, bare=bool(rng.integers(2)))
 
 
-def _content(graph: SceneGraph, words: dict[str, str] = USUAL) -> tuple[str, list[Relation]]:
+def _content(graph: SceneGraph, words: Wording = USUAL) -> tuple[str, list[Relation]]:
     return scene(graph, [e.id for e in graph.entities], words)
 
 
 def _composition(rng: np.random.Generator, graph: SceneGraph) -> str:
-    words = _relation_words(rng)
-    apart = bool(rng.integers(2))  # relations in sentences of their own
-    background_last = graph.background is not None and bool(rng.integers(2))
-    named = SceneGraph(graph.entities, () if apart else graph.relations, None if background_last else graph.background)
+    words = _wording(rng)._replace(bare=True)
+    apart = rng.random() < APART_RATE
+    background = graph.background
+    where = "" if background is None else _pick(rng, ("first", "within", "last"))
+    named = SceneGraph(graph.entities, () if apart else graph.relations, background if where == "within" else None)
     content, left = _content(named, words)
-    if named.background is not None and rng.integers(2):
-        bare, _ = _content(msgspec.structs.replace(named, background=None), words)
-        content = f"{background_phrase(named.background)} with {bare}"
+    if where == "first":
+        content = f"{background_phrase(background)} with {content}"
     said = statements(graph, graph.relations if apart else left, words)
-    end = [f"The background is {graph.background}."] if background_last else []
-    return " ".join([_pick(rng, LONG_FORMS).format(content), *said, *end])
+    end = [f"The background is {background}."] if where == "last" else []
+    return " ".join([sentence(_pick(rng, LONG_FORMS).format(content)), *said, *end])
 
 
 def description(rng: np.random.Generator, graph: SceneGraph) -> str:
     """The whole scene in a sentence or two, as it stands in a plan."""
-    content, left = _content(graph)
+    words = Wording(bare=True)
+    content, left = _content(graph, words)
     verb = "are" if graph.entities and graph.entities[0].count > 1 else "is"
     text = _pick(rng, DESCRIPTIONS).format(content, **{"is": verb})
-    return " ".join([text, *statements(graph, left)])
+    return " ".join([text, *statements(graph, left, words)])
 
 
 def instruction(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> str:
@@ -110,93 +118,83 @@ def agreement(rng: np.random.Generator, before: SceneGraph | None, step: Step, p
       prompt_graph: what the prompt asks for, with the ids of the step's graph.
     """
     to_come = _to_come(rng, differences(prompt_graph, step.graph), prompt_graph, step.graph)
-    end = to_come or [_pick(rng, ("Nothing is missing.", "The picture is complete.", "All that was asked for is there."))]
-    return format_inspection(" ".join([_reason(rng, before, step), *end]))
+    return format_inspection(" ".join([_reason(rng, before, step), *(to_come or [_pick(rng, COMPLETE)])]))
 
 
-def _is(entity: Entity) -> str:
-    return "is" if entity.count == 1 else "are"
+def _say(rng: np.random.Generator, *forms: str) -> str:
+    return sentence(_pick(rng, forms))
 
 
 def _reason(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> str:
     graph = step.graph
     if step.operation == "remove":
         gone = [before.find(i) for i in step.entities]
-        names = join([known(before, e.id) for e in gone])
-        verb = "is" if len(gone) == 1 and gone[0].count == 1 else "are"
-        return sentence(_pick(rng, (f"{names} {verb} gone", f"{names} {verb} no longer there", f"{names} {verb} removed")))
+        subject = f"{join([known(before, e.id) for e in gone])} {be(gone[0]) if len(gone) == 1 else 'are'}"
+        return _say(rng, f"{subject} gone", f"{subject} no longer there", f"{subject} removed")
     if step.operation == "swap":
         names = f"{known(graph, step.entities[0])} and {known(graph, step.entities[1])}"
-        what = "places" if not _recolored(before, step) else "colours"
-        forms = (f"{names} have changed {what}", f"{names} have swapped {what}", f"the {what} of {names} are swapped")
-        return sentence(_pick(rng, forms))
+        what = "colours" if recolored(before, step) else "places"
+        return _say(rng, f"{names} have changed {what}", f"{names} have swapped {what}", f"{names} exchanged {what}")
     if step.operation == "replace":
         old, new = known(before, step.entities[0]), graph.find(step.entities[1])
-        forms = (f"{known(graph, new.id)} {_is(new)} where {old} was", f"{known(graph, new.id)} has replaced {old}",
-                 f"{some(name(graph, new.id))} now {'stands' if new.count == 1 else 'stand'} in place of {old}")  # fmt: skip
-        return sentence(_pick(rng, forms).replace("has replaced", "has replaced" if new.count == 1 else "have replaced"))
+        names = known(graph, new.id)
+        has, stand = ("has", "stands") if new.count == 1 else ("have", "stand")
+        return _say(rng, f"{names} {be(new)} where {old} {was(new)}",
+                    f"{names} {has} replaced {old}", f"{names} now {stand} in place of {old}")  # fmt: skip
     if step.operation == "modify":
         return _reason_of_change(rng, before, step)
     return _reason_of_places(rng, graph, [graph.find(i) for i in step.entities])
 
 
-def _recolored(before: SceneGraph, step: Step) -> bool:
-    a, b = ({e.id: e.attributes.get("color") for e in g.entities} for g in (before, step.graph))
-    return any(a[i] != b[i] for i in step.entities)
-
-
 def _reason_of_change(rng: np.random.Generator, before: SceneGraph, step: Step) -> str:
-    (number_,) = step.entities
-    old, new = before.find(number_), step.graph.find(number_)
+    (entity,) = step.entities
+    old, new = before.find(entity), step.graph.find(entity)
     value = join([v for k, v in new.attributes.items() if old.attributes.get(k) != v])
-    forms = (f"{known(before, old.id)} {_is(new)} now {value}", f"{known(before, old.id)} has become {value}",
-             f"there {_is(new)} {some(new)} now")  # fmt: skip
-    text = _pick(rng, forms)
-    return sentence(text if new.count == 1 else text.replace("has become", "have become"))
+    has = "has" if new.count == 1 else "have"
+    names = known(before, entity)
+    now = f"there {be(new)} {some(new)} now"
+    return _say(rng, f"{names} {be(new)} now {value}", f"{names} {has} become {value}", now)
 
 
 def _reason_of_places(rng: np.random.Generator, graph: SceneGraph, here: list[Entity]) -> str:
-    names = join([known(graph, e.id) for e in here])
+    subject = f"{join([known(graph, e.id) for e in here])} {be(here[0]) if len(here) == 1 else 'are'}"
     if len(here) > 1:
-        return sentence(_pick(rng, (f"{names} are there", f"{names} are as planned", f"{names} are drawn as planned")))
+        return _say(rng, f"{subject} there", f"{subject} as planned", f"{subject} drawn as planned")
     (entity,) = here
     place = entity.attributes.get("place")
     others = [e.id for e in graph.entities if e.id != entity.id]
-    checked = ([] if place is None else [place_phrase(place)]) + facts(graph, entity.id, others)
+    checked = [] if place is None else [place_phrase(place)]
+    checked += [fact(graph, r) for r in relations_to(graph, entity.id, others)]
     if checked:
         where = " and ".join(checked)
-        return sentence(_pick(rng, (f"{names} {_is(entity)} {where}", f"{names} {_is(entity)} {where}, as planned",
-                                    f"{names} {_is(entity)} there, {where}")))  # fmt: skip
-    forms = (f"{names} {_is(entity)} there", f"there {_is(entity)} {some(name(graph, entity.id))}",
-             f"{names} {_is(entity)} as planned")  # fmt: skip
-    return sentence(_pick(rng, forms))
+        return _say(rng, f"{subject} {where}", f"{subject} {where}, as planned", f"{subject} there, {where}")
+    there = f"there {be(entity)} {some(name(graph, entity.id))}"
+    return _say(rng, f"{subject} there", there, f"{subject} as planned")
 
 
-def _to_come(
-    rng: np.random.Generator, left: list[Difference], asked: SceneGraph, there: SceneGraph
-) -> list[str]:
+def _to_come(rng: np.random.Generator, left: list[Difference], asked: SceneGraph, there: SceneGraph) -> list[str]:
     """Sentences on what is not there yet, or not for good; none of it is a fault."""
     said = []
     missing = [asked.find(d.entities[0]) for d in left if d.kind == "missing"]
     if missing:
         names = join([some(name(asked, e.id)) for e in missing])
-        verb = "is" if len(missing) == 1 and missing[0].count == 1 else "are"
-        if len(missing) > MANY:
-            names, verb = f"{number(len(missing))} more things", "are"
-        said.append(_pick(rng, (f"{names} {verb} still to come", f"still to come: {names}", f"{names} {verb} not drawn yet")))
+        names = names if len(missing) <= MANY else f"{number(len(missing))} more things"
+        subject = f"{names} {be(missing[0]) if len(missing) == 1 else 'are'}"
+        said.append(_say(rng, f"{subject} still to come", f"still to come: {names}", f"{subject} not drawn yet"))
     for d in left:
-        if d.kind == "extra":
-            entity = there.find(d.entities[0])
-            said.append(f"{known(there, entity.id)} will not stay")
-        elif d.kind == "relation":
-            said.append(f"{known(there, d.entities[0])} will move {fact(there, relation_of(d))}")
-        elif d.kind == "place":
-            said.append(f"{known(there, d.entities[0])} will move to the {d.asked}")
-        elif d.kind == "background":
-            said.append(f"the background will be {d.asked}")
+        if d.kind == "background":
+            said.append(f"The background will be {d.asked}.")
         elif d.kind != "missing":
-            said.append(f"{known(there, d.entities[0])} will become {d.asked}")
-    return [sentence(s) for s in said]
+            said.append(sentence(f"{known(there, d.entities[0])} will {_future(d, there)}"))
+    return said
+
+
+def _future(d: Difference, there: SceneGraph) -> str:
+    if d.kind == "extra":
+        return "not stay"
+    if d.kind == "relation":
+        return f"move {fact(there, relation_of(d))}"
+    return f"move to the {d.asked}" if d.kind == "place" else f"become {d.asked}"
 
 
 # Inspections that find a fault of the drawing.
@@ -250,8 +248,8 @@ def fault_of_draft(rng: np.random.Generator, kind: str, graph: SceneGraph, entit
     if kind == "place":
         place = next((o.place for o in seen if o.place != right.attributes.get("place")), first.place)
         attributes["place"] = place
-        relation = next((r for r in graph.relations if entity in (r.subject, r.reference) and not _holds(draft, r)), None)
-        relation = None if relation is None else relation.seen_from(entity)
+        others = [e.id for e in graph.entities if e.id != entity]
+        relation = next((r for r in relations_to(graph, entity, others) if not _holds(draft, r)), None)
     wrong = Entity(entity, first.shape, len(seen), attributes)
     return fault(rng, kind, graph, entity, wrong, relation)
 
@@ -265,11 +263,12 @@ def background_fault(rng: np.random.Generator, right: str, wrong: str) -> str:
     """An inspection of a drawing whose background is another than planned."""
     forms = (f"The background is {wrong}, not {right}.", f"The background should be {right}.",
              f"{sentence(background_phrase(right))[:-1]} was planned, not {wrong}.")  # fmt: skip
-    return format_inspection(_pick(rng, forms), _pick(rng, ("Make the background {}.", "Change the background to {}.")).format(right))
+    corrections = (f"Make the background {right}.", f"Change the background to {right}.")
+    return format_inspection(_pick(rng, forms), _pick(rng, corrections))
 
 
 def _extra(rng: np.random.Generator, wrong: Entity) -> str:
-    forms = (f"there {_is(wrong)} {some(wrong)} that was not planned", f"{some(wrong)} {_is(wrong)} there, not planned",
+    forms = (f"there {be(wrong)} {some(wrong)} that was not planned", f"{some(wrong)} {be(wrong)} there, not planned",
              f"nothing in the plan says {some(wrong)}")  # fmt: skip
     correction = say(rng, Instruction("remove", (wrong.id,), SceneGraph((wrong,))))
     return format_inspection(sentence(_pick(rng, forms)), correction)
@@ -277,7 +276,7 @@ def _extra(rng: np.random.Generator, wrong: Entity) -> str:
 
 def _missing(rng: np.random.Generator, graph: SceneGraph, right: Entity) -> str:
     names, bare = known(graph, right.id), look(name(graph, right.id))
-    forms = (f"{names} {_is(right)} missing", f"there {_is(right)} no {bare}", f"{names} {_is(right)} not drawn")
+    forms = (f"{names} {be(right)} missing", f"there {be(right)} no {bare}", f"{names} {be(right)} not drawn")
     correction = say(rng, instruct(_without(graph, right.id), Step("add", (right.id,), graph)))
     return format_inspection(sentence(_pick(rng, forms)), correction)
 
@@ -290,7 +289,7 @@ def _without(graph: SceneGraph, entity: int) -> SceneGraph:
 def _misplaced(
     rng: np.random.Generator, graph: SceneGraph, right: Entity, wrong: Entity, relation: Relation | None
 ) -> str:
-    names, verb, each = known(graph, right.id), _is(right), "" if right.count == 1 else "all "
+    names, verb, each = known(graph, right.id), be(right), "" if right.count == 1 else "all "
     if relation is not None:
         where = fact(graph, relation)
         forms = (f"{names} {verb} not {each}{where}", f"{names} should {each}be {where}",
@@ -301,8 +300,9 @@ def _misplaced(
     place, seen = right.attributes.get("place"), wrong.attributes.get("place")
     if place is None or place == seen:
         raise SceneError(f"entity {right.id}: no place or relation is wrong")
-    forms = (f"{names} {verb} {place_phrase(seen)}, not {place_phrase(place)}", f"{names} should be {place_phrase(place)}",
-             f"{names} {verb} {place_phrase(seen)}, but the plan says {place_phrase(place)}")  # fmt: skip
+    planned, shown = place_phrase(place), place_phrase(seen)
+    forms = (f"{names} {verb} {shown}, not {planned}", f"{names} should be {planned}",
+             f"{names} {verb} {shown}, but the plan says {planned}")  # fmt: skip
     to = Instruction("move", (right.id,), SceneGraph((name(graph, right.id),)), {"place": place})
     return format_inspection(sentence(_pick(rng, forms)), say(rng, to))
 
@@ -317,26 +317,23 @@ def _discolored(rng: np.random.Generator, kind: str, graph: SceneGraph, right: E
         raise SceneError(f"entity {right.id}: the {kind} of {look(right)!r} and {look(wrong)!r} do not differ")
     planned = _of_kind(right, ("color", kind))
     shown = _of_kind(wrong, ("color", kind))
-    forms = [f"{the(shown)} should be {value}", f"{some(planned)} was planned, not {seen}",
+    forms = [f"{the(shown)} should be {value}", f"{some(planned)} {was(right)} planned, not {seen}",
              f"{the(shown)} should not be {seen} but {value}"]  # fmt: skip
     alike = [e for e in graph.entities if e.noun == right.noun]
     if kind != "color" or len(alike) == 1:
         subject = _of_kind(right, () if kind == "color" else ("color",))
-        forms.append(f"{the(subject)} {_is(right)} {seen}, not {value}")
-    text = _pick(rng, forms)
-    text = text if right.count == 1 else text.replace(" was planned", " were planned")
+        forms.append(f"{the(subject)} {be(right)} {seen}, not {value}")
     correction = say(rng, Instruction("modify", (right.id,), SceneGraph((shown,)), {kind: value}))
-    return format_inspection(sentence(text), correction)
+    return format_inspection(sentence(_pick(rng, forms)), correction)
 
 
 def _misshapen(rng: np.random.Generator, right: Entity, wrong: Entity) -> str:
     if right.noun == wrong.noun:
         raise SceneError(f"entity {right.id}: both are {right.noun!r}")
     planned, shown = _of_kind(right, ("color",)), _of_kind(wrong, ("color",))
-    was = "was" if right.count == 1 else "were"
     bare = _of_kind(right, ())
-    forms = (f"there {_is(wrong)} {some(shown)}, not {some(bare)}", f"{the(shown)} should be {some(bare)}",
-             f"{some(planned)} {was} planned, not {some(_of_kind(wrong, ()))}")  # fmt: skip
+    forms = (f"there {be(wrong)} {some(shown)}, not {some(bare)}", f"{the(shown)} should be {some(bare)}",
+             f"{some(planned)} {was(right)} planned, not {some(_of_kind(wrong, ()))}")  # fmt: skip
     new = msgspec.structs.replace(planned, id=right.id + 1)
     correction = say(rng, Instruction("replace", (right.id, new.id), SceneGraph((shown, new))))
     return format_inspection(sentence(_pick(rng, forms)), correction)
@@ -347,10 +344,9 @@ def _miscounted(rng: np.random.Generator, right: Entity, seen: int) -> str:
         raise SceneError(f"entity {right.id}: there are {seen}, as planned")
     shown = msgspec.structs.replace(right, count=seen)
     counted = f"{number(seen)} {look(shown)}"
-    was = "was" if right.count == 1 else "were"
-    forms = (f"there {_is(shown)} {counted}, not {number(right.count)}",
-             f"{number(right.count)} {look(right)} {was} planned, not {number(seen)}",
-             f"{counted} {_is(shown)} there, but {number(right.count)} {was} planned")  # fmt: skip
+    forms = (f"there {be(shown)} {counted}, not {number(right.count)}",
+             f"{number(right.count)} {look(right)} {was(right)} planned, not {number(seen)}",
+             f"{counted} {be(shown)} there, but {number(right.count)} {was(right)} planned")  # fmt: skip
     gap = msgspec.structs.replace(right, count=abs(right.count - seen))
     if seen < right.count:
         corrections = (f"Add {number(gap.count)} more {look(gap)}.", f"Draw {number(gap.count)} more {look(gap)}.")
@@ -386,15 +382,11 @@ def conflict(rng: np.random.Generator, prompt_graph: SceneGraph, plan_graph: Sce
             asked, said = f"{some(_of_kind(asked_entity, ('color',)))} {place_phrase(d.asked)}", place_phrase(d.said)
         if d.kind == "shape":
             said = some(_of_kind(plan_graph.find(d.entities[0]), ()))
+    verb = was(prompt_graph.find(d.entities[0])) if d.entities else "was"
     forms = (f"The prompt asks for {asked}, not {said}.", f"The plan says {said}, but the prompt asks for {asked}.",
-             f"{sentence(asked)[:-1]} was asked for, not {said}.")  # fmt: skip
+             f"{sentence(asked)[:-1]} {verb} asked for, not {said}.")  # fmt: skip
     corrections = ("Plan {}.", "The plan should say {}.", "Change the plan to {}.")
-    return format_inspection(_plural_was(_pick(rng, forms), d, prompt_graph), _pick(rng, corrections).format(asked))
-
-
-def _plural_was(text: str, d: Difference, asked: SceneGraph) -> str:
-    several = d.entities and asked.find(d.entities[0]).count > 1
-    return text.replace(" was asked", " were asked") if several else text
+    return format_inspection(_pick(rng, forms), _pick(rng, corrections).format(asked))
 
 
 def _unasked(rng: np.random.Generator, extra: Entity) -> str:

@@ -206,10 +206,7 @@ class _Reader:
 
     def new(self) -> int:
         """Something named for the first time; its id."""
-        if self.take_one(("a", "an")):
-            count = 1
-        else:
-            count = self.number()
+        count = 1 if self.take_one(("a", "an")) else self.number()
         noun, attributes = self.look()
         if (place := self.place()) is not None:
             attributes["place"] = place

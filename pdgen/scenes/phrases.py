@@ -1,11 +1,26 @@
 """Scene graphs as phrases: "a large red circle left of a blue square, and two green stars above the red circle"."""
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from pdgen.scenes.graph import INVERSE, Entity, Relation, SceneGraph
 from pdgen.scenes.lexicon import ADJECTIVES, RELATIONS, join, number, place_phrase, plural, sentence, with_article
 
-USUAL: Mapping[str, str] = {kind: wordings[0] for kind, wordings in RELATIONS.items()}
+
+class Wording(NamedTuple):
+    """How things are said in one text.
+
+    Attributes:
+      relations: the words of each relation.
+      bare: things named before are named by noun alone where that is clear, else by colour and noun.
+    """
+
+    relations: Mapping[str, str] = {kind: wordings[0] for kind, wordings in RELATIONS.items()}
+    bare: bool = False
+
+
+USUAL = Wording()
+INLINE = 2  # new things that a clause may name beside its own
 
 
 def look(entity: Entity) -> str:
@@ -27,30 +42,25 @@ def the(entity: Entity) -> str:
     return f"the {count}{look(entity)}{place}"
 
 
-def name(graph: SceneGraph, entity: int) -> Entity:
-    """The entity with no more attributes than tell it from the others of its noun; the colour is always kept."""
+def name(graph: SceneGraph, entity: int, bare: bool = False) -> Entity:
+    """The entity with no more attributes than tell it from the others: none (if ``bare``), the colour, more."""
     whole = graph.find(entity)
     others = [e for e in graph.entities if e.noun == whole.noun and e.id != entity]
-    for kept in (("color",), tuple(k for k in whole.attributes if k != "place")):
+    for kept in ((), ("color",), tuple(k for k in whole.attributes if k != "place"))[not bare :]:
         attributes = {k: v for k, v in whole.attributes.items() if k in kept}
         if not any(attributes.items() <= e.attributes.items() for e in others):
             return Entity(whole.id, whole.noun, whole.count, attributes)
     return whole
 
 
-def known(graph: SceneGraph, entity: int) -> str:
-    """"the" and the shortest clear name: "the red circle"."""
-    return the(name(graph, entity))
+def known(graph: SceneGraph, entity: int, bare: bool = False) -> str:
+    """ "the" and the shortest clear name: "the red circle"."""
+    return the(name(graph, entity, bare))
 
 
-def fact(graph: SceneGraph, relation: Relation, words: Mapping[str, str] = USUAL) -> str:
+def fact(graph: SceneGraph, relation: Relation, words: Wording = USUAL) -> str:
     """The relation as said of its subject: "left of the blue square"."""
-    return f"{words.get(relation.kind, relation.kind)} {known(graph, relation.reference)}"
-
-
-def facts(graph: SceneGraph, entity: int, among: Collection[int], words: Mapping[str, str] = USUAL) -> list[str]:
-    """All relations of the entity to those in ``among``, said of it."""
-    return [fact(graph, r, words) for r in relations_to(graph, entity, among)]
+    return f"{words.relations.get(relation.kind, relation.kind)} {known(graph, relation.reference, words.bare)}"
 
 
 def relations_to(graph: SceneGraph, entity: int, among: Collection[int]) -> list[Relation]:
@@ -66,13 +76,11 @@ def relations_to(graph: SceneGraph, entity: int, among: Collection[int]) -> list
     ]
 
 
-def clauses(
-    graph: SceneGraph, new: Collection[int], words: Mapping[str, str] = USUAL
-) -> tuple[list[str], list[Relation]]:
-    """A clause for each entity of ``new``, in order, and the relations of these that the clauses leave out.
+def clauses(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tuple[list[str], list[Relation]]:
+    """Clauses that name each entity of ``new`` in full, and the relations of these that the clauses leave out.
 
-    An entity is named in full, then come its place and its relations to what is named before or not in ``new``.
-    One that is related to the next alone takes it into its clause: "a circle left of a square".
+    After an entity come its place and its relations: to what is named before or not in ``new``, and to one or two
+    others that are then named within its clause ("a circle left of a square") unless they have more to say.
     """
     said: list[str] = []
     there = {e.id for e in graph.entities} - set(new)
@@ -83,14 +91,16 @@ def clauses(
         told = relations_to(graph, entity.id, there)
         where = [fact(graph, r, words) for r in told]
         there.add(entity.id)
-        if not told and waiting:
-            told = relations_to(graph, entity.id, [waiting[0].id])
-            if len(told) == 1 and not relations_to(graph, waiting[0].id, there - {entity.id}):
-                other = waiting.pop(0)
-                there.add(other.id)
-                where = [f"{words.get(told[0].kind, told[0].kind)} {_placed(other, [])}"]
-            else:
-                told = []
+        inline = [e for e in waiting if [r.reference for r in relations_to(graph, e.id, there)] == [entity.id]]
+        for other in inline[:INLINE]:
+            said_here = relations_to(graph, entity.id, [other.id])
+            if not said_here or relations_to(graph, other.id, there - {entity.id}):
+                continue
+            waiting.remove(other)
+            there.add(other.id)
+            told += said_here
+            kind = said_here[0].kind
+            where.append(f"{words.relations.get(kind, kind)} {_placed(other, [])}")
         said.append(_placed(entity, where))
         left -= {r for r in left if r in told or (r.kind in INVERSE and r.seen_from(r.reference) in told)}
     return said, [r for r in graph.relations if r in left]
@@ -98,11 +108,12 @@ def clauses(
 
 def _placed(entity: Entity, where: list[str]) -> str:
     place = entity.attributes.get("place")
-    return " ".join([some(entity), " and ".join([*([] if place is None else [place_phrase(place)]), *where])]).strip()
+    where = where if place is None else [place_phrase(place), *where]
+    return " ".join([some(entity), " and ".join(where)]).strip()
 
 
-def scene(graph: SceneGraph, new: Collection[int], words: Mapping[str, str] = USUAL) -> tuple[str, list[Relation]]:
-    """``clauses`` as one phrase with the background, if the graph states one, and the relations that it leaves out."""
+def scene(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tuple[str, list[Relation]]:
+    """``clauses`` and the background as one phrase, and the relations that it leaves out."""
     parts, left = clauses(graph, new, words)
     if not parts:
         return background_phrase(graph.background), left
@@ -118,10 +129,20 @@ def background_phrase(background: str) -> str:
     return with_article(f"{background} background")
 
 
-def statements(graph: SceneGraph, relations: Collection[Relation], words: Mapping[str, str] = USUAL) -> list[str]:
-    """Relations as sentences: "The red circle is left of the blue square."."""
+def statements(graph: SceneGraph, relations: Collection[Relation], words: Wording = USUAL) -> list[str]:
+    """Relations as sentences, one for each subject: "The red circle is left of the blue square."."""
     said = []
-    for r in relations:
-        verb = "is" if graph.find(r.subject).count == 1 else "are"
-        said.append(sentence(f"{known(graph, r.subject)} {verb} {fact(graph, r, words)}"))
+    for subject in dict.fromkeys(r.subject for r in relations):
+        where = " and ".join(fact(graph, r, words) for r in relations if r.subject == subject)
+        said.append(sentence(f"{known(graph, subject, words.bare)} {be(graph.find(subject))} {where}"))
     return said
+
+
+def be(entity: Entity) -> str:
+    """ "is" or "are"."""
+    return "is" if entity.count == 1 else "are"
+
+
+def was(entity: Entity) -> str:
+    """ "was" or "were"."""
+    return "was" if entity.count == 1 else "were"
