@@ -88,13 +88,20 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = PIL.Image.new("RGBA", image.size, "white")
-                return PIL.Image.alpha_composite(white, image).convert("RGB")
-            return image.convert("RGB")
+            return to_rgb(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as fault:
         raise ImageError(f"{name}: not a readable PNG or JPEG ({fault})") from None
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image with three channels of 8 bits: what is transparent shows white, 16-bit grey is scaled down."""
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        return PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, "white")
+    return PIL.Image.alpha_composite(white, image).convert("RGB")
 
 
 def image_size(data: bytes, name: str = "image") -> tuple[int, int]:

@@ -249,14 +249,14 @@ def check_grammar(record: Record) -> None:
         check_kinds(kinds, record.complete)
     except TrajectoryError as fault:
         raise TrajectoryError(f"record {record.id}: {fault}") from None
-    for number in _corrected(kinds):
+    for number in corrected(kinds):
         if record.segments[number].target:
             raise TrajectoryError(f"record {record.id}: segment {number}: this {kinds[number]} is corrected "
                                   "later, it must not be a target")  # fmt: skip
 
 
-def _corrected(kinds: list[str]) -> list[int]:
-    """Numbers of the drafts that an inspection faults and of the plans rewritten after one."""
+def corrected(kinds: Sequence[str]) -> list[int]:
+    """Numbers of the drafts that an inspection faults and of the plans rewritten after one, from all kinds."""
     numbers = []
     plan = 0
     for n, kind in enumerate(kinds):

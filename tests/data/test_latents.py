@@ -11,7 +11,8 @@ from pdgen.config import AutoencoderConfig
 from pdgen.data.latents import add_latents, batched_encoder
 from pdgen.interleave.trajectory import Image, Text
 from pdgen.models import autoencoder
-from pdgen.scenes.subsets import Settings, make_trajectories
+
+from . import handmade
 
 NANO = AutoencoderConfig(channels=32, multipliers=(1, 1), num_blocks=1, z_channels=2)
 
@@ -28,7 +29,7 @@ def encode(params):
 
 @pytest.fixture(scope="module")
 def made():
-    return list(make_trajectories(Settings(seed=2, count=6)))
+    return handmade.records(6)
 
 
 def images_of(records):
@@ -74,7 +75,7 @@ def test_equal_pictures_are_encoded_once(made):
 def test_unusable_moments_and_mixed_sizes_are_refused(made):
     with pytest.raises(ValueError, match="not finite in float16"):
         add_latents(made, lambda pictures: np.full((2, len(pictures), 1, 1, 1), 1e6))
-    large = list(make_trajectories(Settings(count=1, image_size=48)))
+    large = handmade.records(1, (48, 48))
     with pytest.raises(ValueError, match=r"\(32, 32\), \(48, 48\)"):
         add_latents([*made, *large], lambda pictures: np.zeros((2, len(pictures), 1, 1, 1)))
 

@@ -22,14 +22,15 @@ from pdgen.data.records import (
 )
 from pdgen.files import FolderError
 from pdgen.interleave.trajectory import Image
-from pdgen.scenes.subsets import Settings, make_trajectories
+
+from . import handmade
 
 ORIGIN = Origin(seed=3, tokenizer="ab12", autoencoder="cd34", settings={"count": 25})
 
 
 @pytest.fixture(scope="module")
 def made():
-    return list(make_trajectories(Settings(seed=3, count=25)))
+    return handmade.records(25)
 
 
 @pytest.fixture
