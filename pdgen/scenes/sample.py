@@ -10,6 +10,7 @@ shows them, every test scene of a task that speaks of such pairs asks for one.
 import functools
 import hashlib
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -98,12 +99,12 @@ def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tu
     return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
 
 
-def _counts(rng: np.random.Generator, task: str) -> list[int]:
+def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, float]) -> list[int]:
     if task == "counting":
         return [int(rng.integers(2, 5))]
     if task != "composition":
         return [1] if task in ("single_object", "colors") else [1, 1]
-    counts = [1] * int(rng.choice(list(ENTITY_RATES), p=list(ENTITY_RATES.values())))
+    counts = [1] * int(rng.choice(list(entity_rates), p=list(entity_rates.values())))
     for i in range(len(counts)):
         if rng.random() < MORE_RATE:
             counts[i] += int(rng.integers(0, min(3, MAX_OBJECTS - sum(counts)) + 1))
@@ -156,7 +157,9 @@ def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
     return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
 
 
-def sample_graph(rng: np.random.Generator, task: str, split: str = "train") -> SceneGraph:
+def sample_graph(
+    rng: np.random.Generator, task: str, split: str = "train", entity_rates: Mapping[int, float] = ENTITY_RATES
+) -> SceneGraph:
     """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
 
     The relations (0 to entities - 1; exactly one of ``position``) contain no cycle and are true together of a
@@ -165,13 +168,14 @@ def sample_graph(rng: np.random.Generator, task: str, split: str = "train") -> S
     Args:
       split: "train": nothing in the scene is held out. "test": what the prompt says holds a held-out pair or
         triple, if the task is ``colors``, ``position``, ``color_attr`` or ``composition``; others as "train".
+      entity_rates: probability of each number of entities in a composition.
 
     Raises:
       ValueError: the task or split is unknown.
     """
     if task not in TASKS or split not in ("train", "test"):
         raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
-    counts = _counts(rng, task)
+    counts = _counts(rng, task, entity_rates)
     layout, relations = _arrange(rng, task, counts)
     styles = _styles(rng, task, counts, layout)
     has_background = rng.random() < (0.75 if task == "composition" else 0.25)
