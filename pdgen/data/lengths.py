@@ -6,7 +6,8 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -16,68 +17,97 @@ from tqdm import tqdm
 from pdgen.config import ModelConfig
 from pdgen.data.records import INDEX, RecordError, RecordSource
 from pdgen.interleave.images import image_sizes
-from pdgen.interleave.segments import SegmentError, Unit, outline, stream_lengths
-from pdgen.interleave.tokenizer import Tokenizer
+from pdgen.interleave.segments import Outline, SegmentError, outline
+from pdgen.interleave.tokenizer import Tokenizer, TokenizerError
 
-_VERSION = 1  # of what ``outline`` counts; a new number makes old files unused
+Broken = Literal["stop", "skip"]  # what a broken record does
+_VERSION = 2  # of what is stored; a new number makes old files unused
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthIndex:
-    """Units of all records, one record after the other.
+    """Units and turns of all records, one record after the other; a broken record has none.
 
     Attributes:
-      ids: the records' ids.
+      ids: the records' ids, "" for a broken one.
+      broken: numbers of the broken records, ascending.
+      faults: what is wrong with each of them; the line names file and record.
       kinds: kind of each unit, as in ``interleave.segments``.
       tokens: the unit's tokens without switch tokens.
       starts: record i owns units [starts[i], starts[i + 1]).
+      turns: (first, end) of each turn, see ``segments.Outline``, counted from the record's first unit.
+      turn_starts: record i owns turns [turn_starts[i], turn_starts[i + 1]).
     """
 
     ids: np.ndarray
+    broken: Int64[np.ndarray, " broken"]
+    faults: np.ndarray
     kinds: Int8[np.ndarray, " units"]
     tokens: Int32[np.ndarray, " units"]
     starts: Int64[np.ndarray, " records+1"]
+    turns: Int32[np.ndarray, "turns 2"]
+    turn_starts: Int64[np.ndarray, " records+1"]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def units(self, record: int) -> slice:
-        """Where a record's units stand in ``kinds`` and ``tokens``."""
-        return slice(self.starts[record], self.starts[record + 1])
 
-    def totals(self) -> Int64[np.ndarray, "records 3"]:
-        """Tokens of every record in the text, vit and vae stream, nothing dropped."""
-        sums = np.cumsum(stream_lengths(self.kinds, self.tokens), axis=0, dtype=np.int64)
-        return np.diff(np.concatenate([np.zeros((1, 3), np.int64), sums])[self.starts], axis=0)
+class Counted(NamedTuple):
+    """One record of an index; a broken one has a fault in place of an outline."""
+
+    id: str
+    outline: Outline | None
+    fault: str = ""
 
 
-def make_index(documents: Iterable[tuple[str, Sequence[Unit]]]) -> LengthIndex:
-    """The index of (record id, units) pairs."""
-    ids, units, starts = [], [], [0]
-    for record_id, own in documents:
+def make_index(records: Iterable[Counted]) -> LengthIndex:
+    """The index of the records, in order."""
+    ids, faults, units, turns, starts, turn_starts = [], {}, [], [], [0], [0]
+    for number, (record_id, found, fault) in enumerate(records):
         ids.append(record_id)
-        units += own
+        if found is None:
+            faults[number] = fault
+        else:
+            units += found.units
+            turns += found.turns
         starts.append(len(units))
+        turn_starts.append(len(turns))
     kinds, tokens = np.array(units, np.int32).reshape(-1, 2).T
-    return LengthIndex(np.array(ids, str), kinds.astype(np.int8), tokens, np.array(starts, np.int64))
+    return LengthIndex(
+        ids=np.array(ids, str),
+        broken=np.array(list(faults), np.int64),
+        faults=np.array(list(faults.values()), str),
+        kinds=kinds.astype(np.int8),
+        tokens=tokens.copy(),
+        starts=np.array(starts, np.int64),
+        turns=np.array(turns, np.int32).reshape(-1, 2),
+        turn_starts=np.array(turn_starts, np.int64),
+    )
 
 
-def length_index(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig) -> LengthIndex:
+def length_index(
+    source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, broken: Broken = "stop"
+) -> LengthIndex:
     """The data set's index: read from the file beside the data, or made and written there.
 
     The file's name holds a digest of the tokenizer, of all sizes that decide token counts, and of the data
     files' names, lengths and times, so another model or a rebuilt data set never meets an old file. Where
     the folder cannot be written, the index is made anew each time, and a warning says so.
 
+    Args:
+      broken: "stop" raises at the first record that cannot be used; "skip" notes it in ``faults``.
+
     Raises:
       RecordError: a record is broken or does not suit the model; the line names file and record.
     """
     path = source.folder / f"lengths-{_digest(source, tokenizer, config)}.npz"
-    if (index := _read(path)) is not None and len(index) == len(source):
-        return index
-    progress = tqdm(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
-    index = make_index(_outlined(source, number, tokenizer, config) for number in progress)
-    _write(path, index)
+    index = _read(path)
+    if index is None or len(index) != len(source):
+        progress = tqdm(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
+        index = make_index(_counted(source, number, tokenizer, config, broken) for number in progress)
+        _write(path, index)
+    if broken == "stop" and index.broken.size:
+        raise RecordError(str(index.faults[0]))
     return index
 
 
@@ -90,14 +120,19 @@ def record_name(source: RecordSource, number: int) -> str:
     raise IndexError(f"record {number} beyond the end of {source.folder}")
 
 
-def _outlined(
-    source: RecordSource, number: int, tokenizer: Tokenizer, config: ModelConfig
-) -> tuple[str, list[Unit]]:
-    record = source[number]
+def _counted(
+    source: RecordSource, number: int, tokenizer: Tokenizer, config: ModelConfig, broken: Broken
+) -> Counted:
     try:
-        return record.id, outline(record, tokenizer, config)
-    except SegmentError as fault:
-        raise RecordError(f"{record_name(source, number)}: {fault}") from None
+        record = source[number]
+        return Counted(record.id, outline(record, tokenizer, config))
+    except RecordError as fault:
+        named = fault
+    except (SegmentError, TokenizerError) as fault:
+        named = RecordError(f"{record_name(source, number)}: {fault}")
+    if broken == "stop":
+        raise named from None
+    return Counted("", None, str(named))
 
 
 def _digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig) -> str:
@@ -125,7 +160,7 @@ def _read(path: pathlib.Path) -> LengthIndex | None:
 
 
 def _write(path: pathlib.Path, index: LengthIndex) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # processes may write at the same time
     try:
         with partial.open("wb") as file:
             np.savez(file, **{f.name: getattr(index, f.name) for f in dataclasses.fields(LengthIndex)})

@@ -11,26 +11,28 @@ import multiprocessing.connection
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from typing import SupportsIndex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import grain
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
+from jaxtyping import Int64
 
 from pdgen.config import ModelConfig
-from pdgen.data.lengths import length_index, record_name
+from pdgen.data.documents import Documents, TooLong, Turns, make_documents
+from pdgen.data.lengths import Broken, length_index, record_name
 from pdgen.data.packing import Document, Packer, document_rng
 from pdgen.data.records import RecordError, RecordSource
 from pdgen.interleave import layout
 from pdgen.interleave.layout import Budgets, Layout, Pack
-from pdgen.interleave.segments import ConditionDropout, SegmentError, record_segments
+from pdgen.interleave.segments import ChangedError, ConditionDropout, SegmentError, record_segments
 from pdgen.interleave.tokenizer import Tokenizer
 
 
 class LoaderError(ValueError):
-    """The loader's settings contradict each other or the machine; the line names the remedy."""
+    """The loader's settings contradict each other, the machine or the data; the line names the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,12 @@ class LoaderConfig:
       budgets: size of a pack.
       seed: of shuffling, condition dropout and latents.
       dropout: condition dropout.
+      mixture: weight of each subset by documents, 0 leaves it out; empty: in proportion of the documents.
+      turns: "whole" trajectories, or every turn that teaches anything as a document of its own ("single"),
+        after all before it as context.
+      too_long: what a document that exceeds a pack does: "refuse" stops before training, "cut" leaves out its
+        last turns.
+      broken: what a broken record does: "stop" stops the run, "skip" leaves it out and counts it.
       balance_texts: see ``layout.lay_out``.
       workers: processes that make batches; 0 makes them in threads of this one.
       threads: in each process.
@@ -52,14 +60,33 @@ class LoaderConfig:
     budgets: Budgets
     seed: int = 0
     dropout: ConditionDropout = dataclasses.field(default_factory=ConditionDropout)
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    turns: Turns = "whole"
+    too_long: TooLong = "refuse"
+    broken: Broken = "stop"
     balance_texts: bool = False
     workers: int = 0
     threads: int = 4
     prefetch: int = 8
 
 
+class Batch(NamedTuple):
+    """A process's part of a batch: packs [rows, ...], and the numbers of broken records left out of them."""
+
+    pack: Pack
+    skipped: Int64[np.ndarray, " skipped"]
+
+
+def subset_documents(source: RecordSource, documents: Documents) -> dict[str, Int64[np.ndarray, " documents"]]:
+    """Numbers of each subset's documents, by the subset's name."""
+    return {
+        name: np.concatenate([np.arange(*np.searchsorted(documents.record, (r.start, r.stop))) for r in ranges])
+        for name, ranges in source.subsets.items()
+    }
+
+
 class Batches:
-    """Random access to one process's part of every batch: ``batches[step]``, a ``Pack`` of [rows, ...].
+    """Random access to one process's part of every batch: ``batches[step]``.
 
     Args:
       config: sizes of the model.
@@ -71,7 +98,7 @@ class Batches:
 
     Raises:
       LoaderError: the rows cannot be shared equally among the processes.
-      PackingError: a record does not fit into a pack.
+      PackingError: a record does not fit into a pack, or the mixture does not suit the data set.
       RecordError: a record is broken or does not suit the model; on access as well.
     """
 
@@ -91,8 +118,12 @@ class Batches:
         self._config, self._source, self._tokenizer, self._settings = config, source, tokenizer, settings
         self._rows = range(index * settings.rows // count, (index + 1) * settings.rows // count)
         self._steps = steps
-        lengths = length_index(source, tokenizer, config)
-        self.packer = Packer(lengths, settings.budgets, settings.dropout, settings.seed)
+        self.index = length_index(source, tokenizer, config, settings.broken)
+        self.documents = make_documents(self.index, settings.budgets, settings.turns, settings.too_long)
+        subsets = subset_documents(source, self.documents)
+        self.packer = Packer(
+            self.documents, subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
+        )
 
     def __len__(self) -> int:
         return self._steps
@@ -100,28 +131,69 @@ class Batches:
     def __repr__(self) -> str:
         return f"Batches({self._source!r}, {self._settings})"
 
-    def __getitem__(self, step: SupportsIndex) -> Pack:
+    def __getitem__(self, step: SupportsIndex) -> Batch:
         first = step.__index__() * self._settings.rows
-        return layout.stack([self.pack(first + row) for row in self._rows])
+        rows = [self.layouts(first + row) for row in self._rows]
+        packs = [self._assemble(made, first + row) for row, (made, _) in zip(self._rows, rows)]
+        return Batch(layout.stack(packs), np.array([n for _, skipped in rows for n in skipped], np.int64))
 
     def pack(self, number: int) -> Pack:
         """Pack ``number`` of the run."""
-        layouts = [self.lay_out(document) for document in self.packer.documents(number)]
-        return layout.assemble(layouts, self._settings.budgets, number)
+        return self._assemble(self.layouts(number)[0], number)
+
+    def layouts(self, number: int) -> tuple[list[Layout], list[int]]:
+        """The documents of pack ``number`` laid out, and the numbers of records left out because they are broken."""
+        made, skipped = [], []
+        for document in self.packer.documents(number):
+            try:
+                made.append(self.lay_out(document))
+            except RecordError:
+                if self._settings.broken == "stop":
+                    raise
+                skipped.append(document.record)
+        return made, skipped
 
     def lay_out(self, document: Document) -> Layout:
         """One document after condition dropout, with sampled latents."""
+        name = record_name(self._source, document.record)
+        changed = f"{name}: is not the record whose tokens were counted; start again and leave the data alone"
         rng = document_rng(self._settings.seed, document)
+        record = self._source[document.record]
         try:
-            record = self._source[document.record]
-            segments = record_segments(record, self._tokenizer, self._config, rng, self._settings.dropout)
+            segments = record_segments(record, self._tokenizer, self._config, rng, document.keep, document.turns)
+        except ChangedError:
+            raise LoaderError(changed) from None
         except SegmentError as fault:
-            raise RecordError(f"{record_name(self._source, document.record)}: {fault}") from None
+            raise RecordError(f"{name}: {fault}") from None
         laid_out = layout.lay_out(segments, self._tokenizer, self._config, self._settings.balance_texts)
         if laid_out.lengths != tuple(self.packer.lengths(document)):
-            raise RecordError(f"{record_name(self._source, document.record)}: is not the record whose tokens "
-                              "were counted; start again and leave the data alone")  # fmt: skip
+            raise LoaderError(changed)
         return laid_out
+
+    def _assemble(self, layouts: Sequence[Layout], number: int) -> Pack:
+        if not layouts:
+            return layout.empty_pack(self._settings.budgets, self._config, number)
+        return layout.assemble(layouts, self._settings.budgets, number)
+
+
+class Loader(Iterator[Pack]):
+    """The iterator that ``loader`` returns.
+
+    Attributes:
+      skipped: numbers of the broken records that the packs given so far left out, and of those known before.
+    """
+
+    def __init__(self, batches: Iterator[Batch], source: RecordSource, skipped: Iterable[int]) -> None:
+        self._batches, self._source = batches, source
+        self.skipped = set(skipped)
+
+    def __next__(self) -> Pack:
+        batch = next(self._batches)
+        for number in set(batch.skipped.tolist()) - self.skipped:
+            self.skipped.add(number)
+            logging.warning("%s: broken, left out (%d so far); python -m pdgen.data.records check %s says why",
+                            record_name(self._source, number), len(self.skipped), self._source.folder)  # fmt: skip
+        return batch.pack
 
 
 def loader(
@@ -131,7 +203,7 @@ def loader(
     settings: LoaderConfig,
     start_step: int = 0,
     stop_step: int | None = None,
-) -> Iterator[Pack]:
+) -> Loader:
     """This process's part of the batches of steps [start_step, stop_step), made ahead of use.
 
     Args:
@@ -152,15 +224,28 @@ def loader(
     steps = sys.maxsize if stop_step is None else stop_step
     process = jax.process_index(), jax.process_count()
     batches = Batches(config, source, tokenizer, settings, process, steps)
+    _tell(batches)
+    batches.packer.seek(start_step * settings.rows)  # once, for all workers
     options = grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=settings.prefetch)
     dataset = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options)
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_with_parent).map(_own)
-    return iter(dataset)
+    return Loader(iter(dataset), source, batches.index.broken.tolist())
 
 
-def _own(batch: Pack) -> Pack:
+def _tell(batches: Batches) -> None:
+    """Says which records the packs will lack."""
+    index, documents = batches.index, batches.documents
+    if len(index.broken):
+        logging.warning("%d of %d records are broken and left out, first %s", len(index.broken), len(index),
+                        index.faults[0])  # fmt: skip
+    if len(documents.cut):
+        logging.warning("%d of %d records exceed a pack and lack their last turns, first record %s",
+                        len(documents.cut), len(index), index.ids[documents.cut[0]])  # fmt: skip
+
+
+def _own(batch: Batch) -> Batch:
     """A copy out of the shared memory in which a worker hands over its batch, so that it is freed at once."""
     return jax.tree.map(np.array, batch)
 

@@ -1,72 +1,137 @@
 """Packing documents into rows of three budgets: text, ViT and VAE tokens.
 
-A vector bin packing that knows token counts alone. Documents come in an endless stream of shuffled epochs
-into a pool, a window that slides over the stream. A pack takes the oldest documents until its fullest
-stream is half full, then again and again the one that leaves the least room, measured by the sum of squares
-over the streams (the norm-based greedy of Panigrahy et al., "Heuristics for Vector Bin Packing", 2011). So
-no document waits for much longer than a pool, no epoch has a ragged end, and pack n depends on (index,
-budgets, dropout, seed, n) alone.
+A vector bin packing that knows token counts alone. Each window of the stream of documents is planned at once
+and on its own. A pack takes the oldest of the window's documents until its fullest stream is half full, then
+again and again the one that leaves the least room, measured by the sum of squares over the streams (the
+norm-based greedy of Panigrahy et al., "Heuristics for Vector Bin Packing", 2011); then the window's packs are
+shuffled. How many packs a window gives depends on its documents. Pack n is found by counting those of the
+windows before it, many windows side by side: nothing is remembered but the counts.
 """
 
+import bisect
+import collections
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Int32, Int64
 from tqdm import tqdm
 
-from pdgen.data.lengths import LengthIndex
-from pdgen.interleave.layout import STREAMS, VAE, VIT, Budgets
-from pdgen.interleave.segments import ConditionDropout, kept, stream_lengths
+from pdgen.data.documents import Documents
+from pdgen.data.stream import Stream, Window
+from pdgen.interleave.layout import STREAMS, Budgets
+from pdgen.interleave.segments import ConditionDropout, stream_lengths
 
 POOL = 256  # documents a pack chooses from; twice as many gain less than 1 % of fill
-BY_AGE = 0.5  # of a pack: with 0, small documents wait for ten pools, and packs fill worse
-
-
-class PackingError(ValueError):
-    """Documents do not fit into a pack; the line names one and the budgets they need."""
+BY_AGE = 0.5  # of a pack: with 0, the documents left over at a window's end fill packs badly
+TOGETHER = 64  # windows planned side by side when far packs are looked up
+_PLANS = 4  # windows kept in memory
 
 
 class Document(NamedTuple):
-    """A record in an epoch, each counted from 0."""
+    """A document as it stands in a pack.
+
+    Attributes:
+      epoch: of its subset, counted from 0.
+      number: of the document in ``Documents``.
+      record: it comes from.
+      turns: [first, stop) of the record that it teaches.
+      keep: which of its units condition dropout leaves.
+    """
 
     epoch: int
+    number: int
     record: int
+    turns: tuple[int, int]
+    keep: tuple[bool, ...]
 
 
 def document_rng(seed: int, document: Document) -> np.random.Generator:
-    """The generator of a document's condition dropout and latents."""
-    return np.random.default_rng((seed, 1, *document))
+    """The generator of a document's latents."""
+    return np.random.default_rng((seed, 1, document.epoch, document.number))
+
+
+def plan(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> Int64[np.ndarray, "B W"]:
+    """The number of each document's pack in its window, for B windows side by side.
+
+    What is planned for a window does not depend on the others.
+
+    Args:
+      lengths: tokens of W documents in the text, vit and vae stream, oldest first, none above ``sizes``.
+      sizes: of a pack.
+    """
+    windows, documents, _ = lengths.shape
+    waiting = np.ascontiguousarray(np.moveaxis(lengths, 2, 0), np.float32)  # exact: below 2 ** 24
+    full = sizes.astype(np.float32)[:, None]
+    per_token = (1 / np.maximum(full, 1)).astype(np.float32)
+    number = np.tile(np.arange(min(POOL, documents)), (windows, 1))  # the pool's documents; the lowest is the oldest
+    pool = waiting[:, :, : number.shape[1]].copy()
+    drawn = np.full(windows, number.shape[1])
+    result = np.zeros((windows, documents), np.int64)
+    pack, unplaced = np.zeros(windows, np.int64), np.full(windows, documents)
+    room = np.tile(full, windows)
+    rows = np.arange(windows)
+    while unplaced.any():
+        left = room[:, :, None] - pool
+        fits = (left >= 0).all(axis=0)
+        left *= per_token[:, :, None]
+        left *= left
+        chosen = np.where(fits, left.sum(axis=0), np.inf).argmin(axis=1)
+        oldest = number.argmin(axis=1)
+        young = ((full - room) * per_token).max(axis=0) < BY_AGE
+        chosen = np.where(young & fits[rows, oldest], oldest, chosen)
+        found = fits[rows, chosen]
+        row, place = rows[found], chosen[found]
+        result[row, number[row, place]] = pack[row]
+        room[:, row] -= pool[:, row, place]
+        unplaced[row] -= 1
+        more = drawn[row] < documents
+        number[row, place] = np.where(more, drawn[row], documents)
+        pool[:, row, place] = np.where(more, waiting[:, row, np.minimum(drawn[row], documents - 1)], np.inf)
+        drawn[row] += more
+        closed = rows[~found & (unplaced > 0)]
+        pack[closed] += 1
+        room[:, closed] = full
+    return result
+
+
+class _Plan(NamedTuple):
+    """A window and the places of its documents in each of its packs."""
+
+    window: Window
+    packs: list[np.ndarray]
 
 
 class Packer:
-    """Which documents stand in pack n, for any n.
-
-    Packs are found in order and remembered, so the first access to pack n costs that of all packs before
-    it (some 50 microseconds a document); safe to share between threads.
+    """Which documents stand in pack n, for any n; safe to share between threads.
 
     Args:
-      index: token counts.
-      budgets: size of a pack.
-      dropout: decides each document's length in each epoch.
-      seed: of shuffling and dropout.
+      documents: of the data set.
+      subsets: numbers of each subset's documents.
+      budgets: size of a pack, which holds every document.
+      dropout: condition dropout.
+      seed: of orders and dropout.
+      mixture: weight of each subset, see ``stream.shares``.
 
     Raises:
-      PackingError: a whole document exceeds a budget.
+      PackingError: the mixture does not suit the subsets.
     """
 
-    def __init__(self, index: LengthIndex, budgets: Budgets, dropout: ConditionDropout, seed: int) -> None:
-        self.index, self.budgets, self.dropout, self.seed = index, budgets, dropout, seed
+    def __init__(
+        self,
+        documents: Documents,
+        subsets: Mapping[str, Sequence[int]],
+        budgets: Budgets,
+        dropout: ConditionDropout,
+        seed: int,
+        mixture: Mapping[str, float] | None = None,
+    ) -> None:
+        self.stream = Stream(documents, subsets, mixture or {}, dropout, seed)
+        self._table, self._seed = documents, seed
         self._sizes = np.array([budgets.text, budgets.vit, budgets.vae])
-        _refuse_long(index, self._sizes)
-        self._units = stream_lengths(index.kinds, index.tokens)
-        self._packs: list[tuple[Document, ...]] = []
-        self._used: list[np.ndarray] = []
-        self._pool: list[Document] = []
-        self._lengths = np.zeros((0, 3), np.int64)
-        self._drawn = 0
-        self._order = np.zeros(0, np.int64)
+        self._ends: list[int] = []  # packs of windows 0 .. w together
+        self._plans: collections.OrderedDict[int, _Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,110 +143,77 @@ class Packer:
 
     def documents(self, number: int) -> tuple[Document, ...]:
         """The documents of a pack, in the order in which they stand there."""
-        with self._lock:
-            missing = range(len(self._packs), number + 1)
-            for _ in tqdm(missing, desc="packing", unit="pack", disable=len(missing) < 2000, leave=False):
-                self._next_pack()
-            return self._packs[number]
+        window, places = self._find(number)
+        return tuple(self._document(window, place) for place in places)
 
     def lengths(self, document: Document) -> Int64[np.ndarray, "3"]:
         """The document's tokens in the text, vit and vae stream, after condition dropout."""
-        own = self.index.units(document.record)
-        keep = kept(self.index.kinds[own].tolist(), self.dropout, document_rng(self.seed, document))
-        return self._units[own][keep].sum(axis=0, dtype=np.int64)
+        own = slice(*self._table.starts[[document.number, document.number + 1]])
+        lengths = stream_lengths(self._table.kinds[own], self._table.tokens[own])
+        return lengths[np.array(document.keep)].sum(axis=0, dtype=np.int64)
+
+    def used(self, number: int) -> Int64[np.ndarray, "3"]:
+        """Tokens in each stream of a pack."""
+        window, places = self._find(number)
+        return window.lengths[places].sum(axis=0, dtype=np.int64)
 
     def fill(self, numbers: Iterable[int]) -> dict[str, float]:
         """The share of each stream's slots that hold tokens, over the given packs; 1 for a budget of 0."""
-        numbers = list(numbers)
-        self.documents(max(numbers))
-        used = np.mean([self._used[n] for n in numbers], axis=0)
+        used = np.mean([self.used(number) for number in numbers], axis=0)
         return {name: float(tokens / size) if size else 1.0 for name, tokens, size in zip(STREAMS, used, self._sizes)}
 
-    def _draw(self) -> Document:
-        epoch, place = divmod(self._drawn, len(self.index))
-        if place == 0:
-            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.index))
-        self._drawn += 1
-        return Document(epoch, int(self._order[place]))
+    def packs(self, windows: int) -> int:
+        """How many packs the first ``windows`` windows give."""
+        with self._lock:
+            while len(self._ends) < windows:
+                self._seek(self._ends[-1] if self._ends else 0)
+            return self._ends[windows - 1] if windows else 0
 
-    def _next_pack(self) -> None:
-        new = [self._draw() for _ in range(POOL - len(self._pool))]
-        self._pool += new
-        self._lengths = np.concatenate([self._lengths, [self.lengths(document) for document in new]])
-        chosen = _choose(self._lengths, self._sizes)
-        self._packs.append(tuple(self._pool[i] for i in chosen))
-        self._used.append(self._lengths[chosen].sum(axis=0))
-        left = np.setdiff1d(np.arange(POOL), chosen)
-        self._pool = [self._pool[i] for i in left]
-        self._lengths = self._lengths[left]
+    def seek(self, number: int) -> None:
+        """Counts the packs up to pack ``number``, with a progress bar where that takes long."""
+        with self._lock:
+            self._seek(number)
 
+    def _document(self, window: Window, place: int) -> Document:
+        number = int(window.number[place])
+        return Document(
+            epoch=int(window.epoch[place]),
+            number=number,
+            record=int(self._table.record[number]),
+            turns=(int(self._table.first[number]), int(self._table.stop[number])),
+            keep=tuple(window.keep[window.starts[place] : window.starts[place + 1]].tolist()),
+        )
 
-def _choose(lengths: Int64[np.ndarray, "pool 3"], sizes: Int64[np.ndarray, "3"]) -> list[int]:
-    """Numbers of the documents of one pack, given from oldest to newest; the first is always among them."""
-    demand = lengths / np.maximum(sizes, 1)
-    room = np.ones(3)
-    chosen: list[int] = []
-    while len(chosen) < len(lengths) and room.min() > 1 - BY_AGE and _fits(demand[len(chosen)], room):
-        room = room - demand[len(chosen)]
-        chosen.append(len(chosen))
-    free = np.arange(len(chosen), len(lengths))
-    while (free := free[_fits(demand[free], room)]).size:
-        best = np.argmin(((room - demand[free]) ** 2).sum(axis=1))
-        room = room - demand[free[best]]
-        chosen.append(int(free[best]))
-        free = np.delete(free, best)
-    return chosen
+    def _find(self, number: int) -> tuple[Window, np.ndarray]:
+        with self._lock:
+            self._seek(number)
+            window = bisect.bisect_right(self._ends, number)
+            if window not in self._plans:
+                self._plan([window])
+            self._plans.move_to_end(window)
+            found = self._plans[window]
+        return found.window, found.packs[number - (self._ends[window - 1] if window else 0)]
 
+    def _seek(self, number: int) -> None:
+        known = self._ends[-1] if self._ends else 0
+        with tqdm(total=number, initial=known, desc="planning packs", unit="pack", leave=False,
+                  disable=number - known < 100_000) as bar:  # fmt: skip
+            while known <= number:
+                ahead = (number - known) * len(self._ends) // max(known, 1)
+                planned = range(len(self._ends), len(self._ends) + min(max(ahead, 1), TOGETHER))
+                for count in self._plan(planned):
+                    self._ends.append(known := known + count)
+                bar.update(min(known, number) - bar.n)
 
-def _fits(demand: Float[np.ndarray, "*n 3"], room: Float[np.ndarray, "3"]) -> Bool[np.ndarray, "*n"]:
-    """Whether documents fit; shares of budgets add up with rounding errors far below a token's share."""
-    return (demand <= room + 1e-9).all(axis=-1)
-
-
-def _refuse_long(index: LengthIndex, sizes: Int64[np.ndarray, "3"]) -> None:
-    totals = index.totals()
-    long = np.flatnonzero((totals > sizes).any(axis=1))
-    if not long.size:
-        return
-    needed = ", ".join(f"{name} {tokens}" for name, tokens in zip(STREAMS, totals[long[0]]))
-    largest = ", ".join(f"{name} {tokens}" for name, tokens in zip(STREAMS, totals.max(axis=0)))
-    budgets = ", ".join(f"{name} {size}" for name, size in zip(STREAMS, sizes))
-    raise PackingError(
-        f"record {index.ids[long[0]]} needs {needed} tokens, a pack holds {budgets} ({long.size} of "
-        f"{len(index)} records are too long; budgets of {largest} hold every record)"
-    )
-
-
-def mean_lengths(index: LengthIndex, dropout: ConditionDropout) -> Float[np.ndarray, "3"]:
-    """Expected tokens of a record in each stream under condition dropout.
-
-    Dropout of texts is taken as independent of the rest; texts that no image follows stay.
-    """
-    last_image = np.full(len(index), -1)
-    image_units = np.flatnonzero(index.kinds != 0)
-    owner = np.repeat(np.arange(len(index)), np.diff(index.starts))
-    last_image[owner[image_units]] = image_units
-    trailing = np.arange(len(owner)) > last_image[owner]
-    rates = np.array([dropout.text, 0.0, dropout.vae, dropout.vit])[index.kinds]
-    rates = np.where((index.kinds == 0) & trailing, 0.0, rates)
-    return (stream_lengths(index.kinds, index.tokens) * (1 - rates)[:, None]).sum(axis=0) / len(index)
-
-
-def balanced_budgets(index: LengthIndex, dropout: ConditionDropout, total: int) -> Budgets:
-    """Budgets of together at most ``total`` tokens in the proportions of the data, so that all three fill.
-
-    Where all images of a stream have sizes with a common divisor, its budget is a multiple of that: a
-    fraction of an image would stay empty. The text budget is a multiple of 16.
-
-    Raises:
-      PackingError: a whole document exceeds them.
-    """
-    mean = mean_lengths(index, dropout)
-    tokens = stream_lengths(index.kinds, index.tokens)
-    grain = np.array([16, *(max(1, np.gcd.reduce(tokens[:, stream])) for stream in (VIT, VAE))])
-    documents = total / mean.sum()
-    whole = np.floor(documents * mean / grain) * grain
-    documents = np.min(whole[mean > 0] / mean[mean > 0])
-    sizes = np.ceil(documents * mean / grain - 1e-9) * grain
-    _refuse_long(index, sizes.astype(np.int64))
-    return Budgets(*(int(size) for size in sizes))
+    def _plan(self, numbers: Sequence[int]) -> list[int]:
+        """Plans windows, keeps the last of them and returns how many packs each gives."""
+        windows = [self.stream.window(number) for number in numbers]
+        placed = plan(np.stack([window.lengths for window in windows]), self._sizes)
+        counts = placed.max(axis=1) + 1
+        for number, window, own, count in list(zip(numbers, windows, placed, counts))[-_PLANS:]:
+            packs = np.split(np.argsort(own, kind="stable"), np.cumsum(np.bincount(own))[:-1])
+            order = np.random.default_rng((self._seed, 4, number)).permutation(count)
+            self._plans[number] = _Plan(window, [packs[i] for i in order])
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        return counts.tolist()

@@ -384,6 +384,15 @@ def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
     )
 
 
+def empty_pack(budgets: Budgets, config: ModelConfig, row: int) -> Pack:
+    """A pack of padding alone: it bears no loss."""
+    shapes = vars(pack_shapes(budgets, config, rows=1))
+    zeros = {name: np.zeros(shape.shape[1:], shape.dtype) for name, shape in shapes.items()}
+    to_sequence, to_stream = _permutations(np.zeros(0, np.int8), np.array([budgets.text, budgets.vit, budgets.vae]))
+    changed = {"vae_image": zeros["vae_image"] - 1, "to_sequence": to_sequence, "to_stream": to_stream}
+    return Pack(**zeros | changed | {"row": np.array(row, np.int32)})
+
+
 def _permutations(stream: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """to_sequence and to_stream for the real slots' streams; each stream's padding follows at the end."""
     bases = np.cumsum([0, *sizes])

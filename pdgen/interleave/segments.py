@@ -3,14 +3,20 @@
 A record's text is one **unit**; an image is up to three, in this order: noised VAE tokens (if it is a flow
 target), clean VAE tokens, ViT tokens. ``outline`` lists the units with their token counts, which is all
 that packing needs; ``record_segments`` makes the segments themselves.
+
+A **turn** is what stands between one drawn image and the next, with that next image; what follows the last
+image belongs to the last turn. A document may teach a whole record, its first turns alone (a cut), or a
+single turn after all before it as context. The switch that announces a segment belongs to that segment's
+turn, so the single turns of a record together teach exactly what the record teaches, each target once.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
 
 from pdgen.config import ModelConfig
 from pdgen.interleave import images
@@ -30,6 +36,10 @@ TEXT, NOISED, CLEAN, VIT = range(4)  # kinds of unit
 
 class SegmentError(ValueError):
     """A record cannot become a document of this model; the line names the record, the segment, the remedy."""
+
+
+class ChangedError(SegmentError):
+    """A record has not the turns or units that were counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,22 +75,37 @@ class Unit(NamedTuple):
     tokens: int
 
 
-def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> list[Unit]:
-    """The units of a record in order, nothing dropped.
+class Outline(NamedTuple):
+    """A record's units in order, nothing dropped, and where its turns stand among them.
+
+    ``turns`` holds (first, end) of each turn: its own units begin at ``first``, and the document that teaches
+    it alone is the units before ``end``, without the noised copies before ``first``; (0, 0) where the turn
+    teaches nothing.
+    """
+
+    units: list[Unit]
+    turns: list[tuple[int, int]]
+
+
+def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> Outline:
+    """What packing needs to know of a record.
 
     Raises:
       SegmentError: see ``record_segments``.
     """
-    units = []
+    units: list[Unit] = []
+    places = [0]  # segment n's units are [places[n], places[n + 1])
     for number, segment in enumerate(record.segments):
         where = f"record {record.id}: segment {number}"
         if isinstance(segment, Text):
             units.append(Unit(TEXT, len(_ids(segment, tokenizer, config, where))))
-            continue
-        latent, vit = _latent_grid(segment, config, where), _vit_grid(segment, config, where)
-        copies = (NOISED, CLEAN) if segment.target else (CLEAN,)
-        units += [Unit(kind, latent[0] * latent[1]) for kind in copies] + [Unit(VIT, vit[0] * vit[1])]
-    return units
+        else:
+            latent, vit = _latent_grid(segment, config, where), _vit_grid(segment, config, where)
+            grids = {NOISED: latent, CLEAN: latent, VIT: vit}
+            units += [Unit(kind, math.prod(grids[kind])) for kind in _kinds(segment, segment.target)]
+        places.append(len(units))
+    ends = [places[len(taught(record, tokenizer, n, n + 1)[0])] for n in range(len(turns(record)))]
+    return Outline(units, [(places[turn.first] if end else 0, end) for turn, end in zip(turns(record), ends)])
 
 
 def stream_lengths(kinds: Sequence[int], tokens: Sequence[int]) -> Int32[np.ndarray, "units 3"]:
@@ -92,25 +117,67 @@ def stream_lengths(kinds: Sequence[int], tokens: Sequence[int]) -> Int32[np.ndar
 
 
 def kept(
-    kinds: Sequence[int], dropout: ConditionDropout, rng: np.random.Generator
+    kinds: Int8[np.ndarray, " units"],
+    starts: Int64[np.ndarray, " documents+1"],
+    dropout: ConditionDropout,
+    draws: Float[np.ndarray, " units"],
 ) -> Bool[np.ndarray, " units"]:
-    """Which units condition dropout leaves; takes one uniform number per unit from ``rng``.
+    """Which units condition dropout leaves of many documents; a unit goes where its draw is below its rate.
 
-    Noised copies stay. The texts before an image go together; texts that no image follows condition
-    nothing and stay. Where nothing would be left, everything stays.
+    Noised copies stay. The texts before an image go together, by the draw of the first of them; texts that
+    no image follows condition nothing and stay. Where nothing would be left of a document, all of it stays.
+
+    Args:
+      kinds: of the documents' units, one document after the other.
+      starts: document i owns units [starts[i], starts[i + 1]), at least one.
+      dropout: probabilities.
+      draws: uniform in [0, 1), one per unit.
     """
-    rates = {NOISED: 0.0, CLEAN: dropout.vae, VIT: dropout.vit}
-    draws = rng.random(len(kinds))
-    last_image = max((n for n, kind in enumerate(kinds) if kind != TEXT), default=-1)
-    keep = np.ones(len(kinds), bool)
-    for n, kind in enumerate(kinds):
-        if kind != TEXT:
-            keep[n] = draws[n] >= rates[kind]
-        elif n and kinds[n - 1] == TEXT:
-            keep[n] = keep[n - 1]
-        else:
-            keep[n] = draws[n] >= dropout.text or n > last_image
-    return keep if keep.any() else np.ones(len(kinds), bool)
+    numbers, counts = np.arange(len(kinds)), np.diff(starts)
+    text = kinds == TEXT
+    opens = ~text | ~np.roll(text, 1)  # the first unit of a run of texts, and every other unit
+    opens[starts[:-1]] = True
+    decider = np.maximum.accumulate(np.where(opens, numbers, 0))
+    last_image = np.maximum.reduceat(np.where(text, -1, numbers), starts[:-1])
+    rates = np.array([dropout.text, 0.0, dropout.vae, dropout.vit])[kinds]
+    rates[text & (numbers > np.repeat(last_image, counts))] = 0
+    keep = draws[decider] >= rates
+    return keep | ~np.repeat(np.logical_or.reduceat(keep, starts[:-1]), counts)
+
+
+class Turn(NamedTuple):
+    """The segments [first, end) of one turn of a record; the first turn begins at the record's beginning."""
+
+    first: int
+    end: int
+
+
+def turns(record: Record) -> list[Turn]:
+    """The record's turns in order; a record that draws no image is one turn."""
+    drawn = [n for n, s in enumerate(record.segments) if isinstance(s, Image) and s.stage != "given"]
+    ends = [n + 1 for n in drawn[:-1]] + [len(record.segments)]
+    return [Turn(first, end) for first, end in zip([0, *ends], ends)]
+
+
+def taught(record: Record, switches: SwitchTokens, first: int, stop: int) -> tuple[list[bool], list[int | None]]:
+    """What a document of turns [first, stop) teaches, from the record's first segment to the last one needed.
+
+    Returns:
+      Whether each segment is a target, and the switch target of each. All turns are the whole record;
+      otherwise the lists end where the turns' last target stands, and are empty where there is none.
+    """
+    bounds = turns(record)
+    labels = switch_targets(record, switches)
+    begin, end = bounds[first].first, bounds[stop - 1].end
+    # The switch of segment n announces segment n + 1, the last one's the end of the record.
+    own_labels = [
+        label if begin <= n + 1 < end or n + 1 == end == len(labels) else None for n, label in enumerate(labels[:end])
+    ]
+    targets = [s.target and n >= begin for n, s in enumerate(record.segments[:end])]
+    if (first, stop) != (0, len(bounds)):
+        needed = (n + 1 for n, (target, label) in enumerate(zip(targets, own_labels)) if target or label is not None)
+        end = max(needed, default=0)
+    return targets[:end], own_labels[:end]
 
 
 def switch_targets(record: Record, switches: SwitchTokens) -> list[int | None]:
@@ -140,7 +207,8 @@ def record_segments(
     tokenizer: Tokenizer,
     config: ModelConfig,
     rng: np.random.Generator | None = None,
-    dropout: ConditionDropout = NO_DROPOUT,
+    keep: Sequence[bool] | None = None,
+    only: tuple[int, int] | None = None,
 ) -> list[Segment]:
     """The segments of a record's document, with targets.
 
@@ -151,36 +219,44 @@ def record_segments(
       record: with latent moments in every image.
       tokenizer: the model's.
       config: the model's sizes.
-      rng: decides dropout first, as ``kept`` does from an equal generator, then samples the latents, one
-        sample per image for both VAE copies. None: nothing is dropped, latents are the posterior's mean.
-      dropout: probabilities.
+      rng: samples the latents, one sample per image for both VAE copies; None takes the posterior's mean.
+      keep: which of the document's units stay, see ``kept``; None: all.
+      only: turns [first, stop) that the document teaches, see ``taught``; None: all.
 
     Raises:
       SegmentError: an image has no latents, does not fit the model's grids or cannot be read, or a text
-        has a token outside the model's vocabulary.
+        has a token outside the model's vocabulary; ChangedError: ``keep`` or ``only`` are another record's.
     """
-    kinds = [kind for segment in record.segments for kind in _kinds(segment)]
-    keep = iter(np.ones(len(kinds), bool) if rng is None else kept(kinds, dropout, rng))
+    bounds = turns(record)
+    first, stop = only or (0, len(bounds))
+    if stop > len(bounds):
+        raise ChangedError(f"record {record.id}: has {len(bounds)} turns, turn {stop} is asked for")
+    targets, labels = taught(record, tokenizer, first, stop)
+    kinds = [_kinds(segment, target) for segment, target in zip(record.segments, targets)]
+    units = sum(map(len, kinds))
+    if keep is not None and len(keep) != units:
+        raise ChangedError(f"record {record.id}: has {units} units, but {len(keep)} are to be kept or dropped")
+    left = iter([True] * units if keep is None else keep)
     segments: list[Segment] = []
     seen = True  # the last image's ViT copy is there
-    for number, (segment, switch) in enumerate(zip(record.segments, switch_targets(record, tokenizer))):
+    for number, (segment, target, switch) in enumerate(zip(record.segments, targets, labels)):
         where = f"record {record.id}: segment {number}"
-        copies = [next(keep) for _ in _kinds(segment)]
+        copies = [next(left) for _ in kinds[number]]
         if isinstance(segment, Image):
-            made = _image_segments(segment, switch, config, rng, where)
+            made = _image_segments(segment, target, switch, config, rng, where)
             segments += [s if stays else DroppedImage() for s, stays in zip(made, copies)]
             seen = copies[-1]
         elif copies[0]:
             blind = segment.stage == "inspect" and not seen
             ids = _ids(segment, tokenizer, config, where)
-            segments.append(TextSegment(ids, segment.target and not blind, None if blind else switch))
+            segments.append(TextSegment(ids, target and not blind, None if blind else switch))
     return segments
 
 
-def _kinds(segment: Text | Image) -> tuple[int, ...]:
+def _kinds(segment: Text | Image, target: bool) -> tuple[int, ...]:
     if isinstance(segment, Text):
         return (TEXT,)
-    return (NOISED, CLEAN, VIT) if segment.target else (CLEAN, VIT)
+    return (NOISED, CLEAN, VIT) if target else (CLEAN, VIT)
 
 
 def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> list[int]:
@@ -223,13 +299,13 @@ def _checked(grid: tuple[int, int], side: int, name: str, where: str) -> tuple[i
 
 
 def _image_segments(
-    image: Image, switch: int | None, config: ModelConfig, rng: np.random.Generator | None, where: str
+    image: Image, target: bool, switch: int | None, config: ModelConfig, rng: np.random.Generator | None, where: str
 ) -> list[LatentSegment | VitSegment]:
     latents = patched_latents(image, config, rng, where)
     grid, interpolate = _latent_grid(image, config, where), config.interpolate_positions
     positions = images.position_ids(grid, config.max_latent_size, interpolate)
     clean = LatentSegment(latents, positions)
-    copies = [dataclasses.replace(clean, noised=True), clean] if image.target else [clean]
+    copies = [dataclasses.replace(clean, noised=True), clean] if target else [clean]
     grid = _vit_grid(image, config, where)
     try:
         picture = images.resize(images.decode_image(image.png, where), images.image_sizes(config).vit)

@@ -23,7 +23,7 @@ from pdgen.config import ModelConfig, preset
 from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.latents import autoencoder_fingerprint
-from pdgen.data.loader import LoaderConfig, loader
+from pdgen.data.loader import loader
 from pdgen.data.records import RecordSource
 from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
 from pdgen.models import bagel
@@ -94,13 +94,14 @@ def train(
     with jax.set_mesh(mesh), Checkpoints(workdir, run.keep) as checkpoints:
         state = _first_state(run, base.config, optimizer, mesh, checkpoints, say)
         start = int(state.step)
-        settings = LoaderConfig(run.rows, run.budgets, run.seed, run.dropout, workers=run.workers)
-        batches = loader(base.config, source, base.tokenizer, settings, start, run.num_steps)
+        batches = loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
         step = jax.jit(
             functools.partial(train_step, StepConfig(base.config, run.compute, run.ce_weight), optimizer),
             donate_argnums=0,
         )
         state = _steps(run, workdir, _on_mesh(batches, mesh), step, state, checkpoints)
+        if batches.skipped:
+            say(f"{len(batches.skipped)} broken records were left out")
         return _export(workdir, base, state, say)
 
 

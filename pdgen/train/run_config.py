@@ -7,6 +7,9 @@ from typing import Any
 import msgspec
 
 from pdgen.config import ComputeConfig
+from pdgen.data.documents import TooLong, Turns
+from pdgen.data.lengths import Broken
+from pdgen.data.loader import LoaderConfig
 from pdgen.interleave.layout import Budgets
 from pdgen.interleave.segments import ConditionDropout
 from pdgen.train.optimizer import OptimizerConfig
@@ -32,6 +35,7 @@ class RunConfig:
       save_every, log_every: in steps.
       keep: newest checkpoints that stay.
       workers: processes that read data; 0 reads in threads.
+      dropout, mixture, turns, too_long, broken: see ``pdgen.data.loader.LoaderConfig``.
     """
 
     data: str
@@ -50,6 +54,10 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     compute: ComputeConfig = ComputeConfig()
     dropout: ConditionDropout = ConditionDropout()
+    mixture: dict[str, float] = dataclasses.field(default_factory=dict)
+    turns: Turns = "whole"
+    too_long: TooLong = "refuse"
+    broken: Broken = "stop"
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "rows", "save_every", "keep", "log_every"):
@@ -57,6 +65,14 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
             raise ValueError(f"mesh {self.mesh} must be three sizes of at least 1, one of them -1 at most")
+
+    @property
+    def loader(self) -> LoaderConfig:
+        """The settings of its packs."""
+        return LoaderConfig(
+            self.rows, self.budgets, self.seed, self.dropout, self.mixture, self.turns, self.too_long, self.broken,
+            workers=self.workers,
+        )  # fmt: skip
 
 
 def read_run_config(values: dict[str, Any]) -> RunConfig:

@@ -1,5 +1,6 @@
 """The loader on a small data set of shapes world, with made-up latents."""
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -17,12 +18,13 @@ from absl import flags
 from pdgen.assets import shapes_folder
 from pdgen.config import NANO
 from pdgen.data import lengths
+from pdgen.data.documents import PackingError
 from pdgen.data.latents import add_latents
 from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
-from pdgen.data.packing import PackingError, document_rng
+from pdgen.data.packing import Document, document_rng
 from pdgen.data.records import Origin, RecordError, RecordSource, write_dataset
 from pdgen.interleave.layout import Budgets, pack_shapes
-from pdgen.interleave.segments import ConditionDropout
+from pdgen.interleave.segments import NO_DROPOUT, ConditionDropout, taught
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image
 from pdgen.scenes.subsets import Settings, make_trajectories
@@ -59,7 +61,7 @@ def assert_equal(one, two):
 
 
 def test_batches_have_the_stated_shapes(batches):
-    batch = batches[3]
+    batch = batches[3].pack
     shapes = jax.tree.map(lambda array: (array.shape, array.dtype), batch)
     stated = pack_shapes(SETTINGS.budgets, NANO, rows=4)
     assert shapes == jax.tree.map(lambda struct: (struct.shape, struct.dtype), stated)
@@ -73,7 +75,7 @@ def test_the_step_is_the_whole_position(folder, batches):
     resumed = list(loader(NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
     assert len(whole) == 4 and len(resumed) == 2
     for step, batch in enumerate(whole):
-        assert_equal(batch, batches[step])
+        assert_equal(batch, batches[step].pack)
     for step, batch in enumerate(resumed, 2):
         assert_equal(batch, whole[step])
     assert not np.array_equal(whole[0].text_ids, whole[1].text_ids)
@@ -82,46 +84,73 @@ def test_the_step_is_the_whole_position(folder, batches):
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows(folder, batches, count):
     source = RecordSource(folder)
-    parts = [Batches(NANO, source, TOKENIZER, SETTINGS, (index, count))[1] for index in range(count)]
-    assert_equal(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), batches[1])
+    parts = [Batches(NANO, source, TOKENIZER, SETTINGS, (index, count))[1].pack for index in range(count)]
+    assert_equal(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), batches[1].pack)
     with pytest.raises(LoaderError, match="4 rows cannot be shared equally by 3 processes"):
         Batches(NANO, source, TOKENIZER, SETTINGS, (0, 3))
 
 
-def test_every_token_of_the_records_is_in_the_packs(folder):
-    """Without dropout, the texts of an epoch come back from the packs, each once."""
-    settings = dataclasses.replace(SETTINGS, dropout=ConditionDropout(0, 0, 0))
+@pytest.mark.parametrize("turns", ["whole", "single"])
+def test_every_text_of_the_records_is_in_the_packs(folder, turns):
+    """Without dropout, the documents' texts come back from the packs; each epoch has each document once."""
+    settings = dataclasses.replace(SETTINGS, dropout=NO_DROPOUT, turns=turns)
     source = RecordSource(folder)
     whole = Batches(NANO, source, TOKENIZER, settings)
-    expected = {}
-    for number in range(len(source)):
-        texts = [s.text for s in source[number].segments if not isinstance(s, Image)]
-        expected[number] = "".join(texts)
-    seen = set()
-    for number in range(40):
+    seen = []
+    for number in range(100 if turns == "whole" else 150):
         pack, documents = whole.pack(number), whole.packer.documents(number)
         start = 0
         for document in documents:
-            text = whole.packer.lengths(document)[0]
-            words = TOKENIZER.decode(pack.text_ids[start : start + text])
-            assert words == expected[document.record]
-            start += text
-            assert document not in seen
-            seen.add(document)
+            length = whole.packer.lengths(document)[0]
+            texts = taught(source[document.record], TOKENIZER, *document.turns)[0]
+            expected = [s.text for s in source[document.record].segments[: len(texts)] if not isinstance(s, Image)]
+            assert TOKENIZER.decode(pack.text_ids[start : start + length]) == "".join(expected)
+            start += length
+        seen += [(document.epoch, document.number) for document in documents]
         assert not pack.text_ids[start:].any()
-    first = {document.record for document in seen if document.epoch == 0}
-    assert first == set(range(RECORDS))
+    assert len(set(seen)) == len(seen)
+    window = whole.packer.stream.window_size
+    assert len(seen) >= window, "the first window is not whole"
+    epochs = window // len(whole.documents)
+    expected = {(epoch, number) for epoch in range(epochs) for number in range(len(whole.documents))}
+    assert expected <= set(seen)
+
+
+def test_single_turns_teach_what_whole_records_teach(folder):
+    """Every target and its weight once, whichever way the records are cut into documents."""
+
+    def targets(turns):
+        batches = Batches(NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, turns=turns))
+        words, images = collections.Counter(), 0
+        for number in range(len(batches.documents)):
+            document = Document(
+                0,
+                number,
+                int(batches.documents.record[number]),
+                (int(batches.documents.first[number]), int(batches.documents.stop[number])),
+                (True,) * int(np.diff(batches.documents.starts)[number]),
+            )
+            laid_out = batches.lay_out(document)
+            at = laid_out.text_weights > 0
+            words.update(zip(laid_out.text_ids[at].tolist(), laid_out.text_targets[at].tolist()))
+            images += laid_out.vae_weights.sum()
+        return words, images, len(batches.documents)
+
+    words, images, count = targets("whole")
+    single_words, single_images, single_count = targets("single")
+    assert single_count > count == RECORDS
+    assert (single_words, single_images) == (words, images)
 
 
 def test_an_epoch_draws_other_latents_and_dropout(batches):
-    packer = batches.packer
-    documents = [packer.documents(number) for number in range(40)]
-    epochs = [next(d for pack in documents for d in pack if d == (epoch, 3)) for epoch in (0, 1)]
-    one, two = (batches.lay_out(document) for document in epochs)
-    again = batches.lay_out(epochs[0])
+    documents = [document for number in range(100) for document in batches.packer.documents(number)]
+    same = sorted((d for d in documents if d.number == 3), key=lambda d: d.epoch)
+    assert len({d.keep for d in same}) > 1
+    one, two = (batches.lay_out(d._replace(keep=(True,) * len(d.keep))) for d in same[:2])
+    again = batches.lay_out(same[0]._replace(keep=(True,) * len(same[0].keep)))
     np.testing.assert_array_equal(one.vae_latents, again.vae_latents)
     assert not np.array_equal(one.vae_latents[:64], two.vae_latents[:64])
-    assert document_rng(5, epochs[0]).random() != document_rng(6, epochs[0]).random()
+    assert document_rng(5, same[0]).random() != document_rng(6, same[0]).random()
 
 
 def test_workers_give_the_same_batches(folder, batches):
@@ -133,7 +162,7 @@ def test_workers_give_the_same_batches(folder, batches):
     made = list(loader(NANO, RecordSource(folder), TOKENIZER, settings, start_step=1, stop_step=4))
     assert len(made) == 3
     for step, batch in enumerate(made, 1):
-        assert_equal(batch, batches[step])
+        assert_equal(batch, batches[step].pack)
 
 
 def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
@@ -227,13 +256,49 @@ def test_a_garbled_length_file_is_counted_again(folder, tmp_path):
     np.testing.assert_array_equal(lengths.length_index(source, TOKENIZER, NANO).tokens, index.tokens)
 
 
-def test_changed_records_are_noticed(folder, tmp_path):
-    source = broken(folder, tmp_path / "set", 0, lambda segment: segment)
-    whole = Batches(NANO, source, TOKENIZER, SETTINGS)
-    whole._source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: folder_records[n - 1]})(
-        source.folder
-    )
-    folder_records = [RecordSource(folder)[n] for n in range(RECORDS)]
-    with pytest.raises(RecordError, match="is not the record whose tokens were counted"):
-        for number in range(20):
-            whole.pack(number)
+def test_changed_records_are_noticed(folder):
+    source = RecordSource(folder)
+    shifted = [source[n] for n in (*range(1, RECORDS), 0)]
+    for policy in ("stop", "skip"):
+        whole = Batches(NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken=policy))
+        whole._source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: shifted[n]})(folder)
+        with pytest.raises(LoaderError, match="is not the record whose tokens were counted"):
+            for number in range(20):
+                whole.pack(number)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_records_are_skipped_and_counted(folder, tmp_path, workers):
+    """Two faults: one is seen when tokens are counted, one only when the picture is decoded."""
+    flags.FLAGS.mark_as_parsed()
+    none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
+    once = broken(folder, tmp_path / "one", 20, lambda s: msgspec.structs.replace(s, **none))
+    source = broken(once.folder, tmp_path / "two", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
+    settings = dataclasses.replace(SETTINGS, broken="skip", dropout=NO_DROPOUT, workers=workers)
+    batches = loader(NANO, source, TOKENIZER, settings, stop_step=26)
+    assert batches.skipped == {20}
+    whole = Batches(NANO, source, TOKENIZER, settings)
+    seen = set()
+    for step, pack in enumerate(batches):
+        documents = [d for row in range(4) for d in whole.packer.documents(4 * step + row)]
+        lengths = sum(whole.packer.lengths(d)[0] for d in documents if d.record != 12)
+        assert np.count_nonzero(pack.text_ids) == lengths
+        seen |= {d.record for d in documents}
+    assert 12 in seen and 20 not in seen
+    assert batches.skipped == {12, 20}
+
+
+def test_a_pack_of_broken_records_is_padding(folder, tmp_path):
+    source = broken(folder, tmp_path / "set", 0, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
+    settings = dataclasses.replace(SETTINGS, broken="skip")
+    batches = Batches(NANO, source, TOKENIZER, settings)
+    batches.packer.documents = lambda number: (Document(0, 0, 0, (0, 1), (True,)),)
+    batches.lay_out = lambda document: (_ for _ in ()).throw(RecordError("broken"))
+    batch = batches[2]
+    np.testing.assert_array_equal(batch.skipped, [0, 0, 0, 0])
+    assert not batch.pack.text_weights.any() and not batch.pack.vae_weights.any() and not batch.pack.k_end.any()
+    np.testing.assert_array_equal(batch.pack.row, [8, 9, 10, 11])
+    stated = pack_shapes(SETTINGS.budgets, NANO, rows=4)
+    shapes = jax.tree.map(lambda array: (array.shape, array.dtype), batch.pack)
+    assert shapes == jax.tree.map(lambda struct: (struct.shape, struct.dtype), stated)
+    np.testing.assert_array_equal(batch.pack.to_sequence[0][batch.pack.to_stream[0]], np.arange(SETTINGS.budgets.total))

@@ -86,19 +86,14 @@ def describe(segments):
     return described
 
 
-class Draws:
-    """A generator whose uniform numbers are given: 0 drops a unit, 0.99 keeps it."""
+KINDS = np.array([unit.kind for unit in outline(CORRECTED, TOKENIZER, NANO).units], np.int8)
+HALF = ConditionDropout(0.5, 0.5, 0.5)
 
-    def __init__(self, dropped, count):
-        self.values = np.where(np.isin(np.arange(count), dropped), 0.0, 0.99)
-        self.normal = np.random.default_rng(0)
 
-    def random(self, count):
-        assert count == len(self.values)
-        return self.values
-
-    def standard_normal(self, shape, dtype):
-        return self.normal.standard_normal(shape, dtype)
+def keep_all_but(dropped):
+    """What is kept of CORRECTED when the draws of these units are low and all others high."""
+    draws = np.where(np.isin(np.arange(len(KINDS)), dropped), 0.0, 0.99)
+    return kept(KINDS, np.array([0, len(KINDS)]), HALF, draws).tolist()
 
 
 def test_copies_and_targets_of_a_corrected_draft():
@@ -174,16 +169,14 @@ def test_words_predict_the_next_and_the_closing_token():
 )
 def test_condition_dropout(dropped, expected):
     whole = describe(record_segments(CORRECTED, TOKENIZER, NANO))
-    half = ConditionDropout(0.5, 0.5, 0.5)
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, Draws(dropped, 11), half)
+    segments = record_segments(CORRECTED, TOKENIZER, NANO, keep=keep_all_but(dropped))
     changed = [expected.get(n, part) for n, part in enumerate(whole)]
     assert describe(segments) == [part for part in changed if part is not None]
 
 
 def test_dropped_units_and_positions():
     """A dropped image copy still advances by one, a dropped text does not."""
-    half = ConditionDropout(0.5, 0.5, 0.5)
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, Draws([0, 2, 4], 11), half)
+    segments = record_segments(CORRECTED, TOKENIZER, NANO, keep=keep_all_but([0, 2, 4]))
     document = lay_out(segments, TOKENIZER, NANO)
     starts = np.cumsum([0, *document.split_lengths])[:-1]
     fault = len(TOKENIZER.encode(FAULT)) + 2
@@ -201,7 +194,7 @@ rates = st.sampled_from([0.0, 0.5, 1.0])
 @settings(deadline=None)
 @given(kinds_strategy, st.builds(ConditionDropout, rates, rates, rates), st.integers(0, 99))
 def test_what_dropout_may_take(kinds, dropout, seed):
-    keep = kept(kinds, dropout, np.random.default_rng(seed))
+    keep = kept(np.array(kinds), np.array([0, len(kinds)]), dropout, np.random.default_rng(seed).random(len(kinds)))
     assert keep.any()
     certain = {TEXT: dropout.text, CLEAN: dropout.vae, VIT: dropout.vit, NOISED: 0.0}
     images = [n for n, kind in enumerate(kinds) if kind != TEXT]
@@ -214,26 +207,35 @@ def test_what_dropout_may_take(kinds, dropout, seed):
             assert keep[n] == keep[n - 1]
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.lists(kinds_strategy, min_size=1, max_size=6), st.integers(0, 99))
+def test_dropout_of_many_documents_is_that_of_each(documents, seed):
+    draws = [np.random.default_rng((seed, n)).random(len(kinds)) for n, kinds in enumerate(documents)]
+    starts = np.cumsum([0, *map(len, documents)])
+    together = kept(np.concatenate(documents), starts, HALF, np.concatenate(draws))
+    single = [kept(np.array(k), np.array([0, len(k)]), HALF, d) for k, d in zip(documents, draws)]
+    np.testing.assert_array_equal(together, np.concatenate(single))
+
+
 def test_dropout_rates():
-    rng = np.random.default_rng(0)
-    kinds = [TEXT, TEXT, NOISED, CLEAN, VIT]
-    shares = np.mean([kept(kinds, ConditionDropout(), rng) for _ in range(4000)], axis=0)
+    kinds = np.tile([TEXT, TEXT, NOISED, CLEAN, VIT], 4000)
+    keep = kept(kinds, np.arange(0, 20001, 5), ConditionDropout(), np.random.default_rng(0).random(20000))
+    shares = keep.reshape(4000, 5).mean(axis=0)
     np.testing.assert_allclose(shares, [0.9, 0.9, 1, 0.7, 0.7], atol=0.03)  # 4 standard deviations
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_outline_tells_the_lengths_after_dropout(seed):
     """Packing decides from the outline what the layout will be."""
-    dropout = ConditionDropout(0.5, 0.5, 0.5)
-    kinds, tokens = map(np.array, zip(*outline(CORRECTED, TOKENIZER, NANO)))
-    keep = kept(kinds.tolist(), dropout, np.random.default_rng(seed))
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng(seed), dropout)
+    tokens = np.array([unit.tokens for unit in outline(CORRECTED, TOKENIZER, NANO).units])
+    keep = kept(KINDS, np.array([0, len(KINDS)]), HALF, np.random.default_rng(seed).random(len(KINDS)))
+    segments = record_segments(CORRECTED, TOKENIZER, NANO, keep=keep)
     lengths = lay_out(segments, TOKENIZER, NANO).lengths
-    np.testing.assert_array_equal(stream_lengths(kinds, tokens)[keep].sum(axis=0), lengths)
+    np.testing.assert_array_equal(stream_lengths(KINDS, tokens)[keep].sum(axis=0), lengths)
 
 
 def test_shapes_image_is_64_vae_and_16_vit_tokens():
-    units = outline(record(text("prompt", "x"), text("plan", PLAN), image("sketch")), TOKENIZER, NANO)
+    units = outline(record(text("prompt", "x"), text("plan", PLAN), image("sketch")), TOKENIZER, NANO).units
     assert [(unit.kind, unit.tokens) for unit in units[2:]] == [(NOISED, 64), (CLEAN, 64), (VIT, 16)]
 
 
@@ -264,11 +266,8 @@ def test_latents_are_posterior_samples():
     assert abs(np.mean(noise[0] * noise[1])) < 0.15  # another seed, another sample
 
 
-def test_equal_generators_give_equal_segments():
-    made = [
-        record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng((3, 4)), ConditionDropout()) for _ in range(2)
-    ]
-    assert describe(made[0]) == describe(made[1])
+def test_equal_generators_give_equal_latents():
+    made = [record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng((3, 4))) for _ in range(2)]
     one, two = (lay_out(segments, TOKENIZER, NANO) for segments in made)
     np.testing.assert_array_equal(one.vae_latents, two.vae_latents)
 
