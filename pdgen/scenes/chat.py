@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from pdgen.scenes.answer_cache import Paid
-from pdgen.scenes.teachers import TeacherError
+from pdgen.scenes.teachers import Declined
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about; only estimates rest on it
 LONGEST_QUOTE = 2000
 
 
-class AnswerError(TeacherError):
+class AnswerError(Declined):
     """This one request gets no answer; others may. ``reason`` is one of "refused" and the malformed kinds."""
 
     def __init__(self, reason: str, message: str):

@@ -12,7 +12,7 @@ from pdgen.scenes.chat import Request
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.graph import MAX_COUNT, PLACES, Entity, SceneGraph
 from pdgen.scenes.painter import png_bytes
-from pdgen.scenes.teachers import Picture, TeacherError, Verdict
+from pdgen.scenes.teachers import Declined, Picture, TeacherError, Verdict
 
 PROMPT_VERSION = 1
 
@@ -211,10 +211,10 @@ class EndpointWriter:
         self._endpoint = endpoint
 
     def parse(self, prompt: str) -> SceneGraph:
-        """The graph of any prompt. Raises TeacherError with the reason where it has none."""
+        """The graph of any prompt. Raises Declined with the reason where it has none."""
         answer = self._endpoint.ask(parse_request(prompt))
         if answer.graph is None:
-            raise TeacherError(f"{self.name}: {prompt[:60]!r} has no scene graph: {answer.reason}")
+            raise Declined(f"{self.name}: {prompt[:60]!r} has no scene graph: {answer.reason}")
         return answer.graph
 
     def rewrite(self, text: str, seed: int) -> str:

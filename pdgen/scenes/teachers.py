@@ -23,6 +23,10 @@ class TeacherError(ValueError):
     """A teacher refuses or cannot answer; the line names the teacher, the input and the reason."""
 
 
+class Declined(TeacherError):
+    """There is no answer to this one input; the teacher is well, and others may have one."""
+
+
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A judge's answer. ``analysis`` is one or two sentences; ``correction`` what to do, None where it accepts."""
 
@@ -82,7 +86,7 @@ class Writer(Protocol):
     name: str
 
     def parse(self, prompt: str) -> SceneGraph:
-        """The graph a prompt asks for. Raises TeacherError with the reason where it has none."""
+        """The graph a prompt asks for. Raises Declined with the reason where it has none."""
 
     def rewrite(self, text: str, seed: int) -> str:
         """The same content in other words; tags stay where they are."""
