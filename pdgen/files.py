@@ -78,7 +78,7 @@ def new_folder(
     try:
         partial.mkdir()
         yield partial
-        _replace(partial, target)
+        replace_folder(partial, target)
     except BaseException as fault:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(fault, OSError) and fault.errno in DISK_FULL:
@@ -103,7 +103,8 @@ def check_target(
         )
 
 
-def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
+def replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames ``partial`` to ``target`` beside it, in the place of a folder that is there."""
     if not target.exists():
         partial.rename(target)
         return

@@ -1,8 +1,8 @@
-"""Latent moments of records: every picture encoded once, ahead of training, in compiled batches."""
+"""Latent moments of records: every picture encoded once, ahead of training, in compiled batches by size."""
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,12 +11,23 @@ import msgspec
 import numpy as np
 import PIL.Image
 from flax import traverse_util
+from jaxtyping import Float32, UInt8
 
 from pdgen.config import AutoencoderConfig
+from pdgen.interleave.images import SizeRule, decode_image, encode_png, resize
 from pdgen.interleave.trajectory import Image, Record, Text
 from pdgen.models import autoencoder
 
-Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Moments = tuple[Float32[np.ndarray, "n h w z"], Float32[np.ndarray, "n h w z"]]
+Encode = Callable[[UInt8[np.ndarray, "n height width 3"]], Moments]
+
+BATCH_SIZE = 64
+# One picture of 1,024 x 1,024: FLUX's autoencoder takes about 3 GB of activations for it.
+BATCH_PIXELS = 2**20
+
+
+class LatentError(ValueError):
+    """Pictures cannot be encoded; one line names the record or the remedy."""
 
 
 def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
@@ -28,57 +39,76 @@ def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = 64) -> Encode:
-    """A function from uint8 RGB [n, height, width, 3] to the posterior's mean and log-variance [n, h, w, z].
+def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = BATCH_SIZE) -> Encode:
+    """A function from uint8 RGB pictures of one size to the posterior's mean and log-variance.
 
-    Pictures go through one compiled program in batches of ``batch_size``; the last is filled up, so that a
-    picture's moments do not depend on how many came with it. Moments are float32, before scale and shift.
+    There is one compiled program per size, for batches of ``batch_size`` or as many as make ``BATCH_PIXELS``.
+    The last batch is filled up, so that a picture's moments do not depend on how many came with it. Moments
+    are float32, before scale and shift.
     """
+    on_device = jax.device_put(params)
 
     @jax.jit
     def moments(params: Mapping[str, Any], pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
         return autoencoder.encode(config, params, pictures.astype(jnp.float32) / 127.5 - 1)
 
-    def encode(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(pictures: UInt8[np.ndarray, "n height width 3"]) -> Moments:
+        _, height, width, _ = pictures.shape
+        size = max(1, min(batch_size, BATCH_PIXELS // (height * width)))
         batches = []
-        for start in range(0, len(pictures), batch_size):
-            batch = pictures[start : start + batch_size]
-            filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-            batches.append([np.asarray(m)[: len(batch)] for m in moments(params, filled)])
+        for start in range(0, len(pictures), size):
+            batch = pictures[start : start + size]
+            filled = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+            batches.append([np.asarray(m)[: len(batch)] for m in moments(on_device, filled)])
         means, logvars = zip(*batches)
         return np.concatenate(means), np.concatenate(logvars)
 
     return encode
 
 
-def add_latents(records: Sequence[Record], encode: Encode) -> list[Record]:
+def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None = None) -> list[Record]:
     """The records with every image's latent moments, as float16; equal pictures are encoded once.
 
     Args:
-      records: their pictures have one common size.
-      encode: as ``batched_encoder`` makes it; called once with all distinct pictures.
+      records: latents that they have are replaced.
+      encode: as ``batched_encoder`` makes it; called once for each size, with all distinct pictures of it.
+      rule: if given, pictures of another size than it asks for are resized, in the records too.
 
     Raises:
-      ValueError: the pictures differ in size, or a moment is not finite in float16.
+      ImageError: a picture cannot be read; the line names the record and the segment.
+      LatentError: a moment is not finite in float16.
     """
-    pngs = list(dict.fromkeys(s.png for r in records for s in r.segments if isinstance(s, Image)))
-    if not pngs:
-        return list(records)
-    pictures = [np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs]
-    if len({p.shape for p in pictures}) > 1:
-        raise ValueError(f"pictures of sizes {sorted({p.shape[:2] for p in pictures})} cannot share a batch")
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        mean, logvar = (np.asarray(moment).astype(np.float16) for moment in encode(np.stack(pictures)))
-    if not (np.isfinite(mean).all() and np.isfinite(logvar).all()):
-        raise ValueError("a latent moment is not finite in float16; the autoencoder's weights are not usable")
-    moments = {
-        png: {"latent_mean": m.tobytes(), "latent_logvar": v.tobytes(), "latent_shape": m.shape}
-        for png, m, v in zip(pngs, mean, logvar, strict=True)
+    names = {
+        segment.png: f"record {record.id}: segment {number}"
+        for record in records
+        for number, segment in enumerate(record.segments)
+        if isinstance(segment, Image)
     }
 
+    def fitted(png: bytes) -> tuple[bytes, PIL.Image.Image]:
+        picture = decode_image(png, names[png])
+        right = picture if rule is None else resize(picture, rule)
+        return (png if right is picture else encode_png(right)), right
+
+    with ThreadPoolExecutor() as threads:
+        pictures = dict(zip(names, threads.map(fitted, names)))
+    changes: dict[bytes, dict[str, Any]] = {}
+    for size in sorted({picture.size for _, picture in pictures.values()}):
+        pngs = [png for png, (_, picture) in pictures.items() if picture.size == size]
+        batch = np.stack([np.asarray(pictures[png][1]) for png in pngs])
+        for png, mean, logvar in zip(pngs, *_float16(encode(batch)), strict=True):
+            shape = {"latent_mean": mean.tobytes(), "latent_logvar": logvar.tobytes(), "latent_shape": mean.shape}
+            changes[png] = {"png": pictures[png][0], **shape}
+
     def filled(segment: Text | Image) -> Text | Image:
-        if isinstance(segment, Text):
-            return segment
-        return msgspec.structs.replace(segment, **moments[segment.png])
+        return segment if isinstance(segment, Text) else msgspec.structs.replace(segment, **changes[segment.png])
 
     return [msgspec.structs.replace(r, segments=[filled(s) for s in r.segments]) for r in records]
+
+
+def _float16(moments: Moments) -> list[np.ndarray]:
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        stored = [np.asarray(moment).astype(np.float16) for moment in moments]
+    if not all(np.isfinite(moment).all() for moment in stored):
+        raise LatentError("a latent moment is not finite in float16; the autoencoder's weights are not usable")
+    return stored

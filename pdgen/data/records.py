@@ -211,7 +211,8 @@ def read_dataset(folder: str | pathlib.Path) -> Dataset:
         raise RecordError(f"{path}: {fault}") from None
 
 
-def _open_file(folder: pathlib.Path, file: DataFile) -> ArrayRecordDataSource:
+def open_file(folder: pathlib.Path, file: DataFile) -> ArrayRecordDataSource:
+    """Opens a file for random access to its bytes. Raises RecordError where it is not whole."""
     path = folder / file.name
     if not path.is_file():
         raise RecordError(f"{path}: missing, but {INDEX} counts {file.records} records in it")
@@ -251,7 +252,7 @@ class RecordSource:
     def __init__(self, folder: str | pathlib.Path) -> None:
         self.folder = pathlib.Path(folder)
         self.dataset = read_dataset(self.folder)
-        self._sources = [_open_file(self.folder, file) for file in self.dataset.files]
+        self._sources = [open_file(self.folder, file) for file in self.dataset.files]
         self._ends = list(itertools.accumulate(file.records for file in self.dataset.files))
 
     def __len__(self) -> int:
@@ -298,7 +299,7 @@ def broken_records(folder: str | pathlib.Path) -> Iterator[str]:
 def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
     path = folder / file.name
     try:
-        source = _open_file(folder, file)
+        source = open_file(folder, file)
     except RecordError as fault:
         bar.update(file.records)
         yield str(fault)

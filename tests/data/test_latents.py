@@ -3,12 +3,15 @@
 import io
 
 import jax
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
 
 from pdgen.config import AutoencoderConfig
-from pdgen.data.latents import add_latents, batched_encoder
+from pdgen.data import latents
+from pdgen.data.latents import LatentError, add_latents, batched_encoder
+from pdgen.interleave.images import ImageError, SizeRule, decode_image
 from pdgen.interleave.trajectory import Image, Text
 from pdgen.models import autoencoder
 
@@ -72,12 +75,50 @@ def test_equal_pictures_are_encoded_once(made):
     assert len(batch) == len({s.png for s in images_of(made)}) == len(np.unique(batch, axis=0))
 
 
-def test_unusable_moments_and_mixed_sizes_are_refused(made):
-    with pytest.raises(ValueError, match="not finite in float16"):
+def test_pictures_of_several_sizes_are_encoded_by_size(params, encode, made):
+    large = handmade.records(3, (48, 40))
+    shapes = []
+
+    def noting(pictures):
+        shapes.append(pictures.shape)
+        return encode(pictures)
+
+    mixed = add_latents([*made, *large], noting)
+    assert shapes == [(len({s.png for s in images_of(made)}), 32, 32, 3), (4, 40, 48, 3)]
+    assert {s.latent_shape for s in images_of(mixed[len(made) :])} == {(20, 24, 2)}
+    assert mixed == add_latents(made, encode) + add_latents(large, encode)
+
+
+def test_pictures_are_resized_to_the_models_sizes(encode, made):
+    rule = SizeRule(max_size=32, min_size=16, stride=4)
+    large = handmade.records(2, (100, 60))
+    for before, after in zip(images_of(large), images_of(add_latents(large, encode, rule)), strict=True):
+        expected = decode_image(before.png).resize((32, 20), PIL.Image.Resampling.BICUBIC)
+        picture = decode_image(after.png)
+        assert (np.asarray(picture) == np.asarray(expected)).all()
+        mean, _ = encode(np.asarray(picture)[None])
+        assert after.latent_shape == (10, 16, 2)
+        assert after.latent_mean == mean[0].astype(np.float16).tobytes()
+    for before, after in zip(images_of(made), images_of(add_latents(made, encode, rule)), strict=True):
+        assert before.png is after.png
+
+
+def test_large_pictures_come_in_smaller_batches(monkeypatch, params):
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    alone = batched_encoder(NANO, params, 1)(pictures)
+    monkeypatch.setattr(latents, "BATCH_PIXELS", 32 * 32 - 1)  # not even one, so one
+    for ours, theirs in zip(batched_encoder(NANO, params)(pictures), alone, strict=True):
+        assert (ours == theirs).all()
+
+
+def test_unusable_moments_and_broken_pictures_are_refused(made):
+    with pytest.raises(LatentError, match="not finite in float16"):
         add_latents(made, lambda pictures: np.full((2, len(pictures), 1, 1, 1), 1e6))
-    large = handmade.records(1, (48, 48))
-    with pytest.raises(ValueError, match=r"\(32, 32\), \(48, 48\)"):
-        add_latents([*made, *large], lambda pictures: np.zeros((2, len(pictures), 1, 1, 1)))
+    image = images_of(made)[0]
+    broken = msgspec.structs.replace(image, png=image.png[:60])
+    record = msgspec.structs.replace(made[0], segments=[broken if s is image else s for s in made[0].segments])
+    with pytest.raises(ImageError, match="record dots-0: segment 2: not a readable PNG"):
+        add_latents([made[1], record], pytest.fail)
 
 
 def test_no_records_need_no_encoder():

@@ -1,0 +1,160 @@
+"""Encoding a whole data set: the same files again, with latents, in another folder.
+
+    .<target>.encoding/work.json        what is being encoded, and with what
+    .<target>.encoding/*.array_record   finished files
+    <target>/                           the same folder under its name, once all files are finished
+
+A run that is killed goes on with the first file that is not finished. Every file is a function of its source and
+of what ``work.json`` says, so the result is byte for byte that of a run that was never stopped.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import msgspec
+from tqdm import tqdm
+
+from pdgen.config import AutoencoderConfig
+from pdgen.data.latents import Encode, LatentError, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.data.records import (
+    INDEX,
+    DataFile,
+    Dataset,
+    RecordError,
+    RecordSource,
+    file_sha256,
+    is_dataset,
+    open_file,
+    write_file,
+    write_index,
+)  # fmt: skip
+from pdgen.files import check_target, new_file, replace_folder
+from pdgen.interleave.images import ImageError, SizeRule
+from pdgen.interleave.trajectory import Record
+
+WORK = "work.json"
+RECORDS_TOGETHER = 256  # whose pictures are grouped by size and held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What pictures are encoded with.
+
+    Attributes:
+      config: sizes of the autoencoder.
+      params: its parameters.
+      rule: the sizes that the model takes pictures at; others are resized, in the records too.
+      batch_size: pictures in a batch, fewer of large ones; see ``latents.batched_encoder``.
+    """
+
+    config: AutoencoderConfig
+    params: Mapping[str, Any]
+    rule: SizeRule
+    batch_size: int
+
+
+def encode_dataset(
+    source: pathlib.Path, target: pathlib.Path, encoder: Encoder, *, overwrite: bool = False
+) -> Dataset:
+    """Writes the data set ``source`` with latents to ``target``; goes on where an earlier run was killed.
+
+    Latents that the records have are replaced. With ``overwrite``, ``target`` may be ``source`` itself.
+
+    Raises:
+      FolderError: ``target`` exists and may not be replaced.
+      LatentError: a moment is not finite; another run is encoding to ``target``, or one with other settings
+        was not finished.
+      RecordError: a record or a picture is broken.
+    """
+    target = pathlib.Path(os.path.abspath(target))
+    check_target(target, "data set", is_dataset, overwrite)
+    records = RecordSource(source)
+    fingerprint = autoencoder_fingerprint(encoder.params)
+    work = {
+        "source": file_sha256(records.folder / INDEX),
+        "autoencoder": fingerprint,
+        "sizes": dataclasses.asdict(encoder.rule),
+        "batch_size": encoder.batch_size,
+        "device": jax.devices()[0].device_kind,
+    }
+    with _claimed(target.with_name(f".{target.name}.encoding"), work) as folder:
+        files = _encode_files(records, folder, encoder)
+        origin = msgspec.structs.replace(records.dataset.origin, autoencoder=fingerprint)
+        dataset = msgspec.structs.replace(records.dataset, files=files, origin=origin)
+        write_index(folder, dataset)
+        (folder / WORK).unlink()
+        replace_folder(folder, target)
+    return dataset
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+    """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LatentError(f"{folder}: another process is encoding into it; wait for its end") from None
+        path = folder / WORK
+        if not path.is_file():  # killed before it began, or while its finished folder was being renamed
+            for leftover in folder.iterdir():
+                leftover.unlink()
+            with new_file(path) as partial:
+                partial.write_bytes(msgspec.json.encode(work) + b"\n")
+        begun = msgspec.json.decode(path.read_bytes())
+        if changed := [key for key in work if begun.get(key) != work[key]]:
+            raise LatentError(f"{folder}: holds unfinished work with another {', '.join(changed)}; "
+                              "finish it, or delete the folder")  # fmt: skip
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder) -> list[DataFile]:
+    """Writes every file that is not finished; all files as ``dataset.json`` counts them."""
+    encode = batched_encoder(encoder.config, encoder.params, encoder.batch_size)
+    files, end = [], 0
+    with tqdm(total=len(records), desc="encoding", unit="record") as bar:
+        for file in records.dataset.files:
+            start, end = end, end + file.records
+            if _is_finished(folder, file):
+                bar.initial += file.records  # so that the estimate is of the work to do
+                bar.update(file.records)
+            else:
+                written = _encoded(records, range(start, end), encode, encoder.rule, file.name)
+                write_file(folder / file.name, _counted(written, bar), file.subset)
+            files.append(msgspec.structs.replace(file, sha256=file_sha256(folder / file.name)))
+    return files
+
+
+def _encoded(
+    records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str
+) -> Iterator[Record]:
+    for first in numbers[::RECORDS_TOGETHER]:
+        chunk = [records[n] for n in range(first, min(first + RECORDS_TOGETHER, numbers.stop))]
+        try:
+            yield from add_latents(chunk, encode, rule)
+        except ImageError as fault:
+            raise RecordError(f"{records.folder / name}: {fault}") from None
+
+
+def _counted(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
+    for record in records:
+        yield record
+        bar.update()
+
+
+def _is_finished(folder: pathlib.Path, file: DataFile) -> bool:
+    try:
+        open_file(folder, file)
+    except RecordError:
+        return False
+    return True
