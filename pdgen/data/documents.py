@@ -67,7 +67,7 @@ class _Cuts:
 def sum_units(values: np.ndarray, starts: Int64[np.ndarray, " documents+1"]) -> Int64[np.ndarray, "documents ..."]:
     """Sums of units' values over each document."""
     sums = np.cumsum(values, axis=0, dtype=np.int64)
-    return np.diff(np.concatenate([np.zeros_like(sums[:1]), sums])[starts], axis=0)
+    return np.diff(np.concatenate([np.zeros((1, *values.shape[1:]), np.int64), sums])[starts], axis=0)
 
 
 def ranges(begin: np.ndarray, counts: np.ndarray) -> tuple[Int64[np.ndarray, " units"], Int64[np.ndarray, " n+1"]]:

@@ -364,9 +364,11 @@ def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
         arrays = [getattr(layout, field) for layout in layouts]
         if offsets is not None:
             arrays = [np.where(a == -1, a, a + o).astype(np.int32) for a, o in zip(arrays, offsets)]
-        values = np.concatenate(arrays)
-        padding = [(0, size - len(values)), *[(0, 0)] * (values.ndim - 1)]
-        return np.pad(values, padding, constant_values=fill)
+        length = sum(map(len, arrays))
+        result = np.empty((size, *arrays[0].shape[1:]), arrays[0].dtype)
+        np.concatenate(arrays, out=result[:length])
+        result[length:] = fill
+        return result
 
     text, vit, vae = sizes
     to_sequence, to_stream = _permutations(np.concatenate([layout.stream for layout in layouts]), sizes)

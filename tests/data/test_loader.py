@@ -1,4 +1,4 @@
-"""The loader on a small data set of shapes world, with made-up latents."""
+"""The loader on a small data set with made-up latents."""
 
 import collections
 import dataclasses
@@ -19,7 +19,6 @@ from pdgen.assets import shapes_folder
 from pdgen.config import NANO
 from pdgen.data import lengths
 from pdgen.data.documents import PackingError
-from pdgen.data.latents import add_latents
 from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
 from pdgen.data.packing import Document, document_rng
 from pdgen.data.records import Origin, RecordError, RecordSource, write_dataset
@@ -27,7 +26,7 @@ from pdgen.interleave.layout import Budgets, pack_shapes
 from pdgen.interleave.segments import NO_DROPOUT, ConditionDropout, taught
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image
-from pdgen.scenes.subsets import Settings, make_trajectories
+from tests.data.small_records import records
 
 TOKENIZER = load_tokenizer(shapes_folder())
 SETTINGS = LoaderConfig(
@@ -36,18 +35,10 @@ SETTINGS = LoaderConfig(
 RECORDS = 23
 
 
-def fake_encoder(pictures):
-    """Moments that depend on the picture: its pixels at half size."""
-    small = pictures[:, ::2, ::2].astype(np.float32) / 255
-    mean = np.concatenate([small, small[..., :1]], axis=-1)
-    return mean, np.full_like(mean, -4)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    records = add_latents(list(make_trajectories(Settings(count=RECORDS))), fake_encoder)
-    write_dataset(folder, records, Origin(seed=0), records_per_file=10)
+    write_dataset(folder, records(RECORDS), Origin(seed=0), records_per_file=10)
     return folder
 
 
@@ -204,16 +195,16 @@ def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
 def broken(folder, target, number, change):
     """A copy of the data set whose record ``number`` has its images changed."""
     source = RecordSource(folder)
-    records = [source[n] for n in range(len(source))]
-    segments = [change(s) if isinstance(s, Image) else s for s in records[number].segments]
-    records[number] = msgspec.structs.replace(records[number], segments=segments)
-    write_dataset(target, records, Origin(seed=0), records_per_file=10)
+    changed = [source[n] for n in range(len(source))]
+    segments = [change(s) if isinstance(s, Image) else s for s in changed[number].segments]
+    changed[number] = msgspec.structs.replace(changed[number], segments=segments)
+    write_dataset(target, changed, Origin(seed=0), records_per_file=10)
     return RecordSource(target)
 
 
 def test_a_broken_picture_stops_with_file_and_record(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
-    with pytest.raises(RecordError, match=r"part-00001\.array_record: record 2: record shapes-0-000012: "):
+    with pytest.raises(RecordError, match=r"part-00001\.array_record: record 2: record r-0-000012: "):
         list(loader(NANO, source, TOKENIZER, SETTINGS, stop_step=10))
 
 
@@ -226,7 +217,7 @@ def test_missing_latents_stop_with_file_and_record(folder, tmp_path):
 
 def test_a_small_pack_is_refused(folder):
     settings = dataclasses.replace(SETTINGS, budgets=Budgets(100, 160, 1088))
-    with pytest.raises(PackingError, match=r"record shapes-0-\d+ needs text \d+"):
+    with pytest.raises(PackingError, match=r"record r-0-\d+ needs text \d+"):
         Batches(NANO, RecordSource(folder), TOKENIZER, settings)
 
 

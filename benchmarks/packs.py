@@ -1,0 +1,160 @@
+"""Records to packs: tokens a second on one core, from ArrayRecord files with latents to finished packs.
+
+    python -m benchmarks.packs --size=512 --json
+
+The records are synthetic with the paper's statistics: prompts of about 152 characters, 3.5 images on average, at
+most 5, at 512 pixels 3,423 tokens for the three copies of an image, packs of 33,000 tokens; ``--size=32`` makes
+records and packs as shapes world has them. Pictures are smooth fields with grain, which as PNG are as large as
+photographs (about 0.4 MB at 512 pixels). Reading, decoding, resizing, sampling of latents and laying out are timed,
+on one thread; making the records is not.
+"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import PIL
+import PIL.Image
+from absl import app, flags
+from tqdm import tqdm
+
+from pdgen.assets import shapes_folder
+from pdgen.config import ModelConfig, preset
+from pdgen.data.budgets import propose_budgets
+from pdgen.data.documents import make_documents
+from pdgen.data.lengths import length_index
+from pdgen.data.loader import Batches, LoaderConfig
+from pdgen.data.records import Origin, RecordSource, write_dataset
+from pdgen.data.stream import Stream
+from pdgen.interleave.images import encode_png
+from pdgen.interleave.segments import ConditionDropout
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.interleave.trajectory import Image, Record, Text, format_plan
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("size", "512", ["32", "512"], "pixels of a picture's side")
+flags.DEFINE_integer("records", 0, "records to make; 0 = 40 at 512 pixels, 1000 at 32", lower_bound=0)
+flags.DEFINE_integer("packs", 0, "packs to time; 0 = as many as half of the records fill", lower_bound=0)
+flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+AIM = 10_000  # tokens/s a core
+IMAGE_RATES = (0.07, 0.14, 0.25, 0.29, 0.25)  # of 1 to 5 images, 3.51 on average
+WORDS = ("red", "small", "wooden", "old", "bicycle", "harbour", "left", "behind", "under", "three", "cat", "window")
+SIZES = {32: ("nano", 4096, 1000), 512: ("bagel_7b", 33_000, 40)}  # side: model, tokens of a pack, records
+
+
+def picture(rng: np.random.Generator, side: int) -> bytes:
+    """A PNG of a smooth coloured field with grain."""
+    coarse = PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((side, side), PIL.Image.Resampling.BICUBIC), np.int16)
+    grain = rng.normal(0, 4, smooth.shape).astype(np.int16)
+    return encode_png(PIL.Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)))
+
+
+def image(rng: np.random.Generator, config: ModelConfig, side: int) -> Image:
+    """A sketch with made-up latent moments."""
+    shape = (side // config.autoencoder.downsample,) * 2 + (config.autoencoder.z_channels,)
+    mean, logvar = rng.normal(size=shape), rng.normal(-6, 1, size=shape)
+    moments = {"latent_mean": mean, "latent_logvar": logvar}
+    return Image(
+        stage="sketch", png=picture(rng, side), target=True, latent_shape=shape,
+        **{name: value.astype(np.float16).tobytes() for name, value in moments.items()},
+    )  # fmt: skip
+
+
+def words(rng: np.random.Generator, characters: int) -> str:
+    """Words of about so many characters."""
+    chosen = rng.choice(WORDS, characters // 5 + 1)
+    return " ".join(chosen)[:characters].strip()
+
+
+def make_records(config: ModelConfig, side: int, count: int) -> Iterator[Record]:
+    """Whole trajectories: prompt, then plan, image and inspection a step."""
+    long = 1.0 if side > 32 else 0.3  # shapes world says less
+    for number in tqdm(range(count), desc="records", unit="record"):
+        rng = np.random.default_rng((0, number))
+        segments: list[Text | Image] = [Text("prompt", words(rng, int(long * 152)), False)]
+        for _ in range(1 + rng.choice(len(IMAGE_RATES), p=IMAGE_RATES)):
+            plan = format_plan(words(rng, int(long * 80)), words(rng, int(long * 160)))
+            segments += [Text("plan", plan, True), image(rng, config, side)]
+            segments.append(Text("inspect", words(rng, int(long * 120)), True))
+        yield Record(id=f"r{number}", source="benchmark", complete=True, segments=segments)
+
+
+def measure(side: int, count: int, packs: int) -> dict[str, Any]:
+    """Makes the records in a temporary folder, then times packs. Returns every number that is printed."""
+    name, total, default = SIZES[side]
+    config, tokenizer = preset(name), load_tokenizer(shapes_folder())
+    with tempfile.TemporaryDirectory() as folder:
+        data = pathlib.Path(folder) / "records"
+        write_dataset(data, make_records(config, side, count or default), Origin(seed=0))
+        size = sum(file.stat().st_size for file in data.iterdir())
+        source, dropout = RecordSource(data), ConditionDropout()
+        start = time.process_time()
+        documents = make_documents(length_index(source, tokenizer, config))
+        opened = time.process_time() - start
+        stream = Stream(documents, {"": range(len(documents))}, {}, dropout, seed=0)
+        proposal = propose_budgets(documents, stream, total)[0]
+        batches = Batches(config, source, tokenizer, LoaderConfig(1, proposal.budgets, dropout=dropout))
+        packs = packs or max(1, round(len(documents) / 2 / proposal.documents))
+        batches.pack(0)
+        wall, start = time.perf_counter(), time.process_time()
+        for number in range(1, 1 + packs):
+            batches.pack(number)
+        seconds, wall = time.process_time() - start, time.perf_counter() - wall
+        tokens = int(sum(batches.packer.used(number).sum() for number in range(1, 1 + packs)))
+        fill = batches.packer.fill(range(1, 1 + packs))
+    return {
+        "size": side, "model": name, "records": len(documents), "megabytes": size / 1e6, "packs": packs,
+        "tokens": tokens, "cpu_s": seconds, "wall_s": wall, "tokens_per_second": tokens / seconds,
+        "over_aim": tokens / seconds / AIM, "budgets": dataclasses.asdict(proposal.budgets), "fill": fill,
+        "counting_lengths_s": opened,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__},
+        "cpu": cpu_name(),
+    }  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write_json(result: dict[str, Any]) -> pathlib.Path:
+    """Writes one result file, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"packs_{result['size']}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.rename(path)
+    return path
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]}")
+    try:
+        result = measure(int(FLAGS.size), FLAGS.records, FLAGS.packs)
+    except (ValueError, OSError) as fault:
+        print(f"packs: {fault}", file=sys.stderr)
+        sys.exit(2)
+    print(
+        f"{result['size']} pixels: {result['records']:,} records ({result['megabytes']:,.0f} MB), "
+        f"{result['packs']} packs, {result['tokens']:,} tokens"
+    )
+    print(f"{result['tokens_per_second']:,.0f} tokens/s a core ({result['cpu_s']:.2f} s of one core)")
+    print(f"over the aim of {AIM:,} tokens/s: {result['over_aim']:.1f}")
+    if FLAGS.json:
+        print(f"wrote {write_json(result)}")
+
+
+if __name__ == "__main__":
+    app.run(main)
