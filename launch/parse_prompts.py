@@ -39,7 +39,7 @@ def read(path: pathlib.Path) -> list[Metadata]:
 def faults(record: Metadata) -> list[str]:
     """In what the prompt's graph and the metadata differ, or why the prompt has no graph."""
     try:
-        return agrees(parse_prompt(record.prompt), record)
+        return [f"{record.prompt!r}: {found}" for found in agrees(parse_prompt(record.prompt), record)]
     except SceneError as fault:
         return [str(fault)]
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         found = faults(record)
         agreeing += not found
         for fault in found:
-            print(f"line {number}: {record.prompt!r}: {fault}")
+            print(f"line {number}: {fault}")
     print(f"{agreeing} of {len(records)} prompts agree with their metadata")
     sys.exit(0 if agreeing == len(records) else 1)
 

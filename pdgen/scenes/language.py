@@ -372,21 +372,25 @@ def conflict(rng: np.random.Generator, prompt_graph: SceneGraph, plan_graph: Sce
         return _unasked(rng, name(plan_graph, d.entities[0]))
     if d.kind == "relation":
         return _misrelated(rng, prompt_graph, d)
-    if d.kind == "background":
-        asked, said = background_phrase(d.asked), d.said
-    else:
-        keys = ("color", d.kind)
-        asked_entity = _of_kind(prompt_graph.find(d.entities[0]), keys)
-        asked, said = some(asked_entity), d.said
-        if d.kind == "place":
-            asked, said = f"{some(_of_kind(asked_entity, ('color',)))} {place_phrase(d.asked)}", place_phrase(d.said)
-        if d.kind == "shape":
-            said = some(_of_kind(plan_graph.find(d.entities[0]), ()))
-    verb = was(prompt_graph.find(d.entities[0])) if d.entities else "was"
+    asked, verb = _asked(prompt_graph, d)
+    said = place_phrase(d.said) if d.kind == "place" else d.said
+    if d.kind == "shape":
+        said = some(_of_kind(plan_graph.find(d.entities[0]), ()))
     forms = (f"The prompt asks for {asked}, not {said}.", f"The plan says {said}, but the prompt asks for {asked}.",
              f"{sentence(asked)[:-1]} {verb} asked for, not {said}.")  # fmt: skip
     corrections = ("Plan {}.", "The plan should say {}.", "Change the plan to {}.")
     return format_inspection(_pick(rng, forms), _pick(rng, corrections).format(asked))
+
+
+def _asked(prompt_graph: SceneGraph, d: Difference) -> tuple[str, str]:
+    """What the prompt asks for where a plan differs, and "was" or "were"."""
+    if d.kind == "background":
+        return background_phrase(d.asked), "was"
+    entity = _of_kind(prompt_graph.find(d.entities[0]), ("color", d.kind))
+    words = f"{number(entity.count)} {look(entity)}" if d.kind == "count" else some(entity)
+    if d.kind == "place":
+        words = f"{words} {place_phrase(d.asked)}"
+    return words, was(entity)
 
 
 def _unasked(rng: np.random.Generator, extra: Entity) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from pdgen.scenes.graph import Entity, SceneError, SceneGraph
-from pdgen.scenes.phrases import relations_to, some
+from pdgen.scenes.phrases import be, relations_to, some
 
 Kind = Literal["left of", "right of", "above", "below"]
 
@@ -64,8 +64,9 @@ def agrees(graph: SceneGraph, metadata: Metadata) -> list[str]:
         if same:
             left.remove(same[0])
         else:
-            found.append(f"{some(Entity(0, item.noun, item.count, attributes))} is not in the graph")
-    found += [f"{some(e)} is not in the metadata" for e in left]
+            wanted = Entity(0, item.noun, item.count, attributes)
+            found.append(f"{some(wanted)} {be(wanted)} not in the graph")
+    found += [f"{some(e)} {be(e)} not in the metadata" for e in left]
     found += _of_positions(graph, metadata, ids)
     for item in metadata.exclude:
         count = sum(e.count for e in graph.entities if e.noun == item.noun)
@@ -87,5 +88,5 @@ def _of_positions(graph: SceneGraph, metadata: Metadata, ids: list[int | None]) 
             nouns = metadata.include[number].noun, metadata.include[reference].noun
             found.append(f"{nouns[0]!r} is not {kind} {nouns[1]!r} in the graph")
     if len(graph.relations) > len(positions):
-        found.append(f"{len(graph.relations)} relations, but {len(positions)} in the metadata")
+        found.append(f"relations: {len(graph.relations)} in the graph, {len(positions)} in the metadata")
     return found
