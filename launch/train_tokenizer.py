@@ -3,18 +3,27 @@
 python launch/train_tokenizer.py --output=pdgen/assets/shapes/tokenizer.model
 """
 
+import collections
 import io
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
+import numpy as np
 import sentencepiece
 from absl import app, flags
 
-from pdgen.interleave.trajectory import Text
-from pdgen.scenes.subsets import Settings, make_trajectories
+from pdgen.interleave.trajectory import TAG
+from pdgen.scenes import language
+from pdgen.scenes.differences import differences
+from pdgen.scenes.graph import SceneGraph, Step
+from pdgen.scenes.grow import grow
+from pdgen.scenes.rewrite import rewrite
+from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
+from pdgen.scenes.world import corrupt, place
 
 OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
 COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)
@@ -22,29 +31,64 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.", lower_boun
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 VOCAB_SIZE = 512
+MAX_WORDS = 225  # beside 262 bytes and controls, the tags and single characters
+WORD = re.compile(r" ?[A-Za-z]+")
 CONTROL_SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
 def texts(seed: int, count: int) -> Iterator[str]:
-    """All texts of ``count`` generated trajectories."""
-    for record in make_trajectories(Settings(seed=seed, count=count)):
-        yield from (s.text for s in record.segments if isinstance(s, Text))
+    """All texts of ``count`` random trajectories, a task after the other, with what may be said of their faults."""
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        task = TASKS[number % len(TASKS)]
+        graph = sample_graph(rng, task)
+        asked = prompt_graph(rng, graph, task)
+        yield language.prompt(rng, asked, task)
+        before = None
+        for step in rewrite(rng, grow(rng, graph), share=0.5):
+            yield language.plan(rng, before, step)
+            yield language.agreement(rng, before, step, asked)
+            if any(d.said is not None for d in differences(asked, step.graph)):
+                yield language.conflict(rng, asked, step.graph)
+            before = step.graph
+        yield from faults(rng, graph)
 
 
-def train(sentences: Iterator[str]) -> bytes:
+def faults(rng: np.random.Generator, graph: SceneGraph) -> Iterator[str]:
+    """What is said of a draft with a fault, where the scene can be drawn."""
+    ids = [e.id for e in graph.entities]
+    scenes = place(rng, [Step("add", tuple(ids), graph)])
+    if scenes is not None:
+        entity = int(rng.choice(ids))
+        draft, kind = corrupt(rng, scenes[0], graph, entity)
+        yield language.fault_of_draft(rng, kind, graph, entity, draft)
+
+
+def words(sentences: Iterable[str]) -> list[str]:
+    """The ``MAX_WORDS`` most frequent words, each with the space before it, if there is one."""
+    counts = collections.Counter(word for text in sentences for word in WORD.findall(TAG.sub("\n", text)))
+    return sorted(word for word, _ in counts.most_common(MAX_WORDS))
+
+
+def train(sentences: list[str]) -> bytes:
     """A byte-pair model of at most ``VOCAB_SIZE`` pieces that encodes any text and gives it back unchanged.
 
-    Bytes stand in for what has no piece; spaces are kept as they are and begin the piece they precede;
-    punctuation never shares a piece with letters, so a word has one spelling in pieces wherever it stands.
+    Tags and the words of the texts are one piece each, wherever they stand; what few pieces remain are learnt from
+    the rest, and bytes stand in for what has no piece. (Learnt pairs alone would spend most of so small a vocabulary
+    on the parts of words: a plan would have 38 tokens, not 29.)
     """
+    whole = [" "]  # A blank of its own must be a piece: sentencepiece's bytes for it would come back as U+2581.
+    whole += [tag for name in ("ins", "des", "refine") for tag in (f"<{name}>", f" <{name}>", f"</{name}>")]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences,
+        sentence_iterator=iter(sentences),
         model_writer=model,
         model_type="bpe",
         vocab_size=VOCAB_SIZE,
+        hard_vocab_limit=False,
         byte_fallback=True,
         control_symbols=list(CONTROL_SYMBOLS),
+        user_defined_symbols=[piece.replace(" ", "\u2581") for piece in (*whole, *words(sentences))],
         unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -65,7 +109,7 @@ def main(argv: list[str]) -> None:
         fail(f"--output={path}: name a file ending in .model")
     if path.exists() and not OVERWRITE.value:
         fail(f"{path}: exists already; pass --overwrite to replace it")
-    model = train(texts(SEED.value, COUNT.value))
+    model = train(list(texts(SEED.value, COUNT.value)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")

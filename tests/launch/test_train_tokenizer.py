@@ -22,17 +22,20 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     done = run(f"--output={path}", "--count=200", "--seed=4")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{path}: 512 pieces, ")
+    pieces = load_tokenizer(path.parent).vocab_size
+    assert done.stdout.startswith(f"{path}: {pieces} pieces, ")
+    assert pieces <= 512
     return path
 
 
-def test_the_file_is_a_tokenizer_that_splits_words_from_tags(path):
+def test_the_file_is_a_tokenizer_with_a_piece_for_each_word_and_tag(path):
     tokenizer = load_tokenizer(path.parent)
-    ids = tokenizer.encode("<ins>Add a red circle.</ins>")
-    assert [tokenizer.token_bytes(i).decode() for i in ids] == [
-        *("<", "ins", ">", "Add", " a", " red", " circle", ".</", "ins", ">")
+    text = "<ins>Add a red circle.</ins> <des>The picture shows a red unit."
+    pieces = [tokenizer.token_bytes(i).decode() for i in tokenizer.encode(text)]
+    assert pieces == [
+        *("<ins>", "Add", " a", " red", " circle", ".", "</ins>", " <des>", "The", " picture", " shows", " a", " red"),
+        *(" ", "u", "n", "i", "t", "."),
     ]
-    assert tokenizer.vocab_size == 512
 
 
 def test_training_again_gives_the_same_bytes_and_needs_permission(path):
