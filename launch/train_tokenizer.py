@@ -19,11 +19,12 @@ from absl import app, flags
 from pdgen.interleave.trajectory import TAG
 from pdgen.scenes import language
 from pdgen.scenes.differences import differences
-from pdgen.scenes.graph import SceneGraph, Step
+from pdgen.scenes.graph import COLORS, SceneGraph, Step
 from pdgen.scenes.grow import grow
+from pdgen.scenes.lexicon import NUMBERS, plural
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
-from pdgen.scenes.world import corrupt, place
+from pdgen.scenes.world import MAX_OBJECTS, SHAPES, corrupt, place
 
 OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
 COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)
@@ -38,6 +39,7 @@ CONTROL_SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_star
 
 def texts(seed: int, count: int) -> Iterator[str]:
     """All texts of ``count`` random trajectories, a task after the other, with what may be said of their faults."""
+    yield f" {' '.join((*SHAPES, *map(plural, SHAPES), *COLORS, *NUMBERS[:MAX_OBJECTS]))}"  # none is too rare
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         task = TASKS[number % len(TASKS)]

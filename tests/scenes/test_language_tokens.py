@@ -51,7 +51,7 @@ def test_every_word_is_one_piece(pieces, texts):
     words = set(re.findall(r" ?[A-Za-z]+", plain))
     words |= {f" {word}" for noun in SHAPES for word in (noun, plural(noun))}
     words |= {f" {word}" for phrase in (*COLORS, *PLACES, *BACKGROUNDS) for word in phrase.split()}
-    words |= {f" {number(count)}" for count in range(1, 6)} | {" <des>", "<ins>", "</ins>", "</des>", "</refine>"}
+    words |= {f" {number(count)}" for count in range(1, 7)} | {" <des>", "<ins>", "</ins>", "</des>", "</refine>"}
     assert [w for w in sorted(words) if len(pieces.encode(w)) != 1] == []
 
 
