@@ -154,6 +154,7 @@ def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, 
 
 
 def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
+    # The style without what shapes world cannot paint of that noun.
     return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
 
 
@@ -168,13 +169,15 @@ def sample_graph(
     Args:
       split: "train": nothing in the scene is held out. "test": what the prompt says holds a held-out pair or
         triple, if the task is ``colors``, ``position``, ``color_attr`` or ``composition``; others as "train".
-      entity_rates: probability of each number of entities in a composition.
+      entity_rates: probability of each number of entities, 1 to ``MAX_OBJECTS``, in a composition.
 
     Raises:
-      ValueError: the task or split is unknown.
+      ValueError: the task or split is unknown, or ``entity_rates`` are no probabilities of such numbers.
     """
     if task not in TASKS or split not in ("train", "test"):
         raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
+    if not entity_rates.keys() <= set(range(1, MAX_OBJECTS + 1)):
+        raise ValueError(f"entity_rates are for {sorted(entity_rates)} entities; a scene has 1 to {MAX_OBJECTS}")
     counts = _counts(rng, task, entity_rates)
     layout, relations = _arrange(rng, task, counts)
     styles = _styles(rng, task, counts, layout)

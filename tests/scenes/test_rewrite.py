@@ -74,7 +74,9 @@ def check_swap(before, step, gone, new, changed, lost, gained):
         turned = {Relation(other.get(r.subject, r.subject), r.kind, other.get(r.reference, r.reference)) for r in lost}
         assert turned == gained
         assert lost or changed
+        assert now[a].count == now[b].count
     else:
+        assert now[a].noun != now[b].noun
         assert not lost | gained
         assert changed.keys() == {a, b}
 
@@ -240,6 +242,12 @@ def test_an_attribute_without_other_words_is_left_out_at_first():
             assert before.find(entity).attributes.items() < step.graph.find(entity).attributes.items()
 
 
+def test_a_vocabulary_of_the_same_word_alone_is_as_good_as_none():
+    steps = [Step("add", (0,), SceneGraph((Entity(0, "cup", 1, {"color": "red"}),)))]
+    new = rewrite(np.random.default_rng(0), steps, 1.0, Vocabulary(attributes={"color": ("red",)}), {"modify": 1.0})
+    assert [step.graph.entities[0].attributes for step in new[:2]] in ([{}, {"color": "red"}], [{}, {}])
+
+
 def test_words_of_a_vocabulary_are_the_only_new_ones():
     vocabulary = Vocabulary(
         ("dog", "lamp"), {"color": ("red", "blue")}, lambda g: any(e.noun == "lamp" for e in g.entities)
@@ -252,6 +260,11 @@ def test_words_of_a_vocabulary_are_the_only_new_ones():
         for e in itertools.chain(*(step.graph.entities for step in steps)):
             nouns.add(e.noun)
             colors |= {e.attributes.get("color")}
+        for before, step in itertools.pairwise(steps):
+            if step.operation == "remove":
+                (extra,) = (before.graph.find(i) for i in step.entities)
+                others = [e for e in before.graph.entities if e is not extra]
+                assert ("color" in extra.attributes) == all("color" in e.attributes for e in others)
     assert nouns == {"table", "man", "cup", "window", "dog"}
     assert colors == {None, "brown", "turquoise", "red", "blue"}
 
