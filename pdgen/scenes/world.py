@@ -22,7 +22,6 @@ OUTLINED_SHAPES = ("circle", "square", "triangle", "diamond", "heart")
 BACKGROUNDS = ("light grey", "dark grey", "pale blue", "pale green", "beige", "lavender")
 # Widths of a shape; one that no attribute calls small or large is medium.
 SIZES = {"small": (7,), "medium": (10, 11), "large": (14, 15)}
-SIZE_LIMITS = {"small": 8.5, "medium": 12.5, "large": GRID}  # of a measured width, halfway to the next word
 MAX_OBJECTS = 6
 MOVE = 6  # units along some axis that a moved object goes at least
 # Free at first, then ever closer: empty units between boxes, choices and dead ends of ``solve``, smallest sizes on a
@@ -117,9 +116,9 @@ def can_be_outlined(shape: str, size: str | None) -> bool:
     return shape in OUTLINED_SHAPES and size != "small"
 
 
-def size_word(width: float) -> str:
-    """The word for a width in grid units."""
-    return next(word for word, limit in SIZE_LIMITS.items() if width <= limit)
+def size_word(width: int) -> str:
+    """The key of ``SIZES`` for one of its widths."""
+    return next(word for word, widths in SIZES.items() if width in widths)
 
 
 def place_of(item: Boxed, side: float = GRID) -> str:
