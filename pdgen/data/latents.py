@@ -1,5 +1,6 @@
 """Latent moments of records: every picture encoded once, ahead of training, in compiled batches by size."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,8 @@ def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_
     """
     on_device = jax.device_put(params)
 
-    @jax.jit
+    # Else a GPU may choose other algorithms in the next process, and a run that goes on gives other last bits.
+    @functools.partial(jax.jit, compiler_options={"xla_gpu_deterministic_ops": True})
     def moments(params: Mapping[str, Any], pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
         return autoencoder.encode(config, params, pictures.astype(jnp.float32) / 127.5 - 1)
 

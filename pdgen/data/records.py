@@ -13,6 +13,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, SupportsIndex
 
 import msgspec
@@ -306,12 +307,19 @@ def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]
         return
     if file.sha256 and file_sha256(path) != file.sha256:
         yield f"{path}: is not the file that was written, its SHA-256 differs from {INDEX}: copy or build it again"
-    for position in range(file.records):
+
+    def fault_of(position: int) -> str | None:
         try:
             _check_pictures(_read(source, path, position), f"{path}: record {position}")
         except RecordError as fault:
-            yield str(fault)
-        bar.update()
+            return str(fault)
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        for fault in threads.map(fault_of, range(file.records)):
+            bar.update()
+            if fault is not None:
+                yield fault
 
 
 def _check_pictures(record: Record, name: str) -> None:

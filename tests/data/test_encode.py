@@ -144,8 +144,10 @@ def test_unfinished_work_with_other_settings_is_not_mixed_in(source, encoder, pa
     ):
         encode_dataset(source, tmp_path / "new", encoder)
     (tmp_path / ".out.encoding" / "work.json").unlink()  # killed while the finished folder was renamed
-    encode_dataset(source, tmp_path / "out", Encoder(SHAPES_AUTOENCODER, other, RULE, 8))
+    for name in ("out", "fresh"):
+        encode_dataset(source, tmp_path / name, Encoder(SHAPES_AUTOENCODER, other, RULE, 8))
     assert RecordSource(tmp_path / "out").dataset.origin.autoencoder == autoencoder_fingerprint(other)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
 def test_a_broken_picture_is_named(encoder, tmp_path):

@@ -1,7 +1,6 @@
 """Pictures of other data sets as the PNG bytes of a record."""
 
 import io
-import warnings
 from typing import Any
 
 import PIL.Image
@@ -34,8 +33,7 @@ def to_png(value: Any, name: str) -> bytes:
     if not isinstance(data, bytes):
         raise Refused(MISSING, f"{name} is {type(data).__name__}, expected bytes")
     try:
-        # Pillow warns of large images, which are refused here, and of damaged metadata, which is not used.
-        with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Refused(TOO_LARGE, f"{name} has {image.width} x {image.height} pixels, at most {MAX_PIXELS}")
             image.load()

@@ -126,6 +126,16 @@ def test_thinkmorph_as_published(tmp_path):
     assert {(r.source, r.complete) for r in records} == {("thinkmorph", True)}
 
 
+def test_images_and_thoughts_go_by_their_numbers_not_by_the_order_of_columns(tmp_path):
+    thoughts = {f"resoning_thought_{n}": f"Thought {n}." for n in (10, 2, 1, 0)}
+    row = {"reasoning_image_10": BLUE, "reasoning_image_9": RED, **thoughts, **thinkmorph()}
+    row |= {"problem_image_1": BLUE, "resoning_thought_0": "Thought 0.", "resoning_thought_1": "Thought 1."}
+    path = write_parquet(tmp_path / "a.parquet", [row])
+    (record,), _ = split(reasoning.read_thinkmorph(path))
+    assert [words for _, words, _ in seen(record) if len(words) < 8] == ["red", "blue", "lime", "red", "blue"]
+    assert record.segments[-1].text == "Thought 10. B"
+
+
 def test_thinkmorph_as_prepared_for_training(tmp_path):
     row = {
         "image_list": [picture("red"), picture("lime")],
