@@ -48,7 +48,7 @@ def texts(seed: int, count: int) -> Iterator[str]:
         yield language.prompt(rng, asked, task)
         before = None
         for step in rewrite(rng, grow(rng, graph), share=0.5):
-            yield language.plan(rng, before, step)
+            yield language.plan(rng, before, step, asked)
             yield language.agreement(rng, before, step, asked)
             if any(d.said is not None for d in differences(asked, step.graph)):
                 yield language.conflict(rng, asked, step.graph)

@@ -23,12 +23,14 @@ class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         apart. Relations and background are those it states.
       changes: "modify": the attribute's new value; "move": the ``place``, if it is stated; "swap":
         ``{"color": "exchanged"}`` where colours, not places, are exchanged.
+      for_now: what is drawn is not what the prompt asks for, and is to be put right by a later step.
     """
 
     operation: str
     entities: tuple[int, ...]
     graph: SceneGraph
     changes: dict[str, str] = {}
+    for_now: bool = False
 
 
 def instruct(before: SceneGraph | None, step: Step) -> Instruction:
@@ -195,4 +197,5 @@ def say(rng: np.random.Generator, instruction: Instruction, first: bool = False)
         place = instruction.changes.get("place")
         where = [] if place is None else [f"to the {place}"]
         to = " and ".join([*where, *(f"{r.kind} {the(graph.find(r.reference))}" for r in graph.relations)])
-    return sentence(forms[rng.integers(len(forms))].format(x=x, y=y, to=to))
+    words = forms[rng.integers(len(forms))].format(x=x, y=y, to=to)
+    return sentence(f"{words} for now" if instruction.for_now else words)

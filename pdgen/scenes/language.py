@@ -97,14 +97,31 @@ def description(rng: np.random.Generator, graph: SceneGraph) -> str:
     return " ".join([text, *statements(graph, left, words)])
 
 
-def instruction(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> str:
-    """What the step does, so that it can be drawn: what is new and where. Raises SceneError as ``instruct``."""
-    return say(rng, instruct(before, step), first=before is None)
+def instruction(
+    rng: np.random.Generator, before: SceneGraph | None, step: Step, prompt_graph: SceneGraph | None = None
+) -> str:
+    """What the step does, so that it can be drawn: what is new and where.
+
+    Args:
+      before: the graph before the step, None for the first.
+      prompt_graph: what the prompt asks for. A step that draws something else, which a later one must put right,
+        says so ("for now"), or nothing would tell it from a mistake. None: it does not say so.
+
+    Raises:
+      SceneError: as ``instruct``.
+    """
+    order = instruct(before, step)
+    if prompt_graph is not None:
+        wrong = {i for d in differences(prompt_graph, step.graph) if d.said is not None for i in d.entities}
+        order = msgspec.structs.replace(order, for_now=bool(wrong & set(step.entities)))
+    return say(rng, order, first=before is None)
 
 
-def plan(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> str:
-    """The instruction and the description of the whole scene after the step, in their tags."""
-    return format_plan(instruction(rng, before, step), description(rng, step.graph))
+def plan(
+    rng: np.random.Generator, before: SceneGraph | None, step: Step, prompt_graph: SceneGraph | None = None
+) -> str:
+    """``instruction`` and the description of the whole scene after the step, in their tags."""
+    return format_plan(instruction(rng, before, step, prompt_graph), description(rng, step.graph))
 
 
 # Inspections that find no fault.

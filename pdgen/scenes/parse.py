@@ -14,6 +14,8 @@ A recursive descent over the words, one method per rule; ``parse_instruction`` r
 import re
 from collections.abc import Iterable
 
+import msgspec
+
 from pdgen.scenes.graph import PLACES, Entity, Relation, SceneError, SceneGraph
 from pdgen.scenes.instruction import EXCHANGED, Instruction
 from pdgen.scenes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS, place_phrase, plural
@@ -68,8 +70,9 @@ def parse_instruction(text: str) -> Instruction:
     for words, rule in _INSTRUCTIONS:
         if reader.take(words):
             instruction = rule(reader)
+            for_now = reader.take("for now")
             reader.stop()
-            return instruction
+            return msgspec.structs.replace(instruction, for_now=for_now)
     raise reader.not_understood("an instruction")
 
 

@@ -124,6 +124,24 @@ def test_instructions_of_each_operation(step, before, words):
     assert all_wordings(lambda rng: language.instruction(rng, before, step)) == words
 
 
+def test_what_is_not_meant_to_stay_is_drawn_for_now():
+    asked = SceneGraph((thing(0, "circle"), thing(1, "square", color="green")), (LEFT,))
+
+    def ending(before, step):
+        said = all_wordings(lambda rng: language.instruction(rng, before, step, asked))
+        return {text.endswith(" for now.") for text in said}
+
+    circle, square = SceneGraph((CIRCLE,)), thing(1, "square", color="green")
+    assert ending(None, Step("add", (0,), circle)) == {False}
+    assert ending(circle, Step("add", (1,), PAIR)) == {True}
+    right = SceneGraph((CIRCLE, square), (LEFT,))
+    assert ending(PAIR, Step("modify", (1,), right)) == {False}
+    assert ending(circle, Step("add", (1,), SceneGraph((CIRCLE, square), (Relation(0, "above", 1),)))) == {True}
+    assert ending(circle, Step("add", (1,), SceneGraph((CIRCLE, square)))) == {False}
+    assert ending(circle, Step("add", (5,), SceneGraph((CIRCLE, thing(5, "ring"))))) == {True}
+    assert ending(PAIR, Step("add", (5,), SceneGraph((*PAIR.entities, thing(5, "ring")), (LEFT,)))) == {True}
+
+
 def test_instructions_are_short():
     words = []
     for seed in range(1000):

@@ -1,5 +1,6 @@
 """Reading back what was written: prompts, descriptions and instructions of random stories, and worked examples."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,9 +44,10 @@ def test_instructions_read_back_and_carried_out_lead_to_the_next_graph():
         rng, told = story(seed)
         for before, step in told.pairs():
             order = instruct(before, step)
+            order = msgspec.structs.replace(order, for_now=bool(rng.integers(2)))
             text = say(rng, order, first=before is None)
             read = parse_instruction(text)
-            assert (read.operation, read.changes) == (order.operation, order.changes), text
+            assert (read.operation, read.changes, read.for_now) == (order.operation, order.changes, order.for_now), text
             assert canonical(read.graph) == canonical(order.graph), text
             assert looks(read) == looks(order), text
             assert canonical(carry_out(before, order)) == canonical(step.graph), text
