@@ -10,14 +10,13 @@ assumption.
 
 import collections
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import os
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -28,8 +27,7 @@ from pdgen.scenes.teachers import TeacherError
 from pdgen.scenes.transport import Patience, post
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where to ask, what it costs and how long to wait.
 
     Attributes:
@@ -51,7 +49,7 @@ class Settings:
     model: str
     cache: str
     key_variable: str = ""
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024})
+    parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024})
     concurrency: int = 8
     answers: int = 3
     input_price: float = 0.0

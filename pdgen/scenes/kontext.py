@@ -7,12 +7,12 @@ and pictures that are given to others must be filtered or reviewed. Read it befo
 https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev
 """
 
-import dataclasses
 import importlib
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -21,8 +21,7 @@ from pdgen.scenes.teachers import Picture, Stroke, TeacherError
 CHECKPOINT = "black-forest-labs/FLUX.1-Kontext-dev"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How Kontext is run.
 
     Attributes:
@@ -52,7 +51,7 @@ class KontextPainter:
       pipeline: a ``FluxKontextPipeline`` or what behaves like one; None loads the checkpoint at the first picture.
     """
 
-    def __init__(self, settings: Settings = Settings(), pipeline: Any = None):
+    def __init__(self, settings: Settings, pipeline: Any = None):
         self.name = settings.checkpoint
         self.settings = settings
         self._pipeline = pipeline

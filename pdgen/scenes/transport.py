@@ -4,7 +4,6 @@ On the standard library alone (proxies of the environment are obeyed), so that a
 package. Redirects are not followed: the key goes to the host that the settings name and to no other.
 """
 
-import dataclasses
 import email.utils
 import http.client
 import itertools
@@ -18,6 +17,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
+
 from pdgen.scenes.teachers import TeacherError
 
 CHUNK = 1 << 16
@@ -26,8 +27,7 @@ TRANSIENT = (408, 409, 425, 429)
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait for an answer, in seconds.
 
     Attributes:
@@ -35,6 +35,9 @@ class Patience:
       attempts: of one request, all told.
       backoff: wait after the first failed attempt; it doubles with each further one, and half of it is random.
       longest_wait: bound of the wait; a server that asks for more by ``Retry-After`` ends the request.
+
+    Raises:
+      TeacherError: no attempt, no time or a negative wait.
     """
 
     timeout: float = 120.0

@@ -13,6 +13,7 @@ import time
 import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
 
 from pdgen.scenes import endpoint as ep
 from pdgen.scenes.chat import AnswerError, Request, answer_schema
@@ -67,7 +68,7 @@ def settings(server, tmp_path):
 
 
 def with_patience(settings, **changes):
-    return dataclasses.replace(settings, patience=dataclasses.replace(settings.patience, **changes))
+    return structs.replace(settings, patience=structs.replace(settings.patience, **changes))
 
 
 def test_an_answer_is_paid_once_also_after_a_restart(server, settings):
@@ -109,7 +110,7 @@ def test_each_part_of_the_question_is_part_of_its_key(server, settings):
         client.ask(picture_request(PLAN, seen))
     assert len(server.bodies) == 6
     for changed in ({"model": "judge-2"}, {"parameters": {"temperature": 0.5}}):
-        ep.Endpoint(dataclasses.replace(settings, **changed)).ask(picture_request(PLAN, picture))
+        ep.Endpoint(structs.replace(settings, **changed)).ask(picture_request(PLAN, picture))
     assert len(server.bodies) == 8
 
 
@@ -148,7 +149,7 @@ def test_a_slow_answer_is_a_timeout_whether_it_waits_or_drips(server, settings, 
 
 
 def test_no_server_at_all(settings):
-    client = ep.Endpoint(with_patience(dataclasses.replace(settings, url="http://127.0.0.1:9/v1"), attempts=2))
+    client = ep.Endpoint(with_patience(structs.replace(settings, url="http://127.0.0.1:9/v1"), attempts=2))
     with pytest.raises(TeacherError, match=r"127.0.0.1:9/v1/chat/completions: no answer in 2 attempts.*refused"):
         client.ask(request())
 
@@ -236,7 +237,7 @@ def test_an_answer_that_stays_malformed_is_rejected_for_good(server, settings):
         assert client.ledger.rejected == ({} if start else {"against the schema": 3})
     # More patience pays for one more answer, not for four.
     server.usual = echo
-    assert ep.Endpoint(dataclasses.replace(settings, answers=4)).ask(request()) == Word("one")
+    assert ep.Endpoint(structs.replace(settings, answers=4)).ask(request()) == Word("one")
     assert len(server.bodies) == 4
 
 
@@ -423,7 +424,7 @@ def test_a_missing_or_impossible_key_is_told_by_its_variable(settings, monkeypat
 
 
 def test_no_key_variable_no_header(server, settings):
-    ep.Endpoint(dataclasses.replace(settings, key_variable="")).ask(request())
+    ep.Endpoint(structs.replace(settings, key_variable="")).ask(request())
     assert "Authorization" not in server.headers[0]
 
 
@@ -443,7 +444,7 @@ def test_no_key_variable_no_header(server, settings):
 )
 def test_impossible_settings(settings, changes, words):
     with pytest.raises(TeacherError, match=words) as fault:
-        dataclasses.replace(settings, **changes)
+        structs.replace(settings, **changes)
     assert "hidden" not in str(fault.value)
 
 

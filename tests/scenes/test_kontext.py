@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from msgspec.structs import replace
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -96,9 +97,9 @@ def test_it_is_the_pipeline_called_by_hand(pipeline):
 def test_settings_reach_the_pipeline(pipeline):
     usual = KontextPainter(SETTINGS, pipeline).paint(stroke())
     for changed in ({"steps": 3}, {"guidance_scale": 4.0}):
-        other = KontextPainter(Settings(**{**vars(SETTINGS), **changed}), pipeline).paint(stroke())
+        other = KontextPainter(replace(SETTINGS, **changed), pipeline).paint(stroke())
         assert (other != usual).any()
-    wide = KontextPainter(Settings(**{**vars(SETTINGS), "size": 48}), pipeline)
+    wide = KontextPainter(replace(SETTINGS, size=48), pipeline)
     first = wide.paint(stroke())
     assert first.shape == (48, 48, 3) == wide.paint(stroke(previous=first)).shape
 
@@ -131,12 +132,12 @@ def test_strokes_it_cannot_paint(pipeline, strokes, words):
 @pytest.mark.parametrize("size", [40, 0])
 def test_sizes_it_cannot_paint(pipeline, size):
     with pytest.raises(TeacherError, match=f"size = {size}: this pipeline needs a multiple of 16"):
-        KontextPainter(Settings(**{**vars(SETTINGS), "size": size}), pipeline).paint(stroke())
+        KontextPainter(replace(SETTINGS, size=size), pipeline).paint(stroke())
 
 
 def test_a_checkpoint_is_loaded_at_the_first_picture(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "tiny")
-    painter = KontextPainter(Settings(**{**vars(SETTINGS), "checkpoint": str(tmp_path / "tiny")}))
+    painter = KontextPainter(replace(SETTINGS, checkpoint=str(tmp_path / "tiny")))
     assert painter._pipeline is None
     np.testing.assert_array_equal(painter.paint(stroke()), KontextPainter(SETTINGS, pipeline).paint(stroke()))
 
@@ -152,10 +153,10 @@ def test_a_checkpoint_is_loaded_at_the_first_picture(pipeline, tmp_path):
 def test_what_cannot_be_loaded(pipeline, tmp_path, monkeypatch, changes, words):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     pipeline.save_pretrained(tmp_path / "tiny")
-    settings = {**vars(SETTINGS), "checkpoint": str(tmp_path / "tiny"), **changes}
-    settings["checkpoint"] = settings["checkpoint"].format(tmp=tmp_path)
+    settings = replace(SETTINGS, **{"checkpoint": str(tmp_path / "tiny"), **changes})
+    settings = replace(settings, checkpoint=settings.checkpoint.format(tmp=tmp_path))
     with pytest.raises(TeacherError, match=words) as fault:
-        KontextPainter(Settings(**settings)).paint(stroke())
+        KontextPainter(settings).paint(stroke())
     assert "\n" not in str(fault.value)
 
 
