@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from pdgen.scenes.teachers import Picture, Stroke, TeacherError
 from pdgen.scenes.world import GRID, Object, Scene
 
-SUPERSAMPLING = 8
+SUPERSAMPLING = 16
 LINE_WIDTH = 1.5  # of an outlined shape's contour, in grid units
 MIN_SIZE = 16
 COLOR_RGB = {

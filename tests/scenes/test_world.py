@@ -1,5 +1,6 @@
-"""Scene graphs: validation, geometry of relations, growth and faults, over many random scenes."""
+"""Placed scenes: validity, the published rule of relations, layouts of step sequences, checks and faults."""
 
+import collections
 import itertools
 
 import msgspec
@@ -9,131 +10,338 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.scenes import world
+from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.scenes.grow import grow
+from pdgen.scenes.rewrite import rewrite
+from pdgen.scenes.sample import TASKS, sample_graph
 
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = st.integers(1, world.MAX_OBJECTS)
 
 
-def circle(object_id=0, color="red", x=8, y=16, size=12, shape="circle"):
-    return world.Object(id=object_id, shape=shape, color=color, size=size, x=x, y=y)
+def thing(object_id=0, x=3, y=11, size=10, color="red", shape="circle", entity=None, fill="solid"):
+    return world.Object(object_id, object_id if entity is None else entity, shape, color, size, x, y, fill)
 
 
-@given(SEEDS, COUNTS)
-@settings(max_examples=300, deadline=None)
-def test_random_scenes_keep_their_promises(seed, count):
+def entity(number, noun="circle", count=1, color="red", **attributes):
+    return Entity(number, noun, count, {"color": color, **attributes})
+
+
+def graph(*entities, relations=(), background=None):
+    return SceneGraph(entities, tuple(Relation(*r) for r in relations), background)
+
+
+def made(seed):
+    """Random steps of a random task."""
+    rng = np.random.default_rng(seed)
+    return rewrite(rng, grow(rng, sample_graph(rng, TASKS[seed % len(TASKS)])), 0.6)
+
+
+def keeps(a, b):
+    """The boxes have at least one empty unit between them."""
+    (al, at, ar, ab), (bl, bt, br, bb) = a.box, b.box
+    return max(al - br, bl - ar, at - bb, bt - ab) >= 1
+
+
+@given(SEEDS)
+@settings(max_examples=250, deadline=None)
+def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(seed):
+    steps = made(seed)
+    scenes = world.place(np.random.default_rng(seed), steps)
+    assert scenes == world.place(np.random.default_rng(seed), steps)
+    for step, scene in zip(steps, scenes or []):
+        by_hand(scene, step.graph)
+        assert all(keeps(a, b) for a, b in itertools.combinations(scene.objects, 2))
+        assert world.satisfies(scene, step.graph) == []
+        assert msgspec.convert(msgspec.to_builtins(scene), world.Scene) == scene
+    for (before, after), step in zip(itertools.pairwise(scenes or []), steps[1:]):
+        assert before.background == after.background
+        untouched = [o for o in before.objects if o.entity not in step.entities]
+        assert [o for o in after.objects if o.entity not in step.entities] == untouched
+
+
+def by_hand(scene, wanted):
+    """What a graph says, checked without the module's own functions."""
+    counts = collections.Counter(o.entity for o in scene.objects)
+    assert counts == {e.id: e.count for e in wanted.entities}
+    for item in scene.objects:
+        said = wanted.find(item.entity)
+        assert (item.shape, item.color) == (said.noun, said.attributes["color"])
+        assert item.size in {"small": (7,), "large": (14, 15)}.get(said.attributes.get("size"), (10, 11))
+        assert item.fill == said.attributes.get("fill", "solid")
+        if "place" in said.attributes:
+            column, row = (int((v + item.size / 2) / (32 / 3)) for v in (item.x, item.y))
+            assert said.attributes["place"] == PLACES[3 * row + column]
+    for r in wanted.relations:
+        for a, b in itertools.product(scene.of(r.subject), scene.of(r.reference)):
+            dx, dy = a.x - b.x + (a.size - b.size) / 2, a.y - b.y + (a.size - b.size) / 2
+            along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[r.kind]
+            assert (along - 0.1 * (a.size + b.size)) / np.hypot(dx, dy) > 0.5
+    assert wanted.background in (None, scene.background)
+
+
+def test_most_of_what_is_sampled_finds_a_layout():
+    failed = [seed for seed in range(350) if world.place(np.random.default_rng(seed), made(seed)) is None]
+    assert len(failed) <= 0.04 * 350
+
+
+def test_layouts_vary():
+    lone = [Step("add", (0,), graph(entity(0)))]
+    scenes = [world.place(np.random.default_rng(seed), lone)[0] for seed in range(400)]
+    assert len({(s.objects[0].x, s.objects[0].y) for s in scenes}) > 200
+    assert {s.objects[0].place for s in scenes} == set(PLACES)
+    assert {s.background for s in scenes} == set(world.BACKGROUNDS)
+
+
+SQUARE, STAR = entity(1, "square", color="blue"), entity(2, "star", color="green")
+PAIR = graph(entity(0), SQUARE, relations=[(0, "left of", 1)])
+TURNED = graph(entity(0), SQUARE, relations=[(1, "left of", 0)])
+BLUE = entity(0, color="blue")
+RED_SQUARE = entity(1, "square")
+
+
+def two_scenes(seed, first, second):
+    steps = [Step("add", tuple(e.id for e in first.entities), first), second]
+    return world.place(np.random.default_rng(seed), steps)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_operations_move_what_they_say_and_nothing_else(seed):
+    a, b = two_scenes(seed, PAIR, Step("swap", (0, 1), TURNED))
+    centre = lambda scene, i: [(lo + hi) // 2 for lo, hi in zip(scene.of(i)[0].box[:2], scene.of(i)[0].box[2:])]  # noqa: E731
+    assert np.abs(np.subtract(centre(a, 0), centre(b, 1))).max() <= 1
+    assert np.abs(np.subtract(centre(a, 1), centre(b, 0))).max() <= 1
+    a, b = two_scenes(seed, PAIR, Step("swap", (0, 1), graph(BLUE, RED_SQUARE, relations=[(0, "left of", 1)])))
+    assert [o.box for o in a.objects] == [o.box for o in b.objects]
+    assert [o.color for o in b.objects] == ["blue", "red"]
+    a, b = two_scenes(seed, PAIR, Step("move", (0,), TURNED))
+    assert a.of(1) == b.of(1)
+    assert max(abs(a.of(0)[0].x - b.of(0)[0].x), abs(a.of(0)[0].y - b.of(0)[0].y)) >= 6
+    a, b = two_scenes(seed, PAIR, Step("replace", (0, 2), graph(STAR, SQUARE, relations=[(2, "left of", 1)])))
+    assert np.abs(np.subtract(centre(a, 0), centre(b, 2))).max() <= 1
+    a, b = two_scenes(seed, PAIR, Step("remove", (0,), graph(SQUARE)))
+    assert b.objects == a.of(1)
+    large = graph(entity(0, size="large"), SQUARE, relations=[(0, "left of", 1)])
+    a, b = two_scenes(seed, PAIR, Step("modify", (0,), large))
+    assert (a.of(0)[0].size_word, b.of(0)[0].size_word) == ("medium", "large")
+    assert np.abs(np.subtract(centre(a, 0), centre(b, 0))).max() <= 1
+
+
+def test_backgrounds_last_until_another_is_stated():
+    backgrounds = [None, "beige", None, "lavender"]
+    graphs = [
+        graph(*([entity(0)] + [SQUARE, STAR, entity(3, "ring")][:i]), background=b) for i, b in enumerate(backgrounds)
+    ]
+    steps = [Step("add", (g.entities[-1].id,), g) for g in graphs]
+    scenes = world.place(np.random.default_rng(0), steps)
+    assert [s.background for s in scenes] == ["beige", "beige", "beige", "lavender"]
+
+
+def test_what_has_no_layout_is_none():
+    crowd = graph(*(entity(i, color=COLORS[i], size="large") for i in range(6)))
+    assert world.place(np.random.default_rng(0), [Step("add", tuple(range(6)), crowd)]) is None
+    square = graph(entity(0, place="left"), SQUARE, relations=[(0, "right of", 1), (1, "above", 0)])
+    far = graph(entity(0, place="left"), entity(1, place="right", color="blue"), relations=[(0, "right of", 1)])
+    assert world.place(np.random.default_rng(0), [Step("add", (0, 1), far)]) is None
+    assert square.relations
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([Step("add", (0,), graph(entity(0, "dog")))], "step 1: entity 0: 'dog' is no shape"),
+        ([Step("add", (0,), graph(Entity(0, "ring")))], "entity 0: a ring of shapes world needs a color"),
+        ([Step("add", (0,), graph(entity(0, color="teal")))], "entity 0: shapes world has no color 'teal'"),
+        ([Step("add", (0,), graph(entity(0, material="wood")))], "entity 0: shapes world has no material 'wood'"),
+        ([Step("add", (0,), graph(entity(0, "star", fill="outlined")))], "only medium and large circle, square"),
+        ([Step("add", (0,), graph(entity(0, size="small", fill="outlined")))], "entity 0: only medium and large"),
+        ([Step("add", (0, 1), graph(entity(0), SQUARE, relations=[(0, "on", 1)]))], "relation 0 on 1: the kind"),
+        ([Step("add", (0,), graph(entity(0), background="plaid"))], "background 'plaid'"),
+        ([Step("add", (0,), PAIR)], "step 1: entity 1 changes or appears, but the step does not name it"),
+        ([Step("add", (0, 1), PAIR), Step("add", (1,), graph(SQUARE))], "step 2: entity 0 goes, but"),
+        ([Step("add", (0,), graph(entity(0))), Step("add", (1,), graph(BLUE, SQUARE))], "step 2: entity 0 changes"),
+        ([Step("add", (0,), graph(entity(0))), Step("swap", (0, 1), PAIR)], r"step 2: swap of \(0, 1\)"),
+        ([Step("replace", (2, 0), graph(entity(0)))], r"step 1: replace of \(2, 0\)"),
+    ],
+)
+def test_what_shapes_world_cannot_show_is_refused_by_name(steps, words):
+    with pytest.raises(SceneError, match=words):
+        world.place(np.random.default_rng(0), steps)
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ((thing(0), thing(1, 20, color="blue", shape="square")), []),
+        ((thing(0),), ["entity 1: 0 of 1 square"]),
+        (
+            (
+                thing(0),
+                thing(1, 20, color="blue", shape="square"),
+                thing(2, 20, 0, entity=1, color="blue", shape="square"),
+            ),
+            ["entity 1: 2 of 1 square"],
+        ),
+        ((thing(0, color="pink"), thing(1, 20, color="blue", shape="square")), ["entity 0: color of object 0 is pink"]),
+        ((thing(0, shape="ring"), thing(1, 20, color="blue", shape="square")), ["entity 0: shape of object 0 is ring"]),
+        ((thing(0, 20), thing(1, 3, color="blue", shape="square")), ["object 0 is not left of object 1"]),
+        (
+            (thing(0), thing(1, 20, color="blue", shape="square"), thing(7, 10, 0, size=7)),
+            ["entity 7 is not in the graph"],
+        ),
+    ],
+)
+def test_violations_are_named(objects, words):
+    found = world.satisfies(world.Scene(objects), PAIR)
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found))
+
+
+def test_stated_sizes_places_fills_and_backgrounds_are_checked():
+    scene = world.Scene((thing(0, 0, 0, size=7),))
+    wanted = graph(entity(0, size="large", fill="outlined", place="right"), background="beige")
+    assert world.satisfies(scene, wanted) == [
+        "entity 0: size of object 0 is small, not large",
+        "entity 0: fill of object 0 is solid, not outlined",
+        "entity 0: place of object 0 is top left, not right",
+        "background is light grey, not beige",
+    ]
+
+
+@given(SEEDS)
+@settings(max_examples=200, deadline=None)
+def test_a_faulty_draft_is_wrong_in_one_respect(seed):
+    rng = np.random.default_rng(seed)
+    step = made(seed)[-1]
+    scenes = world.place(rng, [Step("add", tuple(e.id for e in step.graph.entities), step.graph)])
+    target = step.graph.entities[int(rng.integers(len(step.graph.entities)))].id
+    for scene in scenes or []:
+        draft, kind = world.corrupt(rng, scene, step.graph, target)
+        assert [o for o in draft.objects if o.entity != target] == [o for o in scene.objects if o.entity != target]
+        assert draft.background == scene.background
+        mine, right = draft.of(target), scene.of(target)
+        assert world.satisfies(draft, step.graph)
+        if kind in ("count", "missing"):
+            assert abs(len(mine) - len(right)) == 1 if kind == "count" else not mine
+            assert {(o.shape, o.color, o.size, o.fill) for o in mine} <= {
+                (o.shape, o.color, o.size, o.fill) for o in right
+            }
+            continue
+        changes = {
+            name
+            for a, b in zip(mine, right, strict=True)
+            for name in a.__struct_fields__
+            if getattr(a, name) != getattr(b, name)
+        }
+        assert (
+            changes <= {"color": {"color"}, "shape": {"shape"}, "size": {"size", "x", "y"}, "place": {"x", "y"}}[kind]
+        )
+        others = {(o.shape, o.color) for o in scene.objects if o.entity != target}
+        assert kind not in ("color", "shape") or not others & {(o.shape, o.color) for o in mine}
+
+
+def test_every_kind_of_fault_occurs_where_the_graph_makes_it_one():
+    full = graph(entity(0, count=2, size="small"), SQUARE, relations=[(0, "above", 1)])
+    circles = (thing(0, 4, 3, 7, entity=0), thing(1, 20, 3, 7, entity=0))
+    scene = world.Scene((*circles, thing(2, 11, 20, color="blue", shape="square", entity=1)))
+    rng = np.random.default_rng(1)
+    drafts = [world.corrupt(rng, scene, full, 0) for _ in range(300)]
+    kinds = collections.Counter(kind for _, kind in drafts)
+    assert set(kinds) == set(world.FAULTS)
+    assert min(kinds.values()) > 300 / 6 - 4 * np.sqrt(300 * 5 / 36)
+    assert {len(d.of(0)) for d, kind in drafts if kind == "count"} == {1, 3}
+    plain = graph(entity(0), entity(1, "square", color="blue"))
+    scene = world.place(np.random.default_rng(0), [Step("add", (0, 1), plain)])[0]
+    assert {world.corrupt(rng, scene, plain, 0)[1] for _ in range(60)} == {"color", "shape", "count", "missing"}
+
+
+def test_a_misplaced_object_clearly_contradicts_the_relation():
+    scene = world.place(np.random.default_rng(0), [Step("add", (0, 1), PAIR)])[0]
+    drafts = [world.corrupt(np.random.default_rng(i), scene, PAIR, 0) for i in range(200)]
+    placed = [d for d, kind in drafts if kind == "place"]
+    assert len(placed) > 10
+    for draft in placed:
+        a, b = draft.objects if draft.objects[0].entity == 0 else draft.objects[::-1]
+        dx, dy = a.x - b.x + (a.size - b.size) / 2, a.y - b.y + (a.size - b.size) / 2
+        assert (-dx - 0.1 * (a.size + b.size)) / np.hypot(dx, dy) <= 0.25
+
+
+def test_faults_need_a_faultless_scene_that_shows_the_entity():
+    with pytest.raises(SceneError, match="entity 5: not in the scene"):
+        world.corrupt(np.random.default_rng(0), world.Scene((thing(0),)), graph(entity(0)), 5)
+    with pytest.raises(SceneError, match=r"entity 0: .* or the scene has faults already"):
+        world.corrupt(np.random.default_rng(0), world.Scene((thing(0),)), PAIR, 0)
+
+
+@given(SEEDS, st.integers(1, world.MAX_OBJECTS))
+@settings(max_examples=200, deadline=None)
+def test_random_scenes_are_valid_and_reproducible(seed, count):
     scene = world.random_scene(np.random.default_rng(seed), count)
-    assert [o.id for o in scene.objects] == list(range(count))
-    for a, b in itertools.combinations(scene.objects, 2):
-        assert max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2
-        assert (a.shape, a.color) != (b.shape, b.color)
-    for relation in scene.relations:
-        subject, reference = scene.find(relation.subject), scene.find(relation.reference)
-        dx, dy = subject.x - reference.x, subject.y - reference.y
-        along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation.kind]
-        across = dy if relation.kind in ("left of", "right of") else dx
-        assert along > abs(across), relation
-    assert msgspec.convert(msgspec.to_builtins(scene), world.Scene) == scene
+    assert len(scene.objects) == count
+    assert all(keeps(a, b) for a, b in itertools.combinations(scene.objects, 2))
     assert world.random_scene(np.random.default_rng(seed), count) == scene
 
 
-@given(SEEDS, COUNTS)
-@settings(max_examples=200, deadline=None)
-def test_each_step_is_implied_by_the_next(seed, count):
-    rng = np.random.default_rng(seed)
-    scene = world.random_scene(rng, count)
-    steps = world.grow(rng, scene)
-    assert steps[-1] == scene
-    assert 1 <= len(steps) <= count
-    for earlier, later in itertools.pairwise(steps):
-        assert world.implies(later, earlier)
-        assert not world.implies(earlier, later)
-
-
-def test_a_changed_object_relation_or_background_is_not_implied():
-    pair = (circle(0), circle(1, "blue", 24))
-    scene = world.Scene(pair, (world.Relation(0, "left of", 1),), "light")
-    assert world.implies(scene, world.Scene(pair))
-    assert not world.implies(world.Scene(pair), scene)
-    assert not world.implies(scene, world.Scene((circle(0, "green"),)))
-    assert not world.implies(scene, world.Scene(pair, (), "grey"))
-
-
-@given(SEEDS, COUNTS)
-@settings(max_examples=200, deadline=None)
-def test_a_corrupted_draft_differs_in_one_respect(seed, count):
-    rng = np.random.default_rng(seed)
-    scene = world.random_scene(rng, count)
-    target = int(rng.integers(count))
-    draft = world.corrupt(rng, scene, target)
-    changed = [(a, b) for a, b in zip(draft.objects, scene.objects, strict=True) if a != b]
-    ((wrong, right),) = changed
-    assert wrong.id == target
-    assert wrong.size == right.size
-    respects = [wrong.color != right.color, wrong.shape != right.shape, wrong.place != right.place]
-    assert sum(respects) == 1
-    assert draft.background == scene.background
-
-
-def test_every_count_of_objects_and_every_kind_of_fault_occurs():
-    rng = np.random.default_rng(0)
-    kinds = set()
-    for _ in range(50):
-        scene = world.random_scene(rng, 2)
-        (wrong,) = set(world.corrupt(rng, scene, 1).objects) - set(scene.objects)
-        right = scene.find(1)
-        kinds |= {f for f in ("color", "shape", "place") if getattr(wrong, f) != getattr(right, f)}
-    assert kinds == {"color", "shape", "place"}
-    relations = {r.kind for _ in range(50) for r in world.random_scene(rng, 2).relations}
-    assert relations == set(world.RELATIONS)
+def test_random_scenes_show_everything():
+    objects = [o for seed in range(200) for o in world.random_scene(np.random.default_rng(seed), 6).objects]
+    assert {o.shape for o in objects} == set(world.SHAPES)
+    assert {o.color for o in objects} == set(COLORS)
+    assert {o.size for o in objects} == {7, 10, 11, 14, 15}
+    assert {(o.shape, o.size_word) for o in objects if o.fill == "outlined"} == {
+        (shape, size) for shape in world.OUTLINED_SHAPES for size in ("medium", "large")
+    }
 
 
 @pytest.mark.parametrize(
     ("x", "y", "expected"),
     [
-        (24, 8, ("right of",)),
-        # Offset (16, 8), shortened by 0.1 * (12 + 12) to (13.6, 5.6); over |offset| = 17.9: (0.76, 0.31).
-        (24, 16, ("right of",)),
-        # (13.6, 9.6) / 20 = (0.68, 0.48): without the margin both would hold.
-        (24, 20, ("right of",)),
-        # (13.6, 13.6) / 22.6 = (0.60, 0.60).
-        (24, 24, ("right of", "below")),
-        (8, 24, ("below",)),
-        (10, 8, ()),  # closer than the margin
+        # Sizes 10 and 10: shortened by 0.1 * 20 = 2.
+        (16, 0, ("right of",)),
+        (16, 8, ("right of",)),  # (14, 6) / 17.9 = (0.78, 0.34)
+        (16, 11, ("right of",)),  # (14, 9) / 19.4 = (0.72, 0.46): without the margin both would hold
+        (16, 16, ("right of", "below")),  # (14, 14) / 22.6 = (0.62, 0.62)
+        (0, 16, ("below",)),
+        (2, 1, ()),  # closer than the margin
+        (3, 3, ()),  # (1, 1) / 4.2 = (0.24, 0.24)
     ],
 )
 def test_relations_by_the_published_rule(x, y, expected):
-    reference, subject = circle(0, y=8), circle(1, x=x, y=y)
+    reference, subject = thing(0, 0, 0), thing(1, x, y)
     assert world.relations_between(subject, reference) == expected
-    inverses = {world.INVERSE[kind] for kind in expected}
-    assert set(world.relations_between(reference, subject)) == inverses
+    assert set(world.relations_between(reference, subject)) == {INVERSE[kind] for kind in expected}
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "place"),
+    [(0, 0, "top left"), (11, 22, "bottom"), (22, 11, "right"), (5, 5, "top left"), (6, 6, "centre")],
+)
+def test_the_place_is_the_ninth_that_holds_the_centre(x, y, place):
+    assert thing(0, x, y).place == place
 
 
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: circle(shape="blob"), "object 0: shape 'blob'"),
-        (lambda: circle(color="teal"), "object 0: color 'teal'"),
-        (lambda: circle(size=13), "size 13 is not a positive even number"),
-        (lambda: circle(x=4), "object 0: box .* leaves the picture"),
-        (lambda: world.Scene((circle(),), background="plaid"), "background 'plaid'"),
-        (lambda: world.Scene((circle(), circle(x=24, color="blue"))), "same id"),
-        (lambda: world.Scene((circle(), circle(1, x=24))), "objects 0 and 1 are both a red circle"),
-        (lambda: world.Scene((circle(), circle(1, "blue", 16))), "objects 0 and 1 overlap"),
-        (lambda: world.Scene((circle(),), (world.Relation(0, "above", 1),)), "no two objects of the scene"),
-        (
-            lambda: world.Scene((circle(), circle(1, "blue", 24)), (world.Relation(0, "right of", 1),)),
-            "0 right of 1 is untrue",
-        ),
-        (lambda: world.random_scene(np.random.default_rng(0), 5), "5 objects asked for"),
+        (lambda: thing(shape="blob"), "object 0: shape 'blob'"),
+        (lambda: thing(color="teal"), "object 0: color 'teal'"),
+        (lambda: thing(fill="striped"), "object 0: fill 'striped'"),
+        (lambda: thing(size=13), "object 0: size 13 is none of"),
+        (lambda: thing(x=-1), "object 0: box .* leaves the picture"),
+        (lambda: thing(y=23), "object 0: box .* leaves the picture"),
+        (lambda: thing(shape="star", fill="outlined"), "object 0: a star of size 10 has no inside"),
+        (lambda: thing(size=7, fill="outlined"), "object 0: a circle of size 7 has no inside"),
+        (lambda: world.Scene((thing(),), "plaid"), "background 'plaid'"),
+        (lambda: world.Scene((thing(), thing(x=20))), "same id"),
+        (lambda: world.Scene((thing(), thing(1, x=13))), "objects 0 and 1 touch or overlap"),
+        (lambda: world.random_scene(np.random.default_rng(0), 7), "7 objects asked for"),
     ],
 )
 def test_faulty_scenes_are_refused_by_name(build, words):
-    with pytest.raises(world.SceneError, match=words):
+    with pytest.raises(SceneError, match=words):
         build()
 
 
 def test_faulty_scenes_are_refused_when_read():
-    plain = msgspec.to_builtins(world.Scene((circle(),)))
+    plain = msgspec.to_builtins(world.Scene((thing(),)))
     plain["objects"][0]["color"] = "teal"
     with pytest.raises(msgspec.ValidationError, match="teal"):
         msgspec.convert(plain, world.Scene)
