@@ -82,12 +82,17 @@ def check_swap(before, step, gone, new, changed, lost, gained):
 
 
 def check_move(before, step, gone, new, changed, lost, gained):
+    # What holds the entity in its place is one fact alone, which does not pin down anything else.
     (moved,) = step.entities
     assert not gone | new
+    held = [r for r in before.relations if moved in (r.subject, r.reference)]
     if changed:
         assert changed == {moved: {"place"}}
         assert not lost | gained
+        assert not held
     else:
+        assert len(held) == 1
+        assert all("place" not in before.find(e).attributes for e in ends(held))
         ((was,), (now,)) = lost, gained
         assert (was.subject, was.reference) == (now.subject, now.reference)
         assert moved in (now.subject, now.reference)
