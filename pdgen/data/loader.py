@@ -115,7 +115,7 @@ class Batches:
         if settings.rows < 1 or settings.rows % count:
             raise LoaderError(f"{settings.rows} rows cannot be shared equally by {count} processes; "
                               f"set rows to a multiple of {count}")  # fmt: skip
-        self._config, self._source, self._tokenizer, self._settings = config, source, tokenizer, settings
+        self.config, self.source, self.tokenizer, self.settings = config, source, tokenizer, settings
         self._rows = range(index * settings.rows // count, (index + 1) * settings.rows // count)
         self._steps = steps
         self.index = length_index(source, tokenizer, config, settings.broken)
@@ -129,17 +129,17 @@ class Batches:
         return self._steps
 
     def __repr__(self) -> str:
-        return f"Batches({self._source!r}, {self._settings})"
+        return f"Batches({self.source!r}, {self.settings})"
 
     def __getitem__(self, step: SupportsIndex) -> Batch:
-        first = step.__index__() * self._settings.rows
+        first = step.__index__() * self.settings.rows
         rows = [self.layouts(first + row) for row in self._rows]
-        packs = [self._assemble(made, first + row) for row, (made, _) in zip(self._rows, rows)]
+        packs = [self.assemble(made, first + row) for row, (made, _) in zip(self._rows, rows)]
         return Batch(layout.stack(packs), np.array([n for _, skipped in rows for n in skipped], np.int64))
 
     def pack(self, number: int) -> Pack:
         """Pack ``number`` of the run."""
-        return self._assemble(self.layouts(number)[0], number)
+        return self.assemble(self.layouts(number)[0], number)
 
     def layouts(self, number: int) -> tuple[list[Layout], list[int]]:
         """The documents of pack ``number`` laid out, and the numbers of records left out because they are broken."""
@@ -148,32 +148,33 @@ class Batches:
             try:
                 made.append(self.lay_out(document))
             except RecordError:
-                if self._settings.broken == "stop":
+                if self.settings.broken == "stop":
                     raise
                 skipped.append(document.record)
         return made, skipped
 
     def lay_out(self, document: Document) -> Layout:
         """One document after condition dropout, with sampled latents."""
-        name = record_name(self._source, document.record)
+        name = record_name(self.source, document.record)
         changed = f"{name}: is not the record whose tokens were counted; start again and leave the data alone"
-        rng = document_rng(self._settings.seed, document)
-        record = self._source[document.record]
+        rng = document_rng(self.settings.seed, document)
+        record = self.source[document.record]
         try:
-            segments = record_segments(record, self._tokenizer, self._config, rng, document.keep, document.turns)
+            segments = record_segments(record, self.tokenizer, self.config, rng, document.keep, document.turns)
         except ChangedError:
             raise LoaderError(changed) from None
         except SegmentError as fault:
             raise RecordError(f"{name}: {fault}") from None
-        laid_out = layout.lay_out(segments, self._tokenizer, self._config, self._settings.balance_texts)
+        laid_out = layout.lay_out(segments, self.tokenizer, self.config, self.settings.balance_texts)
         if laid_out.lengths != tuple(self.packer.lengths(document)):
             raise LoaderError(changed)
         return laid_out
 
-    def _assemble(self, layouts: Sequence[Layout], number: int) -> Pack:
+    def assemble(self, layouts: Sequence[Layout], number: int) -> Pack:
+        """Pack ``number`` of laid out documents; of none, a pack of padding."""
         if not layouts:
-            return layout.empty_pack(self._settings.budgets, self._config, number)
-        return layout.assemble(layouts, self._settings.budgets, number)
+            return layout.empty_pack(self.settings.budgets, self.config, number)
+        return layout.assemble(layouts, self.settings.budgets, number)
 
 
 class Loader(Iterator[Pack]):

@@ -202,6 +202,15 @@ def switch_targets(record: Record, switches: SwitchTokens) -> list[int | None]:
     return labels
 
 
+def document_units(
+    record: Record, switches: SwitchTokens, only: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """(segment number, kind) of the units of a record's document, nothing dropped; arguments as ``record_segments``."""
+    targets, _ = taught(record, switches, *(only or (0, len(turns(record)))))
+    pairs = zip(record.segments, targets)
+    return [(number, kind) for number, (segment, target) in enumerate(pairs) for kind in _kinds(segment, target)]
+
+
 def record_segments(
     record: Record,
     tokenizer: Tokenizer,

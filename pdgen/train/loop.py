@@ -3,7 +3,6 @@
 Where parameters come from: the newest checkpoint of the workdir, else ``init``, else fresh ones.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -29,10 +28,17 @@ from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
 from pdgen.models import bagel
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
 from pdgen.train.checkpoint import Checkpoints
-from pdgen.train.optimizer import make_optimizer
 from pdgen.train.run_config import RunConfig, RunError, run_json
-from pdgen.train.state import TrainState, abstract_state, init_state, state_shardings
-from pdgen.train.step import StepConfig, train_step
+from pdgen.train.state import (
+    StepConfig,
+    TrainState,
+    abstract_state,
+    export_params,
+    init_state,
+    start_state,
+    state_shardings,
+)
+from pdgen.train.step import compiled_step
 
 Say = Callable[[str], None]
 
@@ -46,16 +52,20 @@ class Base(NamedTuple):
     source_json: Mapping[str, bytes]
 
 
+def load_model(run: RunConfig) -> tuple[ModelConfig, Tokenizer]:
+    """Sizes and tokenizer of the model to train: ``run.init``'s, or the preset's with shapes world's tokenizer."""
+    if run.init:
+        return open_checkpoint(run.init).config, load_tokenizer(pathlib.Path(run.init) / "tokenizer")
+    return preset(run.model), load_tokenizer(shapes_folder())
+
+
 def load_base(run: RunConfig) -> Base:
     """The model to train: ``run.init``'s, or the preset with shapes world's tokenizer and autoencoder."""
+    config, tokenizer = load_model(run)
     if run.init:
-        folder = pathlib.Path(run.init)
-        config, params = load_checkpoint(folder, parts=("autoencoder",))
-        source_json = open_checkpoint(folder).content().source_json
-        return Base(config, load_tokenizer(folder / "tokenizer"), params["autoencoder"], source_json)
-    config = preset(run.model)
-    assets = shapes_folder()
-    return Base(config, load_tokenizer(assets), read_autoencoder(assets, config.autoencoder), {})
+        params = load_checkpoint(run.init, parts=("autoencoder",))[1]
+        return Base(config, tokenizer, params["autoencoder"], open_checkpoint(run.init).content().source_json)
+    return Base(config, tokenizer, read_autoencoder(shapes_folder(), config.autoencoder), {})
 
 
 def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
@@ -63,9 +73,9 @@ def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
     known = math.prod(size for size in run.mesh if size != -1)
     shape = tuple(len(devices) // known if size == -1 else size for size in run.mesh)
     mesh = make_mesh(shape, devices)
-    rows = shape[0] * shape[1]
+    rows = run.accumulate * shape[0] * shape[1]
     if run.rows % rows:
-        raise RunError(f"config: rows is {run.rows}, expected a multiple of data * fsdp = {rows}")
+        raise RunError(f"config: rows is {run.rows}, expected a multiple of accumulate * data * fsdp = {rows}")
     return mesh
 
 
@@ -89,20 +99,17 @@ def train(
     base = load_base(run)
     source = _open_data(run, base)
     mesh = run_mesh(run, jax.devices() if devices is None else devices)
-    optimizer = make_optimizer(run.optimizer, run.num_steps)
+    config = run.step(base.config)
+    shardings = state_shardings(config, mesh)
     _claim(workdir, run)
     with jax.set_mesh(mesh), Checkpoints(workdir, run.keep) as checkpoints:
-        state = _first_state(run, base.config, optimizer, mesh, checkpoints, say)
+        state = _first_state(run, config, shardings, checkpoints, say)
         start = int(state.step)
         batches = loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
-        step = jax.jit(
-            functools.partial(train_step, StepConfig(base.config, run.compute, run.ce_weight), optimizer),
-            donate_argnums=0,
-        )
-        state = _steps(run, workdir, _on_mesh(batches, mesh), step, state, checkpoints)
+        state = _steps(run, workdir, _on_mesh(batches, mesh), compiled_step(config), state, checkpoints)
         if batches.skipped:
             say(f"{len(batches.skipped)} broken records were left out")
-        return _export(workdir, base, state, say)
+        return _export(workdir, base, export_params(config, state, "raw"), say)
 
 
 def _open_data(run: RunConfig, base: Base) -> RecordSource:
@@ -130,26 +137,24 @@ def _claim(workdir: pathlib.Path, run: RunConfig) -> None:
 
 
 def _first_state(
-    run: RunConfig, config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, checkpoints: Checkpoints,
-    say: Say,
-) -> TrainState:  # fmt: skip
+    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, say: Say
+) -> TrainState:
     """Resume > init > fresh."""
-    dtype = run.compute.param_dtype
-    shardings = state_shardings(config, optimizer, mesh)
     if (latest := checkpoints.latest()) is not None:
         say(f"resuming from step {latest}")
-        return checkpoints.restore(latest, abstract_state(config, optimizer, dtype), shardings)
-    fresh = jax.jit(functools.partial(init_state, config, optimizer, dtype=dtype), out_shardings=shardings)
-    state = fresh(jax.random.key(run.seed))
-    if run.init:
-        say(f"starting from {run.init}")
-        targets = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            state.params, parameter_shardings(bagel.abstract_params(config), mesh),
-        )  # fmt: skip
-        params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
-        return dataclasses.replace(state, params=params)
-    return state
+        return checkpoints.restore(latest, abstract_state(config), shardings)
+    key = jax.random.key(run.seed)
+    if not run.init:
+        return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
+    say(f"starting from {run.init}")
+    places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
+    targets = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)), places,
+    )  # fmt: skip
+    params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
+    start = functools.partial(start_state, config)
+    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key)
 
 
 def _on_mesh(batches: Any, mesh: Mesh) -> Any:
@@ -198,10 +203,10 @@ def _stop_if_not_finite(step: int, values: dict[str, float], workdir: pathlib.Pa
         )
 
 
-def _export(workdir: pathlib.Path, base: Base, state: TrainState, say: Say) -> pathlib.Path:
+def _export(workdir: pathlib.Path, base: Base, trained: dict[str, Any], say: Say) -> pathlib.Path:
     """Writes the trained model as a pdgen checkpoint, which sampling and conversion read."""
     target = workdir / "export"
-    params = {"model": state.params, "autoencoder": base.autoencoder}
+    params = {"model": trained, "autoencoder": base.autoencoder}
     write_checkpoint(
         target, base.config, params, tokenizer_files=base.tokenizer.files, source_json=base.source_json,
         overwrite=target.exists(),

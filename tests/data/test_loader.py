@@ -252,7 +252,7 @@ def test_changed_records_are_noticed(folder):
     shifted = [source[n] for n in (*range(1, RECORDS), 0)]
     for policy in ("stop", "skip"):
         whole = Batches(NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken=policy))
-        whole._source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: shifted[n]})(folder)
+        whole.source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: shifted[n]})(folder)
         with pytest.raises(LoaderError, match="is not the record whose tokens were counted"):
             for number in range(20):
                 whole.pack(number)

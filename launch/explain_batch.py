@@ -1,0 +1,114 @@
+"""Explains a pack of a training run token by token: stage, stream, expert, positions, what is seen, targets.
+
+python launch/explain_batch.py --config=configs/shapes_nano.py --pack=0 --output=out/pack0
+
+Prints every text token and every run of image tokens in sequence order. With --output also writes index.html with the
+pack's fill, documents and attention mask, and a page for each document.
+"""
+
+import pathlib
+import sys
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pdgen.data.explain import explain_pack
+from pdgen.data.loader import Batches
+from pdgen.data.records import RecordSource
+from pdgen.files import new_folder
+from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, Run
+from pdgen.report.pack import INDEX, pack_pages
+from pdgen.train.loop import load_model
+from pdgen.train.run_config import RunConfig, read_run_config
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A training run's file, such as configs/shapes_nano.py.")
+DATA = flags.DEFINE_string("data", None, "Data set, in place of the config's.")
+PACK = flags.DEFINE_integer("pack", 0, "Number of the pack in the run, from 0.", lower_bound=0)
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write the pages to.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier output.")
+flags.mark_flag_as_required("config")
+
+HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>6} {'sees':>13} {'seen by':>13}  target"
+
+
+def read_run(values: dict) -> RunConfig:
+    """The config's run with ``--data``. Raises RunError."""
+    return read_run_config(values | ({} if DATA.value is None else {"data": DATA.value}))
+
+
+def explain(run: RunConfig, number: int) -> ExplainedPack:
+    """Pack ``number`` of the run. Raises a ValueError that names what is wrong with the config or the data."""
+    config, tokenizer = load_model(run)
+    return explain_pack(Batches(config, RecordSource(run.data), tokenizer, run.loader), number)
+
+
+def lines(document: ExplainedDocument, number: int) -> list[str]:
+    """A document as text, a line for each run under a line for each split."""
+    head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
+    made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", HEADER]
+    split = None
+    for run in document.runs:
+        if run.split != split:
+            made.append(f"  -- {run.stage}")
+            split = run.split
+        made.append(line(run))
+    return made
+
+
+def line(run: Run) -> str:
+    """A run as text."""
+    ranges = ((run.start, run.end), run.sees, run.seen_by)
+    slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
+    what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"
+    target = f"{run.target} (weight {run.weight:.3g})" if run.target else ""
+    return f"{what} {run.rotary:>6} {sees:>13} {seen_by:>13}  {target}".rstrip()
+
+
+def write(pack: ExplainedPack, path: pathlib.Path, title: str) -> None:
+    """Writes the pages. Raises FolderError where the folder may not be written."""
+    with new_folder(path, kind="explained pack", replaceable=is_output, overwrite=OVERWRITE.value) as folder:
+        for name, page in pack_pages(pack, title).items():
+            (folder / name).write_text(page, encoding="utf-8")
+
+
+def is_output(folder: pathlib.Path) -> bool:
+    """Whether a folder holds the pages of a pack."""
+    return (folder / INDEX).is_file() and (folder / "document-000.html").is_file()
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run = read_run(CONFIG.value.to_dict())
+        pack = explain(run, PACK.value)
+        for number, document in enumerate(pack.documents):
+            print("\n".join(lines(document, number)))
+        print(f"\nslots {pack.used} to {run.budgets.total - 1}: padding")
+        if OUTPUT.value:
+            write(pack, pathlib.Path(OUTPUT.value), f"Pack {PACK.value} of {run.data}")
+            print(f"\nwrote {pathlib.Path(OUTPUT.value) / INDEX}")
+    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
+        fail(fault)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
+        fail(f"--config: the config has no key {fault}")
+    except (flags.Error, OSError, ValueError, TypeError) as fault:
+        fail(fault)
+
+
+def fail(fault: object) -> NoReturn:
+    """Prints the one line and leaves with status 2."""
+    print(f"explain_batch: {' '.join(str(fault).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

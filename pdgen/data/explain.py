@@ -1,0 +1,50 @@
+"""A pack of a run explained: its slots, with the stages and records that they come from."""
+
+import numpy as np
+
+from pdgen.data.lengths import record_name
+from pdgen.data.loader import Batches
+from pdgen.data.packing import Document
+from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
+from pdgen.interleave.segments import CLEAN, NOISED, TEXT, document_units, turns
+from pdgen.interleave.trajectory import Record
+
+_COPIES = {TEXT: "text", NOISED: "noised VAE copy", CLEAN: "clean VAE copy"}  # else a ViT copy
+
+
+def explain_pack(batches: Batches, number: int) -> ExplainedPack:
+    """Explains pack ``number``; a broken record is left out as in training.
+
+    Raises:
+      RecordError, LoaderError: as ``Batches.layouts``.
+    """
+    layouts, skipped = batches.layouts(number)
+    pack, budgets = batches.assemble(layouts, number), batches.settings.budgets
+    documents = [document for document in batches.packer.documents(number) if document.record not in skipped]
+    starts = np.cumsum([0, *(len(laid_out.stream) for laid_out in layouts)])
+    explained = []
+    for document, laid_out, start in zip(documents, layouts, starts):
+        record = batches.source[document.record]
+        units = document_units(record, batches.tokenizer, document.turns)
+        stages = [record.segments[segment].stage for (segment, _), keep in zip(units, document.keep) if keep]
+        lost = [_unit_name(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
+        explained.append(ExplainedDocument(
+            record=record.id, name=record_name(batches.source, document.record), epoch=document.epoch,
+            turns=_turns(record, document), dropped=tuple(lost),
+            runs=document_runs(pack, batches.tokenizer, int(start), laid_out.split, stages),
+        ))  # fmt: skip
+    intervals = np.stack([pack.k_start, pack.k_end, pack.q_start, pack.q_end])
+    return ExplainedPack(number, budgets, tuple(explained), stream_of_slots(pack), intervals)
+
+
+def _unit_name(record: Record, segment: int, kind: int) -> str:
+    stage = record.segments[segment].stage
+    return f"{_COPIES.get(kind, 'ViT copy')} of segment {segment} ({stage})"
+
+
+def _turns(record: Record, document: Document) -> str:
+    first, stop = document.turns
+    count = len(turns(record))
+    if (first, stop) == (0, count):
+        return "whole"
+    return f"turn {stop} of {count}" if stop - first == 1 else f"turns {first + 1} to {stop} of {count}"
