@@ -13,10 +13,20 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from pdgen.scenes.graph import COLORS, INVERSE, OPERATIONS, PLACES, Entity, Relation, SceneError, SceneGraph, Step
-from pdgen.scenes.graph import subgraph as restrict
-from pdgen.scenes.sample import held_out
-from pdgen.scenes.world import MAX_OBJECTS, SHAPES, unpaintable
+from pdgen.scenes.graph import (
+    COLORS,
+    INVERSE,
+    OPERATIONS,
+    PLACES,
+    Entity,
+    Relation,
+    SceneError,
+    SceneGraph,
+    Step,
+    subgraph,
+)
+from pdgen.scenes.sample import has_room, held_out
+from pdgen.scenes.world import SHAPES, unpaintable
 
 T = TypeVar("T")
 SECOND_RATE = 0.2  # of a second way round in the same trajectory, where there is room for its step
@@ -42,7 +52,7 @@ class Vocabulary:
 
 
 def _refuse_shapes(graph: SceneGraph) -> bool:
-    return held_out(graph) or sum(e.count for e in graph.entities) > MAX_OBJECTS or bool(unpaintable(graph))
+    return held_out(graph) or not has_room(graph) or bool(unpaintable(graph))
 
 
 SHAPES_VOCABULARY = Vocabulary(SHAPES, {"color": COLORS, "size": ("small", "large")}, _refuse_shapes)
@@ -66,8 +76,9 @@ def _with(graph: SceneGraph, *changed: Entity) -> SceneGraph:
 
 
 def _set(entity: Entity, name: str, value: str | None) -> Entity:
-    rest = {k: v for k, v in entity.attributes.items() if k != name}
-    return replace(entity, attributes=rest if value is None else rest | {name: value})
+    if value is None:
+        return replace(entity, attributes={k: v for k, v in entity.attributes.items() if k != name})
+    return replace(entity, attributes=entity.attributes | {name: value})
 
 
 def _rename(relations: Sequence[Relation], names: Mapping[int, int]) -> tuple[Relation, ...]:
@@ -184,7 +195,7 @@ def _insert(steps: Sequence[Step], start: int, stop: int, operation: str, way: _
     for i, step in enumerate(steps[start : stop + 1]):
         drawn = tuple(names.get(e, e) for e in step.entities) + (extra if i == 0 else ())
         present = {names.get(e.id, e.id) for e in step.graph.entities} | {*extra}
-        first.append(Step("add", drawn, restrict(way.graph, present)))
+        first.append(Step("add", drawn, subgraph(way.graph, present)))
     return [*steps[:start], *first, Step(operation, way.entities, steps[stop].graph), *steps[stop + 1 :]]
 
 
@@ -237,8 +248,8 @@ def rewrite(
 
     Args:
       share: 0 to 1; 0 is growing alone.
-      vocabulary: by default shapes world's, in which nothing held out is shown for a while and no more than
-        ``MAX_OBJECTS`` things stand at a time.
+      vocabulary: by default shapes world's, in which nothing held out is shown for a while, nor more than there
+        is room for.
       weights: of operations apart from "add"; those not named have none.
 
     Raises:
@@ -256,10 +267,10 @@ def rewrite(
     p = np.array([weights[name] for name in names])
     rounds = 1 + int(rng.random() < SECOND_RATE)
     for number in range(rounds):
-        room = _merge(rng, steps) if number == 0 and len(steps) >= max_images else steps
-        if len(room) >= max_images:
+        base = _merge(rng, steps) if number == 0 and len(steps) >= max_images else steps
+        if len(base) >= max_images:
             break
         order = rng.choice(names, size=len(names), replace=False, p=p / p.sum())
-        found = (_go_round(rng, room, str(name), vocabulary) for name in order)
+        found = (_go_round(rng, base, str(name), vocabulary) for name in order)
         steps = next((new for new in found if new is not None), steps)
     return steps

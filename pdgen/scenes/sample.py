@@ -22,6 +22,7 @@ ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
 MORE_RATE = 0.2  # an entity of a composition stands for two or more things
 RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
 HOLD_OUT_ONE_IN = 10
+FEW = 4  # things among which one can be large
 
 Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
 
@@ -42,6 +43,13 @@ def held_out(graph: SceneGraph) -> bool:
     turned = (r.seen_from(r.reference) if r.kind in ("right of", "below") else r for r in graph.relations)
     triples = (f"{nouns[r.subject]} {r.kind} {nouns[r.reference]}" for r in turned)
     return any(map(_held_out_words, itertools.chain(pairs, triples)))
+
+
+def has_room(graph: SceneGraph) -> bool:
+    """Whether things are few enough to find places: ``MAX_OBJECTS``; with a large one four, and no second one."""
+    things = sum(e.count for e in graph.entities)
+    large = sum(e.count for e in graph.entities if e.attributes.get("size") == "large")
+    return things <= MAX_OBJECTS if not large else things <= FEW and large == 1
 
 
 @functools.cache
@@ -123,8 +131,8 @@ def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[li
 
 
 def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
-    # Attributes apart from colour. Large shapes need room: one at most, and only among few; many are often small.
-    crowded = sum(counts) > 4
+    # Attributes apart from colour. What ``has_room`` says of large shapes is kept; among many, more are small.
+    crowded = sum(counts) > FEW
     size_rate, fill_rate, place_rate = (0.3 + 0.2 * crowded, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
     may_be_large = not crowded
     styles = []

@@ -153,7 +153,9 @@ def test_what_is_shown_for_a_while_can_be_told_apart_and_is_not_held_out(task):
             entities = step.graph.entities
             assert not held_out(step.graph)
             assert len({(e.noun, e.attributes["color"]) for e in entities}) == len(entities)
-            assert sum(e.count for e in entities) <= MAX_OBJECTS
+            large = sum(e.count for e in entities if e.attributes.get("size") == "large")
+            assert sum(e.count for e in entities) <= (4 if large else MAX_OBJECTS)
+            assert large <= 1
             assert {e.noun for e in entities} <= set(SHAPES)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneGraph, implies
-from pdgen.scenes.sample import ENTITY_RATES, TASKS, held_out, prompt_graph, sample_graph
+from pdgen.scenes.sample import ENTITY_RATES, TASKS, has_room, held_out, prompt_graph, sample_graph
 from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES
 
 COUNT = 400
@@ -30,7 +30,9 @@ def test_scenes_of_every_task_keep_the_rules(task):
         assert len({(e.noun, e.attributes["color"]) for e in graph.entities}) == len(graph.entities)
         assert sum(e.count for e in graph.entities) <= MAX_OBJECTS
         assert graph.background in (None, *BACKGROUNDS)
-        assert sum(e.attributes.get("size") == "large" for e in graph.entities) <= 1
+        large = sum(e.count for e in graph.entities if e.attributes.get("size") == "large")
+        assert large == 0 or (large == 1 and sum(e.count for e in graph.entities) <= 4)
+        assert has_room(graph)
         for e in graph.entities:
             allowed = {"color": COLORS, "size": ("small", "large"), "fill": ("outlined",), "place": PLACES}
             assert e.noun in SHAPES
@@ -185,6 +187,27 @@ def test_training_never_shows_what_is_held_out_and_tests_always_ask_for_it(task)
     for graph, prompt in made(task, "test", 200):
         assert held_out(prompt) == asks
         assert held_out(graph) == asks
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes", "room"),
+    [
+        ((3, 3), ("small", "small"), True),
+        ((3, 4), ("small", "small"), False),
+        ((1, 3), ("large", "small"), True),
+        ((1, 4), ("large", "small"), False),
+        ((1, 1), ("large", "large"), False),
+        ((1, 2), ("small", "large"), False),
+    ],
+)
+def test_room_for_so_many_things(counts, sizes, room):
+    graph = SceneGraph(
+        tuple(
+            Entity(i, "star", n, {"size": size, "color": c})
+            for i, (n, size, c) in enumerate(zip(counts, sizes, COLORS, strict=False))
+        )
+    )
+    assert has_room(graph) == room
 
 
 def test_equal_seeds_give_equal_scenes_and_others_do_not():
