@@ -1,19 +1,46 @@
-"""Shapes-world trajectories of one to three objects, a third of the drafts faulty, with latents.
+"""The three subsets at the paper's counts, in shapes world: multi-turn, conflict and alignment, with latents.
 
-python launch/build_data.py --config=configs/data_shapes.py --output=out/shapes
+python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1
 
-Result: 4,000 records in 4 files (41 MB) with 9,816 pictures, in under a minute on one CPU core.
+Look at out/data/index.html. Conflict plans come from the scene graph, which needs no checkpoint. For self-sampling
+train on the multi-turn subset first, then build the others:
+
+python launch/build_data.py --config=configs/data_shapes.py --output=out/data --stages=multi_turn
+python launch/build_data.py --config=configs/data_shapes.py --output=out/data --stages=conflict,alignment \
+    --config.conflict.variant=self --config.conflict.checkpoint=out/nano
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.scenes.subsets.Settings``."""
+    """The keys are those of ``pdgen.scenes.settings.Settings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.count = 4000
     config.image_size = 32
-    config.object_rates = (0.3, 0.45, 0.25)
-    config.fault_rate = 0.3
+    config.shard_size = 250
+    config.latents = True
+    config.tasks = ml_collections.ConfigDict(
+        {
+            "single_object": 0.01,
+            "two_object": 0.01,
+            "counting": 0.02,
+            "colors": 0.01,
+            "position": 0.02,
+            "color_attr": 0.02,
+            "composition": 0.91,
+        }
+    )
+    config.entities = ()
+    config.rewritten = 0.3
+    config.max_images = 5
+    config.allow_leaks = False
+    config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.05})
+    config.conflict = ml_collections.ConfigDict(
+        {"positive": 6905, "negative": 8296, "variant": "graph", "checkpoint": "", "temperature": 1.0}
+    )
+    config.alignment = ml_collections.ConfigDict({"positive": 5000, "negative": 10000, "archive": ""})
+    config.teachers = ml_collections.ConfigDict(
+        {"painter": "shapes", "judge": "exact", "writer": "rules", "prompts": "", "redraws": 0}
+    )
     return config

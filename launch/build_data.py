@@ -1,86 +1,224 @@
-"""Builds a data set of shapes-world trajectories with latents, deterministically from the config's seed.
+"""Builds training data by stages: multi-turn trajectories, conflicting plans, pictures that miss their plan.
 
-python launch/build_data.py --config=configs/data_shapes.py --output=out/shapes
+python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1
+
+Killed at any moment and started again, it goes on and comes to the same bytes. Look at OUTPUT/index.html.
 """
 
-import itertools
-import math
+import functools
+import importlib.metadata
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-import ml_collections
 import msgspec
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
-from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.convert.torch_checkpoint import read_autoencoder
-from pdgen.data.latents import Encode, add_latents, autoencoder_fingerprint, batched_encoder
-from pdgen.data.records import Origin, write_dataset
+from pdgen.data import build, runners
+from pdgen.data.records import Dataset, Origin, write_index
 from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Record
-from pdgen.scenes.subsets import Settings, make_trajectories
+from pdgen.report.dataset import browser_index, dataset_page, figures
+from pdgen.sample.engine import Sampler, SampleSettings
+from pdgen.sample.text import TextSettings
+from pdgen.scenes import shards
+from pdgen.scenes.endpoint import Endpoint
+from pdgen.scenes.leaks import geneval_digests
+from pdgen.scenes.self_sampling import TOGETHER, PlanWriter
+from pdgen.scenes.settings import SUBSETS, Settings, SettingsError, scaled
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
-COUNT = flags.DEFINE_integer("count", None, "Trajectories, in place of the config's count.")
-SCALE = flags.DEFINE_float("scale", 1.0, "Factor on the number of trajectories.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing data set.")
+STAGES = flags.DEFINE_list("stages", list(SUBSETS), f"Of {', '.join(SUBSETS)}.")
+COUNT = flags.DEFINE_integer("count", None, "Samples of all subsets together, in the config's proportions.")
+SCALE = flags.DEFINE_float("scale", 1.0, "Factor on the numbers of samples.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make the stages anew, also where they were made otherwise.")
+RUNNER = flags.DEFINE_enum("runner", "local", ["local", "ray"], "Processes of this machine, or a Ray cluster.")
+WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the local runner; 0 = one a core.", lower_bound=0)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the calls to remote teachers and their price; make nothing.")
 flags.mark_flag_as_required("config")
 
-ENCODED_TOGETHER = 256
 
-
-def read_settings(config: ml_collections.ConfigDict, count: int | None, scale: float) -> Settings:
-    """The config's settings, their count replaced by ``count`` if given, then multiplied by ``scale``.
+def read_settings() -> tuple[Settings, list[str]]:
+    """The config's settings, scaled, and the stages asked for that have any samples.
 
     Raises:
-      ValueError: a setting or the scale is out of range, or a key is unknown.
+      ValueError: a setting is out of range, a key or a stage is unknown, or a stage lacks something.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"--scale={scale} is no positive number")
-    settings = msgspec.convert(config.to_dict(), Settings)
-    wanted = settings.count if count is None else count
-    return msgspec.structs.replace(settings, count=round(wanted * scale))
+    settings = scaled(msgspec.convert(CONFIG.value.to_dict(), Settings), SCALE.value, COUNT.value)
+    if unknown := [stage for stage in STAGES.value if stage not in SUBSETS]:
+        raise SettingsError(f"--stages: {unknown[0]!r} is none of {', '.join(SUBSETS)}")
+    stages = [s for s in SUBSETS if s in STAGES.value and settings.counts(s)[0]]
+    if not stages:
+        raise SettingsError(f"--stages={','.join(STAGES.value)}: the config has no samples for them")
+    for stage in stages:
+        if line := settings.lacking(stage):
+            raise SettingsError(line)
+    return settings, stages
 
 
-def with_latents(records: Iterator[Record], encode: Encode, total: int) -> Iterator[Record]:
-    """The records with latents, ``ENCODED_TOGETHER`` at a time, under a progress bar."""
-    with tqdm(total=total, desc="trajectories", unit=" records") as bar:
-        while chunk := list(itertools.islice(records, ENCODED_TOGETHER)):
-            yield from add_latents(chunk, encode)
-            bar.update(len(chunk))
+def plan_writer(settings: Settings) -> PlanWriter:
+    """Plans by the checkpoint that is to be taught; always as many at once, so that it compiles once."""
+    sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
+    wanted = SampleSettings(max_images=0, text=TextSettings(temperature=settings.conflict.temperature))
+
+    def write(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        missing = TOGETHER - len(prompts)
+        drawn = sampler([*prompts, *prompts[:1] * missing], [*seeds, *seeds[:1] * missing], wanted)
+        return [one.trajectory.stages[0].text for one in drawn[: len(prompts)]]
+
+    return write
 
 
-def build(settings: Settings, folder: pathlib.Path, overwrite: bool) -> str:
-    """Writes the data set and returns a line that sums it up."""
-    assets = shapes_folder()
-    weights = read_autoencoder(assets, SHAPES_AUTOENCODER)
-    encode = batched_encoder(SHAPES_AUTOENCODER, weights)
+def stays_here(settings: Settings, stage: str) -> bool:
+    """Whether a stage is made in this process: it holds a checkpoint, a large model, or an archive's position."""
+    alone = {"conflict": settings.conflict.variant == "self", "alignment": bool(settings.alignment.archive)}
+    return alone.get(stage, False) or settings.teachers.painter == "kontext" or settings.teachers.remote
+
+
+def stage_maker(settings: Settings, stage: str, folder: pathlib.Path) -> build.Make:
+    """What makes the shards of a stage that stays here."""
+    if stage == "conflict" and settings.conflict.variant == "self":
+        return shards.self_sampling_maker(settings, shards.hire(settings), plan_writer(settings))
+    if stage == "alignment" and settings.alignment.archive:
+
+        def used(shard: build.Shard) -> int:
+            earlier = build.known_facts(folder, stage)[: shard.number]
+            return sum(facts.records + sum(facts.rejected.values()) for facts in earlier)
+
+        return shards.archive_maker(settings, shards.hire(settings), used)
+    return shards.maker(settings)
+
+
+def chosen_runner() -> build.Runner:
+    """The runner that the flags name."""
+    if RUNNER.value == "ray":
+        return runners.on_ray
+    return functools.partial(runners.in_processes, WORKERS.value or runners.cores())
+
+
+def build_stages(settings: Settings, stages: Sequence[str], folder: pathlib.Path) -> None:
+    """Makes what the stages lack, with progress: together what may go to other processes, then the rest here."""
+    wanted = {stage: build.cut(stage, settings.counts(stage)[0], settings.shard_size) for stage in stages}
+    here = [stage for stage in stages if stays_here(settings, stage)]
+    elsewhere = [shard for stage in stages if stage not in here for shard in wanted[stage]]
+    with tqdm(total=sum(settings.counts(stage)[0] for stage in stages), unit=" samples", smoothing=0.05) as bar:
+
+        def progress(facts: build.ShardFacts) -> None:
+            bar.set_postfix_str(facts.name)
+            bar.update(facts.records)
+
+        build.run(folder, elsewhere, shards.maker(settings), chosen_runner(), progress)
+        for stage in here:
+            build.run(folder, wanted[stage], stage_maker(settings, stage, folder), runners.here, progress)
+
+
+def common_settings(settings: Settings) -> dict[str, Any]:
+    """What must be equal for a build to go on: settings, versions, tokenizer and autoencoder."""
+    return {
+        **settings.common(),
+        "tokenizer": load_tokenizer(shapes_folder()).fingerprint,
+        "autoencoder": shards.shapes_encoder()[1] if settings.latents else None,
+        "versions": {name: importlib.metadata.version(name) for name in ("pdgen", "jax", "numpy", "pillow")},
+    }
+
+
+def whole_stages(settings: Settings, folder: pathlib.Path) -> dict[str, list[build.ShardFacts]]:
+    """The facts of every stage in the folder that has all its samples, in order."""
+    found = {}
+    for stage, begun in sorted(build.begun_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
+        facts = build.known_facts(folder, stage)
+        part = msgspec.convert(begun, type(getattr(settings, stage)))
+        count, _ = msgspec.structs.replace(settings, **{stage: part}).counts(stage)
+        if sum(one.records for one in facts) == count:
+            found[stage] = facts
+    return found
+
+
+def told(settings: Settings, common: dict[str, Any], stages: dict[str, list[build.ShardFacts]]) -> dict[str, Any]:
+    """The facts of ``dataset.json``."""
+    every = [one for facts in stages.values() for one in facts]
+    leaked = {kind: [name for one in every for name in one.noted.get(kind, ())] for kind in ("exact", "normalised")}
+    subsets = {}
+    for stage, facts in stages.items():
+        ours = figures(build.total_summary(facts))._asdict()
+        subsets[stage] = {key: value for key, value in ours.items() if value is not None}
+    return {
+        "subsets": subsets,
+        "rejected": {stage: build.total_rejected(facts) for stage, facts in stages.items()},
+        "leaks": {
+            "prompts": sum(one.records for one in every),
+            "benchmark": f"GenEval, {len(geneval_digests())} prompts",
+            "exact": len(leaked["exact"]),
+            "normalised": len(leaked["exact"]) + len(leaked["normalised"]),
+            "records": leaked["exact"] + leaked["normalised"],
+        },
+        "versions": common["versions"],
+    }
+
+
+def write_outcome(settings: Settings, common: dict[str, Any], folder: pathlib.Path) -> str:
+    """Writes ``dataset.json`` and the page; returns a line that sums the data set up."""
+    stages = whole_stages(settings, folder)
+    facts = told(settings, common, stages)
+    begun = build.begun_stages(folder)
     origin = Origin(
         seed=settings.seed,
-        tokenizer=load_tokenizer(assets).fingerprint,
-        autoencoder=autoencoder_fingerprint(weights),
-        settings=msgspec.to_builtins(settings),
+        tokenizer=common["tokenizer"],
+        autoencoder=common["autoencoder"],
+        settings=settings.common() | {stage: begun[stage] for stage in stages},
     )
-    records = with_latents(make_trajectories(settings), encode, settings.count)
-    dataset = write_dataset(folder, records, origin, overwrite=overwrite)
+    every = [one for found in stages.values() for one in found]
+    dataset = Dataset(files=build.data_files(every), origin=origin, facts=facts)
+    rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
+    build.write_whole(folder / build.REPORT / "index.js", browser_index(rows).encode())
+    summaries = {stage: build.total_summary(found) for stage, found in stages.items()}
+    page = dataset_page(folder.name, summaries, facts, origin.settings | {"seed": settings.seed})
+    build.write_whole(folder / build.PAGE, page.encode())
+    write_index(folder, dataset)
+    counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())
     size = sum((folder / file.name).stat().st_size for file in dataset.files)
-    return f"{folder}: {dataset.records} records in {len(dataset.files)} files, {size / 1e6:.1f} MB"
+    return f"{folder}: {counts} records in {len(dataset.files)} files, {size / 1e6:.1f} MB; see {folder / build.PAGE}"
+
+
+def dry_run(settings: Settings, stages: Sequence[str]) -> str:
+    """What remote teachers would be asked, and its price. Nothing is sent and nothing written but the cache read."""
+    if not settings.teachers.remote:
+        return "no remote teacher is asked: the judge is exact and the writer follows rules"
+    endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
+    teachers = shards.hire(settings, endpoint)
+    make = shards.maker(settings)
+    for stage in stages:
+        count = settings.counts(stage)[0]
+        for shard in tqdm(build.cut(stage, count, settings.shard_size), desc=f"{stage}, dry", unit=" shards"):
+            make.samples(settings, teachers, shard)
+    pictures = getattr(teachers.painter, "pictures", None)
+    lines = [endpoint.ledger.report()]
+    return "\n".join(lines + ([] if pictures is None else [f"pictures by Kontext: {pictures:,}"]))
+
+
+def run() -> str:
+    """Builds, or runs dry, and returns the lines that sum it up."""
+    settings, stages = read_settings()
+    if DRY_RUN.value:
+        return dry_run(settings, stages)
+    folder, common = pathlib.Path(OUTPUT.value), common_settings(settings)
+    with build.opened(folder, common, {stage: settings.of(stage) for stage in stages}, OVERWRITE.value):
+        build_stages(settings, stages, folder)
+        return write_outcome(settings, common, folder)
 
 
 def main(argv: list[str]) -> None:
     if argv[1:]:
         fail(f"{argv[1]} is no flag; write --flag=value")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a partial folder is removed
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # workers leave, their work is kept
     try:
-        settings = read_settings(CONFIG.value, COUNT.value, SCALE.value)
-        print(build(settings, pathlib.Path(OUTPUT.value), OVERWRITE.value))
+        print(run())
     except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
         fail(fault)
 

@@ -57,6 +57,7 @@ class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       records: in its file.
       sha256: of its file.
       rejected: samples made and not kept, by reason.
+      noted: ids of records, by what was noted of them.
       summary: what the report shows of it.
     """
 
@@ -64,14 +65,16 @@ class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: int
     sha256: str
     rejected: dict[str, int]
+    noted: dict[str, list[str]]
     summary: Summary
 
 
 class Made(NamedTuple):
-    """The records of a shard, and how many samples were rejected on the way, by reason."""
+    """A shard's records, how many samples were rejected on the way, by reason, and ids of records to be noted."""
 
     records: list[Record]
     rejected: Mapping[str, int]
+    noted: Mapping[str, list[str]] = {}
 
 
 Make = Callable[[Shard], Made]
@@ -98,7 +101,7 @@ def make_and_write(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts
       BuildError: ``make`` gave another number of records.
       RecordError: one of them breaks the format.
     """
-    records, rejected = make(shard)
+    records, rejected, noted = make(shard)
     if len(records) != shard.stop - shard.start:
         raise BuildError(f"{shard.name}: {len(records)} records made, {shard.stop - shard.start} expected")
     file = write_file(folder / f"{shard.name}{SUFFIX}", records, shard.subset)
@@ -108,6 +111,7 @@ def make_and_write(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts
         records=file.records,
         sha256=file.sha256,
         rejected=dict(sorted(rejected.items())),
+        noted=dict(noted),
         summary=summarise(records),
     )
     write_whole(_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
@@ -116,6 +120,17 @@ def make_and_write(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts
 
 def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
     return folder / STATE / f"{shard.name}.json"
+
+
+def known_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
+    """The facts of all shards of a subset that were made so far, in order; their files are not looked at."""
+    paths = sorted(folder.glob(f"{STATE}/{subset}-*.json"))
+    return [msgspec.json.decode(path.read_bytes(), type=ShardFacts) for path in paths]
+
+
+def begun_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The settings of every subset that was begun in the folder, by its name."""
+    return msgspec.json.decode((folder / STATE / _SETTINGS).read_bytes())["stages"]
 
 
 def finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:

@@ -4,19 +4,25 @@ All take a picklable function and its arguments and give its results as they com
 """
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# One worker is one thread, so that as many run side by side as there are cores.
-_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+# One worker is one thread, so that as many run side by side as there are cores. Libraries read these when loaded.
+_ONE_THREAD = {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 class RunnerError(ValueError):
@@ -33,9 +39,20 @@ def here(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     return map(function, items)
 
 
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of the environment for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def _begin(lifeline: Connection) -> None:
     """In a worker: it leaves when the parent closes the other end, or dies."""
-    os.environ.update(_ONE_THREAD)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
 
     def watch() -> None:
@@ -57,7 +74,8 @@ def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In
         min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(theirs,)
     )
     try:
-        futures = [pool.submit(function, item) for item in items]
+        with _environment(_ONE_THREAD):
+            futures = [pool.submit(function, item) for item in items]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool:

@@ -250,13 +250,24 @@ def _chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any) -> C
     return Chart(title, [(label(key), {name: one.get(key, 0) for name, one in counts.items()}) for key in keys])
 
 
-def dataset_page(title: str, subsets: Mapping[str, Summary], facts: Mapping[str, Any]) -> str:
+def dataset_page(
+    title: str, subsets: Mapping[str, Summary], facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
     """``index.html`` of a data set.
 
     Args:
       title: its heading.
       subsets: the summary of each subset, in order.
-      facts: of ``dataset.json``: "rejected" (by subset and reason), "leaks", "versions" and "settings" are shown.
+      facts: of ``dataset.json``: "rejected" (by subset and reason), "leaks" and "versions" are shown.
+      settings: what it was made from.
     """
     rows = [(name, PAPER.get(name), figures(summary), summary) for name, summary in subsets.items()]
-    return render("dataset.html", title=title, rows=rows, charts=_charts(subsets), facts=facts, subsets=list(subsets))
+    return render(
+        "dataset.html",
+        title=title,
+        rows=rows,
+        charts=_charts(subsets),
+        facts=facts,
+        settings=settings,
+        subsets=list(subsets),
+    )

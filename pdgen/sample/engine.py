@@ -46,7 +46,7 @@ class SampleSettings:
 
     Attributes:
       height, width: of every image, in pixels; 0 = the largest square that the model's tables hold.
-      max_images: images of one trajectory, at most.
+      max_images: images of one trajectory, at most; 0 writes the first plan alone.
       max_prompt_tokens: tokens of a prompt, at most.
       text, image: how texts are written and images denoised.
 
@@ -62,7 +62,7 @@ class SampleSettings:
     image: ImageSettings = ImageSettings()
 
     def __post_init__(self) -> None:
-        for name, least in (("height", 0), ("width", 0), ("max_images", 1), ("max_prompt_tokens", 1)):
+        for name, least in (("height", 0), ("width", 0), ("max_images", 0), ("max_prompt_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
 
@@ -216,7 +216,8 @@ class _Run:
     def _empty_batch(self) -> _Batch:
         """Contexts with room for all that the settings allow: two texts an image, its plan and its inspection."""
         settings, rows = self.settings, len(self.rows)
-        texts = settings.max_prompt_tokens + 2 + 2 * settings.max_images * room(settings.text, self.sampler.grammar)
+        written = max(1, 2 * settings.max_images) * room(settings.text, self.sampler.grammar)
+        texts = settings.max_prompt_tokens + 2 + written
         full = texts + settings.max_images * self.grid.cache_tokens
         guided = settings.image.text_scale > 1 and settings.image.image_scale > 1 and settings.max_images > 1
         dtype = jnp.dtype(self.sampler.compute.dtype)

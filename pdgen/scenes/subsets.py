@@ -1,93 +1,316 @@
-"""Training trajectories of shapes world: prompt, then plan, sketch and inspection for every growing subscene.
+"""The three subsets of the method's training data, sample by sample.
 
-With some probability a draft is drawn with a fault. Its inspection then says what is wrong, and the refined
-image follows. The faulty draft is context, never a target; its inspection and its correction are targets.
+    multi_turn   whole trajectories; some drafts are faulty, inspected and refined
+    conflict     plans that contradict the prompt, analysed and rewritten; and plans that are right, if incomplete
+    alignment    drafts that do not show what was planned, analysed and refined; and drafts that do
+
+Attempt a at sample n of a subset is a function of (settings, seed, subset, n, a) alone. An attempt that is rejected is
+counted by its reason, and the next one takes its place.
 """
 
-import math
-from collections.abc import Iterator
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
-from pdgen.interleave.trajectory import Image, Record, Text
-from pdgen.scenes import first_language as language
-from pdgen.scenes.first_world import MAX_OBJECTS, Scene, corrupt, grow, random_scene
-from pdgen.scenes.painter import paint, png_bytes
+from pdgen.interleave.trajectory import Record
+from pdgen.scenes import language
+from pdgen.scenes.differences import differences
+from pdgen.scenes.graph import COLORS, Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.scenes.grow import grow
+from pdgen.scenes.leaks import leak
+from pdgen.scenes.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite
+from pdgen.scenes.sample import ENTITY_RATES, prompt_graph, sample_graph
+from pdgen.scenes.settings import SUBSETS, Settings, SettingsError
+from pdgen.scenes.story import WRONG_PICTURE, Drawing, Rejected, Story, Teachers
+from pdgen.scenes.teachers import Declined
+from pdgen.scenes.world import corrupt, place
 
-SOURCE = "shapes"
+ATTEMPTS = 200  # at one sample; more means that the settings ask for what cannot be made
+PROMPT_TASK = "prompt"  # of samples whose prompts come from a file
+_OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
+_COUNT_RATE = 0.2  # of the conflicts that are about numbers
+_TRIES = 30  # drafts looked at for one with a wrong number
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What trajectories are made.
+class Samples(NamedTuple):
+    """Records, and how many samples were rejected on the way, by reason."""
 
-    Attributes:
-      seed: record i is a function of (seed, i) and these settings.
-      count: trajectories to make.
-      image_size: pixels of a picture's side.
-      object_rates: probabilities of 1, 2, ... objects; the default favours two, as GenEval's tasks do.
-      fault_rate: probability that a step's first draft is faulty.
+    records: list[Record]
+    rejected: collections.Counter[str]
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are none.
 
     Raises:
-      ValueError: a value is out of range; the message names the key.
+      SettingsError: the file cannot be read or has no prompt.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            prompts = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as fault:
+        raise SettingsError(f"teachers.prompts: {path}: {fault}") from None
+    if not prompts:
+        raise SettingsError(f"teachers.prompts: {path}: holds no prompt")
+    return prompts
+
+
+def is_positive(settings: Settings, subset: str, number: int) -> bool:
+    """Whether a sample is one of the subset's positive ones, which are spread evenly."""
+    count, positive = settings.counts(subset)
+    return (number + 1) * positive // count > number * positive // count
+
+
+def _asked(
+    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None
+) -> tuple[str, str, SceneGraph, SceneGraph]:
+    """(task, prompt, what it asks for, the whole scene)."""
+    if prompt is not None:
+        try:
+            graph = teachers.writer.parse(prompt)
+        except Declined:
+            raise Rejected("prompt not understood") from None
+        return PROMPT_TASK, prompt, graph, graph
+    tasks, shares = zip(*settings.tasks.items())
+    task = tasks[rng.choice(len(tasks), p=np.array(shares) / sum(shares))]
+    rates = ENTITY_RATES
+    if settings.entities:
+        rates = {n: share / sum(settings.entities) for n, share in enumerate(settings.entities, 1)}
+    graph = sample_graph(rng, task, entity_rates=rates)
+    asked = prompt_graph(rng, graph, task)
+    return task, language.prompt(rng, asked, task), asked, graph
+
+
+def make_story(
+    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None = None, rewritten: float = 0.0
+) -> Story:
+    """A story from a prompt of a file, or from a random scene. Raises Rejected."""
+    task, text, asked, graph = _asked(rng, settings, teachers, prompt)
+    if not settings.allow_leaks and leak(text):
+        raise Rejected("benchmark prompt")
+    vocabulary = SHAPES_VOCABULARY if prompt is None else _OTHER_WORDS
+    steps = grow(rng, graph, settings.max_images)
+    steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
+    return _placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+
+
+def _placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
+    scenes: Sequence = [None] * len(story.steps)
+    if teachers.placed:
+        try:
+            scenes = place(rng, story.steps)
+        except SceneError:
+            raise Rejected("not a scene of shapes world") from None
+        if scenes is None:
+            raise Rejected("no layout found")
+    return Story(story.task, story.prompt, story.asked, story.steps, tuple(scenes))
+
+
+def multi_turn(
+    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None, positive: bool
+) -> Callable[[str], Record]:
+    """A whole trajectory."""
+    story = make_story(rng, settings, teachers, prompt, settings.rewritten)
+    drawing = Drawing(story, teachers, rng)
+    spare = settings.max_images - len(story.steps)
+    faults = []
+    for number in range(len(story.steps)):
+        wanted = rng.random() < settings.multi_turn.fault_rate
+        if wanted and len(faults) < spare and drawing.can_be_corrected(number):
+            faults.append(drawing.corrected_step(number))
+            drawing.agree(number)
+        else:
+            drawing.step(number)
+    return functools.partial(drawing.record, source="multi_turn", complete=True, note=_note(faults))
+
+
+def _note(faults: Sequence[str]) -> str:
+    return f"wrong {', '.join(faults)}" if faults else ""
+
+
+def alignment(
+    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None, positive: bool
+) -> Callable[[str], Record]:
+    """A trajectory up to a draft that shows what was planned, or that does not and is refined."""
+    story = make_story(rng, settings, teachers, prompt, settings.rewritten)
+    drawing = Drawing(story, teachers, rng)
+    # A faulty draft takes two pictures.
+    stop = int(rng.integers(len(story.steps) if positive else min(len(story.steps), settings.max_images - 1)))
+    for number in range(stop):
+        drawing.step(number)
+    if positive:
+        drawing.step(stop)
+        return functools.partial(
+            drawing.record, source="alignment", complete=stop == len(story.steps) - 1, positive=True
+        )
+    if not drawing.can_be_corrected(stop):
+        raise Rejected("nothing to draw wrong")
+    fault = drawing.corrected_step(stop)
+    return functools.partial(
+        drawing.record, source="alignment", complete=False, positive=False, note=_note([fault])
+    )
+
+
+def conflict(
+    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None, positive: bool
+) -> Callable[[str], Record]:
+    """A trajectory up to a plan that contradicts the prompt, its analysis, the right plan and its picture.
+
+    Positive: up to a plan that is right, if it is not yet all that the prompt asks for.
+    """
+    if positive:
+        return _no_conflict(rng, settings, teachers, prompt)
+    story = make_story(rng, settings, teachers, prompt)
+    if rng.random() < _COUNT_RATE and teachers.placed:
+        found = _wrong_number(rng, story)
+    else:
+        found = _wrong_words(rng, settings, teachers, story)
+    drawing = Drawing(found.story, teachers, rng)
+    for number in range(found.number):
+        drawing.step(number)
+    before, previous = found.story.before(found.number), drawing.picture
+    drawing.plan(found.wrong, language.plan(rng, before, found.wrong), target=False)
+    drawing.expect(False, drawing.judged_plan(), "conflict not seen by the judge")
+    draft = drawing.paint(found.wrong_scene, previous)
+    drawing.expect(True, drawing.judged(draft, previous), WRONG_PICTURE)
+    drawing.add(draft, target=False)
+    drawing.inspect(language.conflict(rng, story.asked, found.said))
+    drawing.plan_step(found.number)
+    drawing.sketch(found.story.scenes[found.number], previous, "refine")
+    kind = _contradictions(story.asked, found.said)[0]
+    return functools.partial(
+        drawing.record, source="conflict", complete=False, positive=False, note=f"conflict of {kind}"
+    )
+
+
+def _no_conflict(
+    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None
+) -> Callable[[str], Record]:
+    story = make_story(rng, settings, teachers, prompt)
+    drawing = Drawing(story, teachers, rng)
+    last = len(story.steps) - 1
+    stop = int(rng.integers(max(last, 1)))  # incomplete, where there is more than one step
+    for number in range(stop + 1):
+        drawing.step(number)
+        drawing.expect(True, drawing.judged_plan(), "plan rejected by the judge")
+    return functools.partial(drawing.record, source="conflict", complete=stop == last, positive=True)
+
+
+class _Found(NamedTuple):
+    """A step that could have been planned wrongly.
+
+    ``story`` ends in the right step ``number``; ``wrong`` stands in its place, and ``said`` is its graph with the
+    ids of the prompt's.
     """
 
-    seed: int = 0
-    count: int = 4000
-    image_size: int = 32
-    object_rates: tuple[float, ...] = (0.3, 0.45, 0.25)
-    fault_rate: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.seed < 0 or self.count < 1:
-            raise ValueError(f"seed {self.seed} must be at least 0 and count {self.count} at least 1")
-        if self.image_size < 16:
-            raise ValueError(f"image_size {self.image_size} is below 16 pixels: shapes become unrecognisable")
-        rates = self.object_rates
-        if not 1 <= len(rates) <= MAX_OBJECTS or min(rates) < 0 or not math.isclose(sum(rates), 1):
-            raise ValueError(f"object_rates {rates} must be 1 to {MAX_OBJECTS} probabilities that sum to 1")
-        if not 0 <= self.fault_rate <= 1:
-            raise ValueError(f"fault_rate {self.fault_rate} is no probability")
+    story: Story
+    number: int
+    wrong: Step
+    wrong_scene: object
+    said: SceneGraph
 
 
-DEFAULTS = Settings()
+def _contradictions(asked: SceneGraph, said: SceneGraph) -> list[str]:
+    return [d.kind for d in differences(asked, said) if d.said is not None]
 
 
-def _image(scene: Scene, stage: str, target: bool, size: int) -> Image:
-    return Image(stage=stage, png=png_bytes(paint(scene, size)), target=target)
+def _wrong_words(rng: np.random.Generator, settings: Settings, teachers: Teachers, story: Story) -> _Found:
+    """What a rewritten story draws first and puts right later is a wrong plan, if it contradicts the prompt."""
+    vocabulary = _OTHER_WORDS if story.task == PROMPT_TASK else SHAPES_VOCABULARY
+    steps = rewrite(rng, story.steps, 1.0, vocabulary, max_images=settings.max_images)
+    right = next((n for n, step in enumerate(steps) if step.operation != "add"), None)
+    if right is None:
+        raise Rejected("no conflict found")
+    first, second = steps[right - 1 : right + 1]
+    new_ids = {second.entities[0]: second.entities[1]} if second.operation == "replace" else {}
+    said = _renamed(first.graph, new_ids)
+    entities = tuple(new_ids.get(e, e) for e in first.entities)
+    entities = tuple(e for e in entities if any(e == there.id for there in second.graph.entities))
+    contradicted = [bool(_contradictions(story.asked, step.graph)) for step in steps[: right - 1]]
+    if not entities or any(contradicted) or not _contradictions(story.asked, said):
+        raise Rejected("no conflict found")
+    way = Story(story.task, story.prompt, story.asked, tuple(steps[: right + 1]), ())
+    scenes = _placed(rng, teachers, way).scenes
+    corrected = (*steps[: right - 1], Step("add", entities, second.graph))
+    story = Story(story.task, story.prompt, story.asked, corrected, (*scenes[: right - 1], scenes[right]))
+    return _Found(story, right - 1, first, scenes[right - 1], said)
 
 
-def make_trajectory(rng: np.random.Generator, record_id: str, settings: Settings = DEFAULTS) -> Record:
-    """A complete trajectory about a random scene, without latents; equal generators give equal records.
+def _renamed(graph: SceneGraph, new_ids: dict[int, int]) -> SceneGraph:
+    if not new_ids:
+        return graph
+    entities = tuple(Entity(new_ids.get(e.id, e.id), e.noun, e.count, e.attributes) for e in graph.entities)
+    relations = tuple(
+        Relation(new_ids.get(r.subject, r.subject), r.kind, new_ids.get(r.reference, r.reference))
+        for r in graph.relations
+    )
+    return SceneGraph(entities, relations, graph.background)
 
-    The record's ``scene`` is the final scene as plain data (``msgspec.convert`` makes it a Scene again).
+
+def _wrong_number(rng: np.random.Generator, story: Story) -> _Found:
+    """One too many, or one missing of several."""
+    number = int(rng.integers(len(story.steps)))
+    step, scene = story.steps[number], story.scenes[number]
+    entity = step.entities[rng.integers(len(step.entities))]
+    for _ in range(_TRIES):
+        draft, kind = corrupt(rng, scene, step.graph, entity)
+        if kind == "count":
+            break
+    else:
+        raise Rejected("no conflict found")
+    count = len(draft.of(entity))
+    entities = tuple(
+        Entity(e.id, e.noun, count, e.attributes) if e.id == entity else e for e in step.graph.entities
+    )
+    graph = SceneGraph(entities, step.graph.relations, step.graph.background)
+    return _Found(story, number, Step("add", step.entities, graph), draft, graph)
+
+
+MAKERS = {"multi_turn": multi_turn, "conflict": conflict, "alignment": alignment}
+
+
+def make_sample(
+    settings: Settings, teachers: Teachers, subset: str, number: int, prompts: Sequence[str] = ()
+) -> tuple[Record, collections.Counter[str]]:
+    """Sample ``number`` of a subset, and its rejected attempts by reason.
+
+    Args:
+      prompts: of a file; attempt a takes prompt (number + a * count) of them, in turn.
+
+    Raises:
+      SettingsError: ``ATTEMPTS`` attempts were rejected.
     """
-    count = 1 + int(rng.choice(len(settings.object_rates), p=settings.object_rates))
-    scene = random_scene(rng, count)
-    size = settings.image_size
-    segments: list[Text | Image] = [Text(stage="prompt", text=language.prompt(rng, scene), target=False)]
-    shown = 0
-    for step in grow(rng, scene):
-        added = step.objects[shown:]
-        shown = len(step.objects)
-        segments.append(Text(stage="plan", text=language.plan(step, added), target=True))
-        stage = "sketch"
-        if rng.random() < settings.fault_rate:
-            right = added[rng.integers(len(added))]
-            draft = corrupt(rng, step, right.id)
-            words = language.fault(rng, draft.find(right.id), right)
-            segments.append(_image(draft, stage, False, size))
-            segments.append(Text(stage="inspect", text=words, target=True))
-            stage = "refine"
-        segments.append(_image(step, stage, True, size))
-        words = language.agreement(rng, step, added, scene.objects[shown:])
-        segments.append(Text(stage="inspect", text=words, target=True))
-    plain = msgspec.json.decode(msgspec.json.encode(scene))
-    return Record(id=record_id, source=SOURCE, complete=True, segments=segments, scene=plain)
+    rejected: collections.Counter[str] = collections.Counter()
+    count, _ = settings.counts(subset)
+    positive = is_positive(settings, subset, number)
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng((settings.seed, SUBSETS.index(subset), number, attempt))
+        prompt = prompts[(number + attempt * count) % len(prompts)] if prompts else None
+        try:
+            finish = MAKERS[subset](rng, settings, teachers, prompt, positive)
+        except Rejected as fault:
+            rejected[fault.reason] += 1
+            continue
+        return finish(f"{subset}-{settings.seed}-{number:06d}"), rejected
+    reasons = ", ".join(f"{reason} {times}" for reason, times in rejected.most_common())
+    raise SettingsError(f"{subset}: sample {number}: {ATTEMPTS} attempts were rejected ({reasons})")
 
 
-def make_trajectories(settings: Settings) -> Iterator[Record]:
-    """``settings.count`` records, in order, without latents."""
-    for index in range(settings.count):
-        rng = np.random.default_rng((settings.seed, index))
-        yield make_trajectory(rng, f"{SOURCE}-{settings.seed}-{index:06d}", settings)
+def make_samples(
+    settings: Settings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str] = (), threads: int = 1
+) -> Samples:
+    """Those samples of a subset, in order; ``threads`` at a time, for teachers that are waited for."""
+    make = functools.partial(make_sample, settings, teachers, subset, prompts=prompts)
+    if threads == 1:
+        made = [make(number) for number in numbers]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            made = list(pool.map(make, numbers))
+    total: collections.Counter[str] = collections.Counter()
+    for _, rejected in made:
+        total.update(rejected)
+    return Samples([record for record, _ in made], total)

@@ -23,7 +23,7 @@ from pdgen.interleave.grammar import (
 )
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import parse_plan, parse_refine
-from pdgen.scenes.subsets import make_trajectory
+from tests.shapes import trajectories
 
 FOLDERS = {
     "sentencepiece": pathlib.Path(pdgen.__file__).parent / "assets" / "shapes",
@@ -137,9 +137,9 @@ def test_bytes_are_allowed_as_python_decodes_them():
 
 def test_every_text_of_shapes_world_is_accepted(automaton, tokenizer):
     seen = set()
-    for seed in range(40):
+    for record in trajectories(40):
         before = "prompt"
-        for segment in make_trajectory(np.random.default_rng(seed), str(seed)).segments[1:]:
+        for segment in record.segments[1:]:
             kind = "image"
             if hasattr(segment, "text"):
                 kind = kind_by_table(automaton, START_AFTER[before], tokenizer.encode(segment.text))

@@ -13,10 +13,10 @@ from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
 from pdgen.interleave.layout import Budgets
 from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.scenes.subsets import Settings, make_trajectories
 from pdgen.train import loop
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
+from tests.shapes import trajectories
 
 
 def _moments(pictures):
@@ -29,7 +29,7 @@ def _moments(pictures):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    records = add_latents(list(make_trajectories(Settings(seed=3, count=60))), _moments)
+    records = add_latents(trajectories(60, seed=3), _moments)
     write_dataset(folder, records, Origin(seed=3, tokenizer=load_tokenizer(shapes_folder()).fingerprint))
     return folder
 
@@ -121,7 +121,7 @@ def test_data_of_another_tokenizer_is_refused(run, data, tmp_path):
 
 
 def test_latents_of_another_autoencoder_are_refused(run, tmp_path):
-    records = add_latents(list(make_trajectories(Settings(seed=4, count=2))), _moments)
+    records = add_latents(trajectories(2, seed=4), _moments)
     write_dataset(tmp_path / "data", records, Origin(seed=4, autoencoder="0" * 64))
     with pytest.raises(RunError, match="another autoencoder"):
         _train(dataclasses.replace(run, data=str(tmp_path / "data")), tmp_path / "run")
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
 
 
 def test_rows_must_fit_the_mesh(run):
-    with pytest.raises(RunError, match="rows is 3, expected a multiple of data \\* fsdp = 8"):
+    with pytest.raises(RunError, match="rows is 3, expected a multiple of accumulate \\* data \\* fsdp = 8"):
         loop.run_mesh(dataclasses.replace(run, rows=3, mesh=(1, -1, 1)), jax.devices())
 
 

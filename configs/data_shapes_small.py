@@ -1,0 +1,22 @@
+"""Shapes-world trajectories of one to three things, a third of the drafts faulty, with latents.
+
+python launch/build_data.py --config=configs/data_shapes_small.py --output=out/shapes
+
+Small enough that a nano model learns from it within minutes.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The keys are those of ``pdgen.scenes.settings.Settings``."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 32
+    config.tasks = ml_collections.ConfigDict({"composition": 1.0})
+    config.entities = (0.3, 0.45, 0.25)
+    config.rewritten = 0.0
+    config.multi_turn = ml_collections.ConfigDict({"count": 2000, "fault_rate": 0.3})
+    config.conflict = ml_collections.ConfigDict({"positive": 0, "negative": 0})
+    config.alignment = ml_collections.ConfigDict({"positive": 0, "negative": 0})
+    return config

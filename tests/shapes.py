@@ -1,0 +1,36 @@
+"""Small records of shapes world, made at once: nobody judges them."""
+
+from pdgen.scenes.painter import ShapesPainter
+from pdgen.scenes.settings import MultiTurn, Settings
+from pdgen.scenes.story import Teachers
+from pdgen.scenes.subsets import make_samples
+from pdgen.scenes.teachers import Verdict
+from pdgen.scenes.writer import RulesWriter
+
+
+class Trusting:
+    """A judge who accepts whatever he is shown."""
+
+    name = "trusting"
+
+    def plan(self, prompt, plans):
+        return Verdict(accept=True, analysis="It agrees.")
+
+    def picture(self, plan, picture, previous=None):
+        return Verdict(accept=True, analysis="It is as planned.")
+
+
+def trajectories(count, seed=0, fault_rate=0.3):
+    """Multi-turn records of one to three things, without latents."""
+    settings = Settings(
+        seed=seed,
+        tasks={"composition": 1.0},
+        entities=(0.3, 0.45, 0.25),
+        rewritten=0.0,
+        multi_turn=MultiTurn(count=count, fault_rate=fault_rate),
+    )
+    # "assumed": a fault that a trusting judge does not see is none to reject a sample for.
+    teachers = Teachers(ShapesPainter(settings.image_size), Trusting(), RulesWriter(), assumed=True)
+    return make_samples(settings, teachers, "multi_turn", range(count)).records
+
+
