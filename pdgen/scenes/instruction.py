@@ -8,7 +8,7 @@ import numpy as np
 
 from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step
 from pdgen.scenes.lexicon import join, sentence
-from pdgen.scenes.phrases import name, relations_to, scene, some, the
+from pdgen.scenes.phrases import name, relations_to, scene, some, statements, the
 
 EXCHANGED = "exchanged"
 
@@ -182,13 +182,17 @@ REMOVE = ("Remove {x}", "Erase {x}", "Take away {x}")
 
 
 def say(rng: np.random.Generator, instruction: Instruction, first: bool = False) -> str:
-    """The instruction as a sentence; ``first``: nothing is drawn yet."""
+    """The instruction as a sentence; ``first``: nothing is drawn yet.
+
+    Relations without inverse that the sentence has no place for ("on top of") follow in sentences of their own.
+    """
     graph, concerned = instruction.graph, [instruction.graph.find(i) for i in instruction.entities]
     x, y, to = the(concerned[0]), the(concerned[-1]), " and ".join(instruction.changes.values())
     forms = {"modify": MODIFY, "swap": SWAP_COLORS if instruction.changes else SWAP, "move": MOVE,
              "replace": REPLACE, "remove": REMOVE}.get(instruction.operation, START if first else ADD)  # fmt: skip
+    left: list[Relation] = []
     if instruction.operation == "add":
-        x, _ = scene(graph, instruction.entities)
+        x, left = scene(graph, instruction.entities)
     elif instruction.operation == "replace":
         y = some(concerned[1])
     elif instruction.operation == "remove":
@@ -198,4 +202,4 @@ def say(rng: np.random.Generator, instruction: Instruction, first: bool = False)
         where = [] if place is None else [f"to the {place}"]
         to = " and ".join([*where, *(f"{r.kind} {the(graph.find(r.reference))}" for r in graph.relations)])
     words = forms[rng.integers(len(forms))].format(x=x, y=y, to=to)
-    return sentence(f"{words} for now" if instruction.for_now else words)
+    return " ".join([sentence(f"{words} for now" if instruction.for_now else words), *statements(graph, left)])

@@ -162,7 +162,7 @@ class Drawing:
     def plan_step(self, number: int) -> None:
         """Adds the plan of step ``number``."""
         step = self.story.steps[number]
-        self.plan(step, language.plan(self.rng, self.story.before(number), step))
+        self.plan(step, language.plan(self.rng, self.story.before(number), step, self.story.asked))
 
     def corrected_step(self, number: int) -> str:
         """A plan, a faulty draft, its inspection and the refined picture. Returns the fault's kind."""

@@ -125,7 +125,7 @@ def test_instructions_of_each_operation(step, before, words):
 
 
 def test_what_is_not_meant_to_stay_is_drawn_for_now():
-    asked = SceneGraph((thing(0, "circle"), thing(1, "square", color="green")), (LEFT,))
+    asked = SceneGraph((thing(0, "circle"), thing(1, "square", color="green"), STARS), (LEFT,))
 
     def ending(before, step):
         said = all_wordings(lambda rng: language.instruction(rng, before, step, asked))
@@ -138,6 +138,7 @@ def test_what_is_not_meant_to_stay_is_drawn_for_now():
     assert ending(PAIR, Step("modify", (1,), right)) == {False}
     assert ending(circle, Step("add", (1,), SceneGraph((CIRCLE, square), (Relation(0, "above", 1),)))) == {True}
     assert ending(circle, Step("add", (1,), SceneGraph((CIRCLE, square)))) == {False}
+    assert ending(PAIR, Step("add", (2,), SceneGraph((*PAIR.entities, STARS), (LEFT,)))) == {False}
     assert ending(circle, Step("add", (5,), SceneGraph((CIRCLE, thing(5, "ring"))))) == {True}
     assert ending(PAIR, Step("add", (5,), SceneGraph((*PAIR.entities, thing(5, "ring")), (LEFT,)))) == {True}
 
@@ -306,4 +307,6 @@ def test_words_fit_real_pictures_too():
     text = language.description(np.random.default_rng(1), graph)
     assert text.endswith("a brown dog and a wooden umbrella. The dog is on top of the umbrella.")
     step = Step("add", (0, 1), graph)
+    text = language.instruction(np.random.default_rng(0), None, step)
+    assert text.endswith("a brown dog and a wooden umbrella. The brown dog is on top of the umbrella.")
     assert canonical(carry_out(None, instruct(None, step))) == canonical(graph)

@@ -81,6 +81,8 @@ def test_any_graph_reads_back(graph, seed, task):
     rng = np.random.default_rng(seed)
     assert canonical(parse(language.prompt(rng, graph, task))) == canonical(graph)
     assert canonical(parse(language.description(rng, graph))) == canonical(graph)
+    order = language.instruction(rng, None, Step("add", tuple(e.id for e in graph.entities), graph))
+    assert canonical(parse_instruction(order).graph) == canonical(graph)
 
 
 @given(graphs())
@@ -115,6 +117,11 @@ def test_canonical_is_blind_to_ids_order_and_direction(graph):
             "a star and a ring. The star is in the center and below the ring.",
             [thing(0, "star", place="centre"), thing(1, "ring")],
             [(0, "below", 1)],
+        ),
+        (
+            "a red star, a star, and a ring above the star",
+            [thing(0, "star", color="red"), thing(1, "star"), thing(2, "ring")],
+            [(2, "above", 1)],
         ),
         (
             "a red star, a blue star, and a ring above the blue star and left of the red star",
