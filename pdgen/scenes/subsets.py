@@ -230,8 +230,12 @@ def _wrong_words(rng: np.random.Generator, settings: Settings, teachers: Teacher
     said = _renamed(first.graph, new_ids)
     entities = tuple(new_ids.get(e, e) for e in first.entities)
     entities = tuple(e for e in entities if any(e == there.id for there in second.graph.entities))
-    contradicted = [bool(_contradictions(story.asked, step.graph)) for step in steps[: right - 1]]
-    if not entities or any(contradicted) or not _contradictions(story.asked, said):
+    # Nothing that earlier steps drew may be wrong, or it would have to change now.
+    concerned = {e.id for e in first.graph.entities if e.id in second.entities}
+    others = [*(step.graph for step in steps[: right - 1]), second.graph]
+    if not entities or not concerned <= {*first.entities} or not _contradictions(story.asked, said):
+        raise Rejected("no conflict found")
+    if any(_contradictions(story.asked, graph) for graph in others):
         raise Rejected("no conflict found")
     way = Story(story.task, story.prompt, story.asked, tuple(steps[: right + 1]), ())
     scenes = _placed(rng, teachers, way).scenes

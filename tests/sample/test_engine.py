@@ -252,7 +252,7 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
         (["a"], None, {"height": 30}, "height=30: must be a multiple of 4 between 4 and 32 pixels"),
         (["a"], None, {"width": 36}, "width=36: must be a multiple of 4 between 4 and 32 pixels"),
         (["a"], None, {"max_images": 10**9}, "no room: .* lower max_images"),
-        (["a"], None, {"max_images": 0}, "max_images=0: must be at least 1"),
+        (["a"], None, {"max_images": -1}, "max_images=-1: must be at least 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sampled_is_refused(sampler, prompts, seeds, settings, words):

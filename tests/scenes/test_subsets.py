@@ -1,141 +1,284 @@
-"""Trajectories: order and targets of their segments, and pictures that show what the texts say."""
+"""The three subsets: what their samples are made of, who judges them, and what becomes of the rejected."""
 
+import collections
 import io
-import re
+import itertools
 
-import msgspec
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pdgen.interleave.trajectory import Image, Text, check_grammar, parse_refine, segment_kind
-from pdgen.scenes.first_world import Scene
-from pdgen.scenes.painter import COLOR_RGB, paint, png_bytes
-from pdgen.scenes.subsets import Settings, make_trajectories, make_trajectory
+from pdgen.interleave.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
+from pdgen.scenes.judge import ExactJudge
+from pdgen.scenes.painter import ShapesPainter
+from pdgen.scenes.parse import parse
+from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError
+from pdgen.scenes.story import Teachers
+from pdgen.scenes.subsets import PROMPT_TASK, is_positive, make_sample, make_samples, read_prompts
+from pdgen.scenes.teachers import Verdict
+from pdgen.scenes.writer import RulesWriter
+from tests.shapes import Trusting
 
-SEEDS = st.integers(0, 2**32 - 1)
-FAULTY = Settings(fault_rate=1.0)
-SOUND = Settings(fault_rate=0.0)
+SETTINGS = Settings(
+    multi_turn=MultiTurn(count=40, fault_rate=0.3),
+    conflict=Conflict(positive=10, negative=30),
+    alignment=Alignment(positive=10, negative=30),
+    rewritten=0.7,
+)
+ASSUMED = Teachers(ShapesPainter(32), Trusting(), RulesWriter(), assumed=True)
+EXACT = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter())
 
 
 def pixels(segment):
-    return np.asarray(PIL.Image.open(io.BytesIO(segment.png))).astype(int)
+    return np.asarray(PIL.Image.open(io.BytesIO(segment.png)))
 
 
-def has_color(picture, name):
-    return bool((picture == COLOR_RGB[name]).all(-1).any())
+def kinds(record):
+    return [segment_kind(s) for s in record.segments]
 
 
-@given(SEEDS, st.sampled_from([Settings(), FAULTY, SOUND]))
-@settings(max_examples=150, deadline=None)
-def test_every_trajectory_is_whole_and_ends_in_its_scene(seed, choice):
-    record = make_trajectory(np.random.default_rng(seed), "one", choice)
-    check_grammar(record)
-    scene = msgspec.convert(record.scene, Scene)
-    kinds = [segment_kind(s) for s in record.segments]
-    assert record.complete
-    assert kinds[0] == "prompt"
-    assert kinds[-2:] == ["image", "inspect"]
-    assert record.segments[-2].png == png_bytes(paint(scene))
-    faults = kinds.count("inspect+refine")
-    assert 1 <= kinds.count("plan") <= len(scene.objects)
-    assert faults == {FAULTY: kinds.count("plan"), SOUND: 0}.get(choice, faults)
-    assert kinds.count("image") == kinds.count("plan") + faults
-    for item in scene.objects:
-        assert f"{item.color} {item.shape}" in record.segments[0].text
-    assert make_trajectory(np.random.default_rng(seed), "one", choice) == record
+def plans(record):
+    return [s.text for s in record.segments if s.stage == "plan"]
 
 
-@given(SEEDS)
-@settings(max_examples=100, deadline=None)
-def test_the_draft_at_fault_is_context_and_the_rest_is_target(seed):
-    record = make_trajectory(np.random.default_rng(seed), "one", FAULTY)
-    kinds = [segment_kind(s) for s in record.segments]
-    for number, (segment, kind) in enumerate(zip(record.segments, kinds)):
-        faulted = kinds[number + 1 : number + 2] == ["inspect+refine"]
-        assert segment.target == (kind != "prompt" and not faulted)
-        if kind == "image":
-            assert segment.stage == ("refine" if kinds[number - 1] == "inspect+refine" else "sketch")
+@pytest.fixture(scope="module")
+def made():
+    """All samples of the settings, by subset; the judge believes everything."""
+    subsets = ("multi_turn", "conflict", "alignment")
+    return {subset: make_samples(SETTINGS, ASSUMED, subset, range(40)) for subset in subsets}
 
 
-@given(SEEDS)
-@settings(max_examples=150, deadline=None)
-def test_what_an_inspection_says_is_true_of_the_pictures(seed):
-    """A colour fault: the wrong colour is in the draft, the asked one appears with the refinement."""
-    record = make_trajectory(np.random.default_rng(seed), "one", Settings(object_rates=(1.0,), fault_rate=1.0))
-    draft, inspection, refined = record.segments[2:5]
-    a, b = pixels(draft), pixels(refined)
-    assert (a != b).any()
-    asked = parse_refine(inspection.text)
-    if match := re.fullmatch(r"Make the (\w+) (\w+) (\w+)\.", asked):
-        wrong, _, right = match.groups()
-        assert has_color(a, wrong) and not has_color(a, right)
-        assert has_color(b, right) and not has_color(b, wrong)
-    elif match := re.fullmatch(r"Move it to the (.*)\.", asked):
-        ground = b[16, 0] if "left" not in match[1] else b[16, 31]
-        a_rows, a_columns = np.nonzero((a != ground).any(-1))
-        b_rows, b_columns = np.nonzero((b != ground).any(-1))
-        assert (a_rows.mean(), a_columns.mean()) != (b_rows.mean(), b_columns.mean())
-        for word, side, middle in (("left", b_columns, 1), ("right", b_columns, -1), ("top", b_rows, 1)):
-            if word in match[1]:
-                assert middle * (15.5 - side.mean()) > 4
-    else:
-        assert re.fullmatch(r"Make the \w+ \w+ an? \w+\.", asked)
+@pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
+def test_samples_are_grammatical_and_tell_what_they_are(made, subset):
+    for number, record in enumerate(made[subset].records):
+        check_grammar(record)
+        assert (record.id, record.source) == (f"{subset}-0-{number:06d}", subset)
+        assert 1 <= kinds(record).count("image") <= 5
+        assert len(record.scene["steps"]) == kinds(record).count("plan")
+        assert parse(record.segments[0].text) is not None
+        positive = None if subset == "multi_turn" else is_positive(SETTINGS, subset, number)
+        assert record.scene.get("positive") == positive
 
 
-@given(SEEDS)
-@settings(max_examples=100, deadline=None)
-def test_inspections_name_what_is_still_missing(seed):
-    record = make_trajectory(np.random.default_rng(seed), "one", Settings(object_rates=(0, 0, 0.5, 0.5)))
-    looks = [f"{o['color']} {o['shape']}" for o in record.scene["objects"]]
-    planned = ""
-    for segment in record.segments[1:]:
-        if isinstance(segment, Text) and segment.stage == "plan":
-            planned += segment.text
-        elif isinstance(segment, Text) and parse_refine(segment.text) is None:
-            missing = [words for words in looks if words not in planned]
-            assert ("still to come" in segment.text) == bool(missing)
-            assert all(words in segment.text for words in missing)
+def test_a_sample_depends_on_settings_subset_and_number_alone(made):
+    backwards = [make_sample(SETTINGS, ASSUMED, "conflict", n)[0] for n in (9, 4)]
+    assert [encode_record(r) for r in backwards] == [encode_record(made["conflict"].records[n]) for n in (9, 4)]
+    threaded = make_samples(SETTINGS, ASSUMED, "conflict", range(4, 10), threads=3)
+    assert threaded.records == made["conflict"].records[4:10]
+    other = make_samples(Settings(seed=1, multi_turn=MultiTurn(40)), ASSUMED, "multi_turn", range(3)).records
+    assert {r.segments[0].text for r in other}.isdisjoint(r.segments[0].text for r in made["multi_turn"].records)
 
 
-def test_all_stages_and_lengths_occur():
-    records = list(make_trajectories(Settings(count=200)))
-    kinds = [[segment_kind(s) for s in r.segments] for r in records]
-    assert {k for ks in kinds for k in ks} == {"prompt", "plan", "image", "inspect", "inspect+refine"}
-    assert {ks.count("plan") for ks in kinds} == {1, 2, 3}
-    assert len({r.id for r in records}) == 200
-    stages = {s.stage for r in records for s in r.segments if isinstance(s, Image)}
-    assert stages == {"sketch", "refine"}
+def test_multi_turn_samples_run_to_the_end_of_what_is_asked(made):
+    seen = collections.Counter()
+    for record in made["multi_turn"].records:
+        order = kinds(record)
+        assert record.complete and order[-2:] == ["image", "inspect"]
+        seen.update(order, operations=len({s["operation"] for s in record.scene["steps"]}) > 1)
+        for number, kind in enumerate(order[2:], 2):
+            if kind == "inspect+refine":  # draft, fault, refined picture, agreement: only the draft is no target
+                assert order[number - 1 : number + 3] == ["image", "inspect+refine", "image", "inspect"]
+                assert [s.target for s in record.segments[number - 1 : number + 3]] == [False, True, True, True]
+                assert (pixels(record.segments[number - 1]) != pixels(record.segments[number + 1])).any()
+    assert seen["inspect+refine"] >= 10 and seen["operations"] >= 10
 
 
-def test_a_record_depends_on_the_seed_and_its_number_alone():
-    many = list(make_trajectories(Settings(seed=5, count=20)))
-    assert list(make_trajectories(Settings(seed=5, count=7))) == many[:7]
-    other = list(make_trajectories(Settings(seed=6, count=20)))
-    assert [r.segments for r in other] != [r.segments for r in many]
+def test_a_conflict_is_in_the_plan_and_not_in_the_picture(made):
+    judge, notes = ExactJudge(), set()
+    for record in (r for r in made["conflict"].records if not r.scene["positive"]):
+        order = kinds(record)
+        assert order[-5:] == ["plan", "image", "inspect+refine", "plan", "image"] and not record.complete
+        assert [s.target for s in record.segments[-5:]] == [False, False, True, True, True]
+        *earlier, wrong, right = plans(record)
+        prompt = record.segments[0].text
+        assert not judge.plan(prompt, [*earlier, wrong]).accept
+        assert judge.plan(prompt, [*earlier, right]).accept
+        before = next((pixels(s) for s in reversed(record.segments[:-5]) if isinstance(s, Image)), None)
+        assert judge.picture(wrong, pixels(record.segments[-4]), before).accept
+        assert judge.picture(right, pixels(record.segments[-1]), before).accept
+        notes.add(record.scene["note"].split()[-1])
+    assert {"count", "color", "relation"} <= notes
 
 
-def test_picture_size_and_object_rates_are_obeyed():
-    (record,) = make_trajectories(Settings(count=1, image_size=48, object_rates=(0, 0, 0, 1)))
-    assert len(record.scene["objects"]) == 4
-    assert {pixels(s).shape for s in record.segments if isinstance(s, Image)} == {(48, 48, 3)}
-    assert all(s.text.isascii() for s in record.segments if isinstance(s, Text))
+def test_a_plan_that_is_right_if_incomplete_is_no_conflict(made):
+    judge, open_ended = ExactJudge(), 0
+    for record in (r for r in made["conflict"].records if r.scene["positive"]):
+        texts = plans(record)
+        assert all(judge.plan(record.segments[0].text, texts[: n + 1]).accept for n in range(len(texts)))
+        assert kinds(record)[-1] == "inspect" and "<refine>" not in record.segments[-1].text
+        open_ended += not record.complete
+    assert open_ended >= 5
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"seed": -1}, "seed -1"),
-        ({"count": 0}, "count 0"),
-        ({"image_size": 8}, "image_size 8"),
-        ({"object_rates": (0.5, 0.2)}, r"object_rates \(0.5, 0.2\)"),
-        ({"object_rates": ()}, "object_rates"),
-        ({"object_rates": (0, 0, 0, 0, 1)}, "object_rates"),
-        ({"fault_rate": 1.5}, "fault_rate 1.5"),
-    ],
-)
-def test_settings_out_of_range_are_refused_by_name(change, words):
-    with pytest.raises(ValueError, match=words):
-        Settings(**change)
+def test_alignment_is_judged_on_pictures(made):
+    judge, notes = ExactJudge(), collections.Counter()
+    for record in made["alignment"].records:
+        order = kinds(record)
+        if record.scene["positive"]:
+            assert order[-2:] == ["image", "inspect"]
+            continue
+        assert order[-4:] == ["plan", "image", "inspect+refine", "image"] and not record.complete
+        assert [s.target for s in record.segments[-4:]] == [True, False, True, True]
+        before = next((pixels(s) for s in reversed(record.segments[:-4]) if isinstance(s, Image)), None)
+        plan, draft, _, refined = record.segments[-4:]
+        assert not judge.picture(plan.text, pixels(draft), before).accept
+        assert judge.picture(plan.text, pixels(refined), before).accept
+        notes[record.scene["note"]] += 1
+    assert len(notes) >= 4
+
+
+def test_what_the_exact_judge_keeps_is_what_a_believing_one_keeps(made):
+    """Painter, language and judge agree: nothing that is made for shapes world is rejected by its own judge."""
+    for subset, share in (("multi_turn", 1.0), ("alignment", 1.0), ("conflict", 0.8)):
+        exact = make_samples(SETTINGS, EXACT, subset, range(10))
+        same = sum(a == b for a, b in zip(exact.records, made[subset].records))
+        assert same >= share * 10, (subset, exact.rejected)
+
+
+def test_positive_samples_are_spread_evenly():
+    settings = Settings(conflict=Conflict(positive=6905, negative=8296))
+    flags = [is_positive(settings, "conflict", n) for n in range(15201)]
+    assert sum(flags) == 6905
+    assert all(abs(sum(flags[a : a + 250]) - 113.6) <= 1 for a in range(0, 15000, 250))
+
+
+def test_tasks_come_in_their_shares():
+    tasks = {"counting": 3.0, "position": 1.0}
+    settings = Settings(tasks=tasks, multi_turn=MultiTurn(count=120, fault_rate=0))
+    records = make_samples(settings, ASSUMED, "multi_turn", range(120)).records
+    counted = collections.Counter(r.scene["task"] for r in records)
+    assert counted.keys() == tasks.keys() and 75 <= counted["counting"] <= 105
+
+
+def test_without_rewriting_steps_only_add():
+    settings = Settings(rewritten=0.0, multi_turn=MultiTurn(count=20, fault_rate=0))
+    records = make_samples(settings, ASSUMED, "multi_turn", range(20)).records
+    assert {s["operation"] for r in records for s in r.scene["steps"]} == {"add"}
+
+
+class Doubting(Trusting):
+    """Rejects every third picture."""
+
+    def __init__(self):
+        self.calls = itertools.count(1)
+
+    def picture(self, plan, picture, previous=None):
+        if next(self.calls) % 3 == 0:
+            return Verdict(accept=False, analysis="No.", correction="Draw it again.")
+        return super().picture(plan, picture, previous)
+
+
+def test_rejected_samples_are_counted_and_replaced():
+    settings = Settings(multi_turn=MultiTurn(count=12, fault_rate=0), entities=(1.0, 1.0), rewritten=0)
+    teachers = Teachers(ShapesPainter(32), Doubting(), RulesWriter())
+    samples = make_samples(settings, teachers, "multi_turn", range(12))
+    assert [r.id for r in samples.records] == [f"multi_turn-0-{n:06d}" for n in range(12)]
+    pictures = sum(kinds(r).count("image") for r in samples.records)
+    assert samples.rejected["picture rejected by the judge"] >= pictures // 3
+    again = Teachers(ShapesPainter(32), Doubting(), RulesWriter(), redraws=1)
+    assert not make_samples(settings, again, "multi_turn", range(12)).rejected
+
+
+class Refusing(Trusting):
+    def picture(self, plan, picture, previous=None):
+        return Verdict(accept=False, analysis="No.", correction="Again.")
+
+
+def test_what_cannot_be_made_ends_in_one_line(monkeypatch):
+    monkeypatch.setattr("pdgen.scenes.subsets.ATTEMPTS", 4)
+    with pytest.raises(SettingsError, match=r"multi_turn: sample 3: 4 attempts were rejected \(picture rejected"):
+        make_sample(SETTINGS, Teachers(ShapesPainter(32), Refusing(), RulesWriter()), "multi_turn", 3)
+
+
+class Canvas:
+    """A painter without scenes: it adds a stripe to the picture before, and remembers what it was asked."""
+
+    name = "canvas"
+
+    def __init__(self):
+        self.strokes = []
+
+    def paint(self, stroke):
+        self.strokes.append(stroke)
+        picture = np.zeros((24, 24, 3), np.uint8) if stroke.previous is None else stroke.previous.copy()
+        picture[len(self.strokes) % 24] = 255
+        return picture
+
+
+class Explaining(Trusting):
+    def picture(self, plan, picture, previous=None):
+        return Verdict(accept=True, analysis=f"Seen: {parse_plan(plan)[0]}")
+
+
+PROMPTS = ("a brown dog left of a white cat, and two cars", "A photo of a bench.", "xyzzy", "three pizzas and a clock")
+
+
+def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
+    """The painter edits its last picture by the instruction; inspections are the judge's; leaks are left out."""
+    canvas = Canvas()
+    settings = Settings(multi_turn=MultiTurn(count=2, fault_rate=0), rewritten=0)
+    teachers = Teachers(canvas, Explaining(), RulesWriter(), placed=False, judge_explains=True)
+    samples = make_samples(settings, teachers, "multi_turn", range(2), PROMPTS)
+    assert [r.segments[0].text for r in samples.records] == [PROMPTS[0], PROMPTS[3]]
+    assert samples.rejected == {"benchmark prompt": 1}
+    strokes = iter(canvas.strokes)
+    for record in samples.records:
+        check_grammar(record)
+        previous = None
+        for plan, image, inspection in zip(*(record.segments[n::3] for n in (1, 2, 3))):
+            stroke = next(strokes)
+            assert (stroke.instruction, stroke.scene) == (parse_plan(plan.text)[0], None)
+            assert (stroke.previous is None) if previous is None else (stroke.previous == previous).all()
+            previous = pixels(image)
+            assert inspection.text == f"Seen: {stroke.instruction}"
+        assert record.scene["task"] == PROMPT_TASK
+    assert next(strokes, None) is None
+    nouns = {e["noun"] for e in samples.records[0].scene["prompt_graph"]["entities"]}
+    assert nouns == {"dog", "cat", "car"}
+
+
+def test_a_prompt_that_is_not_understood_or_leaks_is_rejected_by_name():
+    teachers = Teachers(Canvas(), Explaining(), RulesWriter(), placed=False, judge_explains=True)
+    settings = Settings(multi_turn=MultiTurn(count=1, fault_rate=0), rewritten=0)
+    _, rejected = make_sample(settings, teachers, "multi_turn", 0, PROMPTS[1:])
+    assert rejected == {"benchmark prompt": 1, "prompt not understood": 1}
+    leaky = Settings(multi_turn=settings.multi_turn, allow_leaks=True)
+    kept, _ = make_sample(leaky, teachers, "multi_turn", 0, PROMPTS[1:])
+    assert kept.segments[0].text == PROMPTS[1]
+
+
+class Strict(Explaining):
+    """Takes any plan with a dog that is not brown for a conflict."""
+
+    def plan(self, prompt, plans):
+        dogs = [e for e in parse(parse_plan(plans[-1])[1]).entities if e.noun == "dog"]
+        if all(dog.attributes.get("color") == "brown" for dog in dogs):
+            return Verdict(accept=True, analysis="It agrees.")
+        return Verdict(accept=False, analysis="The dog is not brown.", correction="Plan a brown dog.")
+
+
+def test_conflicts_of_other_nouns_are_drawn_from_the_graph():
+    settings = Settings(conflict=Conflict(positive=1, negative=2), multi_turn=MultiTurn(fault_rate=0))
+    teachers = Teachers(Canvas(), Strict(), RulesWriter(), placed=False)
+    records = make_samples(settings, teachers, "conflict", range(3), PROMPTS[:1]).records
+    for record in records:
+        if not record.scene["positive"]:
+            wrong, right = (parse_plan(text)[0] for text in plans(record)[-2:])
+            assert "brown dog" not in wrong and "brown dog" in right
+
+
+def test_a_file_of_prompts_is_read_and_bad_ones_are_named(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\n  two \n")
+    assert read_prompts(str(path)) == ["one", "two"]
+    path.write_text("\n")
+    with pytest.raises(SettingsError, match=r"teachers.prompts: .*prompts.txt: holds no prompt"):
+        read_prompts(str(path))
+    with pytest.raises(SettingsError, match="No such file"):
+        read_prompts(str(tmp_path / "none"))
+
+
+def test_texts_are_ascii_and_pictures_have_their_size(made):
+    records = [r for samples in made.values() for r in samples.records]
+    assert {pixels(s).shape for r in records for s in r.segments if isinstance(s, Image)} == {(32, 32, 3)}
+    assert all(s.text.isascii() for r in records for s in r.segments if isinstance(s, Text))
