@@ -26,4 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = ml_collections.ConfigDict({"learning_rate": 1.5e-3, "warmup_steps": 50, "schedule": "cosine"})
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 512})
     config.dropout = ml_collections.ConfigDict({"text": 0.05, "vae": 0.05, "vit": 0.05})
+    config.mixture = ml_collections.ConfigDict()  # weights of subsets; none: in proportion of their documents
+    config.turns = "whole"
+    config.too_long = "refuse"
+    config.broken = "stop"
     return config

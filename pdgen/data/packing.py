@@ -25,7 +25,7 @@ from pdgen.interleave.segments import ConditionDropout, stream_lengths
 
 POOL = 256  # documents a pack chooses from; twice as many gain less than 1 % of fill
 BY_AGE = 0.5  # of a pack: with 0, the documents left over at a window's end fill packs badly
-TOGETHER = 64  # windows planned side by side when far packs are looked up
+TOGETHER = 128  # windows planned side by side when far packs are looked up
 _PLANS = 4  # windows kept in memory
 
 

@@ -128,11 +128,10 @@ def readable(tokenizer: Tokenizer, token: int) -> str:
     if token in names:
         return names[token]
     data = tokenizer.token_bytes(token)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:  # a part of a character
+    text = data.decode(errors="replace").replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5")
+    if "\ufffd" in text or not text.isprintable():  # a part of a character, or a control character
         return "".join(f"<{byte:02X}>" for byte in data)
-    return text.replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5") or f"<{token}>"
+    return text or f"<{token}>"
 
 
 def document_runs(

@@ -114,14 +114,7 @@ def test_single_turns_teach_what_whole_records_teach(folder):
         batches = Batches(NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, turns=turns))
         words, images = collections.Counter(), 0
         for number in range(len(batches.documents)):
-            document = Document(
-                0,
-                number,
-                int(batches.documents.record[number]),
-                (int(batches.documents.first[number]), int(batches.documents.stop[number])),
-                (True,) * int(np.diff(batches.documents.starts)[number]),
-            )
-            laid_out = batches.lay_out(document)
+            laid_out = batches.lay_out(whole_document(batches.documents, number))
             at = laid_out.text_weights > 0
             words.update(zip(laid_out.text_ids[at].tolist(), laid_out.text_targets[at].tolist()))
             images += laid_out.vae_weights.sum()
@@ -131,6 +124,34 @@ def test_single_turns_teach_what_whole_records_teach(folder):
     single_words, single_images, single_count = targets("single")
     assert single_count > count == RECORDS
     assert (single_words, single_images) == (words, images)
+
+
+def whole_document(documents, number):
+    """A document of which nothing is dropped."""
+    return Document(
+        epoch=0,
+        number=number,
+        record=int(documents.record[number]),
+        turns=(int(documents.first[number]), int(documents.stop[number])),
+        keep=(True,) * int(np.diff(documents.starts)[number]),
+    )
+
+
+def test_long_records_are_cut_if_the_config_says_so(folder):
+    """A cut document ends with an image, or a plan whose faulty draft is not needed, and teaches no end."""
+    source, tight = RecordSource(folder), dataclasses.replace(SETTINGS, budgets=Budgets(576, 48, 1088))
+    with pytest.raises(PackingError, match=r"record r-0-\d+ needs text \d+, vit 64"):
+        Batches(NANO, source, TOKENIZER, tight)
+    made = Batches(NANO, source, TOKENIZER, dataclasses.replace(tight, too_long="cut"))
+    expected = [n for n in range(RECORDS) if sum(isinstance(s, Image) for s in source[n].segments) > 3]
+    assert made.documents.cut.tolist() == expected
+    for number in range(RECORDS):
+        laid_out = made.lay_out(whole_document(made.documents, number))
+        assert (laid_out.text_targets[-1] == TOKENIZER.im_end) == (number not in expected)
+        if number in expected:
+            last = laid_out.text_ids[-1], laid_out.text_targets[-1]
+            assert last in ((TOKENIZER.vision_end, 0), (TOKENIZER.im_end, TOKENIZER.vision_start))
+            assert 16 <= laid_out.lengths[1] <= 48
 
 
 def test_an_epoch_draws_other_latents_and_dropout(batches):

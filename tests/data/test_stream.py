@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pdgen.data.documents import PackingError, make_documents
 from pdgen.data.stream import Stream, shares
-from pdgen.interleave.segments import NO_DROPOUT, ConditionDropout, stream_lengths
+from pdgen.interleave.segments import NO_DROPOUT, ConditionDropout, kept, stream_lengths
 from tests.data.small_index import shapes_like
 
 SUBSETS = {"multi_turn": range(300), "conflict": range(300, 450), "alignment": range(450, 600)}
@@ -114,6 +114,23 @@ def test_dropout_rates_and_lengths(documents):
     kinds, dropped = np.concatenate(kinds), np.concatenate(dropped)
     shares_dropped = [dropped[kinds == kind].mean() for kind in range(1, 4)]
     np.testing.assert_allclose(shares_dropped, [0, 0.3, 0.2], atol=0.02)
+
+
+def test_dropout_is_drawn_per_seed_subset_epoch_and_document(documents):
+    """A document's numbers stand where its units stand among its subset's, whatever else the window holds."""
+    dropout = ConditionDropout(0.5, 0.5, 0.5)
+    stream = Stream(documents, SUBSETS, {"multi_turn": 1, "conflict": 1, "alignment": 0}, dropout, seed=3)
+    window, lengths = stream.window(1), np.diff(documents.starts)
+    for place in range(0, 600, 7):
+        number, epoch = int(window.number[place]), int(window.epoch[place])
+        subset = sorted(SUBSETS).index(subset_of(number))
+        first = SUBSETS[subset_of(number)].start
+        units = lengths[list(SUBSETS[subset_of(number)])].sum()
+        draws = np.random.default_rng((3, 2, subset, epoch)).random(units, np.float32)
+        own = draws[lengths[first:number].sum() :][: lengths[number]]
+        kinds = documents.kinds[documents.starts[number] : documents.starts[number + 1]]
+        expected = kept(kinds, np.array([0, len(kinds)]), dropout, own)
+        np.testing.assert_array_equal(window.keep[window.starts[place] : window.starts[place + 1]], expected)
 
 
 def test_dropout_depends_on_epoch_and_seed(documents):
