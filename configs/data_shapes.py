@@ -24,18 +24,18 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "single_object": 0.01,
             "two_object": 0.01,
-            "counting": 0.02,
+            "counting": 0.01,
             "colors": 0.01,
-            "position": 0.02,
-            "color_attr": 0.02,
-            "composition": 0.91,
+            "position": 0.01,
+            "color_attr": 0.01,
+            "composition": 0.94,
         }
     )
     config.entities = ()
-    config.rewritten = 0.3
+    config.rewritten = 0.2
     config.max_images = 5
     config.allow_leaks = False
-    config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.05})
+    config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.03})
     config.conflict = ml_collections.ConfigDict(
         {"positive": 6905, "negative": 8296, "variant": "graph", "checkpoint": "", "temperature": 1.0}
     )

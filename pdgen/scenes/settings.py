@@ -12,8 +12,8 @@ from pdgen.scenes.sample import TASKS
 SUBSETS = ("multi_turn", "conflict", "alignment")
 # Mostly compositions, whose prompts are as long as the paper's; the rest are GenEval's tasks.
 TASK_SHARES = {
-    "single_object": 0.01, "two_object": 0.02, "counting": 0.02, "colors": 0.01, "position": 0.03,
-    "color_attr": 0.03, "composition": 0.88,
+    "single_object": 0.01, "two_object": 0.01, "counting": 0.01, "colors": 0.01, "position": 0.01,
+    "color_attr": 0.01, "composition": 0.94,
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ class MultiTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     count: int = 32012
-    fault_rate: float = 0.1
+    fault_rate: float = 0.03
 
     def __post_init__(self) -> None:
         _check_count("multi_turn.count", self.count)
@@ -143,7 +143,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latents: bool = True
     tasks: dict[str, float] = msgspec.field(default_factory=lambda: dict(TASK_SHARES))
     entities: tuple[float, ...] = ()
-    rewritten: float = 0.5
+    rewritten: float = 0.2
     max_images: int = 5
     allow_leaks: bool = False
     multi_turn: MultiTurn = MultiTurn()
