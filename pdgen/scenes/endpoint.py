@@ -185,8 +185,8 @@ class Endpoint:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            cancelled.set()
-            pool.shutdown(cancel_futures=True)
+            cancelled.set()  # what waits ends before it is sent
+            pool.shutdown()
 
     def _outcome(self, request: Request, cancelled: threading.Event) -> Any:
         try:

@@ -16,6 +16,7 @@ import pytest
 from msgspec import structs
 
 from pdgen.scenes import endpoint as ep
+from pdgen.scenes.answer_cache import AnswerCache
 from pdgen.scenes.chat import AnswerError, Request, answer_schema
 from pdgen.scenes.graph import GRAPH_SCHEMA, SceneGraph
 from pdgen.scenes.remote_teachers import (
@@ -224,6 +225,9 @@ def test_malformed_answers_are_asked_again_with_the_reason_and_counted(server, s
     roles = [m["role"] for m in server.bodies[1]["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
     assert "cannot be used" in server.bodies[1]["messages"][3]["content"]
+    [path] = pathlib.Path(settings.cache).rglob("*.json")
+    kept = json.loads(path.read_text())["answers"]
+    assert [a["content"] for a in kept] == [server.bodies[1]["messages"][2]["content"], '{"word": "one"}']
 
 
 def test_an_answer_that_stays_malformed_is_rejected_for_good(server, settings):
@@ -318,6 +322,14 @@ def test_map_stops_at_a_fatal_answer_and_when_closed(server, settings):
     assert paid == seen
     list(ep.Endpoint(settings).map(request(str(n)) for n in range(20)))
     assert len(server.bodies) == 20
+    # A malformed answer that comes after the closing is not asked again.
+    server.script.append(says('{"word": "first"}'))
+    server.usual = says("malformed", delay=0.1)
+    server.bodies.clear()
+    answers = ep.Endpoint(settings).map(request(f"again {n}") for n in range(4))
+    next(answers)
+    answers.close()
+    assert len(server.bodies) == 4
 
 
 def test_closing_does_not_wait_out_a_backoff(server, settings):
@@ -339,6 +351,24 @@ def test_equal_questions_at_the_same_time_are_paid_once(server, settings):
     [t.join() for t in threads]
     assert len(server.bodies) == 1
     assert sum(c.ledger.total().cached for c in clients) == 7
+
+
+def test_a_lock_has_one_holder_at_a_time(tmp_path):
+    inside, seen = [], []
+
+    def hold(cache):
+        for _ in range(40):
+            with cache.locked("ab"):
+                inside.append(1)
+                time.sleep(0.0002)
+                seen.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=hold, args=(AnswerCache(tmp_path),)) for _ in range(6)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert seen == [1] * 240
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 CHILD = """
