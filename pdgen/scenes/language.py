@@ -278,7 +278,7 @@ def _holds(scene: Scene, relation: Relation) -> bool:
 
 def background_fault(rng: np.random.Generator, right: str, wrong: str) -> str:
     """An inspection of a drawing whose background is another than planned."""
-    forms = (f"The background is {wrong}, not {right}.", f"The background should be {right}.",
+    forms = (f"The background is {wrong}, not {right}.", f"The background should be {right}, not {wrong}.",
              f"{sentence(background_phrase(right))[:-1]} was planned, not {wrong}.")  # fmt: skip
     corrections = (f"Make the background {right}.", f"Change the background to {right}.")
     return format_inspection(_pick(rng, forms), _pick(rng, corrections))
@@ -375,13 +375,18 @@ def _miscounted(rng: np.random.Generator, right: Entity, seen: int) -> str:
 # Inspections that find a plan at fault.
 
 
-def conflict(rng: np.random.Generator, prompt_graph: SceneGraph, plan_graph: SceneGraph) -> str:
+def conflict(
+    rng: np.random.Generator,
+    prompt_graph: SceneGraph,
+    plan_graph: SceneGraph,
+    settled: Sequence[Difference] = (),
+) -> str:
     """An inspection that says in what a plan contradicts its prompt; ends with ``<refine>``.
 
-    Of several contradictions the first is named. What the plan does not say yet is none. Raises SceneError where
-    there is no contradiction.
+    Of several contradictions the first is named. What the plan does not say yet is none, nor are the ``settled``
+    differences, which earlier plans answer for. Raises SceneError where there is no contradiction.
     """
-    found = [d for d in differences(prompt_graph, plan_graph) if d.said is not None]
+    found = [d for d in differences(prompt_graph, plan_graph) if d.said is not None and d not in settled]
     if not found:
         raise SceneError("the plan does not contradict the prompt")
     d = found[0]

@@ -11,18 +11,31 @@ from pdgen.scenes.lexicon import join, place_phrase, sentence
 from pdgen.scenes.matching import aligned, renamed, words_of
 from pdgen.scenes.phrases import background_phrase, be, fact, known, look, name, some
 
+_NOTHING = SceneGraph(())
 
-def contradiction(rng: np.random.Generator, asked: SceneGraph, plan: SceneGraph) -> str | None:
+
+def contradiction(
+    rng: np.random.Generator, asked: SceneGraph, plan: SceneGraph, before: SceneGraph = _NOTHING
+) -> str | None:
     """The inspection of a plan that contradicts its prompt, None where it does not.
 
     Args:
       asked: of the prompt; what it leaves open, and what the plan does not say yet, contradicts nothing.
       plan: of its description or instruction, with the ids of ``asked``.
+      before: of the description before, likewise. What contradicted the prompt there already is no news: it is
+        there for now, or was found at fault then.
     """
+    old = {_news(d) for d in differences(asked, _with_implied(asked, before))}
     plan = _with_implied(asked, plan)
-    if all(d.said is None for d in differences(asked, plan)):
+    found = differences(asked, plan)
+    if all(d.said is None or _news(d) in old for d in found):
         return None
-    return conflict(rng, asked, plan)
+    return conflict(rng, asked, plan, settled=[d for d in found if _news(d) in old])
+
+
+def _news(d: Difference) -> Difference:
+    # Whether what nobody asked for is something extra or stands for something else depends on what else is there.
+    return Difference("extra", (), "", d.said) if d.kind in ("extra", "shape") else d
 
 
 def _with_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
@@ -157,8 +170,9 @@ def check_plan(
 ) -> str | None:
     """The inspection of a plan at fault, None where it has none.
 
-    The description, then the instruction carried out on what is there, must not contradict the prompt; the
-    instruction must not remove what is asked for and right; description and instruction must agree.
+    The description, then the instruction carried out on what is there, must not contradict the prompt in what the
+    description before did not, unless the instruction says that this is for now; the instruction must not remove
+    what is asked for and right; description and instruction must agree.
 
     Args:
       rng: decides the wording.
@@ -169,9 +183,10 @@ def check_plan(
     Raises:
       SceneError: the instruction makes two things that cannot be told apart, or relations that contradict each other.
     """
-    if (text := contradiction(rng, asked, aligned(asked, description))) is not None:
+    before = _NOTHING if before is None else aligned(asked, before)
+    for_now = instruction.for_now
+    if not for_now and (text := contradiction(rng, asked, aligned(asked, description), before)) is not None:
         return text
-    before = SceneGraph(()) if before is None else aligned(asked, before)
     try:
         instruction = in_terms_of(before, instruction)
     except NotThere as names:
@@ -179,6 +194,6 @@ def check_plan(
     after = carry_out(before, instruction)
     return (
         removal(asked, before, instruction)
-        or contradiction(rng, asked, aligned(asked, after))
+        or (None if for_now else contradiction(rng, asked, aligned(asked, after), before))
         or inconsistency(after, aligned(after, description))
     )
