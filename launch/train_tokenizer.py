@@ -22,6 +22,7 @@ from pdgen.scenes.differences import differences
 from pdgen.scenes.graph import COLORS, SceneGraph, Step
 from pdgen.scenes.grow import grow
 from pdgen.scenes.lexicon import NUMBERS, plural
+from pdgen.scenes.plan_check import inconsistency
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
 from pdgen.scenes.world import MAX_OBJECTS, SHAPES, corrupt, place
@@ -52,6 +53,8 @@ def texts(seed: int, count: int) -> Iterator[str]:
             yield language.agreement(rng, before, step, asked)
             if any(d.said is not None for d in differences(asked, step.graph)):
                 yield language.conflict(rng, asked, step.graph)
+            if before is not None and (text := inconsistency(step.graph, before)) is not None:
+                yield text
             before = step.graph
         yield from faults(rng, graph)
 
