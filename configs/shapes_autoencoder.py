@@ -2,8 +2,8 @@
 
 python launch/train_autoencoder.py --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
 
-Result: 37.0 dB PSNR on 500 held-out scenes; latents of mean 0.00 +- 0.03 and standard deviation 0.99 to 1.02 per
-channel, their posterior's 0.05 to 0.11; 1.3 MB. 13 minutes of processor time on two CPU cores.
+Result: 31.4 dB PSNR on 500 held-out scenes; latents of mean 0.00 +- 0.03 and standard deviation 1.00 to 1.01 per
+channel, their posterior's 0.04 to 0.07; 1.3 MB. The detector reads 98% of 1,700 objects right after a round trip.
 """
 
 import ml_collections
@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.model = "nano"  # the preset whose autoencoder is trained
     config.image_size = 32
-    config.pictures = 4000
+    config.pictures = 8000
     config.held_out = 500
     config.train = ml_collections.ConfigDict()
     config.train.steps = 2800

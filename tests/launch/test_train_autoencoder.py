@@ -24,7 +24,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work") / "autoencoder"
-    small = ("--config.image_size=8", "--config.pictures=4", "--config.held_out=2", "--config.train.batch_size=2")
+    small = ("--config.image_size=16", "--config.pictures=4", "--config.held_out=2", "--config.train.batch_size=2")
     done = run(CONFIG, f"--workdir={folder}", "--steps=2", *small)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{folder / 'ae.safetensors'}: 1,")

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -14,22 +15,23 @@ from pdgen.config import SHAPES_AUTOENCODER, AutoencoderConfig
 from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.models import autoencoder as model
 from pdgen.scenes.painter import paint
-from pdgen.scenes.world import random_scene
+from pdgen.scenes.world import MAX_OBJECTS, random_scene
 from pdgen.train import autoencoder as training
 
 SMALL = AutoencoderConfig(channels=32, multipliers=(1,), num_blocks=1, z_channels=2, scale_factor=0.5, shift_factor=0.3)
 SETTINGS = training.Settings(steps=40, decoder_share=0.25, batch_size=8, learning_rate=3e-3, kl_weight=1e-4, seed=1)
 
 
-def random_pictures(seed: int, count: int, size: int = 32) -> np.ndarray:
-    """Scenes of 1 to 4 objects that no config's seeds draw."""
+def random_pictures(seed: int, count: int, shrink: int = 1) -> np.ndarray:
+    """Scenes of 1 to 6 objects that no config's seeds draw, of 32 / ``shrink`` pixels."""
     rngs = [np.random.default_rng((seed, 1000, i)) for i in range(count)]
-    return np.stack([paint(random_scene(rng, 1 + i % 4), size) for i, rng in enumerate(rngs)])
+    scenes = [random_scene(rng, 1 + i % MAX_OBJECTS) for i, rng in enumerate(rngs)]
+    return np.stack([np.asarray(PIL.Image.fromarray(paint(scene)).reduce(shrink)) for scene in scenes])
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return random_pictures(0, 32, size=8)
+    return random_pictures(0, 32, shrink=4)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_the_shipped_autoencoder_reconstructs_and_has_normalised_latents():
     assert (shapes_folder() / "ae.safetensors").stat().st_size < 1_500_000
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
     quality = training.measure(SHAPES_AUTOENCODER, params, random_pictures(1, 100))
-    assert quality.psnr > 35
+    assert quality.psnr > 30
     np.testing.assert_allclose(quality.mean, 0, atol=0.1)
     np.testing.assert_allclose(quality.std, 1, atol=0.1)
     assert np.all(quality.posterior_std > 0.01) and np.all(quality.posterior_std < 0.2)
