@@ -78,7 +78,7 @@ def _composition(rng: np.random.Generator, graph: SceneGraph) -> str:
     words = _wording(rng)._replace(bare=True)
     apart = rng.random() < APART_RATE
     background = graph.background
-    where = "" if background is None else _pick(rng, ("first", "within", "last"))
+    where = "" if background is None else _pick(rng, ("first", "within", "last") if graph.entities else ("within",))
     named = SceneGraph(graph.entities, () if apart else graph.relations, background if where == "within" else None)
     content, left = _content(named, words)
     if where == "first":
