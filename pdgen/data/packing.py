@@ -89,7 +89,7 @@ def plan(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> 
         more = drawn[row] < documents
         number[row, place] = np.where(more, drawn[row], documents)
         pool[:, row, place] = np.where(more, waiting[:, row, np.minimum(drawn[row], documents - 1)], np.inf)
-        drawn[row] += more
+        drawn[row] += 1
         closed = rows[~found & (unplaced > 0)]
         pack[closed] += 1
         room[:, closed] = full

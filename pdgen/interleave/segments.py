@@ -79,8 +79,8 @@ class Outline(NamedTuple):
     """A record's units in order, nothing dropped, and where its turns stand among them.
 
     ``turns`` holds (first, end) of each turn: its own units begin at ``first``, and the document that teaches
-    it alone is the units before ``end``, without the noised copies before ``first``; (0, 0) where the turn
-    teaches nothing.
+    it alone is the units before ``end``, without the noised copies before ``first``; ``end`` is 0 where the
+    turn teaches nothing.
     """
 
     units: list[Unit]
@@ -105,7 +105,7 @@ def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> Outlin
             units += [Unit(kind, math.prod(grids[kind])) for kind in _kinds(segment, segment.target)]
         places.append(len(units))
     ends = [places[len(taught(record, tokenizer, n, n + 1)[0])] for n in range(len(turns(record)))]
-    return Outline(units, [(places[turn.first] if end else 0, end) for turn, end in zip(turns(record), ends)])
+    return Outline(units, [(places[turn.first], end) for turn, end in zip(turns(record), ends)])
 
 
 def stream_lengths(kinds: Sequence[int], tokens: Sequence[int]) -> Int32[np.ndarray, "units 3"]:

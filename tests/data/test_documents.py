@@ -72,6 +72,14 @@ def test_a_long_record_is_cut_after_the_last_turn_that_fits(index, vae, stop, en
     np.testing.assert_array_equal(documents.cut, [0])
 
 
+def test_a_cut_that_teaches_nothing_is_no_document():
+    silent = Counted("a", Outline(STEPS, [(0, 0), (5, 6), (8, 13)]))
+    index = make_index([silent, Counted("b", Outline(SHORT, [(0, 4)]))])
+    assert teaches(make_documents(index, Budgets(61, 48, 200), too_long="cut")) == [(0, 0, 2), (1, 0, 1)]
+    with pytest.raises(PackingError, match=r"record a needs .* no turn of it fits"):
+        make_documents(index, Budgets(13, 48, 200), too_long="cut")
+
+
 def test_turns_that_do_not_fit_are_cut(index):
     documents = make_documents(index, Budgets(61, 32, 256), turns="single", too_long="cut")
     assert teaches(documents) == [(0, 0, 1), (0, 1, 2), (2, 0, 1)]

@@ -1,6 +1,11 @@
 """Pages of a pack: the mask against a dense one, every token on its document's page."""
 
+import base64
+import io
+import re
+
 import numpy as np
+import PIL.Image
 import pytest
 
 from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, Run
@@ -83,6 +88,13 @@ def test_the_overview(pages):
     assert "r&lt;1&gt;" in index and "r<1>" not in index
     assert 'href="document-001.html"' in index and "0 to 7" in index and "8 to 11" in index
     assert index.count("data:image/png;base64,") == 1 and "http" not in index
+
+
+def test_noised_keys_have_their_own_colour(pages):
+    data = re.search(r"data:image/png;base64,([^\"]+)", pages["document-000.html"])[1]
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data))))
+    scale = len(pixels) // 8
+    assert pixels[5 * scale, 3 * scale].tolist() == [0xCF, 0x4A, 0x36, 255]
 
 
 def test_a_documents_page(pages):
