@@ -18,11 +18,17 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One parameter: its shape, a logical name per axis, and how ``init`` fills it."""
+    """One parameter: its shape, a logical name per axis, and how ``init`` fills it.
+
+    ``inputs`` is the number of last axes that a linear map sums over (0: no linear map), ``stacked`` whether the
+    first axis counts layers.
+    """
 
     shape: tuple[int, ...]
     names: tuple[str | None, ...]
     init: Initializer
+    inputs: int = 0
+    stacked: bool = False
 
 
 Spec = Mapping[str, Union[Leaf, "Spec"]]
@@ -43,7 +49,7 @@ def linear(
     scale: float = 0.02,
 ) -> dict[str, Leaf]:
     """A linear map: ``kernel`` [*out, *inner] and, if asked, ``bias`` [*out]."""
-    leaves = {"kernel": Leaf(out + inner, out_names + in_names, normal(scale))}
+    leaves = {"kernel": Leaf(out + inner, out_names + in_names, normal(scale), inputs=len(inner))}
     if bias:
         leaves["bias"] = Leaf(out, tuple(None if n == "embed" else n for n in out_names), nn.initializers.zeros)
     return leaves
@@ -63,7 +69,7 @@ def stacked(spec: Spec, layers: int) -> Spec:
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             return jax.vmap(lambda k: leaf.init(k, shape[1:], dtype))(jax.random.split(key, layers))
 
-        return Leaf((layers, *leaf.shape), (None, *leaf.names), init)
+        return Leaf((layers, *leaf.shape), (None, *leaf.names), init, leaf.inputs, stacked=True)
 
     return {name: stack(child) if isinstance(child, Leaf) else stacked(child, layers) for name, child in spec.items()}
 

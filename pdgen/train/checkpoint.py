@@ -1,5 +1,6 @@
 """Checkpoints of a training run: Orbax, asynchronous, every process its own shards."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -56,4 +57,4 @@ class Checkpoints:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
@@ -38,7 +38,7 @@ from pdgen.train.state import (
     start_state,
     state_shardings,
 )
-from pdgen.train.step import compiled_step
+from pdgen.train.step import compiled_step, run_key
 
 Say = Callable[[str], None]
 
@@ -168,7 +168,7 @@ def _steps(
     run: RunConfig, workdir: pathlib.Path, batches: Any, step: Callable, state: TrainState, checkpoints: Checkpoints
 ) -> TrainState:
     """Every remaining step, under a progress bar; metrics are fetched every ``log_every`` steps only."""
-    key = jax.device_put(jax.random.key(run.seed), NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))
+    key = run_key(run.seed, jax.sharding.get_mesh())
     start = int(state.step)
     tokens = run.rows * run.budgets.total
     began = time.perf_counter()

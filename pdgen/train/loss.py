@@ -90,21 +90,30 @@ def cross_entropy(
     return jnp.moveaxis(ce, 0, 1).reshape(batch, count * chunk)[:, :tokens]
 
 
+def target_weights(pack: Pack) -> tuple[Array, Array]:
+    """Weight of a batch's text targets and number of its flow targets, float32 scalars."""
+    return jnp.sum(pack.text_weights), jnp.sum(pack.vae_weights)
+
+
 def loss_sums(
     config: ModelConfig, compute: ComputeConfig, params: dict[str, Any], pack: Pack, flow: FlowInputs
 ) -> LossSums:
     """Sums over the batch; see ``LossSums``."""
     ce, squares = token_losses(config, compute, params, pack, flow)
+    ce_weight, mse_count = target_weights(pack)
     return LossSums(
         jnp.sum(ce * pack.text_weights),
-        jnp.sum(pack.text_weights),
+        ce_weight,
         jnp.sum(jnp.mean(squares, axis=-1) * pack.vae_weights),
-        jnp.sum(pack.vae_weights),
+        mse_count,
     )
 
 
 def total_loss(sums: LossSums, ce_weight: float) -> tuple[Array, dict[str, Array]]:
     """The loss and its two means. A batch without targets of a kind contributes 0 for it."""
-    ce = sums.ce / jnp.maximum(sums.ce_weight, 1)
-    mse = sums.mse / jnp.maximum(sums.mse_count, 1)
+    ce, mse = _mean(sums.ce, sums.ce_weight), _mean(sums.mse, sums.mse_count)
     return ce_weight * ce + mse, {"ce": ce, "mse": mse}
+
+
+def _mean(total: Array, weight: Array) -> Array:
+    return total / jnp.where(weight == 0, 1, weight)

@@ -6,13 +6,15 @@ from typing import Any
 
 import msgspec
 
-from pdgen.config import ComputeConfig
+from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.data.documents import TooLong, Turns
 from pdgen.data.lengths import Broken
 from pdgen.data.loader import LoaderConfig
 from pdgen.interleave.layout import Budgets
 from pdgen.interleave.segments import ConditionDropout
+from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.state import StepConfig
 
 
 class RunError(ValueError):
@@ -29,13 +31,15 @@ class RunConfig:
         and autoencoder.
       model: preset; not used with ``init``.
       num_steps: optimiser steps of the whole run.
-      rows: packs in the global batch, a multiple of mesh data * fsdp.
+      rows: packs in the global batch, a multiple of accumulate * mesh data * fsdp.
       mesh: sizes of (data, fsdp, tensor); one -1 takes the devices that are left.
       ce_weight: lambda_CE, the weight of the cross-entropy.
+      accumulate: micro-batches that a step's rows are computed in, to save memory; the result is the same.
       save_every, log_every: in steps.
       keep: newest checkpoints that stay.
       workers: processes that read data; 0 reads in threads.
-      dropout, mixture, turns, too_long, broken: see ``pdgen.data.loader.LoaderConfig``.
+      optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
+      dropout, mixture, turns, too_long, broken, balance_texts: see ``pdgen.data.loader.LoaderConfig``.
     """
 
     data: str
@@ -47,32 +51,46 @@ class RunConfig:
     seed: int = 0
     mesh: tuple[int, int, int] = (1, -1, 1)
     ce_weight: float = 1.0
+    accumulate: int = 1
     save_every: int = 500
     keep: int = 3
     log_every: int = 10
     workers: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()
     compute: ComputeConfig = ComputeConfig()
     dropout: ConditionDropout = ConditionDropout()
     mixture: dict[str, float] = dataclasses.field(default_factory=dict)
     turns: Turns = "whole"
     too_long: TooLong = "refuse"
     broken: Broken = "stop"
+    balance_texts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "rows", "save_every", "keep", "log_every"):
+        for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
             raise ValueError(f"mesh {self.mesh} must be three sizes of at least 1, one of them -1 at most")
+        if self.compute.param_dtype != "float32" and not self.lora.rank:
+            raise ValueError(
+                f"compute.param_dtype is {self.compute.param_dtype}, in which small updates are rounded away; "
+                "train float32 parameters (compute.dtype may be bfloat16), or adapters (lora.rank)"
+            )
 
     @property
     def loader(self) -> LoaderConfig:
         """The settings of its packs."""
         return LoaderConfig(
             self.rows, self.budgets, self.seed, self.dropout, self.mixture, self.turns, self.too_long, self.broken,
-            workers=self.workers,
+            workers=self.workers, balance_texts=self.balance_texts,
         )  # fmt: skip
+
+    def step(self, model: ModelConfig) -> StepConfig:
+        """The settings of its steps."""
+        return StepConfig(
+            model, self.compute, self.optimizer, self.num_steps, self.ce_weight, self.accumulate, self.lora
+        )
 
 
 def read_run_config(values: dict[str, Any]) -> RunConfig:

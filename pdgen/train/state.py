@@ -1,57 +1,167 @@
 """What a training run carries from step to step, and how it is laid out on a mesh."""
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from pdgen.config import ModelConfig
-from pdgen.models import bagel
+from pdgen.config import ComputeConfig, ModelConfig
+from pdgen.models import bagel, parameters
 from pdgen.sharding import parameter_shardings
+from pdgen.train.ema import start_ema
+from pdgen.train.lora import LoraConfig, adapter_spec, merge
+from pdgen.train.optimizer import OptimizerConfig, make_optimizer, match_factors
+
+Params = dict[str, Any]
+Weights = Literal["raw", "ema"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """Everything static in a step.
+
+    Attributes:
+      model: sizes.
+      compute: dtypes, remat, tiles. ``param_dtype`` is that of the parameters, frozen ones too; adapters are float32.
+      optimizer: see there.
+      num_steps: of the whole run, for the schedule.
+      ce_weight: the paper's lambda_CE.
+      accumulate: micro-batches that a step's rows are computed in, one after the other.
+      lora: adapters, if any.
+    """
+
+    model: ModelConfig
+    compute: ComputeConfig
+    optimizer: OptimizerConfig
+    num_steps: int
+    ce_weight: float = 1.0
+    accumulate: int = 1
+    lora: LoraConfig = LoraConfig()
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """``step`` counts finished steps; ``params`` is the model's tree (the autoencoder is not trained here)."""
+    """The model's tree (the autoencoder is not trained here) in two parts, and what goes with the first.
+
+    Attributes:
+      step: number of finished steps.
+      trained: what the optimiser changes: the model's parameters but the frozen ones; with LoRA the adapters.
+      frozen: the other parameters; with LoRA all of the model's.
+      opt_state: of ``trained``.
+      ema: moving average of ``trained``, {} if none is kept.
+    """
 
     step: Int[Array, ""]
-    params: dict[str, Any]
+    trained: Params
+    frozen: Params
     opt_state: Any
+    ema: Params
 
 
-def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, key: Array, dtype: Any = jnp.float32
-) -> TrainState:
+def model_params(config: StepConfig, trained: Params, frozen: Params) -> Params:
+    """The model's whole tree; ``trained`` may be the average as well."""
+    if config.lora.rank:
+        return merge(frozen, trained, config.lora.scale)
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(trained))
+
+
+def export_params(config: StepConfig, state: TrainState, weights: Weights) -> Params:
+    """The model's whole tree for use elsewhere, adapters merged.
+
+    Args:
+      weights: "raw", or "ema" for the moving average (in its own dtype).
+
+    Raises:
+      ValueError: the average of a run that keeps none.
+    """
+    if weights == "ema" and not config.optimizer.ema_decay:
+        raise ValueError("this run keeps no moving average (optimizer.ema_decay is 0); take the raw weights")
+    trained = state.ema if weights == "ema" else state.trained
+    return jax.jit(functools.partial(model_params, config))(trained, state.frozen)
+
+
+def trained_factors(config: StepConfig) -> dict[str, float]:
+    """Factor of the learning rate of everything that is trained, by name.
+
+    Raises:
+      ValueError: the factors do not match everything once, nothing is trained, or an adapter is frozen.
+    """
+    spec = _adapters(config) if config.lora.rank else bagel.spec(config.model)
+    factors = match_factors(config.optimizer.factors, traverse_util.flatten_dict(spec, sep="/"))
+    if config.lora.rank and not all(factors.values()):
+        raise ValueError("optimizer.factors freeze an adapter; narrow lora.kernels instead")
+    trained = {n: factor for n, factor in factors.items() if factor and n.split("/")[0] not in bagel.FIXED_TABLES}
+    if not trained:
+        raise ValueError("optimizer.factors freeze every parameter; give a factor above 0 to what is to be trained")
+    return trained
+
+
+def make_run_optimizer(config: StepConfig) -> optax.GradientTransformation:
+    """The optimiser of ``TrainState.trained``."""
+    return make_optimizer(config.optimizer, config.num_steps, trained_factors(config))
+
+
+def start_state(config: StepConfig, params: Params, key: Array) -> TrainState:
+    """The state before the first step: ``params`` is the model's whole tree, ``key`` fills the adapters.
+
+    Jit it with ``out_shardings=state_shardings(...)``.
+    """
+    if config.lora.rank:
+        declared = parameters.Parameters(_adapters(config)).init(key)["params"]
+        trained, frozen = nn.unbox(declared), params
+    else:
+        trained, frozen = _divide(config, params)
+    opt_state = make_run_optimizer(config).init(trained)
+    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, opt_state, start_ema(config.optimizer, trained))
+
+
+def init_state(config: StepConfig, key: Array) -> TrainState:
     """A fresh state; jit it with ``out_shardings=state_shardings(...)`` so that no device holds it whole."""
-    params = bagel.init_params(config, key, dtype)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    params_key, adapters_key = jax.random.split(key)
+    return start_state(config, bagel.init_params(config.model, params_key, config.compute.param_dtype), adapters_key)
 
 
-def abstract_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, dtype: Any = jnp.float32
-) -> TrainState:
+def abstract_state(config: StepConfig) -> TrainState:
     """Shapes and dtypes of ``init_state`` without computing it."""
-    params = nn.unbox(bagel.abstract_params(config, dtype))
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, params, jax.eval_shape(optimizer.init, params))
+    return jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """NamedShardings of every leaf: optimiser moments lie as their parameters do, scalars everywhere."""
-    boxed = bagel.abstract_params(config)
-    params = parameter_shardings(boxed, mesh)
+def state_shardings(config: StepConfig, mesh: Mesh) -> TrainState:
+    """NamedShardings of every leaf: moments and averages lie as their parameters do, scalars everywhere."""
     everywhere = NamedSharding(mesh, PartitionSpec())
+    params = parameter_shardings(bagel.abstract_params(config.model), mesh)
+    if config.lora.rank:
+        trained, frozen = parameter_shardings(_abstract_adapters(config), mesh), params
+    else:
+        trained, frozen = _divide(config, params)
     opt_state = optax.tree_map_params(
-        optimizer,
+        make_run_optimizer(config),
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, nn.unbox(boxed)),
-        params,
+        abstract_state(config).opt_state,
+        trained,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, params, opt_state)
+    return TrainState(everywhere, trained, frozen, opt_state, trained if config.optimizer.ema_decay else {})
+
+
+def _adapters(config: StepConfig) -> parameters.Spec:
+    return adapter_spec(config.lora, bagel.spec(config.model))
+
+
+def _abstract_adapters(config: StepConfig) -> Any:
+    return jax.eval_shape(parameters.Parameters(_adapters(config)).init, jax.random.key(0))["params"]
+
+
+def _divide(config: StepConfig, params: Any) -> tuple[Any, Any]:
+    """A tree like the model's: the part that is trained, and the rest."""
+    factors, flat = trained_factors(config), traverse_util.flatten_dict(params, sep="/")
+    parts = [{n: leaf for n, leaf in flat.items() if (n in factors) == trained} for trained in (True, False)]
+    return tuple(traverse_util.unflatten_dict(part, sep="/") for part in parts)

@@ -1,30 +1,25 @@
 """One training step: a pure function of state, batch and key."""
 
-import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.interleave.layout import Pack
-from pdgen.train.loss import draw_flow_inputs, loss_sums, total_loss
-from pdgen.train.state import TrainState
+from pdgen.sharding import out_spec
+from pdgen.train.ema import update_ema
+from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, target_weights, total_loss
+from pdgen.train.state import StepConfig, TrainState, make_run_optimizer, model_params
+
+Metrics = dict[str, Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """Everything static in a step. ``ce_weight`` is the paper's lambda_CE."""
-
-    model: ModelConfig
-    compute: ComputeConfig
-    ce_weight: float = 1.0
-
-
-def train_step(
-    config: StepConfig, optimizer: optax.GradientTransformation, state: TrainState, batch: Pack, key: Array
-) -> tuple[TrainState, dict[str, Array]]:
+def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -> tuple[TrainState, Metrics]:
     """Gradient of the loss over the whole global batch, then one optimiser update.
 
     Args:
@@ -32,17 +27,65 @@ def train_step(
       key: the run's key; noise is drawn from it and each pack's number, never from the step.
 
     Returns:
-      The next state and float32 scalars: loss, ce, mse, ce_targets, mse_targets, grad_norm, param_norm.
+      The next state and float32 scalars: loss, ce, mse, ce_targets, mse_targets, and of what is trained
+      grad_norm (before clipping) and param_norm.
     """
-    flow = draw_flow_inputs(config.model, batch, key)
+    grads, sums = gradients(config, state, batch, key)
+    updates, opt_state = make_run_optimizer(config).update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    loss, means = total_loss(sums, config.ce_weight)
+    metrics = {"loss": loss, **means, "ce_targets": sums.ce_weight, "mse_targets": sums.mse_count}
+    metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(trained)}
+    step = state.step + 1
+    ema = update_ema(config.optimizer, state.ema, trained, step)
+    return TrainState(step, trained, state.frozen, opt_state, ema), metrics
 
-    def loss(params: Any) -> tuple[Array, dict[str, Array]]:
-        sums = loss_sums(config.model, config.compute, params, batch, flow)
-        value, means = total_loss(sums, config.ce_weight)
-        return value, {"loss": value, **means, "ce_targets": sums.ce_weight, "mse_targets": sums.mse_count}
 
-    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+def compiled_step(config: StepConfig) -> Callable[[TrainState, Pack, Array], tuple[TrainState, Metrics]]:
+    """``train_step`` jitted; it takes the state's memory for the next one's."""
+    return jax.jit(functools.partial(train_step, config), donate_argnums=0)
+
+
+def run_key(seed: int, mesh: Mesh) -> Array:
+    """The run's key on every device of ``mesh``, those of other processes included."""
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()
+
+
+def gradients(config: StepConfig, state: TrainState, batch: Pack, key: Array) -> tuple[Any, LossSums]:
+    """Gradient of the loss with respect to ``state.trained``, and the sums that the loss is made of.
+
+    Every micro-batch's sums are divided by the whole batch's weights, so that its gradients add up to the batch's.
+
+    Raises:
+      ValueError: the rows do not divide by ``config.accumulate``.
+    """
+    ce_weight, mse_count = target_weights(batch)
+
+    def loss(trained: Any, rows: Pack) -> tuple[Array, LossSums]:
+        params = model_params(config, trained, state.frozen)
+        flow = draw_flow_inputs(config.model, rows, key)
+        sums = loss_sums(config.model, config.compute, params, rows, flow)
+        whole = sums._replace(ce_weight=ce_weight, mse_count=mse_count)
+        return total_loss(whole, config.ce_weight)[0], sums
+
+    def visit(carry: tuple[Any, LossSums], rows: Pack) -> tuple[tuple[Any, LossSums], None]:
+        grads, sums = jax.grad(loss, has_aux=True)(state.trained, rows)
+        return jax.tree.map(jnp.add, carry, (grads, sums)), None
+
+    if config.accumulate == 1:  # no second copy of the gradients
+        return jax.grad(loss, has_aux=True)(state.trained, batch)
+    zeros = jax.tree.map(jnp.zeros_like, state.trained), LossSums(*[jnp.zeros(())] * len(LossSums._fields))
+    return jax.lax.scan(visit, zeros, _micro_batches(batch, config.accumulate))[0]
+
+
+def _micro_batches(batch: Pack, count: int) -> Pack:
+    """A new first axis of ``count``. Each device's rows stay where they are: it has some in every micro-batch."""
+    rows = batch.row.shape[0]
+    if rows % count:
+        raise ValueError(f"a batch of {rows} rows does not divide into accumulate = {count} micro-batches")
+
+    def split(leaf: Array) -> Array:
+        spec = out_spec("batch", *[None] * leaf.ndim)
+        return jnp.moveaxis(jnp.reshape(leaf, (rows // count, count, *leaf.shape[1:]), out_sharding=spec), 1, 0)
+
+    return jax.tree.map(split, batch)

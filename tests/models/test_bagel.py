@@ -16,9 +16,9 @@ from pdgen.convert.mapping import array_shapes, expected_tensors
 from pdgen.interleave.layout import Budgets, pack_shapes
 from pdgen.models import autoencoder, bagel
 from pdgen.sharding import MESH_AXES, RULES, parameter_specs
-from pdgen.train.optimizer import OptimizerConfig, make_optimizer
-from pdgen.train.state import abstract_state, state_shardings
-from pdgen.train.step import StepConfig, train_step
+from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.state import StepConfig, abstract_state, state_shardings
+from pdgen.train.step import compiled_step
 
 
 def declared(config):
@@ -81,18 +81,17 @@ def test_fresh_position_tables(nano, name, side):
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 8, 4)], ids=["8 devices", "256 devices"])
 def test_the_7b_train_step_lowers(shape):
     """The whole step on a mesh of GPUs that nobody has: one pack of 16,384 tokens a device group, bfloat16."""
-    optimizer = make_optimizer(OptimizerConfig(), num_steps=10)
+    compute = ComputeConfig(dtype="bfloat16", remat="full")
+    config = StepConfig(BAGEL_7B, compute, OptimizerConfig(), num_steps=10)
     mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)
-    state, shardings = abstract_state(BAGEL_7B, optimizer), state_shardings(BAGEL_7B, optimizer, mesh)
+    state, shardings = abstract_state(config), state_shardings(config, mesh)
     state = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, shardings)
     rows = NamedSharding(mesh, RULES.spec("batch"))
     packs = pack_shapes(Budgets(text=4096, vit=4096, vae=8192), BAGEL_7B, rows=shape[0] * shape[1])
     packs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), packs)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    compute = ComputeConfig(dtype="bfloat16", remat="full")
-    step = jax.jit(functools.partial(train_step, StepConfig(BAGEL_7B, compute), optimizer), donate_argnums=0)
     with jax.sharding.use_abstract_mesh(mesh):
-        lowered = step.trace(state, packs, key).lower(lowering_platforms=("cuda",))
+        lowered = compiled_step(config).trace(state, packs, key).lower(lowering_platforms=("cuda",))
     assert f"mhlo.num_partitions = {math.prod(shape)} " in lowered.as_text()
     after, metrics = lowered.out_info
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)

@@ -37,13 +37,13 @@ def test_faults(config, message):
 def test_two_adam_steps_with_clipping():
     """Adam's formula on the gradient scaled to norm 1; no weight decay."""
     config = OptimizerConfig(learning_rate=0.1, schedule="constant", clip_norm=1.0, eps=1e-8)
-    optimizer = make_optimizer(config, num_steps=10)
-    params = np.array([5.0, -7.0], np.float32)
+    optimizer = make_optimizer(config, 10, {"w": 1.0})
+    params = {"w": np.array([5.0, -7.0], np.float32)}
     state, m, v = optimizer.init(params), 0, 0
     for step, gradient in enumerate(([3.0, 4.0], [0.3, 0.4]), start=1):
         gradient = np.array(gradient, np.float32)
-        update, state = optimizer.update(gradient, state, params)
+        update, state = optimizer.update({"w": gradient}, state, params)
         clipped = gradient / max(1, np.linalg.norm(gradient))
         m, v = config.b1 * m + (1 - config.b1) * clipped, config.b2 * v + (1 - config.b2) * clipped**2
         corrected = m / (1 - config.b1**step), v / (1 - config.b2**step)
-        np.testing.assert_allclose(update, -0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8), rtol=1e-5)
+        np.testing.assert_allclose(update["w"], -0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8), rtol=1e-5)
