@@ -50,13 +50,18 @@ def _signature(graph: SceneGraph, entity: int) -> set[tuple[str, str]]:
     return {(kind, graph.find(other).noun) for subject, kind, other in both_ways if subject == entity}
 
 
+def _relations_cost(asked: set[tuple[str, str]], said: set[tuple[str, str]]) -> float:
+    opposed = asked & {(INVERSE[kind], noun) for kind, noun in said if kind in INVERSE}
+    return OTHER * len(opposed) + TIE * len(asked ^ said)
+
+
 def aligned(asked: SceneGraph, said: SceneGraph) -> SceneGraph:
     """``said`` with the ids of ``asked`` where an entity is the same one; those of its own get new ids."""
     costs = np.zeros((len(said.entities), len(asked.entities)))
     for i, mine in enumerate(said.entities):
         for j, theirs in enumerate(asked.entities):
             costs[i, j] = looks_cost(words_of(theirs), words_of(mine)) + COUNT * (mine.count != theirs.count)
-            costs[i, j] += TIE * len(_signature(said, mine.id) ^ _signature(asked, theirs.id))
+            costs[i, j] += _relations_cost(_signature(asked, theirs.id), _signature(said, mine.id))
             costs[i, j] += TIE * len(mine.attributes.keys() - theirs.attributes.keys())
     matches = assign(costs)
     fresh = 1 + max((e.id for e in asked.entities), default=-1)

@@ -51,6 +51,9 @@ AGREEING = [
            plan("Make the green circle red.", "There is a red circle.")], "a blue square"),
     (TWO, [plan("Draw a red circle and a star.", "There is a red circle and a star."),
            plan("Remove the star.", "There is a red circle.")], "a blue square"),
+    # "The circle" is the one of which no more is said.
+    ("draw a red circle and a small circle", [plan("Draw a circle and a small circle.", "A circle and a small circle."),
+     plan("Make the circle red.", "There is a red circle and a small circle.")], "nothing is missing"),
     # Drawn for now, on purpose, and still there at the next step.
     (TWO, [plan("Draw a green circle for now.", "There is a green circle.")], "a blue square"),
     (TWO, [plan("Draw a red circle and a star for now.", "There is a red circle and a star."),
@@ -271,7 +274,7 @@ PICTURES = [
     (plan("Draw three stars.", "There are three stars."), Scene((STAR, replace(STAR, id=3, x=0))), None, ["three"]),
     # One of two is wrong.
     (plan("Draw two yellow stars.", "There are two yellow stars."),
-     Scene((STAR, replace(STAR, id=3, x=0, color="pink"))), None, ["pink", "yellow"]),
+     Scene((STAR, replace(STAR, id=3, x=22, color="pink"))), None, ["pink", "yellow"]),
     # The same looks but for one word: which is which is decided for all together.
     (plan("Draw a star and a small star.", "There is a star and a small star."),
      Scene((replace(STAR, id=3, size=7, x=0), STAR)), None, None),
@@ -343,3 +346,20 @@ def test_alignment_finds_the_ids_of_the_same_graph_in_other_order(seed):
     again = aligned(graph, read)
     assert {e.id: e for e in again.entities} == {e.id: e for e in graph.entities}
     assert aligned(graph, SceneGraph(())) == SceneGraph(())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "match"),
+    [
+        ("a red circle and a blue square", "a blue circle", {"color": "red"}),
+        ("two circles and an outlined circle", "a circle", {"fill": "outlined"}),
+        ("a star and a red star", "a red star", {"color": "red"}),
+        ("a star left of a ring and a pink star", "a ring and a star right of the ring", {"color": "pink"}),
+        ("a red circle", "a blue square", None),
+    ],
+)
+def test_alignment_weighs_noun_colour_count_and_relations(asked, said, match):
+    asked, said = parse(asked), parse(said)
+    last = aligned(asked, said).entities[-1]
+    same = [e.attributes for e in asked.entities if e.id == last.id]
+    assert same == ([] if match is None else [match])
