@@ -122,8 +122,8 @@ def _candidates(
 def detect(picture: Picture) -> list[Found]:
     """The shapes of a picture, best score first, those with equal scores in reading order.
 
-    Exact on what ``painter`` paints. No two boxes overlap by more than ``OVERLAP`` units, and nothing below
-    ``THRESHOLD`` is reported.
+    Exact on what ``painter`` paints at ``GRID`` pixels, and from 40 on; in between, averaging blurs small shapes.
+    No two boxes overlap by more than ``OVERLAP`` units, and nothing below ``THRESHOLD`` is reported.
 
     Args:
       picture: RGB uint8, a square of ``GRID`` pixels or more.

@@ -108,8 +108,8 @@ def coverage(
     if fill == "outlined":
         drawn = Image.new("L", fine, 0)
         for contour in contours:
-            closed = [*contour, *contour[:2]]
-            ImageDraw.Draw(drawn).line(closed, fill=255, width=round(2 * line * SUPERSAMPLING), joint="curve")
+            width = round(2 * line * SUPERSAMPLING)  # of which the outer half falls away
+            ImageDraw.Draw(drawn).line([*contour, contour[0]], fill=255, width=width)
         inside = Image.fromarray(np.minimum(np.asarray(inside), np.asarray(drawn)))
     covered = np.asarray(inside.reduce(SUPERSAMPLING), np.float32) / 255
     covered.flags.writeable = False
