@@ -236,6 +236,16 @@ def test_missing_latents_stop_with_file_and_record(folder, tmp_path):
         Batches(NANO, source, TOKENIZER, SETTINGS)
 
 
+def test_a_broken_record_stops_though_an_earlier_run_skipped_it(folder, tmp_path):
+    """The second run reads the index that the first one wrote."""
+    none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
+    source = broken(folder, tmp_path / "set", 20, lambda s: msgspec.structs.replace(s, **none))
+    skipping = Batches(NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken="skip"))
+    assert skipping.index.broken.tolist() == [20] and len(list(source.folder.glob("lengths-*.npz"))) == 1
+    with pytest.raises(RecordError, match=r"part-00002\.array_record: record 0: .*no latents; encode"):
+        Batches(NANO, source, TOKENIZER, SETTINGS)
+
+
 def test_a_small_pack_is_refused(folder):
     settings = dataclasses.replace(SETTINGS, budgets=Budgets(100, 160, 1088))
     with pytest.raises(PackingError, match=r"record r-0-\d+ needs text \d+"):
