@@ -23,12 +23,12 @@ from pdgen.data import build, runners
 from pdgen.data.records import Dataset, Origin, write_index
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.report.dataset import browser_index, dataset_page, figures
-from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.text import TextSettings
+from pdgen.sample.engine import Sampler
+from pdgen.sample.plans import first_plans
 from pdgen.scenes import shards
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.leaks import geneval_digests
-from pdgen.scenes.self_sampling import TOGETHER, PlanWriter
+from pdgen.scenes.self_sampling import TOGETHER
 from pdgen.scenes.settings import SUBSETS, Settings, SettingsError, scaled
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
@@ -61,19 +61,6 @@ def read_settings() -> tuple[Settings, list[str]]:
     return settings, stages
 
 
-def plan_writer(settings: Settings) -> PlanWriter:
-    """Plans by the checkpoint that is to be taught; always as many at once, so that it compiles once."""
-    sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
-    wanted = SampleSettings(max_images=0, text=TextSettings(temperature=settings.conflict.temperature))
-
-    def write(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        missing = TOGETHER - len(prompts)
-        drawn = sampler([*prompts, *prompts[:1] * missing], [*seeds, *seeds[:1] * missing], wanted)
-        return [one.trajectory.stages[0].text for one in drawn[: len(prompts)]]
-
-    return write
-
-
 def stays_here(settings: Settings, stage: str) -> bool:
     """Whether a stage is made in this process: it holds a checkpoint, a large model, or an archive's position."""
     alone = {"conflict": settings.conflict.variant == "self", "alignment": bool(settings.alignment.archive)}
@@ -83,7 +70,9 @@ def stays_here(settings: Settings, stage: str) -> bool:
 def stage_maker(settings: Settings, stage: str, folder: pathlib.Path) -> build.Make:
     """What makes the shards of a stage that stays here."""
     if stage == "conflict" and settings.conflict.variant == "self":
-        return shards.self_sampling_maker(settings, shards.hire(settings), plan_writer(settings))
+        sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
+        write = first_plans(sampler, settings.conflict.temperature, TOGETHER)
+        return shards.self_sampling_maker(settings, shards.hire(settings), write)
     if stage == "alignment" and settings.alignment.archive:
 
         def used(shard: build.Shard) -> int:
@@ -98,7 +87,8 @@ def chosen_runner() -> build.Runner:
     """The runner that the flags name."""
     if RUNNER.value == "ray":
         return runners.on_ray
-    return functools.partial(runners.in_processes, WORKERS.value or runners.cores())
+    workers = WORKERS.value or runners.cores()
+    return runners.here if workers == 1 else functools.partial(runners.in_processes, workers)
 
 
 def build_stages(settings: Settings, stages: Sequence[str], folder: pathlib.Path) -> None:

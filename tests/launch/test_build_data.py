@@ -1,8 +1,14 @@
-"""The data builder's command line: the same config gives the same bytes, and nothing is left half-written."""
+"""The data builder's command line: stages, kills and workers leave no trace in the bytes; faults are one line."""
 
+import collections
+import hashlib
+import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,66 +17,124 @@ from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.latents import autoencoder_fingerprint
-from pdgen.data.records import RecordSource
+from pdgen.data.records import RecordSource, broken_records
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5")
+
+
+def start(*arguments):
+    command = [sys.executable, str(ROOT / "launch" / "build_data.py"), *map(str, arguments)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(*arguments):
-    command = [sys.executable, str(ROOT / "launch" / "build_data.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = start(*arguments)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def build(folder, *arguments):
-    return run("--config=configs/data_shapes.py", f"--output={folder}", "--count=60", "--scale=0.1", *arguments)
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    done = build(folder, "--config.seed=5")
+    done = run(*CONFIG, f"--output={folder}", "--workers=2")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder}: 6 records in 1 files, ")
+    size = sum(p.stat().st_size for p in folder.glob("*.array_record")) / 1e6
+    assert done.stdout == (
+        f"{folder}: multi_turn 15, conflict 7, alignment 7 records in 8 files, {size:.1f} MB; "
+        f"see {folder / 'index.html'}\n"
+    )
     return folder
 
 
-def test_every_picture_has_latents_and_the_origin_is_told(folder):
+def test_the_records_are_sound_and_the_index_tells_of_them(folder):
+    assert list(broken_records(folder)) == []
     source = RecordSource(folder)
-    images = [s for i in range(6) for s in source[i].segments if isinstance(s, Image)]
+    records = [source[i] for i in range(len(source))]
+    assert [r.source for r in records] == ["multi_turn"] * 15 + ["conflict"] * 7 + ["alignment"] * 7
+    images = [s for r in records for s in r.segments if isinstance(s, Image)]
     assert {s.latent_shape for s in images} == {(16, 16, 4)}
     first = np.frombuffer(images[0].latent_mean, np.float16)
     assert np.isfinite(first).all() and first.std() > 0
-    origin = source.dataset.origin
-    assert (origin.seed, origin.settings["count"]) == (5, 6)
-    assert origin.tokenizer == load_tokenizer(shapes_folder()).fingerprint
-    assert origin.autoencoder == autoencoder_fingerprint(read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER))
+    told = source.dataset
+    assert told.origin.seed == 5 and told.origin.settings["multi_turn"]["count"] == 15
+    assert told.origin.tokenizer == load_tokenizer(shapes_folder()).fingerprint
+    assert told.origin.autoencoder == autoencoder_fingerprint(read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER))
+    for file in told.files:
+        assert hashlib.sha256((folder / file.name).read_bytes()).hexdigest() == file.sha256
+        assert file.name.startswith(file.subset)
+    verdicts = collections.Counter((r.source, r.scene.get("positive")) for r in records)
+    assert verdicts == {
+        ("multi_turn", None): 15, ("conflict", True): 3, ("conflict", False): 4,
+        ("alignment", True): 2, ("alignment", False): 5,
+    }  # fmt: skip
+    assert told.facts["subsets"]["conflict"] | {"positive": 3, "negative": 4} == told.facts["subsets"]["conflict"]
+    assert told.facts["rejected"].keys() == {"multi_turn", "conflict", "alignment"}
+    leaks = told.facts["leaks"]
+    assert (leaks["prompts"], leaks["exact"], leaks["normalised"], leaks["records"]) == (29, 0, 0, [])
 
 
-def test_building_again_gives_the_same_bytes_and_needs_permission(folder):
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    refused = build(folder)
+def test_the_page_shows_all_samples(folder):
+    index = (folder / "report" / "index.js").read_text()
+    listed = json.loads(re.fullmatch(r"pdgen_index\((.*)\);\n", index, re.DOTALL)[1])
+    assert sum(n for _, _, n in listed["shards"]) == len(listed["task"]) == 29
+    for name, _, count in listed["shards"]:
+        chunk = (folder / "report" / f"{name}.js").read_text()
+        samples = json.loads(re.fullmatch(rf'pdgen_chunk\("{name}",(.*)\);\n', chunk, re.DOTALL)[1])
+        assert len(samples) == count and all(s["id"].startswith(name[:-6]) for s in samples)
+    page = (folder / "index.html").read_text()
+    assert "32,012" in page and "report/index.js" in page
+
+
+def test_by_stages_killed_and_with_one_worker_the_bytes_are_the_same(tmp_path, folder):
+    other = tmp_path / "shapes"
+    process = start(*CONFIG, f"--output={other}", "--stages=multi_turn", "--workers=1")
+    while process.poll() is None and not list(other.glob("build/multi_turn-*.json")):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (other / "dataset.json").exists()
+    assert run(*CONFIG, f"--output={other}", "--stages=multi_turn", "--workers=1").returncode == 0
+    assert len(RecordSource(other)) == 15  # each stage leaves what can be trained on
+    assert run(*CONFIG, f"--output={other}", "--workers=1").returncode == 0
+    assert content(other) == content(folder)
+
+
+def test_a_folder_of_other_settings_is_replaced_on_demand_alone(folder, tmp_path):
+    before = content(folder)
+    refused = run(*CONFIG, "--config.seed=6", f"--output={folder}")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"build_data: {folder}: exists; choose another target or add --overwrite\n"
+        f"build_data: {folder}: was begun with seed=5, now it is 6; "
+        "pass --overwrite to replace it, or name another folder\n"
     )
-    assert build(folder, "--config.seed=5", "--overwrite").returncode == 0
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    assert list(folder.parent.iterdir()) == [folder]
+    assert content(folder) == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--config=none.py"], "none.py"),
-        (["--config=configs/data_shapes.py", "--config.fault_rate=2"], "fault_rate 2.0 is no probability"),
-        (["--config=configs/data_shapes.py", "--config.falt_rate=0"], "falt_rate"),
-        (["--config=configs/data_shapes.py", "--scale=0"], "--scale=0.0 is no positive number"),
+        (["--config.multi_turn.fault_rate=2"], "multi_turn.fault_rate=2.0 is no probability"),
+        (["--config.falt_rate=0"], "falt_rate"),
+        (["--scale=0"], "--scale=0.0 is no positive number"),
+        (["--stages=multiturn"], "--stages: 'multiturn' is none of multi_turn, conflict, alignment"),
+        (["--config.conflict.variant=self"], "conflict: variant 'self' needs a checkpoint"),
+        (["--config.teachers.judge=endpoint"], "teachers.endpoint is missing"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(tmp_path, arguments, words):
-    done = run(f"--output={tmp_path / 'data'}", *arguments)
+    config = [] if arguments[0].startswith("--config=") else ["--config=configs/data_shapes.py"]
+    done = run(*config, f"--output={tmp_path / 'data'}", *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("build_data: ") and words in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,26 @@
+"""First plans: the ones that whole trajectories begin with."""
+
+import dataclasses
+
+from pdgen.sample.plans import first_plans
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS
+
+
+def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
+    whole = [one.trajectory.stages[0].text for one in sampler(PROMPTS, SEEDS, SETTINGS)]
+    asked = []
+
+    def narrow(prompts, seeds, settings):
+        asked.append(len(prompts))
+        assert settings.max_images == 0
+        return sampler(prompts, seeds, dataclasses.replace(SETTINGS, max_images=0))
+
+    write = first_plans(narrow, SETTINGS.text.temperature, together=2)
+    assert write(PROMPTS, SEEDS) == whole
+    assert set(asked) == {2}
+
+
+def test_nothing_is_drawn(sampler):
+    for trajectory, images in sampler(PROMPTS, SEEDS, dataclasses.replace(SETTINGS, max_images=0)):
+        assert ([stage.stage for stage in trajectory.stages], images) == (["plan"], [])
+        assert trajectory.stop_reason == "step limit"
