@@ -52,8 +52,8 @@ AGREEING = [
     (TWO, [plan("Draw a red circle and a star.", "There is a red circle and a star."),
            plan("Remove the star.", "There is a red circle.")], "a blue square"),
     # "The circle" is the one of which no more is said.
-    ("draw a red circle and a small circle", [plan("Draw a circle and a small circle.", "A circle and a small circle."),
-     plan("Make the circle red.", "There is a red circle and a small circle.")], "nothing is missing"),
+    ("draw a red circle", [plan("Draw a red circle and a circle.", "There is a red circle and a circle."),
+                           plan("Remove the circle.", "There is a red circle.")], "nothing is missing"),
     # Drawn for now, on purpose, and still there at the next step.
     (TWO, [plan("Draw a green circle for now.", "There is a green circle.")], "a blue square"),
     (TWO, [plan("Draw a red circle and a star for now.", "There is a red circle and a star."),
