@@ -169,6 +169,8 @@ def conflict(
         found = _wrong_number(rng, story)
     else:
         found = _wrong_words(rng, settings, teachers, story)
+    if found.number + 2 > settings.max_images:
+        raise Rejected("too many images")
     drawing = Drawing(found.story, teachers, rng)
     for number in range(found.number):
         drawing.step(number)
