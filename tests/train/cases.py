@@ -1,5 +1,7 @@
 """The batch, the model and one step that the tests of training share, in this process and in those they start."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from flax import traverse_util
@@ -10,7 +12,7 @@ from pdgen.config import ComputeConfig
 from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
 from pdgen.sharding import RULES, make_mesh
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.state import StepConfig, start_state, state_shardings
+from pdgen.train.state import StepConfig, TrainState, start_state, state_shardings
 from pdgen.train.step import compiled_step, run_key
 from tests.small import CONFIG, SWITCHES, shaken_params
 
@@ -54,29 +56,60 @@ def flat(tree):
     return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
-def after_one_step(config, mesh_shape=None):
-    """Metrics, gradients and updated parameters of one step on a mesh of all processes, or on one device.
+class Result(NamedTuple):
+    """Of one step: metrics, gradients and updated values of what is trained, by name; the state; the program."""
 
-    The mesh's first axes divide the processes; each feeds its own rows.
+    metrics: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+    updated: dict[str, np.ndarray]
+    state: TrainState
+    program: jax.stages.Compiled
+
+
+def compile_step(config, *inputs):
+    """The compiled step. Half the optimisation, half the time: each program runs a few times at most."""
+    options = {"xla_backend_optimization_level": 0}
+    return compiled_step(config).lower(*inputs).compile(compiler_options=options)
+
+
+def after_one_step(config, mesh_shape=None, params=None, ready=lambda: None):
+    """One step on a mesh of all processes, or on one device without any mesh.
+
+    The mesh's first axes divide the processes; each feeds its own rows. ``ready`` is called once all is compiled.
     """
-    params, batch, key = shaken_params(), make_batch(), jax.random.key(KEY)
+    params = shaken_params() if params is None else params
     if mesh_shape is None:
-        state, metrics = compiled_step(config)(jax.jit(lambda p: start_state(config, p, key))(params), batch, key)
-    else:
-        mesh = make_mesh(mesh_shape, jax.devices()[: int(np.prod(mesh_shape))])
-        with jax.set_mesh(mesh):
-            shardings = state_shardings(config, mesh)
-            state = jax.jit(lambda p: start_state(config, p, key), out_shardings=shardings)(params)
-            count, first = ROWS // jax.process_count(), jax.process_index() * (ROWS // jax.process_count())
-            rows = NamedSharding(mesh, RULES.spec("batch"))
-            batch = jax.tree.map(
-                lambda leaf: jax.make_array_from_process_local_data(rows, leaf[first : first + count]), batch
-            )
-            state, metrics = compiled_step(config)(state, batch, run_key(KEY, mesh))
+        state = jax.jit(lambda p: start_state(config, p, jax.random.key(0)))(params)
+        inputs = state, make_batch(), jax.random.key(KEY)
+        program = compile_step(config, *inputs)
+        state, metrics = program(*inputs)
+        return _result(config, state, metrics, program)
+    mesh = make_mesh(mesh_shape, jax.devices()[: int(np.prod(mesh_shape))])
+    with jax.set_mesh(mesh):
+        shardings = state_shardings(config, mesh)
+        state = jax.jit(lambda p: start_state(config, p, jax.random.key(0)), out_shardings=shardings)(params)
+        inputs = state, _own_rows(make_batch(), mesh), run_key(KEY, mesh)
+        program = compile_step(config, *inputs)
+        ready()
+        state, metrics = program(*inputs)
         kept = jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, shardings)
         assert all(jax.tree.leaves(kept))  # the next step finds the state where this one did
+        return _result(config, state, metrics, program)
+
+
+def _own_rows(batch, mesh):
+    """A global batch of which each process gives an equal share."""
+    sharding = NamedSharding(mesh, RULES.spec("batch"))
+    count = ROWS // jax.process_count()
+    first = count * jax.process_index()
+    own = jax.tree.map(lambda leaf: leaf[first : first + count], batch)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), own)
+
+
+def _result(config, state, metrics, program):
     assert int(state.step) == 1
-    results = metrics, state.opt_state[1].mu, state.trained
-    metrics, moments, updated = multihost_utils.process_allgather(results, tiled=True)
-    gradients = {name: mu / (1 - config.optimizer.b1) for name, mu in flat(moments).items()}
-    return flat(metrics), gradients, flat(updated)
+    adam = state.opt_state[1]
+    values = multihost_utils.process_allgather((metrics, adam.mu, state.trained), tiled=True)
+    metrics, moments, updated = map(flat, values)
+    gradients = {name: np.float32(mu) / (1 - config.optimizer.b1) for name, mu in moments.items()}
+    return Result(metrics, gradients, updated, state, program)

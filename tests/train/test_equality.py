@@ -25,9 +25,9 @@ def reference():
     return after_one_step(STEP)
 
 
-def assert_same(results, expected):
+def assert_same(result, expected):
     """1e-5 of each metric and of each gradient's largest value; each parameter with a gradient to speak of."""
-    (metrics, gradients, updated), (expected_metrics, expected_gradients, expected_updated) = results, expected
+    (metrics, gradients, updated), (expected_metrics, expected_gradients, expected_updated) = result[:3], expected[:3]
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
@@ -43,30 +43,29 @@ def assert_same(results, expected):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2), (1, 8, 1)], ids=str)
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
 def test_every_mesh(mesh, reference):
     assert_same(after_one_step(STEP, mesh), reference)
 
 
-@pytest.mark.parametrize("mesh, accumulate", [(None, 2), (None, 4), ((2, 2, 2), 2)], ids=str)
+@pytest.mark.parametrize("mesh, accumulate", [((1, 1, 1), 4), ((2, 2, 2), 2)], ids=str)
 def test_accumulation(mesh, accumulate, reference):
     """Normalised by the whole batch's targets, of which the micro-batches have different numbers."""
     assert_same(after_one_step(dataclasses.replace(STEP, accumulate=accumulate), mesh), reference)
 
 
 def test_two_processes(reference, tmp_path):
-    """Four devices each, parameters split over both; they meet on localhost."""
+    """Four devices each, parameters split over both, two micro-batches; they meet on localhost."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    files = [tmp_path / "0.npz", tmp_path / "1.npz"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.train.one_of_two", str(number), "2", port, str(file)],
+            [sys.executable, "-m", "tests.train.one_of_two", str(number), port, str(tmp_path)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for number, file in enumerate(files)
+        for number in range(2)
     ]
     try:
         outputs = [process.communicate(timeout=300)[0] for process in processes]
@@ -74,10 +73,6 @@ def test_two_processes(reference, tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    for file in files:
-        with np.load(file) as stored:
-            parts = {"metrics": {}, "gradients": {}, "updated": {}}
-            for name in stored.files:
-                part, _, leaf = name.partition(":")
-                parts[part][leaf] = stored[name]
-        assert_same(tuple(parts.values()), reference)
+    for number in range(2):
+        parts = [dict(np.load(tmp_path / f"{number}.{part}.npz")) for part in ("metrics", "gradients", "updated")]
+        assert_same(parts, reference)

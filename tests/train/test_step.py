@@ -13,9 +13,9 @@ from pdgen.interleave.layout import Budgets, pack_shapes
 from pdgen.models import bagel
 from pdgen.train.loss import FlowInputs, LossSums, cross_entropy, draw_flow_inputs, loss_sums, total_loss
 from pdgen.train.state import abstract_state, start_state
-from pdgen.train.step import compiled_step, gradients, train_step
+from pdgen.train.step import gradients, train_step
 from tests.small import CONFIG, shaken_params
-from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, make_batch
+from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, make_batch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,9 +51,8 @@ def test_metrics(params, batch, reference):
 
 def test_training_lowers_the_loss(params, batch):
     """Eight packs seen thirty times; the fixed position tables stay as they are."""
-    step = compiled_step(STEP)
-    state = start_state(STEP, jax.tree.map(jnp.asarray, params), jax.random.key(KEY))
-    losses = []
+    state, losses = jax.jit(functools.partial(start_state, STEP))(params, jax.random.key(0)), []
+    step = compile_step(STEP, state, batch, jax.random.key(KEY))
     for _ in range(30):
         state, metrics = step(state, batch, jax.random.key(KEY))
         losses.append(float(metrics["loss"]))
