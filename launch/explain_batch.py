@@ -19,7 +19,7 @@ from pdgen.data.records import RecordSource
 from pdgen.files import new_folder
 from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, Run
 from pdgen.report.pack import INDEX, pack_pages
-from pdgen.train.loop import load_model
+from pdgen.train.base import load_model
 from pdgen.train.run_config import RunConfig, read_run_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A training run's file, such as configs/shapes_nano.py.")

@@ -20,7 +20,7 @@ from pdgen.data.packing import Packer
 from pdgen.data.records import RecordSource
 from pdgen.data.stream import Stream
 from pdgen.interleave.layout import STREAMS
-from pdgen.train.loop import load_model
+from pdgen.train.base import load_model
 from pdgen.train.run_config import RunConfig, read_run_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A training run's file, such as configs/shapes_nano.py.")

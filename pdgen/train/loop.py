@@ -5,11 +5,10 @@ Where parameters come from: the newest checkpoint of the workdir, else ``init``,
 
 import functools
 import json
-import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,18 +16,14 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from pdgen.assets import shapes_folder
-from pdgen.config import ModelConfig, preset
-from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder
-from pdgen.data.latents import autoencoder_fingerprint
+from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
 from pdgen.data.loader import loader
-from pdgen.data.records import RecordSource
-from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
 from pdgen.models import bagel
-from pdgen.sharding import RULES, make_mesh, parameter_shardings
+from pdgen.sharding import RULES, parameter_shardings
+from pdgen.train.base import Base
 from pdgen.train.checkpoint import Checkpoints
-from pdgen.train.run_config import RunConfig, RunError, run_json
+from pdgen.train.preflight import preflight
+from pdgen.train.run_config import RunConfig, RunError
 from pdgen.train.state import (
     StepConfig,
     TrainState,
@@ -41,42 +36,6 @@ from pdgen.train.state import (
 from pdgen.train.step import compiled_step, run_key
 
 Say = Callable[[str], None]
-
-
-class Base(NamedTuple):
-    """What a run builds on: sizes, tokenizer, the autoencoder its latents come from, a BAGEL folder's json files."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    autoencoder: dict[str, Any]
-    source_json: Mapping[str, bytes]
-
-
-def load_model(run: RunConfig) -> tuple[ModelConfig, Tokenizer]:
-    """Sizes and tokenizer of the model to train: ``run.init``'s, or the preset's with shapes world's tokenizer."""
-    if run.init:
-        return open_checkpoint(run.init).config, load_tokenizer(pathlib.Path(run.init) / "tokenizer")
-    return preset(run.model), load_tokenizer(shapes_folder())
-
-
-def load_base(run: RunConfig) -> Base:
-    """The model to train: ``run.init``'s, or the preset with shapes world's tokenizer and autoencoder."""
-    config, tokenizer = load_model(run)
-    if run.init:
-        params = load_checkpoint(run.init, parts=("autoencoder",))[1]
-        return Base(config, tokenizer, params["autoencoder"], open_checkpoint(run.init).content().source_json)
-    return Base(config, tokenizer, read_autoencoder(shapes_folder(), config.autoencoder), {})
-
-
-def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of ``run`` over ``devices``. Raises RunError or ShardingError naming the numbers."""
-    known = math.prod(size for size in run.mesh if size != -1)
-    shape = tuple(len(devices) // known if size == -1 else size for size in run.mesh)
-    mesh = make_mesh(shape, devices)
-    rows = run.accumulate * shape[0] * shape[1]
-    if run.rows % rows:
-        raise RunError(f"config: rows is {run.rows}, expected a multiple of accumulate * data * fsdp = {rows}")
-    return mesh
 
 
 def train(
@@ -94,14 +53,10 @@ def train(
       The exported checkpoint's folder.
 
     Raises:
-      RunError: another run's workdir, data of another tokenizer, a loss that is not finite.
+      RunError, and what else ``preflight`` raises: the run cannot start; or the loss is not finite.
     """
-    base = load_base(run)
-    source = _open_data(run, base)
-    mesh = run_mesh(run, jax.devices() if devices is None else devices)
-    config = run.step(base.config)
+    base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
     shardings = state_shardings(config, mesh)
-    _claim(workdir, run)
     with jax.set_mesh(mesh), Checkpoints(workdir, run.keep) as checkpoints:
         state = _first_state(run, config, shardings, checkpoints, say)
         start = int(state.step)
@@ -110,30 +65,6 @@ def train(
         if batches.skipped:
             say(f"{len(batches.skipped)} broken records were left out")
         return _export(workdir, base, export_params(config, state, "raw"), say)
-
-
-def _open_data(run: RunConfig, base: Base) -> RecordSource:
-    source = RecordSource(run.data)
-    origin = source.dataset.origin
-    if origin.tokenizer not in (None, base.tokenizer.fingerprint):
-        raise RunError(f"{run.data}: was built for another tokenizer than the model's; build it again")
-    if origin.autoencoder not in (None, autoencoder_fingerprint(base.autoencoder)):
-        raise RunError(f"{run.data}: its latents are another autoencoder's than the model's; build it again")
-    return source
-
-
-def _claim(workdir: pathlib.Path, run: RunConfig) -> None:
-    """Writes the resolved config, or refuses a folder that another config's run has used."""
-    path = workdir / "config.json"
-    text = run_json(run)
-    if path.exists() and path.read_text() != text:
-        old, new = json.loads(path.read_text()), json.loads(text)
-        changed = ", ".join(key for key in new if new[key] != old.get(key))
-        raise RunError(f"{path}: holds a run with other values of {changed}; name another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _first_state(

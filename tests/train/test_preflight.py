@@ -1,0 +1,246 @@
+"""Wrong runs are refused before anything is compiled, each in one line that names the key and the remedy."""
+
+import dataclasses
+import json
+
+import jax
+import msgspec
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pdgen.assets import shapes_folder
+from pdgen.config import NANO
+from pdgen.convert.pdgen_checkpoint import write_checkpoint
+from pdgen.convert.torch_checkpoint import read_autoencoder
+from pdgen.data.records import Dataset, Origin, read_dataset, write_dataset, write_files, write_index
+from pdgen.interleave.layout import Budgets
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.interleave.trajectory import Image, Text
+from pdgen.models import bagel
+from pdgen.train.lora import LoraConfig
+from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.preflight import MAY_CHANGE, mesh_shape, preflight
+from pdgen.train.run_config import RunConfig, read_run_config
+from tests.data.small_records import records
+
+DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_dataset(folder, records(20), Origin(seed=0))
+    return folder
+
+
+@pytest.fixture
+def run(data):
+    return RunConfig(data=str(data), num_steps=12, rows=8, budgets=Budgets(512, 128, 896))
+
+
+def check(run, workdir):
+    return preflight(run, workdir, jax.devices()[:DEVICES])
+
+
+def refused(run, workdir):
+    """The one line that refuses the run; nothing of its folder may have been made."""
+    with pytest.raises(ValueError) as caught:
+        check(run, workdir)
+    assert not workdir.exists()
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def changed_records(change):
+    """The small records with every segment as ``change`` makes it."""
+    return [msgspec.structs.replace(r, segments=[change(s) for s in r.segments]) for r in records(6)]
+
+
+def with_origin(data, folder, **changes):
+    """The same data set with another origin."""
+    folder.mkdir()
+    for file in data.glob("*.array_record"):
+        (folder / file.name).symlink_to(file)
+    dataset = read_dataset(data)
+    write_index(folder, Dataset(files=dataset.files, origin=msgspec.structs.replace(dataset.origin, **changes)))
+    return str(folder)
+
+
+def checkpoint(folder, config=NANO, tokenizer=None):
+    """A checkpoint of zeros."""
+    shapes = nn.unbox(bagel.abstract_params(config))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params = {"model": zeros, "autoencoder": read_autoencoder(shapes_folder(), config.autoencoder)}
+    files = (tokenizer or load_tokenizer(shapes_folder())).files
+    write_checkpoint(folder, config, params, tokenizer_files=files, source_json={}, overwrite=False)
+    return str(folder)
+
+
+def test_a_good_run_passes_and_claims_its_folder(run, tmp_path):
+    checked = check(run, tmp_path / "run")
+    assert tuple(checked.mesh.shape.values()) == (1, 8, 1)
+    assert checked.base.config == NANO and len(checked.source) == 20
+    assert checked.step == run.step(NANO)
+    text = (tmp_path / "run" / "config.json").read_text()
+    assert read_run_config(json.loads(text)) == run
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"), [((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)), ((-1, 2, 1), (4, 2, 1))]
+)
+def test_a_mesh_is_filled_up(run, mesh, expected):
+    assert mesh_shape(dataclasses.replace(run, mesh=mesh), DEVICES) == expected
+
+
+@pytest.mark.parametrize("mesh", [(1, 4, 1), (3, -1, 1), (2, 2, 4)])
+def test_a_mesh_for_other_devices(run, tmp_path, mesh):
+    line = refused(dataclasses.replace(run, mesh=mesh), tmp_path / "run")
+    assert line.startswith(f"config: mesh is data {mesh[0]}, fsdp {mesh[1]}, tensor {mesh[2]}, which 8 devices")
+    assert "(1, 8, 1)" in line
+
+
+def test_a_mesh_that_does_not_divide_the_model(run, tmp_path):
+    """The nano model has two key and value heads."""
+    line = refused(dataclasses.replace(run, mesh=(1, 2, 4)), tmp_path / "run")
+    assert line.startswith("config: mesh (1, 2, 4) (data, fsdp, tensor) does not divide ") and "attention/k" in line
+
+
+@pytest.mark.parametrize(("rows", "accumulate", "right"), [(4, 1, 8), (12, 1, 16), (8, 2, 16)])
+def test_a_batch_that_does_not_divide(run, tmp_path, rows, accumulate, right):
+    line = refused(dataclasses.replace(run, rows=rows, accumulate=accumulate), tmp_path / "run")
+    assert line == (f"config: rows is {rows}, expected a multiple of accumulate * data * fsdp = {8 * accumulate}; "
+                    f"set rows to {right}")  # fmt: skip
+
+
+def test_budgets_below_the_longest_trajectory(run, tmp_path):
+    line = refused(dataclasses.replace(run, budgets=Budgets(512, 128, 256)), tmp_path / "run")
+    assert "a pack holds text 512, vit 128, vae 256" in line and "budgets of text" in line and "hold every one" in line
+
+
+def test_data_without_latents(run, tmp_path):
+    bare = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
+    made = changed_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
+    write_dataset(tmp_path / "data", made, Origin(seed=0))
+    line = refused(dataclasses.replace(run, data=str(tmp_path / "data")), tmp_path / "run")
+    assert line.startswith(f"{tmp_path}/data/part-00000.array_record: record 0") and "launch/encode.py" in line
+
+
+def test_data_of_another_tokenizer(run, data, tmp_path):
+    other = with_origin(data, tmp_path / "data", tokenizer="0" * 64)
+    line = refused(dataclasses.replace(run, data=other), tmp_path / "run")
+    assert line.startswith(f"config: data {other} was built for another tokenizer") and line.endswith("build it again")
+
+
+def test_latents_of_another_autoencoder(run, data, tmp_path):
+    other = with_origin(data, tmp_path / "data", autoencoder="0" * 64)
+    line = refused(dataclasses.replace(run, data=other), tmp_path / "run")
+    assert line.startswith(f"config: data {other} has another autoencoder's latents") and "launch/encode.py" in line
+
+
+def test_a_tokenizer_beyond_the_vocabulary(run, tmp_path):
+    small = dataclasses.replace(NANO, language=dataclasses.replace(NANO.language, vocab_size=400))
+    init = checkpoint(tmp_path / "init", small)
+    line = refused(dataclasses.replace(run, init=init, model=""), tmp_path / "run")
+    ids = load_tokenizer(shapes_folder()).vocab_size
+    assert line.startswith(f"config: the tokenizer of {init} has {ids} ids, the model's vocabulary 400;")
+
+
+def test_a_checkpoint_of_another_model(run, tmp_path):
+    init = checkpoint(tmp_path / "init")
+    line = refused(dataclasses.replace(run, init=init, model="tiny"), tmp_path / "run")
+    assert line.startswith(f"config: init {init} holds another model than 'tiny' (language, vision, max_latent_size")
+    for model in ("nano", ""):
+        assert check(dataclasses.replace(run, init=init, model=model), tmp_path / f"run{model}").base.config == NANO
+
+
+@pytest.mark.parametrize(
+    ("mixture", "line"),
+    [
+        ({"a": 1.0, "c": 1.0}, "mixture: the data set has no subset 'c', only 'a', 'b'"),
+        ({"a": 1.0}, "mixture: subset 'b' has no weight; 0 leaves it out (subsets: 'a', 'b')"),
+        ({"a": 1.0, "b": 0.5}, "mixture: subset 'b' has weight 0.5 but no document; set it to 0"),
+    ],
+)
+def test_a_mixture_that_does_not_suit_the_subsets(run, tmp_path, mixture, line):
+    """All records of subset b are broken: they have no latents."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    bare = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
+    broken = changed_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
+    files = write_files(folder, records(6), subset="a") + write_files(folder, broken, subset="b")
+    write_index(folder, Dataset(files=files, origin=Origin(seed=0)))
+    run = dataclasses.replace(run, data=str(folder), mixture=mixture, broken="skip")
+    assert refused(run, tmp_path / "run") == line
+    check(dataclasses.replace(run, mixture={"a": 1.0, "b": 0.0}), tmp_path / "run")
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Subset "read": texts are targets, images are context; subset "draw": the other way round."""
+    folder = tmp_path / "halves"
+    folder.mkdir()
+
+    def only(kind):
+        return changed_records(lambda s: msgspec.structs.replace(s, target=s.target and isinstance(s, kind)))
+
+    files = write_files(folder, only(Text), subset="read") + write_files(folder, only(Image), subset="draw")
+    write_index(folder, Dataset(files=files, origin=Origin(seed=0)))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "lacks", "remedy"),
+    [
+        ({"read": 1.0, "draw": 0.0}, "'read' draws an image", "give a subset that does a weight"),
+        ({"read": 0.0, "draw": 1.0}, "'draw' has a text", "or set ce_weight to 0"),
+    ],
+)
+def test_a_mixture_without_a_target_of_one_kind(run, halves, tmp_path, mixture, lacks, remedy):
+    line = refused(dataclasses.replace(run, data=halves, mixture=mixture), tmp_path / "run")
+    assert line.startswith(f"config: mixture: no document of {lacks}") and line.endswith(remedy)
+
+
+def test_a_mixture_of_both_kinds_or_without_need_of_texts(run, halves, tmp_path):
+    check(dataclasses.replace(run, data=halves), tmp_path / "both")
+    drawing = dataclasses.replace(run, data=halves, mixture={"read": 0.0, "draw": 1.0}, ce_weight=0.0)
+    check(drawing, tmp_path / "drawing")
+
+
+def test_the_folder_of_another_run(run, tmp_path):
+    workdir = tmp_path / "run"
+    check(run, workdir)
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"holds a run with other values of ce_weight \(1.0, now 0.5\); name another"):
+        check(dataclasses.replace(run, ce_weight=0.5), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
+    check(run, tmp_path / "run")
+    changed = dataclasses.replace(run, mesh=(2, 2, 2), accumulate=2, save_every=7, keep=9, log_every=3, workers=1)
+    assert check(changed, tmp_path / "run").mesh.shape["tensor"] == 2
+    differing = {f.name for f in dataclasses.fields(run) if getattr(run, f.name) != getattr(changed, f.name)}
+    assert differing == set(MAY_CHANGE)
+    assert read_run_config(json.loads((tmp_path / "run" / "config.json").read_text())) == changed
+
+
+def test_a_damaged_config_of_the_folder(run, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json: not valid json .*name another --workdir"):
+        check(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"optimizer": OptimizerConfig(warmup_steps=12)}, "optimizer.warmup_steps=12 must be below num_steps=12"),
+        ({"optimizer": OptimizerConfig(schedule="linear")}, "optimizer.schedule='linear' is unknown"),
+        ({"optimizer": OptimizerConfig(factors=(("vision/.*", 0.0),))}, "optimizer.factors must match every parameter"),
+        ({"lora": LoraConfig(rank=2, kernels="nothing")}, "lora.kernels 'nothing' matches no linear kernel"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_made(run, tmp_path, changes, line):
+    assert refused(dataclasses.replace(run, **changes), tmp_path / "run").startswith(line)
