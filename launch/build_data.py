@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
 from pdgen.data import build, runners
+from pdgen.data.importers.samples import files_of
 from pdgen.data.records import Dataset, Origin, write_index
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.report.dataset import browser_index, dataset_page, figures
+from pdgen.sample.checkpoint import find_checkpoint
 from pdgen.sample.engine import Sampler
 from pdgen.sample.plans import first_plans
 from pdgen.scenes import shards
@@ -59,6 +61,16 @@ def read_settings() -> tuple[Settings, list[str]]:
         if line := settings.lacking(stage):
             raise SettingsError(line)
     return settings, stages
+
+
+def check_inputs(settings: Settings, stages: Sequence[str]) -> None:
+    """Raises ValueError where prompts, a key, a checkpoint or an archive is missing, before anything is written."""
+    shards.maker(settings)
+    shards.hire(settings)
+    if "conflict" in stages and settings.conflict.variant == "self":
+        find_checkpoint(settings.conflict.checkpoint)
+    if "alignment" in stages and settings.alignment.archive:
+        files_of(pathlib.Path(settings.alignment.archive), ".tar")
 
 
 def stays_here(settings: Settings, stage: str) -> bool:
@@ -180,12 +192,11 @@ def dry_run(settings: Settings, stages: Sequence[str]) -> str:
     if not settings.teachers.remote:
         return "no remote teacher is asked: the judge is exact and the writer follows rules"
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
-    teachers = shards.hire(settings, endpoint)
-    make = shards.maker(settings)
+    teachers, prompts = shards.hire(settings, endpoint), shards.maker(settings).prompts
     for stage in stages:
-        count = settings.counts(stage)[0]
-        for shard in tqdm(build.cut(stage, count, settings.shard_size), desc=f"{stage}, dry", unit=" shards"):
-            make.samples(settings, teachers, shard)
+        numbers = range(settings.counts(stage)[0])
+        print(f"{stage}: counting the calls for {len(numbers):,} samples", file=sys.stderr)
+        shards.dry_samples(settings, teachers, stage, numbers, prompts)
     pictures = getattr(teachers.painter, "pictures", None)
     lines = [endpoint.ledger.report()]
     return "\n".join(lines + ([] if pictures is None else [f"pictures by Kontext: {pictures:,}"]))
@@ -196,6 +207,7 @@ def run() -> str:
     settings, stages = read_settings()
     if DRY_RUN.value:
         return dry_run(settings, stages)
+    check_inputs(settings, stages)
     folder, common = pathlib.Path(OUTPUT.value), common_settings(settings)
     with build.opened(folder, common, {stage: settings.of(stage) for stage in stages}, OVERWRITE.value):
         build_stages(settings, stages, folder)

@@ -112,6 +112,8 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SettingsError("teachers.endpoint is missing: the endpoint's url, model and cache")
         if self.painter == "kontext" and not self.prompts:
             raise SettingsError("teachers.prompts is missing: Kontext paints prompts from a file, one a line")
+        if self.painter == "shapes" and self.writer == "endpoint":
+            raise SettingsError("teachers.writer=endpoint reads what shapes world cannot paint; take writer=rules")
 
     @property
     def remote(self) -> bool:
@@ -178,8 +180,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.to_builtins(getattr(self, subset))
 
     def common(self) -> dict[str, Any]:
-        """The settings that all subsets share, as plain data."""
-        return {k: v for k, v in msgspec.to_builtins(self).items() if k not in SUBSETS}
+        """The settings that all subsets share, as plain data, less what decides nothing but speed and price."""
+        shared = {k: v for k, v in msgspec.to_builtins(self).items() if k not in SUBSETS}
+        if endpoint := shared["teachers"]["endpoint"]:
+            shared["teachers"]["endpoint"] = {k: endpoint[k] for k in ("url", "model", "parameters", "answers")}
+        return shared
 
     def lacking(self, subset: str) -> str | None:
         """What a stage needs and does not have, in a line; None if nothing."""

@@ -24,7 +24,7 @@ from pdgen.scenes.leaks import leak
 from pdgen.scenes.painter import ShapesPainter
 from pdgen.scenes.remote_teachers import EndpointJudge, EndpointWriter
 from pdgen.scenes.self_sampling import PlanWriter, self_sampled
-from pdgen.scenes.settings import Settings
+from pdgen.scenes.settings import Conflict, Settings
 from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import Samples, make_samples, read_prompts
 from pdgen.scenes.teachers import Picture, Stroke
@@ -109,13 +109,9 @@ class Maker:
 
     def __call__(self, shard: Shard) -> Made:
         settings, teachers = _hired(self.settings)
-        return finish(settings, self.samples(settings, teachers, shard))
-
-    def samples(self, settings: Settings, teachers: Teachers, shard: Shard) -> Samples:
-        """The samples without latents, made by these teachers."""
         threads = settings.teachers.endpoint.concurrency if settings.teachers.remote else 1
         numbers = range(shard.start, shard.stop)
-        return make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads)
+        return finish(settings, make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads))
 
 
 def finish(settings: Settings, samples: Samples) -> Made:
@@ -163,6 +159,21 @@ def archive_maker(settings: Settings, teachers: Teachers, used: Callable[[Shard]
     return make
 
 
-def right_plans(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Stands in for a checkpoint in a dry run: each prompt is its own plan."""
+def dry_samples(settings: Settings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str]) -> None:
+    """Asks what those samples of a subset would ask, of teachers that only count it.
+
+    Every plan of self-sampling is taken for accepted; a dry run has no checkpoint that writes any.
+    """
+    if subset == "conflict" and settings.conflict.variant == "self":
+        total, _ = settings.counts(subset)
+        alike = msgspec.structs.replace(settings, conflict=Conflict(positive=total, negative=0))
+        self_sampled(alike, teachers, numbers, _prompts_as_plans, prompts)
+    elif subset == "alignment" and settings.alignment.archive:
+        from_archive(settings, teachers, read_genref(pathlib.Path(settings.alignment.archive)), numbers)
+    else:
+        threads = settings.teachers.endpoint.concurrency
+        make_samples(settings, teachers, subset, numbers, prompts, threads)
+
+
+def _prompts_as_plans(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
     return [format_plan("Draw it.", prompt) for prompt in prompts]

@@ -5,6 +5,7 @@ everything stands.
 """
 
 import dataclasses
+import threading
 from typing import Any
 
 import msgspec
@@ -18,6 +19,10 @@ from pdgen.scenes.teachers import Declined, Judge, Painter, Picture, Stroke, Ver
 from pdgen.scenes.world import Scene, corrupt
 
 WRONG_PICTURE = "picture rejected by the judge"
+
+
+class Stopped(Exception):
+    """Other samples made the build end, so this one is given up."""
 
 
 class Rejected(Exception):
@@ -38,6 +43,7 @@ class Teachers:
       judge_explains: the words of inspections are the judge's; else ``language`` writes them.
       redraws: further tries where the judge rejects a picture.
       assumed: nobody is asked, as in a dry run, so no answer rejects a sample.
+      stop: once it is set, nobody is asked any more: ``Stopped`` is raised.
     """
 
     painter: Painter
@@ -47,6 +53,7 @@ class Teachers:
     judge_explains: bool = False
     redraws: int = 0
     assumed: bool = False
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +114,10 @@ class Drawing:
         """Adds an inspection."""
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
-    def paint(self, scene: Scene | None, previous: Picture | None, plan: str | None = None) -> Picture:
-        """A picture after the last plan (or another one); nothing is added."""
-        instruction, _ = parse_plan(plan or self.plans[-1])
+    def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:
+        """A picture after the last plan; nothing is added."""
+        self._go_on()
+        instruction, _ = parse_plan(self.plans[-1])
         seed = int(self.rng.integers(2**31))
         return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
 
@@ -120,6 +128,7 @@ class Drawing:
 
     def judged(self, picture: Picture, previous: Picture | None) -> Verdict:
         """The judge's verdict on a picture of the last plan. Raises Rejected where he declines."""
+        self._go_on()
         try:
             return self.teachers.judge.picture(self.plans[-1], picture, previous)
         except Declined:
@@ -127,10 +136,15 @@ class Drawing:
 
     def judged_plan(self) -> Verdict:
         """The judge's verdict on the last plan. Raises Rejected where he declines."""
+        self._go_on()
         try:
             return self.teachers.judge.plan(self.story.prompt, self.plans)
         except Declined:
             raise Rejected("judge declined") from None
+
+    def _go_on(self) -> None:
+        if self.teachers.stop.is_set():
+            raise Stopped
 
     def expect(self, accepted: bool, verdict: Verdict, reason: str) -> None:
         """Raises Rejected with the reason where the verdict is another one."""

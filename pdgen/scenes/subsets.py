@@ -9,7 +9,9 @@ counted by its reason, and the next one takes its place.
 """
 
 import collections
+import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -70,6 +72,7 @@ def _asked(
 ) -> tuple[str, str, SceneGraph, SceneGraph]:
     """(task, prompt, what it asks for, the whole scene)."""
     if prompt is not None:
+        _refuse_leak(settings, prompt)  # before a writer is paid for reading it
         try:
             graph = teachers.writer.parse(prompt)
         except Declined:
@@ -82,7 +85,14 @@ def _asked(
         rates = {n: share / sum(settings.entities) for n, share in enumerate(settings.entities, 1)}
     graph = sample_graph(rng, task, entity_rates=rates)
     asked = prompt_graph(rng, graph, task)
-    return task, language.prompt(rng, asked, task), asked, graph
+    text = language.prompt(rng, asked, task)
+    _refuse_leak(settings, text)
+    return task, text, asked, graph
+
+
+def _refuse_leak(settings: Settings, prompt: str) -> None:
+    if not settings.allow_leaks and leak(prompt):
+        raise Rejected("benchmark prompt")
 
 
 def make_story(
@@ -90,8 +100,6 @@ def make_story(
 ) -> Story:
     """A story from a prompt of a file, or from a random scene. Raises Rejected."""
     task, text, asked, graph = _asked(rng, settings, teachers, prompt)
-    if not settings.allow_leaks and leak(text):
-        raise Rejected("benchmark prompt")
     vocabulary = SHAPES_VOCABULARY if prompt is None else _OTHER_WORDS
     steps = grow(rng, graph, settings.max_images)
     steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
@@ -279,13 +287,19 @@ def _wrong_number(rng: np.random.Generator, story: Story) -> _Found:
 MAKERS = {"multi_turn": multi_turn, "conflict": conflict, "alignment": alignment}
 
 
+def _prompt(rng: np.random.Generator, prompts: Sequence[str], turn: int, attempt: int) -> str:
+    if attempt and turn >= len(prompts):
+        return prompts[rng.integers(len(prompts))]
+    return prompts[turn % len(prompts)]
+
+
 def make_sample(
     settings: Settings, teachers: Teachers, subset: str, number: int, prompts: Sequence[str] = ()
 ) -> tuple[Record, collections.Counter[str]]:
     """Sample ``number`` of a subset, and its rejected attempts by reason.
 
     Args:
-      prompts: of a file; attempt a takes prompt (number + a * count) of them, in turn.
+      prompts: of a file; the first attempts take them in turn, later ones the unused ones and then any.
 
     Raises:
       SettingsError: ``ATTEMPTS`` attempts were rejected.
@@ -295,7 +309,7 @@ def make_sample(
     positive = is_positive(settings, subset, number)
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng((settings.seed, SUBSETS.index(subset), number, attempt))
-        prompt = prompts[(number + attempt * count) % len(prompts)] if prompts else None
+        prompt = _prompt(rng, prompts, number + attempt * count, attempt) if prompts else None
         try:
             finish = MAKERS[subset](rng, settings, teachers, prompt, positive)
         except Rejected as fault:
@@ -310,12 +324,17 @@ def make_samples(
     settings: Settings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str] = (), threads: int = 1
 ) -> Samples:
     """Those samples of a subset, in order; ``threads`` at a time, for teachers that are waited for."""
+    teachers = dataclasses.replace(teachers, stop=threading.Event())
     make = functools.partial(make_sample, settings, teachers, subset, prompts=prompts)
     if threads == 1:
         made = [make(number) for number in numbers]
     else:
         with ThreadPoolExecutor(threads) as pool:
-            made = list(pool.map(make, numbers))
+            try:
+                made = list(pool.map(make, numbers))
+            except BaseException:  # of a sample, or the signal to leave: what is asked already is still waited for
+                teachers.stop.set()
+                raise
     total: collections.Counter[str] = collections.Counter()
     for _, rejected in made:
         total.update(rejected)

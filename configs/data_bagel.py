@@ -1,0 +1,51 @@
+"""The three subsets at the paper's counts for BAGEL-7B: FLUX.1-Kontext paints, a chat model judges and parses.
+
+export OPENAI_API_KEY=...
+python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --dry_run --scale=0.01
+python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --scale=0.01
+python launch/encode.py --data=out/bagel --checkpoint=bagel --output=out/bagel-encoded
+
+The first command prints calls and price and sends nothing. prompts.txt holds your prompts, one a line; those that are
+GenEval's are left out. genref/ holds GenRef's archives. Kontext needs 34 GB of GPU memory and the extra `teachers`;
+mind its licence (pdgen/scenes/kontext.py). For self-sampled conflicts build and train on multi_turn first, then set
+conflict.variant to "self" and conflict.checkpoint.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The keys are those of ``pdgen.scenes.settings.Settings``."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.shard_size = 10
+    config.latents = False
+    config.rewritten = 0.2
+    config.max_images = 5
+    config.allow_leaks = False
+    config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.0})
+    config.conflict = ml_collections.ConfigDict(
+        {"positive": 6905, "negative": 8296, "variant": "graph", "checkpoint": "", "temperature": 1.0}
+    )
+    config.alignment = ml_collections.ConfigDict({"positive": 5000, "negative": 10000, "archive": "genref"})
+    config.teachers = ml_collections.ConfigDict(
+        {
+            "painter": "kontext",
+            "judge": "endpoint",
+            "writer": "endpoint",
+            "prompts": "prompts.txt",
+            "redraws": 2,
+            "endpoint": {
+                "url": "https://api.openai.com/v1",
+                "model": "gpt-4o-2024-08-06",
+                "cache": "out/answers",
+                "key_variable": "OPENAI_API_KEY",
+                "concurrency": 8,
+                # Dollars a million tokens; look up today's.
+                "input_price": 2.5,
+                "output_price": 10.0,
+            },
+            "kontext": {"size": 1024, "steps": 28},
+        }
+    )
+    return config
