@@ -1,5 +1,6 @@
 """The batch, the model and one step that the tests of training share, in this process and in those they start."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -72,14 +73,20 @@ def compile_step(config, *inputs):
     return compiled_step(config).lower(*inputs).compile(compiler_options=options)
 
 
-def after_one_step(config, mesh_shape=None, params=None, ready=lambda: None):
+def after_one_step(config, mesh_shape=None, params=None, adapters=None, ready=lambda: None):
     """One step on a mesh of all processes, or on one device without any mesh.
 
-    The mesh's first axes divide the processes; each feeds its own rows. ``ready`` is called once all is compiled.
+    The mesh's first axes divide the processes; each feeds its own rows. ``params`` and ``adapters`` take the place
+    of the usual and of fresh ones; ``ready`` is called once all is compiled.
     """
     params = shaken_params() if params is None else params
+
+    def start(params, adapters):
+        state = start_state(config, params, jax.random.key(0))
+        return state if adapters is None else dataclasses.replace(state, trained=adapters)
+
     if mesh_shape is None:
-        state = jax.jit(lambda p: start_state(config, p, jax.random.key(0)))(params)
+        state = jax.jit(start)(params, adapters)
         inputs = state, make_batch(), jax.random.key(KEY)
         program = compile_step(config, *inputs)
         state, metrics = program(*inputs)
@@ -87,7 +94,7 @@ def after_one_step(config, mesh_shape=None, params=None, ready=lambda: None):
     mesh = make_mesh(mesh_shape, jax.devices()[: int(np.prod(mesh_shape))])
     with jax.set_mesh(mesh):
         shardings = state_shardings(config, mesh)
-        state = jax.jit(lambda p: start_state(config, p, jax.random.key(0)), out_shardings=shardings)(params)
+        state = jax.jit(start, out_shardings=shardings)(params, adapters)
         inputs = state, _own_rows(make_batch(), mesh), run_key(KEY, mesh)
         program = compile_step(config, *inputs)
         ready()

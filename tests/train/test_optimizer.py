@@ -1,11 +1,11 @@
-"""The learning rate's closed form, clipping, and one Adam step by hand."""
+"""The learning rate's closed form, clipping, factors by name, and Adam's steps by hand."""
 
 import math
 
 import numpy as np
 import pytest
 
-from pdgen.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from pdgen.train.optimizer import OptimizerConfig, learning_rate, make_optimizer, match_factors
 
 
 def test_warm_up_and_cosine():
@@ -47,3 +47,64 @@ def test_two_adam_steps_with_clipping():
         m, v = config.b1 * m + (1 - config.b1) * clipped, config.b2 * v + (1 - config.b2) * clipped**2
         corrected = m / (1 - config.b1**step), v / (1 - config.b2**step)
         np.testing.assert_allclose(update["w"], -0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8), rtol=1e-5)
+
+
+def test_each_name_takes_the_factor_of_its_one_rule():
+    names = ["vision/layers/kernel", "language/embed", "language/head"]
+    rules = [("vision/.*", 0.0), ("language/(?!head).*", 0.1), (".*head", 1.0)]
+    assert match_factors(rules, names) == dict(zip(names, (0.0, 0.1, 1.0)))
+
+
+def test_all_faults_of_the_rules_are_listed_in_one_line():
+    """From end to end: "language" alone matches none of its parameters."""
+    with pytest.raises(ValueError) as fault:
+        match_factors([("v/.*", 0.0), (".*/b", 1.0), ("language", 1.0)], ["v/a", "v/b", "language/a", "language/c"])
+    assert str(fault.value) == (
+        "optimizer.factors must match every parameter exactly once, from end to end; "
+        "matched by no rule: language/a, language/c; matched more than once: v/b (by 'v/.*' and '.*/b'); "
+        "rules without a match: 'language'"
+    )
+
+
+def test_factors_scale_the_step_after_clipping_them_all_together():
+    """Adam's first step is the sign of the gradient: the norm is taken over both."""
+    config = OptimizerConfig(learning_rate=0.1, schedule="constant", clip_norm=1.0, eps=1.0)
+    optimizer = make_optimizer(config, 10, {"x/a": 1.0, "x/b": 0.25})
+    params = {"x": {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}}
+    gradients = {"x": {"a": np.float32([2, 4]), "b": np.float32([4])}}  # norm 6
+    updates = optimizer.update(gradients, optimizer.init(params), params)[0]["x"]
+    np.testing.assert_allclose(updates["a"], [-0.1 * (1 / 3) / (1 / 3 + 1), -0.1 * (2 / 3) / (2 / 3 + 1)], rtol=1e-5)
+    np.testing.assert_allclose(updates["b"], [-0.025 * (2 / 3) / (2 / 3 + 1)], rtol=1e-5)
+
+
+def test_moments_are_kept_in_the_dtypes_of_the_config():
+    """bfloat16 moments give the same updates to a few of its 2^-8."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(20, 50)).astype(np.float32)
+    params, updates = {"w": np.zeros(50, np.float32)}, {}
+    for dtype in ("float32", "bfloat16"):
+        config = OptimizerConfig(mu_dtype=dtype, nu_dtype=dtype, schedule="constant")
+        optimizer = make_optimizer(config, 20, {"w": 1.0})
+        state = optimizer.init(params)
+        for gradient in gradients:
+            update, state = optimizer.update({"w": gradient}, state, params)
+        assert state[1].mu["w"].dtype == state[1].nu["w"].dtype == dtype
+        updates[dtype] = np.asarray(update["w"]) / config.learning_rate
+    error = np.abs(updates["bfloat16"] - updates["float32"])
+    assert 0 < error.max() < 0.03
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"learning_rate": -1.0}, "learning_rate is -1.0, expected at least 0"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0, expected more than 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0, expected at least 0 and below 1"),
+        ({"nu_dtype": "bfloat16", "b2": 0.999}, "nu_dtype bfloat16 rounds away what b2 0.999 changes; use float32"),
+        ({"factors": ((".*", -0.5),)}, "factors: '.\\*' has -0.5, expected at least 0"),
+        ({"factors": (("(", 1.0),)}, "factors: '\\(' is no regular expression"),
+    ],
+)
+def test_values_out_of_range(change, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**change)

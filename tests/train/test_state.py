@@ -1,0 +1,172 @@
+"""What is trained and what is frozen, moments and averages in their dtypes, export, and memory that is used again."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from pdgen.models import bagel
+from pdgen.train.state import abstract_state, export_params, trained_factors
+from pdgen.train.step import train_step
+from tests.small import CONFIG, shaken_params
+from tests.train.cases import KEY, OPTIMIZER, STEP, after_one_step, flat, make_batch
+
+# The generation expert alone is trained, at half the learning rate; its norms at all of it.
+FACTORS = (
+    ("language/(layers|norm)/gen/.*(?<!norm)/(kernel|bias)", 0.5),
+    ("language/(layers|norm)/gen.*/scale", 1.0),
+    ("(?!language/(layers|norm)/gen/).*", 0.0),
+)
+PARTLY = dataclasses.replace(
+    STEP,
+    optimizer=dataclasses.replace(
+        OPTIMIZER, factors=FACTORS, ema_decay=0.75, ema_dtype="bfloat16", mu_dtype="bfloat16", nu_dtype="bfloat16"
+    ),
+)
+
+
+def with_factors(*factors):
+    return dataclasses.replace(STEP, optimizer=dataclasses.replace(OPTIMIZER, factors=factors))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """A step that trains all there is."""
+    return after_one_step(STEP)
+
+
+@pytest.fixture(scope="module")
+def part():
+    """A step that trains a part, on a mesh of eight."""
+    return after_one_step(PARTLY, (2, 2, 2))
+
+
+def test_everything_but_the_fixed_tables_is_trained_by_default():
+    names = set(traverse_util.flatten_dict(bagel.spec(CONFIG), sep="/"))
+    fixed = {f"{table}/table" for table in bagel.FIXED_TABLES}
+    assert trained_factors(STEP) == dict.fromkeys(names - fixed, 1.0)
+    assert set(traverse_util.flatten_dict(abstract_state(STEP).frozen, sep="/")) == fixed
+
+
+def test_frozen_parameters_have_no_gradient_moments_or_average(part, everything):
+    names = {name for name in everything.gradients if name.startswith(("language/layers/gen/", "language/norm/gen/"))}
+    state = part.state
+    for tree in (state.trained, state.ema, state.opt_state[1].mu, state.opt_state[1].nu):
+        assert set(flat(tree)) == names
+    params = flat(shaken_params())
+    frozen = flat(state.frozen)
+    assert set(frozen) == set(params) - names
+    for name, leaf in frozen.items():
+        np.testing.assert_array_equal(leaf, params[name])
+
+
+def test_what_is_trained_has_the_same_gradient_and_its_share_of_the_step(part, everything):
+    """Gradients as far as bfloat16 moments hold them; the norm is of the trained part alone."""
+    params = flat(shaken_params())
+    squares = 0.0
+    for name, gradient in part.gradients.items():
+        expected = everything.gradients[name]
+        squares += np.sum(np.square(expected, dtype=np.float64))
+        np.testing.assert_allclose(gradient, expected, rtol=2**-8, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+        factor = 1.0 if name.endswith("scale") else 0.5
+        moved, whole = part.updated[name] - params[name], everything.updated[name] - params[name]
+        large = np.abs(expected) > 1e-4
+        np.testing.assert_allclose(moved[large], factor * whole[large], rtol=0.01, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(part.metrics["grad_norm"], np.sqrt(squares), rtol=1e-5)
+    np.testing.assert_allclose(part.metrics["loss"], everything.metrics["loss"], rtol=1e-5)
+
+
+def test_moments_and_average_are_kept_in_their_dtypes(part):
+    """The average: three quarters of the first parameters, a quarter of the updated ones."""
+    state, params = part.state, flat(shaken_params())
+    for tree in (state.ema, state.opt_state[1].mu, state.opt_state[1].nu):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype("bfloat16")}
+    for name, average in flat(state.ema).items():
+        first = np.float32(jnp.bfloat16(params[name]))
+        expected = 0.75 * first + 0.25 * part.updated[name]
+        np.testing.assert_allclose(np.float32(average), expected, rtol=2**-7, atol=1e-6)
+
+
+def test_export(part):
+    """The whole tree, with what is trained as it is or averaged."""
+    raw, ema = (export_params(PARTLY, part.state, weights) for weights in ("raw", "ema"))
+    for exported, trained in ((raw, part.state.trained), (ema, part.state.ema)):
+        values = flat(exported)
+        assert values.keys() == flat(shaken_params()).keys()
+        for name, leaf in (flat(trained) | flat(part.state.frozen)).items():
+            np.testing.assert_array_equal(values[name], leaf)
+
+
+def test_export_of_an_average_that_is_not_kept(everything):
+    with pytest.raises(ValueError, match=r"keeps no moving average \(optimizer.ema_decay is 0\)"):
+        export_params(STEP, everything.state, "ema")
+
+
+def equations(jaxpr):
+    """All of a jaxpr's, inner jaxprs' included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def matrix_products(*factors):
+    """How many a step has in its program."""
+    config = with_factors(*factors)
+    inputs = abstract_state(config), make_batch(), jax.random.key(KEY)
+    program = jax.make_jaxpr(functools.partial(train_step, config))(*inputs)
+    return sum(equation.primitive.name == "dot_general" for equation in equations(program.jaxpr))
+
+
+def test_frozen_parts_cost_no_backward_pass():
+    """Of a frozen ViT, and of a connector frozen as well, not one product of the backward pass is left."""
+    whole = matrix_products((".*", 1.0))
+    frozen = matrix_products(("vision/.*", 0.0), ("(?!vision/).*", 1.0))
+    also_connector = matrix_products(("(vision|connector)/.*", 0.0), ("(?!vision/|connector/).*", 1.0))
+    # The ViT: patch embedding, q, k, v, o, fc1, fc2, of which the first needs no gradient of its input. The connector:
+    # two, of which the first needs none either once the ViT is frozen. Attention's own products come on top.
+    assert whole - frozen >= 13 + 1
+    assert frozen - also_connector == 3
+
+
+def test_the_next_state_takes_the_memory_of_the_last(everything, part):
+    """All of it: parameters, moments, averages, on one device and on eight."""
+    for result, devices in ((everything, 1), (part, 8)):
+        leaves = jax.tree.leaves(result.state)
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+        aliased = result.program.memory_analysis().alias_size_in_bytes
+        assert aliased >= held, (devices, aliased, held)
+
+
+def test_bfloat16_compute_with_float32_parameters(everything):
+    """The loss to a few of bfloat16's 2^-8; gradients and parameters float32."""
+    compute = dataclasses.replace(STEP.compute, dtype="bfloat16")
+    result = after_one_step(dataclasses.replace(STEP, compute=compute))
+    np.testing.assert_allclose(result.metrics["loss"], everything.metrics["loss"], rtol=0.02)
+    assert result.metrics["loss"] != everything.metrics["loss"]
+    state = result.state
+    for tree in (state.trained, state.frozen, state.opt_state[1].mu, state.opt_state[1].nu):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+    for name, gradient in everything.gradients.items():
+        a, b = result.gradients[name].ravel(), gradient.ravel()
+        if np.linalg.norm(b) > 1e-3 * everything.metrics["grad_norm"]:
+            assert np.dot(a, b) > 0.98 * np.linalg.norm(a) * np.linalg.norm(b), name
+
+
+def test_faults():
+    with pytest.raises(ValueError, match=r"by no rule: vision/patch_embedding/kernel, .*; rules without a match: 'vi'"):
+        trained_factors(with_factors(("vi", 0.0), ("language/.*", 1.0)))
+    with pytest.raises(ValueError, match=r"optimizer.factors freeze every parameter"):
+        trained_factors(with_factors((".*", 0.0)))
+    with pytest.raises(ValueError, match=r"optimizer.factors freeze every parameter"):
+        trained_factors(with_factors((".*/table", 1.0), ("(?!.*/table).*", 0.0)))
