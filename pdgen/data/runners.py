@@ -100,6 +100,7 @@ def on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
         import ray
     except ImportError:
         raise RunnerError("the ray runner needs Ray: pip install 'pdgen[cluster]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     ray.init(log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": _ONE_THREAD})
     try:
         remote = ray.remote(_call)
