@@ -28,7 +28,7 @@ STEP = StepConfig(CONFIG, COMPUTE, OPTIMIZER, num_steps=30, ce_weight=0.5)
 
 
 def make_pack(row):
-    """Two documents with texts and images of their own; the rows differ in the number of targets."""
+    """Two documents with texts and images of their own; the rows differ in the weight of their targets."""
     rng = np.random.default_rng(row)
 
     def text(loss):
@@ -45,7 +45,8 @@ def make_pack(row):
         [text(False), text(True), latent(6, True), latent(6, False), vit(5), text(True), latent(9, True)],
         [latent(4, False), vit(4), text(False), latent(7, True)][: 4 - row % 2],
     ]
-    return assemble([lay_out(segments, SWITCHES, CONFIG) for segments in documents], BUDGETS, row)
+    layouts = [lay_out(segments, SWITCHES, CONFIG, balance_texts=True) for segments in documents]
+    return assemble(layouts, BUDGETS, row)
 
 
 def make_batch():

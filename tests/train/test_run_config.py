@@ -1,0 +1,48 @@
+"""Keys of a run's steps: typed, read strictly, handed on."""
+
+import json
+
+import ml_collections
+import pytest
+
+from pdgen.train.lora import LoraConfig
+from pdgen.train.run_config import RunError, read_run_config, run_json
+from tests.small import CONFIG
+
+NEEDED = {"data": "d", "num_steps": 7, "rows": 4, "budgets": {"text": 1, "vit": 1, "vae": 1}}
+FACTORS = (("vision/.*", 0), ("(?!vision/).*", 0.5))
+
+
+def test_the_keys_of_a_step_reach_it():
+    """From a config file's own types; the saved json says the same."""
+    values = ml_collections.ConfigDict(NEEDED)
+    values.accumulate, values.ce_weight, values.balance_texts = 2, 0.25, True
+    values.optimizer = ml_collections.ConfigDict({"factors": FACTORS, "ema_decay": 0.9, "nu_dtype": "bfloat16"})
+    values.lora = ml_collections.ConfigDict({"rank": 4, "alpha": 8.0, "kernels": ".*"})
+    values.compute = ml_collections.ConfigDict({"dtype": "bfloat16", "param_dtype": "bfloat16"})
+    run = read_run_config(values.to_dict())
+    step = run.step(CONFIG)
+    assert (step.model, step.compute, step.num_steps) == (CONFIG, run.compute, 7)
+    assert (step.ce_weight, step.accumulate, step.lora) == (0.25, 2, LoraConfig(4, 8.0, ".*"))
+    assert step.optimizer.factors == FACTORS and step.optimizer.nu_dtype == "bfloat16"
+    assert step.lora.scale == 2 and run.loader.balance_texts
+    assert read_run_config(json.loads(run_json(run))) == run
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"accumulate": 0}, "accumulate is 0, expected at least 1"),
+        ({"optimizer": {"mu_dtype": "float16"}}, "float16.*optimizer.mu_dtype"),
+        ({"optimizer": {"factors": {".*": 1.0}}}, "optimizer.factors"),
+        ({"optimizer": {"factors": [["x", "half"]]}}, "optimizer.factors"),
+        ({"optimizer": {"ema": 0.9}}, "no such key: optimizer.ema"),
+        ({"lora": {"rank": -2}}, "lora: rank -2"),
+        ({"lora": {"rank": "4"}}, "lora.rank"),
+        ({"balance_texts": 1}, "balance_texts"),
+        ({"compute": {"param_dtype": "bfloat16"}}, "param_dtype is bfloat16, in which small updates are rounded away"),
+    ],
+)
+def test_faults_name_the_key(change, message):
+    with pytest.raises(RunError, match=message):
+        read_run_config(NEEDED | change)
