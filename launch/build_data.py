@@ -179,7 +179,7 @@ def write_outcome(settings: Settings, common: dict[str, Any], folder: pathlib.Pa
     rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
     build.write_whole(folder / build.REPORT / "index.js", browser_index(rows).encode())
     summaries = {stage: build.total_summary(found) for stage, found in stages.items()}
-    page = dataset_page(folder.name, summaries, facts, origin.settings | {"seed": settings.seed})
+    page = dataset_page("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
     build.write_whole(folder / build.PAGE, page.encode())
     write_index(folder, dataset)
     counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())

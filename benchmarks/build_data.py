@@ -1,0 +1,116 @@
+"""Building shapes world's data: trajectories a second on one core, by subset and by part of the work.
+
+    python -m benchmarks.build_data --samples=200 --json
+
+Each subset is built in one process with one thread at the mix of ``configs/data_shapes.py``: graphs, words, layouts,
+pictures, the exact judge, latents, and the files of a shard. Loading and compiling are not timed. The whole build is
+then estimated for a machine's cores, on which shards are made independently of each other.
+"""
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when numpy is loaded
+os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import app, flags
+from tqdm import tqdm
+
+from pdgen.data.build import REPORT, STATE, Shard, make_and_write
+from pdgen.scenes import shards
+from pdgen.scenes.settings import SUBSETS, Settings, scaled
+from pdgen.scenes.subsets import make_samples
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("samples", 200, "samples of each subset", lower_bound=1)
+flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+SCALE, CORES = 0.1, 2  # of the build that is estimated
+
+
+def timed(settings: Settings, subset: str, count: int, folder: pathlib.Path) -> dict[str, float]:
+    """Samples, and processor seconds for making and judging them and for whole shards with latents and files."""
+    teachers = shards.hire(settings)
+    start = time.process_time()
+    samples = make_samples(settings, teachers, subset, range(count))
+    made = time.process_time() - start
+    start = time.process_time()
+    make_and_write(folder, shards.maker(settings), Shard(subset, 0, 0, count))
+    whole = time.process_time() - start
+    pictures = sum(segment.stage in ("sketch", "refine") for r in samples.records for segment in r.segments)
+    return {
+        "samples": count, "pictures": pictures, "rejected": sum(samples.rejected.values()), "making_s": made,
+        "whole_s": whole, "samples_per_second": count / whole,
+    }  # fmt: skip
+
+
+def measure(count: int) -> dict[str, Any]:
+    """Times every subset. Returns every number that is printed."""
+    settings = Settings()
+    shards.maker(settings)(Shard("multi_turn", 0, 0, 8))  # loads and compiles
+    subsets = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for part in (REPORT, STATE):
+            (folder / part).mkdir()
+        for subset in tqdm(SUBSETS, unit=" subsets", leave=False):
+            subsets[subset] = timed(settings, subset, count, folder)
+    wanted = {subset: scaled(settings, SCALE).counts(subset)[0] for subset in SUBSETS}
+    seconds = sum(wanted[subset] / subsets[subset]["samples_per_second"] for subset in SUBSETS)
+    return {
+        "subsets": subsets, "scale": SCALE, "cores": CORES, "samples": wanted, "minutes": seconds / CORES / 60,
+        "versions": {n: importlib.metadata.version(n) for n in ("jax", "numpy", "pillow")}
+        | {"python": platform.python_version()},
+        "cpu": cpu_name(),
+    }  # fmt: skip
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write_json(result: dict[str, Any]) -> pathlib.Path:
+    """Writes the result file, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "build_data.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.rename(path)
+    return path
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]}")
+    try:
+        result = measure(FLAGS.samples)
+    except (ValueError, OSError) as fault:
+        print(f"build_data: {fault}", file=sys.stderr)
+        sys.exit(2)
+    for subset, told in result["subsets"].items():
+        share = 1 - told["making_s"] / told["whole_s"]
+        print(
+            f"{subset:<10} {told['samples_per_second']:6.1f} samples/s a core, "
+            f"{told['pictures'] / told['samples']:.2f} pictures each, latents and files {share:.0%} of the time"
+        )
+    print(
+        f"--scale={result['scale']}: {sum(result['samples'].values()):,} samples, about "
+        f"{result['minutes']:.1f} minutes on {result['cores']} cores"
+    )
+    if FLAGS.json:
+        print(f"wrote {write_json(result)}")
+
+
+if __name__ == "__main__":
+    app.run(main)
