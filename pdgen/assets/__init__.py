@@ -1,4 +1,4 @@
-"""Small files shipped with the package: shapes world's tokenizer and autoencoder, digests of benchmark prompts."""
+"""Small files shipped with the package: shapes world's tokenizer and autoencoder, digests of prompts, a GPU described."""
 
 import importlib.resources
 import pathlib
@@ -12,3 +12,8 @@ def shapes_folder() -> pathlib.Path:
 def geneval_prompts_file() -> pathlib.Path:
     """The SHA-256 of each of GenEval's 553 prompts in normal form (``pdgen.scenes.leaks``), one a line."""
     return pathlib.Path(str(importlib.resources.files(__name__) / "geneval_prompts.sha256"))
+
+
+def h100_description() -> pathlib.Path:
+    """XLA's description of the H100 SXM (public facts), from which it compiles without one."""
+    return pathlib.Path(str(importlib.resources.files(__name__) / "h100_sxm.txtpb"))

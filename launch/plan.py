@@ -1,0 +1,65 @@
+"""What a training run takes on machines that one does not have: memory, fit, FLOPs, time. Nothing is rented.
+
+python launch/plan.py --config=configs/bagel_7b_process.py --topology=h100:8 [--mfu=0.25] [--json]
+
+Compiles the very train step for the topology (also h100:64, v5p:2x2x2), on any machine, for minutes on a laptop. Needs
+the compilers of the extra "plan", best in an environment of their own. Any value of the config may be overridden, as
+in training: --config.rows=64.
+"""
+
+import json
+import os
+import sys
+from typing import NoReturn
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compilers' notes about the hardware that is not there
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pdgen.train.plan import plan, table
+from pdgen.train.run_config import read_run_config
+from pdgen.train.topology import parse_topology
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/bagel_7b_process.py.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "Such as h100:8, h100:64 or v5p:2x2x2.", required=True)
+MFU = flags.DEFINE_float("mfu", 0.25, "Share of the peak FLOP/s at which times are stated.", 0.01, 1.0)
+SAMPLE_LENGTH = flags.DEFINE_float(
+    "sample_length", 9500.0, "Tokens of the sample that an average token is in; the paper's data at 512 px.", 1.0
+)
+JSON = flags.DEFINE_bool("json", False, "Print one line of JSON in place of the table.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_platforms", "cpu")  # an accelerator that is there stays free
+    try:
+        run = read_run_config(CONFIG.value.to_dict())
+        facts = plan(run, parse_topology(TOPOLOGY.value), SAMPLE_LENGTH.value, MFU.value)
+    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
+        fail(fault)
+    print(json.dumps(facts) if JSON.value else "\n".join(table(facts, flags.FLAGS["config"].config_filename)))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
+        fail(f"--config: the config has no key {fault}")
+    except (flags.Error, OSError, ValueError, TypeError) as fault:
+        fail(fault)
+
+
+def fail(fault: object) -> NoReturn:
+    """Prints the one line and leaves with status 2."""
+    print(f"plan: {' '.join(str(fault).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
