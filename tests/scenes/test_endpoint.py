@@ -322,14 +322,26 @@ def test_map_stops_at_a_fatal_answer_and_when_closed(server, settings):
     assert paid == seen
     list(ep.Endpoint(settings).map(request(str(n)) for n in range(20)))
     assert len(server.bodies) == 20
-    # A malformed answer that comes after the closing is not asked again.
-    server.script.append(says('{"word": "first"}'))
-    server.usual = says("malformed", delay=0.1)
-    server.bodies.clear()
-    answers = ep.Endpoint(settings).map(request(f"again {n}") for n in range(4))
+
+
+def test_a_malformed_answer_after_the_closing_is_not_asked_again(server, settings):
+    closing = threading.Event()
+
+    def act(handler, body):
+        if body["messages"][1]["content"][0]["text"] == "0":
+            while len(server.bodies) < 4:
+                time.sleep(0.005)
+            echo(handler, body)
+        else:
+            closing.wait(5)
+            handler.send(completion("malformed"))
+
+    server.usual = act
+    answers = ep.Endpoint(settings).map(request(str(n)) for n in range(4))
     next(answers)
+    threading.Timer(0.5, closing.set).start()
     answers.close()
-    assert len(server.bodies) == 4
+    assert closing.is_set() and len(server.bodies) == 4
 
 
 def test_closing_does_not_wait_out_a_backoff(server, settings):
