@@ -14,9 +14,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 SET_UP = ("python3 -m venv", ".venv/bin/pip install")  # what a test must not do again
 SUITE = ".venv/bin/pytest"
 SMALLER = {
-    "--scale=": "--scale=0.01",
     "--config.num_steps=": "--config.num_steps=4",
     "--num_timesteps=": "--num_timesteps=4",
+}
+EXTRA = {
+    "launch/build_data.py": ["--scale=0.01"],
+    "launch/train.py": ["--config.optimizer.warmup_steps=1"],  # it must fit the fewer steps
 }
 # A newcomer's BAGEL folder; here the small one that the golden tests read.
 GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
@@ -65,9 +68,7 @@ def test_every_command_runs(folder):
     for command in commands:
         words = [_smaller(word) for word in shlex.split(command)]
         assert words[0] == ".venv/bin/python", command
-        # Warm-up must fit the fewer steps.
-        extra = ["--config.optimizer.warmup_steps=1"] if words[1] == "launch/train.py" else []
-        argv = [sys.executable, *words[1:], *extra]
+        argv = [sys.executable, *words[1:], *EXTRA.get(words[1], [])]
         done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
     assert (folder / "out" / "circle" / "trajectory.json").is_file()
