@@ -24,7 +24,6 @@ from pdgen.data.importers.samples import files_of
 from pdgen.data.records import Dataset, Origin, write_index
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.report.dataset import browser_index, dataset_page, figures
-from pdgen.sample.checkpoint import find_checkpoint
 from pdgen.sample.engine import Sampler
 from pdgen.sample.plans import first_plans
 from pdgen.scenes import shards
@@ -32,6 +31,7 @@ from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.leaks import geneval_digests
 from pdgen.scenes.self_sampling import TOGETHER
 from pdgen.scenes.settings import SUBSETS, Settings, SettingsError, scaled
+from pdgen.train.export import find_checkpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)

@@ -2,7 +2,10 @@
 
 python launch/convert.py --source=BAGEL-7B-MoT --target=bagel            a BAGEL folder to a pdgen checkpoint
 python launch/convert.py --source=bagel --target=BAGEL-again --reverse   and back
+python launch/convert.py --source=out/run --target=BAGEL-trained --reverse --weights=ema   of a training run
 python launch/convert.py --source=bagel --check                          verify, and print the manifest
+
+A training run's workdir may be the source too: its newest whole step is meant, adapters merged.
 """
 
 import signal
@@ -16,29 +19,40 @@ from pdgen.config import ConfigError
 from pdgen.convert.both_ways import check, to_bagel, to_pdgen
 from pdgen.convert.errors import CheckpointError
 from pdgen.files import FolderError
+from pdgen.train.export import chosen_weights
+from pdgen.train.run_config import RunError
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Give all values this dtype; by default as stored.")
 REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
+WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["raw", "ema"], "Of a training run: the last weights (the default) or their moving average."
+)
 CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its manifest.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
 
 
 def run() -> None:
-    """Does what the flags ask for. Raises CheckpointError, ConfigError, FolderError or OSError."""
+    """Does what the flags ask for. Raises CheckpointError, ConfigError, FolderError, RunError or OSError."""
     dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     if CHECK.value:
         if TARGET.value is not None or dtype is not None:
             raise CheckpointError("--check only reads --source; leave --target and --dtype out")
-        manifest = check(SOURCE.value)
+        with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+            manifest = check(source)
         print(manifest.text(), end="")
         print(f"{SOURCE.value}: {manifest.summary()}, as they must be", file=sys.stderr)
         return
     if TARGET.value is None:
         raise CheckpointError("--target is missing; name the folder to write")
-    convert = to_bagel if REVERSE.value else to_pdgen
-    manifest = convert(SOURCE.value, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
+    if REVERSE.value:
+        with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+            manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
+    elif WEIGHTS.value is not None:
+        raise CheckpointError("--weights chooses what --reverse or --check takes of a training run; leave it out")
+    else:
+        manifest = to_pdgen(SOURCE.value, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
     print(f"{TARGET.value}: {manifest.summary()}", file=sys.stderr)
 
 
@@ -49,7 +63,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run()
-    except (CheckpointError, ConfigError, FolderError) as fault:
+    except (CheckpointError, ConfigError, FolderError, RunError) as fault:
         fail(fault)
     except OSError as fault:
         fail(f"{fault.filename}: {fault.strerror}; choose another folder or mend this one")

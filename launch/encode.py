@@ -21,8 +21,8 @@ from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
 from pdgen.interleave.images import image_sizes
-from pdgen.sample.checkpoint import find_checkpoint
 from pdgen.sample.compiled import keep_compiled
+from pdgen.train.export import find_checkpoint
 
 DATA = flags.DEFINE_string("data", None, "Data set to read.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; --data itself needs --overwrite.", required=True)

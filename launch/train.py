@@ -1,6 +1,10 @@
 """Trains a model and exports it as a pdgen checkpoint; started again, it goes on where it stopped.
 
 python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano [--config.num_steps=300]
+
+Parameters come from the newest whole checkpoint of the workdir; if there is none, from the checkpoint that config.init
+names; if it names none, they are fresh. SIGTERM, or one Ctrl-C, ends the current step, saves and leaves with status
+75: start again to go on. A second one leaves at once. Status 2: the line on stderr says what is wrong.
 """
 
 import pathlib
@@ -10,8 +14,10 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pdgen.sample.compiled import keep_compiled
 from pdgen.train.loop import train
 from pdgen.train.run_config import read_run_config
+from pdgen.train.stop import EXIT_STATUS, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_nano.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
@@ -22,8 +28,12 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         fail(f"{argv[1]} is no flag; write --flag=value")
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it renames
+    keep_compiled()
     try:
         train(read_run_config(CONFIG.value.to_dict()), pathlib.Path(WORKDIR.value), print)
+    except Stopped as line:
+        print(f"train: {line}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
 

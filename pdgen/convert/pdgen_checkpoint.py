@@ -123,7 +123,8 @@ def write_checkpoint(
       path: the folder to make.
       config: the sizes.
       params: ``{"model": tree, "autoencoder": tree}`` of float32, float16 or bfloat16 arrays, without
-        boxes; all of this process's own devices.
+        boxes; all of this process's own devices. Others than jax's may be read lazily: ``leaf[layer]`` is asked
+        for layer by layer where axis 0 stacks them.
       tokenizer_files: files to copy along.
       source_json: json files of the BAGEL folder that the model comes from (``Checkpoint.source_json``), for
         converting back; without them they are made up from ``config``.
@@ -157,10 +158,10 @@ def write_checkpoint(
     return write_content(path, content, read, overwrite=overwrite, say=say)
 
 
-def _on_host(leaf: np.ndarray | jax.Array, layer: int | None) -> np.ndarray:
+def _on_host(leaf: Any, layer: int | None) -> np.ndarray:
     """One layer of an array, or all of it, however it is spread over devices; no more is copied from them."""
     if not isinstance(leaf, jax.Array):
-        return leaf if layer is None else leaf[layer]
+        return np.asarray(leaf if layer is None else leaf[layer])
     values = np.empty(leaf.shape if layer is None else leaf.shape[1:], leaf.dtype)
     for shard in leaf.addressable_shards:
         if shard.replica_id:

@@ -1,60 +1,273 @@
-"""Checkpoints of a training run: Orbax, asynchronous, every process its own shards."""
+"""Checkpoints of a training run: Orbax, asynchronous, every process its own shards, with digests.
 
+checkpoints/<step>/               every leaf of the state as a Zarr 3 array, and digests.json
+checkpoints/<step>.damaged/       set aside on a resume, since a file was not what digests.json says
+
+``digests.json`` (size and SHA-256 of every file) is written before Orbax renames the folder to its final name, so a
+folder with a number for a name is whole; Orbax alone sees neither a flipped byte nor a truncated file.
+"""
+
+import concurrent.futures
 import dataclasses
+import hashlib
+import itertools
+import json
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from pdgen.convert.arrays import short
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
+CHECKPOINTS, DIGESTS = "checkpoints", "digests.json"
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # holds times alone; Orbax writes into it until the end
+_LEFT_BEHIND = ("*.orbax-checkpoint-tmp*", "*.removed")
+_LAYER_BYTES = 2**26  # a stacked array beyond this has a file per layer, so that a layer can be read alone
+_TIMEOUT = 3600  # seconds that processes wait for each other's writing and for the digests
+_READ_BYTES = 2**23
+_THREADS = 8  # SHA-256 is slower than most disks
+_meetings = itertools.count()  # a barrier needs a name of its own
+
+Say = Callable[[str], None]
+
+
+class _Handler(ocp.PyTreeCheckpointHandler):
+    """Writes the digests when all processes have written, in the background."""
+
+    def __init__(self) -> None:
+        super().__init__(use_ocdbt=False, use_zarr3=True)
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        write_digests(pathlib.Path(directory))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True)
+class _Save(ocp.args.PyTreeSave):
+    pass
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+class _Restore(ocp.args.PyTreeRestore):
+    pass
+
 
 class Checkpoints:
-    """The checkpoints under ``<workdir>/checkpoints``; a context manager that waits for pending saves.
+    """The checkpoints under ``<workdir>/checkpoints``; a context manager that waits for a pending save.
+
+    Every process makes one and calls the same methods. Of the saved ones stay the newest ``keep`` and those of every
+    ``keep_every``-th step (0 keeps none of these); the one being saved comes on top of them. A save that fails, on a
+    full disk for instance, is reported in one line and the run goes on; ``finish`` raises if the last one failed.
 
     Args:
       workdir: the run's folder.
-      keep: newest checkpoints that stay.
+      say: takes a line for the reader.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int, say: Say) -> None:
+        self.folder = (workdir / CHECKPOINTS).absolute()
+        self._keep, self._keep_every, self._say = keep, keep_every, say
+        self._pending: int | None = None
+        self._fault = ""  # of the last save
+        if not jax.process_index():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clean()
+        meet()
+        self._checkpointer = ocp.AsyncCheckpointer(_Handler(), timeout_secs=_TIMEOUT)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self.wait()
+        self._checkpointer.close()
 
-    def latest(self) -> int | None:
-        """The newest finished step, None if there is none."""
-        return self._manager.latest_step()
+    def restore(self, abstract: TrainState, shardings: TrainState) -> TrainState | None:
+        """The newest state that is whole, laid out by ``shardings`` (any mesh, any number of processes).
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Starts saving ``state``; the next save, or leaving the context, waits for it."""
-        self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)))
+        Damaged ones are named in a line each and set aside.
 
-    def restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
-        """The state of ``step``, laid out by ``shardings`` (any mesh).
+        Returns:
+          None if there is no checkpoint.
 
         Raises:
-          RunError: the checkpoint is of another model or damaged.
+          RunError: all are damaged, or it is another model's.
         """
-        targets = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
-        )
+        for step in reversed(steps := finished_steps(self.folder)):
+            if not (fault := _agreed_damage(self.folder / str(step))):
+                self._say(f"resuming from step {step}")
+                return self._restore(step, abstract, shardings)
+            if step == steps[0]:
+                raise RunError(f"{self.folder / str(step)}: step {step} is damaged, {fault}, and no older checkpoint "
+                               "is left; name another workdir, or remove the folder to start anew")  # fmt: skip
+            aside = self._set_aside(step)
+            self._say(f"{self.folder / str(step)}: step {step} is damaged, {fault}; set aside as {aside}, the one "
+                      "before is used")  # fmt: skip
+        return None
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving ``state``. The arrays may be donated as soon as it returns."""
+        self.wait()
+        if not jax.process_index():
+            self._clean()
+            self._prune()
+        values = _as_dict(state)
+        args = _Save(values, save_args=jax.tree.map(_save_args, values))
+        self._pending, self._fault = step, ""
         try:
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(_as_dict(targets)))
-        except (ValueError, KeyError, FileNotFoundError) as fault:
-            line = " ".join(str(fault).split())[:300]
-            raise RunError(f"{self._manager.directory}/{step}: cannot be restored ({line}); remove that folder, or "
-                           "name another workdir for another model") from fault  # fmt: skip
-        return TrainState(**restored)
+            self._checkpointer.save(self.folder / str(step), args=args)
+        except Exception as fault:  # Orbax and TensorStore raise what they like
+            self._failed(fault)
+
+    def wait(self) -> None:
+        """Waits for a pending save; says so if it failed."""
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as fault:  # as above
+            self._failed(fault)
+        self._pending = None
+
+    def check(self) -> None:
+        """Says so if a pending save has failed by now, without waiting for it."""
+        try:
+            self._checkpointer.check_for_errors()
+        except Exception as fault:  # as above
+            self._failed(fault)
+
+    def finish(self) -> None:
+        """Waits for the last save and removes what is no longer kept. Raises RunError if that save failed."""
+        self.wait()
+        if self._fault:
+            raise RunError(f"{self.folder}: the last checkpoint could not be saved ({self._fault}); make room and "
+                           "start again, the run goes on from the newest one")  # fmt: skip
+        if not jax.process_index():
+            self._prune()
+
+    def _failed(self, fault: Exception) -> None:
+        self._fault = short(fault)[:300]
+        self._say(f"{self.folder / str(self._pending)}: not saved ({self._fault}); the run goes on and tries again at "
+                  "the next save")  # fmt: skip
+
+    def _restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
+        targets = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
+        )
+        values = _as_dict(targets)
+        args = _Restore(values, restore_args=ocp.checkpoint_utils.construct_restore_args(values))
+        try:
+            return TrainState(**self._checkpointer.restore(self.folder / str(step), args=args))
+        except Exception as fault:  # the files are whole, so the arrays are others
+            raise RunError(f"{self.folder / str(step)}: is a checkpoint of another model ({short(fault)[:300]}); "
+                           "name another workdir") from fault  # fmt: skip
+
+    def _set_aside(self, step: int) -> str:
+        number, aside = 1, f"{step}.damaged"
+        while (self.folder / aside).exists():
+            number, aside = number + 1, f"{step}.damaged-{number + 1}"
+        meet()
+        if not jax.process_index():
+            (self.folder / str(step)).rename(self.folder / aside)
+        meet()
+        return aside
+
+    def _clean(self) -> None:
+        """Removes what a killed process or a failed save has left."""
+        for pattern in _LEFT_BEHIND:
+            for left in self.folder.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _prune(self) -> None:
+        steps = finished_steps(self.folder)
+        for step in steps[: -self._keep]:
+            if self._keep_every and step % self._keep_every == 0:
+                continue
+            removed = self.folder / f"{step}.removed"  # a run killed meanwhile leaves no half checkpoint
+            (self.folder / str(step)).rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
+
+
+def finished_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, ascending."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+def write_digests(folder: pathlib.Path) -> None:
+    """Writes ``digests.json`` of all files in ``folder``."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name not in (DIGESTS, _ORBAX_METADATA)]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(_digest, [folder / name for name in names])
+        files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in zip(names, digests)}
+    (folder / DIGESTS).write_text(json.dumps(files, indent=1) + "\n")
+
+
+def damage(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> str:
+    """What is wrong with the first file of a checkpoint that is not as its digests say; "" if all are.
+
+    Args:
+      process: (index, count): every count-th file alone is read, from index on.
+    """
+    try:
+        stated = json.loads((folder / DIGESTS).read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in stated.items()}
+    except FileNotFoundError:
+        return f"{DIGESTS} is missing"
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return f"{DIGESTS} cannot be read"
+    names = sorted(expected)[process[0] :: process[1]]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, *expected[name]), names)):
+            if line:
+                pool.shutdown(cancel_futures=True)
+                return f"{name} {line}"
+    return ""
+
+
+def _difference(path: pathlib.Path, size: int, digest: str) -> str:
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size:,} bytes, not {size:,}"
+    return "" if _digest(path)[1] == digest else "has changed since it was written"
+
+
+def _digest(path: pathlib.Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file of any size."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
+
+
+def _agreed_damage(folder: pathlib.Path) -> str:
+    """``damage`` of the whole folder, of which each process reads its part; all come to the same."""
+    index, count = jax.process_index(), jax.process_count()
+    fault = damage(folder, (index, count))
+    if count == 1:
+        return fault
+    found = multihost_utils.process_allgather(np.frombuffer(fault.encode()[:256].ljust(256), np.uint8))
+    return next((line for line in (bytes(row).decode(errors="replace").strip() for row in found) if line), "")
+
+
+def _save_args(leaf: jax.Array) -> ocp.SaveArgs:
+    large = leaf.ndim > 2 and leaf.nbytes > _LAYER_BYTES
+    return ocp.SaveArgs(shard_axes=(0,)) if large else ocp.SaveArgs()
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def meet() -> None:
+    """Waits until every process has called this as often."""
+    if jax.process_count() > 1:
+        ocp.multihost.sync_global_processes(f"pdgen meeting {next(_meetings)}", timeout=_TIMEOUT)

@@ -1,6 +1,6 @@
 """A training run from its config to its exported checkpoint: set up, resume, step, log, save.
 
-Where parameters come from: the newest checkpoint of the workdir, else ``init``, else fresh ones.
+Where parameters come from: the newest whole checkpoint of the workdir, else ``init``, else fresh ones.
 """
 
 import functools
@@ -16,24 +16,27 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.convert.pdgen_checkpoint import load_checkpoint
 from pdgen.data.loader import loader
+from pdgen.files import new_file
 from pdgen.models import bagel
 from pdgen.sharding import RULES, parameter_shardings
-from pdgen.train.base import Base
-from pdgen.train.checkpoint import Checkpoints
+from pdgen.train.checkpoint import Checkpoints, meet
+from pdgen.train.export import EXPORT, export_newest, resolved_by_all
 from pdgen.train.preflight import preflight
 from pdgen.train.run_config import RunConfig, RunError
 from pdgen.train.state import (
     StepConfig,
     TrainState,
     abstract_state,
-    export_params,
     init_state,
     start_state,
     state_shardings,
 )
 from pdgen.train.step import compiled_step, run_key
+from pdgen.train.stop import Stopped, StopSignals
+
+METRICS = "metrics.jsonl"
 
 Say = Callable[[str], None]
 
@@ -53,27 +56,32 @@ def train(
       The exported checkpoint's folder.
 
     Raises:
-      RunError, and what else ``preflight`` raises: the run cannot start; or the loss is not finite.
+      RunError, and what else ``preflight`` raises: the run cannot start; or the loss is not finite, or the last
+        checkpoint cannot be saved.
+      Stopped: a signal has asked the run to save and leave.
     """
+    run = resolved_by_all(run, say)
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
     shardings = state_shardings(config, mesh)
-    with jax.set_mesh(mesh), Checkpoints(workdir, run.keep) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(workdir, run.keep, run.keep_every, say) as checkpoints:
         state = _first_state(run, config, shardings, checkpoints, say)
         start = int(state.step)
+        if not jax.process_index():
+            cut_metrics(workdir / METRICS, start)
         batches = loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
-        state = _steps(run, workdir, _on_mesh(batches, mesh), compiled_step(config), state, checkpoints)
+        _steps(run, workdir, _on_mesh(batches, mesh), compiled_step(config), state, checkpoints)
         if batches.skipped:
             say(f"{len(batches.skipped)} broken records were left out")
-        return _export(workdir, base, export_params(config, state, "raw"), say)
+        checkpoints.finish()
+    return _export(workdir, say)
 
 
 def _first_state(
     run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, say: Say
 ) -> TrainState:
     """Resume > init > fresh."""
-    if (latest := checkpoints.latest()) is not None:
-        say(f"resuming from step {latest}")
-        return checkpoints.restore(latest, abstract_state(config), shardings)
+    if (state := checkpoints.restore(abstract_state(config), shardings)) is not None:
+        return state
     key = jax.random.key(run.seed)
     if not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
@@ -97,15 +105,16 @@ def _on_mesh(batches: Any, mesh: Mesh) -> Any:
 
 def _steps(
     run: RunConfig, workdir: pathlib.Path, batches: Any, step: Callable, state: TrainState, checkpoints: Checkpoints
-) -> TrainState:
+) -> None:
     """Every remaining step, under a progress bar; metrics are fetched every ``log_every`` steps only."""
     key = run_key(run.seed, jax.sharding.get_mesh())
     start = int(state.step)
     tokens = run.rows * run.budgets.total
     began = time.perf_counter()
     with (
+        StopSignals() as signals,
         tqdm(total=run.num_steps, initial=start, desc="training", unit=" steps") as bar,
-        (workdir / "metrics.jsonl").open("a") as log,
+        (workdir / METRICS).open("a") as log,
     ):
         for number in range(start + 1, run.num_steps + 1):
             state, metrics = step(state, next(batches), key)
@@ -119,10 +128,14 @@ def _steps(
                 log.flush()
                 losses = ", ".join(f"{name} {values[name]:.3f}" for name in ("loss", "ce", "mse"))
                 bar.set_postfix_str(f"{losses}, {values['tokens_per_second']:,.0f} tokens/s", refresh=False)
+                checkpoints.check()
             bar.update()
-            if number % run.save_every == 0 or number == run.num_steps:
+            name = signals.asked(number)
+            if name or number % run.save_every == 0 or number == run.num_steps:
                 checkpoints.save(number, state)
-    return state
+            if name and number < run.num_steps:
+                checkpoints.finish()
+                raise Stopped(f"{name}: saved step {number} of {run.num_steps} to {workdir}; start again to go on")
 
 
 def _stop_if_not_finite(step: int, values: dict[str, float], workdir: pathlib.Path) -> None:
@@ -134,13 +147,18 @@ def _stop_if_not_finite(step: int, values: dict[str, float], workdir: pathlib.Pa
         )
 
 
-def _export(workdir: pathlib.Path, base: Base, trained: dict[str, Any], say: Say) -> pathlib.Path:
-    """Writes the trained model as a pdgen checkpoint, which sampling and conversion read."""
-    target = workdir / "export"
-    params = {"model": trained, "autoencoder": base.autoencoder}
-    write_checkpoint(
-        target, base.config, params, tokenizer_files=base.tokenizer.files, source_json=base.source_json,
-        overwrite=target.exists(),
-    )  # fmt: skip
-    say(f"exported {target}")
-    return target
+def cut_metrics(path: pathlib.Path, step: int) -> None:
+    """Leaves out what was logged after ``step``, which the run now repeats, and a half written line."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    with new_file(path) as partial:
+        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def _export(workdir: pathlib.Path, say: Say) -> pathlib.Path:
+    """The pdgen checkpoint of the last step, which sampling and conversion read; the first process writes it."""
+    if not jax.process_index():
+        export_newest(workdir, say)
+    meet()
+    return workdir / EXPORT

@@ -25,12 +25,11 @@ from pdgen.interleave.tokenizer import Tokenizer
 from pdgen.interleave.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
 from pdgen.train.base import Base, load_base
-from pdgen.train.run_config import RunConfig, RunError, run_json
+from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
-CONFIG_FILE = "config.json"
 # What a run may change when it goes on: none of these keys changes the mathematics.
-MAY_CHANGE = ("mesh", "accumulate", "workers", "save_every", "log_every", "keep")
+MAY_CHANGE = ("mesh", "accumulate", "workers", "save_every", "log_every", "keep", "keep_every")
 
 
 class Checked(NamedTuple):

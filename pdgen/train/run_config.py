@@ -16,6 +16,8 @@ from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig
 
+CONFIG_FILE = "config.json"  # the resolved config, in the run's folder
+
 
 class RunError(ValueError):
     """A run that cannot start or go on; one line names the key or file and the remedy."""
@@ -37,6 +39,7 @@ class RunConfig:
       accumulate: micro-batches that a step's rows are computed in, to save memory; the result is the same.
       save_every, log_every: in steps.
       keep: newest checkpoints that stay.
+      keep_every: those of every keep_every-th step stay as well; 0 keeps none of these.
       workers: processes that read data; 0 reads in threads.
       optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
       dropout, mixture, turns, too_long, broken, balance_texts: see ``pdgen.data.loader.LoaderConfig``.
@@ -54,6 +57,7 @@ class RunConfig:
     accumulate: int = 1
     save_every: int = 500
     keep: int = 3
+    keep_every: int = 0
     log_every: int = 10
     workers: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -70,6 +74,8 @@ class RunConfig:
         for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every is {self.keep_every}, expected at least 0")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
             raise ValueError(f"mesh {self.mesh} must be three sizes of at least 1, one of them -1 at most")
         if self.compute.param_dtype != "float32" and not self.lora.rank:

@@ -10,8 +10,8 @@ import pytest
 from pdgen.config import ComputeConfig
 from pdgen.convert.errors import CheckpointError
 from pdgen.convert.torch_checkpoint import read_bagel_folder
-from pdgen.sample.checkpoint import EXPORT, find_checkpoint
 from pdgen.sample.engine import Sampler
+from pdgen.train.export import EXPORT, find_checkpoint
 from tests.sample.conftest import NANO
 
 
@@ -37,7 +37,7 @@ def test_other_folders_are_refused(checkpoint, tmp_path):
     for folder, words in {
         tmp_path / "nothing": "no such folder; name a pdgen checkpoint or the workdir",
         checkpoint / "manifest.json": "no such folder",
-        tmp_path / "run": "is no pdgen checkpoint, and no training run has written export/ into it",
+        tmp_path / "run": "is no pdgen checkpoint, and no workdir of a training run",
         NANO: f"is a BAGEL folder; convert it first: python launch/convert.py --source={NANO} --target=",
         bald: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
     }.items():
