@@ -1,17 +1,17 @@
 """The batch, the model and one step that the tests of training share, in this process and in those they start."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pdgen.config import ComputeConfig
 from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
-from pdgen.sharding import RULES, make_mesh
+from pdgen.sharding import RULES, has_mesh, make_mesh
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, TrainState, start_state, state_shardings
 from pdgen.train.step import compiled_step, run_key
@@ -116,8 +116,10 @@ def _own_rows(batch, mesh):
 
 def _result(config, state, metrics, program):
     assert int(state.step) == 1
-    adam = state.opt_state[1]
-    values = multihost_utils.process_allgather((metrics, adam.mu, state.trained), tiled=True)
+    values = metrics, state.opt_state[1].mu, state.trained
+    if has_mesh():  # whole on every device, those of this process among them
+        whole = functools.partial(jax.tree.map, lambda leaf: jax.sharding.reshard(leaf, PartitionSpec()))
+        values = jax.jit(whole)(values)
     metrics, moments, updated = map(flat, values)
     gradients = {name: np.float32(mu) / (1 - config.optimizer.b1) for name, mu in moments.items()}
     return Result(metrics, gradients, updated, state, program)
