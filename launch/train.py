@@ -5,6 +5,8 @@ python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano [--con
 Parameters come from the newest whole checkpoint of the workdir; if there is none, from the checkpoint that config.init
 names; if it names none, they are fresh. SIGTERM, or one Ctrl-C, ends the current step, saves and leaves with status
 75: start again to go on. A second one leaves at once. Status 2: the line on stderr says what is wrong.
+
+With --distributed this is one of several processes, which launch/slurm/train.sh or launch/k8s/train.yaml start.
 """
 
 import pathlib
@@ -16,11 +18,13 @@ from ml_collections import config_flags
 
 from pdgen.sample.compiled import keep_compiled
 from pdgen.train.loop import train
+from pdgen.train.processes import join_processes, say_once
 from pdgen.train.run_config import read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_nano.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
 flags.mark_flag_as_required("config")
 
 
@@ -30,7 +34,10 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it renames
     keep_compiled()
     try:
-        train(read_run_config(CONFIG.value.to_dict()), pathlib.Path(WORKDIR.value), print)
+        run = read_run_config(CONFIG.value.to_dict())
+        if DISTRIBUTED.value:
+            join_processes()
+        train(run, pathlib.Path(WORKDIR.value), say_once)
     except Stopped as line:
         print(f"train: {line}", file=sys.stderr)
         sys.exit(EXIT_STATUS)

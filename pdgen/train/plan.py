@@ -5,8 +5,6 @@ state follow from these alone; gradients and activations are what the compiler s
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -159,7 +157,6 @@ def plan(run: RunConfig, topology: Topology, sample_length: float, mfu: float) -
         "device": kind,
         "devices": len(devices),
         "mesh": dict(mesh.shape),
-        "settings": settings_digest(run),
         "peak_bytes_per_device": memory.peak,
         "bytes_per_device": dataclasses.asdict(memory),
         "memory_bytes": int(topology.chip.memory),
@@ -176,15 +173,10 @@ def plan(run: RunConfig, topology: Topology, sample_length: float, mfu: float) -
     }
 
 
-def settings_digest(run: RunConfig) -> str:
-    """Equal for runs whose compiled steps are equal: a recorded plan of other settings tells nothing."""
-    facts = [dataclasses.asdict(run.step(planned_model(run))), dataclasses.asdict(run.budgets), run.rows, run.mesh]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def table(facts: Mapping[str, Any], name: str) -> list[str]:
     """The plan as lines of text."""
     sizes, seconds = facts["bytes_per_device"], facts["step_seconds"]
+    speed = facts["tokens_per_step"] / seconds / facts["devices"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
     rows = {
         "parameters": sizes["parameters"],
@@ -208,7 +200,7 @@ def table(facts: Mapping[str, Any], name: str) -> list[str]:
         f"{verdict}",
         "",
         f"{facts['tokens_per_step']:,} tokens and {facts['flops_per_step']:.3g} FLOPs a step",
-        f"at {facts['mfu']:.0%} MFU {seconds:.3g} s a step, {facts['tokens_per_step'] / seconds / facts['devices']:,.0f} "
-        f"tokens/s a device, {facts['run_hours']:.3g} hours in all",
+        f"at {facts['mfu']:.0%} MFU {seconds:.3g} s a step, {speed:,.0f} tokens/s a device, "
+        f"{facts['run_hours']:.3g} hours in all",
         f"traced in {facts['trace_seconds']} s, compiled in {facts['compile_seconds']} s (jax {facts['jax']})",
     ]
