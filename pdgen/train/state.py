@@ -67,25 +67,10 @@ class TrainState:
 
 
 def model_params(config: StepConfig, trained: Params, frozen: Params) -> Params:
-    """The model's whole tree; ``trained`` may be the average as well."""
+    """The model's whole tree, adapters merged; ``trained`` may be the average (``TrainState.ema``) as well."""
     if config.lora.rank:
         return merge(frozen, trained, config.lora.scale)
     return traverse_util.unflatten_dict(traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(trained))
-
-
-def export_params(config: StepConfig, state: TrainState, weights: Weights) -> Params:
-    """The model's whole tree for use elsewhere, adapters merged.
-
-    Args:
-      weights: "raw", or "ema" for the moving average (in its own dtype).
-
-    Raises:
-      ValueError: the average of a run that keeps none.
-    """
-    if weights == "ema" and not config.optimizer.ema_decay:
-        raise ValueError("this run keeps no moving average (optimizer.ema_decay is 0); take the raw weights")
-    trained = state.ema if weights == "ema" else state.trained
-    return jax.jit(functools.partial(model_params, config))(trained, state.frozen)
 
 
 def trained_factors(config: StepConfig) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Adapters: the product is of low rank and added to the kernel, gradients follow, the rest stays as it is."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from pdgen.config import BAGEL_7B
 from pdgen.models import bagel
 from pdgen.sharding import RULES
 from pdgen.train.lora import LoraConfig, adapter_spec, merge
-from pdgen.train.state import export_params, model_params, start_state, trained_factors
+from pdgen.train.state import model_params, start_state, trained_factors
 from tests.small import CONFIG, shaken_params
 from tests.train.cases import STEP, after_one_step, flat
 
@@ -116,11 +117,11 @@ def test_a_step_changes_the_adapters_alone(stepped):
         assert np.abs(result.updated[name] - leaf).max() > 0.5 * STEP.optimizer.learning_rate, name
 
 
-def test_export_is_merged(stepped):
+def test_the_model_that_a_mesh_holds_is_merged(stepped):
     params, _, _, result = stepped
-    exported = export_params(CONFIG_LORA, result.state, "raw")
+    whole = jax.jit(functools.partial(model_params, CONFIG_LORA))(result.state.trained, result.state.frozen)
     expected = merge(params, jax.tree.map(np.asarray, result.state.trained), SCALE)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), exported, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), whole, expected)
 
 
 def test_a_base_in_bfloat16_stays_so_and_its_adapters_are_float32():

@@ -1,4 +1,4 @@
-"""What is trained and what is frozen, moments and averages in their dtypes, export, and memory that is used again."""
+"""What is trained and what is frozen, moments and averages in their dtypes, and memory that is used again."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from pdgen.models import bagel
-from pdgen.train.state import abstract_state, export_params, trained_factors
+from pdgen.train.state import abstract_state, model_params, trained_factors
 from pdgen.train.step import train_step
 from tests.small import CONFIG, shaken_params
 from tests.train.cases import KEY, OPTIMIZER, STEP, after_one_step, flat, make_batch
@@ -97,19 +97,12 @@ def test_moments_and_average_are_kept_in_their_dtypes(part):
         np.testing.assert_allclose(np.float32(average), expected, rtol=2**-7, atol=1e-6)
 
 
-def test_export(part):
-    """The whole tree, with what is trained as it is or averaged."""
-    raw, ema = (export_params(PARTLY, part.state, weights) for weights in ("raw", "ema"))
-    for exported, trained in ((raw, part.state.trained), (ema, part.state.ema)):
-        values = flat(exported)
-        assert values.keys() == flat(shaken_params()).keys()
+def test_the_whole_model_with_what_is_trained_or_its_average(part):
+    for trained in (part.state.trained, part.state.ema):
+        whole = flat(model_params(PARTLY, trained, part.state.frozen))
+        assert whole.keys() == flat(shaken_params()).keys()
         for name, leaf in (flat(trained) | flat(part.state.frozen)).items():
-            np.testing.assert_array_equal(values[name], leaf)
-
-
-def test_export_of_an_average_that_is_not_kept(everything):
-    with pytest.raises(ValueError, match=r"keeps no moving average \(optimizer.ema_decay is 0\)"):
-        export_params(STEP, everything.state, "ema")
+            np.testing.assert_array_equal(whole[name], leaf)
 
 
 def equations(jaxpr):
