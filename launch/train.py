@@ -31,7 +31,9 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     if argv[1:]:
         fail(f"{argv[1]} is no flag; write --flag=value")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it renames
+    logging.set_verbosity(logging.WARNING)
+    # what matters of Orbax's tracebacks and warnings is said in one line
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     keep_compiled()
     try:
         run = read_run_config(CONFIG.value.to_dict())

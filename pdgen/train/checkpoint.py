@@ -12,9 +12,9 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from pdgen.convert.arrays import short
+from pdgen.files import DISK_FULL, Say
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
@@ -34,9 +35,6 @@ _TIMEOUT = 3600  # seconds that processes wait for each other's writing and for 
 _READ_BYTES = 2**23
 _THREADS = 8  # SHA-256 is slower than most disks
 _meetings = itertools.count()  # a barrier needs a name of its own
-
-Say = Callable[[str], None]
-
 
 class _Handler(ocp.PyTreeCheckpointHandler):
     """Writes the digests when all processes have written, in the background."""
@@ -151,7 +149,10 @@ class Checkpoints:
             self._prune()
 
     def _failed(self, fault: Exception) -> None:
-        self._fault = short(fault)[:300]
+        if self._fault or self._pending is None or (self.folder / str(self._pending)).is_dir():
+            return  # of one failed save there may come several errors, some of them late
+        text = short(fault)
+        self._fault = next((os.strerror(n) for n in DISK_FULL if os.strerror(n) in text), text[:300])
         self._say(f"{self.folder / str(self._pending)}: not saved ({self._fault}); the run goes on and tries again at "
                   "the next save")  # fmt: skip
 

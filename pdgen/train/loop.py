@@ -37,6 +37,7 @@ from pdgen.train.step import compiled_step, run_key
 from pdgen.train.stop import Stopped, StopSignals
 
 METRICS = "metrics.jsonl"
+TIMED = ("tokens_per_second",)  # metrics that differ from run to run
 
 Say = Callable[[str], None]
 
