@@ -157,6 +157,16 @@ def test_another_builds_folder_is_refused_by_name(tmp_path):
     assert begun["common"] == {"seed": 1}
 
 
+def test_what_a_killed_process_leaves_is_removed(tmp_path):
+    with build.opened(tmp_path, {}, {}, False):
+        pass
+    before = content(tmp_path)
+    for leftover in (f".one-00000{SUFFIX}.partial", "report/.one-00000.js.partial", "build/.one-00000.json.partial"):
+        (tmp_path / leftover).write_text("half")
+    with build.opened(tmp_path, {}, {}, False):
+        assert content(tmp_path) == before
+
+
 def test_a_folder_of_something_else_and_one_in_use_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(build.BuildError, match="was not begun by build_data"), build.opened(tmp_path, {}, {}, True):

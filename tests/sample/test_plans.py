@@ -20,6 +20,13 @@ def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
     assert set(asked) == {2}
 
 
+def test_the_longest_prompt_leaves_room_for_a_plan(sampler):
+    longest = "e " * (SETTINGS.max_prompt_tokens // 2)
+    (whole,) = sampler([longest], SEEDS[:1], dataclasses.replace(SETTINGS, max_images=1))
+    (alone,) = sampler([longest], SEEDS[:1], dataclasses.replace(SETTINGS, max_images=0))
+    assert alone.trajectory.stages[0].text == whole.trajectory.stages[0].text
+
+
 def test_nothing_is_drawn(sampler):
     for trajectory, images in sampler(PROMPTS, SEEDS, dataclasses.replace(SETTINGS, max_images=0)):
         assert ([stage.stage for stage in trajectory.stages], images) == (["plan"], [])

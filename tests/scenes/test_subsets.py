@@ -4,11 +4,13 @@ import collections
 import io
 import itertools
 
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
 
 from pdgen.interleave.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
+from pdgen.scenes.graph import SceneGraph, implies
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.painter import ShapesPainter
 from pdgen.scenes.parse import parse
@@ -41,11 +43,31 @@ def plans(record):
     return [s.text for s in record.segments if s.stage == "plan"]
 
 
+def last_graph(record):
+    return record.scene["steps"][-1]["graph"]
+
+
 @pytest.fixture(scope="module")
 def made():
     """All samples of the settings, by subset; the judge believes everything."""
     subsets = ("multi_turn", "conflict", "alignment")
     return {subset: make_samples(SETTINGS, ASSUMED, subset, range(40)) for subset in subsets}
+
+
+@pytest.fixture(scope="module")
+def conflicts():
+    """Many more conflicts that nobody judged."""
+    settings = Settings(conflict=Conflict(positive=0, negative=150))
+    return make_samples(settings, ASSUMED, "conflict", range(150)).records
+
+
+def test_the_rewritten_plan_has_no_other_conflict(conflicts):
+    judge = ExactJudge()
+    seen, agreed = (
+        [judge.plan(r.segments[0].text, [*plans(r)[:-2], plans(r)[n]]).accept for r in conflicts] for n in (-2, -1)
+    )
+    assert sum(seen) <= 4  # another thing that is asked for may be meant
+    assert all(agreed)
 
 
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
@@ -91,7 +113,7 @@ def test_a_conflict_is_in_the_plan_and_not_in_the_picture(made):
         assert [s.target for s in record.segments[-5:]] == [False, False, True, True, True]
         *earlier, wrong, right = plans(record)
         prompt = record.segments[0].text
-        assert not judge.plan(prompt, [*earlier, wrong]).accept
+        assert not judge.plan(prompt, [*earlier, wrong]).accept, wrong
         assert judge.plan(prompt, [*earlier, right]).accept
         before = next((pixels(s) for s in reversed(record.segments[:-5]) if isinstance(s, Image)), None)
         assert judge.picture(wrong, pixels(record.segments[-4]), before).accept
@@ -116,6 +138,8 @@ def test_alignment_is_judged_on_pictures(made):
         order = kinds(record)
         if record.scene["positive"]:
             assert order[-2:] == ["image", "inspect"]
+            asked, shown = (msgspec.convert(g, SceneGraph) for g in (record.scene["prompt_graph"], last_graph(record)))
+            assert record.complete == implies(shown, asked)
             continue
         assert order[-4:] == ["plan", "image", "inspect+refine", "image"] and not record.complete
         assert [s.target for s in record.segments[-4:]] == [True, False, True, True]
@@ -154,6 +178,21 @@ def test_without_rewriting_steps_only_add():
     settings = Settings(rewritten=0.0, multi_turn=MultiTurn(count=20, fault_rate=0))
     records = make_samples(settings, ASSUMED, "multi_turn", range(20)).records
     assert {s["operation"] for r in records for s in r.scene["steps"]} == {"add"}
+
+
+@pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
+def test_no_sample_has_more_images_than_it_may(subset):
+    settings = msgspec.structs.replace(SETTINGS, max_images=3, multi_turn=MultiTurn(count=40, fault_rate=1.0))
+    counted = [kinds(r).count("image") for r in make_samples(settings, ASSUMED, subset, range(40)).records]
+    assert max(counted) == 3
+
+
+@pytest.mark.parametrize("subset", ["conflict", "alignment"])
+def test_what_the_judge_does_not_see_is_no_fault(monkeypatch, subset):
+    monkeypatch.setattr("pdgen.scenes.subsets.ATTEMPTS", 12)
+    settings = msgspec.structs.replace(SETTINGS, conflict=Conflict(0, 5), alignment=Alignment(0, 5))
+    with pytest.raises(SettingsError, match="not seen by the judge"):
+        make_sample(settings, Teachers(ShapesPainter(32), Trusting(), RulesWriter()), subset, 0)
 
 
 class Doubting(Trusting):
