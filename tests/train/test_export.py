@@ -1,0 +1,171 @@
+"""From a run's checkpoints to a pdgen checkpoint and a BAGEL folder, and the one way to them from a path."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdgen.assets import shapes_folder
+from pdgen.config import NANO
+from pdgen.convert.both_ways import to_bagel
+from pdgen.convert.errors import CheckpointError
+from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.convert.torch_checkpoint import read_autoencoder, read_bagel_folder
+from pdgen.interleave.layout import Budgets
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.train.checkpoint import CHECKPOINTS, Checkpoints
+from pdgen.train.export import EXPORT, EXPORTED, chosen_weights, export_run, find_checkpoint, resolved
+from pdgen.train.lora import LoraConfig
+from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
+from pdgen.train.state import abstract_state, model_params
+
+LANGUAGE = dataclasses.replace(NANO.language, hidden_size=32, intermediate_size=48, num_layers=2, head_dim=8)
+MODEL = dataclasses.replace(NANO, language=LANGUAGE)
+LORA = LoraConfig(rank=2, alpha=6.0, kernels="language/layers/.*|connector/fc1/kernel")
+RUN = RunConfig(
+    data="data", num_steps=9, rows=1, budgets=Budgets(1, 1, 1), model="", optimizer=OptimizerConfig(ema_decay=0.9)
+)
+
+
+def state_at(config, step):
+    """A state of random numbers, the average others than the parameters."""
+    rng = np.random.default_rng(step)
+
+    def draw(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(rng.normal(size=leaf.shape) if floating else step, leaf.dtype)
+
+    return jax.tree.map(draw, abstract_state(config))
+
+
+def params_of(config, state, weights):
+    """The model's tree as the training step computes with it."""
+    trained = state.ema if weights == "ema" else state.trained
+    return jax.jit(functools.partial(model_params, config))(trained, state.frozen)
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    """A checkpoint of the small model; runs take their sizes, tokenizer and autoencoder from it."""
+    folder = tmp_path_factory.mktemp("init") / "small"
+    state = state_at(RUN.step(MODEL), 0)
+    autoencoder = read_autoencoder(shapes_folder(), MODEL.autoencoder)
+    params = {"model": params_of(RUN.step(MODEL), state, "raw"), "autoencoder": autoencoder}
+    write_checkpoint(folder, MODEL, params, tokenizer_files=load_tokenizer(shapes_folder()).files)
+    return folder
+
+
+@pytest.fixture
+def workdir(init, tmp_path):
+    """Makes the workdir of a run that has saved these steps."""
+
+    def make(*steps, **changes):
+        run = dataclasses.replace(RUN, init=str(init), **changes)
+        with Checkpoints(tmp_path / "run", 5, 0, print) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, state_at(run.step(MODEL), step))
+        (tmp_path / "run" / CONFIG_FILE).write_text(run_json(run))
+        return tmp_path / "run"
+
+    return make
+
+
+def assert_model(folder, run, step, weights="raw", **close):
+    config = run.step(MODEL)
+    expected = params_of(config, state_at(config, step), weights)
+    compare = functools.partial(np.testing.assert_allclose, **close) if close else np.testing.assert_array_equal
+    jax.tree.map(compare, load_checkpoint(folder)[1]["model"], expected)
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
+def test_a_step_as_a_checkpoint(workdir, weights, changes, tmp_path):
+    """Equal to what the state in memory gives; adapters, merged layer by layer, up to rounding."""
+    folder = workdir(3, **changes)
+    export_run(folder, tmp_path / "out", 3, weights, lambda line: None)
+    close = {"rtol": 1e-6, "atol": 1e-5} if changes else {}
+    assert_model(tmp_path / "out", dataclasses.replace(RUN, **changes), 3, weights, **close)
+
+
+def test_a_workdir_is_its_newest_whole_step(workdir):
+    folder, lines = workdir(3, 5), []
+    for step in (3, 5):
+        values = folder / CHECKPOINTS / str(step) / "trained.connector.fc1.kernel" / "c" / "0" / "0"
+        assert values.is_file()
+    os.truncate(values, 10)
+    assert find_checkpoint(folder, lines.append) == folder / EXPORT
+    what = rf"{folder}/checkpoints/5: step 5 is damaged, .*/c/0/0 has 10 bytes, not [\d,]+; an older one is used"
+    assert re.fullmatch(what, lines[0])
+    assert_model(folder / EXPORT, RUN, 3)
+    before = (folder / EXPORT).stat().st_ino
+    find_checkpoint(folder, lambda line: None)
+    assert (folder / EXPORT).stat().st_ino == before  # step 5 is still damaged, so nothing is written
+    with Checkpoints(folder, 5, 0, print) as checkpoints:
+        checkpoints.save(7, state_at(RUN.step(MODEL), 7))
+    find_checkpoint(folder, lambda line: None)
+    assert_model(folder / EXPORT, RUN, 7)
+    assert json.loads((folder / EXPORTED).read_text()) == {"step": 7}
+
+
+def test_an_export_of_an_unknown_step_is_written_again(workdir):
+    """As a process killed between the two leaves it."""
+    folder = workdir(3)
+    find_checkpoint(folder, lambda line: None)
+    (folder / EXPORTED).unlink()
+    before = (folder / EXPORT).stat().st_ino
+    find_checkpoint(folder, lambda line: None)
+    assert (folder / EXPORT).stat().st_ino != before
+
+
+def test_a_run_may_start_from_another_ones_workdir(workdir):
+    folder = workdir(3)
+    run = resolved(dataclasses.replace(RUN, init=str(folder)), lambda line: None)
+    assert run.init == str(folder / EXPORT)
+    assert resolved(run) == run
+
+
+def test_a_bagel_folder_of_either_weights(workdir, tmp_path):
+    folder = workdir(3)
+    for weights in ("raw", "ema"):
+        with chosen_weights(folder, weights, lambda line: None) as source:
+            to_bagel(source, tmp_path / weights, say=lambda line: None)
+        config = RUN.step(MODEL)
+        read, params = read_bagel_folder(tmp_path / weights)
+        assert read == MODEL
+        expected = params_of(config, state_at(config, 3), weights)
+        jax.tree.map(np.testing.assert_array_equal, params["model"], expected)
+    assert not list(folder.glob(".ema*"))
+
+
+def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
+    def line(kind, function, *arguments):
+        with pytest.raises(kind) as fault:
+            function(*arguments, lambda line: None)
+        assert "\n" not in str(fault.value)
+        return str(fault.value)
+
+    def choose(*arguments):
+        with chosen_weights(*arguments):
+            pass
+
+    folder = workdir(optimizer=OptimizerConfig(ema_decay=0.0))
+    assert line(CheckpointError, find_checkpoint, folder) == (
+        f"{folder}: the training run has no whole checkpoint yet; wait for its first save"
+    )
+    folder = workdir(3, optimizer=OptimizerConfig(ema_decay=0.0))
+    assert "keeps no moving average" in line(RunError, choose, folder, "ema")
+    assert "leave --weights out" in line(CheckpointError, choose, init, "raw")
+    text = (folder / CONFIG_FILE).read_text()
+    (folder / CONFIG_FILE).write_text("{")
+    assert f"{folder / CONFIG_FILE}: cannot be read" in line(RunError, find_checkpoint, folder)
+    (folder / CONFIG_FILE).write_text(text)
+    (folder / CHECKPOINTS / "3" / "trained.connector.fc1.kernel").rename(tmp_path / "elsewhere")
+    missing = line(RunError, export_run, folder, tmp_path / "x", 3, "raw")
+    assert "trained.connector.fc1.kernel: cannot be opened" in missing
