@@ -79,7 +79,8 @@ class Life:
     """One process of a run, from its start to its death or end."""
 
     def __init__(self, config: pathlib.Path, workdir: pathlib.Path) -> None:
-        self.workdir, self._began, self._earlier = workdir, time.monotonic(), self._log()
+        self.workdir, self._began = workdir, time.monotonic()
+        self._earlier = self._log()
         command = [sys.executable, str(ROOT / "launch/train.py"), f"--config={config}", f"--workdir={workdir}"]
         with workdir.with_suffix(".log").open("a") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(config.parent))
