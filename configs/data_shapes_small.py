@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.image_size = 32
+    config.shard_size = 250
     config.tasks = ml_collections.ConfigDict({"composition": 1.0})
     config.entities = (0.3, 0.45, 0.25)
     config.rewritten = 0.0

@@ -68,6 +68,7 @@ def test_the_rewritten_plan_has_no_other_conflict(conflicts):
     )
     assert sum(seen) <= 4  # another thing that is asked for may be meant
     assert all(agreed)
+    assert not any("for now" in plans(r)[-1] for r in conflicts)  # it puts all right at once
 
 
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
@@ -181,7 +182,8 @@ def test_without_rewriting_steps_only_add():
 
 
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
-def test_no_sample_has_more_images_than_it_may(subset):
+def test_no_sample_has_more_images_than_it_may(monkeypatch, subset):
+    monkeypatch.setattr("pdgen.scenes.subsets._COUNT_RATE", 0.7)
     settings = msgspec.structs.replace(SETTINGS, max_images=3, multi_turn=MultiTurn(count=40, fault_rate=1.0))
     counted = [kinds(r).count("image") for r in make_samples(settings, ASSUMED, subset, range(40)).records]
     assert max(counted) == 3
