@@ -70,9 +70,9 @@ def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
 
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
-    """One CPU device, and all that is compiled kept in ``folder``."""
+    """One CPU device, and all that is compiled kept: in ``folder``, or where the environment says."""
     kept = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | kept | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    return kept | os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 
 class Life:
@@ -83,7 +83,7 @@ class Life:
         self._earlier = self._log()
         command = [sys.executable, str(ROOT / "launch/train.py"), f"--config={config}", f"--workdir={workdir}"]
         with workdir.with_suffix(".log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(config.parent))
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(config.parent))
 
     @property
     def seconds(self) -> float:
@@ -91,7 +91,7 @@ class Life:
 
     def wait_for(self, step: int) -> None:
         """Waits until this life has logged a step, or has ended."""
-        while self._process.poll() is None and (self._log() == self._earlier or step_of(self.workdir) < step):
+        while self.process.poll() is None and (self._log() == self._earlier or step_of(self.workdir) < step):
             time.sleep(0.005)
 
     def _log(self) -> int:
@@ -101,16 +101,16 @@ class Life:
 
     def kill(self) -> bool:
         """SIGKILL; whether there was a process left to kill."""
-        alive = self._process.poll() is None
-        self._process.kill()
-        self._process.wait()
+        alive = self.process.poll() is None
+        self.process.kill()
+        self.process.wait()
         return alive
 
     def end(self) -> None:
         """Waits for the end. Raises RuntimeError if it is not a good one."""
-        if self._process.wait():
+        if self.process.wait():
             tail = self.workdir.with_suffix(".log").read_text()[-2000:]
-            raise RuntimeError(f"{self.workdir}: left with status {self._process.returncode}: {tail}")
+            raise RuntimeError(f"{self.workdir}: left with status {self.process.returncode}: {tail}")
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -165,9 +165,9 @@ def arrays(workdir: pathlib.Path) -> dict[str, str]:
 
 def differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
     """What the ends of two runs differ in; empty if they are the same."""
-    found = []
     ours, theirs = arrays(alone), arrays(killed)
-    found += [f"the checkpoints differ in {name}" for name in sorted(set(ours.items()) ^ set(theirs.items()))]
+    changed = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    found = [f"the checkpoints differ in {name}" for name in changed]
     if read_manifest(alone / EXPORT) != read_manifest(killed / EXPORT):
         found.append("the exported checkpoints differ")
     ours, theirs = ([{k: v for k, v in row.items() if k not in TIMED} for row in rows(w)] for w in (alone, killed))

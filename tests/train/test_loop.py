@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.train import loop
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
+from pdgen.train.stop import Stopped
 from tests.shapes import trajectories
 
 
@@ -57,6 +60,7 @@ def whole(run, tmp_path_factory):
 
 def _metrics(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # none twice
     return {row["step"]: {k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows}
 
 
@@ -75,22 +79,30 @@ def test_export_holds_the_last_parameters(whole, run):
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkeypatch):
-    original = loop._stop_if_not_finite
+    """Lost after step 6, of which step 4 was saved; stopped by SIGTERM after step 10, which saves that step."""
+    original, lines = loop._stop_if_not_finite, []
+    before = signal.getsignal(signal.SIGTERM)
 
-    def interrupt(step, values, workdir):
-        original(step, values, workdir)
-        if step == 6:
-            raise KeyboardInterrupt
+    def live(last, leave):
+        def interrupt(step, values, workdir):
+            original(step, values, workdir)
+            if step == last:
+                leave()
 
-    monkeypatch.setattr(loop, "_stop_if_not_finite", interrupt)
+        monkeypatch.setattr(loop, "_stop_if_not_finite", interrupt)
+        return _train(run, tmp_path, lines.append)
+
+    def lose():
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        _train(run, tmp_path)
-    monkeypatch.undo()
-    lines = []
-    export = _train(run, tmp_path, lines.append)
-    assert lines[0] == "resuming from step 4"
-    resumed, alone = load_checkpoint(export)[1], load_checkpoint(whole[1])[1]
-    jax.tree.map(np.testing.assert_array_equal, resumed, alone)
+        live(6, lose)
+    with pytest.raises(Stopped, match=r"SIGTERM: saved step 10 of 12 to .*; start again to go on"):
+        live(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) == before
+    export = live(0, lose)
+    assert [line for line in lines if "resuming" in line] == ["resuming from step 4", "resuming from step 10"]
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
     assert _metrics(tmp_path) == _metrics(whole[0])
 
 
@@ -99,7 +111,18 @@ def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
     lines = []
     export = _train(still, tmp_path, lines.append)
     assert lines[0] == f"starting from {whole[1]}"
+    _train(still, tmp_path, lines.append)
+    assert lines[-1] == "resuming from step 2"  # before what init says, and the export is up to date
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
+
+
+def test_metrics_after_the_restored_step_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    loop.cut_metrics(path, 3)
+    assert not path.exists()
+    path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
+    loop.cut_metrics(path, 3)
+    assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):

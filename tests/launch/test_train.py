@@ -1,0 +1,90 @@
+"""The training command: what ends it with which status, and that it survives being killed."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import kill_and_resume
+from pdgen.train.checkpoint import CHECKPOINTS, finished_steps
+from pdgen.train.stop import EXIT_STATUS
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Data, a small model and a config; see the benchmark."""
+    return kill_and_resume.make_inputs(tmp_path_factory.mktemp("inputs"), STEPS)
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    """A run that nothing interrupts."""
+    workdir = config.parent / "alone"
+    kill_and_resume.Life(config, workdir).end()
+    return workdir
+
+
+def train(*arguments):
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *map(str, arguments)]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--config={config}"], ".*--workdir.*must have a value other than None.*"),
+        (["--config={config}", "--workdir={out}", "--config.stepps=3"], "--config: the config has no key .*stepps.*"),
+        (["--config={config}", "--workdir={alone}", "--config.rows=2"],
+         ".*alone/config.json: holds a run with other values of rows .*; name another --workdir"),
+        (["--config={config}", "--workdir={out}", "--config.init={out}/none"], ".*/none: no such folder; name .*"),
+    ],
+)  # fmt: skip
+def test_bad_input(config, alone, arguments, line, tmp_path):
+    done = train(*(a.format(config=config, alone=alone, out=tmp_path / "out") for a in arguments))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(f"train: {line}", done.stderr.splitlines()[-1]), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_kills_and_a_signal(config, alone, capsys):
+    """Killed twice and asked to leave once, a run ends as the one left alone."""
+    workdir = config.parent / "killed"
+    life = kill_and_resume.Life(config, workdir)
+    life.wait_for(3)
+    life.process.send_signal(signal.SIGTERM)
+    assert life.process.wait() == EXIT_STATUS
+    step = finished_steps(workdir / CHECKPOINTS)[-1]
+    log = workdir.with_suffix(".log").read_text()
+    assert log.endswith(f"train: SIGTERM: saved step {step} of {STEPS} to {workdir}; start again to go on\n")
+    assert kill_and_resume.killed_run(config, workdir, 2, STEPS, seed=1) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert kill_and_resume.differences(alone, workdir) == []
+
+
+def test_the_comparison_sees_differences(alone, tmp_path):
+    """Of a run's copy with other metrics, values and exports."""
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(alone), str(copy)], check=True)
+    assert kill_and_resume.differences(alone, copy) == []
+    metrics = (copy / "metrics.jsonl").read_text().splitlines()
+    (copy / "metrics.jsonl").write_text("\n".join(metrics[:-1]) + "\n")
+    digests = copy / CHECKPOINTS / str(STEPS) / "digests.json"
+    stated = json.loads(digests.read_text())
+    name = next(name for name in stated if name.startswith("ema.") and "/c" in name)
+    stated[name]["sha256"] = "0"
+    digests.write_text(json.dumps(stated))
+    manifest = copy / "export" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256":"', '"sha256":"0', 1))
+    found = kill_and_resume.differences(alone, copy)
+    assert found[:-1] == [f"the checkpoints differ in {STEPS}/{name}", "the exported checkpoints differ"]
+    assert found[-1].startswith(f"the metrics differ: {STEPS} rows and {STEPS - 1}")
