@@ -1,4 +1,4 @@
-"""Shapes-world trajectories of one to three things, a third of the drafts faulty, with latents.
+"""Shapes-world trajectories of one or two things, a third of the drafts faulty, with latents.
 
 python launch/build_data.py --config=configs/data_shapes_small.py --output=out/shapes
 
@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.image_size = 32
     config.shard_size = 250
     config.tasks = ml_collections.ConfigDict({"composition": 1.0})
-    config.entities = (0.3, 0.45, 0.25)
+    config.entities = (0.4, 0.6)
     config.rewritten = 0.0
     config.multi_turn = ml_collections.ConfigDict({"count": 2000, "fault_rate": 0.3})
     config.conflict = ml_collections.ConfigDict({"positive": 0, "negative": 0})
