@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pdgen.interleave.trajectory import Record, TrajectoryError, format_inspection, parse_plan
-from pdgen.scenes.graph import SceneError, Step
+from pdgen.scenes.graph import SceneError, Step, subgraph
+from pdgen.scenes.matching import aligned
 from pdgen.scenes.settings import SUBSETS, Settings, SettingsError
 from pdgen.scenes.story import WRONG_PICTURE, Drawing, Rejected, Story, Teachers
-from pdgen.scenes.subsets import ATTEMPTS, Samples, is_positive, make_story
+from pdgen.scenes.subsets import ATTEMPTS, Samples, is_positive, make_story, placed
 from pdgen.scenes.teachers import Declined
 from pdgen.scenes.world import Scene, place
 
@@ -39,6 +40,15 @@ def _drawable(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[
     return step, scenes[0]
 
 
+def _corrected(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
+    """The story of the right plan: of what the prompt asks for, that which the wrong one seems to mean."""
+    whole = story.steps[-1].graph
+    asked = {e.id for e in whole.entities}
+    meant = [e.id for e in aligned(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
+    step = Step("add", tuple(meant), subgraph(whole, meant))
+    return placed(rng, teachers, Story(story.task, story.prompt, story.asked, (step,), ()))
+
+
 def judged_plan(
     rng: np.random.Generator, teachers: Teachers, story: Story, plan: str
 ) -> tuple[bool, Callable[[str], Record]]:
@@ -52,14 +62,14 @@ def judged_plan(
         drawing.inspect(format_inspection(verdict.analysis))
         finish = functools.partial(drawing.record, source="conflict", complete=False, positive=True)
         return True, finish
-    drawing = Drawing(story, teachers, rng)
+    drawing = Drawing(_corrected(rng, teachers, story, step), teachers, rng)
     drawing.plan(step, plan, target=False)
     draft = drawing.paint(scene, None)
     drawing.expect(True, drawing.judged(draft, None), WRONG_PICTURE)
     drawing.add(draft, target=False)
     drawing.inspect(format_inspection(verdict.analysis, verdict.correction))
     drawing.plan_step(0)
-    drawing.sketch(story.scenes[0], None, "refine")
+    drawing.sketch(drawing.story.scenes[0], None, "refine")
     return False, functools.partial(drawing.record, source="conflict", complete=False, positive=False)
 
 

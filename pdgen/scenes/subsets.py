@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +21,10 @@ import numpy as np
 from pdgen.interleave.trajectory import Record
 from pdgen.scenes import language
 from pdgen.scenes.differences import differences
-from pdgen.scenes.graph import COLORS, Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.scenes.graph import COLORS, Entity, SceneError, SceneGraph, Step
 from pdgen.scenes.grow import grow
 from pdgen.scenes.leaks import leak
+from pdgen.scenes.matching import renamed
 from pdgen.scenes.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite
 from pdgen.scenes.sample import ENTITY_RATES, prompt_graph, sample_graph
 from pdgen.scenes.settings import SUBSETS, Settings, SettingsError
@@ -104,10 +105,11 @@ def make_story(
     vocabulary = SHAPES_VOCABULARY if prompt is None else _OTHER_WORDS
     steps = grow(rng, graph, settings.max_images)
     steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
-    return _placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    return placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
 
 
-def _placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
+def placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
+    """The story with its scenes laid out, if the painter draws such. Raises Rejected."""
     scenes: Sequence = [None] * len(story.steps)
     if teachers.placed:
         try:
@@ -238,7 +240,7 @@ def _wrong_words(rng: np.random.Generator, settings: Settings, teachers: Teacher
         raise Rejected("no conflict found")
     first, second = steps[right - 1 : right + 1]
     new_ids = {second.entities[0]: second.entities[1]} if second.operation == "replace" else {}
-    said = _renamed(first.graph, new_ids)
+    said = renamed(first.graph, {e.id: new_ids.get(e.id, e.id) for e in first.graph.entities})
     entities = tuple(new_ids.get(e, e) for e in first.entities)
     entities = tuple(e for e in entities if any(e == there.id for there in second.graph.entities))
     # Nothing that earlier steps drew may be wrong, or it would have to change now.
@@ -249,21 +251,10 @@ def _wrong_words(rng: np.random.Generator, settings: Settings, teachers: Teacher
     if any(_contradictions(story.asked, graph) for graph in others):
         raise Rejected("no conflict found")
     way = Story(story.task, story.prompt, story.asked, tuple(steps[: right + 1]), ())
-    scenes = _placed(rng, teachers, way).scenes
+    scenes = placed(rng, teachers, way).scenes
     corrected = (*steps[: right - 1], Step("add", entities, second.graph))
     story = Story(story.task, story.prompt, story.asked, corrected, (*scenes[: right - 1], scenes[right]))
     return _Found(story, right - 1, first, scenes[right - 1], said)
-
-
-def _renamed(graph: SceneGraph, new_ids: dict[int, int]) -> SceneGraph:
-    if not new_ids:
-        return graph
-    entities = tuple(Entity(new_ids.get(e.id, e.id), e.noun, e.count, e.attributes) for e in graph.entities)
-    relations = tuple(
-        Relation(new_ids.get(r.subject, r.subject), r.kind, new_ids.get(r.reference, r.reference))
-        for r in graph.relations
-    )
-    return SceneGraph(entities, relations, graph.background)
 
 
 def _wrong_number(rng: np.random.Generator, story: Story) -> _Found:
@@ -331,10 +322,13 @@ def make_samples(
         made = [make(number) for number in numbers]
     else:
         with ThreadPoolExecutor(threads) as pool:
+            futures = [pool.submit(make, number) for number in numbers]
             try:
-                made = list(pool.map(make, numbers))
+                done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+                made = [future.result() for future in (done if waiting else futures)]
             except BaseException:  # of a sample, or the signal to leave: what is asked already is still waited for
                 teachers.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
     total: collections.Counter[str] = collections.Counter()
     for _, rejected in made:
