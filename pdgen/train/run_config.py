@@ -31,7 +31,7 @@ class RunConfig:
       data: folder that build_data.py wrote.
       init: pdgen checkpoint to start from; "" = fresh parameters of ``model`` with shapes world's tokenizer
         and autoencoder.
-      model: preset; not used with ``init``.
+      model: preset; with ``init`` the sizes that it must hold, "" for whatever it holds.
       num_steps: optimiser steps of the whole run.
       rows: packs in the global batch, a multiple of accumulate * mesh data * fsdp.
       mesh: sizes of (data, fsdp, tensor); one -1 takes the devices that are left.
