@@ -178,6 +178,7 @@ def _json(value: Any) -> str:
 
 def _sample(record: Record) -> dict[str, Any]:
     row = _row(record)
+    verdicts = {one["segment"]: one for one in (record.scene or {}).get("verdicts", ())}
     return {
         "id": record.id,
         "task": row.task,
@@ -185,12 +186,14 @@ def _sample(record: Record) -> dict[str, Any]:
         "complete": record.complete,
         "operations": row.operations,
         "note": (record.scene or {}).get("note", ""),
-        "segments": [_shown(segment) for segment in record.segments],
+        "segments": [_shown(segment, verdicts.get(number)) for number, segment in enumerate(record.segments)],
     }
 
 
-def _shown(segment: Text | Image) -> dict[str, Any]:
+def _shown(segment: Text | Image, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"stage": segment.stage, "target": segment.target}
+    if verdict is not None:
+        shown["judged"] = {"accept": verdict["accept"], "analysis": verdict["analysis"]}
     if isinstance(segment, Text):
         return shown | {"spans": split_tags(segment.text)}
     kind, data, size = thumbnail(segment.png)

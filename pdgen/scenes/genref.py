@@ -12,7 +12,7 @@ from pdgen.data.importers.outcome import Outcome, Skipped
 from pdgen.interleave.trajectory import Image, Record, Text, format_inspection, parse_refine
 from pdgen.scenes.leaks import leak
 from pdgen.scenes.settings import Settings, SettingsError
-from pdgen.scenes.story import Rejected, Teachers
+from pdgen.scenes.story import Rejected, Teachers, told
 from pdgen.scenes.subsets import Samples, is_positive
 from pdgen.scenes.teachers import Declined, Verdict
 
@@ -26,8 +26,13 @@ def _judged(teachers: Teachers, plan: str, image: Image) -> Verdict:
         raise Rejected("judge declined") from None
 
 
-def _sample(settings: Settings, teachers: Teachers, imported: Record, positive: bool) -> list[Text | Image]:
-    """The segments of a sample made of GenRef's prompt, plan, bad picture, reflection and good picture."""
+def _sample(
+    settings: Settings, teachers: Teachers, imported: Record, positive: bool
+) -> tuple[list[Text | Image], Verdict | None]:
+    """The segments of a sample made of GenRef's prompt, plan, bad picture, reflection and good picture.
+
+    And the judge's verdict on the first picture, None where he was not asked.
+    """
     prompt, plan, bad, reflection, good = imported.segments
     if not settings.allow_leaks and leak(prompt.text):
         raise Rejected("benchmark prompt")
@@ -36,14 +41,16 @@ def _sample(settings: Settings, teachers: Teachers, imported: Record, positive: 
         if not verdict.accept:
             raise Rejected("picture rejected by the judge")
         sketch = msgspec.structs.replace(good, stage="sketch")
-        return [prompt, plan, sketch, Text(stage="inspect", text=format_inspection(verdict.analysis), target=True)]
+        explanation = Text(stage="inspect", text=format_inspection(verdict.analysis), target=True)
+        return [prompt, plan, sketch, explanation], verdict
+    verdict = None
     if teachers.judge_explains:
         verdict = _judged(teachers, plan.text, bad)
         if verdict.accept and not teachers.assumed:
             raise Rejected("fault not seen by the judge")
         text = format_inspection(verdict.analysis, parse_refine(reflection.text))
         reflection = msgspec.structs.replace(reflection, text=text)
-    return [prompt, plan, bad, reflection, good]
+    return [prompt, plan, bad, reflection, good], verdict
 
 
 def from_archive(settings: Settings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range) -> Samples:
@@ -81,10 +88,12 @@ def _record(
         return None
     positive = is_positive(settings, "alignment", number)
     try:
-        segments = _sample(settings, teachers, outcome, positive)
+        segments, verdict = _sample(settings, teachers, outcome, positive)
     except Rejected as fault:
         rejected[fault.reason] += 1
         return None
     scene = {"task": "genref", "positive": positive, **(outcome.scene or {}), "note": outcome.id}
+    if verdict is not None:
+        scene |= {"judge": teachers.judge.name, "verdicts": [told(2, verdict)]}
     name = f"alignment-{settings.seed}-{number:06d}"
     return Record(id=name, source="alignment", complete=False, segments=segments, scene=scene)

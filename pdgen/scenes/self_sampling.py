@@ -64,9 +64,8 @@ def judged_plan(
         return True, finish
     drawing = Drawing(_corrected(rng, teachers, story, step), teachers, rng)
     drawing.plan(step, plan, target=False)
-    draft = drawing.paint(scene, None)
-    drawing.expect(True, drawing.judged(draft, None), WRONG_PICTURE)
-    drawing.add(draft, target=False)
+    drawing.verdicts[1] = verdict
+    drawing.draft(scene, None, True, WRONG_PICTURE)
     drawing.inspect(format_inspection(verdict.analysis, verdict.correction))
     drawing.plan_step(0)
     drawing.sketch(drawing.story.scenes[0], None, "refine")

@@ -80,7 +80,7 @@ class Story:
 
 
 class Drawing:
-    """A record on its way: segments so far and the last picture.
+    """A record on its way: segments so far, the judge's verdicts by number of segment, and the last picture.
 
     Args:
       story: its prompt begins the record.
@@ -93,12 +93,7 @@ class Drawing:
         self.segments: list[Text | Image] = [Text(stage="prompt", text=story.prompt, target=False)]
         self.steps: list[Step] = []
         self.picture: Picture | None = None
-        self.verdict: Verdict | None = None
-
-    @property
-    def images(self) -> int:
-        """How many are drawn."""
-        return sum(isinstance(segment, Image) for segment in self.segments)
+        self.verdicts: dict[int, Verdict] = {}
 
     @property
     def plans(self) -> list[str]:
@@ -121,8 +116,9 @@ class Drawing:
         seed = int(self.rng.integers(2**31))
         return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
 
-    def add(self, picture: Picture, stage: str = "sketch", target: bool = True) -> None:
-        """Adds a picture."""
+    def add(self, picture: Picture, verdict: Verdict, stage: str = "sketch", target: bool = True) -> None:
+        """Adds a picture and the judge's verdict on it."""
+        self.verdicts[len(self.segments)] = verdict
         self.segments.append(Image(stage=stage, png=png_bytes(picture), target=target))
         self.picture = picture
 
@@ -135,12 +131,14 @@ class Drawing:
             raise Rejected("judge declined") from None
 
     def judged_plan(self) -> Verdict:
-        """The judge's verdict on the last plan. Raises Rejected where he declines."""
+        """The judge's verdict on the last plan, just added. Raises Rejected where he declines."""
         self._go_on()
         try:
-            return self.teachers.judge.plan(self.story.prompt, self.plans)
+            verdict = self.teachers.judge.plan(self.story.prompt, self.plans)
         except Declined:
             raise Rejected("judge declined") from None
+        self.verdicts[len(self.segments) - 1] = verdict
+        return verdict
 
     def _go_on(self) -> None:
         if self.teachers.stop.is_set():
@@ -155,15 +153,22 @@ class Drawing:
         """Draws the last plan until the judge accepts it, and adds the picture. Raises Rejected if he never does."""
         for _ in range(1 + self.teachers.redraws):
             picture = self.paint(scene, previous)
-            self.verdict = self.judged(picture, previous)
-            if self.verdict.accept:
-                return self.add(picture, stage)
+            verdict = self.judged(picture, previous)
+            if verdict.accept:
+                return self.add(picture, verdict, stage)
         raise Rejected(WRONG_PICTURE)
+
+    def draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
+        """Adds a picture of the last plan that is context alone. Raises Rejected where the verdict is another one."""
+        picture = self.paint(scene, previous)
+        verdict = self.judged(picture, previous)
+        self.expect(accepted, verdict, reason)
+        self.add(picture, verdict, target=False)
 
     def agree(self, number: int) -> None:
         """Adds the inspection that finds step ``number`` as planned."""
         if self.teachers.judge_explains:
-            return self.inspect(self.verdict.analysis)
+            return self.inspect(self.verdicts[len(self.segments) - 1].analysis)
         story = self.story
         self.inspect(language.agreement(self.rng, story.before(number), story.steps[number], story.asked))
 
@@ -185,9 +190,7 @@ class Drawing:
         here = [e.id for e in step.graph.entities if e.id in step.entities]
         entity = here[self.rng.integers(len(here))]
         draft, kind = corrupt(self.rng, scene, step.graph, entity)
-        picture = self.paint(draft, previous)
-        self.expect(False, self.judged(picture, previous), "fault not seen by the judge")
-        self.add(picture, target=False)
+        self.draft(draft, previous, False, "fault not seen by the judge")
         self.inspect(language.fault_of_draft(self.rng, kind, step.graph, entity, draft))
         self.sketch(scene, previous, "refine")
         return kind
@@ -204,6 +207,8 @@ class Drawing:
             "task": story.task,
             "prompt_graph": msgspec.to_builtins(story.asked),
             "steps": [msgspec.to_builtins(step) for step in self.steps],
+            "judge": self.teachers.judge.name,
+            "verdicts": [told(number, verdict) for number, verdict in sorted(self.verdicts.items())],
         }
         if positive is not None:
             scene["positive"] = positive
@@ -211,3 +216,7 @@ class Drawing:
             scene["note"] = note
         return Record(id=name, source=source, complete=complete, segments=self.segments, scene=scene)
 
+
+def told(segment: int, verdict: Verdict) -> dict[str, Any]:
+    """A verdict on a segment as plain data."""
+    return {"segment": segment, **msgspec.to_builtins(verdict)}

@@ -188,9 +188,7 @@ def conflict(
     before, previous = found.story.before(found.number), drawing.picture
     drawing.plan(found.wrong, language.plan(rng, before, found.wrong), target=False)
     drawing.expect(False, drawing.judged_plan(), "conflict not seen by the judge")
-    draft = drawing.paint(found.wrong_scene, previous)
-    drawing.expect(True, drawing.judged(draft, previous), WRONG_PICTURE)
-    drawing.add(draft, target=False)
+    drawing.draft(found.wrong_scene, previous, True, WRONG_PICTURE)
     drawing.inspect(language.conflict(rng, story.asked, found.said))
     drawing.plan_step(found.number)
     drawing.sketch(found.story.scenes[found.number], previous, "refine")

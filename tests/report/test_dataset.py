@@ -45,7 +45,9 @@ def record(number, task="position", positive=None, operations=("add",), prompt="
         segments.append(Image(stage="sketch", png=png(), target=False))
     segments.append(Text(stage="inspect", text="Wrong. <refine>Turn it.</refine>", target=True))
     segments.append(Image(stage="refine", png=png(), target=True))
-    scene = {"task": task, "steps": [{"operation": o} for o in operations], "note": "wrong color"}
+    verdict = {"segment": 2, "accept": False, "analysis": "It is red.", "correction": "Paint."}
+    steps = [{"operation": o} for o in operations]
+    scene = {"task": task, "steps": steps, "note": "wrong color", "verdicts": [verdict]}
     if positive is not None:
         scene["positive"] = positive
     return Record(id=f"r{number}", source="x", complete=False, segments=segments, scene=scene)
@@ -98,6 +100,8 @@ def test_a_chunk_holds_what_is_shown_of_its_samples():
     assert stages[:3] == [("prompt", False), ("plan", True), ("sketch", False)]
     assert second["segments"][1]["spans"] == [["instruction", "Draw <b>."], ["description", "A thing."]]
     assert second["segments"][-2]["spans"] == [["", "Wrong."], ["refine", "Turn it."]]
+    judged = [s.get("judged") for s in second["segments"]]
+    assert judged[2] == {"accept": False, "analysis": "It is red."} and judged.count(None) == len(judged) - 1
     head, data = second["segments"][2]["source"].split(",")
     assert head == "data:image/png;base64" and base64.b64decode(data) == png()
 

@@ -156,7 +156,7 @@ def test_what_the_exact_judge_keeps_is_what_a_believing_one_keeps(made):
     """Painter, language and judge agree: nothing that is made for shapes world is rejected by its own judge."""
     for subset, share in (("multi_turn", 1.0), ("alignment", 1.0), ("conflict", 0.8)):
         exact = make_samples(SETTINGS, EXACT, subset, range(10))
-        same = sum(a == b for a, b in zip(exact.records, made[subset].records))
+        same = sum(a.segments == b.segments for a, b in zip(exact.records, made[subset].records))
         assert same >= share * 10, (subset, exact.rejected)
 
 
@@ -195,6 +195,17 @@ def test_what_the_judge_does_not_see_is_no_fault(monkeypatch, subset):
     settings = msgspec.structs.replace(SETTINGS, conflict=Conflict(0, 5), alignment=Alignment(0, 5))
     with pytest.raises(SettingsError, match="not seen by the judge"):
         make_sample(settings, Teachers(ShapesPainter(32), Trusting(), RulesWriter()), subset, 0)
+
+
+def test_the_judges_verdicts_are_kept_with_the_sample():
+    settings = msgspec.structs.replace(SETTINGS, conflict=Conflict(0, 5), alignment=Alignment(0, 5))
+    for subset, wrong in (("conflict", "plan"), ("alignment", "sketch")):
+        record, _ = make_sample(settings, EXACT, subset, 0)
+        assert record.scene["judge"] == "exact"
+        verdicts = {v["segment"]: v["accept"] for v in record.scene["verdicts"]}
+        stages = [s.stage for s in record.segments]
+        assert verdicts.keys() >= {n for n, s in enumerate(record.segments) if isinstance(s, Image)}
+        assert [stages[n] for n, accept in verdicts.items() if not accept] == [wrong]
 
 
 class Doubting(Trusting):

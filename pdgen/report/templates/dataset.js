@@ -151,13 +151,17 @@ function stage(segment, operation) {
     Object.assign(image, { src: segment.source, width, height, alt: segment.stage, loading: "lazy" });
     image.title = `${width} x ${height} px`;
     node.append(image);
-    return node;
   }
-  for (const [tag, words] of segment.spans) {
+  for (const [tag, words] of segment.spans || []) {
     const paragraph = make("p", tag ? `tagged${tag === "refine" ? " fault" : ""}` : "");
     if (tag) paragraph.append(make("span", "tag", tag));
     paragraph.append(words);
     node.append(paragraph);
+  }
+  if (segment.judged) {
+    const { accept, analysis } = segment.judged;
+    node.append(make("p", `judged ${accept ? "accepts" : "rejects"}`, accept ? "judge accepts" : `judge rejects: ${analysis}`));
+    node.lastChild.title = analysis;
   }
   return node;
 }
