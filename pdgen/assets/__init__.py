@@ -1,4 +1,4 @@
-"""Small files shipped with the package: shapes world's tokenizer and autoencoder, digests of prompts, a GPU described."""
+"""Small files shipped with the package: shapes world's tokenizer and autoencoder, digests of prompts, a GPU."""
 
 import importlib.resources
 import pathlib
