@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from jax.extend import core
 
 from pdgen.interleave.layout import intervals as document_intervals
 from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense, permute
@@ -195,7 +196,7 @@ def sizes(jaxpr):
     """Number of elements of every array that a jaxpr computes, inner jaxprs included."""
     for equation in jaxpr.eqns:
         yield from (var.aval.size for var in equation.outvars)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in core.jaxprs_in_params(equation.params):
             yield from sizes(inner)
 
 

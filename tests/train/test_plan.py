@@ -59,7 +59,7 @@ def test_the_paper_s_run_fits_80_gb_on_8_devices(paper):
     """
     mesh = planned_mesh(paper, jax.devices())
     memory = compile_step(paper.step(planned_model(paper)), paper.budgets, paper.rows, mesh, QUICK).memory
-    assert 60e9 < memory.peak < H100
+    assert 50e9 < memory.peak < H100
     assert memory.temporaries > memory.gradients
 
 

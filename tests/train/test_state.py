@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from jax.extend import core
 
 from pdgen.models import bagel
 from pdgen.train.state import abstract_state, model_params, trained_factors
@@ -109,7 +110,7 @@ def equations(jaxpr):
     """All of a jaxpr's, inner jaxprs' included."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in core.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 

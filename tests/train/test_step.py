@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from pdgen.config import ComputeConfig
 from pdgen.interleave.layout import Budgets, pack_shapes
@@ -166,7 +167,7 @@ def sizes(jaxpr):
     """Number of elements of every array that a jaxpr computes, inner jaxprs included."""
     for equation in jaxpr.eqns:
         yield from (var.aval.size for var in equation.outvars)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in core.jaxprs_in_params(equation.params):
             yield from sizes(inner)
 
 
