@@ -11,7 +11,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from absl import app, flags, logging
@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
+from pdgen.command import fail, parse
 from pdgen.data import build, runners
 from pdgen.data.importers.samples import files_of
 from pdgen.data.records import Dataset, Origin, write_index
@@ -223,23 +224,6 @@ def main(argv: list[str]) -> None:
         print(run())
     except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as fault:  # ml_collections wraps the KeyError of an override without a key
-        (cause,) = fault.args
-        fail(f"--config: no key {getattr(cause, 'args', [cause])[0]}")
-    except (flags.Error, OSError, ValueError, TypeError) as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"build_data: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ A training run's workdir may be the source too: its newest whole step is meant, 
 
 import signal
 import sys
-from typing import NoReturn
 
 import jax.numpy as jnp
 from absl import app, flags
 
+from pdgen.command import fail, parse
 from pdgen.config import ConfigError
 from pdgen.convert.both_ways import check, to_bagel, to_pdgen
 from pdgen.convert.errors import CheckpointError
@@ -67,20 +67,6 @@ def main(argv: list[str]) -> None:
         fail(fault)
     except OSError as fault:
         fail(f"{fault.filename}: {fault.strerror}; choose another folder or mend this one")
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"convert: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ Pictures are resized to what the model takes. Killed and started again, it goes 
 """
 
 import pathlib
-import sys
-from typing import NoReturn
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 
 from pdgen.assets import shapes_folder
+from pdgen.command import fail, parse
 from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
 from pdgen.convert.pdgen_checkpoint import load_checkpoint
 from pdgen.convert.torch_checkpoint import read_autoencoder
@@ -78,20 +77,6 @@ def main(argv: list[str]) -> None:
         print(run())
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"encode: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

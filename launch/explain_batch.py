@@ -7,12 +7,11 @@ pack's fill, documents and attention mask, and a page for each document.
 """
 
 import pathlib
-import sys
-from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pdgen.command import fail, parse
 from pdgen.data.explain import explain_pack
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
@@ -92,22 +91,6 @@ def main(argv: list[str]) -> None:
             print(f"\nwrote {pathlib.Path(OUTPUT.value) / INDEX}")
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
-        fail(f"--config: the config has no key {fault}")
-    except (flags.Error, OSError, ValueError, TypeError) as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"explain_batch: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ their parts are told in pdgen/data/importers. Encode the result with launch/enco
 import pathlib
 import signal
 import sys
-from typing import NoReturn
 
 from absl import app, flags
 
+from pdgen.command import fail, parse
 from pdgen.data.importers import FORMATS, import_dataset
 
 FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "What the source is.", required=True)
@@ -46,20 +46,6 @@ def main(argv: list[str]) -> None:
         print(run())
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"import_data: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ python launch/pack_report.py --config=configs/shapes_nano.py [--data=out/shapes]
 
 import dataclasses
 import json
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pdgen.command import fail, parse
 from pdgen.data.budgets import Proposal, propose_budgets
 from pdgen.data.documents import Documents, PackingError, make_documents
 from pdgen.data.lengths import LengthIndex, length_index
@@ -134,22 +134,6 @@ def main(argv: list[str]) -> None:
         print(json.dumps(facts, indent=1) if JSON.value else "\n".join(table(facts)))
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
-        fail(f"--config: the config has no key {fault}")
-    except (flags.Error, OSError, ValueError, TypeError) as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"pack_report: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ Exit status: 0 where all agree, 1 where some do not, 2 for a file that cannot be
 
 import pathlib
 import sys
-from typing import NoReturn
 
 from absl import app, flags
 
+from pdgen.command import fail, parse
 from pdgen.scenes.graph import SceneError
 from pdgen.scenes.metadata import Metadata, agrees, decode_metadata
 from pdgen.scenes.parse import parse as parse_prompt
@@ -59,20 +59,6 @@ def main(argv: list[str]) -> None:
             print(f"line {number}: {fault}")
     print(f"{agreeing} of {len(records)} prompts agree with their metadata")
     sys.exit(0 if agreeing == len(records) else 1)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"parse_prompts: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

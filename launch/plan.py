@@ -9,8 +9,6 @@ in training: --config.rows=64.
 
 import json
 import os
-import sys
-from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compilers' notes about the hardware that is not there
 
@@ -18,6 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pdgen.command import fail, parse
 from pdgen.train.plan import plan, table
 from pdgen.train.run_config import read_run_config
 from pdgen.train.topology import parse_topology
@@ -43,22 +42,6 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
     print(json.dumps(facts) if JSON.value else "\n".join(table(facts, flags.FLAGS["config"].config_filename)))
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
-        fail(f"--config: the config has no key {fault}")
-    except (flags.Error, OSError, ValueError, TypeError) as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"plan: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ of its own, 000, 001, ..., under one index.html.
 import pathlib
 import signal
 import sys
-from typing import NoReturn
 
 from absl import app, flags, logging
 
+from pdgen.command import fail, parse
 from pdgen.files import new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.compiled import keep_compiled
@@ -102,20 +102,6 @@ def main(argv: list[str]) -> None:
         print(run())
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"sample: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

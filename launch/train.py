@@ -11,11 +11,11 @@ With --distributed this is one of several processes, which launch/slurm/train.sh
 
 import pathlib
 import sys
-from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pdgen.command import fail, parse
 from pdgen.sample.compiled import keep_compiled
 from pdgen.train.loop import train
 from pdgen.train.processes import join_processes, say_once
@@ -45,22 +45,6 @@ def main(argv: list[str]) -> None:
         sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones, and a config that cannot be read, end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
-        fail(f"--config: the config has no key {fault}")
-    except (flags.Error, OSError, ValueError, TypeError) as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"train: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

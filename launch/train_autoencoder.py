@@ -4,14 +4,13 @@ python launch/train_autoencoder.py --config=configs/shapes_autoencoder.py --work
 """
 
 import pathlib
-import sys
-from typing import NoReturn
 
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import trange
 
+from pdgen.command import fail, parse
 from pdgen.config import AutoencoderConfig, preset
 from pdgen.convert.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.scenes.painter import paint
@@ -57,36 +56,19 @@ def settings_of(config: ConfigDict) -> Settings:
 
 def main(argv: list[str]) -> None:
     if argv[1:]:
-        fault(f"{argv[1]} is no flag; write --flag=value")
+        fail(f"{argv[1]} is no flag; write --flag=value")
     if CONFIG.value is None:
-        fault("--config is missing; pass a file such as configs/shapes_autoencoder.py")
+        fail("--config is missing; pass a file such as configs/shapes_autoencoder.py")
     path = pathlib.Path(WORKDIR.value) / AUTOENCODER
     if path.exists() and not OVERWRITE.value:
-        fault(f"{path}: exists already; pass --overwrite to replace it")
+        fail(f"{path}: exists already; pass --overwrite to replace it")
     try:
         quality = run(CONFIG.value, settings_of(CONFIG.value), path)
     except (ValueError, DivergedError, OSError) as error:
-        fault(error)
+        fail(error)
     print(f"{path}: {path.stat().st_size:,} bytes, PSNR on held-out scenes {quality.psnr:.2f} dB")
     for name in ("mean", "std", "posterior_std"):
         print(f"latent {name} per channel: {np.array2string(getattr(quality, name), precision=3)}")
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        fault(error)
-    except AttributeError as error:  # ml_collections, of --config.key=value
-        key = str(error).strip("\"'")
-        fault(f"the config has no key {key}")
-
-
-def fault(error: object) -> NoReturn:
-    """Prints one line and leaves with status 2."""
-    print(f"train_autoencoder: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ import io
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterable, Iterator
-from typing import NoReturn
 
 import numpy as np
 import sentencepiece
 from absl import app, flags
 
+from pdgen.command import fail, parse
 from pdgen.interleave.trajectory import TAG
 from pdgen.scenes import language
 from pdgen.scenes.differences import differences
@@ -124,20 +123,6 @@ def main(argv: list[str]) -> None:
         fail(fault)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     print(f"{path}: {pieces} pieces, {len(model)} bytes")
-
-
-def parse(argv: list[str]) -> list[str]:
-    """The flags; wrong ones end like other faults of input."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as fault:
-        fail(fault)
-
-
-def fail(fault: object) -> NoReturn:
-    """Prints the one line and leaves with status 2."""
-    print(f"train_tokenizer: {' '.join(str(fault).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":
