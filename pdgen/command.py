@@ -13,7 +13,7 @@ def parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
         (cause,) = fault.args  # a line, or the KeyError of a key that no other resembles
-        key = str(getattr(cause, "args", [cause])[0]).strip("\"'")
+        key = str(getattr(cause, "args", [cause])[0]).replace("'", "")
         fail(f"--config: the config has no key {key}")
     except (flags.Error, OSError, ValueError, TypeError) as fault:
         fail(fault)
