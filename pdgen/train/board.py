@@ -1,0 +1,102 @@
+"""A run's curves while it trains: what goes into the JSONL logs goes to TensorBoard and, if asked for, to wandb.
+
+tensorboard --logdir WORKDIR/tensorboard
+
+Training and held-out values are two runs of the same tags there, so that one chart shows them over each other.
+"""
+
+import importlib.util
+import pathlib
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from tensorboardX import SummaryWriter
+
+from pdgen.files import new_file
+from pdgen.train.run_config import RunError
+
+TENSORBOARD, WANDB_ID = "tensorboard", "wandb_id"
+Part = Literal["train", "held_out"]
+_GROUPED = re.compile(r"(ce|mse|grad_norm|update_norm|param_norm|fill)_(\w+)")
+
+
+def tag(name: str) -> str:
+    """A metric's name with its group before a slash, as boards sort charts: "ce_plan" is "ce/plan"."""
+    return _GROUPED.sub(r"\1/\2", name)
+
+
+def check_wandb(project: str) -> None:
+    """Raises RunError where a project is named but wandb is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise RunError(f"config: wandb is {project!r}, but wandb is not installed: pip install 'pdgen[wandb]', "
+                       'or set wandb to ""')  # fmt: skip
+
+
+class Board:
+    """Writes metrics to ``<workdir>/tensorboard/<part>`` and to wandb; a context manager. Only process 0 writes.
+
+    A run that resumes hides what TensorBoard was given after ``start``, which it now repeats. wandb keeps the first
+    value of a step and drops the repeated one, which is the same to the bit.
+
+    Args:
+      workdir: the run's folder. Its ``wandb_id`` keeps wandb's name of the run, so that a resumed one goes on there.
+      start: the step that the run goes on from.
+      project: wandb's project; "" for none.
+      config: the run's resolved config, shown by wandb.
+
+    Raises:
+      RunError: wandb is not installed, or refuses to start (it is not logged in, for instance).
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, start: int, project: str = "", config: Mapping[str, Any] | None = None
+    ) -> None:
+        check_wandb(project)
+        self._wandb, self._writers = None, {}
+        if jax.process_index():
+            return
+        if project:
+            self._wandb = _wandb_run(workdir, project, config or {})
+        for part in ("train", "held_out"):
+            folder = workdir / TENSORBOARD / part
+            # the suffix: files are named by the second they are made in
+            self._writers[part] = SummaryWriter(str(folder), purge_step=start + 1, filename_suffix=f".{start}")
+
+    def write(self, values: Mapping[str, float], part: Part = "train") -> None:
+        """Adds what one line of a JSONL log holds: "step" and numbers."""
+        step = int(values["step"])
+        tagged = {tag(name): value for name, value in values.items() if name != "step"}
+        if part in self._writers:
+            for name, value in tagged.items():
+                self._writers[part].add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{part}/{name}": value for name, value in tagged.items()}, step=step)
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, fault: type[BaseException] | None, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(fault is not None))
+
+
+def _wandb_run(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:
+    import wandb  # an extra
+
+    path = workdir / WANDB_ID
+    if not path.exists():
+        with new_file(path) as partial:
+            partial.write_text(uuid.uuid4().hex)
+    try:
+        return wandb.init(
+            project=project, id=path.read_text(), name=workdir.name, dir=str(workdir), config=dict(config),
+            resume="allow",
+        )  # fmt: skip
+    except wandb.Error as fault:
+        raise RunError(f"config: wandb {project!r}: {fault}; log in with `wandb login`, or set WANDB_MODE=offline and "
+                       "`wandb sync` the run later") from None  # fmt: skip
