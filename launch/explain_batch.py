@@ -16,8 +16,8 @@ from pdgen.data.explain import explain_pack
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import new_folder
-from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, Run
-from pdgen.report.pack import INDEX, pack_pages
+from pdgen.interleave.explained import ExplainedPack
+from pdgen.report.pack import INDEX, document_lines, pack_pages
 from pdgen.train.base import load_model
 from pdgen.train.run_config import RunConfig, read_run_config
 
@@ -27,8 +27,6 @@ PACK = flags.DEFINE_integer("pack", 0, "Number of the pack in the run, from 0.",
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the pages to.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier output.")
 flags.mark_flag_as_required("config")
-
-HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>6} {'sees':>13} {'seen by':>13}  target"
 
 
 def read_run(values: dict) -> RunConfig:
@@ -40,28 +38,6 @@ def explain(run: RunConfig, number: int) -> ExplainedPack:
     """Pack ``number`` of the run. Raises a ValueError that names what is wrong with the config or the data."""
     config, tokenizer = load_model(run)
     return explain_pack(Batches(config, RecordSource(run.data), tokenizer, run.loader), number)
-
-
-def lines(document: ExplainedDocument, number: int) -> list[str]:
-    """A document as text, a line for each run under a line for each split."""
-    head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
-    made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", HEADER]
-    split = None
-    for run in document.runs:
-        if run.split != split:
-            made.append(f"  -- {run.stage}")
-            split = run.split
-        made.append(line(run))
-    return made
-
-
-def line(run: Run) -> str:
-    """A run as text."""
-    ranges = ((run.start, run.end), run.sees, run.seen_by)
-    slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
-    what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"
-    target = f"{run.target} (weight {run.weight:.3g})" if run.target else ""
-    return f"{what} {run.rotary:>6} {sees:>13} {seen_by:>13}  {target}".rstrip()
 
 
 def write(pack: ExplainedPack, path: pathlib.Path, title: str) -> None:
@@ -84,7 +60,7 @@ def main(argv: list[str]) -> None:
         run = read_run(CONFIG.value.to_dict())
         pack = explain(run, PACK.value)
         for number, document in enumerate(pack.documents):
-            print("\n".join(lines(document, number)))
+            print("\n".join(document_lines(document, number)))
         print(f"\nslots {pack.used} to {run.budgets.total - 1}: padding")
         if OUTPUT.value:
             write(pack, pathlib.Path(OUTPUT.value), f"Pack {PACK.value} of {run.data}")

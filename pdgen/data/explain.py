@@ -1,12 +1,15 @@
-"""A pack of a run explained: its slots, with the stages and records that they come from."""
+"""A pack of a run, or one record, explained: its slots, with the stages and records that they come from."""
 
 import numpy as np
 
+from pdgen.config import ModelConfig
 from pdgen.data.lengths import record_name
 from pdgen.data.loader import Batches
 from pdgen.data.packing import Document
 from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
-from pdgen.interleave.segments import CLEAN, NOISED, TEXT, document_units, turns
+from pdgen.interleave.layout import Budgets, assemble, lay_out
+from pdgen.interleave.segments import CLEAN, NOISED, TEXT, document_units, record_segments, turns
+from pdgen.interleave.tokenizer import Tokenizer
 from pdgen.interleave.trajectory import Record
 
 _COPIES = {TEXT: "text", NOISED: "noised VAE copy", CLEAN: "clean VAE copy"}  # else a ViT copy
@@ -35,6 +38,23 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
         ))  # fmt: skip
     intervals = np.stack([pack.k_start, pack.k_end, pack.q_start, pack.q_end])
     return ExplainedPack(number, budgets, tuple(explained), stream_of_slots(pack), intervals)
+
+
+def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> ExplainedDocument:
+    """Explains a record as a document of its own that starts at slot 0, whole and with nothing dropped.
+
+    Args:
+      record: with latents.
+      tokenizer, config: of the model that is to read it.
+
+    Raises:
+      SegmentError: the record does not suit the model.
+    """
+    laid_out = lay_out(record_segments(record, tokenizer, config), tokenizer, config)
+    pack = assemble([laid_out], Budgets(*laid_out.lengths), 0)
+    stages = [record.segments[segment].stage for segment, _ in document_units(record, tokenizer)]
+    runs = document_runs(pack, tokenizer, 0, laid_out.split, stages)
+    return ExplainedDocument(record.id, record.source, epoch=0, turns="whole", dropped=(), runs=runs)
 
 
 def _unit_name(record: Record, segment: int, kind: int) -> str:

@@ -1,4 +1,4 @@
-"""Pages of a pack: an overview with its documents and its mask, and a page of tokens for each document."""
+"""A pack as text and as pages: an overview with its documents and its mask, and the tokens of each document."""
 
 import base64
 import dataclasses
@@ -20,6 +20,7 @@ _SIDE = 640  # pixels of a mask's side, about
 # What a key is, in the mask: name and colour, visible on light and dark pages.
 KEYS = (("text", "#3f74c4"), ("ViT", "#c08a1e"), ("clean VAE", "#4f9434"), ("noised VAE", "#cf4a36"))
 _NOISED = 3
+_HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>6} {'sees':>13} {'seen by':>13}  target"
 _LINE = (128, 128, 128, 90)  # between documents
 
 
@@ -129,3 +130,25 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
         holds = next((run.kind for run in own if run.stream != "text"), "")
         groups.append({"stage": own[0].stage, "holds": holds, "slots": own[-1].end - own[0].start, "runs": own})
     return groups
+
+
+def document_lines(document: ExplainedDocument, number: int) -> list[str]:
+    """A document as text, a line for each run under a line for each split."""
+    head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
+    made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
+    split = None
+    for run in document.runs:
+        if run.split != split:
+            made.append(f"  -- {run.stage}")
+            split = run.split
+        made.append(_line(run))
+    return made
+
+
+def _line(run: Run) -> str:
+    """A run as text."""
+    ranges = ((run.start, run.end), run.sees, run.seen_by)
+    slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
+    what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"
+    target = f"{run.target} (weight {run.weight:.3g})" if run.target else ""
+    return f"{what} {run.rotary:>6} {sees:>13} {seen_by:>13}  {target}".rstrip()
