@@ -47,7 +47,7 @@ class ExactJudge:
             before = _read_plan(plans[-2])[1] if len(plans) > 1 else None
             instruction, description = _read_plan(plans[-1])
             if (text := check_plan(rng, asked, before, instruction, description)) is not None:
-                return _verdict(text)
+                return as_verdict(text)
         except (SceneError, TrajectoryError) as fault:
             raise Declined(f"exact judge: {fault}") from None
         rest = still_to_come(asked, aligned(asked, description))
@@ -66,14 +66,14 @@ class ExactJudge:
         try:
             instruction, description = _read_plan(plan)
             rng = self._rng(plan, zlib.crc32(picture.tobytes()))
-            found = _detected(picture)
+            found = detected(picture)
             text = check_promises(rng, read(found, background(picture), description), description)
             if text is None and previous is not None:
-                text = check_untouched(rng, instruction, (previous, _detected(previous)), (picture, found))
+                text = check_untouched(rng, instruction, (previous, detected(previous)), (picture, found))
         except (SceneError, TrajectoryError) as fault:
             raise Declined(f"exact judge: {fault}") from None
         if text is not None:
-            return _verdict(text)
+            return as_verdict(text)
         shown, _ = scene(description, [e.id for e in description.entities])
         return Verdict(accept=True, analysis=f"The picture shows {shown}, as planned.")
 
@@ -86,7 +86,8 @@ def _read_plan(text: str) -> tuple[Instruction, SceneGraph]:
     return parse_instruction(instruction), parse(description)
 
 
-def _detected(picture: Picture) -> tuple[Found, ...]:
+def detected(picture: Picture) -> tuple[Found, ...]:
+    """The shapes of a picture; see ``detect``."""
     return _detect(picture.tobytes(), picture.shape)
 
 
@@ -95,7 +96,8 @@ def _detect(data: bytes, shape: tuple[int, ...]) -> tuple[Found, ...]:
     return tuple(detect(np.frombuffer(data, np.uint8).reshape(shape)))
 
 
-def _verdict(inspection: str) -> Verdict:
+def as_verdict(inspection: str) -> Verdict:
+    """The verdict of an inspection that found a fault."""
     return Verdict(
         accept=False, analysis=inspection.partition("<refine>")[0].strip(), correction=parse_refine(inspection)
     )

@@ -7,7 +7,7 @@ most, and the graph's promises are checked on shapes, colours and boxes with Gen
 import dataclasses
 import itertools
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -101,18 +101,23 @@ def looks_of(found: Found) -> dict[str, str]:
     return {"noun": found.shape, "color": found.color, "size": found.size, "fill": found.fill, "place": place_of(found)}
 
 
-def check_promises(rng: np.random.Generator, seen: Seen, graph: SceneGraph) -> str | None:
-    """The inspection of a picture that does not show what the graph says, None where it does.
+def inspections(rng: np.random.Generator, seen: Seen, graph: SceneGraph) -> Iterator[str]:
+    """The inspections of a picture that does not show what the graph says, one for each fault.
 
-    Of several faults one of an entity that is there, or not, comes first, then a wrong background, then something
-    that nobody planned.
+    Those of entities come first, missing or wrong, then a wrong background, then things that nobody asked for.
     """
-    faults = violations(seen, graph)
-    if faults:
-        return _say(rng, faults[0], seen, graph)
-    if seen.extra:
-        return fault(rng, "extra", graph, wrong=_entity(seen.extra[0]))
-    return None
+    told = set()
+    for violation in violations(seen, graph):
+        if (key := violation[:2]) not in told:
+            told.add(key)
+            yield _say(rng, violation, seen, graph)
+    for extra in seen.extra:
+        yield fault(rng, "extra", graph, wrong=_entity(extra))
+
+
+def check_promises(rng: np.random.Generator, seen: Seen, graph: SceneGraph) -> str | None:
+    """The first of ``inspections``, None where the picture shows what the graph says."""
+    return next(inspections(rng, seen, graph), None)
 
 
 def _entity(found: Found) -> Entity:

@@ -1,8 +1,8 @@
-"""What builds data beside the project's own code: painters, judges and writers, behind small interfaces.
+"""What builds data and guides sampling beside the model: painters, judges, writers, planners, critics and verifiers.
 
-Shapes world has exact ones of each (``painter``, ``judge``, ``writer``); ``kontext`` paints with
-FLUX.1-Kontext, ``endpoint`` judges and writes through any OpenAI-compatible server. Whoever takes a teacher takes
-these types.
+Shapes world has exact ones of each (``painter``, ``judge``, ``writer``, ``advisers``); ``kontext`` paints with
+FLUX.1-Kontext, all others also work through any OpenAI-compatible server (``endpoint``). Whoever takes a teacher
+takes these types.
 """
 
 import dataclasses
@@ -90,3 +90,33 @@ class Writer(Protocol):
 
     def rewrite(self, text: str, seed: int) -> str:
         """The same content in other words; tags stay where they are."""
+
+
+class Planner(Protocol):
+    """Divides the drawing of a prompt into steps."""
+
+    name: str
+
+    def plan(self, prompt: str) -> list[str]:
+        """The plans (texts with ``<ins>`` and ``<des>``) of one step each, in order; at least one.
+
+        Equal prompts get equal plans. Raises Declined with the reason where a prompt has none.
+        """
+
+
+class Critic(Protocol):
+    """Says what of a picture is not as its prompt asks, and what to do."""
+
+    name: str
+
+    def critique(self, prompt: str, picture: Picture) -> Verdict:
+        """Accepts, or analyses all faults and gives a correction for each. Raises Declined with the reason."""
+
+
+class Verifier(Protocol):
+    """Compares pictures of the same prompt."""
+
+    name: str
+
+    def score(self, prompt: str, picture: Picture) -> float:
+        """The share, 0 to 1, of what the prompt asks for that the picture shows. Raises Declined with the reason."""
