@@ -37,6 +37,7 @@ from pdgen.config import ModelConfig
 Mode = Literal["causal", "full", "noise"]  # of a split: text, clean image, image being denoised
 TEXT, VIT, VAE = range(3)  # streams, in stream order
 STREAMS = ("text", "vit", "vae")
+TARGETS = ("plan", "inspect", "refine", "switch")  # kinds of text targets, by which losses are told apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Pack:
       text_ids: token ids of texts and switch tokens.
       text_targets: the label that the token predicts, 0 where it has none.
       text_weights: weight of the token's cross-entropy, 0 = no loss.
+      text_kinds: number in ``TARGETS`` of what the target belongs to; 0 where there is none.
       vit_patches: pixels in [-1, 1], ordered (row, column, channel).
       vit_positions: row * max_side + column of the patch.
       vit_start, vit_end: the ViT stream's interval that is the token's image.
@@ -83,6 +85,7 @@ class Pack:
     text_ids: Int32[np.ndarray, " T"]
     text_targets: Int32[np.ndarray, " T"]
     text_weights: Float32[np.ndarray, " T"]
+    text_kinds: Int32[np.ndarray, " T"]
     vit_patches: Float32[np.ndarray, "V P"]
     vit_positions: Int32[np.ndarray, " V"]
     vit_start: Int32[np.ndarray, " V"]
@@ -118,11 +121,15 @@ class TextSegment:
       ids: token ids of the words.
       loss: the words and the closing token are predicted.
       switch_target: what the closing token predicts, if anything.
+      stage: "plan" or "inspect", of which the words and the closing token are targets.
+      refine: the ids [first, end) of an inspection that say what to refine.
     """
 
     ids: Sequence[int]
     loss: bool = False
     switch_target: int | None = None
+    stage: Literal["plan", "inspect"] = "plan"
+    refine: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +186,7 @@ class Layout:
     text_ids: Int32[np.ndarray, " T"]
     text_targets: Int32[np.ndarray, " T"]
     text_weights: Float32[np.ndarray, " T"]
+    text_kinds: Int32[np.ndarray, " T"]
     vit_patches: Float32[np.ndarray, "V P"]
     vit_positions: Int32[np.ndarray, " V"]
     vit_start: Int32[np.ndarray, " V"]
@@ -235,20 +243,27 @@ class _Placed:
     ids: Sequence[int]
     targets: Sequence[int]
     weights: Sequence[float]
+    kinds: Sequence[int]
 
 
 def _place(segment: Segment, switches: SwitchTokens, balance_texts: bool) -> _Placed:
-    switch, switch_weight = segment.switch_target or 0, float(segment.switch_target is not None)
+    switched = segment.switch_target is not None
+    switch, switch_weight = segment.switch_target or 0, float(switched)
+    switch_kind = TARGETS.index("switch") if switched else 0
     if isinstance(segment, TextSegment):
         words = len(segment.ids)
         weight = (1 / np.sqrt(words + 1) if balance_texts else 1.0) if segment.loss else 0.0
         targets = [*segment.ids, switches.im_end] if segment.loss else [0] * (words + 1)
+        kinds = np.full(words + 2, TARGETS.index(segment.stage) if segment.loss else 0)
+        kinds[slice(*segment.refine)] = TARGETS.index("refine") if segment.loss else 0
+        kinds[-1] = switch_kind
         return _Placed(
             mode="causal",
             stream=np.full(words + 2, TEXT, np.int8),
             ids=[switches.im_start, *segment.ids, switches.im_end],
             targets=[*targets, switch],
             weights=[weight] * (words + 1) + [switch_weight],
+            kinds=kinds.tolist(),
         )
     latent = isinstance(segment, LatentSegment)
     tokens = len(segment.positions)
@@ -258,6 +273,7 @@ def _place(segment: Segment, switches: SwitchTokens, balance_texts: bool) -> _Pl
         ids=[switches.vision_start, switches.vision_end],
         targets=[0, switch],
         weights=[0.0, switch_weight],
+        kinds=[0, switch_kind],
     )
 
 
@@ -303,6 +319,7 @@ def lay_out(
         text_ids=np.array([i for part in placed for i in part.ids], np.int32),
         text_targets=np.array([i for part in placed for i in part.targets], np.int32),
         text_weights=np.array([w for part in placed for w in part.weights], np.float32),
+        text_kinds=np.array([k for part in placed for k in part.kinds], np.int32),
         **_vit_arrays([s for s in segments if isinstance(s, VitSegment)], config),
         **_vae_arrays([s for s in segments if isinstance(s, LatentSegment)], config),
     )
@@ -373,7 +390,7 @@ def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
     text, vit, vae = sizes
     to_sequence, to_stream = _permutations(np.concatenate([layout.stream for layout in layouts]), sizes)
     return Pack(
-        **{name: joined(name, text) for name in ("text_ids", "text_targets", "text_weights")},
+        **{name: joined(name, text) for name in ("text_ids", "text_targets", "text_weights", "text_kinds")},
         **{name: joined(name, vit) for name in ("vit_patches", "vit_positions")},
         **{name: joined(name, vit, vit_starts) for name in ("vit_start", "vit_end")},
         **{name: joined(name, vae) for name in ("vae_latents", "vae_positions", "vae_weights")},

@@ -29,7 +29,7 @@ from pdgen.interleave.layout import (
     VitSegment,
 )
 from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import Image, Record, Text
+from pdgen.interleave.trajectory import TAG, Image, Record, Text
 
 TEXT, NOISED, CLEAN, VIT = range(4)  # kinds of unit
 
@@ -258,7 +258,9 @@ def record_segments(
         elif copies[0]:
             blind = segment.stage == "inspect" and not seen
             ids = _ids(segment, tokenizer, config, where)
-            segments.append(TextSegment(ids, target and not blind, None if blind else switch))
+            stage = "inspect" if segment.stage == "inspect" else "plan"
+            refine = _refine(segment.text, ids, tokenizer) if stage == "inspect" else (0, 0)
+            segments.append(TextSegment(ids, target and not blind, None if blind else switch, stage, refine))
     return segments
 
 
@@ -274,6 +276,17 @@ def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> l
         raise SegmentError(f"{where}: token {max(ids)} is outside the model's vocabulary of "
                            f"{config.language.vocab_size}; use the checkpoint's own tokenizer")  # fmt: skip
     return ids
+
+
+def _refine(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids [first, end) of an inspection that begin between ``<refine>`` and its closing tag."""
+    tags = list(TAG.finditer(text))
+    if not tags:
+        return 0, 0
+    bounds = [len(text[:place].encode()) for place in (tags[0].end(), tags[-1].start())]
+    starts = np.cumsum([0, *(len(tokenizer.token_bytes(number)) for number in ids)])[:-1]
+    first, end = np.searchsorted(starts, bounds)
+    return int(first), int(end)
 
 
 def _latent_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:

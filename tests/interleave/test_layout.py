@@ -113,6 +113,20 @@ def test_targets_and_weights():
     np.testing.assert_allclose(balanced, expected, rtol=1e-6)
 
 
+def test_kinds_of_targets():
+    """Of each target, as ``text_targets`` has them: the word that a token predicts, not the token's own."""
+    document = lay_out(
+        TextSegment([7], stage="inspect"),
+        TextSegment([8, 9], loss=True, switch_target=SEE),
+        vit(1, switch_target=OPEN),
+        TextSegment([11, 12, 13, 14], loss=True, stage="inspect", refine=(1, 3)),
+    )
+    kinds = [layout.TARGETS[kind] if weight else "" for kind, weight in zip(document.text_kinds, document.text_weights)]
+    assert kinds == ["", "", "", "plan", "plan", "plan", "switch", "", "switch",
+                     "inspect", "refine", "refine", "inspect", "inspect", ""]  # fmt: skip
+    assert not document.text_kinds[document.text_weights == 0].any()
+
+
 def test_rotary_of_dropped_and_noised_copies():
     """A text counts on by its tokens, a clean copy by one also where it was dropped, a noised one not."""
     document = lay_out(TextSegment([7, 8]), latents(1, noised=True), latents(1), DroppedImage(), TextSegment([]))

@@ -154,6 +154,19 @@ def test_words_predict_the_next_and_the_closing_token():
     assert document.text_weights[-len(words) - 2 :].all()
 
 
+@pytest.mark.parametrize(
+    "words, correction",
+    [(FAULT, "Make it red."), ("Die Größe fehlt. <refine>größer, \u6f22<\\refine>", "größer, \u6f22"), ("Right.", "")],
+)
+def test_what_an_inspection_says_to_refine(words, correction):
+    """The ids that stand for the words between the tags, beyond ASCII too."""
+    parts = [text("prompt"), text("plan", PLAN), image("sketch"), text("inspect", words)]
+    plan, inspection = (s for s in record_segments(record(*parts, complete=False), TOKENIZER, NANO)
+                        if isinstance(s, TextSegment) and s.loss)  # fmt: skip
+    assert (plan.stage, plan.refine) == ("plan", (0, 0)) and inspection.stage == "inspect"
+    assert TOKENIZER.decode(inspection.ids[slice(*inspection.refine)]) == correction
+
+
 # Units of CORRECTED: 0 clean, 1 vit, 2 prompt, 3 plan, 4 clean, 5 vit, 6 inspect, 7 noised, 8 clean, 9 vit,
 # 10 inspect.
 @pytest.mark.parametrize(
