@@ -1,0 +1,141 @@
+"""Process measures of hand-made trajectories whose right answers are known."""
+
+import msgspec
+import PIL.Image
+import pytest
+
+from pdgen.evaluate.process import by_complexity, lost_at, measures, process_facts, shapes_untouched
+from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
+from pdgen.scenes.judge import ExactJudge
+from pdgen.scenes.painter import paint
+from pdgen.scenes.verifier import ExactVerifier
+from pdgen.scenes.world import Object, Scene
+
+PROMPT = "a photo of a red circle left of a blue square"
+FIRST = format_plan("Start with a red circle.", "The picture shows a red circle.")
+SECOND = format_plan(
+    "Add a blue square right of the red circle.", "The picture shows a red circle left of a blue square."
+)
+RED = Object(0, 0, "circle", "red", 10, 3, 12)
+BLUE = Object(1, 1, "square", "blue", 10, 19, 12)
+GREEN = Object(1, 1, "square", "green", 10, 19, 12)
+MOVED = Object(0, 0, "circle", "red", 10, 3, 1)
+
+ONE, BOTH, WRONG = (RED,), (RED, BLUE), (RED, GREEN)
+AGREES = format_inspection("The red circle is there. A blue square is still to come.")
+DONE = format_inspection("The blue square is there. Nothing is missing.")
+FAULT = format_inspection("The square is green.", "Make the green square blue.")
+EARLY = format_inspection("There is no blue square.", "Add a blue square.")
+
+
+def trajectory(*stages, reason="finished", prompt=PROMPT, **costs):
+    """Texts are plans or inspections, tuples of objects are images; "refine" before one names its stage."""
+    made, images = [], []
+    refine = False
+    for stage in stages:
+        if stage == "refine":
+            refine = True
+        elif isinstance(stage, str):
+            made.append(TextStage("plan" if stage.startswith("<ins>") else "inspect", stage))
+        else:
+            images.append(PIL.Image.fromarray(paint(Scene(stage), 64)))
+            name = "refine" if refine else "sketch"
+            made.append(ImageStage(name, f"{len(images):02d}_{name}.png", 64, 64))
+            refine = False
+    return Trajectory(
+        prompt=prompt, stages=made, images=images, stop_reason=reason, seed=0, checkpoint="", costs=costs
+    )
+
+
+def facts(*stages, **more):
+    return process_facts(trajectory(*stages, **more), ExactJudge(), ExactVerifier(), shapes_untouched)
+
+
+def test_a_faultless_trajectory():
+    found = facts(FIRST, ONE, AGREES, SECOND, BOTH, DONE, network_evaluations=98.0)
+    assert [step.kept for step in found.steps] == [True, True]
+    assert [step.untouched for step in found.steps] == [None, True]
+    assert found.final == 1 and found.first < 1 and found.lost_at is None
+    told = [(i.alarm, i.fault, i.unfinished) for i in found.inspections]
+    assert told == [(False, False, True), (False, False, False)]
+    assert found.refinements == []
+    assert found.costs == {"network_evaluations": 98.0}
+
+
+def test_a_fault_found_and_mended():
+    found = facts(FIRST, ONE, AGREES, SECOND, WRONG, FAULT, "refine", BOTH, DONE)
+    assert [step.images for step in found.steps] == [[1], [4, 6]]
+    assert [step.kept for step in found.steps] == [True, True]
+    assert [(i.alarm, i.fault) for i in found.inspections] == [(False, False), (True, True), (False, False)]
+    assert [r.effect for r in found.refinements] == ["mends"]
+
+
+@pytest.mark.parametrize(
+    ("draft", "words", "refined", "effect"),
+    [(WRONG, FAULT, WRONG, "nothing"), (BOTH, FAULT, WRONG, "harms"), (WRONG, FAULT, (GREEN,), "harms"),
+     ((GREEN,), FAULT, WRONG, "mends")],
+)  # fmt: skip
+def test_what_a_refinement_does(draft, words, refined, effect):
+    found = facts(FIRST, ONE, AGREES, SECOND, draft, words, "refine", refined)
+    assert [r.effect for r in found.refinements] == [effect]
+
+
+def test_the_step_that_lost_it():
+    assert facts(FIRST, ONE, AGREES, SECOND, WRONG, DONE).lost_at == (1, "picture")
+    green = format_plan("Add a green square right of the red circle.", "There is a red circle left of a green square.")
+    assert facts(FIRST, ONE, AGREES, green, WRONG, DONE).lost_at == (1, "plan")
+    assert facts(FIRST, ONE, AGREES).lost_at == (0, "unfinished")
+    counted = lost_at([facts(FIRST, ONE), facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, WRONG)])
+    assert list(counted.items()) == [("step 1: unfinished", 2), ("step 2: picture", 1)]
+
+
+def test_what_the_step_does_not_concern_has_changed():
+    found = facts(FIRST, ONE, AGREES, SECOND, (MOVED, BLUE), DONE)
+    assert found.steps[1].untouched is False and not found.steps[1].kept
+    moved = facts(FIRST, ONE, AGREES, SECOND, BOTH, DONE).steps[1].changed
+    # The blue square alone: 10 x 10 of 32 x 32 units.
+    assert moved == pytest.approx(100 / 1024)
+
+
+def test_precision_recall_and_false_alarms():
+    missed = facts(FIRST, ONE, AGREES, SECOND, WRONG, DONE)
+    early = facts(FIRST, ONE, EARLY, "refine", BOTH, DONE)
+    right = facts(FIRST, ONE, AGREES, SECOND, WRONG, FAULT, "refine", BOTH, DONE)
+    values = measures([missed, early, right])
+    # The early alarm is about what is not drawn yet; of what it then draws the plan knows nothing: an unseen fault.
+    assert values["inspection precision"] == [[], [0.0], [1.0]]
+    assert values["inspection recall"] == [[0.0], [0.0], [1.0]]
+    assert values["false alarms on what is not drawn yet"] == [[0.0], [1.0], [0.0]]
+    assert values["false alarms"] == [[0.0], [1.0], [0.0, 0.0]]
+    assert values["images"] == [[2.0], [2.0], [3.0]]
+
+
+def test_a_rewritten_plan_is_the_same_step():
+    green = format_plan("Add a green square right of the red circle.", "There is a red circle left of a green square.")
+    said = format_inspection("The prompt asks for a blue square.", "Plan a blue square.")
+    found = facts(FIRST, ONE, AGREES, green, WRONG, said, SECOND, "refine", BOTH, DONE)
+    assert [step.images for step in found.steps] == [[1], [4, 7]]
+    assert [(i.alarm, i.fault) for i in found.inspections] == [(False, False), (True, True), (False, False)]
+    assert [r.effect for r in found.refinements] == ["mends"]
+    assert found.lost_at is None
+
+
+def test_words_that_nobody_understands_are_left_open():
+    odd = format_plan("Frobnicate.", "Nonsense stands here.")
+    found = facts(odd, ONE, AGREES)
+    assert (found.steps[0].planned, found.steps[0].shown) == (None, None)
+    assert found.inspections[0].fault is None
+    assert measures([found])["inspection recall"] == [[]]
+
+
+def test_single_pass_is_one_step_without_plan():
+    found = facts(BOTH)
+    assert found.final == 1 and len(found.steps) == 1 and found.steps[0].planned is None
+
+
+def test_length_by_complexity():
+    made = [facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, BOTH)]
+    one, two = (msgspec.structs.replace(found, entities=n) for n, found in enumerate(made, 1))
+    table = by_complexity([one, two])
+    assert table == {1: (1.0, one.final, 1), 2: (2.0, 1.0, 1)}
+
