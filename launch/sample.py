@@ -15,8 +15,9 @@ from absl import app, flags, logging
 from pdgen.command import fail, parse
 from pdgen.files import new_folder
 from pdgen.flow.denoise import ImageSettings
+from pdgen.interleave.trajectory import Trajectory
 from pdgen.sample.compiled import keep_compiled
-from pdgen.sample.engine import Drawn, SampleError, Sampler, SampleSettings
+from pdgen.sample.engine import SampleError, Sampler, SampleSettings
 from pdgen.sample.output import PAGE, is_output, write_output
 from pdgen.sample.text import TextSettings
 
@@ -84,9 +85,9 @@ def run() -> str:
     return summary(path, drawn)
 
 
-def summary(path: pathlib.Path, drawn: list[Drawn]) -> str:
+def summary(path: pathlib.Path, drawn: list[Trajectory]) -> str:
     """What was sampled, in how much time, and where to look at it."""
-    images, costs = sum(len(one.images) for one in drawn), drawn[0].trajectory.costs
+    images, costs = sum(len(one.images) for one in drawn), drawn[0].costs
     return (
         f"{path / PAGE}: trajectories {len(drawn)}, images {images}, sampling {costs['batch_seconds']:.1f} s, "
         f"compiling {costs['compile_seconds']:.1f} s"

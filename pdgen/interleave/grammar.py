@@ -19,7 +19,7 @@ import dataclasses
 import numpy as np
 
 from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import END, FOLLOWERS
+from pdgen.interleave.trajectory import END, MODES
 
 FORBIDDEN = -1
 KINDS = ("plan", "inspect", "inspect+refine", "free", "image")
@@ -67,7 +67,7 @@ class Automaton:
     switch_tokens: np.ndarray
 
     def kind_of(self, state: int) -> str:
-        """The kind of the text that closed in ``state``: a key of ``FOLLOWERS``, or "free"."""
+        """The kind of the text that closed in ``state``: a key of ``trajectory.MODES``, or "free"."""
         return KINDS[self.kind[state]]
 
     def run(self, start: str, tokens: list[int]) -> int:
@@ -85,7 +85,7 @@ def next_kinds(last: str) -> tuple[str, ...]:
 
     An image is decided by ``<|vision_start|>``, a text by ``<|im_start|>``, END by ``<|im_end|>``.
     """
-    following = FOLLOWERS.get(last, SWITCHES)
+    following = MODES["process"].get(last, SWITCHES)
     allowed = {kind if kind in ("image", END) else "text" for kind in following}
     return tuple(kind for kind in SWITCHES if kind in allowed)
 

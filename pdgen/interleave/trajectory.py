@@ -1,4 +1,4 @@
-"""Trajectories: the training record, the sampled folder, and the sequence grammar that both obey.
+"""Trajectories: the training record, the sampled trajectory and its folder, and the grammar that they obey.
 
     sequence := IMAGE(given)* TEXT(prompt) TEXT(plan) IMAGE ...    then, by what stands last:
       after a plan                       IMAGE
@@ -6,38 +6,58 @@
       after an inspection with <refine>  TEXT(plan) or IMAGE
       after an inspection without        TEXT(plan) or END
 
+That is the mode "process", in which all training records stand. What the base model does is a mode of its own:
+"single_pass" (prompt, image), "edit" (given images, prompt, image), "think" (prompt, thought, image) and
+"understand" (given images, prompt, answer). There an inspection of the image comes from outside, if at all.
+
 A plan reads ``<ins>instruction</ins> <des>description</des>``, an inspection that found a fault ends with
 ``<refine>correction</refine>``. The closing tags ``<\\ins>`` occur in the wild: read, never written.
 """
 
+import dataclasses
+import hashlib
 import itertools
 import pathlib
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import PIL.Image
 
 from pdgen.files import new_folder
 
 VERSION = 1
 END = "end"
-# What may follow each kind of segment; END where a complete sequence may stop.
-FOLLOWERS: dict[str, tuple[str, ...]] = {
-    "given": ("given", "prompt"),
-    "prompt": ("plan",),
-    "plan": ("image",),
-    "image": ("inspect", "inspect+refine", "plan", END),
-    "inspect": ("plan", END),
-    "inspect+refine": ("plan", "image"),
+# By mode what may follow each kind of segment: START before the first, END where a complete sequence may stop.
+START = "start"
+_GIVEN = {START: ("given", "prompt"), "given": ("given", "prompt")}
+_ONE_IMAGE = {"image": ("inspect", "inspect+refine", END), "inspect": (END,), "inspect+refine": ("image",)}
+MODES: dict[str, dict[str, tuple[str, ...]]] = {
+    "process": _GIVEN
+    | {
+        "prompt": ("plan",),
+        "plan": ("image",),
+        "image": ("inspect", "inspect+refine", "plan", END),
+        "inspect": ("plan", END),
+        "inspect+refine": ("plan", "image"),
+    },
+    "single_pass": {START: ("prompt",), "prompt": ("image",)} | _ONE_IMAGE,
+    "edit": _GIVEN | {START: ("given",), "prompt": ("image",)} | _ONE_IMAGE,
+    "think": _GIVEN | {"prompt": ("thought",), "thought": ("image",)} | _ONE_IMAGE,
+    "understand": _GIVEN | {"prompt": ("answer",), "answer": (END,)},
 }
 TAG = re.compile(r"<[/\\]?(?:ins|des|refine)>")
 _PLAN = re.compile(r"<ins>(.*?)<[/\\]ins>\s*<des>(.*?)<[/\\]des>\s*", re.DOTALL)
 _REFINE = re.compile(r"(.*?)<refine>(.*?)<[/\\]refine>\s*", re.DOTALL)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JSON, _LATENTS = "trajectory.json", "latents.npz"
 
-StopReason = Literal["finished", "step limit", "token limit"]
+Mode = Literal["process", "single_pass", "edit", "think", "understand"]
+StopReason = Literal["finished", "step limit", "token limit", "stopped"]
+Origin = Literal["model", "outside"]
 
 
 class TrajectoryError(ValueError):
@@ -103,18 +123,24 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
 
 class TextStage(msgspec.Struct, tag_field="kind", tag="text", forbid_unknown_fields=True, frozen=True):
-    """One text of a sampled trajectory. "thought" and "answer" are the base model's own texts."""
+    """One text of a sampled trajectory. "thought" and "answer" are the base model's own texts.
+
+    ``ids`` are the tokens as the model wrote them, which need not be how the tokenizer would cut the text; they
+    count only as long as they spell ``text``. ``origin`` is "outside" for what the model did not write.
+    """
 
     stage: Literal["plan", "inspect", "thought", "answer"]
     text: str
     seconds: float = 0.0
     tokens: int = 0
+    origin: Origin = "model"
+    ids: list[int] = []
 
 
 class ImageStage(msgspec.Struct, tag_field="kind", tag="image", forbid_unknown_fields=True, frozen=True):
     """One image of a sampled trajectory; ``file`` is a PNG in the folder, sizes are in pixels.
 
-    ``tokens`` counts what the image put into the cache, ``steps`` the sampling steps (0 if given).
+    ``tokens`` counts what the image put into the context, ``steps`` the sampling steps (0 if given).
     """
 
     stage: Literal["given", "sketch", "refine"]
@@ -124,24 +150,34 @@ class ImageStage(msgspec.Struct, tag_field="kind", tag="image", forbid_unknown_f
     seconds: float = 0.0
     tokens: int = 0
     steps: int = 0
+    origin: Origin = "model"
 
     def __post_init__(self) -> None:
         if pathlib.PurePath(self.file).name != self.file or not self.file.endswith(".png"):
             raise ValueError(f"image file {self.file!r} must be a plain name ending in .png")
 
 
-class Trajectory(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A sampled trajectory as it stands in ``trajectory.json``.
+Stage = TextStage | ImageStage
 
-    ``stages`` begins with the given images, if any; the prompt stands before the first stage that is not
-    given. ``settings`` and ``costs`` are flat objects (numbers, strings, booleans) for the reader.
-    """
+
+class Parent(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where a trajectory branched off: its parent's ``fingerprint``, and the first stage that is not the parent's."""
+
+    fingerprint: str
+    stage: int
+
+
+class TrajectoryFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What stands in ``trajectory.json``; for the fields see ``Trajectory``."""
 
     prompt: str
-    stages: list[TextStage | ImageStage]
-    stop_reason: StopReason
+    stages: list[Stage]
+    stop_reason: StopReason | None
     seed: int
     checkpoint: str
+    mode: Mode = "process"
+    model_hash: str = ""
+    parent: Parent | None = None
     settings: dict[str, Any] = {}
     costs: dict[str, float] = {}
     version: int = VERSION
@@ -149,6 +185,130 @@ class Trajectory(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise ValueError(f"version {self.version} is not {VERSION}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A sampled trajectory, finished or not.
+
+    Attributes:
+      stages: begins with the given images, if any; the prompt stands before the first stage that is not given.
+      stop_reason: None while unfinished.
+      seed: of all that was drawn, within [0, 2^32).
+      checkpoint, model_hash: name and manifest digest of the model.
+      parent: what it branched off, if it did.
+      settings, costs: flat (numbers, strings, booleans), for the reader.
+      images: one RGB picture per image stage, in order.
+      latents: on request, by image file, the VAE tokens [tokens, values] that each drawn image was decoded from.
+    """
+
+    prompt: str
+    stages: Sequence[Stage]
+    stop_reason: StopReason | None
+    seed: int
+    checkpoint: str
+    mode: Mode = "process"
+    model_hash: str = ""
+    parent: Parent | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    costs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    images: Sequence[PIL.Image.Image] = dataclasses.field(default=(), compare=False, repr=False)
+    latents: Mapping[str, np.ndarray] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def file(self) -> TrajectoryFile:
+        """The part that is stored as JSON."""
+        names = [name for name in TrajectoryFile.__struct_fields__ if name != "version"]
+        values = {name: getattr(self, name) for name in names}
+        return TrajectoryFile(**values | {"stages": list(self.stages)})
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits that tell it from others: of the SHA-256 of its JSON."""
+        return hashlib.sha256(msgspec.json.encode(self.file)).hexdigest()[:12]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of every segment, the prompt in its place. Raises TrajectoryError where a text does not parse."""
+        kinds = [segment_kind(stage) for stage in self.stages]
+        given = len(list(itertools.takewhile("given".__eq__, kinds)))
+        return [*kinds[:given], "prompt", *kinds[given:]]
+
+    def check(self) -> None:
+        """Raises TrajectoryError where stages and images are none that the mode's grammar could have led to."""
+        if not self.prompt.strip():
+            raise TrajectoryError("the prompt is empty")
+        kinds = self.kinds
+        check_kinds(kinds, self.stop_reason == "finished", self.mode)
+        stages = [stage for stage in self.stages if isinstance(stage, ImageStage)]
+        if len(stages) != len(self.images) or len({stage.file for stage in stages}) != len(stages):
+            raise TrajectoryError(f"{len(stages)} image stages need as many images and file names, "
+                                  f"got {len(self.images)} images")  # fmt: skip
+        for stage, image in zip(stages, self.images):
+            if (stage.width, stage.height) != image.size:
+                raise TrajectoryError(f"{stage.file}: is {image.width}x{image.height} pixels, its stage says "
+                                      f"{stage.width}x{stage.height}")  # fmt: skip
+
+    def branch(
+        self,
+        step: int,
+        *,
+        plan: str | None = None,
+        critique: str | None = None,
+        image: PIL.Image.Image | None = None,
+        seed: int | None = None,
+    ) -> "Trajectory":
+        """The unfinished trajectory that keeps all stages before ``step`` and goes on from there.
+
+        Args:
+          step: index in ``stages`` of the first stage that is not kept; ``len(stages)`` keeps all.
+          plan: stands there: ``<ins>..</ins> <des>..</des>``, or in mode "think" the thought.
+          critique: stands there: an inspection, with ``<refine>..</refine>`` if it asks for a correction.
+          image: stands there, of the size of the images that the trajectory has drawn.
+          seed: of what is drawn from here on; by default the same.
+
+        Raises:
+          TrajectoryError: more than one of the three is given, or none may stand there.
+        """
+        given = sum(isinstance(stage, ImageStage) and stage.stage == "given" for stage in self.stages)
+        if not given <= step <= len(self.stages):
+            raise TrajectoryError(f"branch at stage {step}: choose one from {given} to {len(self.stages)}")
+        if sum(x is not None for x in (plan, critique, image)) > 1:
+            raise TrajectoryError("branch: give one of plan, critique and image")
+        images = sum(isinstance(stage, ImageStage) for stage in self.stages[:step])
+        kept = dataclasses.replace(
+            self, stages=self.stages[:step], images=self.images[:images], stop_reason=None, costs={}, latents=None,
+            parent=Parent(self.fingerprint, step), seed=self.seed if seed is None else seed,
+        )  # fmt: skip
+        if plan is not None:
+            kept = kept.with_text("thought" if self.mode == "think" else "plan", plan)
+        if critique is not None:
+            kept = kept.with_text("inspect", critique)
+        if image is not None:
+            kept = kept._with_image(image, [i.size for i in self.images[given:]])
+        try:
+            kept.check()
+        except TrajectoryError as fault:
+            raise TrajectoryError(f"branch at stage {step}: {fault}") from None
+        return kept
+
+    def with_text(self, stage: str, text: str) -> "Trajectory":
+        """The trajectory with one more text, from outside."""
+        return dataclasses.replace(self, stages=[*self.stages, TextStage(stage, text, origin="outside")])
+
+    def _with_image(self, image: PIL.Image.Image, sizes: list[tuple[int, int]]) -> "Trajectory":
+        if sizes and image.size != sizes[0]:
+            raise TrajectoryError(f"branch: the image is {image.width}x{image.height} pixels, this trajectory's "
+                                  f"are {sizes[0][0]}x{sizes[0][1]}; resize it")  # fmt: skip
+        name, (width, height) = image_stage(self.kinds), image.size
+        stage = ImageStage(name, image_file(len(self.images) + 1, name), width, height, origin="outside")
+        picture = image.convert("RGB")
+        return dataclasses.replace(self, stages=[*self.stages, stage], images=[*self.images, picture])
+
+
+def image_file(number: int, stage: str) -> str:
+    """File name of the ``number``-th image (from 1) of a trajectory: "02_refine.png"."""
+    return f"{number:02d}_{stage}.png"
 
 
 def format_plan(instruction: str, description: str) -> str:
@@ -193,7 +353,7 @@ def parse_refine(text: str) -> str | None:
 
 
 def segment_kind(segment: Text | Image | TextStage | ImageStage) -> str:
-    """The key of ``FOLLOWERS`` for a segment or stage, from its stage and its tags alone."""
+    """The key in ``MODES`` of a segment or stage, from its stage and its tags alone."""
     if isinstance(segment, Image | ImageStage):
         return "given" if segment.stage == "given" else "image"
     if segment.stage == "plan":
@@ -212,17 +372,16 @@ def image_stage(kinds: Sequence[str]) -> Literal["sketch", "refine"]:
     return "refine" if last == ["inspect+refine"] else "sketch"
 
 
-def check_kinds(kinds: Sequence[str], complete: bool) -> None:
-    """Raises TrajectoryError where the sequence of segment kinds breaks the sequence grammar."""
-    if not kinds or kinds[0] not in ("given", "prompt"):
-        raise TrajectoryError(f"begins with {kinds[0] if kinds else 'nothing'}, expected a prompt")
-    for number, (before, after) in enumerate(itertools.pairwise(kinds), 1):
-        if after not in FOLLOWERS.get(before, ()):
-            allowed = ", ".join(k for k in FOLLOWERS.get(before, ()) if k != END)
-            raise TrajectoryError(
-                f"segment {number}: {after} after {before}, expected {allowed or 'nothing'}"
-            )
-    if complete and END not in FOLLOWERS.get(kinds[-1], ()):
+def check_kinds(kinds: Sequence[str], complete: bool, mode: Mode = "process") -> None:
+    """Raises TrajectoryError where the sequence of segment kinds, prompt included, breaks the mode's grammar."""
+    followers = MODES[mode]
+    for number, (before, after) in enumerate(itertools.pairwise([START, *kinds])):
+        if after not in followers.get(before, ()):
+            allowed = " or ".join(k for k in followers.get(before, ()) if k != END)
+            raise TrajectoryError(f"segment {number}: {after} after {before}, expected {allowed or 'nothing'}")
+    if not kinds:
+        raise TrajectoryError(f"begins with nothing, expected {' or '.join(followers[START])}")
+    if complete and END not in followers.get(kinds[-1], ()):
         raise TrajectoryError(f"marked complete, but a sequence cannot end with {kinds[-1]}")
 
 
@@ -291,63 +450,70 @@ def decode_record(data: bytes, name: str = "record") -> Record:
     return record
 
 
-def save_trajectory(
-    folder: str | pathlib.Path, trajectory: Trajectory, images: Sequence[PIL.Image.Image]
-) -> None:
-    """Writes ``trajectory.json`` and one PNG per image stage; the folder appears whole or not at all.
+def save_trajectory(folder: str | pathlib.Path, trajectory: Trajectory) -> None:
+    """Writes ``trajectory.json``, one PNG per image stage and the latents; the folder appears whole or not at all.
 
     Args:
       folder: must not exist (its parents are made).
-      images: one per image stage, in order, of the sizes the stages state.
 
     Raises:
-      TrajectoryError: the folder exists, or the images are not those of the stages.
+      TrajectoryError: the folder exists, or the trajectory breaks its grammar.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
         raise TrajectoryError(f"{folder}: exists already; name another folder or remove it")
-    stages = [s for s in trajectory.stages if isinstance(s, ImageStage)]
-    _check_images(folder, stages, [image.size for image in images])
+    _check_in(folder, trajectory)
+    files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
     with new_folder(folder, kind="trajectory", replaceable=lambda _: False) as partial:
-        for stage, image in zip(stages, images):
-            image.save(partial / stage.file)
-        text = msgspec.json.format(msgspec.json.encode(trajectory), indent=1)
-        (partial / "trajectory.json").write_bytes(text + b"\n")
+        for file, image in zip(files, trajectory.images):
+            image.save(partial / file)
+        if trajectory.latents is not None:
+            np.savez(partial / _LATENTS, **trajectory.latents)
+        text = msgspec.json.format(msgspec.json.encode(trajectory.file), indent=1)
+        (partial / _JSON).write_bytes(text + b"\n")
 
 
-def _check_images(folder: pathlib.Path, stages: list[ImageStage], sizes: list[tuple[int, int]]) -> None:
-    if len(stages) != len(sizes) or len({s.file for s in stages}) != len(stages):
-        raise TrajectoryError(f"{folder}: {len(stages)} image stages need as many images and file names, "
-                              f"got {len(sizes)} images")  # fmt: skip
-    for stage, size in zip(stages, sizes):
-        if (stage.width, stage.height) != size:
-            raise TrajectoryError(f"{folder / stage.file}: is {size[0]}x{size[1]} pixels, "
-                                  f"its stage says {stage.width}x{stage.height}")  # fmt: skip
+def _check_in(folder: pathlib.Path, trajectory: Trajectory) -> None:
+    try:
+        trajectory.check()
+    except TrajectoryError as fault:
+        raise TrajectoryError(f"{folder}: {fault}") from None
 
 
-def load_trajectory(folder: str | pathlib.Path) -> tuple[Trajectory, list[PIL.Image.Image]]:
-    """The trajectory in ``folder`` and its images (RGB), one per image stage, in order.
+def load_trajectory(folder: str | pathlib.Path) -> Trajectory:
+    """The trajectory in ``folder``, with its images (RGB) and, where they were kept, its latents.
 
     Raises:
-      TrajectoryError: a file is missing or malformed, or an image has another size than its stage says.
+      TrajectoryError: a file is missing or malformed, an image has another size than its stage says, or the
+        stages break the mode's grammar.
     """
     folder = pathlib.Path(folder)
-    path = folder / "trajectory.json"
+    path = folder / _JSON
     try:
-        trajectory = msgspec.json.decode(path.read_bytes(), type=Trajectory)
+        stored = msgspec.json.decode(path.read_bytes(), type=TrajectoryFile)
     except OSError as fault:
-        raise TrajectoryError(
-            f"{path}: {fault.strerror or fault}; expected a folder that sampling wrote"
-        ) from None
+        raise TrajectoryError(f"{path}: {fault.strerror or fault}; expected a folder that sampling wrote") from None
     except msgspec.DecodeError as fault:
         raise TrajectoryError(f"{path}: {fault}") from None
-    stages = [s for s in trajectory.stages if isinstance(s, ImageStage)]
-    images = []
-    for stage in stages:
-        try:
-            with PIL.Image.open(folder / stage.file) as image:
-                images.append(image.convert("RGB"))
-        except (OSError, SyntaxError) as fault:  # Pillow raises the second for a broken chunk
-            raise TrajectoryError(f"{folder / stage.file}: {fault}") from None
-    _check_images(folder, stages, [image.size for image in images])
-    return trajectory, images
+    images = [_load_image(folder / stage.file) for stage in stored.stages if isinstance(stage, ImageStage)]
+    latents = _load_latents(folder / _LATENTS) if (folder / _LATENTS).exists() else None
+    values = {name: getattr(stored, name) for name in stored.__struct_fields__ if name != "version"}
+    trajectory = Trajectory(**values, images=images, latents=latents)
+    _check_in(folder, trajectory)
+    return trajectory
+
+
+def _load_image(path: pathlib.Path) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as fault:  # Pillow raises the second for a broken chunk
+        raise TrajectoryError(f"{path}: {fault}") from None
+
+
+def _load_latents(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as fault:
+        raise TrajectoryError(f"{path}: {fault}") from None

@@ -67,13 +67,6 @@ class SampleSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
 
 
-class Drawn(NamedTuple):
-    """A sampled trajectory and its images, one per image stage."""
-
-    trajectory: Trajectory
-    images: list[PIL.Image.Image]
-
-
 class Sampler:
     """Samples trajectories from one checkpoint.
 
@@ -121,7 +114,7 @@ class Sampler:
         seeds: Sequence[int] | None = None,
         settings: SampleSettings = SampleSettings(),
         progress: Callable[[str], None] = lambda line: None,
-    ) -> list[Drawn]:
+    ) -> list[Trajectory]:
         """Samples one trajectory per prompt, all in one batch.
 
         Args:
@@ -155,7 +148,7 @@ class _Row:
     """The host's record of one trajectory while it grows.
 
     Attributes:
-      kinds: of the segments so far, keys of ``trajectory.FOLLOWERS``.
+      kinds: of the segments so far, keys of ``trajectory.MODES``.
       due: what comes next, "text" or "image".
       cut: texts that the token limit cut short.
     """
@@ -226,7 +219,7 @@ class _Run:
         zero = jnp.zeros(rows, jnp.int32)
         return _Batch(make(full), make(texts) if guided else None, (zero, zero), zero > 0)
 
-    def sample(self) -> list[Drawn]:
+    def sample(self) -> list[Trajectory]:
         """Runs every row to its end."""
         watch = Stopwatch(self.sampler.compiler)
         self._add_texts(self.prompt_ids, copies=("full", "texts"))
@@ -237,7 +230,7 @@ class _Run:
             self.watch = Stopwatch(self.sampler.compiler)
             (self._write if wanted == "text" else self._draw)(active)
         costs = {"batch_seconds": watch.seconds, "compile_seconds": watch.compiling}
-        return [Drawn(self._trajectory(row, costs), row.images) for row in self.rows]
+        return [self._trajectory(row, costs) for row in self.rows]
 
     def _call(self, function: Callable, static: tuple, *args: Any) -> Any:
         watch = Stopwatch(self.sampler.compiler)
@@ -354,7 +347,7 @@ class _Run:
         return Trajectory(
             prompt=row.prompt, stages=row.stages, stop_reason=row.stop_reason, seed=row.seed,
             checkpoint=self.sampler.checkpoint, settings=_flat(self.settings) | {"dtype": self.sampler.compute.dtype},
-            costs=costs,
+            costs=costs, images=row.images,
         )  # fmt: skip
 
 

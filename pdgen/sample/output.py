@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pdgen.interleave.trajectory import TextStage, Trajectory, save_trajectory
 from pdgen.report.page import Entry, split_tags, trajectory_page
 from pdgen.report.strip import strip
-from pdgen.sample.engine import Drawn
 
 STRIP, PAGE = "strip.png", "index.html"
 _CAPTION = 140  # characters
@@ -31,7 +30,7 @@ def is_output(folder: pathlib.Path) -> bool:
     return (folder / PAGE).is_file() and any((*folder.glob("trajectory.json"), *folder.glob("*/trajectory.json")))
 
 
-def write_output(folder: pathlib.Path, drawn: Sequence[Drawn]) -> None:
+def write_output(folder: pathlib.Path, drawn: Sequence[Trajectory]) -> None:
     """Fills the new, empty ``folder``: one trajectory directly, several as 000, 001, ..., and ``index.html``.
 
     Raises:
@@ -42,8 +41,8 @@ def write_output(folder: pathlib.Path, drawn: Sequence[Drawn]) -> None:
     if single:
         folder.rmdir()  # save_trajectory makes its folder itself
     entries = []
-    for link, (trajectory, images) in zip(links, drawn):
-        save_trajectory(folder / link, trajectory, images)
-        strip(images, captions(trajectory)).save(folder / link / STRIP)
+    for link, trajectory in zip(links, drawn):
+        save_trajectory(folder / link, trajectory)
+        strip(trajectory.images, captions(trajectory)).save(folder / link / STRIP)
         entries.append(Entry("trajectory" if single else link, trajectory, link=link))
     (folder / PAGE).write_text(trajectory_page(entries))

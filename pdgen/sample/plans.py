@@ -25,7 +25,7 @@ def first_plans(
             some, keys = [*prompts[start : start + together]], [*seeds[start : start + together]]
             missing = together - len(some)
             drawn = sampler(some + some[:1] * missing, keys + keys[:1] * missing, settings)
-            plans += [one.trajectory.stages[0].text for one in drawn[: len(some)]]
+            plans += [one.stages[0].text for one in drawn[: len(some)]]
         return plans
 
     return write

@@ -1,6 +1,7 @@
 """Records, sampled folders and the sequence grammar."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -219,49 +220,90 @@ def test_the_stage_of_an_image_follows_from_what_stands_before():
         tr.check_grammar(made)
 
 
-@pytest.fixture
-def sampled():
-    stages = [
-        tr.ImageStage("given", "0.png", 6, 5),
-        tr.TextStage("plan", tr.format_plan("a", "b"), seconds=0.5, tokens=9),
-        tr.ImageStage("sketch", "1.png", 4, 8, seconds=1.5, tokens=34, steps=49),
-    ]
-    trajectory = tr.Trajectory(
-        prompt="a cat <b>", stages=stages, stop_reason="finished", seed=7, checkpoint="run/3",
-        settings={"text_scale": 4.0, "renorm": "global"}, costs={"seconds": 2.0},
-    )  # fmt: skip
-    return trajectory, [PIL.Image.new("RGB", (6, 5), "red"), PIL.Image.new("RGB", (4, 8), "blue")]
+PLAN = tr.format_plan("a", "b")
 
 
-def test_a_sampled_trajectory_comes_back(sampled, tmp_path):
-    trajectory, images = sampled
+def shade(width, height, color="blue"):
+    return PIL.Image.new("RGB", (width, height), color)
+
+
+def trajectory(letters, mode="process", **changes):
+    """A trajectory of one stage per letter: t is a thought, a an answer, the others as in ``LETTERS``."""
+    stages, images = [], []
+    texts = {"l": ("plan", PLAN), "n": ("inspect", "Fine."), "r": ("inspect", tr.format_inspection("No.", "Turn it."))}
+    texts |= {"t": ("thought", "A cat."), "a": ("answer", "Two.")}
+    for letter in letters:
+        if letter in "gi":
+            name = "given" if letter == "g" else tr.image_stage([tr.segment_kind(s) for s in stages])
+            size = (6, 5) if letter == "g" else (4, 8)
+            images.append(shade(*size, color=("red", "green", "blue", "white")[len(images)]))
+            stages.append(tr.ImageStage(name, tr.image_file(len(images), name), *size))
+        else:
+            stages.append(tr.TextStage(*texts[letter], seconds=0.5, tokens=9, ids=[1, 2]))
+    values = {"stop_reason": "finished", "seed": 7, "checkpoint": "run/3", "model_hash": "ab", "mode": mode}
+    values |= {"settings": {"text_scale": 4.0, "renorm": "global"}, "costs": {"seconds": 2.0}} | changes
+    return tr.Trajectory(prompt="a cat <b>", stages=stages, images=images, **values)
+
+
+def test_a_sampled_trajectory_comes_back(tmp_path):
+    made = trajectory("gli", latents={"02_sketch.png": np.arange(6, dtype=np.float32).reshape(2, 3)})
     folder = tmp_path / "new" / "00003"
-    tr.save_trajectory(folder, trajectory, images)
-    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "trajectory.json"]
+    tr.save_trajectory(folder, made)
+    files = {"01_given.png", "02_sketch.png", "latents.npz", "trajectory.json"}
+    assert {path.name for path in folder.iterdir()} == files
     assert list(folder.parent.iterdir()) == [folder]
-    read, pictures = tr.load_trajectory(folder)
-    assert read == trajectory
-    for picture, image in zip(pictures, images, strict=True):
+    read = tr.load_trajectory(folder)
+    assert read == made and read.fingerprint == made.fingerprint
+    for picture, image in zip(read.images, made.images, strict=True):
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(image))
+    np.testing.assert_array_equal(read.latents["02_sketch.png"], made.latents["02_sketch.png"])
     plain = json.loads((folder / "trajectory.json").read_text())
-    assert plain["stages"][2]["kind"] == "image" and plain["stages"][2]["file"] == "1.png"
+    assert plain["stages"][2]["kind"] == "image" and plain["stages"][2]["file"] == "02_sketch.png"
 
 
-def test_saving_leaves_nothing_half_written(sampled, tmp_path, monkeypatch):
-    trajectory, images = sampled
+@pytest.mark.parametrize(
+    ("mode", "letters"),
+    [
+        ("process", ["li", "gglirli", "lin"]),
+        ("single_pass", ["i", "in", "iri"]),
+        ("edit", ["gi", "ggi", "giri"]),
+        ("think", ["ti", "gti", "tin"]),
+        ("understand", ["a", "ggga"]),
+    ],
+)
+def test_every_mode_has_its_grammar(mode, letters):
+    for one in letters:
+        trajectory(one, mode).check()
+    everything = ["", "li", "i", "gi", "ti", "gti", "a", "ga", "lin", "in", "ia", "iai", "gl", "irri", "tit"]
+    fitting = {"li", "i", "gi", "ti", "gti", "a", "ga", "lin", "in"}
+    for one in everything:
+        alone = [m for m in tr.MODES if _fits(one, m)]
+        assert len(alone) == (1 if one in fitting - {"in"} else len(alone)) and (one in fitting or not alone), one
+
+
+def _fits(letters, mode):
+    try:
+        trajectory(letters, mode).check()
+    except tr.TrajectoryError:
+        return False
+    return True
+
+
+def test_saving_leaves_nothing_half_written(tmp_path, monkeypatch):
+    made = trajectory("gli")
     with pytest.raises(tr.TrajectoryError, match="2 image stages need as many images"):
-        tr.save_trajectory(tmp_path / "a", trajectory, images[:1])
-    with pytest.raises(tr.TrajectoryError, match=r"a/0.png: is 4x8 pixels, its stage says 6x5"):
-        tr.save_trajectory(tmp_path / "a", trajectory, images[::-1])
+        tr.save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[:1]))
+    with pytest.raises(tr.TrajectoryError, match=r"a: 01_given.png: is 4x8 pixels, its stage says 6x5"):
+        tr.save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[::-1]))
     monkeypatch.setattr(pathlib.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        tr.save_trajectory(tmp_path / "a", trajectory, images)
+        tr.save_trajectory(tmp_path / "a", made)
     assert not list(tmp_path.iterdir())
 
 
-def test_saving_never_overwrites(sampled, tmp_path):
+def test_saving_never_overwrites(tmp_path):
     with pytest.raises(tr.TrajectoryError, match="exists already"):
-        tr.save_trajectory(tmp_path, *sampled)
+        tr.save_trajectory(tmp_path, trajectory("li"))
     assert not list(tmp_path.iterdir())
 
 
@@ -271,32 +313,41 @@ def test_an_image_file_stays_in_its_folder():
             tr.ImageStage("sketch", name, 1, 1)
 
 
-def test_a_damaged_folder_is_named(sampled, tmp_path):
+def test_a_damaged_folder_is_named(tmp_path):
     with pytest.raises(tr.TrajectoryError, match=r"none/trajectory.json: No such file"):
         tr.load_trajectory(tmp_path / "none")
     folder = tmp_path / "t"
-    tr.save_trajectory(folder, *sampled)
-    (folder / "1.png").write_bytes(b"no picture")
-    with pytest.raises(tr.TrajectoryError, match=r"t/1.png: "):
-        tr.load_trajectory(folder)
-    PIL.Image.new("RGB", (4, 4)).save(folder / "1.png")
-    with pytest.raises(tr.TrajectoryError, match=r"t/1.png: is 4x4 pixels, its stage says 4x8"):
-        tr.load_trajectory(folder)
-    (folder / "1.png").unlink()
-    with pytest.raises(tr.TrajectoryError, match=r"t/1.png: .*No such file"):
-        tr.load_trajectory(folder)
+    tr.save_trajectory(folder, trajectory("gli", latents={}))
     text = (folder / "trajectory.json").read_text()
-    (folder / "trajectory.json").write_text(text.replace("finished", "gave up"))
-    with pytest.raises(tr.TrajectoryError, match=r"t/trajectory.json: Invalid enum value 'gave up'"):
+    nonsense = {
+        PLAN: ("a cat", "not a plan"),
+        '"process"': ('"edit"', "segment 2: plan after prompt, expected image"),
+        '"finished"': ('"gave up"', "Invalid enum value 'gave up'"),
+        '"a cat <b>"': ('" "', "the prompt is empty"),
+    }
+    for old, (new, message) in nonsense.items():
+        (folder / "trajectory.json").write_text(text.replace(old, new))
+        with pytest.raises(tr.TrajectoryError, match=rf"t(/trajectory.json)?: .*{message}"):
+            tr.load_trajectory(folder)
+    (folder / "trajectory.json").write_text(text)
+    tr.load_trajectory(folder)
+    (folder / "latents.npz").write_bytes(b"no zip")
+    with pytest.raises(tr.TrajectoryError, match=r"t/latents.npz: "):
+        tr.load_trajectory(folder)
+    (folder / "02_sketch.png").write_bytes(b"no picture")
+    with pytest.raises(tr.TrajectoryError, match=r"t/02_sketch.png: "):
+        tr.load_trajectory(folder)
+    (folder / "02_sketch.png").unlink()
+    with pytest.raises(tr.TrajectoryError, match=r"t/02_sketch.png: .*No such file"):
         tr.load_trajectory(folder)
 
 
-def test_a_damaged_picture_is_never_another_fault(sampled, tmp_path):
+def test_a_damaged_picture_is_never_another_fault(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)  # several IDAT chunks
     stage = tr.ImageStage("given", "0.png", 200, 200)
     folder = tmp_path / "t"
-    made = msgspec.structs.replace(sampled[0], stages=[stage])
-    tr.save_trajectory(folder, made, [PIL.Image.fromarray(noise)])
+    images = [PIL.Image.fromarray(noise)]
+    tr.save_trajectory(folder, dataclasses.replace(trajectory(""), stages=[stage], images=images, stop_reason=None))
     path = folder / "0.png"
     whole = path.read_bytes()
     assert whole.count(b"IDAT") > 1
@@ -307,3 +358,41 @@ def test_a_damaged_picture_is_never_another_fault(sampled, tmp_path):
     path.write_bytes(whole[:position])
     with pytest.raises(tr.TrajectoryError, match=r"t/0.png: "):
         tr.load_trajectory(folder)
+
+
+def test_a_branch_keeps_what_stands_before():
+    made = trajectory("glirlin")
+    branch = made.branch(4, plan=tr.format_plan("Add a dog.", "A dog."), seed=8)
+    assert branch.stages[:4] == made.stages[:4] and branch.images == made.images[:2]
+    assert branch.stages[4] == tr.TextStage("plan", "<ins>Add a dog.</ins> <des>A dog.</des>", origin="outside")
+    assert (branch.stop_reason, branch.seed, branch.parent) == (None, 8, tr.Parent(made.fingerprint, 4))
+    assert (branch.prompt, branch.settings, branch.costs) == (made.prompt, made.settings, {})
+    assert made == trajectory("glirlin")  # as it was
+    other = made.branch(5, image=shade(4, 8, "black"))
+    assert other.stages[-1] == tr.ImageStage("refine", "03_refine.png", 4, 8, origin="outside")
+    assert np.asarray(other.images[-1]).max() == 0 and other.seed == 7
+    longer = made.branch(3, critique="Fine.").kinds
+    assert longer == ["given", "prompt", "plan", "image", "inspect"]
+    assert trajectory("i", "single_pass").branch(1, critique="<refine>Turn it.</refine>").kinds[-1] == "inspect+refine"
+    assert trajectory("ti", "think").branch(0, plan="Two cats.").stages[0].stage == "thought"
+    assert [len(made.branch(n).stages) for n in range(1, 8)] == list(range(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "message"),
+    [
+        (0, {}, "branch at stage 0: choose one from 1 to 4"),
+        (5, {}, "branch at stage 5: choose one from 1 to 4"),
+        (1, {"plan": "Add a cat."}, "branch at stage 1: not a plan"),
+        (2, {"plan": PLAN}, "branch at stage 2: segment 3: plan after plan, expected image"),
+        (2, {"critique": "Fine."}, "segment 3: inspect after plan, expected image"),
+        (3, {"critique": "<refine>a"}, "not an inspection"),
+        (1, {"image": (4, 8)}, "segment 2: image after prompt, expected plan"),
+        (2, {"image": (8, 4)}, "branch: the image is 8x4 pixels, this trajectory's are 4x8; resize it"),
+        (2, {"image": (4, 8), "plan": PLAN}, "give one of plan, critique and image"),
+    ],
+)
+def test_a_branch_into_nonsense_is_refused(step, changes, message):
+    changes = {name: shade(*value) if name == "image" else value for name, value in changes.items()}
+    with pytest.raises(tr.TrajectoryError, match=message):
+        trajectory("glin").branch(step, **changes)

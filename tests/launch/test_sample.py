@@ -42,10 +42,10 @@ def output(checkpoint, tmp_path_factory):
 
 def test_a_trajectory_with_its_images_strip_and_page(output):
     folder, lines = output
-    trajectory, images = load_trajectory(folder)
+    trajectory = load_trajectory(folder)
     assert trajectory.prompt == PROMPT.removeprefix("--prompt=") and trajectory.seed == 3
     assert trajectory.settings["max_images"] == 1 and trajectory.settings["image.num_timesteps"] == 2
-    assert [image.size for image in images] == [(24, 16)]
+    assert [image.size for image in trajectory.images] == [(24, 16)]
     files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
     assert {path.name for path in folder.iterdir()} == {*files, "trajectory.json", "strip.png", "index.html"}
     page = (folder / "index.html").read_text()

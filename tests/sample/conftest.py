@@ -17,8 +17,9 @@ from pdgen.convert.both_ways import to_pdgen
 from pdgen.flow.denoise import ImageSettings
 from pdgen.interleave.grammar import FORBIDDEN, Automaton, build_automaton
 from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
+from pdgen.interleave.trajectory import Trajectory
 from pdgen.sample.compiled import Compiler
-from pdgen.sample.engine import Drawn, Sampler, SampleSettings
+from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.text import Grammar, TextSettings
 
 NANO = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
@@ -123,7 +124,7 @@ def sampler(checkpoint, whole_grammar):
 class Recorded(NamedTuple):
     """A batch of trajectories, the lines of progress, and every compiled call."""
 
-    drawn: list[Drawn]
+    drawn: list[Trajectory]
     lines: list[str]
     recorder: Recorder
 
@@ -141,7 +142,7 @@ class Segment(NamedTuple):
     """One segment of a recorded trajectory as the model read it.
 
     Attributes:
-      kind: a key of ``FOLLOWERS``.
+      kind: a key of ``MODES``.
       ids: a text's words.
       image: an image's pictures (one row) and the key of its posterior's sample.
       logits: after its closing token; None for the prompt.

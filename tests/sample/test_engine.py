@@ -28,8 +28,8 @@ from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, Recorder, res
 
 def outcome(drawn):
     """What must not depend on the batch: the stages but for their times, the pixels, why it stopped."""
-    stages = [(s.stage, getattr(s, "text", None), s.tokens) for s in drawn.trajectory.stages]
-    return stages, [np.asarray(image).tobytes() for image in drawn.images], drawn.trajectory.stop_reason
+    stages = [(s.stage, getattr(s, "text", None), s.tokens) for s in drawn.stages]
+    return stages, [np.asarray(image).tobytes() for image in drawn.images], drawn.stop_reason
 
 
 def segment_tokens(sampler, segments):
@@ -75,19 +75,19 @@ def test_the_recorded_batch_takes_every_turn(histories):
 
 
 def test_trajectories_obey_the_grammar(recorded, histories):
-    for (trajectory, images), segments in zip(recorded.drawn, histories):
+    for trajectory, segments in zip(recorded.drawn, histories):
         kinds = ["prompt", *map(segment_kind, trajectory.stages)]
         assert kinds == [segment.kind for segment in segments]
         check_kinds(kinds, complete=trajectory.stop_reason == "finished")
         drawn = [(n, stage) for n, stage in enumerate(trajectory.stages, 1) if isinstance(stage, ImageStage)]
         assert [stage.stage for _, stage in drawn] == [image_stage(kinds[:n]) for n, _ in drawn]
-        assert [(stage.width, stage.height) for _, stage in drawn] == [image.size for image in images]
+        assert [(stage.width, stage.height) for _, stage in drawn] == [image.size for image in trajectory.images]
 
 
 def test_costs_count_tokens_and_evaluations(recorded):
     # All three steps of four timesteps lie in the guidance interval: full and text branch, later image too.
-    for trajectory, images in recorded.drawn:
-        assert trajectory.costs["network_evaluations"] == 3 * (2 + 3 * (len(images) - 1))
+    for trajectory in recorded.drawn:
+        assert trajectory.costs["network_evaluations"] == 3 * (2 + 3 * (len(trajectory.images) - 1))
         texts = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
         assert trajectory.costs["text_tokens"] == sum(stage.tokens for stage in texts)
         assert trajectory.costs["batch_seconds"] >= max(s.seconds for s in trajectory.stages) > 0
@@ -95,10 +95,10 @@ def test_costs_count_tokens_and_evaluations(recorded):
 
 def test_progress_has_a_line_per_segment(recorded):
     lines = [line for line in recorded.lines if not line.startswith("compiled ")]
-    assert len(lines) == sum(len(drawn.trajectory.stages) for drawn in recorded.drawn)
+    assert len(lines) == sum(len(drawn.stages) for drawn in recorded.drawn)
     for drawn, seed in zip(recorded.drawn, SEEDS):
         words = [line.split(",")[0] for line in lines if line.startswith(f"seed {seed}: ")]
-        assert words == [f"seed {seed}: {stage.stage}" for stage in drawn.trajectory.stages]
+        assert words == [f"seed {seed}: {stage.stage}" for stage in drawn.stages]
 
 
 def test_every_token_is_prefilled_once(sampler, recorded, histories):
@@ -186,7 +186,7 @@ def test_nothing_is_compiled_twice(sampler, recorded):
     before, lines = sampler.compiler.seconds, []
     drawn = sampler(["one", "other " * 20, "prompts"], [0, 2, 4], SETTINGS, lines.append)
     assert sampler.compiler.seconds == before and not any(line.startswith("compiled") for line in lines)
-    assert drawn[0].trajectory.costs["compile_seconds"] == 0
+    assert drawn[0].costs["compile_seconds"] == 0
 
 
 def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
@@ -203,7 +203,7 @@ def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
     sampler.compiler = recorder.compiler
     context = recorder.named("write_text")[-1].result.cache
     steps = ["plan", "sketch", "inspect"] + ["plan", "refine", "inspect"] * (SETTINGS.max_images - 1)
-    for n, (trajectory, _) in enumerate(drawn):
+    for n, trajectory in enumerate(drawn):
         assert trajectory.stop_reason == "step limit"
         assert [stage.stage for stage in trajectory.stages] == steps
         texts = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
@@ -220,8 +220,8 @@ def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
 @pytest.mark.parametrize("switch", ["image", "text", "end"])
 def test_a_cut_inspection_ends_a_trajectory(sampler, recorded, narrow, switch):
     narrow({"after_image:": ["<refine"]}, "refine", {"image": ["text"], "inspect+refine": [switch]})
-    for trajectory, images in sampler(PROMPTS, SEEDS, SETTINGS):
-        assert trajectory.stop_reason == "token limit" and len(images) == 1
+    for trajectory in sampler(PROMPTS, SEEDS, SETTINGS):
+        assert trajectory.stop_reason == "token limit" and len(trajectory.images) == 1
         assert trajectory.stages[-1].tokens > SETTINGS.text.max_tokens
         assert parse_refine(trajectory.stages[-1].text) is not None
 
@@ -232,8 +232,8 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
     drawn = sampler(PROMPTS, SEEDS, SETTINGS)
     sampler.compiler = recorder.compiler
     texts = recorder.named("draw")[-1].given[0].image
-    for n, (trajectory, images) in enumerate(drawn):
-        assert trajectory.stop_reason == "step limit" and len(images) == SETTINGS.max_images
+    for n, trajectory in enumerate(drawn):
+        assert trajectory.stop_reason == "step limit" and len(trajectory.images) == SETTINGS.max_images
         before = [stage for stage in trajectory.stages[:-2] if isinstance(stage, TextStage)]
         assert sum(not stage.text for stage in before) == SETTINGS.max_images - 1
         expected = len(sampler.tokenizer.encode(PROMPTS[n])) + 2 + sum(stage.tokens + 2 for stage in before)

@@ -7,7 +7,7 @@ from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, Recorder
 
 
 def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
-    whole = [one.trajectory.stages[0].text for one in sampler(PROMPTS, SEEDS, SETTINGS)]
+    whole = [one.stages[0].text for one in sampler(PROMPTS, SEEDS, SETTINGS)]
     asked = []
 
     def narrow(prompts, seeds, settings):
@@ -23,7 +23,7 @@ def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
 def test_the_longest_prompt_leaves_room_for_a_plan(sampler):
     longest = "e " * (SETTINGS.max_prompt_tokens // 2)
     sampler.compiler = recorder = Recorder(sampler.compiler)
-    ((trajectory, _),) = sampler([longest], SEEDS[:1], dataclasses.replace(SETTINGS, max_images=0))
+    (trajectory,) = sampler([longest], SEEDS[:1], dataclasses.replace(SETTINGS, max_images=0))
     sampler.compiler = recorder.compiler
     context = recorder.named("write_text")[-1].result.cache
     tokens = SETTINGS.max_prompt_tokens + 2 + trajectory.stages[0].tokens + 2
@@ -31,6 +31,6 @@ def test_the_longest_prompt_leaves_room_for_a_plan(sampler):
 
 
 def test_nothing_is_drawn(sampler):
-    for trajectory, images in sampler(PROMPTS, SEEDS, dataclasses.replace(SETTINGS, max_images=0)):
-        assert ([stage.stage for stage in trajectory.stages], images) == (["plan"], [])
+    for trajectory in sampler(PROMPTS, SEEDS, dataclasses.replace(SETTINGS, max_images=0)):
+        assert ([stage.stage for stage in trajectory.stages], trajectory.images) == (["plan"], [])
         assert trajectory.stop_reason == "step limit"
