@@ -160,7 +160,7 @@ def test_words_predict_the_next_and_the_closing_token():
 )
 def test_what_an_inspection_says_to_refine(words, correction):
     """The ids that stand for the words between the tags, beyond ASCII too."""
-    parts = [text("prompt"), text("plan", PLAN), image("sketch"), text("inspect", words)]
+    parts = [text("prompt"), text("plan", PLAN), image("sketch", not correction), text("inspect", words)]
     plan, inspection = (s for s in record_segments(record(*parts, complete=False), TOKENIZER, NANO)
                         if isinstance(s, TextSegment) and s.loss)  # fmt: skip
     assert (plan.stage, plan.refine) == ("plan", (0, 0)) and inspection.stage == "inspect"
