@@ -1,0 +1,62 @@
+"""Tables as plain data, and as text, CSV and JSON."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import msgspec
+
+from pdgen.evaluate.statistics import LEVEL, Estimate
+
+Cell = str | float | int | None
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table; every row of figures says how many prompts it rests on.
+
+    Attributes:
+      columns: one name for each cell of a row.
+      rows: None is what cannot be told.
+      note: what a reader must know to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if wrong := [row for row in self.rows if len(row) != len(self.columns)]:
+            raise ValueError(f"table {self.title!r}: {wrong[0]} is no row of {self.columns}")
+
+
+def interval(estimate: Estimate) -> tuple[float, float | None, float | None, int]:
+    """The cells value, low, high, n."""
+    return estimate.value, estimate.low, estimate.high, estimate.n
+
+
+def as_text(table: Table) -> str:
+    """The table for a terminal: four decimals, "-" for None."""
+    cells = [table.columns, *([_shown(cell) for cell in row] for row in table.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
+    title = f"{table.title} (intervals: {LEVEL:.0%}, bootstrap by prompt)"
+    return "\n".join([title, *lines, *([table.note] if table.note else [])])
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def as_csv(table: Table) -> str:
+    """The table with a line of column names; full precision, an empty cell for None."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+    return text.getvalue()
+
+
+def as_json(tables: Sequence[Table]) -> bytes:
+    """All tables, indented."""
+    return msgspec.json.format(msgspec.json.encode(list(tables)), indent=1) + b"\n"

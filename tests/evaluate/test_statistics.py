@@ -1,0 +1,102 @@
+"""Intervals against closed forms, scipy's bootstrap and coverage; differences of paired runs."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdgen.evaluate.statistics import difference, estimate, spread
+
+RNG = np.random.default_rng(3)
+
+
+def half(one):
+    return (one.high - one.low) / 2
+
+
+def test_a_share_has_the_interval_of_the_binomial():
+    right = (np.arange(400) < 300).astype(float)
+    one = estimate([right])
+    # 1.96 sqrt(p (1 - p) / n), to the 2% that 10,000 draws leave of a quantile.
+    assert (one.value, one.n) == (0.75, 400)
+    assert half(one) == pytest.approx(1.96 * np.sqrt(0.75 * 0.25 / 400), rel=0.05)
+
+
+def test_the_mean_of_tasks_has_the_variance_of_a_sum():
+    tasks = [RNG.random(80) ** 2, RNG.random(200), RNG.random(50) * 3]
+    weights = np.array([0.5, 0.2, 0.3])
+    variance = sum(w**2 * t.var() / len(t) for w, t in zip(weights, tasks))
+    one = estimate(tasks, weights)
+    assert one.value == pytest.approx(sum(w * t.mean() for w, t in zip(weights, tasks)))
+    assert half(one) == pytest.approx(1.96 * np.sqrt(variance), rel=0.05)
+    assert estimate(tasks).value == pytest.approx(np.mean([t.mean() for t in tasks]))
+    assert estimate(tasks).n == 330
+
+
+def test_scipy_draws_the_same_interval():
+    tasks = [RNG.exponential(size=30), RNG.random(25) < 0.2]
+
+    def statistic(a, b, axis=-1):
+        return (np.mean(a, axis=axis) + np.mean(b, axis=axis)) / 2
+
+    theirs = scipy.stats.bootstrap(tuple(t.astype(float) for t in tasks), statistic, method="percentile",
+                                   n_resamples=10_000, random_state=1).confidence_interval  # fmt: skip
+    ours = estimate(tasks)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05 * (theirs.high - theirs.low))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    inside = 0
+    for seed in range(200):
+        drawn = (np.random.default_rng(seed).random(100) < 0.7).astype(float)
+        one = estimate([drawn], seed=seed)
+        inside += one.low <= 0.7 <= one.high
+    # 0.95 of 200 with a standard deviation of 3.1; the percentile interval of a share is a little narrow.
+    assert 178 <= inside <= 199
+
+
+def test_a_prompt_keeps_its_images_together():
+    # Four images that agree tell no more than one.
+    right = (np.arange(100) < 40).astype(float)
+    together = np.repeat(right[:, None], 4, axis=1)
+    assert half(estimate([together.mean(1)])) == pytest.approx(half(estimate([right])))
+    assert half(estimate([together.ravel()])) == pytest.approx(half(estimate([right])) / 2, rel=0.1)
+
+
+def test_pairs_are_drawn_together():
+    hard = RNG.random(100)
+    better = hard + 0.1
+    one = difference([hard], [better])
+    assert (one.value, one.low, one.high) == pytest.approx((0.1, 0.1, 0.1))
+    noise = RNG.normal(0.05, 0.2, 400)
+    one = difference([np.zeros(400)], [noise])
+    assert half(one) == pytest.approx(1.96 * noise.std() / 20, rel=0.05)
+    assert difference([better], [hard]).value == pytest.approx(-0.1)
+    with pytest.raises(ValueError, match="not of the same prompts"):
+        difference([hard], [better[1:]])
+
+
+def test_equal_seeds_give_equal_intervals():
+    scores = [RNG.random(20)]
+    assert estimate(scores, seed=1) == estimate(scores, seed=1) != estimate(scores, seed=2)
+
+
+def test_one_prompt_tells_nothing_of_others():
+    one = estimate([np.array([1.0]), np.array([0.0, 1.0])])
+    assert (one.value, one.low, one.high, one.n) == (0.75, None, None, 3)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        estimate([np.array([])])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=8), min_size=1, max_size=4))
+def test_an_interval_lies_among_the_scores(tasks):
+    one = estimate([np.array(t) for t in tasks])
+    assert min(map(min, tasks)) - 1e-9 <= one.low <= one.high <= max(map(max, tasks)) + 1e-9
+
+
+def test_the_spread_over_seeds():
+    one = spread([0.5, 0.7, 0.6])
+    assert (one.mean, one.deviation, one.least, one.most, one.n) == pytest.approx((0.6, 0.1, 0.5, 0.7, 3))
+    assert spread([0.5]).deviation is None
