@@ -7,13 +7,14 @@ import io
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jinja2
 import PIL.Image
 
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
+from pdgen.report.changes import THRESHOLD, change
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}
@@ -34,15 +35,15 @@ class Entry:
 
     Attributes:
       name: how the page calls it, e.g. its folder's name.
-      trajectory: what was sampled.
-      images: one per image stage, in order. They are embedded in the page, unless there is a ``link``.
-      link: the trajectory's folder as seen from the page; its PNGs are then linked ``images`` is unused.
+      trajectory: what was sampled, with its images.
+      link: the trajectory's folder as seen from the page; its PNGs are then linked, else they are embedded.
+      files: further files in that folder to link, such as an animation.
     """
 
     name: str
     trajectory: Trajectory
-    images: Sequence[PIL.Image.Image] = ()
     link: str | None = None
+    files: Sequence[str] = ()
 
 
 def render(template: str, **values: Any) -> str:
@@ -53,18 +54,39 @@ def render(template: str, **values: Any) -> str:
 def trajectory_page(entries: Sequence[Entry], title: str = "Trajectories") -> str:
     """An HTML page that shows every stage of every trajectory, with how it stopped and what it cost.
 
-    Raises:
-      ValueError: an entry without ``link`` has not one image per image stage.
+    A branch stands beside its parent, without the steps that both have. Every image that follows another of its size
+    bears an outline of what changed. Settings that all share are told once.
     """
-    stops = collections.Counter(entry.trajectory.stop_reason for entry in entries)
+    stops = collections.Counter(_stop(entry.trajectory) for entry in entries)
     drawn = sum(_is_drawn(stage) for entry in entries for stage in entry.trajectory.stages)
     counts = {"trajectories": len(entries), "images drawn": drawn} | dict(stops.most_common())
-    summary = [f"{name}: {count}" for name, count in counts.items()]
-    return render("trajectories.html", title=title, summary=summary, articles=[_article(e) for e in entries])
+    common = _common([_settings(entry.trajectory) for entry in entries])
+    return render(
+        "trajectories.html",
+        title=title,
+        summary=[f"{name}: {count:,}" for name, count in counts.items()],
+        stops=sorted(stops),
+        threshold=THRESHOLD,
+        common=common,
+        families=[_family(members, common) for members in families(entries)],
+    )
 
 
-def _is_drawn(stage: TextStage | ImageStage) -> bool:
-    return isinstance(stage, ImageStage) and stage.stage != "given"
+def families(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries, each followed by its branches and theirs; a branch whose parent is not there stands alone."""
+    known = {entry.trajectory.fingerprint for entry in entries}
+    branches = collections.defaultdict(list)
+    roots = []
+    for entry in entries:
+        parent = entry.trajectory.parent
+        (branches[parent.fingerprint] if parent and parent.fingerprint in known else roots).append(entry)
+
+    def grown(entry: Entry) -> Iterator[Entry]:
+        yield entry
+        for branch in branches[entry.trajectory.fingerprint]:
+            yield from grown(branch)
+
+    return [list(grown(root)) for root in roots]
 
 
 def split_tags(text: str) -> list[tuple[str, str]]:
@@ -82,50 +104,126 @@ def split_tags(text: str) -> list[tuple[str, str]]:
     return [span for span in spans if span[0] or span[1]]
 
 
-def _article(entry: Entry) -> dict[str, Any]:
-    """What the template shows of one trajectory: its steps, each a column of stages around one image."""
-    sources = iter(_image_sources(entry))
+def _stop(trajectory: Trajectory) -> str:
+    return trajectory.stop_reason or "unfinished"
+
+
+def _is_drawn(stage: TextStage | ImageStage) -> bool:
+    return isinstance(stage, ImageStage) and stage.stage != "given"
+
+
+def _settings(trajectory: Trajectory) -> dict[str, Any]:
+    known = {"mode": trajectory.mode, "checkpoint": trajectory.checkpoint, "model hash": trajectory.model_hash}
+    return known | trajectory.settings
+
+
+def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all of them have, with one value."""
+    if not settings:
+        return {}
+    first, *others = settings
+    return {key: value for key, value in first.items() if all(o.get(key, ...) == value for o in others)}
+
+
+def _family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows of a trajectory and its branches, and the words that the filter looks through."""
+    names = {member.trajectory.fingerprint: member.name for member in members}
+    articles = [_article(member, common, names) for member in members]
+    column = 1
+    for article in articles:
+        end = -1 if article is articles[-1] else column + len(article["steps"])
+        article["columns"] = (column, end)
+        column += len(article["steps"])
+    words = {word for member in members for word in (member.name, member.trajectory.mode, member.trajectory.prompt)}
+    return {
+        "articles": articles,
+        "columns": column - 1,
+        "words": " ".join(sorted(words)).lower(),
+        "stops": "|".join(sorted({_stop(member.trajectory) for member in members})),
+    }
+
+
+def _article(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """What the template shows of one trajectory; ``names`` are its family's, by fingerprint.
+
+    ``steps`` are columns of stages around one image. Of a branch beside its parent the first is the one that holds
+    the first stage of its own.
+    """
+    trajectory, parent = entry.trajectory, entry.trajectory.parent
+    beside = parent is not None and parent.fingerprint in names
+    fork = parent.stage if beside else 0
+    steps = _steps(trajectory, _shown_stages(entry, fork))
+    first = next((n for n, step in enumerate(steps) if any(not shown["kept"] for shown in step)), len(steps))
+    settings = {key: value for key, value in _settings(trajectory).items() if key not in common}
+    folder = (entry.link or "").rstrip("/")
+    return {
+        "name": entry.name,
+        "title": entry.name if beside else trajectory.prompt,
+        "trajectory": trajectory,
+        "branch_of": f"{names.get(parent.fingerprint, parent.fingerprint)} from stage {parent.stage}" if parent else "",
+        "stop": _stop(trajectory),
+        "steps": steps[first:],
+        "costs": {key.replace("_", " "): value for key, value in trajectory.costs.items()},
+        "settings": settings,
+        "files": {name: urllib.parse.quote(f"{folder}/{name}") for name in entry.files},
+    }
+
+
+def _steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Stages by step: whatever follows an image, but for an inspection or an answer, opens the next one."""
     steps: list[list[dict[str, Any]]] = []
-    closed = True  # the last step has its image, and whatever is not an inspection of it opens the next
-    for stage in entry.trajectory.stages:
-        is_image = isinstance(stage, ImageStage)
+    closed = True
+    for stage, one in zip(trajectory.stages, shown):
         if not steps or (closed and stage.stage not in ("inspect", "answer")):
             steps.append([])
             closed = False
-        closed = closed or is_image
-        steps[-1].append(_shown_image(stage, next(sources)) if is_image else _shown_text(stage))
-    return {"name": entry.name, "trajectory": entry.trajectory, "steps": steps}
+        closed = closed or isinstance(stage, ImageStage)
+        steps[-1].append(one)
+    return steps
+
+
+def _shown_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
+    """What the template shows of every stage; those before ``fork`` are the parent's."""
+    images, before, shown = iter(entry.trajectory.images), None, []
+    for number, stage in enumerate(entry.trajectory.stages):
+        if isinstance(stage, ImageStage):
+            image = next(images)
+            shown.append(_shown_image(entry, stage, before, image))
+            before = image
+        else:
+            shown.append(_shown_text(stage))
+        remark = "kept" if number < fork else "from outside" if stage.origin == "outside" else ""
+        shown[-1] |= {"stage": stage.stage, "number": number, "kept": number < fork, "remark": remark}
+    return shown
 
 
 def _shown_text(stage: TextStage) -> dict[str, Any]:
     notes = [f"{stage.tokens} tokens"] * bool(stage.tokens) + [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
-    return {"stage": stage.stage, "spans": split_tags(stage.text), "note": ", ".join(notes)}
+    return {"spans": split_tags(stage.text), "note": ", ".join(notes)}
 
 
-def _shown_image(stage: ImageStage, source: str) -> dict[str, Any]:
+def _shown_image(
+    entry: Entry, stage: ImageStage, before: PIL.Image.Image | None, image: PIL.Image.Image
+) -> dict[str, Any]:
+    changed = change(before, image) if before else None
     notes = [f"{stage.width} x {stage.height} px"] + [f"{stage.steps} steps"] * bool(stage.steps)
     notes += [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
+    notes += [f"{changed.share:.0%} changed"] if changed else []
     return {
-        "stage": stage.stage,
-        "source": source,
+        "source": _source(entry, stage, image),
+        "linked": entry.link is not None,
         "width": stage.width,
         "height": stage.height,
         "pixelated": max(stage.width, stage.height) < _PIXELATED_BELOW,
+        "changed": changed,
         "note": ", ".join(notes),
     }
 
 
-def _image_sources(entry: Entry) -> list[str]:
-    """A link or a data URI per image stage."""
-    stages = [stage for stage in entry.trajectory.stages if isinstance(stage, ImageStage)]
+def _source(entry: Entry, stage: ImageStage, image: PIL.Image.Image) -> str:
+    """A link to the image's file, or the image itself as a data URI."""
     if entry.link is not None:
-        folder = entry.link.rstrip("/")
-        return [urllib.parse.quote(f"{folder}/{stage.file}") for stage in stages]
-    if len(stages) != len(entry.images):
-        raise ValueError(f"{entry.name}: {len(stages)} image stages, but {len(entry.images)} images")
-    sources = []
-    for image in entry.images:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        sources.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
-    return sources
+        return urllib.parse.quote(f"{entry.link.rstrip('/')}/{stage.file}")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

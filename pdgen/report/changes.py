@@ -1,0 +1,98 @@
+"""Where an image differs from the one before it: a mask of pixels, and its outline to lay over the image.
+
+Axis legend: H and W pixels, R and C cells of a grid of at most 64 x 64 over the image.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import scipy.ndimage
+from jaxtyping import Bool
+
+# A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
+THRESHOLD = 40
+# Cells of the outline's grid along the longer side; a cell is inside where at least a quarter of it has changed.
+_CELLS = 64
+_SHARE = 0.25
+# Spots of fewer cells, inside or outside, are noise.
+_SPOT = 4
+
+
+class Change(NamedTuple):
+    """What changed between two images.
+
+    Attributes:
+      share: of the pixels, within [0, 1].
+      extent: (width, height) of the image in cells, the unit of the outline's coordinates.
+      path: the outline of the changed cells as the data of an SVG path, "" where there are none.
+    """
+
+    share: float
+    extent: tuple[float, float]
+    path: str
+
+
+def changed_pixels(before: PIL.Image.Image, after: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
+    """Which pixels differ by more than ``THRESHOLD`` in a channel. Raises ValueError for images of two sizes."""
+    if before.size != after.size:
+        raise ValueError(f"images of {before.size} and {after.size} pixels have no common pixels to compare")
+    first, second = (np.asarray(image.convert("RGB"), np.int16) for image in (before, after))
+    return (np.abs(second - first) > THRESHOLD).any(axis=-1)
+
+
+def change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
+    """What changed from one image to the next; None where their sizes differ."""
+    if before.size != after.size:
+        return None
+    pixels, side = changed_pixels(before, after), cell_side(after.size)
+    extent = (after.width / side, after.height / side)
+    return Change(float(pixels.mean()), extent, outline(without_spots(coarse(pixels, side))))
+
+
+def cell_side(size: tuple[int, int]) -> int:
+    """Pixels of a cell's side: no more than 64 cells lie along the longer side of an image of this size."""
+    return -(-max(size) // _CELLS)
+
+
+def coarse(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
+    """The mask in cells of ``side`` x ``side`` pixels, those that the image's edge cuts included."""
+    height, width = pixels.shape
+    padding = (-height % side, -width % side)
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        padded = np.pad(values.astype(np.int64), ((0, padding[0]), (0, padding[1])))
+        return padded.reshape(padded.shape[0] // side, side, padded.shape[1] // side, side).sum(axis=(1, 3))
+
+    return sums(pixels) >= _SHARE * sums(np.ones_like(pixels))
+
+
+def without_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
+    """The mask without spots of fewer than 4 connected cells, first those inside, then those outside."""
+    for inside in (True, False):
+        spots, _ = scipy.ndimage.label(cells == inside)
+        small = np.bincount(spots.ravel()) < _SPOT
+        small[0] = False  # all that is no spot
+        cells = np.where(small[spots], not inside, cells)
+    return cells
+
+
+def outline(cells: Bool[np.ndarray, "R C"]) -> str:
+    """The borders between cells inside and cells outside, as the data of an SVG path in units of cells.
+
+    >>> outline(np.array([[True, True]]))
+    'M0 0h2M0 1h2M0 0v1M2 0v1'
+    """
+    padded = np.pad(cells, 1)
+    across = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [R + 1, C] the border above each cell
+    down = padded[1:-1, 1:] != padded[1:-1, :-1]  # [R, C + 1] the border left of each cell
+    horizontal = [f"M{start} {y}h{length}" for y, start, length in _runs(across)]
+    vertical = [f"M{x} {start}v{length}" for x, start, length in _runs(down.T)]
+    return "".join(horizontal + vertical)
+
+
+def _runs(lines: Bool[np.ndarray, "N L"]) -> list[tuple[int, int, int]]:
+    """(line, start, length) of every run of True."""
+    steps = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
+    return [(int(n), int(start), int(end - start)) for (n, start), end in zip(starts, ends[:, 1])]
