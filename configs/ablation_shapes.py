@@ -1,0 +1,51 @@
+"""The paper's Tables 5, 6 and 7 in shapes world: rewriting, where critiques come from, and which subsets train.
+
+python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation
+
+Every cell is a data set, a training run for each seed, and an evaluation of each run. Killed and started again, the
+sweep goes on where it was. At these sizes a cell takes hours on two cores; --config.scale, --config.seeds and
+--config.train_keys.num_steps make it small, --tables takes some of the tables.
+"""
+
+import ml_collections
+
+_NO_CONFLICT = {"conflict": {"positive": 0, "negative": 0}}
+_NO_ALIGNMENT = {"alignment": {"positive": 0, "negative": 0}}
+_NONE = _NO_CONFLICT | _NO_ALIGNMENT
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The keys are those of ``pdgen.evaluate.ablation.Sweep``."""
+    config = ml_collections.ConfigDict()
+    config.data = "configs/data_shapes.py"
+    config.train = "configs/shapes_nano.py"
+    config.scale = 0.25
+    config.seeds = (0, 1, 2)
+    config.train_keys = ml_collections.ConfigDict({"num_steps": 6000})
+    config.evaluate_flags = ml_collections.ConfigDict({"samples": 4, "text_scale": 2.5})
+    # Where plans are self-sampled, another cell's model writes them: one trained on the same multi-turn samples alone.
+    config.cells = {
+        "plain": {"data": {"rewritten": 0.0} | _NONE},
+        "plain_critique": {"data": {"rewritten": 0.0}, "plans_from": "plain"},
+        "rewritten": {"data": _NONE},
+        "rewritten_conflict": {"data": _NO_ALIGNMENT, "plans_from": "rewritten"},
+        "rewritten_alignment": {"data": _NO_CONFLICT},
+        "rewritten_critique": {"data": {}, "plans_from": "rewritten"},
+        "rewritten_symbolic": {"data": {}},
+    }
+    config.tables = {
+        "rewriting": {
+            "without rewriting": "plain",
+            "without rewriting, with critique": "plain_critique",
+            "with rewriting": "rewritten",
+            "with rewriting and critique": "rewritten_critique",
+        },
+        "critiques": {"none": "rewritten", "scene graph": "rewritten_symbolic", "self-sampled": "rewritten_critique"},
+        "subsets": {
+            "neither": "rewritten",
+            "conflict": "rewritten_conflict",
+            "alignment": "rewritten_alignment",
+            "both": "rewritten_critique",
+        },
+    }
+    return config

@@ -1,0 +1,56 @@
+"""Compares training data: builds, trains and evaluates every cell of a sweep, and ends in the paper's tables.
+
+python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation [--tables=subsets]
+
+Killed and started again, it goes on where it was. OUTPUT/<table>.csv and tables.json hold the tables that it prints.
+"""
+
+import pathlib
+
+import msgspec
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from pdgen.command import fail, parse
+from pdgen.evaluate.ablation import TABLES, Sweep, run, stages, table
+from pdgen.evaluate.tables import as_csv, as_json, as_text
+from pdgen.files import new_file
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep.", required=True)
+WANTED = flags.DEFINE_list("tables", None, f"Of {', '.join(TABLES)}; by default all of the config's.")
+flags.mark_flag_as_required("config")
+
+
+def ablate() -> None:
+    """Runs what is missing and writes the tables. Raises ValueError in one line."""
+    sweep = msgspec.convert(CONFIG.value.to_dict(), Sweep)
+    names = WANTED.value or list(sweep.tables)
+    if unknown := [name for name in names if name not in sweep.tables]:
+        raise ValueError(f"--tables: {unknown[0]!r} is none of the config's: {', '.join(sweep.tables)}")
+    output = pathlib.Path(OUTPUT.value)
+    cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
+    for stage in tqdm(list(stages(sweep, cells, output)), unit=" stages"):
+        run(stage, pathlib.Path(__file__).parent, tqdm.write)
+    tables = [table(sweep, name, output) for name in names]
+    for name, one in zip(names, tables):
+        with new_file(output / f"{name}.csv") as partial:
+            partial.write_text(as_csv(one))
+        print(as_text(one), end="\n\n")
+    with new_file(output / "tables.json") as partial:
+        partial.write_bytes(as_json(tables))
+    print(f"wrote {output}/tables.json and a CSV file for each table")
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    try:
+        ablate()
+    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
+        fail(fault)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

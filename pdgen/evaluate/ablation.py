@@ -1,0 +1,186 @@
+"""Ablations: a sweep over training data, each cell a data set, training runs and their evaluation, ending in tables.
+
+Every stage is one of the project's own commands in a process of its own, which resumes by itself. A stage that has
+ended is marked by a file that holds its command; a sweep that is started again leaves it out, and refuses to mix in
+what was made otherwise.
+
+    OUTPUT/<cell>/data                 build_data.py
+    OUTPUT/<cell>/<seed>/run           train.py
+    OUTPUT/<cell>/<seed>/scores        evaluate.py --benchmark=shapes
+    OUTPUT/<cell>/.../<stage>.log, <stage>.done
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from flax import traverse_util
+
+from pdgen.evaluate import published
+from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.scoring import RESULTS, by_task, read_results
+from pdgen.evaluate.statistics import estimate, spread
+from pdgen.evaluate.tables import Table
+from pdgen.files import new_file
+
+TABLES: Mapping[str, published.PublishedTable] = {
+    "rewriting": published.REWRITING, "critiques": published.CRITIQUES, "subsets": published.SUBSETS,
+}  # fmt: skip
+_TAIL = 300  # characters of a failed command's last line
+
+
+class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One data set of the sweep.
+
+    Attributes:
+      data: keys of the data config and their values in this cell.
+      plans_from: cell whose model, of the first seed, writes the plans of the conflict subset; "" makes wrong plans
+        from the scene graph.
+    """
+
+    data: dict[str, Any] = {}
+    plans_from: str = ""
+
+
+class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is compared.
+
+    Attributes:
+      data, train: config files of build_data.py and train.py.
+      scale: factor on the numbers of samples.
+      seeds: of training; each is a run of its own.
+      train_keys: keys of the training config, the same in all cells.
+      evaluate_flags: flags of evaluate.py.
+      cells: by name.
+      tables: by name of ``TABLES``, the cell of each row.
+
+    Raises:
+      ValueError: a name is unknown, or cells wait for each other.
+    """
+
+    data: str
+    train: str
+    cells: dict[str, Cell]
+    tables: dict[str, dict[str, str]]
+    scale: float = 1.0
+    seeds: tuple[int, ...] = (0,)
+    train_keys: dict[str, Any] = {}
+    evaluate_flags: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one")
+        for table, rows in self.tables.items():
+            if table not in TABLES:
+                raise ValueError(f"tables: {table!r} is none of {', '.join(TABLES)}")
+            if unknown := sorted(set(rows.values()) - set(self.cells)):
+                raise ValueError(f"tables.{table}: {unknown[0]!r} is no cell; there are {', '.join(self.cells)}")
+        for name, cell in self.cells.items():
+            if cell.plans_from and cell.plans_from not in self.cells:
+                raise ValueError(f"cells.{name}.plans_from: {cell.plans_from!r} is no cell")
+        in_order(self, list(self.cells))
+
+
+class Stage(NamedTuple):
+    """One command: what it is called, its folder and arguments."""
+
+    name: str
+    folder: pathlib.Path
+    arguments: tuple[str, ...]
+
+
+def in_order(sweep: Sweep, names: Sequence[str]) -> list[str]:
+    """The cells and those that they need, each after what it needs. Raises ValueError where cells wait in a circle."""
+    ordered: list[str] = []
+
+    def visit(name: str, waiting: tuple[str, ...]) -> None:
+        if name in waiting:
+            raise ValueError(f"cells.{name}.plans_from: {' needs '.join((*waiting, name))}")
+        if name not in ordered:
+            if before := sweep.cells[name].plans_from:
+                visit(before, (*waiting, name))
+            ordered.append(name)
+
+    for name in names:
+        visit(name, ())
+    return ordered
+
+
+def stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Iterator[Stage]:
+    """The commands of some cells, in order: all data and runs that later ones need come first."""
+    for name in in_order(sweep, names):
+        cell, folder = sweep.cells[name], output / name
+        keys = dict(cell.data)
+        if cell.plans_from:
+            writer = output / cell.plans_from / str(sweep.seeds[0]) / "run"
+            keys["conflict"] = keys.get("conflict", {}) | {"variant": "self", "checkpoint": str(writer)}
+        build = [f"--config={sweep.data}", f"--output={folder / 'data'}", f"--scale={sweep.scale}", *_overrides(keys)]
+        yield Stage("build_data", folder, tuple(build))
+        for seed in sweep.seeds:
+            own = folder / str(seed)
+            keys = {**sweep.train_keys, "data": str(folder / "data"), "seed": seed}
+            yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *_overrides(keys)))
+            flags = {**sweep.evaluate_flags, "checkpoint": own / "run", "output": own / "scores"}
+            yield Stage("evaluate", own, ("--benchmark=shapes", *(f"--{key}={value}" for key, value in flags.items())))
+
+
+def _overrides(keys: Mapping[str, Any]) -> Iterator[str]:
+    return (f"--config.{key}={value}" for key, value in traverse_util.flatten_dict(keys, sep=".").items())
+
+
+def run(stage: Stage, launch: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Runs a stage, or leaves it out where it has ended.
+
+    Args:
+      launch: folder of the commands.
+
+    Raises:
+      EvaluationError: it failed, or had ended with other arguments.
+    """
+    done, log = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
+    if done.exists():
+        if json.loads(done.read_text()) != list(stage.arguments):
+            raise EvaluationError(f"{done}: was made by other arguments; choose another --output, or remove {done} and "
+                                  "what it stands for")  # fmt: skip
+        return
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(launch / f"{stage.name}.py"), *stage.arguments]
+    say(f"{stage.folder}: {' '.join(command[1:])}")
+    with log.open("wb") as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    if ended.returncode:
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        raise EvaluationError(f"{stage.folder}: {stage.name} ended with status {ended.returncode}: "
+                              f"{lines[-1][-_TAIL:]} (all of it in {log}); start again to go on")  # fmt: skip
+    with new_file(done) as partial:
+        partial.write_text(json.dumps(stage.arguments) + "\n")
+
+
+def table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:
+    """One of ``TABLES`` from the finished cells: each row's scores with intervals, the published number beside.
+
+    A prompt's score is its mean over images and seeds; the intervals are by prompt. "seeds" says how far the runs of
+    the several seeds lie apart (standard deviation over seeds).
+    """
+    paper = TABLES[name]
+    order = list(paper.rows)  # what the paper has not comes first
+    named = sorted(sweep.tables[name].items(), key=lambda item: order.index(item[0]) if item[0] in order else -1)
+    rows = []
+    for row, cell in named:
+        runs = [by_task(read_results(output / cell / str(seed) / "scores" / RESULTS)) for seed in sweep.seeds]
+        for column, stated in zip(paper.columns, paper.rows.get(row, (None,) * len(paper.columns)), strict=True):
+            scores = np.stack([run[column].mean(1) for run in runs])  # [seeds, prompts]
+            ours = estimate([scores.mean(0)])
+            apart = spread(scores.mean(1)).deviation
+            rows.append((row, column, ours.value, ours.low, ours.high, apart, ours.n, stated))
+    return Table(
+        title=f"{paper.title.partition(': ')[2]} (as the paper's {paper.title.partition(':')[0]}), shapes world",
+        columns=("training data", "task", "score", "low", "high", "over seeds", "prompts", "published"),
+        rows=rows,
+        note=f"Seeds: {len(sweep.seeds)}. Published: on GenEval, {published.SOURCE}; comparable in direction alone.",
+    )

@@ -1,0 +1,121 @@
+"""The sweep's order, its stages and its tables; the commands themselves are other tests' business."""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+import msgspec
+import pytest
+
+from pdgen.evaluate import ablation
+from pdgen.evaluate.ablation import Cell, Stage, Sweep, in_order, run, stages, table
+from pdgen.evaluate.errors import EvaluationError
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablation_shapes.py"
+ROWS = {"scene graph": "a", "self-sampled": "b", "none": "c"}
+
+
+def sweep(**changed):
+    cells = {"b": Cell(plans_from="a"), "a": Cell({"conflict": {"positive": 0}}), "c": Cell()}
+    values = {"data": "d.py", "train": "t.py", "cells": cells, "tables": {"critiques": ROWS}, "seeds": (0, 1)}
+    return Sweep(**values | changed)
+
+
+def test_the_shipped_sweep_covers_the_papers_rows():
+    spec = importlib.util.spec_from_file_location("config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shipped = msgspec.convert(module.get_config().to_dict(), Sweep)
+    for name, rows in shipped.tables.items():
+        assert set(ablation.TABLES[name].rows) <= set(rows)
+    without = [stage for stage in stages(shipped, ["rewritten"], pathlib.Path("out")) if stage.name == "build_data"]
+    assert {"--config.conflict.positive=0", "--config.alignment.negative=0"} <= set(without[0].arguments)
+
+
+def test_a_cell_comes_after_the_one_that_writes_its_plans():
+    assert in_order(sweep(), ["b", "c"]) == ["a", "b", "c"]
+    made = list(stages(sweep(), ["b"], pathlib.Path("out")))
+    built = [stage for stage in made if stage.name == "build_data"]
+    assert [stage.folder.name for stage in built] == ["a", "b"]
+    assert "--config.conflict.checkpoint=out/a/0/run" in built[1].arguments
+    assert made.index(built[1]) > next(i for i, stage in enumerate(made) if stage.name == "train")
+    assert [stage.name for stage in made] == ["build_data", *["train", "evaluate"] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"cells": {"a": Cell(plans_from="b"), "b": Cell(plans_from="a"), "c": Cell()}}, "a needs b needs a"),
+        ({"cells": {"a": Cell(plans_from="x"), "b": Cell(), "c": Cell()}}, "cells.a.plans_from: 'x' is no cell"),
+        ({"tables": {"colours": ROWS}}, "tables: 'colours' is none of"),
+        ({"tables": {"critiques": {"none": "z"}}}, "tables.critiques: 'z' is no cell"),
+        ({"seeds": ()}, "seeds is empty"),
+    ],
+)
+def test_sweeps_that_cannot_be(changed, words):
+    with pytest.raises(ValueError, match=words):
+        sweep(**changed)
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """A folder of commands: one counts its calls, one fails."""
+    (tmp_path / "count.py").write_text("import sys; open(sys.argv[1], 'a').write('x')")
+    (tmp_path / "fails.py").write_text("import sys; print('all is lost'); sys.exit(2)")
+    return tmp_path
+
+
+def test_a_stage_that_has_ended_is_left_out(commands):
+    calls = commands / "calls"
+    stage = Stage("count", commands / "cell", (str(calls),))
+    said = []
+    run(stage, commands, said.append)
+    run(stage, commands, said.append)
+    assert calls.read_text() == "x" and len(said) == 1
+    with pytest.raises(EvaluationError, match="was made by other arguments"):
+        run(stage._replace(arguments=(str(calls), "more")), commands, said.append)
+
+
+def test_a_stage_that_fails_is_named_and_runs_again(commands):
+    stage = Stage("fails", commands / "cell", ())
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match=r"fails ended with status 2: all is lost .*fails\.log"):
+            run(stage, commands, lambda line: None)
+    assert not (commands / "cell" / "fails.done").exists()
+
+
+def results(folder, tag_scores):
+    folder.mkdir(parents=True)
+    lines = []
+    for tag, prompts in tag_scores.items():
+        for number, scores in enumerate(prompts):
+            for sample, correct in enumerate(scores):
+                prompt = f"{tag} {number}"
+                lines.append({
+                    "filename": f"{tag}{number:05d}/samples/{sample:05d}.png", "tag": tag, "prompt": prompt,
+                    "correct": bool(correct), "reason": "", "metadata": json.dumps({"prompt": prompt}), "details": "{}",
+                })  # fmt: skip
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_table_averages_images_and_seeds(tmp_path):
+    one = {"colors": [[1, 1], [0, 0]], "position": [[1, 0], [0, 0]], "color_attr": [[0, 0], [0, 0]]}
+    two = {"colors": [[1, 1], [1, 1]], "position": [[1, 0], [0, 0]], "color_attr": [[0, 0], [0, 0]]}
+    for cell in "abc":
+        for seed, scores in enumerate((one, two)):
+            results(tmp_path / cell / str(seed) / "scores", scores)
+    made = table(sweep(), "critiques", tmp_path)
+    assert [row[0] for row in made.rows[::3]] == ["none", "scene graph", "self-sampled"]
+    row = dict(zip(made.columns, made.rows[3]))
+    # Colours: 0.5 with the first seed, 1 with the second.
+    assert row["task"] == "colors" and row["score"] == 0.75 and row["prompts"] == 2 and row["published"] == 0.83
+    assert row["over seeds"] == pytest.approx((0.125) ** 0.5)
+    assert dict(zip(made.columns, made.rows[4]))["score"] == 0.25
+    assert dict(zip(made.columns, made.rows[0]))["published"] is None
+
+
+def test_commands_are_this_pythons(commands):
+    (commands / "which.py").write_text("import sys; open(sys.argv[1], 'w').write(sys.executable)")
+    run(Stage("which", commands / "cell", (str(commands / "python"),)), commands, lambda line: None)
+    assert (commands / "python").read_text() == sys.executable
