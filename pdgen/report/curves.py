@@ -1,0 +1,132 @@
+"""Curves as SVG for inlining into a page: they take its colours and scale to any width."""
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Readable on white and on black.
+COLOURS = ("#2f7fd0", "#d98a1f", "#4f9a34", "#a860c0", "#cf4a5a", "#7d7d84")
+_SIZE = (4.7, 2.7)  # inches of 72 units: text of 9 units is readable where the chart is as wide as a phone
+_PAGE_COLOURS = {"#010203": "var(--soft)", "#040506": "var(--line)"}  # stand-ins: matplotlib knows no CSS
+_TEXT, _GRID = _PAGE_COLOURS
+_DECADE = 8  # values spread over this factor are shown on a log axis
+_MOST_POINTS = 400
+_STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "pdgen", "font.family": "sans-serif", "font.size": 9,
+    "text.color": _TEXT, "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT,
+    "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.edgecolor": _GRID, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
+
+
+class Line(NamedTuple):
+    """One series.
+
+    Attributes:
+      steps, values: [n] each.
+      colour: a number into ``COLOURS``, beyond its end from the start.
+      style: "curve" draws the values faint and their smoothed course over them, "points" dots joined by dashes,
+        "level" dots joined by a dotted line, for what is to be beaten.
+    """
+
+    steps: Float[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+    colour: int
+    style: Literal["curve", "points", "level"] = "curve"
+
+
+def smooth(values: Float[np.ndarray, " n"], half_life: float) -> Float[np.ndarray, " n"]:
+    """Means of all values so far, in which a value counts half after ``half_life`` further ones.
+
+    >>> smooth(np.array([1.0, 4.0]), 1.0)
+    array([1., 3.])
+    """
+    keep = 0.5 ** (1 / half_life)
+    total = weight = 0.0
+    means = np.empty(len(values))
+    for n, value in enumerate(values):
+        total, weight = keep * total + value, keep * weight + 1
+        means[n] = total / weight
+    return means
+
+
+def thin(values: Float[np.ndarray, " n"], most: int) -> np.ndarray:
+    """Indices, ascending, of at most ``most`` values: each stretch's lowest and highest, so no spike is lost."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
+    stretches = itertools.pairwise(edges)
+    return np.unique([start + pick(values[start:end]) for start, end in stretches for pick in (np.argmin, np.argmax)])
+
+
+def half_life(count: int) -> float:
+    """The smoothing of a curve of ``count`` points, in points."""
+    return max(1.0, count / 50)
+
+
+def chart(lines: Sequence[Line], log: bool = False) -> str:
+    """An ``<svg>`` of the lines over steps, without title or legend.
+
+    Args:
+      lines: what to draw, later ones on top.
+      log: a log axis, if the values are positive and spread over about a decade.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            _draw(axes, line)
+        values = np.concatenate([line.values for line in lines])
+        if log and values.min() > 0 and values.max() > _DECADE * values.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+        elif 0 <= values.min() <= values.max() / 2:
+            axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: number(value))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.tick_params(length=0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue())
+
+
+def number(value: float) -> str:
+    """As readers like it: 12,345 or 0.123."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    colour = COLOURS[line.colour % len(COLOURS)]
+    if line.style == "curve":
+        shown = thin(line.values, _MOST_POINTS)
+        marker = "." if len(shown) == 1 else None
+        axes.plot(line.steps[shown], line.values[shown], marker=marker, color=colour, alpha=0.3, linewidth=0.8)
+        means = smooth(line.values, half_life(len(line.values)))
+        every = np.unique(np.linspace(0, len(means) - 1, _MOST_POINTS).astype(int))
+        axes.plot(line.steps[every], means[every], color=colour, linewidth=1.5)
+    else:
+        dashes = {"points": "--", "level": ":"}[line.style]
+        axes.plot(line.steps, line.values, marker="o", markersize=2.6, linestyle=dashes, color=colour, linewidth=1.2)
+
+
+def _inline(svg: str) -> str:
+    """What a page needs of matplotlib's file: the drawing, in the page's font and colours, of any width."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| xmlns(:\w+)?="[^"]*"| font-family: [^;]*;', "", svg)  # ids repeat in a page
+    view = re.search(r'viewBox="[^"]*"', svg)[0]
+    svg = f"<svg {view}" + svg[svg.index(">") :]
+    for stand_in, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg.strip()

@@ -1,0 +1,268 @@
+"""The page of a training run, or of several beside each other: facts, curves and pictures along the way."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from pdgen.interleave.trajectory import ImageStage, Trajectory, load_trajectory
+from pdgen.report.curves import COLOURS, Line, chart, half_life, number, smooth
+from pdgen.report.dataset import thumbnail
+from pdgen.report.page import render, split_tags
+from pdgen.train.run_log import RunLog
+
+_COLUMNS = 12  # steps of a grid of pictures, at most
+_NORMS = {"": "all", "_und": "understanding", "_gen": "generation", "_other": "other"}
+_STAGES = {"_plan": "plan", "_inspect": "inspect", "_refine": "refine", "_switch": "switch"}
+_BANDS = {"_0": "t below 0.25", "_1": "0.25 to 0.5", "_2": "0.5 to 0.75", "_3": "from 0.75"}
+
+
+class Panel(NamedTuple):
+    """One chart of the page.
+
+    Attributes:
+      title: its heading.
+      series: label of each metric.
+      level: (metric of the held-out log, label) that a model must beat.
+      log: a log axis where the values call for one.
+      scale, unit: the values are shown times ``scale``, followed by ``unit``.
+    """
+
+    title: str
+    series: Mapping[str, str]
+    level: tuple[str, str] | None = None
+    log: bool = False
+    scale: float = 1.0
+    unit: str = ""
+
+
+def _suffixed(stem: str, labels: Mapping[str, str]) -> dict[str, str]:
+    return {f"{stem}{suffix}": label for suffix, label in labels.items()}
+
+
+PANELS = {
+    "Losses": (
+        Panel("Loss", {"loss": "loss"}, log=True),
+        Panel("Cross-entropy", {"ce": "texts and switches"}, ("unigram_ce", "unigram model"), log=True),
+        Panel("Cross-entropy by stage", _suffixed("ce", _STAGES), log=True),
+        Panel("Flow loss (MSE)", {"mse": "images"}, ("constant_mse", "best constant"), log=True),
+        Panel("Flow loss by timestep (t = 1 is noise)", _suffixed("mse", _BANDS), log=True),
+    ),
+    "Norms": (
+        Panel("Gradients", _suffixed("grad_norm", _NORMS), log=True),
+        Panel("Updates", _suffixed("update_norm", _NORMS), log=True),
+        Panel("Parameters", _suffixed("param_norm", _NORMS), log=True),
+        Panel("Learning rate", {"learning_rate": "learning rate"}),
+        Panel("Skipped loss spikes", {"skipped_spikes": "steps skipped so far"}),
+    ),
+    "Speed": (
+        Panel("Tokens per second", {"tokens_per_second": "tokens/s"}),
+        Panel("Model FLOPs utilisation", {"mfu": "MFU"}, scale=100, unit="%"),
+        Panel("Wait for data", {"data_wait": "of the step"}, scale=100, unit="%"),
+        Panel("Fill of the packs", _suffixed("fill", {"_text": "text", "_vit": "ViT", "_vae": "VAE"}),
+              scale=100, unit="%"),
+        Panel("Device memory", {"memory_bytes": "in use"}, scale=2**-30, unit=" GiB"),
+    ),
+}  # fmt: skip
+
+
+def run_page(runs: Sequence[RunLog]) -> str:
+    """One HTML page that needs no other file: curves on common axes where there are several runs.
+
+    Raises:
+      TrajectoryError: a folder of pictures is damaged.
+    """
+    several = len(runs) > 1
+    sections = {
+        title: [drawn for panel in panels for part in _split(panel, several) if (drawn := _drawn(part, runs))]
+        for title, panels in PANELS.items()
+    }
+    grids = [grid for n, log in enumerate(runs) if (grid := _grid(log, f"run{n}"))]
+    facts = [_facts(log) for log in runs]
+    return render(
+        "run.html",
+        title=("Runs " if several else "Run ") + ", ".join(log.name for log in runs),
+        names=[log.name for log in runs],
+        colours=COLOURS,
+        facts={label: [own.get(label, "") for own in facts] for label in dict.fromkeys(k for f in facts for k in f)},
+        notes=[note for log in runs for note in _notes(log)],
+        sections={title: figures for title, figures in sections.items() if figures},
+        grids=grids,
+        configs=[flat(log.config) for log in runs],
+        several=several,
+    )
+
+
+def _split(panel: Panel, several: bool) -> list[Panel]:
+    """Among several runs a colour is a run, so every metric has a chart of its own."""
+    if not several or len(panel.series) == 1:
+        return [panel]
+    title = f"{panel.title}: {{}}".format
+    return [panel._replace(title=title(label), series={name: label}) for name, label in panel.series.items()]
+
+
+def _drawn(panel: Panel, runs: Sequence[RunLog]) -> dict[str, Any] | None:
+    """The panel's chart and legend; None where no run has any of it."""
+    lines, legend = [], []
+    kinds = [(log, name, label) for log in runs for name, label in panel.series.items()]
+    shown = [kind for kind in kinds if kind[1] in kind[0].metrics.names | kind[0].held_out.names]
+    for colour, (log, name, label) in enumerate(shown):
+        if len(runs) > 1:
+            colour, label = runs.index(log), log.name
+        words = []
+        for part, style, said in ((log.metrics, "curve", "{}"), (log.held_out, "points", "held-out {}")):
+            steps, values = part.series(name)
+            if len(values):
+                lines.append(Line(steps, values * panel.scale, colour, style))
+                last = smooth(values, half_life(len(values)))[-1] if style == "curve" else values[-1]
+                words.append(said.format(number(last * panel.scale) + panel.unit))
+        legend.append((colour % len(COLOURS), label, ", ".join(words)))
+    if panel.level:
+        levels = _levels(panel.level, runs)
+        lines += [line for line, _ in levels]
+        legend += [entry for _, entry in levels]
+    return {"title": panel.title, "svg": chart(lines, panel.log), "legend": legend} if lines else None
+
+
+def _levels(level: tuple[str, str], runs: Sequence[RunLog]) -> list[tuple[Line, tuple[int, str, str]]]:
+    """The line that is to be beaten, with its legend, of each run that has it."""
+    name, label = level
+    found = []
+    for n, log in enumerate(runs):
+        steps, values = log.held_out.series(name)
+        if len(values):
+            colour = n if len(runs) > 1 else len(COLOURS) - 1
+            said = f"{log.name}, {label}" if len(runs) > 1 else label
+            found.append((Line(steps, values, colour, "level"), (colour % len(COLOURS), said, number(values[-1]))))
+    return found
+
+
+def _facts(log: RunLog) -> dict[str, str]:
+    """What the head of the page says of a run."""
+    config, rows = log.config, log.metrics.rows
+    total = int(config["num_steps"])
+    tokens = config["rows"] * sum(config["budgets"].values())
+    facts = {"steps": f"{log.step:,} of {total:,} ({log.step / total:.0%})", "state": _state(log, total)}
+    if rows:
+        facts["training time"] = duration(training_seconds(log, tokens))
+        for label, name, unit in (("tokens/s", "tokens_per_second", ""), ("MFU", "mfu", "%")):
+            values = log.metrics.series(name)[1]
+            if len(values):
+                facts[label] = number(float(np.median(values)) * (100 if unit else 1)) + unit
+    facts |= _results(log)
+    facts["checkpoints"] = ", ".join(f"{step:,}" for step in log.checkpoints) or "none yet"
+    if log.exported is not None:
+        facts["checkpoints"] += f"; exported {log.exported:,}"
+    optimizer = config["optimizer"]
+    facts |= {
+        "model": config["model"] or config["init"],
+        "starts from": config["init"] or "fresh parameters",
+        "data": config["data"],
+        "a step": f"{config['rows']} packs, {tokens:,} tokens",
+        "learning rate": f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
+        "mesh": " x ".join(map(str, config["mesh"])) + " (data, fsdp, tensor)",
+    }
+    return facts
+
+
+def _state(log: RunLog, total: int) -> str:
+    if log.written is None:
+        return f"nothing logged yet: the first line comes with step {log.config['log_every']:,}"
+    if log.step >= total:
+        return "finished"
+    return f"last logged {log.written:%Y-%m-%d %H:%M} UTC"
+
+
+def _results(log: RunLog) -> dict[str, str]:
+    """The newest held-out losses beside what they are to beat."""
+    results = {}
+    for label, name, level, beaten in (
+        ("held-out cross-entropy", "ce", "unigram_ce", "unigram model"),
+        ("held-out MSE", "mse", "constant_mse", "best constant"),
+    ):
+        values, levels = log.held_out.series(name)[1], log.held_out.series(level)[1]
+        if len(values):
+            results[label] = number(values[-1]) + (f" ({beaten} {number(levels[-1])})" if len(levels) else "")
+    return results
+
+
+def training_seconds(log: RunLog, tokens: int) -> float:
+    """Time that the logged steps of ``tokens`` each have taken, by their tokens per second."""
+    steps, rates = log.metrics.series("tokens_per_second")
+    return float(np.sum(np.diff(steps, prepend=0) * tokens / rates))
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units.
+
+    >>> duration(7384)
+    '2 h 3 min'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{n} {unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")) if n]
+    return " ".join(parts[:2]) or "0 s"
+
+
+def _notes(log: RunLog) -> list[str]:
+    cut = [name for name, part in (("metrics", log.metrics), ("held-out losses", log.held_out)) if part.cut]
+    return [f"{log.name}: the last line of the {name} is half written and left out." for name in cut]
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config with dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        values |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return values
+
+
+def _grid(log: RunLog, anchor: str) -> dict[str, Any] | None:
+    """The last picture of every prompt at up to ``_COLUMNS`` steps, and all of the newest trajectories."""
+    if not log.pictures:
+        return None
+    known = sorted(log.pictures)
+    steps = [known[n] for n in np.unique(np.linspace(0, len(known) - 1, _COLUMNS).round().astype(int))]
+    prompts = sorted({prompt for step in steps for prompt in log.pictures[step]})
+    rows = []
+    for prompt in prompts:
+        sampled = {step: load_trajectory(log.pictures[step][prompt]) for step in steps if prompt in log.pictures[step]}
+        newest = max(sampled)
+        rows.append({
+            "anchor": f"{anchor}-{prompt}",
+            "prompt": sampled[newest].prompt,
+            "cells": {step: _cell(sampled[step]) if step in sampled else None for step in steps},
+            "newest": newest,
+            "trajectory": sampled[newest],
+            "stages": _stages(sampled[newest]),
+        })  # fmt: skip
+    return {"name": log.name, "steps": steps, "of": len(known), "rows": rows}
+
+
+def _cell(trajectory: Trajectory) -> dict[str, Any]:
+    """The last image, and how the trajectory went."""
+    count = len(trajectory.images)
+    note = f"{trajectory.stop_reason}, {count} image{'s' * (count != 1)}"
+    return {"note": note} | (_picture(trajectory.images[-1]) if count else {})
+
+
+def _picture(image: PIL.Image.Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    kind, data, (width, height) = thumbnail(buffer.getvalue())
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"source": source, "width": width, "height": height, "pixelated": max(width, height) < 128}
+
+
+def _stages(trajectory: Trajectory) -> list[dict[str, Any]]:
+    images = iter(trajectory.images)
+    return [
+        {"stage": stage.stage} | (_picture(next(images)) if isinstance(stage, ImageStage)
+                                  else {"spans": split_tags(stage.text)})
+        for stage in trajectory.stages
+    ]  # fmt: skip
