@@ -101,6 +101,39 @@ def chart(lines: Sequence[Line], log: bool = False) -> str:
     return _inline(buffer.getvalue())
 
 
+class Point(NamedTuple):
+    """A dot at (x, y) with the interval of y, None where it cannot be told; ``colour`` as of ``Line``."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    colour: int
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """An ``<svg>`` of the points with their intervals, without legend; x on a log axis where it spreads far."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        for point in points:
+            colour = COLOURS[point.colour % len(COLOURS)]
+            if point.low is not None:
+                axes.plot([point.x, point.x], [point.low, point.high], color=colour, linewidth=1.2, alpha=0.6)
+            axes.plot([point.x], [point.y], marker="o", markersize=5, color=colour)
+        xs = [point.x for point in points]
+        if min(xs) > 0 and max(xs) > _DECADE * min(xs):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: number(value))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.tick_params(length=0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue())
+
+
 def number(value: float) -> str:
     """As readers like it: 12,345 or 0.123."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
