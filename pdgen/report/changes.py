@@ -3,6 +3,8 @@
 Axis legend: H and W pixels, R and C cells of a grid of at most 64 x 64 over the image.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +41,11 @@ def changed_pixels(before: PIL.Image.Image, after: PIL.Image.Image) -> Bool[np.n
         raise ValueError(f"images of {before.size} and {after.size} pixels have no common pixels to compare")
     first, second = (np.asarray(image.convert("RGB"), np.int16) for image in (before, after))
     return (np.abs(second - first) > THRESHOLD).any(axis=-1)
+
+
+def changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
+    """The change of every image against the one before it, None for the first."""
+    return [None, *itertools.starmap(change, itertools.pairwise(images))][: len(images)]
 
 
 def change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:

@@ -3,7 +3,6 @@
 import base64
 import collections
 import dataclasses
-import io
 import pathlib
 import re
 import urllib.parse
@@ -11,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jinja2
-import PIL.Image
 
+from pdgen.interleave.images import encode_png
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
-from pdgen.report.changes import THRESHOLD, change
+from pdgen.report.changes import THRESHOLD, Change, changes
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}
@@ -38,12 +37,23 @@ class Entry:
       trajectory: what was sampled, with its images.
       link: the trajectory's folder as seen from the page; its PNGs are then linked, else they are embedded.
       files: further files in that folder to link, such as an animation.
+      changes: of every image against the one before it; by default they are computed. Where there is a link, the
+        images themselves are needed for this alone.
     """
 
     name: str
     trajectory: Trajectory
     link: str | None = None
     files: Sequence[str] = ()
+    changes: Sequence[Change | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.changes is None:
+            object.__setattr__(self, "changes", changes(self.trajectory.images))
+
+    def without_images(self) -> "Entry":
+        """The same, linked, without the pictures and latents that fill the memory."""
+        return dataclasses.replace(self, trajectory=dataclasses.replace(self.trajectory, images=(), latents=None))
 
 
 def render(template: str, **values: Any) -> str:
@@ -184,16 +194,12 @@ def _steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list
 
 def _shown_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
     """What the template shows of every stage; those before ``fork`` are the parent's."""
-    images, before, shown = iter(entry.trajectory.images), None, []
-    for number, stage in enumerate(entry.trajectory.stages):
-        if isinstance(stage, ImageStage):
-            image = next(images)
-            shown.append(_shown_image(entry, stage, before, image))
-            before = image
-        else:
-            shown.append(_shown_text(stage))
+    stages = entry.trajectory.stages
+    pictures = zip(_sources(entry), entry.changes)
+    shown = [_shown_image(s, *next(pictures)) if isinstance(s, ImageStage) else _shown_text(s) for s in stages]
+    for number, (stage, one) in enumerate(zip(stages, shown)):
         remark = "kept" if number < fork else "from outside" if stage.origin == "outside" else ""
-        shown[-1] |= {"stage": stage.stage, "number": number, "kept": number < fork, "remark": remark}
+        one |= {"stage": stage.stage, "number": number, "kept": number < fork, "remark": remark}
     return shown
 
 
@@ -202,16 +208,12 @@ def _shown_text(stage: TextStage) -> dict[str, Any]:
     return {"spans": split_tags(stage.text), "note": ", ".join(notes)}
 
 
-def _shown_image(
-    entry: Entry, stage: ImageStage, before: PIL.Image.Image | None, image: PIL.Image.Image
-) -> dict[str, Any]:
-    changed = change(before, image) if before else None
+def _shown_image(stage: ImageStage, source: str, changed: Change | None) -> dict[str, Any]:
     notes = [f"{stage.width} x {stage.height} px"] + [f"{stage.steps} steps"] * bool(stage.steps)
     notes += [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
     notes += [f"{changed.share:.0%} changed"] if changed else []
     return {
-        "source": _source(entry, stage, image),
-        "linked": entry.link is not None,
+        "source": source,
         "width": stage.width,
         "height": stage.height,
         "pixelated": max(stage.width, stage.height) < _PIXELATED_BELOW,
@@ -220,10 +222,9 @@ def _shown_image(
     }
 
 
-def _source(entry: Entry, stage: ImageStage, image: PIL.Image.Image) -> str:
-    """A link to the image's file, or the image itself as a data URI."""
+def _sources(entry: Entry) -> list[str]:
+    """Of every image a link to its file, or the image itself as a data URI."""
     if entry.link is not None:
-        return urllib.parse.quote(f"{entry.link.rstrip('/')}/{stage.file}")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        files = [stage.file for stage in entry.trajectory.stages if isinstance(stage, ImageStage)]
+        return [urllib.parse.quote(f"{entry.link.rstrip('/')}/{file}") for file in files]
+    return ["data:image/png;base64," + base64.b64encode(encode_png(i)).decode() for i in entry.trajectory.images]

@@ -25,22 +25,35 @@ def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: in
     Raises:
       ValueError: no images, or not one caption per image.
     """
+    stills = captioned(images, captions, height)
+    width = sum(still.width + _MARGIN for still in stills) + _MARGIN
+    row = PIL.Image.new("RGB", (width, max(still.height for still in stills) + 2 * _MARGIN), "white")
+    left = _MARGIN
+    for still in stills:
+        row.paste(still, (left, _MARGIN))
+        left += still.width + _MARGIN
+    return row
+
+
+def captioned(
+    images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192
+) -> list[PIL.Image.Image]:
+    """Each image scaled as in ``strip``, on white with its caption beneath. Arguments and errors as there."""
     if not images or len(images) != len(captions):
         raise ValueError(f"a strip needs images and one caption each, got {len(images)} and {len(captions)}")
+    return [_captioned(image, caption, height) for image, caption in zip(images, captions)]
+
+
+def _captioned(image: PIL.Image.Image, caption: str, height: int) -> PIL.Image.Image:
     font = PIL.ImageFont.load_default(_FONT_SIZE)
-    scaled = [_scale(image.convert("RGB"), height) for image in images]
-    wrapped = [_wrap(caption, font, image.width) for caption, image in zip(captions, scaled)]
-    width = sum(image.width + _MARGIN for image in scaled) + _MARGIN
-    text_height = _LINE_HEIGHT * max(map(len, wrapped))
-    row = PIL.Image.new("RGB", (width, height + text_height + 3 * _MARGIN), "white")
-    draw = PIL.ImageDraw.Draw(row)
-    left = _MARGIN
-    for image, lines in zip(scaled, wrapped):
-        row.paste(image, (left, _MARGIN))
-        for number, line in enumerate(lines):
-            draw.text((left, height + 2 * _MARGIN + number * _LINE_HEIGHT), line, fill="black", font=font)
-        left += image.width + _MARGIN
-    return row
+    image = _scale(image.convert("RGB"), height)
+    lines = _wrap(caption, font, image.width)
+    still = PIL.Image.new("RGB", (image.width, height + _MARGIN + _LINE_HEIGHT * len(lines)), "white")
+    still.paste(image)
+    draw = PIL.ImageDraw.Draw(still)
+    for number, line in enumerate(lines):
+        draw.text((0, height + _MARGIN + number * _LINE_HEIGHT), line, fill="black", font=font)
+    return still
 
 
 def _scale(image: PIL.Image.Image, height: int) -> PIL.Image.Image:
