@@ -32,7 +32,8 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.models import bagel
 from pdgen.train.checkpoint import CHECKPOINTS, DIGESTS, finished_steps
 from pdgen.train.export import EXPORT
-from pdgen.train.loop import METRICS, TIMED
+from pdgen.train.meter import TIMED
+from pdgen.train.watch import METRICS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("kills", 20, "kills", lower_bound=1)

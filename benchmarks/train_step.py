@@ -62,7 +62,7 @@ def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Calla
     compute = ComputeConfig(block_q=FLAGS.tile, block_k=FLAGS.tile, remat=FLAGS.remat)
 
     def loss(params: Any, batch: layout.Pack, flow: Any) -> jax.Array:
-        return total_loss(loss_sums(config, compute, params, batch, flow), CE_WEIGHT)[0]
+        return total_loss(loss_sums(config, compute, params, batch, flow), CE_WEIGHT)
 
     start = time.perf_counter()
     step = jax.jit(jax.value_and_grad(loss)).lower(params, batch, flow).compile()

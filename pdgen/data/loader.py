@@ -11,7 +11,7 @@ import multiprocessing.connection
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, SupportsIndex
 
 import grain
@@ -51,6 +51,7 @@ class LoaderConfig:
         last turns.
       broken: what a broken record does: "stop" stops the run, "skip" leaves it out and counts it.
       balance_texts: see ``layout.lay_out``.
+      held_out: records that no pack holds: the last of every subset in the mixture, in proportion to its size.
       workers: processes that make batches; 0 makes them in threads of this one.
       threads: in each process.
       prefetch: batches made ahead, in each process.
@@ -65,6 +66,7 @@ class LoaderConfig:
     too_long: TooLong = "refuse"
     broken: Broken = "stop"
     balance_texts: bool = False
+    held_out: int = 0
     workers: int = 0
     threads: int = 4
     prefetch: int = 8
@@ -85,6 +87,28 @@ def subset_documents(source: RecordSource, documents: Documents) -> dict[str, In
     }
 
 
+def held_out_records(
+    subsets: Mapping[str, Sequence[range]], mixture: Mapping[str, float], count: int
+) -> Int64[np.ndarray, " count"]:
+    """Numbers of the records that are held out, ascending: ``count``, fewer only where a subset would be left empty.
+
+    Args:
+      subsets: ranges of every subset's records.
+      mixture: see ``LoaderConfig``; subsets of weight 0 hold nothing out.
+
+    Raises:
+      LoaderError: they are all there is.
+    """
+    own = [np.concatenate([np.arange(r.start, r.stop) for r in ranges])
+           for name, ranges in subsets.items() if not mixture or mixture.get(name, 0) > 0]  # fmt: skip
+    ends = np.cumsum([0, *map(len, own)])
+    if count and count >= ends[-1]:
+        raise LoaderError(f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set "
+                          f"it to less, a few hundred at most")  # fmt: skip
+    shares = np.minimum(np.diff(ends * count // max(ends[-1], 1)), np.diff(ends) - 1)
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *(n[len(n) - share :] for n, share in zip(own, shares))]))
+
+
 class Batches:
     """Random access to one process's part of every batch: ``batches[step]``.
 
@@ -96,8 +120,12 @@ class Batches:
       process: (index, count) of this process; it makes rows [index, index + 1) * rows / count of a batch.
       steps: the length, a bound for Grain.
 
+    Attributes:
+      held_out: numbers of the documents that no batch holds.
+      subsets: numbers of each subset's other documents.
+
     Raises:
-      LoaderError: the rows cannot be shared equally among the processes.
+      LoaderError: the rows cannot be shared equally among the processes, or nothing is left to train on.
       PackingError: a record does not fit into a pack, or the mixture does not suit the data set.
       RecordError: a record is broken or does not suit the model; on access as well.
     """
@@ -120,9 +148,12 @@ class Batches:
         self._steps = steps
         self.index = length_index(source, tokenizer, config, settings.broken)
         self.documents = make_documents(self.index, settings.budgets, settings.turns, settings.too_long)
-        subsets = subset_documents(source, self.documents)
+        held_out = held_out_records(source.subsets, settings.mixture, settings.held_out)
+        held = np.isin(self.documents.record, held_out)
+        self.held_out = np.flatnonzero(held)
+        self.subsets = {name: n[~held[n]] for name, n in subset_documents(source, self.documents).items()}
         self.packer = Packer(
-            self.documents, subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
+            self.documents, self.subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
         )
 
     def __len__(self) -> int:
@@ -143,8 +174,12 @@ class Batches:
 
     def layouts(self, number: int) -> tuple[list[Layout], list[int]]:
         """The documents of pack ``number`` laid out, and the numbers of records left out because they are broken."""
+        return self.lay_out_all(self.packer.documents(number))
+
+    def lay_out_all(self, documents: Iterable[Document]) -> tuple[list[Layout], list[int]]:
+        """The documents laid out, and the numbers of records left out because they are broken."""
         made, skipped = [], []
-        for document in self.packer.documents(number):
+        for document in documents:
             try:
                 made.append(self.lay_out(document))
             except RecordError:
@@ -170,6 +205,11 @@ class Batches:
             raise LoaderError(changed)
         return laid_out
 
+    def record_ids(self, step: int) -> list[str]:
+        """Ids of the records in the whole batch of ``step``, of all processes."""
+        packs = range(step * self.settings.rows, (step + 1) * self.settings.rows)
+        return [str(self.index.ids[document.record]) for n in packs for document in self.packer.documents(n)]
+
     def assemble(self, layouts: Sequence[Layout], number: int) -> Pack:
         """Pack ``number`` of laid out documents; of none, a pack of padding."""
         if not layouts:
@@ -181,15 +221,16 @@ class Loader(Iterator[Pack]):
     """The iterator that ``loader`` returns.
 
     Attributes:
+      batches: what is iterated.
       skipped: numbers of the broken records that the packs given so far left out, and of those known before.
     """
 
-    def __init__(self, batches: Iterator[Batch], source: RecordSource, skipped: Iterable[int]) -> None:
-        self._batches, self._source = batches, source
-        self.skipped = set(skipped)
+    def __init__(self, made: Iterator[Batch], batches: Batches) -> None:
+        self.batches, self._made, self._source = batches, made, batches.source
+        self.skipped = set(batches.index.broken.tolist())
 
     def __next__(self) -> Pack:
-        batch = next(self._batches)
+        batch = next(self._made)
         for number in set(batch.skipped.tolist()) - self.skipped:
             self.skipped.add(number)
             logging.warning("%s: broken, left out (%d so far); python -m pdgen.data.records check %s says why",
@@ -232,7 +273,7 @@ def loader(
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_with_parent).map(_own)
-    return Loader(iter(dataset), source, batches.index.broken.tolist())
+    return Loader(iter(dataset), batches)
 
 
 def _tell(batches: Batches) -> None:

@@ -5,7 +5,8 @@
 over the targets of the whole global batch: the sums of any split of it (devices, accumulation steps) add up
 to the same loss, which is why ``loss_sums`` returns sums and weights and never a mean.
 
-Axis legend: B batch, T text tokens, G VAE tokens, C values of a VAE token, D width, N vocabulary.
+Axis legend: B batch, T text tokens, G VAE tokens, C values of a VAE token, D width, N vocabulary, K kinds of text
+targets (``layout.TARGETS``), M timestep bands.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow.rectified import draw_timesteps, interpolate, velocity_target
-from pdgen.interleave.layout import Pack
+from pdgen.interleave.layout import TARGETS, Pack
 from pdgen.models import bagel
+
+BANDS = 4  # of equal width in [0, 1], by which the flow's losses are told apart
 
 
 class FlowInputs(NamedTuple):
@@ -28,12 +31,17 @@ class FlowInputs(NamedTuple):
 
 
 class LossSums(NamedTuple):
-    """Sums over a batch, float32 scalars: weighted cross-entropy and its weight, MSE and its token count."""
+    """Sums over a batch, float32: weighted cross-entropy and its weight by kind, MSE and its token count by band."""
 
-    ce: Array
-    ce_weight: Array
-    mse: Array
-    mse_count: Array
+    ce: Float[Array, " K"]
+    ce_weight: Float[Array, " K"]
+    mse: Float[Array, " M"]
+    mse_count: Float[Array, " M"]
+
+
+def no_loss() -> LossSums:
+    """The sums over nothing."""
+    return LossSums(*(jnp.zeros(size, jnp.float32) for size in (len(TARGETS), len(TARGETS), BANDS, BANDS)))
 
 
 def draw_flow_inputs(config: ModelConfig, pack: Pack, key: Array) -> FlowInputs:
@@ -100,20 +108,25 @@ def loss_sums(
 ) -> LossSums:
     """Sums over the batch; see ``LossSums``."""
     ce, squares = token_losses(config, compute, params, pack, flow)
-    ce_weight, mse_count = target_weights(pack)
+    band = jnp.minimum(jnp.floor(flow.t * BANDS), BANDS - 1).astype(jnp.int32)
     return LossSums(
-        jnp.sum(ce * pack.text_weights),
-        ce_weight,
-        jnp.sum(jnp.mean(squares, axis=-1) * pack.vae_weights),
-        mse_count,
+        _sums(ce * pack.text_weights, pack.text_kinds, len(TARGETS)),
+        _sums(pack.text_weights, pack.text_kinds, len(TARGETS)),
+        _sums(jnp.mean(squares, axis=-1) * pack.vae_weights, band, BANDS),
+        _sums(pack.vae_weights, band, BANDS),
     )
 
 
-def total_loss(sums: LossSums, ce_weight: float) -> tuple[Array, dict[str, Array]]:
-    """The loss and its two means. A batch without targets of a kind contributes 0 for it."""
-    ce, mse = _mean(sums.ce, sums.ce_weight), _mean(sums.mse, sums.mse_count)
-    return ce_weight * ce + mse, {"ce": ce, "mse": mse}
+def _sums(values: Float[Array, "B n"], groups: Int[Array, "B n"], count: int) -> Float[Array, " count"]:
+    return jnp.sum(jnp.where(groups[..., None] == jnp.arange(count), values[..., None], 0), axis=(0, 1))
 
 
-def _mean(total: Array, weight: Array) -> Array:
+def total_loss(sums: LossSums, ce_weight: float) -> Array:
+    """The loss. A batch without targets of a kind contributes 0 for it; weights may be the totals alone, [] each."""
+    ce, mse = mean(sums.ce.sum(), sums.ce_weight.sum()), mean(sums.mse.sum(), sums.mse_count.sum())
+    return ce_weight * ce + mse
+
+
+def mean(total: Array, weight: Array) -> Array:
+    """total / weight, 0 where there is none."""
     return total / jnp.where(weight == 0, 1, weight)

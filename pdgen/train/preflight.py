@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from pdgen.config import ModelConfig, preset
 from pdgen.data.documents import ranges
 from pdgen.data.latents import autoencoder_fingerprint
-from pdgen.data.loader import Batches, subset_documents
+from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import new_file
 from pdgen.interleave.segments import NOISED
@@ -144,8 +144,7 @@ def check_targets(run: RunConfig, batches: Batches) -> None:
     Such a run would train on one half of the objective and never say so. With ``ce_weight`` 0 texts need none.
     """
     documents, shares = batches.documents, batches.packer.stream.shares
-    subsets = subset_documents(batches.source, documents)
-    chosen = np.concatenate([subsets[name] for name in shares])
+    chosen = np.concatenate([batches.subsets[name] for name in shares])
     mixed = f"config: mixture: no document of {', '.join(map(repr, shares))}"
     first, end = documents.starts[chosen], documents.starts[chosen + 1]
     units, _ = ranges(first, end - first)

@@ -41,6 +41,11 @@ class RunConfig:
       keep: newest checkpoints that stay.
       keep_every: those of every keep_every-th step stay as well; 0 keeps none of these.
       workers: processes that read data; 0 reads in threads.
+      held_out: records, the last of every subset in proportion to its size, that are never trained on; 0: none.
+      held_out_every: steps between the losses of these, written to ``held_out.jsonl``.
+      pictures_every: steps between pictures of fixed prompts; 0: none are drawn.
+      spike_factor: an update is left out where the loss or the gradient's norm exceeds this many times its running
+        average; 0: none is.
       optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
       dropout, mixture, turns, too_long, broken, balance_texts: see ``pdgen.data.loader.LoaderConfig``.
     """
@@ -60,6 +65,10 @@ class RunConfig:
     keep_every: int = 0
     log_every: int = 10
     workers: int = 0
+    held_out: int = 0
+    held_out_every: int = 500
+    pictures_every: int = 0
+    spike_factor: float = 0.0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -71,11 +80,14 @@ class RunConfig:
     balance_texts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every"):
+        for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every", "held_out_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.keep_every < 0:
-            raise ValueError(f"keep_every is {self.keep_every}, expected at least 0")
+        for name in ("keep_every", "held_out", "pictures_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise ValueError(f"spike_factor is {self.spike_factor}, expected more than 1, or 0 to leave no update out")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
             raise ValueError(f"mesh {self.mesh} must be three sizes of at least 1, one of them -1 at most")
         if self.compute.param_dtype != "float32" and not self.lora.rank:
@@ -89,14 +101,15 @@ class RunConfig:
         """The settings of its packs."""
         return LoaderConfig(
             self.rows, self.budgets, self.seed, self.dropout, self.mixture, self.turns, self.too_long, self.broken,
-            workers=self.workers, balance_texts=self.balance_texts,
+            held_out=self.held_out, workers=self.workers, balance_texts=self.balance_texts,
         )  # fmt: skip
 
     def step(self, model: ModelConfig) -> StepConfig:
         """The settings of its steps."""
         return StepConfig(
-            model, self.compute, self.optimizer, self.num_steps, self.ce_weight, self.accumulate, self.lora
-        )
+            model, self.compute, self.optimizer, self.num_steps, self.ce_weight, self.accumulate, self.lora,
+            self.spike_factor,
+        )  # fmt: skip
 
 
 def read_run_config(values: dict[str, Any]) -> RunConfig:

@@ -18,6 +18,7 @@ from pdgen.sharding import parameter_shardings
 from pdgen.train.ema import start_ema
 from pdgen.train.lora import LoraConfig, adapter_spec, merge
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer, match_factors
+from pdgen.train.spikes import Spikes, start_spikes
 
 Params = dict[str, Any]
 Weights = Literal["raw", "ema"]
@@ -35,6 +36,7 @@ class StepConfig:
       ce_weight: the paper's lambda_CE.
       accumulate: micro-batches that a step's rows are computed in, one after the other.
       lora: adapters, if any.
+      spike_factor: an update whose loss or gradient exceeds this many running averages is left out; 0: none is.
     """
 
     model: ModelConfig
@@ -44,6 +46,7 @@ class StepConfig:
     ce_weight: float = 1.0
     accumulate: int = 1
     lora: LoraConfig = LoraConfig()
+    spike_factor: float = 0.0
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +60,7 @@ class TrainState:
       frozen: the other parameters; with LoRA all of the model's.
       opt_state: of ``trained``.
       ema: moving average of ``trained``, {} if none is kept.
+      spikes: running averages of loss and gradient, {} if no update is ever left out.
     """
 
     step: Int[Array, ""]
@@ -64,6 +68,7 @@ class TrainState:
     frozen: Params
     opt_state: Any
     ema: Params
+    spikes: Spikes
 
 
 def model_params(config: StepConfig, trained: Params, frozen: Params) -> Params:
@@ -104,8 +109,8 @@ def start_state(config: StepConfig, params: Params, key: Array) -> TrainState:
         trained, frozen = nn.unbox(declared), params
     else:
         trained, frozen = _divide(config, params)
-    opt_state = make_run_optimizer(config).init(trained)
-    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, opt_state, start_ema(config.optimizer, trained))
+    opt_state, ema = make_run_optimizer(config).init(trained), start_ema(config.optimizer, trained)
+    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, opt_state, ema, start_spikes(config.spike_factor))
 
 
 def init_state(config: StepConfig, key: Array) -> TrainState:
@@ -134,7 +139,9 @@ def state_shardings(config: StepConfig, mesh: Mesh) -> TrainState:
         trained,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, trained, frozen, opt_state, trained if config.optimizer.ema_decay else {})
+    ema = trained if config.optimizer.ema_decay else {}
+    spikes = jax.tree.map(lambda _: everywhere, abstract_state(config).spikes)
+    return TrainState(everywhere, trained, frozen, opt_state, ema, spikes)
 
 
 def _adapters(config: StepConfig) -> parameters.Spec:

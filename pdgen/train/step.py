@@ -13,10 +13,11 @@ from jaxtyping import Array
 from pdgen.interleave.layout import Pack
 from pdgen.sharding import out_spec
 from pdgen.train.ema import update_ema
-from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, target_weights, total_loss
+from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, no_loss, target_weights, total_loss
+from pdgen.train.metrics import Metrics, batch_metrics, loss_metrics, norms
+from pdgen.train.optimizer import learning_rate
+from pdgen.train.spikes import judge, unless
 from pdgen.train.state import StepConfig, TrainState, make_run_optimizer, model_params
-
-Metrics = dict[str, Array]
 
 
 def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -> tuple[TrainState, Metrics]:
@@ -27,18 +28,27 @@ def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -
       key: the run's key; noise is drawn from it and each pack's number, never from the step.
 
     Returns:
-      The next state and float32 scalars: loss, ce, mse, ce_targets, mse_targets, and of what is trained
-      grad_norm (before clipping) and param_norm.
+      The next state and scalars, float32 but for ``skipped_spikes`` and ``finite``: see ``pdgen.train.metrics``.
+      ``grad_norm`` is before clipping, ``update_norm`` that of an update even if it is left out, ``param_norm``
+      after it. ``finite`` tells whether loss, gradients and parameters are.
     """
     grads, sums = gradients(config, state, batch, key)
+    metrics = loss_metrics(sums, config.ce_weight) | norms("grad_norm", grads) | batch_metrics(config.model, batch)
     updates, opt_state = make_run_optimizer(config).update(grads, state.opt_state, state.trained)
     trained = optax.apply_updates(state.trained, updates)
-    loss, means = total_loss(sums, config.ce_weight)
-    metrics = {"loss": loss, **means, "ce_targets": sums.ce_weight, "mse_targets": sums.mse_count}
-    metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(trained)}
-    step = state.step + 1
+    step, spikes = state.step + 1, state.spikes
     ema = update_ema(config.optimizer, state.ema, trained, step)
-    return TrainState(step, trained, state.frozen, opt_state, ema), metrics
+    updated = state.step  # the optimiser's own count
+    if config.spike_factor:
+        updated -= spikes["skipped"]
+        spike, spikes = judge(config.spike_factor, spikes, state.step, metrics["loss"], metrics["grad_norm"])
+        new, old = (trained, opt_state, ema), (state.trained, state.opt_state, state.ema)
+        trained, opt_state, ema = unless(spike, new, old)
+        metrics["skipped_spikes"] = spikes["skipped"]
+    metrics |= norms("update_norm", updates) | norms("param_norm", trained)
+    metrics["learning_rate"] = jnp.float32(learning_rate(config.optimizer, config.num_steps)(updated))
+    metrics["finite"] = jnp.isfinite(sum(metrics[name] for name in ("loss", "grad_norm", "param_norm")))
+    return TrainState(step, trained, state.frozen, opt_state, ema, spikes), metrics
 
 
 def compiled_step(config: StepConfig) -> Callable[[TrainState, Pack, Array], tuple[TrainState, Metrics]]:
@@ -66,7 +76,7 @@ def gradients(config: StepConfig, state: TrainState, batch: Pack, key: Array) ->
         flow = draw_flow_inputs(config.model, rows, key)
         sums = loss_sums(config.model, config.compute, params, rows, flow)
         whole = sums._replace(ce_weight=ce_weight, mse_count=mse_count)
-        return total_loss(whole, config.ce_weight)[0], sums
+        return total_loss(whole, config.ce_weight), sums
 
     def visit(carry: tuple[Any, LossSums], rows: Pack) -> tuple[tuple[Any, LossSums], None]:
         grads, sums = jax.grad(loss, has_aux=True)(state.trained, rows)
@@ -74,7 +84,7 @@ def gradients(config: StepConfig, state: TrainState, batch: Pack, key: Array) ->
 
     if config.accumulate == 1:  # no second copy of the gradients
         return jax.grad(loss, has_aux=True)(state.trained, batch)
-    zeros = jax.tree.map(jnp.zeros_like, state.trained), LossSums(*[jnp.zeros(())] * len(LossSums._fields))
+    zeros = jax.tree.map(jnp.zeros_like, state.trained), no_loss()
     return jax.lax.scan(visit, zeros, _micro_batches(batch, config.accumulate))[0]
 
 

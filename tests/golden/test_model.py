@@ -16,6 +16,7 @@ from pdgen.flow.rectified import interpolate, shift_timesteps
 from pdgen.interleave.layout import Budgets, Pack, assemble, stack
 from pdgen.models import bagel, vision
 from pdgen.train.loss import FlowInputs, loss_sums, token_losses, total_loss
+from pdgen.train.metrics import loss_metrics
 from tests.golden.test_layout import layouts_of
 
 # Tiles and chunks that divide nothing.
@@ -119,7 +120,8 @@ def test_intermediate_value(golden, values, name):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def losses_and_gradients(config, compute, ce_weight, params, batch, flow):
     def loss(params):
-        return total_loss(loss_sums(config, compute, params, batch, flow), ce_weight)
+        sums = loss_sums(config, compute, params, batch, flow)
+        return total_loss(sums, ce_weight), loss_metrics(sums, ce_weight)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 

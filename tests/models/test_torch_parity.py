@@ -17,6 +17,7 @@ from pdgen.config import AutoencoderConfig, ComputeConfig, LanguageConfig, Model
 from pdgen.flow.rectified import interpolate
 from pdgen.models import bagel
 from pdgen.train.loss import loss_sums, total_loss
+from pdgen.train.metrics import loss_metrics
 from tests.golden.conftest import check
 from tests.torch_reference.cases import SampleMaker, random_model, random_switches, to_pack, to_tree
 from tests.torch_reference.packing import pack as pack_torch
@@ -99,7 +100,8 @@ def torch_values(config, model, samples):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def evaluate(config, compute, params, batch, flow):
     def loss(params):
-        return total_loss(loss_sums(config, compute, params, batch, flow), CE_WEIGHT)
+        sums = loss_sums(config, compute, params, batch, flow)
+        return total_loss(sums, CE_WEIGHT), loss_metrics(sums, CE_WEIGHT)
 
     latents = interpolate(batch.vae_latents, flow.noise, flow.t)
     streams = bagel.encode_pack(config, compute, params, batch, latents, flow.t)

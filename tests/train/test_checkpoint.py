@@ -32,7 +32,7 @@ def state_at(step, seed=0):
     ema = {"a": {"kernel": jnp.asarray(rng.normal(size=(8, 16)), jnp.bfloat16)}}
     frozen = {"b": jnp.zeros((4,), jnp.float32)}
     moments = jax.tree.map(lambda leaf: leaf + 1, trained)
-    return TrainState(jnp.int32(step), trained, frozen, (jnp.int32(step), {"mu": moments}, ()), ema)
+    return TrainState(jnp.int32(step), trained, frozen, (jnp.int32(step), {"mu": moments}, ()), ema, {})
 
 
 def shardings(mesh_shape):

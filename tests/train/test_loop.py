@@ -17,9 +17,11 @@ from pdgen.data.records import Origin, write_dataset
 from pdgen.interleave.layout import Budgets
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.train import loop
+from pdgen.train.meter import TIMED, Meter
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from pdgen.train.stop import Stopped
+from pdgen.train.watch import cut
 from tests.shapes import trajectories
 
 
@@ -48,7 +50,7 @@ def run(data):
 
 def _train(run, workdir, say=lambda line: None):
     """On one device: the tests' eight are for the sharding tests."""
-    return loop.train(run, workdir, say, jax.devices()[:1])
+    return loop.train(run, workdir, say, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def whole(run, tmp_path_factory):
 def _metrics(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # none twice
-    return {row["step"]: {k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows}
+    return {row["step"]: {k: v for k, v in row.items() if k not in TIMED} for row in rows}
 
 
 def test_it_learns(whole):
@@ -80,16 +82,17 @@ def test_export_holds_the_last_parameters(whole, run):
 
 def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkeypatch):
     """Lost after step 6, of which step 4 was saved; stopped by SIGTERM after step 10, which saves that step."""
-    original, lines = loop._stop_if_not_finite, []
+    original, lines = Meter.line, []
     before = signal.getsignal(signal.SIGTERM)
 
     def live(last, leave):
-        def interrupt(step, values, workdir):
-            original(step, values, workdir)
+        def interrupt(meter, step):
+            line = original(meter, step)
             if step == last:
                 leave()
+            return line
 
-        monkeypatch.setattr(loop, "_stop_if_not_finite", interrupt)
+        monkeypatch.setattr(Meter, "line", interrupt)
         return _train(run, tmp_path, lines.append)
 
     def lose():
@@ -118,16 +121,16 @@ def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
 
 def test_metrics_after_the_restored_step_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    loop.cut_metrics(path, 3)
+    cut(path, 3)
     assert not path.exists()
     path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
-    loop.cut_metrics(path, 3)
+    cut(path, 3)
     assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     wild = dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30))
-    with pytest.raises(RunError, match=r"step \d+: .*loss.* not finite"):
+    with pytest.raises(RunError, match=r"step 1: .*param_norm.* not finite; .* records multi_turn-3-\d+,"):
         _train(wild, tmp_path)
     assert not (tmp_path / "export").exists()
 

@@ -13,6 +13,7 @@ from pdgen.config import ComputeConfig
 from pdgen.interleave.layout import Budgets, pack_shapes
 from pdgen.models import bagel
 from pdgen.train.loss import FlowInputs, LossSums, cross_entropy, draw_flow_inputs, loss_sums, total_loss
+from pdgen.train.metrics import loss_metrics, present
 from pdgen.train.state import abstract_state, start_state
 from pdgen.train.step import gradients, train_step
 from tests.small import CONFIG, shaken_params
@@ -64,26 +65,39 @@ def test_training_lowers_the_loss(params, batch):
 
 def test_the_sums_of_two_halves_are_the_batch_s(params, batch, reference):
     """One loss for the whole batch, however it is split: normalised by targets, not by rows."""
-    sums = jax.jit(functools.partial(loss_sums, CONFIG, COMPUTE))
+    of = jax.jit(functools.partial(loss_sums, CONFIG, COMPUTE))
     halves = [jax.tree.map(lambda leaf, part=part: leaf[part], batch) for part in (slice(0, 4), slice(4, 8))]
-    first, second = (sums(params, half, draw_flow_inputs(CONFIG, half, jax.random.key(KEY))) for half in halves)
-    assert first.ce_weight != second.ce_weight
-    loss, means = total_loss(jax.tree.map(jnp.add, first, second), ce_weight=0.5)
-    for name, value in {"loss": loss, **means}.items():
+    first, second = (of(params, half, draw_flow_inputs(CONFIG, half, jax.random.key(KEY))) for half in halves)
+    assert np.all(first.ce_weight[[0, 3]] != second.ce_weight[[0, 3]])
+    for name, value in loss_metrics(jax.tree.map(jnp.add, first, second), ce_weight=0.5).items():
         np.testing.assert_allclose(value, reference[0][name], rtol=1e-5, err_msg=name)
 
 
-def test_total_loss():
-    """0.5 * 12 / 4 + 10 / 5; a batch without targets of a kind adds nothing."""
-    loss, means = total_loss(LossSums(*map(jnp.float32, (12, 4, 10, 5))), ce_weight=0.5)
-    assert (float(loss), float(means["ce"]), float(means["mse"])) == (3.5, 3, 2)
-    assert float(total_loss(LossSums(*map(jnp.float32, (0, 0, 10, 5))), ce_weight=0.5)[0]) == 2
+def sums(ce, ce_weight, mse, mse_count):
+    return LossSums(*(jnp.array(values, jnp.float32) for values in (ce, ce_weight, mse, mse_count)))
+
+
+def test_loss_by_kind_and_band():
+    """0.5 * (12 + 3) / (4 + 1) + (10 + 2) / (5 + 1); a kind without targets has no mean of its own."""
+    made = sums([12, 0, 0, 3], [4, 0, 0, 1], [0, 10, 0, 2], [0, 5, 0, 1])
+    metrics = {name: float(value) for name, value in loss_metrics(made, ce_weight=0.5).items()}
+    assert (metrics["loss"], metrics["ce"], metrics["mse"]) == (3.5, 3, 2)
+    shown = present(metrics)
+    kinds = {"ce_plan": 3, "ce_switch": 3, "mse_1": 2, "mse_3": 2}
+    weights = {"ce_plan": 4, "ce_switch": 1, "mse_1": 5, "mse_3": 1, "ce": 5, "mse": 6}
+    means = {"loss": 3.5, "ce": 3, "mse": 2}
+    assert shown == means | kinds | {f"{name}_targets": weight for name, weight in weights.items()}
+
+
+def test_a_batch_without_targets_of_a_kind_adds_nothing():
+    metrics = loss_metrics(sums([0] * 4, [0] * 4, [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
+    assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(present(metrics))
 
 
 def test_weights_that_sum_to_less_than_one_still_make_a_mean():
     """0.5 * 0.3 / 0.25, not 0.5 * 0.3."""
-    loss, means = total_loss(LossSums(*map(jnp.float32, (0.3, 0.25, 0, 0))), ce_weight=0.5)
-    np.testing.assert_allclose((loss, means["ce"], means["mse"]), (0.6, 1.2, 0), rtol=1e-6)
+    loss = total_loss(LossSums(*map(jnp.float32, (0.3, 0.25, 0, 0))), ce_weight=0.5)
+    np.testing.assert_allclose(loss, 0.6, rtol=1e-6)
 
 
 def test_noise_follows_the_pack_s_number(batch):
@@ -117,8 +131,7 @@ def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
     flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))
 
     def loss(noise, params):
-        sums = loss_sums(CONFIG, COMPUTE, params, batch, FlowInputs(flow.t, noise))
-        return total_loss(sums, 0.5)[0]
+        return total_loss(loss_sums(CONFIG, COMPUTE, params, batch, FlowInputs(flow.t, noise)), 0.5)
 
     touched = np.abs(jax.jit(jax.grad(loss))(flow.noise, params)).max(-1) > 0
     np.testing.assert_array_equal(touched, batch.vae_image >= 0)
