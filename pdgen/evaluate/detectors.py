@@ -53,7 +53,7 @@ class ShapesDetector:
         try:
             found = detect(np.asarray(image))
         except ValueError as fault:
-            raise EvaluationError(f"detector shapes: {fault}") from None
+            raise EvaluationError(f"{image.info.get('file', 'image')}: {fault}") from None
         scale = image.width / GRID
         objects: dict[str, list[Detection]] = {}
         for item in found:

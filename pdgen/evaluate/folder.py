@@ -78,15 +78,15 @@ def find_samples(folder: pathlib.Path, prompts: Sequence[Prompt], samples: int =
     for number, prompt in enumerate(prompts):
         _check_metadata(folder / prompt_folder(number) / "metadata.jsonl", prompt, number)
     found = [_samples(folder / prompt_folder(number)) for number in range(len(prompts))]
-    wrong = [number for number, files in enumerate(found) if list(files) != list(range(samples))]
+    wrong = [i for i, files in enumerate(found) if [int(file.stem) for file in files] != list(range(samples))]
     if wrong:
-        names = ", ".join(file.name for file in found[wrong[0]].values()) or "no numbered .png at all"
+        names = listed(file.name for file in found[wrong[0]]) or "no numbered .png at all"
         raise EvaluationError(
             f"{folder}: {len(wrong)} of {len(prompts)} prompts do not hold samples 0 to {samples - 1}: "
             f"{listed(map(prompt_folder, wrong))}; the first holds {names}; generate what is missing, or name "
             "another number by --samples"
         )
-    return [list(files.values()) for files in found]
+    return found
 
 
 def _check_numbering(folder: pathlib.Path, count: int) -> None:
@@ -117,16 +117,18 @@ def _check_metadata(path: pathlib.Path, prompt: Prompt, number: int) -> None:
         )
 
 
-def _samples(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    files = folder.glob("samples/*.png")
-    return dict(sorted((int(path.stem), path) for path in files if path.stem.isdigit()))
+def _samples(folder: pathlib.Path) -> list[pathlib.Path]:
+    files = [path for path in folder.glob("samples/*.png") if path.stem.isdecimal()]
+    return sorted(files, key=lambda path: int(path.stem))
 
 
 def read_image(path: pathlib.Path) -> PIL.Image.Image:
-    """The image in RGB, upright. Raises EvaluationError where it cannot be read."""
+    """The image in RGB, upright, its ``info["file"]`` the path. Raises EvaluationError where it cannot be read."""
     try:
         with PIL.Image.open(path) as image:
-            return PIL.ImageOps.exif_transpose(image).convert("RGB")
+            upright = PIL.ImageOps.exif_transpose(image).convert("RGB")
+        upright.info["file"] = str(path)
+        return upright
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
         raise EvaluationError(f"{path}: not a readable image ({fault}); make it again") from None
 

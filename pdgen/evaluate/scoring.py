@@ -65,7 +65,8 @@ def score(
         for part in _batches(waiting, detector.batch):
             for (_, digest), found in zip(part, _judge([item for item, _ in part], detector), strict=True):
                 known[digest] = found
-                file.write(msgspec.json.encode(_Judged(digest, found)) + b"\n")
+                # The newline comes first, so that a line that a kill has cut short is not continued.
+                file.write(b"\n" + msgspec.json.encode(_Judged(digest, found)))
             file.flush()
             progress(len(part))
     results = [known[digest]._replace(filename=str(item.path)) for item, digest in zip(items, digests)]
@@ -89,13 +90,12 @@ def _digest(item: _Item, detector: Detector) -> str:
 
 
 def _known(log: pathlib.Path) -> dict[str, Result]:
-    # A line that a killed run left unfinished is judged again.
     known = {}
     for line in log.read_bytes().splitlines() if log.exists() else ():
         try:
             judged = msgspec.json.decode(line, type=_Judged)
         except msgspec.DecodeError:
-            continue
+            continue  # cut short by a kill: judged again
         known[judged.digest] = judged.result
     return known
 
@@ -203,7 +203,7 @@ def official_text(results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", f"Overall score (avg. over tasks): {overall:.5f}"])
 
 
-def summary_table(summary: Summary) -> Table:
+def summary_table(summary: Summary, title: str = "geneval") -> Table:
     """Tasks, overall and the other figures, each with its interval and n."""
     named = {**summary.tasks, "overall": summary.overall, "images": summary.images, "prompts": summary.prompts}
     spread = summary.seeds
@@ -213,7 +213,7 @@ def summary_table(summary: Summary) -> Table:
         f"{spread.least:.4f} to {spread.most:.4f}{deviation}."
     )
     return Table(
-        title="GenEval",
+        title=title,
         columns=("score", "value", "low", "high", "prompts"),
         rows=[(name, *interval(one)) for name, one in named.items()],
         note=note,

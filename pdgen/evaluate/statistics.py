@@ -35,23 +35,22 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(strata: Strata, weights: Sequence[float] | None = None, seed: int = 0) -> Estimate:
-    """The weighted sum of the tasks' means.
+    """The weighted mean of the tasks' means.
 
     Args:
       strata: by task, one score for each prompt; none may be empty.
-      weights: of the tasks; by default all equal with the sum 1.
+      weights: of the tasks, in any unit; by default all equal.
       seed: of the draws; equal seeds give equal intervals.
     """
     strata = [np.asarray(scores, np.float64) for scores in strata]
     if not strata or not all(len(scores) for scores in strata):
         raise ValueError("an estimate needs at least one prompt of every task")
-    shares = np.full(len(strata), 1 / len(strata)) if weights is None else np.asarray(weights, np.float64)
-    value = float(sum(share * scores.mean() for share, scores in zip(shares, strata, strict=True)))
+    value = float(np.average([scores.mean() for scores in strata], weights=weights))
     n = sum(map(len, strata))
     if min(map(len, strata)) < 2:
         return Estimate(value, None, None, n)
     rng = np.random.default_rng(seed)
-    drawn = sum(share * _means(rng, scores) for share, scores in zip(shares, strata))
+    drawn = np.average([_means(rng, scores) for scores in strata], axis=0, weights=weights)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), n)
 

@@ -1,0 +1,207 @@
+"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmark of shapes world.
+
+python launch/evaluate.py --benchmark=shapes --checkpoint=out/nano --output=out/nano-shapes
+python launch/evaluate.py --benchmark=geneval --metadata=evaluation_metadata.jsonl --images=DIR --output=out/scores
+python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json --images=DIR --output=out/wise \
+    --judge_url=https://api.openai.com/v1 --judge_model=gpt-4o --judge_key_variable=OPENAI_API_KEY
+
+Killed at any moment and started again, it goes on. OUTPUT gets the benchmark's own files, summary.json and a CSV file
+a table. Exit status: 0; 1 where a judge gave no valid answer for some image; 2 for a fault of the input.
+"""
+
+import json
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from msgspec import to_builtins
+from tqdm import tqdm
+
+from pdgen.command import fail, parse
+from pdgen.evaluate import folder, scoring, shapes, tables, wise
+from pdgen.evaluate.detectors import DETECTORS, load_detector
+from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.generator import make_generate, read_recipe, read_values
+from pdgen.evaluate.geneval import Prompt, check_prompts
+from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
+from pdgen.evaluate.tables import Table
+from pdgen.files import new_file
+from pdgen.sample.compiled import keep_compiled
+from pdgen.sample.strategies import STRATEGIES
+from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
+from pdgen.scenes.endpoint import Endpoint
+from pdgen.scenes.endpoint import Settings as EndpointSettings
+
+BENCHMARK = flags.DEFINE_enum("benchmark", None, ["geneval", "wise", "shapes"], "What to score on.", required=True)
+IMAGES = flags.DEFINE_string("images", None, "A folder of images in the benchmark's own layout.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Makes the images: a pdgen checkpoint or a run's workdir.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.", required=True)
+METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or WISE's prompt files (repeat it).")
+TRAINING_DATA = flags.DEFINE_multi_string(
+    "training_data", [], "Compared with the prompts: a data set, or a file with a prompt a line (repeat it)."
+)
+SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of a prompt; of WISE always 1.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the first image; each further one has the next.", lower_bound=0)
+STRATEGY = flags.DEFINE_enum("strategy", "process", list(STRATEGIES), "How a checkpoint comes to an image.")
+SETTING = flags.DEFINE_multi_string(
+    "setting", [], "NAME=VALUE of sampler or strategy, by the names in a trajectory's settings: image.num_timesteps=50."
+)
+BATCH = flags.DEFINE_integer("batch", 8, "Images that are made together.", lower_bound=1)
+DETECTOR = flags.DEFINE_enum("detector", None, DETECTORS, "By default the benchmark's own.")
+WEIGHTS = flags.DEFINE_string("weights", "", "Of mask2former: a name on the Hugging Face hub, or a folder.")
+DEVICE = flags.DEFINE_string("device", "", "Of mask2former: cuda or cpu; by default what there is.")
+JUDGE_URL = flags.DEFINE_string("judge_url", "", "Chat endpoint of WISE's judge and of strategies' advisers.")
+JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "Its model.")
+JUDGE_KEY = flags.DEFINE_string("judge_key_variable", "", "Environment variable that holds its key.")
+JUDGE_ANSWERS = flags.DEFINE_integer("judge_answers", 3, "Times a malformed answer is asked for.", lower_bound=1)
+JUDGE_PARAMETERS = flags.DEFINE_string("judge_parameters", "{}", "JSON of further parameters of a request.")
+JUDGE_PRICES = flags.DEFINE_list("judge_prices", ["0", "0"], "Of a million tokens in and out.")
+JUDGEMENTS = flags.DEFINE_list("judgements", list(wise.JUDGEMENTS), "WISE: graded gives scorings A and C, binary B.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "WISE: print what judging would ask and cost, and stop.")
+
+# GenEval's protocol guides over the whole schedule; a user's own --setting comes after it.
+PROTOCOL = {"geneval": {"image.interval": [0.0, 1.0]}}
+
+
+def check_flags() -> None:
+    """Raises EvaluationError for flags that do not go together."""
+    if (IMAGES.value is None) == (CHECKPOINT.value is None):
+        raise EvaluationError("name either --images, a folder to score, or --checkpoint, which makes the images")
+    if BENCHMARK.value == "shapes" and METADATA.value:
+        raise EvaluationError("--metadata: the shapes benchmark makes its own list; OUTPUT/metadata.jsonl holds it")
+    if BENCHMARK.value == "geneval" and len(METADATA.value) != 1:
+        raise EvaluationError("--metadata: name GenEval's evaluation_metadata.jsonl, once")
+    if BENCHMARK.value == "wise" and not METADATA.value:
+        raise EvaluationError("--metadata: name WISE's prompt files, one after the other")
+    if BENCHMARK.value == "wise" and not JUDGE_URL.value:
+        raise EvaluationError("--judge_url: name the chat endpoint that judges, and --judge_model")
+    if wrong := [name for name in JUDGEMENTS.value if name not in wise.JUDGEMENTS]:
+        raise EvaluationError(f"--judgements={wrong[0]}: none of {', '.join(wise.JUDGEMENTS)}")
+
+
+def endpoint_settings(output: pathlib.Path) -> EndpointSettings:
+    """The judge's endpoint as the flags say. Raises ValueError for a value that cannot be."""
+    try:
+        parameters = {"temperature": 0.0, "max_tokens": 1024, **json.loads(JUDGE_PARAMETERS.value)}
+        price_in, price_out = map(float, JUDGE_PRICES.value)
+    except (ValueError, TypeError) as fault:
+        raise EvaluationError(f"--judge_parameters: a JSON object, --judge_prices: two numbers; {fault}") from None
+    return EndpointSettings(
+        url=JUDGE_URL.value, model=JUDGE_MODEL.value, cache=str(output / "answers"), key_variable=JUDGE_KEY.value,
+        parameters=parameters, answers=JUDGE_ANSWERS.value, input_price=price_in, output_price=price_out,
+    )  # fmt: skip
+
+
+def advisers(output: pathlib.Path) -> Advisers:
+    """Whom strategies ask: the endpoint if one is named, else the exact ones of shapes world."""
+    return endpoint_advisers(Endpoint(endpoint_settings(output))) if JUDGE_URL.value else exact_advisers()
+
+
+def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> pathlib.Path:
+    """The folder with all images of the jobs, those that lacked made by the checkpoint."""
+    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
+    recipe = read_recipe(CHECKPOINT.value, STRATEGY.value, values)
+    images = output / "images"
+    folder.begin(images, {"benchmark": BENCHMARK.value, **recipe.facts()}, jobs)
+    keep_compiled()
+    with tqdm(total=len(jobs), unit=" images", desc="drawing", smoothing=0.1) as bar:
+        generate = make_generate(recipe, advisers(output))
+        folder.make(images, output / "trajectories", jobs, generate, BATCH.value, bar.update)
+    return images
+
+
+def leaks(prompts: Sequence[str]) -> Leaks:
+    """What the training sets that the flags name hold of the prompts."""
+    with tqdm(unit=" training prompts", disable=not TRAINING_DATA.value) as bar:
+        training = (p for path in TRAINING_DATA.value for p in training_prompts(pathlib.Path(path), bar.update))
+        return find_leaks(training, prompts, TRAINING_DATA.value)
+
+
+def write_summary(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table]) -> None:
+    """Writes ``summary.json`` and a CSV file for every table."""
+    rows = [{"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in results]
+    with new_file(output / "summary.json") as partial:
+        partial.write_text(json.dumps({**facts, "tables": rows}, indent=1) + "\n", encoding="utf-8")
+    for table in results:
+        with new_file(output / f"{table.title.lower()}.csv") as partial:
+            partial.write_text(tables.as_csv(table), encoding="utf-8")
+
+
+def run_geneval(output: pathlib.Path) -> int:
+    """GenEval and the shapes benchmark: makes or finds the images, detects, judges; returns the exit status."""
+    prompts: list[Prompt] = shapes.benchmark() if BENCHMARK.value == "shapes" else folder.read_prompts(
+        pathlib.Path(METADATA.value[0]))  # fmt: skip
+    own = "shapes" if BENCHMARK.value == "shapes" else "mask2former"
+    detector = load_detector(DETECTOR.value or own, WEIGHTS.value, DEVICE.value)
+    check_prompts(prompts, detector.classes, detector.name)  # before hours of drawing, not after
+    found = leaks([p.metadata.prompt for p in prompts])
+    if CHECKPOINT.value is not None:
+        images = made_images(output, folder.geneval_jobs(prompts, SAMPLES.value, SEED.value))
+        folder.write_metadata(images, prompts)
+    else:
+        images = pathlib.Path(IMAGES.value)
+    files = folder.find_samples(images, prompts, SAMPLES.value)
+    output.mkdir(parents=True, exist_ok=True)
+    folder.write_prompts(output / "metadata.jsonl", prompts)
+    with tqdm(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
+        results = scoring.score(files, prompts, detector, output, bar.update)
+    table = scoring.summary_table(scoring.summarise(scoring.by_task(results)), BENCHMARK.value)
+    facts = {"benchmark": BENCHMARK.value, "detector": detector.identity, "leaks": to_builtins(found)}
+    write_summary(output, facts, [table])
+    official = scoring.official_text(results)
+    with new_file(output / "summary.txt") as partial:
+        partial.write_text(official + "\n", encoding="utf-8")
+    print("\n\n".join([sentence(found), official, tables.as_text(table)]))
+    return 0
+
+
+def run_wise(output: pathlib.Path) -> int:
+    """WISE: makes or finds the images, says the price, asks the judge; returns the exit status."""
+    prompts = wise.read_wise([pathlib.Path(path) for path in METADATA.value])
+    settings = endpoint_settings(output)
+    endpoint = None if DRY_RUN.value else Endpoint(settings)  # a missing key is told before anything is made
+    found = leaks([p.text for p in prompts])
+    if CHECKPOINT.value is not None:
+        images = made_images(output, wise.wise_jobs(prompts, SEED.value))
+    else:
+        images = pathlib.Path(IMAGES.value)
+    files = wise.find_images(images, prompts)
+    estimate = Endpoint(settings, dry_run=True)
+    wise.judge_images(prompts, files, estimate, JUDGEMENTS.value)
+    print(f"{sentence(found)}\n\n{estimate.ledger.report()}\n", flush=True)
+    if endpoint is None:
+        return 0
+    with tqdm(total=len(files) * len(JUDGEMENTS.value), unit=" answers", desc="judging", smoothing=0.1) as bar:
+        judged = wise.judge_images(prompts, files, endpoint, JUDGEMENTS.value, bar.update)
+    output.mkdir(parents=True, exist_ok=True)
+    wise.write_scores(output, prompts, judged)
+    table = wise.wise_table(wise.score_all(judged.answers))
+    judge = {"model": settings.model, "questions": wise.VERSION, "parameters": settings.parameters}
+    write_summary(output, {"benchmark": "wise", "judge": judge, "leaks": to_builtins(found)}, [table])
+    print("\n\n".join([endpoint.ledger.report(), tables.as_text(table)]))
+    unanswered = {name: faults for name, faults in judged.faults.items() if faults}
+    for name, faults in unanswered.items():
+        print(f"no valid {name} answer for {len(faults)} images ({wise.spans(sorted(faults))}); raise --judge_answers "
+              "to ask again", file=sys.stderr)  # fmt: skip
+    return 1 if unanswered else 0
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        check_flags()
+        run = run_wise if BENCHMARK.value == "wise" else run_geneval
+        status = run(pathlib.Path(OUTPUT.value))
+    except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
+        fail(fault)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

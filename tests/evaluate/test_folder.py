@@ -1,0 +1,174 @@
+"""Folders of images: what is missing, misnumbered or of another list is named; making them goes on where it was."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from pdgen.evaluate import folder as folders
+from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.shapes import benchmark
+from tests.evaluate.painted import generate
+
+PROMPTS = benchmark({"single_object": 2, "position": 1})
+JOBS = folders.geneval_jobs(PROMPTS, samples=2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "whole"
+    folders.begin(path, {"strategy": "painted"}, JOBS)
+    folders.make(path, path.parent / "trajectories", JOBS, generate, 4)
+    folders.write_metadata(path, PROMPTS)
+    return path
+
+
+@pytest.fixture
+def images(whole, tmp_path):
+    return pathlib.Path(shutil.copytree(whole, tmp_path / "images"))
+
+
+def refusal(images, prompts=PROMPTS, samples=2):
+    with pytest.raises(EvaluationError) as caught:
+        folders.find_samples(images, prompts, samples)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_official_layout(whole):
+    files = folders.find_samples(whole, PROMPTS, 2)
+    names = [[str(path.relative_to(whole)) for path in paths] for paths in files]
+    assert names == [[f"0000{i}/samples/0000{j}.png" for j in range(2)] for i in range(3)]
+    for number, prompt in enumerate(PROMPTS):
+        lines = (whole / f"0000{number}" / "metadata.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [prompt.raw]
+    assert folders.read_image(files[0][0]).size == (64, 64)
+
+
+def test_seeds_are_recorded_and_none_is_used_twice(whole):
+    record = json.loads((whole / "generation.json").read_text())
+    assert record["made_by"] == {"strategy": "painted"}
+    assert list(record["jobs"].values()) == [[p.metadata.prompt, 7 + 2 * i + j] for i, p in enumerate(PROMPTS)
+                                             for j in range(2)]  # fmt: skip
+
+
+def test_making_goes_on_where_it_was(images):
+    before = {path: path.stat().st_mtime_ns for path in images.rglob("*.png")}
+    for name in ("00001/samples/00000.png", "00002/samples/00001.png"):
+        (images / name).unlink()
+    asked, told = [], []
+
+    def counting(prompts, seeds):
+        asked.extend(zip(prompts, seeds))
+        return generate(prompts, seeds)
+
+    folders.begin(images, {"strategy": "painted"}, JOBS)
+    folders.make(images, images.parent / "t", JOBS, counting, 4, told.append)
+    assert asked == [(JOBS[2].prompt, 9), (JOBS[5].prompt, 12)]
+    assert told == [4, 2]
+    after = {path: path.stat().st_mtime_ns for path in images.rglob("*.png")}
+    assert sum(before[path] != time for path, time in after.items()) == 2
+
+
+def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
+    def dies(prompts, seeds):
+        if seeds[0] > 7:
+            raise KeyboardInterrupt
+        return generate(prompts, seeds)
+
+    path = tmp_path / "images"
+    folders.begin(path, {}, JOBS)
+    with pytest.raises(KeyboardInterrupt):
+        folders.make(path, tmp_path / "t", JOBS, dies, 2)
+    assert [p.name for p in sorted(path.rglob("*.png"))] == ["00000.png", "00001.png"]
+
+
+def test_a_folder_is_not_mixed(images, tmp_path):
+    with pytest.raises(EvaluationError, match="was begun with strategy = 'painted', not 'process'"):
+        folders.begin(images, {"strategy": "process"}, JOBS)
+    with pytest.raises(EvaluationError, match="other prompts, seeds or samples"):
+        folders.begin(images, {"strategy": "painted"}, folders.geneval_jobs(PROMPTS, 2, 8))
+    (images / "generation.json").write_text("[]")
+    with pytest.raises(EvaluationError, match="not the record of a generation"):
+        folders.begin(images, {"strategy": "painted"}, JOBS)
+    (images / "generation.json").unlink()
+    with pytest.raises(EvaluationError, match=r"holds images but no generation\.json"):
+        folders.begin(images, {"strategy": "painted"}, JOBS)
+
+
+def test_missing_prompts_and_samples_are_named(images):
+    shutil.rmtree(images / "00001")
+    assert "1 of 3 prompts are missing: 00001" in refusal(images)
+    shutil.copytree(images / "00000", images / "00001")
+    (images / "00001" / "metadata.jsonl").write_text(json.dumps(PROMPTS[1].raw))
+    (images / "00001" / "samples" / "00001.png").unlink()
+    said = refusal(images)
+    assert "1 of 3 prompts do not hold samples 0 to 1: 00001; the first holds 00000.png" in said
+    assert "3 of 3 prompts do not hold samples 0 to 3" in refusal(images, samples=4)
+    assert "--samples" in said
+
+
+def test_wrong_numbering_is_named(images):
+    (images / "00002").rename(images / "00003")
+    assert "00003: no prompt of the list has that number (3 prompts are 00000 to 00002)" in refusal(images)
+    (images / "00003").rename(images / "2")
+    assert "2: no prompt of the list has that number" in refusal(images)
+    (images / "2").rename(images / "00002")
+    (images / "00002" / "samples" / "00001.png").rename(images / "00002" / "samples" / "00002.png")
+    assert "do not hold samples 0 to 1: 00002; the first holds 00000.png, 00002.png" in refusal(images)
+
+
+def test_a_number_that_two_samples_share_is_not_overlooked(images):
+    samples = images / "00000" / "samples"
+    shutil.copy(samples / "00001.png", samples / "1.png")
+    assert "00000; the first holds 00000.png, " in refusal(images)
+
+
+def test_images_of_another_list_are_named(images, tmp_path):
+    said = refusal(images, [PROMPTS[1], PROMPTS[0], PROMPTS[2]])
+    assert f"is of {PROMPTS[0].raw['prompt']!r}, but line 1 of the list is {PROMPTS[1].raw['prompt']!r}" in said
+    assert "00002: no prompt of the list has that number" in refusal(images, PROMPTS[:2])
+    other = dict(PROMPTS[0].raw, include=[{"class": "heart", "count": 2}])
+    (images / "00000" / "metadata.jsonl").write_text(json.dumps(other))
+    assert "or asks for something else" in refusal(images)
+    (images / "00000" / "metadata.jsonl").write_text("{")
+    assert "00000/metadata.jsonl: " in refusal(images)
+    (tmp_path / "wise").mkdir()
+    (tmp_path / "wise" / "1.png").write_bytes(b"")
+    assert "holds no folders 00000, 00001, ..." in refusal(tmp_path / "wise")
+    assert "no such folder" in refusal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_an_unreadable_image_is_named(whole, tmp_path, content):
+    good = (whole / "00000" / "samples" / "00000.png").read_bytes()
+    path = tmp_path / "00000.png"
+    path.write_bytes(good[: len(good) // 2] if content is None else content)
+    with pytest.raises(EvaluationError, match=r"00000\.png: not a readable image"):
+        folders.read_image(path)
+
+
+def test_a_prompt_list_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    folders.write_prompts(path, PROMPTS)
+    assert folders.read_prompts(path) == PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no prompts"),
+        (None, "No such file"),
+        ('{"tag": "a", "prompt": "b", "include": []}\n{"tag": "a"}', "line 2 is not of GenEval's form"),
+        ('{"Prompt": "a", "Explanation": "b", "prompt_id": 1}', "list of WISE; pass --benchmark=wise"),
+        ('[\n {"Prompt": "a",\n "prompt_id": 1}]', "list of WISE; pass --benchmark=wise"),
+    ],
+)
+def test_another_file_is_no_prompt_list(tmp_path, content, words):
+    path = tmp_path / "metadata.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(EvaluationError, match=words) as caught:
+        folders.read_prompts(path)
+    assert str(path) in str(caught.value)
