@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.scale = 0.25
     config.seeds = (0, 1, 2)
     config.train_keys = ml_collections.ConfigDict({"num_steps": 6000})
-    config.evaluate_flags = ml_collections.ConfigDict({"samples": 4, "text_scale": 2.5})
+    config.evaluate_flags = ("--samples=4", "--setting=image.text_scale=2.5")
     # Where plans are self-sampled, another cell's model writes them: one trained on the same multi-turn samples alone.
     config.cells = {
         "plain": {"data": {"rewritten": 0.0} | _NONE},

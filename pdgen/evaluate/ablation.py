@@ -55,7 +55,7 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       scale: factor on the numbers of samples.
       seeds: of training; each is a run of its own.
       train_keys: keys of the training config, the same in all cells.
-      evaluate_flags: flags of evaluate.py.
+      evaluate_flags: further flags of evaluate.py.
       cells: by name.
       tables: by name of ``TABLES``, the cell of each row.
 
@@ -70,7 +70,7 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: float = 1.0
     seeds: tuple[int, ...] = (0,)
     train_keys: dict[str, Any] = {}
-    evaluate_flags: dict[str, Any] = {}
+    evaluate_flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -125,8 +125,8 @@ def stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Iterator
             own = folder / str(seed)
             keys = {**sweep.train_keys, "data": str(folder / "data"), "seed": seed}
             yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *_overrides(keys)))
-            flags = {**sweep.evaluate_flags, "checkpoint": own / "run", "output": own / "scores"}
-            yield Stage("evaluate", own, ("--benchmark=shapes", *(f"--{key}={value}" for key, value in flags.items())))
+            flags = ("--benchmark=shapes", f"--checkpoint={own / 'run'}", f"--output={own / 'scores'}")
+            yield Stage("evaluate", own, (*flags, *sweep.evaluate_flags))
 
 
 def _overrides(keys: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,6 @@ Refinements an image that follows a ``<refine>`` mends (the verifier's score aga
 """
 
 import itertools
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -264,71 +263,3 @@ def _lost(steps: Sequence[Step], final: float | None) -> tuple[int, Lost] | None
         if not step.shown:
             return number, "picture"
     return len(steps) - 1, "unfinished"
-
-
-# Measures over many trajectories: (name, values of one trajectory, of which the mean is taken over all).
-Measure = dict[str, list[list[float]]]
-
-
-def measures(facts: Sequence[ProcessFacts]) -> Measure:
-    """The values behind every measure, by trajectory; a trajectory that says nothing of one has none.
-
-    A measure's value is the mean of all its values; resample trajectories, not values, for its interval.
-    """
-    rows = [_measured(one) for one in facts]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name, []) for row in rows] for name in names}
-
-
-def _measured(facts: ProcessFacts) -> dict[str, list[float]]:
-    judged = [i for i in facts.inspections if i.fault is not None]
-    alarms, faults = [i for i in judged if i.alarm], [i for i in judged if i.fault]
-    right = [i for i in judged if not i.fault]
-    scored = facts.first is not None and facts.final is not None
-    values = {
-        "final score": [facts.final] if scored else [],
-        "first draft's score": [facts.first] if scored else [],
-        "final beats first draft": [float(facts.final > facts.first)] if scored else [],
-        "final below first draft": [float(facts.final < facts.first)] if scored else [],
-        "steps kept": [float(step.kept) for step in facts.steps],
-        "plans agree": [float(step.planned) for step in facts.steps if step.planned is not None],
-        "pictures as planned": [float(step.shown) for step in facts.steps if step.shown is not None],
-        "inspection precision": [float(i.fault) for i in alarms],
-        "inspection recall": [float(i.alarm) for i in faults],
-        "false alarms": [float(i.alarm) for i in right],
-        "false alarms on what is not drawn yet": [float(i.alarm) for i in right if i.unfinished],
-        "refinements that mend": [float(r.effect == "mends") for r in facts.refinements],
-        "refinements that do nothing": [float(r.effect == "nothing") for r in facts.refinements],
-        "refinements that harm": [float(r.effect == "harms") for r in facts.refinements],
-        "rest left alone": [float(step.untouched) for step in facts.steps if step.untouched is not None],
-        "pixels changed by a step": [step.changed for step in facts.steps if step.changed is not None],
-        "images": [float(facts.images)],
-        "finished": [float(facts.finished)],
-    }
-    return values | {f"cost: {name}": [value] for name, value in facts.costs.items()}
-
-
-def by_complexity(facts: Sequence[ProcessFacts]) -> dict[int, tuple[float, float, int]]:
-    """By number of entities asked for: mean images, mean final score (0 where none is known), trajectories."""
-    groups: dict[int, list[ProcessFacts]] = {}
-    for one in facts:
-        groups.setdefault(one.entities, []).append(one)
-    return {
-        entities: (
-            statistics.fmean(one.images for one in group),
-            statistics.fmean(one.final or 0.0 for one in group),
-            len(group),
-        )
-        for entities, group in sorted(groups.items())
-    }
-
-
-def lost_at(facts: Sequence[ProcessFacts]) -> dict[str, int]:
-    """How many trajectories lost the prompt where: "step 2: picture", most first."""
-    counts: dict[str, int] = {}
-    for one in facts:
-        if one.lost_at is not None:
-            step, what = one.lost_at
-            name = f"step {step + 1}: {what}"
-            counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

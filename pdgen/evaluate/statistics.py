@@ -59,6 +59,24 @@ def _means(rng: np.random.Generator, scores: Float[np.ndarray, " prompts"]) -> F
     return scores[rng.integers(len(scores), size=(RESAMPLES, len(scores)))].mean(1)
 
 
+def pooled(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """The mean of all values, of which every prompt has its own number (a ratio of sums).
+
+    Args:
+      groups: by prompt, at least one value each; prompts are drawn anew, with all their values.
+      seed: of the draws.
+    """
+    if not groups or not all(map(len, groups)):
+        raise ValueError("an estimate needs at least one value of every prompt")
+    sums, counts = np.array([sum(group) for group in groups], np.float64), np.array([len(group) for group in groups])
+    value = float(sums.sum() / counts.sum())
+    if len(groups) < 2:
+        return Estimate(value, None, None, len(groups))
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), len(groups))
+
+
 def difference(first: Strata, second: Strata, weights: Sequence[float] | None = None, seed: int = 0) -> Estimate:
     """How much more the second run scores than the first on the same prompts, in the same order.
 

@@ -4,7 +4,8 @@ import msgspec
 import PIL.Image
 import pytest
 
-from pdgen.evaluate.process import by_complexity, lost_at, measures, process_facts, shapes_untouched
+from pdgen.evaluate.process import process_facts, shapes_untouched
+from pdgen.evaluate.process_tables import MEASURES, cost_table, length_table, lost_table, process_table, tables
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.painter import paint
@@ -85,8 +86,8 @@ def test_the_step_that_lost_it():
     green = format_plan("Add a green square right of the red circle.", "There is a red circle left of a green square.")
     assert facts(FIRST, ONE, AGREES, green, WRONG, DONE).lost_at == (1, "plan")
     assert facts(FIRST, ONE, AGREES).lost_at == (0, "unfinished")
-    counted = lost_at([facts(FIRST, ONE), facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, WRONG)])
-    assert list(counted.items()) == [("step 1: unfinished", 2), ("step 2: picture", 1)]
+    made = lost_table([facts(FIRST, ONE), facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, WRONG)])
+    assert made.rows == [("step 1: unfinished", 2, 3), ("step 2: picture", 1, 3)]
 
 
 def test_what_the_step_does_not_concern_has_changed():
@@ -101,7 +102,7 @@ def test_precision_recall_and_false_alarms():
     missed = facts(FIRST, ONE, AGREES, SECOND, WRONG, DONE)
     early = facts(FIRST, ONE, EARLY, "refine", BOTH, DONE)
     right = facts(FIRST, ONE, AGREES, SECOND, WRONG, FAULT, "refine", BOTH, DONE)
-    values = measures([missed, early, right])
+    values = {name: [list(map(float, of(one))) for one in (missed, early, right)] for name, of in MEASURES.items()}
     # The early alarm is about what is not drawn yet; of what it then draws the plan knows nothing: an unseen fault.
     assert values["inspection precision"] == [[], [0.0], [1.0]]
     assert values["inspection recall"] == [[0.0], [0.0], [1.0]]
@@ -125,7 +126,7 @@ def test_words_that_nobody_understands_are_left_open():
     found = facts(odd, ONE, AGREES)
     assert (found.steps[0].planned, found.steps[0].shown) == (None, None)
     assert found.inspections[0].fault is None
-    assert measures([found])["inspection recall"] == [[]]
+    assert MEASURES["inspection recall"](found) == []
 
 
 def test_single_pass_is_one_step_without_plan():
@@ -133,9 +134,17 @@ def test_single_pass_is_one_step_without_plan():
     assert found.final == 1 and len(found.steps) == 1 and found.steps[0].planned is None
 
 
-def test_length_by_complexity():
-    made = [facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, BOTH)]
-    one, two = (msgspec.structs.replace(found, entities=n) for n, found in enumerate(made, 1))
-    table = by_complexity([one, two])
-    assert table == {1: (1.0, one.final, 1), 2: (2.0, 1.0, 1)}
-
+def test_tables():
+    whole = (FIRST, ONE, AGREES, SECOND, BOTH)
+    made = [facts(FIRST, ONE, network_evaluations=50.0), facts(*whole, network_evaluations=90.0)]
+    one, two = (msgspec.structs.replace(found, entities=n, prompt=f"{n}") for n, found in enumerate(made, 1))
+    lengths = length_table([one, two])
+    assert lengths.rows == [("1", 1.0, one.final, 1), ("2", 2.0, 1.0, 1)]
+    rows = {row[0]: row for row in process_table([one, two]).rows}
+    # Three steps of two prompts, all kept: drawing prompts anew changes nothing.
+    assert rows["steps kept"] == ("steps kept", 1.0, 1.0, 1.0, 2, 3)
+    assert rows["images"][1:5] == (1.5, 1.0, 2.0, 2)
+    assert rows["final beats first draft"][1] == 0.5
+    assert "refinements that mend" not in rows
+    assert cost_table([one, two]).rows[0][:2] == ("network_evaluations", 70.0)
+    assert [table.title for table in tables([two])] == ["Process", "Costs", "Length"]

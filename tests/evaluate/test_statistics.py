@@ -1,12 +1,14 @@
 """Intervals against closed forms, scipy's bootstrap and coverage; differences of paired runs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdgen.evaluate.statistics import difference, estimate, spread
+from pdgen.evaluate.statistics import difference, estimate, pooled, spread
 
 RNG = np.random.default_rng(3)
 
@@ -100,3 +102,16 @@ def test_the_spread_over_seeds():
     one = spread([0.5, 0.7, 0.6])
     assert (one.mean, one.deviation, one.least, one.most, one.n) == pytest.approx((0.6, 0.1, 0.5, 0.7, 3))
     assert spread([0.5]).deviation is None
+
+
+def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole():
+    groups = [[1.0, 1.0, 1.0], [0.0], [0.0, 1.0]]
+    found = pooled(groups)
+    assert found.value == pytest.approx(4 / 6) and found.n == 3
+    # All 27 ways to draw three prompts, alike likely.
+    ways = [np.concatenate(way).mean() for way in itertools.product(groups, repeat=3)]
+    low, high = np.quantile(ways, [0.025, 0.975], method="inverted_cdf")
+    assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.02)
+    assert pooled([[1.0, 0.0]]).low is None
+    with pytest.raises(ValueError, match="at least one value"):
+        pooled([[1.0], []])

@@ -1,0 +1,110 @@
+"""Process facts of many trajectories as tables; every interval is by prompt."""
+
+import collections
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from pdgen.evaluate.process import ProcessFacts
+from pdgen.evaluate.statistics import pooled
+from pdgen.evaluate.tables import Table, interval
+
+# Each measure's values in one trajectory; its figure is the mean of all trajectories' values.
+MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
+    "final score": lambda f: [f.final] if f.final is not None else [],
+    "first draft's score": lambda f: [f.first] if f.first is not None else [],
+    "final beats first draft": lambda f: [f.final > f.first] if f.final is not None else [],
+    "final below first draft": lambda f: [f.final < f.first] if f.final is not None else [],
+    "steps kept": lambda f: [step.kept for step in f.steps if step.planned is not None],
+    "plans that agree with the prompt": lambda f: [step.planned for step in f.steps if step.planned is not None],
+    "pictures as planned": lambda f: [step.shown for step in f.steps if step.shown is not None],
+    "rest left alone": lambda f: [step.untouched for step in f.steps if step.untouched is not None],
+    "pixels changed by a step": lambda f: [step.changed for step in f.steps if step.changed is not None],
+    "inspection precision": lambda f: [i.fault for i in f.inspections if i.alarm and i.fault is not None],
+    "inspection recall": lambda f: [i.alarm for i in f.inspections if i.fault],
+    "false alarms": lambda f: [i.alarm for i in f.inspections if i.fault is False],
+    "false alarms on what is not drawn yet": lambda f: [
+        i.alarm for i in f.inspections if i.fault is False and i.unfinished
+    ],
+    "refinements that mend": lambda f: [r.effect == "mends" for r in f.refinements],
+    "refinements that do nothing": lambda f: [r.effect == "nothing" for r in f.refinements],
+    "refinements that harm": lambda f: [r.effect == "harms" for r in f.refinements],
+    "images": lambda f: [f.images],
+    "finished": lambda f: [f.finished],
+}  # fmt: skip
+
+
+def process_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Every measure that any trajectory has a value of, with its interval; n counts values and prompts."""
+    rows = [_row(name, facts, values) for name, values in MEASURES.items()]
+    return Table(
+        title="Process",
+        columns=("measure", "value", "low", "high", "prompts", "values"),
+        rows=[row for row in rows if row is not None],
+        note="Means over all values of all trajectories. Precision: share of <refine> where the judge sees a fault; "
+        "recall: share of the judge's faults with <refine>.",
+    )
+
+
+def cost_table(facts: Sequence[ProcessFacts]) -> Table:
+    """The cost ledger: mean of every cost for a trajectory."""
+    names = list(dict.fromkeys(name for one in facts for name in one.costs))
+    rows = [_row(name, facts, lambda f, name=name: [f.costs[name]] if name in f.costs else []) for name in names]
+    return Table(
+        title="Costs",
+        columns=("for a trajectory", "value", "low", "high", "prompts", "values"),
+        rows=[row for row in rows if row is not None],
+        note="Evaluations of the network count every guidance branch.",
+    )
+
+
+def length_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Images drawn and final score by how many kinds of things the prompt asks for."""
+    groups: dict[int, list[ProcessFacts]] = {}
+    for one in facts:
+        groups.setdefault(one.entities, []).append(one)
+    rows = []
+    for entities, group in sorted(groups.items()):
+        images = float(np.mean([one.images for one in group]))
+        scores = [one.final for one in group if one.final is not None]
+        prompts = len({one.prompt for one in group})
+        rows.append((str(entities), images, float(np.mean(scores)) if scores else None, prompts))
+    return Table("Length", ("things asked for", "images", "final score", "prompts"), rows)
+
+
+def lost_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Where the trajectories whose last image is not what was asked for lost it, most first."""
+    counts = collections.Counter(f"step {f.lost_at[0] + 1}: {f.lost_at[1]}" for f in facts if f.lost_at is not None)
+    rows = [(where, count, len(facts)) for where, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return Table(
+        "Lost",
+        ("first thing wrong", "trajectories", "of"),
+        rows,
+        note='"plan": it contradicts the prompt; "picture": it does not show its plan; "unfinished": all steps were '
+        "kept and the trajectory ended too early.",
+    )
+
+
+def tables(facts: Sequence[ProcessFacts]) -> list[Table]:
+    """All of them, without those that have no row."""
+    made = [process_table(facts), cost_table(facts), length_table(facts), lost_table(facts)]
+    return [table for table in made if table.rows]
+
+
+def _row(
+    name: str, facts: Sequence[ProcessFacts], values: Callable[[ProcessFacts], Sequence[float | bool]]
+) -> tuple | None:
+    by_prompt: dict[str, list[float]] = {}
+    for one in facts:
+        by_prompt.setdefault(one.prompt, []).extend(map(float, values(one)))
+    groups = [group for group in by_prompt.values() if group]
+    if not groups:
+        return None
+    return (name, *interval(pooled(groups)), len(list(itertools.chain(*groups))))
+
+
+def trajectory_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All trajectories below a folder, in order."""
+    return sorted(path.parent for path in folder.rglob("trajectory.json"))
