@@ -4,12 +4,14 @@ A mesh always has the axes ``data, fsdp, tensor``, of size 1 if unused, and expl
 entered with ``jax.set_mesh``. Without a mesh everything runs on one device and no sharding is asked for.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -71,6 +73,11 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
         raise ShardingError(f"mesh {tuple(shape)} (data, fsdp, tensor) needs {math.prod(shape)} devices, "
                             f"there are {len(devices)}")
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def without_mesh() -> contextlib.AbstractContextManager:
+    """Leaves the mesh that is entered, for work on one device in between."""
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def has_mesh() -> bool:

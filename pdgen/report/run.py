@@ -142,30 +142,26 @@ def _levels(level: tuple[str, str], runs: Sequence[RunLog]) -> list[tuple[Line, 
 
 def _facts(log: RunLog) -> dict[str, str]:
     """What the head of the page says of a run."""
-    config, rows = log.config, log.metrics.rows
-    total = int(config["num_steps"])
-    tokens = config["rows"] * sum(config["budgets"].values())
+    config, optimizer, total = log.config, log.config["optimizer"], int(log.config["num_steps"])
     facts = {"steps": f"{log.step:,} of {total:,} ({log.step / total:.0%})", "state": _state(log, total)}
-    if rows:
-        facts["training time"] = duration(training_seconds(log, tokens))
-        for label, name, unit in (("tokens/s", "tokens_per_second", ""), ("MFU", "mfu", "%")):
-            values = log.metrics.series(name)[1]
-            if len(values):
-                facts[label] = number(float(np.median(values)) * (100 if unit else 1)) + unit
+    steps, seconds = log.metrics.series("step_seconds")
+    if len(steps):
+        facts["training time"] = duration(float(np.diff(steps, prepend=0) @ seconds))
+    for label, name, scale, unit in (("tokens/s", "tokens_per_second", 1, ""), ("MFU", "mfu", 100, "%")):
+        values = log.metrics.series(name)[1]
+        if len(values):
+            facts[label] = number(float(np.median(values)) * scale) + unit
     facts |= _results(log)
-    facts["checkpoints"] = ", ".join(f"{step:,}" for step in log.checkpoints) or "none yet"
-    if log.exported is not None:
-        facts["checkpoints"] += f"; exported {log.exported:,}"
-    optimizer = config["optimizer"]
-    facts |= {
+    kept = ", ".join(f"{step:,}" for step in log.checkpoints) or "none yet"
+    return facts | {
+        "checkpoints": kept + (f"; exported {log.exported:,}" if log.exported is not None else ""),
         "model": config["model"] or config["init"],
         "starts from": config["init"] or "fresh parameters",
         "data": config["data"],
-        "a step": f"{config['rows']} packs, {tokens:,} tokens",
+        "a step": f"{config['rows']} packs of {sum(config['budgets'].values()):,} slots",
         "learning rate": f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
         "mesh": " x ".join(map(str, config["mesh"])) + " (data, fsdp, tensor)",
     }
-    return facts
 
 
 def _state(log: RunLog, total: int) -> str:
@@ -187,12 +183,6 @@ def _results(log: RunLog) -> dict[str, str]:
         if len(values):
             results[label] = number(values[-1]) + (f" ({beaten} {number(levels[-1])})" if len(levels) else "")
     return results
-
-
-def training_seconds(log: RunLog, tokens: int) -> float:
-    """Time that the logged steps of ``tokens`` each have taken, by their tokens per second."""
-    steps, rates = log.metrics.series("tokens_per_second")
-    return float(np.sum(np.diff(steps, prepend=0) * tokens / rates))
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 from tensorboardX import SummaryWriter
 
 from pdgen.files import new_file
@@ -36,7 +35,7 @@ def check_wandb(project: str) -> None:
 
 
 class Board:
-    """Writes metrics to ``<workdir>/tensorboard/<part>`` and to wandb; a context manager. Only process 0 writes.
+    """Writes metrics to ``<workdir>/tensorboard/<part>`` and to wandb. Process 0 alone has one.
 
     A run that resumes hides what TensorBoard was given after ``start``, which it now repeats. wandb keeps the first
     value of a step and drops the repeated one, which is the same to the bit.
@@ -48,41 +47,34 @@ class Board:
       config: the run's resolved config, shown by wandb.
 
     Raises:
-      RunError: wandb is not installed, or refuses to start (it is not logged in, for instance).
+      RunError: wandb refuses to start (it is not logged in, for instance).
     """
 
     def __init__(
         self, workdir: pathlib.Path, start: int, project: str = "", config: Mapping[str, Any] | None = None
     ) -> None:
-        check_wandb(project)
-        self._wandb, self._writers = None, {}
-        if jax.process_index():
-            return
-        if project:
-            self._wandb = _wandb_run(workdir, project, config or {})
-        for part in ("train", "held_out"):
-            folder = workdir / TENSORBOARD / part
+        self._wandb = _wandb_run(workdir, project, config or {}) if project else None
+        self._writers = {
             # the suffix: files are named by the second they are made in
-            self._writers[part] = SummaryWriter(str(folder), purge_step=start + 1, filename_suffix=f".{start}")
+            part: SummaryWriter(str(workdir / TENSORBOARD / part), purge_step=start + 1, filename_suffix=f".{start}")
+            for part in ("train", "held_out")
+        }
 
     def write(self, values: Mapping[str, float], part: Part = "train") -> None:
         """Adds what one line of a JSONL log holds: "step" and numbers."""
         step = int(values["step"])
         tagged = {tag(name): value for name, value in values.items() if name != "step"}
-        if part in self._writers:
-            for name, value in tagged.items():
-                self._writers[part].add_scalar(name, value, step)
+        for name, value in tagged.items():
+            self._writers[part].add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log({f"{part}/{name}": value for name, value in tagged.items()}, step=step)
 
-    def __enter__(self) -> "Board":
-        return self
-
-    def __exit__(self, fault: type[BaseException] | None, *_: object) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Writes what is still waiting, and tells wandb how the run has left."""
         for writer in self._writers.values():
             writer.close()
         if self._wandb is not None:
-            self._wandb.finish(exit_code=int(fault is not None))
+            self._wandb.finish(exit_code=int(failed))
 
 
 def _wandb_run(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """What is measured of a run on the host: speed, waiting for data, memory. Nothing is fetched but by ``check``.
 
+step_seconds         time of a step
 tokens_per_second    tokens of texts and images, without padding, over all devices
 mfu                  their FLOPs (``pdgen.train.flops``) over what the devices could do; absent for unknown ones
 data_wait            share of the time in which a batch was waited for and no step was under way
@@ -20,7 +21,7 @@ import jax
 from pdgen.train.flops import peak_flops
 from pdgen.train.metrics import Metrics, present
 
-TIMED = ("tokens_per_second", "mfu", "data_wait", "memory_bytes")  # metrics that differ from run to run
+TIMED = ("step_seconds", "tokens_per_second", "mfu", "data_wait", "memory_bytes")  # metrics that differ from run to run
 _CHECKED = ("finite", "tokens", "flops")  # of every step
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Meter:
         self._last: Metrics = {}
         self._unchecked: list[tuple[int, Metrics]] = []
         self._began = 0.0
-        self._tokens = self._flops = self._waited = 0.0
+        self._steps, self._tokens, self._flops, self._waited = 0, 0.0, 0.0, 0.0
         self._first: int | None = None
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -89,6 +90,7 @@ class Meter:
                 names = [name for name, value in whole.items() if not abs(value) < float("inf")]
                 raise NotFiniteError(step, names)
             if step != self._first:
+                self._steps += 1
                 self._tokens += float(values["tokens"])
                 self._flops += float(values["flops"])
         self._unchecked.clear()
@@ -100,10 +102,11 @@ class Meter:
         now = time.perf_counter()
         if self._tokens:
             seconds = now - self._began
-            values |= {"tokens_per_second": self._tokens / seconds, "data_wait": self._waited / seconds}
+            values |= {"step_seconds": seconds / self._steps, "tokens_per_second": self._tokens / seconds,
+                       "data_wait": self._waited / seconds}  # fmt: skip
             if self._peak:
                 values["mfu"] = self._flops / seconds / self._peak
-        self._began, self._tokens, self._flops, self._waited = now, 0.0, 0.0, 0.0
+        self._began, self._steps, self._tokens, self._flops, self._waited = now, 0, 0.0, 0.0, 0.0
         return {"step": step, **present(values), "memory_bytes": self._memory()}
 
     def _memory(self) -> int:

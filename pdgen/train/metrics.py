@@ -9,7 +9,7 @@ grad_norm, update_norm, param_norm and each with _und, _gen, _other
 learning_rate               of the step's update
 fill_text, fill_vit, fill_vae
                             share of the batch's slots that hold tokens
-tokens_per_second, mfu, data_wait, memory_bytes
+step_seconds, tokens_per_second, mfu, data_wait, memory_bytes
                             measured since the line before, see ``pdgen.train.meter``
 skipped_spikes              updates left out so far, see ``pdgen.train.spikes``
 

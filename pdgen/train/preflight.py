@@ -25,11 +25,15 @@ from pdgen.interleave.tokenizer import Tokenizer
 from pdgen.interleave.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
 from pdgen.train.base import Base, load_base
+from pdgen.train.board import check_wandb
 from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 # What a run may change when it goes on: none of these keys changes the mathematics.
-MAY_CHANGE = ("mesh", "accumulate", "workers", "save_every", "log_every", "keep", "keep_every")
+MAY_CHANGE = (
+    "mesh", "accumulate", "workers", "save_every", "log_every", "keep", "keep_every",
+    "held_out_every", "pictures_every", "prompts", "wandb",
+)  # fmt: skip
 
 
 class Checked(NamedTuple):
@@ -54,6 +58,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
       CheckpointError, TokenizerError, RecordError, PackingError, LoaderError, ValueError: as the parts raise
         them; every line names the key or file and the remedy.
     """
+    check_watching(run)
     mesh = run_mesh(run, devices)
     base = load_base(run)
     check_model(run, base.config, base.tokenizer)
@@ -66,6 +71,14 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     check_targets(run, batches)
     claim(run, workdir)
     return Checked(base, source, mesh, step)
+
+
+def check_watching(run: RunConfig) -> None:
+    """Raises RunError where pictures or wandb are asked for that cannot be had."""
+    check_wandb(run.wandb)
+    if run.pictures_every and jax.process_count() > 1:
+        raise RunError(f"config: pictures_every is {run.pictures_every}, but no process of {jax.process_count()} holds "
+                       "the whole model; set it to 0 and sample from the workdir (launch/sample.py)")  # fmt: skip
 
 
 def mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:

@@ -43,7 +43,9 @@ class RunConfig:
       workers: processes that read data; 0 reads in threads.
       held_out: records, the last of every subset in proportion to its size, that are never trained on; 0: none.
       held_out_every: steps between the losses of these, written to ``held_out.jsonl``.
-      pictures_every: steps between pictures of fixed prompts; 0: none are drawn.
+      pictures_every: steps between pictures of ``prompts``; 0: none are drawn.
+      prompts: what they are of; prompt n has the seed n every time.
+      wandb: project that the curves go to besides TensorBoard; "": none.
       spike_factor: an update is left out where the loss or the gradient's norm exceeds this many times its running
         average; 0: none is.
       optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
@@ -68,6 +70,8 @@ class RunConfig:
     held_out: int = 0
     held_out_every: int = 500
     pictures_every: int = 0
+    prompts: tuple[str, ...] = ()
+    wandb: str = ""
     spike_factor: float = 0.0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
@@ -86,6 +90,8 @@ class RunConfig:
         for name in ("keep_every", "held_out", "pictures_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if self.pictures_every and not self.prompts:
+            raise ValueError(f"pictures_every is {self.pictures_every}, but there are no prompts; give some, or 0")
         if self.spike_factor and not self.spike_factor > 1:
             raise ValueError(f"spike_factor is {self.spike_factor}, expected more than 1, or 0 to leave no update out")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):

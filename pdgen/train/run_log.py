@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from pdgen.train.checkpoint import CHECKPOINTS, finished_steps
 from pdgen.train.export import exported_step
-from pdgen.train.loop import METRICS
 from pdgen.train.run_config import CONFIG_FILE, RunError
+from pdgen.train.watch import METRICS
 
 HELD_OUT, PICTURES = "held_out.jsonl", "pictures"
 _DECODER = msgspec.json.Decoder(dict[str, float])

@@ -222,7 +222,7 @@ def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
     check(run, tmp_path / "run")
     numbers = {key: getattr(run, key) + 1 for key in MAY_CHANGE if type(getattr(run, key)) is int}
     assert {"accumulate", "save_every", "keep", "log_every", "workers"} <= set(numbers)
-    changed = dataclasses.replace(run, mesh=(2, 2, 2), **numbers)
+    changed = dataclasses.replace(run, mesh=(2, 2, 2), prompts=("a circle",), **numbers)
     assert check(changed, tmp_path / "run").mesh.shape["tensor"] == 2
     assert read_run_config(json.loads((tmp_path / "run" / "config.json").read_text())) == changed
 
