@@ -101,6 +101,60 @@ class Denoiser:
     switches: tuple[int, int]
 
 
+class Progress(NamedTuple):
+    """An image on its way from noise.
+
+    Attributes:
+      x: latents at the timestep reached.
+      v: guided velocity of the last step, 0 before the first.
+      differences: what TaylorSeer extrapolates from (no tokens where it is off), O = taylor.ORDER + 1.
+    """
+
+    x: Float[Array, "B M C"]
+    v: Float[Array, "B M C"]
+    differences: Float[Array, "B O T D"]
+
+
+def begin(denoiser: Denoiser, noise: Float[Array, "B M C"], image_guidance: bool) -> Progress:
+    """An image before its first step; ``noise`` is standard normal."""
+    x, settings = noise.astype(jnp.float32), denoiser.settings
+    tokens = num_branches(settings, image_guidance) * noise.shape[1] if settings.taylorseer else 0
+    shape = (noise.shape[0], taylor.ORDER + 1, tokens, denoiser.config.language.hidden_size)
+    return Progress(x, jnp.zeros_like(x), jnp.zeros(shape, jnp.float32))
+
+
+def advance(
+    denoiser: Denoiser,
+    params: dict[str, Any],
+    contexts: Contexts,
+    positions: Int[Array, "B M"],
+    progress: Progress,
+    steps: tuple[int, int],
+) -> Progress:
+    """Euler steps ``steps[0]`` .. ``steps[1] - 1``; stretch after stretch gives what one call over all steps gives.
+
+    Args:
+      positions: position ids of the latent patches.
+    """
+    settings = denoiser.settings
+    t = schedule(settings.num_timesteps, settings.timestep_shift)
+    start, end = settings.guided_steps
+    full, distance, known = taylor.plan(len(t) - 1, start if end else 0)
+    xs = (t[:-1], t[:-1] - t[1:], full, distance, known)
+    guided = num_branches(settings, contexts.image is not None)
+    for first, last, count in ((0, start, 1), (start, end, guided), (end, len(t) - 1, 1)):
+        first, last = max(first, steps[0]), min(last, steps[1])
+        if first < last:
+            step = functools.partial(_step, denoiser, params, contexts, positions, count)
+            progress, _ = jax.lax.scan(step, progress, tuple(x[first:last] for x in xs))
+    return progress
+
+
+def estimate(settings: ImageSettings, progress: Progress, step: int) -> Float[Array, "B M C"]:
+    """The clean latents that the last velocity leads to after ``step`` steps: x0 = x - t v; x itself at the end."""
+    return progress.x - schedule(settings.num_timesteps, settings.timestep_shift)[step] * progress.v
+
+
 def generate_latents(
     denoiser: Denoiser,
     params: dict[str, Any],
@@ -108,46 +162,41 @@ def generate_latents(
     noise: Float[Array, "B M C"],
     positions: Int[Array, "B M"],
 ) -> Float[Array, "B M C"]:
-    """Euler steps from ``noise`` to the image's clean, scaled latents, float32.
-
-    Args:
-      noise: standard normal values.
-      positions: position ids of the latent patches.
-    """
-    settings = denoiser.settings
-    t = schedule(settings.num_timesteps, settings.timestep_shift)
-    steps, (begin, end) = len(t) - 1, settings.guided_steps
-    full, distance, known = taylor.plan(steps, begin if end else 0)
-    xs = (t[:-1], t[:-1] - t[1:], full, distance, known)
-    branches = 1 if not end else 2 + int(contexts.image is not None and settings.image_scale > 1)
-    state = (noise.astype(jnp.float32), _empty_differences(denoiser, noise, branches))
-    for first, last, count in ((0, begin, 1), (begin, end, branches), (end, steps, 1)):
-        if first < last:
-            step = functools.partial(_step, denoiser, params, contexts, positions, count)
-            state, _ = jax.lax.scan(step, state, tuple(x[first:last] for x in xs))
-    return state[0]
+    """All Euler steps from ``noise`` to the image's clean, scaled latents, float32; see ``begin`` and ``advance``."""
+    progress = begin(denoiser, noise, contexts.image is not None)
+    steps = (0, denoiser.settings.num_timesteps - 1)
+    return advance(denoiser, params, contexts, positions, progress, steps).x
 
 
-def network_evaluations(settings: ImageSettings, image_guidance: bool) -> tuple[int, int]:
-    """Euler steps, and forward passes counting each guidance branch, of one image (TaylorSeer's skips excluded)."""
-    begin, end = settings.guided_steps
-    steps = settings.num_timesteps - 1
-    full = taylor.plan(steps, begin)[0] if settings.taylorseer else np.ones(steps, bool)
-    extra = 1 + int(image_guidance and settings.image_scale > 1)
-    return steps, int(full.sum() + extra * full[begin:end].sum())
+def num_branches(settings: ImageSettings, image_guidance: bool) -> int:
+    """Branches of a guided step: the full context, the one without texts, and the one without images."""
+    if settings.guided_steps == (0, 0):
+        return 1
+    return 2 + int(image_guidance and settings.image_scale > 1)
 
 
-def _empty_differences(denoiser: Denoiser, noise: Array, branches: int) -> Array:
-    tokens = branches * noise.shape[1] if denoiser.settings.taylorseer else 0
-    width = denoiser.config.language.hidden_size
-    return jnp.zeros((taylor.ORDER + 1, noise.shape[0], tokens, width), jnp.float32)
+class Evaluations(NamedTuple):
+    """Forward passes of one image: of all branches together, and of the guidance branches among them."""
+
+    all: int
+    guidance: int
+
+
+def network_evaluations(settings: ImageSettings, image_guidance: bool, steps: int | None = None) -> Evaluations:
+    """Forward passes of an image's first ``steps`` steps (all by default); TaylorSeer's skips are none."""
+    start, end = settings.guided_steps
+    count = settings.num_timesteps - 1
+    full = taylor.plan(count, start)[0] if settings.taylorseer else np.ones(count, bool)
+    full = full[:steps]
+    guidance = (num_branches(settings, image_guidance) - 1) * int(full[start:end].sum())
+    return Evaluations(int(full.sum()) + guidance, guidance)
 
 
 def _step(
-    denoiser: Denoiser, params: dict, contexts: Contexts, positions: Array, branches: int, state: tuple, xs: tuple
-) -> tuple[tuple, None]:
+    denoiser: Denoiser, params: dict, contexts: Contexts, positions: Array, branches: int, state: Progress, xs: tuple
+) -> tuple[Progress, None]:
     """One Euler step with ``branches`` evaluated."""
-    (x, differences), (t, dt, full, distance, known) = state, xs
+    (x, _, differences), (t, dt, full, distance, known) = state, xs
     settings = denoiser.settings
 
     def compute() -> Array:
@@ -155,11 +204,11 @@ def _step(
 
     if settings.taylorseer:
         tokens = branches * x.shape[1]
-        own = differences[:, :, :tokens]
+        own = jnp.moveaxis(differences[:, :, :tokens], 1, 0)
         per_token = jnp.where(jnp.arange(tokens) < x.shape[1], known[0], known[1])
         own = jax.lax.cond(full, lambda: taylor.renew(own, compute(), distance, per_token), lambda: own)
         hidden = jnp.where(full, own[0], taylor.extrapolate(own, distance)).astype(denoiser.compute.dtype)
-        differences = differences.at[:, :, :tokens].set(own)
+        differences = differences.at[:, :, :tokens].set(jnp.moveaxis(own, 0, 1))
     else:
         hidden = compute()
     hidden = mot.final_norm(denoiser.config.language, params["language"]["norm"], "gen", hidden)
@@ -170,7 +219,7 @@ def _step(
                        renorm=settings.renorm, renorm_min=settings.renorm_min)  # fmt: skip
     else:
         guided = v[0]
-    return (x - dt * guided, differences), None
+    return Progress(x - dt * guided, guided, differences), None
 
 
 def _last_layer(denoiser: Denoiser, params: dict, contexts: Contexts, image: tuple, branches: int) -> Array:

@@ -166,3 +166,16 @@ def _extend(
     rows = jnp.arange(batch)[:, None]
     k, v = (old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop") for old, new in ((cache.k, k), (cache.v, v)))
     return Cache(k, v, cache.length + count, cache.rotary), hidden
+
+
+def take_rows(cache: Cache, index: Int[Array, " G"]) -> Cache:
+    """Some rows of a cache; an index beyond the last row takes that one."""
+    k, v = (values.at[:, index].get(mode="clip") for values in (cache.k, cache.v))
+    return Cache(k, v, *(values.at[index].get(mode="clip") for values in (cache.length, cache.rotary)))
+
+
+def put_rows(cache: Cache, index: Int[Array, " G"], rows: Cache) -> Cache:
+    """The cache with some rows replaced, the inverse of ``take_rows``; what is beyond the last row is dropped."""
+    k, v = (values.at[:, index].set(new, mode="drop") for values, new in ((cache.k, rows.k), (cache.v, rows.v)))
+    pairs = ((cache.length, rows.length), (cache.rotary, rows.rotary))
+    return Cache(k, v, *(values.at[index].set(new, mode="drop") for values, new in pairs))

@@ -3,23 +3,39 @@
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 from pdgen.config import ModelConfig
-from pdgen.convert.pdgen_checkpoint import TOKENIZER, load_checkpoint
+from pdgen.convert.manifest import MANIFEST, digest
+from pdgen.convert.pdgen_checkpoint import TOKENIZER, load_checkpoint, open_checkpoint
 from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
+from pdgen.models import autoencoder, bagel
+from pdgen.sharding import parameter_shardings
 from pdgen.train.export import find_checkpoint
 
 
 class Loaded(NamedTuple):
-    """Sizes, ``{"model": tree, "autoencoder": tree}`` and tokenizer of one checkpoint, and its folder."""
+    """Sizes, ``{"model": tree, "autoencoder": tree}`` and tokenizer of one checkpoint, its folder and digest."""
 
     config: ModelConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
     folder: pathlib.Path
+    model_hash: str
 
 
-def load(path: str | pathlib.Path) -> Loaded:
-    """Reads a checkpoint onto the default device, values as stored.
+def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """How the parameters are split over ``mesh``: the autoencoder's are not, every device holds them."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return {
+        "model": parameter_shardings(bagel.abstract_params(config), mesh),
+        "autoencoder": jax.tree.map(lambda _: whole, autoencoder.abstract_params(config.autoencoder)),
+    }
+
+
+def load(path: str | pathlib.Path, mesh: Mesh | None = None) -> Loaded:
+    """Reads a checkpoint onto ``mesh`` or the default device, values as stored.
 
     Args:
       path: see ``pdgen.train.export.find_checkpoint``.
@@ -28,5 +44,6 @@ def load(path: str | pathlib.Path) -> Loaded:
       CheckpointError, ConfigError, TokenizerError, RunError: there is no checkpoint, or it is damaged.
     """
     folder = find_checkpoint(path)
-    config, params = load_checkpoint(folder)
-    return Loaded(config, params, load_tokenizer(folder / TOKENIZER), folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    config, params = load_checkpoint(folder, shardings(open_checkpoint(folder).config, mesh) if mesh else None)
+    return Loaded(config, params, tokenizer, folder, digest((folder / MANIFEST).read_bytes()))

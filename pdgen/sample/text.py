@@ -22,6 +22,8 @@ class TextSettings:
     Attributes:
       max_tokens: words of one text, tags included, at most; then the grammar closes the open tags.
       temperature: 0 = greedy; the base model's default is 0.3.
+      top_p: only the likeliest tokens that together reach this probability are drawn; 1 = all.
+      top_k: only this many of the likeliest tokens are drawn; 0 = all.
 
     Raises:
       ValueError: a value out of range, named.
@@ -29,10 +31,19 @@ class TextSettings:
 
     max_tokens: int = 256
     temperature: float = 0.3
+    top_p: float = 1.0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.temperature < 0:
-            raise ValueError(f"text settings: max_tokens must be at least 1 and temperature at least 0; got {self}")
+        rules = {
+            "max_tokens must be at least 1": self.max_tokens >= 1,
+            "temperature must be at least 0": self.temperature >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "top_k must be at least 0": self.top_k >= 0,
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise ValueError(f"text settings: {rule}; got {self}")
 
 
 class Grammar(NamedTuple):
@@ -43,10 +54,9 @@ class Grammar(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What ``write_text`` returns; rows that took no part have count 0.
+    """What ``write_text`` wrote; rows that took no part have count 0.
 
     Attributes:
-      cache: the context with the text and its two switch tokens.
       tokens: [B, W] the text's words, without switch tokens; meaningless beyond ``count``.
       count: words per row.
       state: the grammar's state in which the text closed.
@@ -54,7 +64,6 @@ class Written(NamedTuple):
       logits: [B, N] after the closing token: they decide what follows.
     """
 
-    cache: Cache
     tokens: Int[Array, "B W"]
     count: Int[Array, " B"]
     state: Int[Array, " B"]
@@ -87,8 +96,8 @@ def write_text(
     grammar: Grammar,
     cache: Cache,
     rows: tuple[Int[Array, " B"], Bool[Array, " B"], Array],
-) -> Written:
-    """Writes one text in every active row; each row's draws come from its own key.
+) -> tuple[Cache, Written]:
+    """Writes one text, with its switch tokens, in every active row; each row's draws come from its own key.
 
     Args:
       switches: ids of <|im_start|> and <|im_end|>.
@@ -114,14 +123,14 @@ def write_text(
 
     carry = (cache, first, jnp.zeros((batch, width), jnp.int32), jnp.zeros((batch, grammar.table.shape[1])), 0)
     cache, row, tokens, logits, _ = jax.lax.while_loop(lambda carry: ~carry[1].done.all(), step, carry)
-    return Written(cache, tokens, row.count, row.state, row.limited, logits)
+    return cache, Written(tokens, row.count, row.state, row.limited, logits)
 
 
 def _choose(settings: TextSettings, grammar: Grammar, closing: int, row: _Row, logits: Array, keys: Array) -> _Row:
     """The next token of each row: what the grammar allows, or the closing of a row at its limit."""
     following = grammar.table[row.state]
     logits = jnp.where(following >= 0, logits, -jnp.inf)
-    drawn = pick(logits, keys, settings.temperature)
+    drawn = pick(settings, logits, keys)
     full = (row.count >= settings.max_tokens) & ~row.limited & (drawn != closing)
     closing_from = jnp.where(full, row.state, row.closing_from)
     limited = row.limited | full
@@ -138,8 +147,21 @@ def _fold(keys: Array, number: Array) -> Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def pick(logits: Float[Array, "B N"], keys: Array, temperature: float) -> Int[Array, " B"]:
-    """One token per row: the likeliest at temperature 0, else a draw from softmax(logits / temperature)."""
-    if temperature == 0:
+def pick(settings: TextSettings, logits: Float[Array, "B N"], keys: Array) -> Int[Array, " B"]:
+    """One token per row: the likeliest at temperature 0, else a draw from softmax(logits / temperature).
+
+    ``top_k`` and then ``top_p`` (nucleus sampling, Holtzman et al. 2020) narrow what is drawn from; of equally likely
+    tokens at the border all stay.
+    """
+    if settings.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
+    logits = logits / settings.temperature
+    if settings.top_k:
+        least = jax.lax.top_k(logits, min(settings.top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    if settings.top_p < 1:
+        falling = -jnp.sort(-logits, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(falling), axis=-1) - jax.nn.softmax(falling)
+        least = jnp.min(jnp.where(before < settings.top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -65,10 +65,11 @@ def test_text_scale_of_one_is_no_guidance():
 def test_number_of_network_evaluations():
     """Four steps of which two are guided by one or two branches; with TaylorSeer only full steps count."""
     settings = ImageSettings(num_timesteps=5, timestep_shift=1.0, interval=(0.5, 1.0))
-    assert network_evaluations(settings, image_guidance=False) == (4, 4 + 2)
-    assert network_evaluations(settings, image_guidance=True) == (4, 4 + 2 * 2)
+    assert network_evaluations(settings, image_guidance=False) == (4 + 2, 2)
+    assert network_evaluations(settings, image_guidance=True) == (4 + 2 * 2, 2 * 2)
+    assert [network_evaluations(settings, True, steps) for steps in (1, 2, 3)] == [(3, 2), (6, 4), (7, 4)]
     seer = ImageSettings(num_timesteps=25, text_scale=1.0, taylorseer=True)
-    assert network_evaluations(seer, image_guidance=True) == (24, 11)
+    assert network_evaluations(seer, image_guidance=True) == (11, 0)
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_greedy_text(golden, model, caches):
     assert room(settings, grammar) <= 16  # what ``caches`` leaves
     write = jax.jit(functools.partial(write_text, (model.config, COMPUTE), settings, (tokens[0].item(), closing)))
     rows = np.zeros(1, np.int32), np.ones(1, bool), jax.random.split(jax.random.key(0), 1)
-    written = write(model.params["model"], grammar, caches[""], rows)
+    _, written = write(model.params["model"], grammar, caches[""], rows)
     assert int(written.count[0]) == len(words)
     np.testing.assert_array_equal(written.tokens[0, : len(words)], words)
 

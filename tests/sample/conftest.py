@@ -20,6 +20,8 @@ from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
 from pdgen.interleave.trajectory import Trajectory
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.engine import Sampler, SampleSettings
+from pdgen.sample.image import Pictures
+from pdgen.sample.steps import Rows, State
 from pdgen.sample.text import Grammar, TextSettings
 
 NANO = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
@@ -70,11 +72,24 @@ def use(sampler: Sampler, automaton: Automaton) -> None:
 
 
 class Call(NamedTuple):
-    """One compiled call: the function's name, what it was given but for the parameters, what it gave."""
+    """One compiled call: the function's name and static arguments, what it was given but for weights, what it gave."""
 
     name: str
+    static: tuple
     given: Any
     result: Any
+
+    @property
+    def rows(self):
+        """(place in the group, slot) of every row that takes part."""
+        rows = next(x for x in self.given if isinstance(x, Rows))
+        state = next(x for x in self.given if isinstance(x, State))
+        return [(place, slot) for place, slot in enumerate(rows.index) if slot < len(state.logits)]
+
+    @property
+    def state(self):
+        """The state that it was given."""
+        return next(x for x in self.given if isinstance(x, State))
 
 
 class Recorder:
@@ -87,10 +102,10 @@ class Recorder:
     def seconds(self) -> float:
         return self.compiler.seconds
 
-    def __call__(self, function, static, params, *args):
-        given = _kept(args)  # before the call, which may take a context's buffers
-        result = self.compiler(function, static, params, *args)
-        self.calls.append(Call(function.__name__, given, _kept(result)))
+    def __call__(self, function, static, *args):
+        given = _kept([x for x in args if not isinstance(x, dict)])  # before the call, which may take a state's buffers
+        result = self.compiler(function, static, *args)
+        self.calls.append(Call(function.__name__, static, given, _kept(result)))
         return result
 
     def named(self, *names: str) -> list[Call]:
@@ -98,7 +113,7 @@ class Recorder:
 
 
 def _kept(tree):
-    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.array(x), tree)
+    return jax.tree.map(np.array, tree)
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +148,7 @@ class Recorded(NamedTuple):
 def recorded(sampler):
     compiler, lines = sampler.compiler, []
     sampler.compiler = recorder = Recorder(compiler)
-    drawn = sampler(PROMPTS, SEEDS, SETTINGS, lines.append)
+    drawn = sampler(PROMPTS, SEEDS, SETTINGS, progress=lines.append)
     sampler.compiler = compiler
     return Recorded(drawn, lines, recorder)
 
@@ -144,13 +159,13 @@ class Segment(NamedTuple):
     Attributes:
       kind: a key of ``MODES``.
       ids: a text's words.
-      image: an image's pictures (one row) and the key of its posterior's sample.
+      image: an image's pictures (one row).
       logits: after its closing token; None for the prompt.
     """
 
     kind: str
     ids: list[int] | None = None
-    image: tuple | None = None
+    image: Pictures | None = None
     logits: np.ndarray | None = None
 
 
@@ -159,16 +174,13 @@ def histories(recorded, sampler):
     """The segments of every recorded trajectory, prompt first."""
     histories = [[Segment("prompt", sampler.tokenizer.encode(prompt))] for prompt in PROMPTS]
     for call in recorded.recorder.named("write_text", "read"):
-        rows = call.given[-1]
-        for n in np.flatnonzero(rows[1]):
+        for place, slot in call.rows:
             if call.name == "read":
-                _, logits = call.result
-                pictures, keys = rows[0], rows[2]
-                image = (jax.tree.map(lambda x, n=n: x[n : n + 1], pictures), keys[n : n + 1])
-                histories[n].append(Segment("image", image=image, logits=logits[n]))
+                image = jax.tree.map(lambda x, n=place: x[n : n + 1], call.given[-1])
+                histories[slot].append(Segment("image", image=image, logits=call.result.logits[slot]))
             else:
-                written = call.result
-                kind = sampler.automaton.kind_of(written.state[n])
-                ids = written.tokens[n, : written.count[n]].tolist()
-                histories[n].append(Segment(kind, ids, logits=written.logits[n]))
+                state, written = call.result
+                kind = sampler.automaton.kind_of(written.state[place])
+                ids = written.tokens[place, : written.count[place]].tolist()
+                histories[slot].append(Segment(kind, ids, logits=state.logits[slot]))
     return histories

@@ -51,9 +51,9 @@ def document_segments(sampler, history, rng):
         if segment.kind != "image":
             yield [TextSegment(segment.ids)]
             continue
-        pictures, keys = segment.image
+        pictures = segment.image
         grid = [side // config.latent_stride for side in pictures.pixels.shape[1:3]]
-        latents = np.asarray(latents_of(config, sampler.params, pictures.pixels, keys))[0]
+        latents = np.asarray(latents_of(config, sampler.params, pictures))[0]
         noise = rng.standard_normal(latents.shape, np.float32)
         ids = position_ids(grid, config.max_latent_size)
         width, height = resize_size(*pictures.pixels.shape[2:0:-1], image_sizes(config).vit)
@@ -103,18 +103,19 @@ def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, hi
     switches = (sampler.tokenizer.vision_start, sampler.tokenizer.vision_end)
     denoiser = Denoiser(sampler.config, COMPUTE, settings, switches)
     drawn = [0] * len(histories)
-    for draw, read in zip(*(recorded.recorder.named(name) for name in ("draw", "read"))):
-        active = np.flatnonzero(read.given[-1][1])
-        noise = np.zeros((len(histories), *documents[0].noise[0].shape), np.float32)
-        for n in active:
-            noise[n] = documents[n].noise[drawn[n]]
-        grid = [side // sampler.config.latent_stride for side in read.given[-1][0].pixels.shape[1:3]]
+    for draw in recorded.recorder.named("draw"):
+        state = draw.state
+        grid = draw.static[1].latents
+        noise = np.zeros((len(state.logits), *documents[0].noise[0].shape), np.float32)
+        for _, slot in draw.rows:
+            noise[slot] = documents[slot].noise[drawn[slot]]
         positions = np.tile(position_ids(grid, sampler.config.max_latent_size), (len(noise), 1))
-        contexts = Contexts(*draw.given[0])._replace(image=None)
+        contexts = Contexts(state.full, state.view_length, state.view_rotary, None, np.zeros(len(noise), bool))
         latents = np.asarray(denoise(denoiser, sampler.params["model"], contexts, noise, positions))
-        for n in active:
-            np.testing.assert_allclose(noise[n] - latents[n], documents[n].velocities[drawn[n]], atol=TOLERANCE)
-            drawn[n] += 1
+        for _, slot in draw.rows:
+            velocity = documents[slot].velocities[drawn[slot]]
+            np.testing.assert_allclose(noise[slot] - latents[slot], velocity, atol=TOLERANCE)
+            drawn[slot] += 1
     assert drawn == [len(document.velocities) for document in documents] and min(drawn) >= 1
 
 
@@ -134,9 +135,8 @@ def test_pictures_are_prepared_as_training_s_are(sampler, recorded):
 def test_the_context_reads_the_picture_that_is_saved(recorded):
     drawn = [0] * len(recorded.drawn)
     for call in recorded.recorder.named("read"):
-        pictures, active, _ = call.given[-1]
-        for n in np.flatnonzero(active):
-            saved = recorded.drawn[n].images[drawn[n]]
-            np.testing.assert_array_equal(np.asarray(from_pixels(pictures.pixels[n])), np.asarray(saved))
-            drawn[n] += 1
+        for place, slot in call.rows:
+            saved = recorded.drawn[slot].images[drawn[slot]]
+            np.testing.assert_array_equal(np.asarray(from_pixels(call.given[-1].pixels[place])), np.asarray(saved))
+            drawn[slot] += 1
     assert drawn == [len(one.images) for one in recorded.drawn]

@@ -1,0 +1,95 @@
+"""How much room the contexts of trajectories need, worked out before anything is compiled."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
+from pdgen.sample.image import grid_of, image_grid
+from pdgen.sample.settings import SampleError, SampleSettings
+from pdgen.sample.text import room
+
+if TYPE_CHECKING:
+    from pdgen.sample.engine import Sampler
+
+# Texts that a trajectory may write, beside one for each stage of every image.
+_TEXTS_ALONE = {"process": 0, "single_pass": 0, "edit": 0, "think": 1, "understand": 1}
+
+
+def capacity(sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory]) -> tuple[int, int]:
+    """Tokens that the longest context may come to, with and (for image guidance; else 0) without images.
+
+    Both are whole tiles of attention, so that no row's arithmetic depends on how long another may become.
+    """
+    tile = sampler.compute.block_k
+    both = [_tokens(sampler, settings, start) for start in starts]
+    full, texts = (-(-max(n) // tile) * tile for n in zip(*both, strict=True))
+    return full, texts if any(_guided(settings, start) for start in starts) else 0
+
+
+def _guided(settings: SampleSettings, start: Trajectory) -> bool:
+    """Whether an image may be drawn under image guidance, with another image before it."""
+    styles = [settings.image, *filter(None, [settings.refine])]
+    drawn = len(start.images) + settings.images_left(start.mode, len(start.images)) > 1
+    return drawn and any(min(style.text_scale, style.image_scale) > 1 for style in styles)
+
+
+def _tokens(sampler: "Sampler", settings: SampleSettings, start: Trajectory) -> tuple[int, int]:
+    """Tokens of one trajectory at its longest, with and without images."""
+    text, tokenizer = room(settings.text, sampler.grammar), sampler.tokenizer
+    texts = settings.max_prompt_tokens + 2
+    texts += len(tokenizer.encode(settings.system)) + 2 if settings.system else 0
+    images, drawn = 0, 0
+    for stage in start.stages:
+        if isinstance(stage, TextStage):
+            texts += max(text, len(tokenizer.encode(stage.text)) + 2, len(stage.ids) + 2)
+        drawn += isinstance(stage, ImageStage) and stage.stage != "given"
+    for stage, image in zip([s for s in start.stages if isinstance(s, ImageStage)], start.images, strict=True):
+        images += grid_of(sampler.config, image, stage.stage == "given", start.mode == "understand").cache_tokens
+    left = settings.images_left(start.mode, drawn)
+    written = max(1, 2 * left) if start.mode == "process" else _TEXTS_ALONE[start.mode]
+    texts += written * text
+    side = sampler.config.latent_stride * sampler.config.max_latent_size
+    height, width = settings.height or side, settings.width or side
+    return texts + images + left * image_grid(sampler.config, height, width).cache_tokens, texts
+
+
+def check_memory(
+    sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory], slots: int
+) -> tuple[int, int]:
+    """``capacity``, after comparing what ``slots`` rows and a group of them being worked on need with what is free.
+
+    Raises:
+      SampleError: there is too little; it says how many images a trajectory could have.
+    """
+    needed, free = _bytes(sampler, settings, starts, slots), _free()
+    if needed <= free:
+        return capacity(sampler, settings, starts)
+    fitting = 0
+    if any(start.mode == "process" for start in starts):
+        most = settings.max_images
+        while fitting + 1 < most:  # bisection: the need grows with max_images
+            middle = (fitting + most) // 2
+            smaller = SampleSettings(**{**vars(settings), "max_images": middle})
+            fitting, most = (middle, most) if _bytes(sampler, smaller, starts, slots) <= free else (fitting, middle)
+    remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
+    raise SampleError(f"no room: the contexts of {slots} trajectories at a time of up to "
+                      f"{capacity(sampler, settings, starts)[0]:,} tokens need {needed:,} bytes, the device has "
+                      f"{free:,}; {remedy}, or lower together")  # fmt: skip
+
+
+def _bytes(sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> int:
+    language, itemsize = sampler.config.language, jnp.dtype(sampler.compute.dtype).itemsize
+    token = 2 * language.num_layers * language.num_kv_heads * language.head_dim * itemsize
+    return (slots + settings.together) * sum(capacity(sampler, settings, starts)) * token // sampler.shards
+
+
+def _free() -> int:
+    """Bytes free on a device."""
+    stats: dict[str, Any] | None = jax.local_devices()[0].memory_stats()
+    if stats is None:  # a CPU
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats["bytes_limit"] - stats["bytes_in_use"]

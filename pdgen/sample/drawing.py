@@ -1,0 +1,128 @@
+"""Images on their way from noise: drawn in stretches of the schedule, looked at in between, given up or finished."""
+
+import collections
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+
+from pdgen.flow.denoise import Denoiser, ImageSettings, Progress, network_evaluations
+from pdgen.interleave.images import from_pixels
+from pdgen.sample import steps
+from pdgen.sample.compiled import Stopwatch
+from pdgen.sample.image import ImageGrid
+
+if TYPE_CHECKING:
+    from pdgen.sample.batch import Batch
+
+
+class _Kind(NamedTuple):
+    """What images must have in common to be drawn together."""
+
+    grid: ImageGrid
+    settings: ImageSettings
+    image_guidance: bool
+
+
+class _Group(NamedTuple):
+    kind: _Kind
+    slots: list[int]
+    progress: Progress | None
+
+
+class Drawing:
+    """The next image of some rows of a batch, which must not change otherwise until the drawing is finished.
+
+    Args:
+      batch: the rows' batch; all that is pending has been read.
+      slots: rows whose next segment may be an image.
+
+    Attributes:
+      step: Euler steps done. Rows whose settings have fewer have all of theirs.
+      slots: rows that are still drawn.
+    """
+
+    def __init__(self, batch: "Batch", slots: Sequence[int]) -> None:
+        self.batch, self.step = batch, 0
+
+        self._groups = [_Group(_Kind(*key), group, None) for key, group in batch.groups(slots, batch.drawn_alike)]
+        self._seconds = dict.fromkeys(slots, 0.0)
+
+    @property
+    def slots(self) -> list[int]:
+        """Rows that are still drawn."""
+        return [slot for group in self._groups for slot in group.slots]
+
+    @property
+    def steps(self) -> int:
+        """Euler steps of the longest schedule among the rows."""
+        return max((group.kind.settings.num_timesteps - 1 for group in self._groups), default=0)
+
+    def advance(self, to: int | None = None) -> None:
+        """Goes on until ``to`` steps are done, by default all."""
+        to = self.steps if to is None else to
+        self._groups = [self._advance(group, to) for group in self._groups]
+        self.step = to
+
+    def _advance(self, group: _Group, to: int) -> _Group:
+        batch, watch = self.batch, Stopwatch(self.batch.sampler.compiler)
+        grid, settings, image_guidance = group.kind
+        stretch = (self.step, min(to, settings.num_timesteps - 1))
+        if stretch[0] >= stretch[1]:
+            return group
+        denoiser = Denoiser(*batch.model, settings, batch.image_switches)
+        progress = batch.call(
+            steps.draw, (denoiser, grid, stretch, image_guidance), batch.sampler.params, batch.state,
+            batch.group(group.slots), group.progress,
+        )  # fmt: skip
+        jax.block_until_ready(progress)
+        before, after = (network_evaluations(settings, image_guidance, steps=n) for n in stretch)
+        for slot in group.slots:
+            costs = batch.rows[slot].costs
+            costs["network_evaluations"] += after.all - before.all
+            costs["guidance_branches"] += after.guidance - before.guidance
+            self._seconds[slot] += watch.seconds
+        return group._replace(progress=progress)
+
+    def estimates(self) -> dict[int, PIL.Image.Image]:
+        """By slot the clean image that the steps so far lead to, x0 = x - t v, decoded; at least one step is done."""
+        return {slot: picture for group in self._groups for slot, picture in zip(group.slots, self._decoded(group))}
+
+    def _decoded(self, group: _Group) -> Iterable[PIL.Image.Image]:
+        grid, settings, _ = group.kind
+        step, sampler = min(self.step, settings.num_timesteps - 1), self.batch.sampler
+        pixels = self.batch.call(
+            steps.decode, (sampler.config, settings, grid, step), sampler.params, group.progress
+        )  # fmt: skip
+        return map(from_pixels, np.asarray(pixels))
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Gives up all rows but these; their batch still holds them, without the image."""
+        alike = collections.defaultdict(list)
+        for group in self._groups:
+            for place, slot in enumerate(group.slots):
+                if slot in set(slots):
+                    alike[group.kind].append((slot, jax.tree.map(lambda x, n=place: x[n], group.progress)))
+        self._groups, width = [], self.batch.settings.together
+        for kind, kept in alike.items():
+            for first in range(0, len(kept), width):
+                part = kept[first : first + width]
+                filled = [one for _, one in part] + [part[0][1]] * (width - len(part))
+                progress = jax.tree.map(lambda *rows: jnp.stack(rows), *filled)
+                self._groups.append(_Group(kind, [slot for slot, _ in part], progress))
+
+    def finish(self) -> None:
+        """Takes the steps that are left; every row's image is recorded, and read before the row goes on."""
+        self.advance()
+        for group in self._groups:
+            watch = Stopwatch(self.batch.sampler.compiler)
+            # The contexts read what the PNG will hold: 8 bits a channel.
+            for slot, picture in zip(group.slots, list(self._decoded(group))):
+                row, seconds = self.batch.rows[slot], self._seconds[slot] + watch.seconds
+                row.costs["seconds"] += seconds
+                latents = np.asarray(group.progress.x[group.slots.index(slot)])
+                values = {"seconds": seconds, "steps": group.kind.settings.num_timesteps - 1}
+                self.batch.add_drawn(slot, picture, latents, values)
