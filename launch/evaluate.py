@@ -5,8 +5,9 @@ python launch/evaluate.py --benchmark=geneval --metadata=evaluation_metadata.jso
 python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json --images=DIR --output=out/wise \
     --judge_url=https://api.openai.com/v1 --judge_model=gpt-4o --judge_key_variable=OPENAI_API_KEY
 
-Killed at any moment and started again, it goes on. OUTPUT gets the benchmark's own files, summary.json and a CSV file
-a table. Exit status: 0; 1 where a judge gave no valid answer for some image; 2 for a fault of the input.
+Killed at any moment and started again, it goes on. OUTPUT gets index.html, the benchmark's own files, summary.json and
+a CSV file a table; of shapes world process.jsonl says what the stages of every trajectory are worth. Exit status: 0;
+1 where a judge gave no valid answer for some image; 2 for a fault of the input.
 """
 
 import json
@@ -16,24 +17,29 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from absl import app, flags, logging
 from msgspec import to_builtins
 from tqdm import tqdm
 
 from pdgen.command import fail, parse
-from pdgen.evaluate import folder, scoring, shapes, tables, wise
+from pdgen.evaluate import folder, process_tables, published, scoring, shapes, tables, wise
 from pdgen.evaluate.detectors import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import make_generate, read_recipe, read_values
 from pdgen.evaluate.geneval import Prompt, check_prompts
 from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
+from pdgen.evaluate.process import ProcessFacts, process_facts, shapes_untouched
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
+from pdgen.interleave.trajectory import load_trajectory
+from pdgen.report.evaluation import Gallery, evaluation_page, galleries
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies import STRATEGIES
 from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.endpoint import Settings as EndpointSettings
+from pdgen.scenes.judge import ExactJudge
 
 BENCHMARK = flags.DEFINE_enum("benchmark", None, ["geneval", "wise", "shapes"], "What to score on.", required=True)
 IMAGES = flags.DEFINE_string("images", None, "A folder of images in the benchmark's own layout.")
@@ -120,14 +126,38 @@ def leaks(prompts: Sequence[str]) -> Leaks:
         return find_leaks(training, prompts, TRAINING_DATA.value)
 
 
+def judged_process(output: pathlib.Path, prompts: Sequence[Prompt]) -> list[ProcessFacts]:
+    """What the stages of all trajectories of shapes world are worth; also written to ``process.jsonl``."""
+    things = {prompt.metadata.prompt: len(prompt.metadata.include) for prompt in prompts}
+    judge, verifier = ExactJudge(), exact_advisers().verifier
+    facts = []
+    for path in tqdm(process_tables.trajectory_folders(output / "trajectories"), unit=" trajectories", desc="judging"):
+        one = load_trajectory(path)
+        facts.append(process_facts(one, judge, verifier, shapes_untouched, things.get(one.prompt, 0)))
+    with new_file(output / "process.jsonl") as partial:
+        partial.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in facts))
+    return facts
+
+
 def write_summary(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table]) -> None:
     """Writes ``summary.json`` and a CSV file for every table."""
-    rows = [{"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in results]
     with new_file(output / "summary.json") as partial:
-        partial.write_text(json.dumps({**facts, "tables": rows}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({**facts, "tables": to_builtins(results)}, indent=1) + "\n", encoding="utf-8")
     for table in results:
         with new_file(output / f"{table.title.lower()}.csv") as partial:
             partial.write_text(tables.as_csv(table), encoding="utf-8")
+
+
+def write_page(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[Gallery]) -> None:
+    """Writes ``index.html``."""
+    paper = (published.WISE,) if BENCHMARK.value == "wise" else (published.GENEVAL, published.STRATEGIES)
+    source = {"images": IMAGES.value} if CHECKPOINT.value is None else {
+        "checkpoint": CHECKPOINT.value, "strategy": STRATEGY.value, "settings": " ".join(SETTING.value) or "defaults",
+        "images of a prompt": SAMPLES.value, "first seed": SEED.value}  # fmt: skip
+    told = {name: value for name, value in facts.items() if isinstance(value, str)}
+    page = evaluation_page(f"Scores on {BENCHMARK.value}", facts["findings"], told | source, results, paper, shown)
+    with new_file(output / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def run_geneval(output: pathlib.Path) -> int:
@@ -149,12 +179,18 @@ def run_geneval(output: pathlib.Path) -> int:
     with tqdm(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
         results = scoring.score(files, prompts, detector, output, bar.update)
     table = scoring.summary_table(scoring.summarise(scoring.by_task(results)), BENCHMARK.value)
-    facts = {"benchmark": BENCHMARK.value, "detector": detector.identity, "leaks": to_builtins(found)}
-    write_summary(output, facts, [table])
+    facts = {"benchmark": BENCHMARK.value, "detector": detector.identity, "leaks": to_builtins(found),
+             "findings": [sentence(found)]}  # fmt: skip
+    made = [table]
+    if BENCHMARK.value == "shapes" and CHECKPOINT.value is not None:
+        made += process_tables.tables(judged_process(output, prompts))
+    write_summary(output, facts, made)
+    write_page(output, facts, made, galleries(results, output, output / "trajectories"))
     official = scoring.official_text(results)
     with new_file(output / "summary.txt") as partial:
         partial.write_text(official + "\n", encoding="utf-8")
-    print("\n\n".join([sentence(found), official, tables.as_text(table)]))
+    print("\n\n".join([sentence(found), official, *map(tables.as_text, made)]))
+    print(f"\n{output / 'index.html'}")
     return 0
 
 
@@ -180,7 +216,9 @@ def run_wise(output: pathlib.Path) -> int:
     wise.write_scores(output, prompts, judged)
     table = wise.wise_table(wise.score_all(judged.answers))
     judge = {"model": settings.model, "questions": wise.VERSION, "parameters": settings.parameters}
-    write_summary(output, {"benchmark": "wise", "judge": judge, "leaks": to_builtins(found)}, [table])
+    facts = {"benchmark": "wise", "judge": judge, "leaks": to_builtins(found), "findings": [sentence(found)]}
+    write_summary(output, facts, [table])
+    write_page(output, facts, [table], ())
     print("\n\n".join([endpoint.ledger.report(), tables.as_text(table)]))
     unanswered = {name: faults for name, faults in judged.faults.items() if faults}
     for name, faults in unanswered.items():
