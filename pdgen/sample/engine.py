@@ -195,7 +195,7 @@ class Sampler:
         self, starts: Sequence[Trajectory], settings: SampleSettings = _DEFAULTS, progress: Say = _silent
     ) -> Batch:
         """A batch to be driven by hand: slot n holds ``starts[n]``. Raises SampleError where there is no room."""
-        settings = self._grouped(settings, len(starts))
+        settings = self.grouped(settings, len(starts))
         slots = -(-len(starts) // settings.together) * settings.together
         batch = Batch(self, settings, slots, check_memory(self, settings, starts, slots), progress=progress)
         batch.admit({slot: (slot, start) for slot, start in enumerate(starts)})
@@ -234,7 +234,7 @@ class Sampler:
         if settings.height:
             check_size(self.config, settings.height, settings.width)
 
-    def _grouped(self, settings: SampleSettings, rows: int) -> SampleSettings:
+    def grouped(self, settings: SampleSettings, rows: int) -> SampleSettings:
         """The settings with ``together`` set: as asked for, or from the number of rows; a multiple of the shards."""
         together = settings.together or min(MAX_TOGETHER, 1 << (rows - 1).bit_length())
         return dataclasses.replace(settings, together=-(-together // self.shards) * self.shards)
@@ -244,7 +244,7 @@ class Sampler:
         done: Callable[[int, Trajectory], None] | None,
     ) -> Generator[Event, None, list[Trajectory]]:  # fmt: skip
         """Runs every trajectory to its end. A row that has ended gives its place to one that waits."""
-        settings = self._grouped(settings, len(starts))
+        settings = self.grouped(settings, len(starts))
         # Twice as many places as rows are worked on at a time, so that there are always enough that do the same.
         slots = settings.together * (1 if len(starts) <= settings.together else 2)
         batch = Batch(self, settings, slots, check_memory(self, settings, starts, slots), review, progress)

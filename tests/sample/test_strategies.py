@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, format_plan
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.engine import SampleSettings
-from pdgen.sample.strategies import (
-    STRATEGIES,
-    OutsideInspector,
-    OutsidePlanner,
-    StrategyError,
-    Task,
-    candidate_seed,
-    make_strategy,
-    run,
-)
+from pdgen.sample.outside import OutsideInspector, OutsidePlanner
+from pdgen.sample.strategies import STRATEGIES, make_strategy, run
+from pdgen.sample.task import StrategyError, Task, candidate_seed
 from pdgen.scenes.advisers import exact_advisers
 from pdgen.scenes.teachers import Declined, Verdict
 
@@ -40,6 +33,9 @@ class FakeSampler:
 
     def __init__(self):
         self.compiler, self.calls = Compiler(), []
+
+    def grouped(self, settings, rows):
+        return settings
 
     def __call__(self, prompts, seeds, settings, given=None, progress=print):
         self.calls.append((settings.mode, list(prompts), list(seeds), given))
@@ -148,20 +144,18 @@ def test_the_verifier_s_favourite_is_picked_at_the_cost_of_all(best):
     for one, row in zip(drawn, seeds):
         assert one.costs["network_evaluations"] == sum(tint(seed) for seed in row)
         assert (one.costs["text_tokens"], one.costs["questions"], one.costs["declined"]) == (4, 4, 0)
-        assert [one.settings[f"strategy.{key}"] for key in ("n", "picked", "score")] == [4, best, 0.9]
+        assert (one.settings["strategy.n"], one.settings["strategy.score"]) == (4, 0.9)
     assert {prompt for prompt, _ in advisers.verifier.asked} == set(PROMPTS)
     assert {call[0] for call in given_task.sampler.calls} == {"single_pass"}
 
 
-@pytest.mark.parametrize(("prompts", "n", "batches"), [(1, 4, [4]), (3, 4, [4] * 3), (6, 4, [6] * 4), (3, 1, [3])])
-def test_candidates_fill_batches_of_one_size(prompts, n, batches):
-    given_task = task([f"prompt {i}" for i in range(prompts)], list(range(prompts)),
-                      with_adviser("verifier", lambda prompt, picture: red(picture) / 255))  # fmt: skip
-    drawn = run(make_strategy("best_of_n", n=n), given_task)
-    assert [len(call[1]) for call in given_task.sampler.calls] == batches
-    assert [one.prompt for one in drawn] == given_task.prompts
-    for seed, one in enumerate(drawn):  # as if it were drawn alone
-        assert tint(one.seed) == max(tint(candidate_seed(seed, number)) for number in range(n))
+def test_candidates_are_those_of_their_own_prompt_and_seed():
+    """Each as if it were drawn alone."""
+    given_task = task(["a", "b", "c"], [5, 6, 7], with_adviser("verifier", lambda prompt, picture: red(picture) / 255))
+    drawn = run(make_strategy("best_of_n", n=4), given_task)
+    assert [one.prompt for one in drawn] == ["a", "b", "c"]
+    for seed, one in zip(given_task.seeds, drawn):
+        assert tint(one.seed) == max(tint(candidate_seed(seed, number)) for number in range(4))
 
 
 def test_a_verifier_who_declines_leaves_the_first_candidate_and_is_counted():
@@ -188,7 +182,7 @@ def test_each_step_of_the_planner_edits_the_last_picture():
     drawn = run(OutsidePlanner(), given_task)
     modes, words, seeds, pictures = zip(*given_task.sampler.calls)
     assert modes == ("single_pass", "edit", "edit")
-    assert words == (["Draw one."] * 2, ["Draw two."] * 2, ["Draw three."] * 2)  # a filled row repeats the first
+    assert words == (["Draw one."] * 2, ["Draw two."], ["Draw three."])
     tints = [tint(candidate_seed(1000, n)) for n in range(3)]
     assert seeds[0] == SEEDS and [tint(s[0]) for s in seeds[1:]] == tints[1:]
     assert pictures[0] is None and [red(p[0][0]) for p in pictures[1:]] == tints[:2]
@@ -201,7 +195,6 @@ def test_each_step_of_the_planner_edits_the_last_picture():
     assert all(stage.origin == "outside" for stage in three.stages[::2])
     assert [stage.file for stage in three.stages[1::2]] == ["01_sketch.png", "02_sketch.png", "03_sketch.png"]
     assert (one.prompt, three.prompt) == tuple(PROMPTS) and (one.seed, three.seed) == tuple(SEEDS)
-    # Filled rows are nobody's cost.
     assert one.costs["network_evaluations"] == tint(7) and three.costs["network_evaluations"] == sum(tints)
     assert (three.costs["text_tokens"], three.costs["questions"], one.costs["questions"]) == (3, 1, 1)
 
@@ -238,7 +231,7 @@ def test_a_faulty_draft_is_drawn_anew_after_the_critique():
     given_task = task(advisers=with_adviser("critic", greens(9)))
     faulty, fine = run(OutsideInspector(), given_task)
     words = "It is blue. <refine>Make it red.</refine>"
-    assert given_task.sampler.calls == [("single_pass", PROMPTS, SEEDS, None), ("resume", [words] * 2)]
+    assert given_task.sampler.calls == [("single_pass", PROMPTS, SEEDS, None), ("resume", [words])]
     assert [stage.stage for stage in faulty.stages] == ["sketch", "inspect", "refine"]
     assert faulty.stages[1].text == words and faulty.stages[1].origin == "outside"
     assert [stage.stage for stage in fine.stages] == ["sketch", "inspect"] and fine.stages[1].text == "All is there."
