@@ -12,10 +12,7 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when numpy is loaded
 os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
 
-import importlib.metadata
-import json
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -24,6 +21,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
+from benchmarks.result import cpu_name, versions, write_json
 from pdgen.data.build import REPORT, STATE, Shard, make_and_write
 from pdgen.scenes import shards
 from pdgen.scenes.settings import SUBSETS, Settings, scaled
@@ -33,7 +31,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("samples", 200, "samples of each subset", lower_bound=1)
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 SCALE, CORES = 0.1, 2  # of the build that is estimated
 
 
@@ -68,26 +65,8 @@ def measure(count: int) -> dict[str, Any]:
     seconds = sum(wanted[subset] / subsets[subset]["samples_per_second"] for subset in SUBSETS)
     return {
         "subsets": subsets, "scale": SCALE, "cores": CORES, "samples": wanted, "minutes": seconds / CORES / 60,
-        "versions": {n: importlib.metadata.version(n) for n in ("jax", "numpy", "pillow")}
-        | {"python": platform.python_version()},
-        "cpu": cpu_name(),
+        "versions": versions("jax", "numpy", "pillow"), "cpu": cpu_name(),
     }  # fmt: skip
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def write_json(result: dict[str, Any]) -> pathlib.Path:
-    """Writes the result file, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "build_data.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.rename(path)
-    return path
 
 
 def main(argv: list[str]) -> None:
@@ -109,7 +88,7 @@ def main(argv: list[str]) -> None:
         f"{result['minutes']:.1f} minutes on {result['cores']} cores"
     )
     if FLAGS.json:
-        print(f"wrote {write_json(result)}")
+        print(f"wrote {write_json('build_data', result)}")
 
 
 if __name__ == "__main__":

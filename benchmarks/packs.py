@@ -10,9 +10,7 @@ on one thread; making the records is not.
 """
 
 import dataclasses
-import json
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ import PIL.Image
 from absl import app, flags
 from tqdm import tqdm
 
+from benchmarks.result import cpu_name, versions, write_json
 from pdgen.assets import shapes_folder
 from pdgen.config import ModelConfig, preset
 from pdgen.data.budgets import propose_budgets
@@ -46,7 +45,6 @@ flags.DEFINE_integer("records", 0, "records to make; 0 = 40 at 512 pixels, 1000 
 flags.DEFINE_integer("packs", 0, "packs to time; 0 = as many as half of the records fill", lower_bound=0)
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 AIM = 10_000  # tokens/s a core
 FAR = 1_000_000  # a pack that a run is resumed at
 IMAGE_RATES = (0.07, 0.14, 0.25, 0.29, 0.25)  # of 1 to 5 images, 3.51 on average
@@ -121,7 +119,7 @@ def measure(side: int, count: int, packs: int) -> dict[str, Any]:
         "tokens": tokens, "cpu_s": seconds, "wall_s": wall, "tokens_per_second": tokens / seconds,
         "over_aim": tokens / seconds / AIM, "budgets": dataclasses.asdict(proposal.budgets), "fill": fill,
         "counting_lengths_s": opened,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__},
+        "versions": versions("numpy", "pillow"),
         "cpu": cpu_name(),
     }  # fmt: skip
 
@@ -141,22 +139,6 @@ def seek_seconds(documents: Documents, budgets: Budgets, dropout: ConditionDropo
     return time.process_time() - start
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def write_json(result: dict[str, Any]) -> pathlib.Path:
-    """Writes one result file, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"packs_{result['size']}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.rename(path)
-    return path
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
@@ -173,7 +155,8 @@ def main(argv: list[str]) -> None:
     print(f"pack {result['far_pack']:,} found from a fresh start in {result['far_pack_s']:.1f} s of one core")
     print(f"over the aim of {AIM:,} tokens/s: {result['over_aim']:.1f}")
     if FLAGS.json:
-        print(f"wrote {write_json(result)}")
+        path = write_json(f"packs_{result['size']}", result)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@
 
 Both run float32 in this process, on the same CPUs, in turns; each prints its median. Compilation is timed
 apart. The reference is eager PyTorch written for speed: each expert is a dense product on its own tokens,
-attention is ``scaled_dot_product_attention`` per sample. Needs the extra ``test``.
+attention is ``scaled_dot_product_attention`` per sample. With several threads pdgen makes a device of each CPU and
+gives each a pack of its share of the samples, as training does with ``JAX_NUM_CPU_DEVICES``; ``--devices=1`` leaves
+the threads to XLA. Needs the extra ``test``.
 """
 
-import json
 import os
-import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -19,28 +18,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from absl import app, flags
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
+from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, preset
 from pdgen.interleave import layout
+from pdgen.models import bagel
+from pdgen.sharding import RULES, make_mesh, parameter_shardings
 from pdgen.train.loss import loss_sums, total_loss
 from tests.torch_reference import cases, packing
 from tests.torch_reference.bagel import Bagel
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("model", "nano", ["nano", "tiny"], "preset to run")
-flags.DEFINE_integer("samples", 3, "trajectories in the pack, about 700 tokens each", lower_bound=1)
+flags.DEFINE_integer("samples", 4, "trajectories, about 700 tokens each; a multiple of the devices", lower_bound=1)
 flags.DEFINE_integer("threads", 1, "CPUs to use, the same for both", lower_bound=1)
+flags.DEFINE_integer("devices", 0, "devices that pdgen makes of them, a pack each; 0 = as many as threads")
 flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
 flags.DEFINE_enum("remat", "dots", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
 flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 PAD_TO = 64  # a stream's budget is a multiple of this, as a real pack's is
 CE_WEIGHT = 1.0
+ROWS = RULES.spec("batch")
 
 Samples = list[list[packing.Segment]]
 
@@ -53,20 +58,25 @@ def make_samples(config: ModelConfig, count: int) -> Samples:
 
 def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Callable[[], float], dict[str, Any]]:
     """A compiled step that returns the loss when all gradients are ready; and its compile time and tokens."""
+    count = FLAGS.devices or FLAGS.threads
+    mesh = make_mesh((count, 1, 1))
     params = jax.tree.map(jnp.asarray, cases.to_tree(config, model.state_dict().items()))
-    exact, _ = cases.to_pack(config, samples)
-    used = (len(exact.text_ids), len(exact.vit_positions), len(exact.vae_positions))
-    pack, flow = cases.to_pack(config, samples, tuple(-n % PAD_TO for n in used))
-    batch, flow = jax.tree.map(lambda a: jnp.asarray(a)[None], (pack, flow))
-
+    params = jax.device_put(params, parameter_shardings(bagel.abstract_params(config), mesh))
+    exact = [cases.to_pack(config, samples[row::count])[0] for row in range(count)]
+    used = np.array([(len(p.text_ids), len(p.vit_positions), len(p.vae_positions)) for p in exact])
+    budgets = -(-used.max(axis=0) // PAD_TO) * PAD_TO
+    rows = [cases.to_pack(config, samples[row::count], budgets - used[row], row) for row in range(count)]
+    batch, flow = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), NamedSharding(mesh, ROWS))
     compute = ComputeConfig(block_q=FLAGS.tile, block_k=FLAGS.tile, remat=FLAGS.remat)
 
     def loss(params: Any, batch: layout.Pack, flow: Any) -> jax.Array:
         return total_loss(loss_sums(config, compute, params, batch, flow), CE_WEIGHT)
 
     start = time.perf_counter()
-    step = jax.jit(jax.value_and_grad(loss)).lower(params, batch, flow).compile()
-    facts = {"compile_s": time.perf_counter() - start, "tokens": sum(used), "slots": len(pack.rotary)}
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss)).lower(params, batch, flow).compile()
+    facts = {"devices": count, "compile_s": time.perf_counter() - start, "tokens": int(used.sum())}
+    facts["slots"] = count * int(budgets.sum())
     return lambda: float(jax.block_until_ready(step(params, batch, flow))[0]), facts
 
 
@@ -95,17 +105,20 @@ def time_alternately(steps: dict[str, Callable[[], float]], rounds: int) -> dict
     return seconds
 
 
-def use_cpus(count: int) -> None:
+def use_cpus(count: int, devices: int, samples: int) -> None:
     """Binds this process to ``count`` CPUs; XLA sizes its thread pool by them at its first use.
 
     Raises:
-      ValueError: the process may not use so many.
+      ValueError: the process may not use so many, or the samples do not divide by the devices.
     """
+    if samples % devices:
+        raise ValueError(f"--samples={samples} do not divide by {devices} devices; give a multiple")
     allowed = sorted(os.sched_getaffinity(0))
     if count > len(allowed):
         raise ValueError(f"--threads={count}, but this process may use {len(allowed)} CPUs; lower --threads")
     os.sched_setaffinity(0, allowed[:count])
     torch.set_num_threads(count)
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def measure(config: ModelConfig) -> dict[str, Any]:
@@ -126,39 +139,23 @@ def measure(config: ModelConfig) -> dict[str, Any]:
         "model": FLAGS.model, "samples": FLAGS.samples, "threads": FLAGS.threads, **facts,
         "parameters": sum(p.numel() for p in model.parameters()), "losses": losses, "seconds": seconds,
         "median_s": medians, "torch_over_pdgen": medians["torch"] / medians["pdgen"],
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__},
-        "cpu": cpu_name(),
+        "versions": versions("jax", "torch"), "cpu": cpu_name(), "load": os.getloadavg()[0],
     }  # fmt: skip
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def write_json(result: dict[str, Any]) -> pathlib.Path:
-    """Writes one result file, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"train_step_{result['model']}_{result['threads']}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.rename(path)
-    return path
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     try:
-        use_cpus(FLAGS.threads)
+        use_cpus(FLAGS.threads, FLAGS.devices or FLAGS.threads, FLAGS.samples)
         result = measure(preset(FLAGS.model))
     except (ValueError, RuntimeError) as fault:
         print(f"train_step: {fault}", file=sys.stderr)
         sys.exit(2)
     print(
         f"{result['model']}: {result['parameters']:,} parameters, {result['tokens']:,} tokens in "
-        f"{result['samples']} samples ({result['slots']:,} slots), float32, {result['threads']} CPUs"
+        f"{result['samples']} samples ({result['slots']:,} slots), float32, {result['threads']} CPUs, "
+        f"devices of pdgen: {result['devices']}"
     )
     print(f"pdgen compiles in {result['compile_s']:.1f} s")
     for name, seconds in result["seconds"].items():
@@ -169,7 +166,8 @@ def main(argv: list[str]) -> None:
         )
     print(f"PyTorch / pdgen: {result['torch_over_pdgen']:.2f}")
     if FLAGS.json:
-        print(f"wrote {write_json(result)}")
+        path = write_json(f"train_step_{result['model']}_{result['threads']}", result)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

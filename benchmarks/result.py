@@ -1,0 +1,31 @@
+"""What every benchmark does with its numbers: says on what they were measured, and keeps them as a file."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of these installed packages."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def write_json(name: str, result: Mapping[str, Any]) -> pathlib.Path:
+    """Writes ``results/<name>.json``, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.rename(path)
+    return path
