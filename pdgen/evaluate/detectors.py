@@ -83,7 +83,8 @@ def load_detector(name: str, weights: str = "", device: str = "") -> Detector:
     if name != "mask2former":
         raise EvaluationError(f"detector {name!r} is none of {', '.join(DETECTORS)}")
     try:
-        from pdgen.evaluate.mask2former import Mask2Former
+        from pdgen.evaluate.mask2former import Mask2Former  # PyTorch comes with an extra only
+
+        return Mask2Former.load(weights, device)
     except ImportError as fault:
         raise EvaluationError(f"detector mask2former: {fault}; install the extra: pip install pdgen[geneval]") from None
-    return Mask2Former.load(weights, device)

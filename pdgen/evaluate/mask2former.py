@@ -8,11 +8,11 @@ its mask's pixels. The weights are those of Mask2Former's authors, where GenEval
 Legend: q queries, c classes, n instances, h x w the picture.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-import open_clip
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,13 @@ class ClipColors:
       model, preprocess, tokenizer: as open_clip makes them.
     """
 
-    def __init__(self, model: torch.nn.Module, preprocess, tokenizer, device: str = "cpu"):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preprocess: Callable[[PIL.Image.Image], torch.Tensor],
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        device: str = "cpu",
+    ):
         self._model, self._preprocess, self._tokenizer = model.to(device).eval(), preprocess, tokenizer
         self._device = device
         self._classifiers: dict[str, torch.Tensor] = {}
@@ -115,7 +121,10 @@ class Mask2Former:
 
         Raises:
           EvaluationError: they cannot be had.
+          ImportError: open_clip is not installed; nothing else here needs it.
         """
+        import open_clip
+
         weights, device = weights or WEIGHTS, device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = Mask2FormerForUniversalSegmentation.from_pretrained(weights)
@@ -151,10 +160,12 @@ class Mask2Former:
         indices = indices[scores > min(self.thresholds.score, self.thresholds.counting)]
         found: dict[str, list[Detection]] = {}
         padded = [side + -side % DIVISOR for side in scaled]
+        own_size = functools.cache(
+            lambda query: _resized(_resized(masks[query], padded)[: scaled[0], : scaled[1]], original)
+        )
         for index in indices.tolist():
             query, label = divmod(index, probabilities.shape[1])
-            mask = _resized(masks[query], padded)[: scaled[0], : scaled[1]]
-            logits = _resized(mask, original)
+            logits = own_size(query)
             inside = logits > 0
             if not inside.any():
                 continue

@@ -59,8 +59,8 @@ class Grades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def score(self) -> float:
-        """WiScore, 0 to 1."""
-        return (0.7 * self.consistency + 0.2 * self.realism + 0.1 * self.aesthetic_quality) / 2
+        """WiScore, 0 to 1: (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2."""
+        return (7 * self.consistency + 2 * self.realism + self.aesthetic_quality) / 20
 
 
 class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,7 +158,7 @@ def read_wise(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
             try:
                 prompt = msgspec.json.decode(line, type=WisePrompt)
             except msgspec.DecodeError as fault:
-                other = " (this is a list of GenEval; pass --benchmark=geneval)" if b'"include"' in line else ""
+                other = " (this is a list of GenEval; pass --benchmark=geneval)" if b'"include"' in bytes(line) else ""
                 raise EvaluationError(f"{path}: record {number} is not of WISE's form: {fault}{other}") from None
             if prompt.prompt_id in prompts:
                 raise EvaluationError(f"{path}: record {number}: prompt_id {prompt.prompt_id} occurs twice")

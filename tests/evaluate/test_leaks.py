@@ -1,0 +1,53 @@
+"""Training sets compared with a benchmark's prompts, and how it is told."""
+
+import json
+
+import pytest
+
+from pdgen.data.records import Origin, write_dataset
+from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
+from tests.data.small_records import records
+
+ASKED = ["a photo of a bench", "a photo of a dog", "a photo of a cat", "a photo of a dog"]
+
+
+def test_exact_and_normalised_leaks_are_told_apart():
+    training = ["A photo of a dog.", "a photo of a bench", "A PHOTO of a bench", "a photo of a cow"]
+    found = find_leaks(training, ASKED, ["data"])
+    assert found == Leaks(["data"], 4, 3, ["a photo of a bench"], ["a photo of a dog"])
+    said = sentence(found)
+    assert "of the 3 prompts, 1 are in data (4 prompts) to the letter and 1 more" in said
+
+
+def test_nothing_found_and_nothing_compared_are_told_apart():
+    assert sentence(find_leaks(["a cow"], ASKED, ["data"])) == "Leaks: none of the 3 prompts is in data (1 prompts)."
+    assert sentence(find_leaks([], ASKED)).startswith("Leaks: not compared with any training set")
+
+
+def test_a_file_has_a_prompt_a_line(tmp_path):
+    path = tmp_path / "prompts"
+    path.write_text('a dog\n\n{"prompt": "a cat", "tag": "x"}\n')
+    told = []
+    assert list(training_prompts(path, told.append)) == ["a dog", "a cat"] and sum(told) == 2
+    for line in ('{"text": 1}', '{"prompt": 1}', "{"):
+        path.write_text(f"a dog\n{line}")
+        with pytest.raises(EvaluationError, match="line 2: not a JSON object with a text 'prompt'"):
+            list(training_prompts(path))
+    with pytest.raises(EvaluationError, match="No such file"):
+        list(training_prompts(tmp_path / "nowhere"))
+
+
+def test_a_data_set_is_read(tmp_path):
+    folder = tmp_path / "data"
+    made = records(3)
+    write_dataset(folder, made, Origin(seed=0))
+    assert list(training_prompts(folder)) == [one.segments[0].text for one in made]
+    with pytest.raises(EvaluationError, match="no data set"):
+        list(training_prompts(tmp_path))
+
+
+def test_prompts_of_a_list_of_the_benchmark_are_all_found(tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text("\n".join(json.dumps({"tag": "x", "prompt": p}) for p in ASKED))
+    assert find_leaks(training_prompts(path), ASKED, ["list"]).exact == ASKED[:3]

@@ -1,0 +1,109 @@
+"""The benchmark of shapes world: its form, that it is kept from training, and that it can be solved."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from pdgen.evaluate.detectors import ShapesDetector
+from pdgen.evaluate.geneval import TASKS, check_prompts, judge, keep
+from pdgen.evaluate.shapes import COUNTS, benchmark
+from pdgen.scenes import language
+from pdgen.scenes.leaks import normalise
+from pdgen.scenes.metadata import agrees, decode_metadata
+from pdgen.scenes.parse import parse
+from pdgen.scenes.sample import held_out, prompt_graph, sample_graph
+from pdgen.scenes.world import SHAPES
+from tests.evaluate.painted import painted
+
+KEPT_FROM_TRAINING = ("colors", "position", "color_attr", "composition")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return benchmark()
+
+
+def test_all_tasks_are_there_and_no_prompt_twice(prompts):
+    counts = collections.Counter(p.metadata.tag for p in prompts)
+    assert list(counts) == [*TASKS, "composition"]
+    assert all(0 < counts[task] <= COUNTS[task] for task in COUNTS)
+    assert (counts["single_object"], counts["counting"], counts["composition"]) == (10, 30, 60)
+    assert len({p.metadata.prompt for p in prompts}) == len(prompts)
+
+
+def test_it_is_of_genevals_form(prompts):
+    check_prompts(prompts, SHAPES, "shapes")
+    for prompt in prompts:
+        assert decode_metadata(json.dumps(prompt.raw)) == prompt.metadata
+    one = {p.metadata.tag: p.raw for p in prompts}
+    noun = one["counting"]["include"][0]
+    assert one["counting"]["exclude"] == [{"class": noun["class"], "count": noun["count"] + 1}]
+    reference, subject = one["position"]["include"]
+    kind, target = subject["position"]
+    assert target == 0 and "position" not in reference
+    article = "an" if subject["class"][0] in "aeiou" else "a"
+    assert one["position"]["prompt"].startswith(f"a photo of {article} {subject['class']} {kind} a")
+    assert "exclude" not in one["position"]
+
+
+def test_prompts_ask_for_what_the_metadata_say(prompts):
+    for prompt in prompts:
+        assert agrees(parse(prompt.metadata.prompt), prompt.metadata) == []
+
+
+def test_compositions_are_long_and_name_no_noun_twice(prompts):
+    sizes = collections.Counter()
+    for prompt in prompts:
+        nouns = [item.noun for item in prompt.metadata.include]
+        assert len(set(nouns)) == len(nouns)
+        if prompt.metadata.tag == "composition":
+            sizes[len(nouns)] += 1
+            assert all(item.color for item in prompt.metadata.include)
+    # Of 60 draws with shares 0.25, 0.35, 0.25 and 0.15.
+    assert set(sizes) == {3, 4, 5, 6} and 4 <= sizes[6] <= 18
+
+
+def test_pairs_and_triples_are_held_out_and_never_drawn_for_training(prompts):
+    for prompt in prompts:
+        assert held_out(parse(prompt.metadata.prompt)) == (prompt.metadata.tag in KEPT_FROM_TRAINING)
+    tested = {normalise(p.metadata.prompt) for p in prompts if p.metadata.tag in KEPT_FROM_TRAINING}
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        task = (*TASKS, "composition")[seed % 7]
+        graph = sample_graph(rng, task)
+        text = language.prompt(rng, prompt_graph(rng, graph, task), task)
+        assert normalise(text) not in tested and not held_out(parse(text))
+
+
+def test_equal_seeds_give_equal_lists(prompts):
+    assert benchmark() == prompts
+    assert benchmark({"color_attr": 5}, seed=1) != benchmark({"color_attr": 5}, seed=2)
+    assert len(benchmark({"color_attr": 5})) == 5
+
+
+@pytest.mark.parametrize("task", [*TASKS, "composition"])
+def test_a_right_picture_passes_and_the_next_prompts_does_not(prompts, task):
+    detector = ShapesDetector()
+    some = [p for p in prompts if p.metadata.tag == task][:8]
+
+    def right(prompt, image):
+        (found,) = detector.detect([image])
+        kept = keep(found, prompt.metadata.tag, detector.thresholds)
+        return judge(prompt.metadata, kept, lambda noun, seen: detector.colors(image, noun, seen)).correct
+
+    images = [painted(p.metadata.prompt, seed) for seed, p in enumerate(some)]
+    assert all(right(prompt, image) for prompt, image in zip(some, images))
+    assert not any(right(prompt, image) for prompt, image in zip(some, images[1:]))
+
+
+def test_boxes_are_in_pixels():
+    image = painted("a photo of a red circle", 0, 96)
+    ((circle,),) = ShapesDetector().detect([image])[0].values()
+    left, top, right, bottom = map(int, circle.box)
+    inside = np.zeros((96, 96), bool)
+    inside[top:bottom, left:right] = True
+    pixels = np.asarray(image)
+    assert (pixels[~inside] == pixels[0, 0]).all() and (circle.color, circle.score) == ("red", 1.0)
+    assert (pixels[inside] != pixels[0, 0]).any(1).mean() > 0.6
