@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 # Readable on white and on black.
 COLOURS = ("#2f7fd0", "#d98a1f", "#4f9a34", "#a860c0", "#cf4a5a", "#7d7d84")
+LEVEL = 5  # of ``COLOURS``, for levels
 _SIZE = (4.7, 2.7)  # inches of 72 units: text of 9 units is readable where the chart is as wide as a phone
 _PAGE_COLOURS = {"#010203": "var(--soft)", "#040506": "var(--line)"}  # stand-ins: matplotlib knows no CSS
 _TEXT, _GRID = _PAGE_COLOURS
@@ -34,14 +35,20 @@ class Line(NamedTuple):
     Attributes:
       steps, values: [n] each.
       colour: a number into ``COLOURS``, beyond its end from the start.
-      style: "curve" draws the values faint and their smoothed course over them, "points" dots joined by dashes,
-        "level" dots joined by a dotted line, for what is to be beaten.
+      style: "noisy" draws the values faint and their smoothed course over them, "exact" the values alone, "sparse"
+        dots joined by dashes.
     """
 
     steps: Float[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
     colour: int
-    style: Literal["curve", "points", "level"] = "curve"
+    style: Literal["noisy", "exact", "sparse"] = "noisy"
+
+    @property
+    def last(self) -> float:
+        """The latest value, smoothed as it is drawn."""
+        values = smooth(self.values, _half_life(self.values)) if self.style == "noisy" else self.values
+        return float(values[-1])
 
 
 def smooth(values: Float[np.ndarray, " n"], half_life: float) -> Float[np.ndarray, " n"]:
@@ -68,24 +75,22 @@ def thin(values: Float[np.ndarray, " n"], most: int) -> np.ndarray:
     return np.unique([start + pick(values[start:end]) for start, end in stretches for pick in (np.argmin, np.argmax)])
 
 
-def half_life(count: int) -> float:
-    """The smoothing of a curve of ``count`` points, in points."""
-    return max(1.0, count / 50)
-
-
-def chart(lines: Sequence[Line], log: bool = False) -> str:
+def chart(lines: Sequence[Line], levels: Sequence[float] = (), log: bool = False) -> str:
     """An ``<svg>`` of the lines over steps, without title or legend.
 
     Args:
       lines: what to draw, later ones on top.
+      levels: values that a dotted line across the chart marks.
       log: a log axis, if the values are positive and spread over about a decade.
     """
+    values = np.concatenate([*(line.values for line in lines), levels])
     with matplotlib.rc_context(_STYLE):
         figure = Figure(_SIZE, layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
             _draw(axes, line)
-        values = np.concatenate([line.values for line in lines])
+        for level in levels:
+            axes.axhline(level, color=COLOURS[LEVEL], linestyle=":", linewidth=1.2)
         if log and values.min() > 0 and values.max() > _DECADE * values.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -141,16 +146,22 @@ def number(value: float) -> str:
 
 def _draw(axes: Axes, line: Line) -> None:
     colour = COLOURS[line.colour % len(COLOURS)]
-    if line.style == "curve":
+    dots = {"marker": "o", "markersize": 2.6}
+    if line.style == "sparse":
+        axes.plot(line.steps, line.values, linestyle="--", color=colour, linewidth=1.2, **dots)
+        return
+    drawn, few = line.values, dots if len(line.values) == 1 else {}
+    if line.style == "noisy":
         shown = thin(line.values, _MOST_POINTS)
-        marker = "." if len(shown) == 1 else None
-        axes.plot(line.steps[shown], line.values[shown], marker=marker, color=colour, alpha=0.3, linewidth=0.8)
-        means = smooth(line.values, half_life(len(line.values)))
-        every = np.unique(np.linspace(0, len(means) - 1, _MOST_POINTS).astype(int))
-        axes.plot(line.steps[every], means[every], color=colour, linewidth=1.5)
-    else:
-        dashes = {"points": "--", "level": ":"}[line.style]
-        axes.plot(line.steps, line.values, marker="o", markersize=2.6, linestyle=dashes, color=colour, linewidth=1.2)
+        axes.plot(line.steps[shown], line.values[shown], color=colour, alpha=0.3, linewidth=0.8)
+        drawn = smooth(line.values, _half_life(line.values))
+    shown = thin(drawn, _MOST_POINTS)
+    axes.plot(line.steps[shown], drawn[shown], color=colour, linewidth=1.5, **few)
+
+
+def _half_life(values: np.ndarray) -> float:
+    """The smoothing of a noisy curve, in points."""
+    return max(1.0, len(values) / 50)
 
 
 def _inline(svg: str) -> str:

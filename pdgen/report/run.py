@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from pdgen.interleave.trajectory import ImageStage, Trajectory, load_trajectory
-from pdgen.report.curves import COLOURS, Line, chart, half_life, number, smooth
+from pdgen.report.curves import COLOURS, LEVEL, Line, chart, number
 from pdgen.report.dataset import thumbnail
 from pdgen.report.page import render, split_tags
 from pdgen.train.run_log import RunLog
@@ -26,6 +26,7 @@ class Panel(NamedTuple):
     Attributes:
       title: its heading.
       series: label of each metric.
+      exact: the metrics do not vary from batch to batch, so there is nothing to smooth.
       level: (metric of the held-out log, label) that a model must beat.
       log: a log axis where the values call for one.
       scale, unit: the values are shown times ``scale``, followed by ``unit``.
@@ -33,6 +34,7 @@ class Panel(NamedTuple):
 
     title: str
     series: Mapping[str, str]
+    exact: bool = False
     level: tuple[str, str] | None = None
     log: bool = False
     scale: float = 1.0
@@ -46,25 +48,25 @@ def _suffixed(stem: str, labels: Mapping[str, str]) -> dict[str, str]:
 PANELS = {
     "Losses": (
         Panel("Loss", {"loss": "loss"}, log=True),
-        Panel("Cross-entropy", {"ce": "texts and switches"}, ("unigram_ce", "unigram model"), log=True),
+        Panel("Cross-entropy", {"ce": "texts and switches"}, level=("unigram_ce", "unigram model"), log=True),
         Panel("Cross-entropy by stage", _suffixed("ce", _STAGES), log=True),
-        Panel("Flow loss (MSE)", {"mse": "images"}, ("constant_mse", "best constant"), log=True),
+        Panel("Flow loss (MSE)", {"mse": "images"}, level=("constant_mse", "best constant"), log=True),
         Panel("Flow loss by timestep (t = 1 is noise)", _suffixed("mse", _BANDS), log=True),
     ),
     "Norms": (
         Panel("Gradients", _suffixed("grad_norm", _NORMS), log=True),
         Panel("Updates", _suffixed("update_norm", _NORMS), log=True),
-        Panel("Parameters", _suffixed("param_norm", _NORMS), log=True),
-        Panel("Learning rate", {"learning_rate": "learning rate"}),
-        Panel("Skipped loss spikes", {"skipped_spikes": "steps skipped so far"}),
+        Panel("Parameters", _suffixed("param_norm", _NORMS), exact=True, log=True),
+        Panel("Learning rate", {"learning_rate": "learning rate"}, exact=True),
+        Panel("Skipped loss spikes", {"skipped_spikes": "updates left out so far"}, exact=True),
     ),
-    "Speed": (
+    "Speed and memory": (
         Panel("Tokens per second", {"tokens_per_second": "tokens/s"}),
         Panel("Model FLOPs utilisation", {"mfu": "MFU"}, scale=100, unit="%"),
         Panel("Wait for data", {"data_wait": "of the step"}, scale=100, unit="%"),
         Panel("Fill of the packs", _suffixed("fill", {"_text": "text", "_vit": "ViT", "_vae": "VAE"}),
               scale=100, unit="%"),
-        Panel("Device memory", {"memory_bytes": "in use"}, scale=2**-30, unit=" GiB"),
+        Panel("Device memory", {"memory_bytes": "at most so far"}, exact=True, scale=2**-30, unit=" GiB"),
     ),
 }  # fmt: skip
 
@@ -93,6 +95,7 @@ def run_page(runs: Sequence[RunLog]) -> str:
         grids=grids,
         configs=[flat(log.config) for log in runs],
         several=several,
+        held_out=any(log.held_out.rows for log in runs),
     )
 
 
@@ -106,38 +109,25 @@ def _split(panel: Panel, several: bool) -> list[Panel]:
 
 def _drawn(panel: Panel, runs: Sequence[RunLog]) -> dict[str, Any] | None:
     """The panel's chart and legend; None where no run has any of it."""
-    lines, legend = [], []
+    lines, levels, legend = [], [], []
     kinds = [(log, name, label) for log in runs for name, label in panel.series.items()]
     shown = [kind for kind in kinds if kind[1] in kind[0].metrics.names | kind[0].held_out.names]
     for colour, (log, name, label) in enumerate(shown):
         if len(runs) > 1:
             colour, label = runs.index(log), log.name
         words = []
-        for part, style, said in ((log.metrics, "curve", "{}"), (log.held_out, "points", "held-out {}")):
+        own = "exact" if panel.exact else "noisy"
+        for part, style, said in ((log.metrics, own, "{}"), (log.held_out, "sparse", "held-out {}")):
             steps, values = part.series(name)
             if len(values):
                 lines.append(Line(steps, values * panel.scale, colour, style))
-                last = smooth(values, half_life(len(values)))[-1] if style == "curve" else values[-1]
-                words.append(said.format(number(last * panel.scale) + panel.unit))
-        legend.append((colour % len(COLOURS), label, ", ".join(words)))
-    if panel.level:
-        levels = _levels(panel.level, runs)
-        lines += [line for line, _ in levels]
-        legend += [entry for _, entry in levels]
-    return {"title": panel.title, "svg": chart(lines, panel.log), "legend": legend} if lines else None
-
-
-def _levels(level: tuple[str, str], runs: Sequence[RunLog]) -> list[tuple[Line, tuple[int, str, str]]]:
-    """The line that is to be beaten, with its legend, of each run that has it."""
-    name, label = level
-    found = []
-    for n, log in enumerate(runs):
-        steps, values = log.held_out.series(name)
-        if len(values):
-            colour = n if len(runs) > 1 else len(COLOURS) - 1
-            said = f"{log.name}, {label}" if len(runs) > 1 else label
-            found.append((Line(steps, values, colour, "level"), (colour % len(COLOURS), said, number(values[-1]))))
-    return found
+                words.append(said.format(number(lines[-1].last) + panel.unit))
+        legend.append((colour, label, ", ".join(words)))
+    if panel.level and lines:
+        name, label = panel.level
+        levels = sorted({log.held_out.series(name)[1][-1] for log in runs if name in log.held_out.names})
+        legend += [(LEVEL, label, number(level)) for level in levels]
+    return {"title": panel.title, "svg": chart(lines, levels, panel.log), "legend": legend} if lines else None
 
 
 def _facts(log: RunLog) -> dict[str, str]:
@@ -158,7 +148,7 @@ def _facts(log: RunLog) -> dict[str, str]:
         "model": config["model"] or config["init"],
         "starts from": config["init"] or "fresh parameters",
         "data": config["data"],
-        "a step": f"{config['rows']} packs of {sum(config['budgets'].values()):,} slots",
+        "a step": f"{config['rows']} pack{'s' * (config['rows'] > 1)} of {sum(config['budgets'].values()):,} slots",
         "learning rate": f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
         "mesh": " x ".join(map(str, config["mesh"])) + " (data, fsdp, tensor)",
     }

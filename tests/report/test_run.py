@@ -129,7 +129,7 @@ def test_legends_tell_the_latest_values(workdir):
     assert legends["Flow loss by timestep (t = 1 is noise)"] == ["from 0.75: 0.5"]
     assert legends["Gradients"] == ["understanding: 9"]
     assert legends["Model FLOPs utilisation"] == ["MFU: 42.3%"]  # (41 / 2 + 43) / 1.5
-    assert legends["Device memory"] == ["in use: 1.5 GiB"]
+    assert legends["Device memory"] == ["at most so far: 1.5 GiB"]
     absent = {"Updates", "Parameters", "Learning rate", "Fill of the packs", "Wait for data", "Skipped loss spikes"}
     assert not absent & set(legends)
 
@@ -137,7 +137,9 @@ def test_legends_tell_the_latest_values(workdir):
 def test_a_chart_has_its_lines(workdir):
     charts = Page(run_page([read_run_log(workdir)])).charts
     assert charts["Loss"]["lines"] == 2  # as logged, and smoothed
-    assert charts["Cross-entropy"]["lines"] == 4
+    assert charts["Cross-entropy"]["lines"] == 4  # and held-out, and what is to be beaten
+    assert charts["Flow loss (MSE)"]["lines"] == 2
+    assert charts["Device memory"]["lines"] == 1  # nothing to smooth
 
 
 def test_several_runs_share_axes_and_a_colour_is_a_run(workdir, tmp_path):
@@ -147,7 +149,7 @@ def test_several_runs_share_axes_and_a_colour_is_a_run(workdir, tmp_path):
     assert page.facts["state"][1] == "finished"
     assert page.charts["Loss"] == {"legend": ["red: 6.29", "blue: 4"], "lines": 4}
     assert page.charts["Cross-entropy by stage: plan"]["legend"] == ["red: 1.67, held-out 0.75", "blue: 1.67"]
-    assert page.charts["Cross-entropy"]["legend"][-1] == "red, unigram model: 3.75"
+    assert page.charts["Cross-entropy"]["legend"][-1] == "unigram model: 3.75"
     assert "Cross-entropy by stage: inspect" not in page.charts
 
 
@@ -246,7 +248,7 @@ def test_a_wide_range_has_a_log_axis():
 @pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [-1.0, 1.0], [0.0, 0.0]])
 def test_charts_of_few_or_equal_values(values):
     steps = np.arange(len(values), dtype=float)
-    svg = chart([Line(steps, np.array(values), 0, style) for style in ("curve", "points")])
+    svg = chart([Line(steps, np.array(values), 0, style) for style in ("noisy", "exact", "sparse")])
     assert svg.startswith("<svg viewBox=") and svg.endswith("</svg>")
 
 
