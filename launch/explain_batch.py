@@ -9,7 +9,6 @@ pack's fill, documents and attention mask, and a page for each document.
 import pathlib
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from pdgen.command import fail, parse
 from pdgen.data.explain import explain_pack
@@ -19,14 +18,13 @@ from pdgen.files import new_folder
 from pdgen.interleave.explained import ExplainedPack
 from pdgen.report.pack import INDEX, document_lines, pack_pages
 from pdgen.train.base import load_model
-from pdgen.train.run_config import RunConfig, read_run_config
+from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A training run's file, such as configs/shapes_nano.py.")
+CONFIG = define_run_config("A training run's file, such as configs/shapes_nano.py.")
 DATA = flags.DEFINE_string("data", None, "Data set, in place of the config's.")
 PACK = flags.DEFINE_integer("pack", 0, "Number of the pack in the run, from 0.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the pages to.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier output.")
-flags.mark_flag_as_required("config")
 
 
 def read_run(values: dict) -> RunConfig:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from pdgen.command import fail, parse
 from pdgen.data.budgets import Proposal, propose_budgets
@@ -21,14 +20,13 @@ from pdgen.data.records import RecordSource
 from pdgen.data.stream import Stream
 from pdgen.interleave.layout import STREAMS
 from pdgen.train.base import load_model
-from pdgen.train.run_config import RunConfig, read_run_config
+from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A training run's file, such as configs/shapes_nano.py.")
+CONFIG = define_run_config("A training run's file, such as configs/shapes_nano.py.")
 DATA = flags.DEFINE_string("data", None, "Data set, in place of the config's.")
 PACKS = flags.DEFINE_integer("packs", 1000, "Packs to plan.", lower_bound=1)
 TOTAL = flags.DEFINE_integer("total", 0, "Tokens of a proposed pack, at most; 0 = the config's.", lower_bound=0)
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object in place of the tables.")
-flags.mark_flag_as_required("config")
 
 NAMES = {"whole": "whole trajectories", "single": "single turns"}
 QUANTILES = {"least": 0, "median": 0.5, "95 %": 0.95, "most": 1}

@@ -14,21 +14,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compilers' notes about
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from pdgen.command import fail, parse
 from pdgen.train.plan import plan, table
-from pdgen.train.run_config import read_run_config
+from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.topology import parse_topology
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/bagel_7b_process.py.")
+CONFIG = define_run_config("File such as configs/bagel_7b_process.py.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as h100:8, h100:64 or v5p:2x2x2.", required=True)
 MFU = flags.DEFINE_float("mfu", 0.25, "Share of the peak FLOP/s at which times are stated.", 0.01, 1.0)
 SAMPLE_LENGTH = flags.DEFINE_float(
     "sample_length", 9500.0, "Tokens of the sample that an average token is in; the paper's data at 512 px.", 1.0
 )
 JSON = flags.DEFINE_bool("json", False, "Print one line of JSON in place of the table.")
-flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:

@@ -13,19 +13,18 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from pdgen.command import fail, parse
 from pdgen.sample.compiled import keep_compiled
+from pdgen.sample.pictures import Pictures
 from pdgen.train.loop import train
 from pdgen.train.processes import join_processes, say_once
-from pdgen.train.run_config import read_run_config
+from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_nano.py.")
+CONFIG = define_run_config("File such as configs/shapes_nano.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
-flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +38,8 @@ def main(argv: list[str]) -> None:
         run = read_run_config(CONFIG.value.to_dict())
         if DISTRIBUTED.value:
             join_processes()
-        train(run, pathlib.Path(WORKDIR.value), say_once)
+        workdir = pathlib.Path(WORKDIR.value)
+        train(run, workdir, say_once, lambda base: Pictures(run, workdir, say_once, base))
     except Stopped as line:
         print(f"train: {line}", file=sys.stderr)
         sys.exit(EXIT_STATUS)

@@ -17,8 +17,10 @@ from pdgen.files import Say
 from pdgen.interleave.layout import Pack
 from pdgen.models import bagel
 from pdgen.sharding import RULES, parameter_shardings
+from pdgen.train.base import Base
 from pdgen.train.checkpoint import Checkpoints, meet
 from pdgen.train.export import EXPORT, export_newest, resolved_by_all
+from pdgen.train.held_out import HeldOut
 from pdgen.train.preflight import preflight
 from pdgen.train.run_config import RunConfig
 from pdgen.train.state import (
@@ -38,7 +40,7 @@ def train(
     run: RunConfig,
     workdir: pathlib.Path,
     say: Say,
-    pictures: Draw | None = None,
+    pictures: Callable[[Base], Draw] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> pathlib.Path:
     """Trains to ``run.num_steps``, resuming what ``workdir`` holds, and exports a pdgen checkpoint.
@@ -47,8 +49,9 @@ def train(
       run: the config.
       workdir: gets ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, in the end, ``export/``.
       say: takes a line for the reader.
-      pictures: called every ``run.pictures_every`` steps with the step and the model's parameters (the moving average,
-        if one is kept), which it must not keep: the next step takes their memory. Only where one process holds them.
+      pictures: makes, of what the run builds on, a function that is called every ``run.pictures_every`` steps with the
+        step and the model's parameters (the moving average, if one is kept), which it must not keep: the next step
+        takes their memory.
       devices: to train on; all there are by default.
 
     Returns:
@@ -61,15 +64,18 @@ def train(
     """
     run = resolved_by_all(run, say)
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
+    draw = pictures(base) if pictures and run.pictures_every else None
     shardings = state_shardings(config, mesh)
     with jax.set_mesh(mesh), Checkpoints(workdir, run.keep, run.keep_every, say) as checkpoints:
         state = _first_state(run, config, shardings, checkpoints, say)
         start = int(state.step)
         batches = loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
-        devices = mesh.devices.flat
-        with Watch(run, config, workdir, batches.batches, devices, pictures) as watch, StopSignals() as signals:
+        key = run_key(run.seed, mesh)
+        step = functools.partial(compiled_step(config), key=key)
+        held_out = HeldOut(config, batches.batches, key, mesh) if run.held_out else None
+        with Watch(run, config, workdir, batches.batches, held_out, draw) as watch, StopSignals() as signals:
             watch.start(start)
-            _steps(run, state, _on_mesh(batches, mesh), compiled_step(config), watch, signals, checkpoints)
+            _steps(run, state, _on_mesh(batches, mesh), step, watch, signals, checkpoints)
         if batches.skipped:
             say(f"{len(batches.skipped)} broken records were left out")
         checkpoints.finish()
@@ -113,11 +119,10 @@ def _steps(
     checkpoints: Checkpoints,
 ) -> None:
     """Every remaining step. The next batch goes to the devices while a step runs; nothing is fetched unasked."""
-    key = run_key(run.seed, jax.sharding.get_mesh())
     start, batch = int(state.step), next(batches, None)
     with jax.transfer_guard("disallow"):
         for number in range(start + 1, run.num_steps + 1):
-            state, metrics = step(state, batch, key)
+            state, metrics = step(state, batch)
             watch.meter.add(number, metrics)
             batch = watch.meter.next_batch(batches)
             if watch.after(number, state):

@@ -40,6 +40,10 @@ class Meter:
 
     Args:
       devices: that the run computes on, over all processes.
+
+    Attributes:
+      device: what kind they are.
+      first: the first step of this process, which is not timed; None before it.
     """
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
@@ -51,7 +55,7 @@ class Meter:
         self._unchecked: list[tuple[int, Metrics]] = []
         self._began = 0.0
         self._steps, self._tokens, self._flops, self._waited = 0, 0.0, 0.0, 0.0
-        self._first: int | None = None
+        self.first: int | None = None
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step that has just been dispatched, and waits for the end of the one before.
@@ -61,9 +65,9 @@ class Meter:
         jax.block_until_ready(self._last)
         self._last = metrics
         self._unchecked.append((step, metrics))
-        if self._first is None:
+        if self.first is None:
             jax.block_until_ready(metrics)
-            self._first, self._began = step, time.perf_counter()
+            self.first, self._began = step, time.perf_counter()
 
     def next_batch(self, batches: Iterator[T]) -> T | None:
         """The next batch, None after the last. The time counts as waiting if no step is under way when it comes."""
@@ -89,7 +93,7 @@ class Meter:
                 whole = jax.device_get(metrics)
                 names = [name for name, value in whole.items() if not abs(value) < float("inf")]
                 raise NotFiniteError(step, names)
-            if step != self._first:
+            if step != self.first:
                 self._steps += 1
                 self._tokens += float(values["tokens"])
                 self._flops += float(values["flops"])

@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 import msgspec
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.data.documents import TooLong, Turns
@@ -128,6 +130,42 @@ def read_run_config(values: dict[str, Any]) -> RunConfig:
     if unknown:
         raise RunError(f"config: no such key: {', '.join(unknown)}")
     return run
+
+
+class _WithDefaults(flags.ArgumentParser):
+    """Another parser's config, with the keys that its file leaves out."""
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = self._parser.parse(argument)
+        with config.unlocked():
+            _fill(config, default_values())
+        return config.lock()
+
+
+def define_run_config(text: str) -> flags.FlagHolder:
+    """The flag ``--config=FILE``, whose every key, in the file or not, is a flag ``--config.KEY`` as well."""
+    holder = config_flags.DEFINE_config_file("config", None, text)
+    flags.FLAGS["config"].parser = _WithDefaults(flags.FLAGS["config"].parser)
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def default_values() -> dict[str, Any]:
+    """The keys of a run that a config may leave out, as plain values."""
+    needed = {"data": "", "num_steps": 1, "rows": 1, "budgets": Budgets(1, 1, 1)}
+    values = dataclasses.asdict(RunConfig(**needed))
+    return {name: value for name, value in values.items() if name not in needed}
+
+
+def _fill(config: ConfigDict, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, dict) and isinstance(config[name], ConfigDict):
+            _fill(config[name], value)
 
 
 def run_json(run: RunConfig) -> str:

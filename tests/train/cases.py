@@ -31,8 +31,8 @@ def make_pack(row):
     """Two documents with texts and images of their own; the rows differ in the weight of their targets."""
     rng = np.random.default_rng(row)
 
-    def text(loss):
-        return TextSegment(rng.integers(0, 60, rng.integers(1, 6)).tolist(), loss, SWITCHES.vision_start)
+    def text(loss, **kind):
+        return TextSegment(rng.integers(0, 60, rng.integers(1, 6)).tolist(), loss, SWITCHES.vision_start, **kind)
 
     def latent(tokens, noised):
         values = rng.normal(size=(tokens, CONFIG.latent_dim)).astype(np.float32)
@@ -41,8 +41,9 @@ def make_pack(row):
     def vit(tokens):
         return VitSegment(rng.uniform(-1, 1, (tokens, 12)).astype(np.float32), rng.integers(0, 16, tokens, np.int32))
 
+    inspection = {"stage": "inspect", "refine": (1, 3)}
     documents = [
-        [text(False), text(True), latent(6, True), latent(6, False), vit(5), text(True), latent(9, True)],
+        [text(False), text(True), latent(6, True), latent(6, False), vit(5), text(True, **inspection), latent(9, True)],
         [latent(4, False), vit(4), text(False), latent(7, True)][: 4 - row % 2],
     ]
     layouts = [lay_out(segments, SWITCHES, CONFIG, balance_texts=True) for segments in documents]

@@ -44,6 +44,7 @@ def data(tmp_path_factory):
 def run(data):
     return RunConfig(
         data=str(data), num_steps=12, rows=1, budgets=Budgets(448, 96, 768), mesh=(1, 1, 1), save_every=4, log_every=2,
+        held_out=8, held_out_every=4,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2),
     )  # fmt: skip
 
@@ -60,17 +61,29 @@ def whole(run, tmp_path_factory):
     return workdir, _train(run, workdir)
 
 
-def _metrics(workdir):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def _lines(workdir, name="metrics.jsonl"):
+    rows = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # none twice
     return {row["step"]: {k: v for k, v in row.items() if k not in TIMED} for row in rows}
 
 
 def test_it_learns(whole):
-    metrics = _metrics(whole[0])
+    metrics = _lines(whole[0])
     assert sorted(metrics) == [2, 4, 6, 8, 10, 12]
     assert abs(metrics[2]["ce"] - np.log(512)) < 1  # fresh: all 512 pieces alike
     assert metrics[12]["ce"] < metrics[2]["ce"] - 1
+
+
+def test_held_out_losses_fall_below_what_knows_nothing(whole):
+    """Of the same targets every time; a unigram model is far better than chance, and not yet beaten."""
+    lines = _lines(whole[0], "held_out.jsonl")
+    assert sorted(lines) == [4, 8, 12]
+    assert lines[12]["ce"] < lines[4]["ce"] - 0.5 and lines[12]["mse"] < lines[4]["mse"]
+    assert lines[12]["unigram_ce"] < np.log(512) - 1
+    assert 1 < lines[12]["constant_mse"] < 4
+    fixed = {name for name in lines[4] if name.endswith("_targets")} | {"unigram_ce", "constant_mse"}
+    assert {name: lines[4][name] for name in fixed} == {name: lines[12][name] for name in fixed}
+    assert {"ce_plan", "ce_inspect", "ce_refine", "ce_switch", "mse_0", "mse_1", "mse_2", "mse_3"} <= set(lines[4])
 
 
 def test_export_holds_the_last_parameters(whole, run):
@@ -106,7 +119,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
     export = live(0, lose)
     assert [line for line in lines if "resuming" in line] == ["resuming from step 4", "resuming from step 10"]
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
-    assert _metrics(tmp_path) == _metrics(whole[0])
+    for name in ("metrics.jsonl", "held_out.jsonl"):
+        assert _lines(tmp_path, name) == _lines(whole[0], name)
 
 
 def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
