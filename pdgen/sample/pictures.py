@@ -11,7 +11,8 @@ from pdgen.files import FolderError, Say, new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.interleave.tokenizer import Tokenizer
 from pdgen.interleave.trajectory import Trajectory, save_trajectory
-from pdgen.sample.engine import SampleError, Sampler, SampleSettings
+from pdgen.sample.engine import Sampler
+from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sharding import without_mesh
 from pdgen.train.base import Base
 from pdgen.train.run_config import RunConfig, RunError
@@ -46,28 +47,28 @@ class Pictures:
         self._sampler: Sampler | None = None
 
     def __call__(self, step: int, params: dict[str, Any]) -> None:
-        """Draws with the model's parameters after ``step``. What a lost run has drawn after it is replaced."""
+        """Draws with the model's parameters after ``step``, on one device, which holds them whole meanwhile.
+
+        Pictures of that step that are there, since a run was lost after it, are replaced.
+        """
         try:
             self._write(pictures_folder(self._workdir, step), self._draw(step, params))
         except (SampleError, FolderError, OSError) as fault:
             self._say(f"step {step}: no pictures ({fault}); the run goes on")
-        except jax.errors.JaxRuntimeError as fault:
-            if "RESOURCE_EXHAUSTED" not in str(fault):
-                raise
-            self._say(f"step {step}: no pictures (one device has no room for the whole model); the run goes on")
 
     def _draw(self, step: int, params: dict[str, Any]) -> list[Trajectory]:
-        """One trajectory per prompt, on one device, which holds the whole model meanwhile."""
+        """One trajectory per prompt."""
+        base = self._base
         device = SingleDeviceSharding(jax.local_devices()[0])  # the device itself would leave a leaf's type on the mesh
         with without_mesh():
-            whole = jax.device_put({"model": params, "autoencoder": self._base.autoencoder}, device)
+            params = jax.device_put({"model": params, "autoencoder": base.autoencoder}, device)
             if self._sampler is None:
-                self._sampler = Sampler(self._base.config, whole, self._base.tokenizer, compute=self._run.compute)
-            self._sampler.params, self._sampler.checkpoint = whole, f"{self._workdir}, step {step}"
+                self._sampler = Sampler(base.config, params, base.tokenizer, compute=self._run.compute)
+            self._sampler.params, self._sampler.checkpoint = params, f"{self._workdir}, step {step}"
             try:
                 return self._sampler(self._run.prompts, settings=self._settings)
             finally:
-                self._sampler.params = {}  # the next step needs the room
+                self._sampler.params = {}  # training needs the room
 
     def _write(self, folder: pathlib.Path, trajectories: Sequence[Trajectory]) -> None:
         """The folder of a step, whole or not at all."""
