@@ -1,5 +1,6 @@
 """The sampler: grammar, contexts, limits, and that a trajectory does not depend on its batch."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -23,13 +24,7 @@ from pdgen.interleave.trajectory import (
 from pdgen.models.context import add_text, empty_cache
 from pdgen.sample.engine import SampleError, Sampler
 from pdgen.sample.text import room
-from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, Recorder, restrict, use
-
-
-def outcome(drawn):
-    """What must not depend on the batch: the stages but for their times, the pixels, why it stopped."""
-    stages = [(s.stage, getattr(s, "text", None), s.tokens) for s in drawn.stages]
-    return stages, [np.asarray(image).tobytes() for image in drawn.images], drawn.stop_reason
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, outcome, recording, restrict, use
 
 
 def segment_tokens(sampler, segments):
@@ -37,9 +32,9 @@ def segment_tokens(sampler, segments):
     config = sampler.config
     for segment in segments:
         if segment.kind == "image":
-            pixels = segment.image[0].pixels.shape[1:3]
+            pixels = segment.image.pixels.shape[1:3]
             yield "full", (pixels[0] // config.latent_stride) * (pixels[1] // config.latent_stride) + 2
-            yield "full", segment.image[0].patches.shape[1] + 2
+            yield "full", segment.image.patches.shape[1] + 2
         else:
             yield "causal", len(segment.ids) + 2
 
@@ -87,7 +82,9 @@ def test_trajectories_obey_the_grammar(recorded, histories):
 def test_costs_count_tokens_and_evaluations(recorded):
     # All three steps of four timesteps lie in the guidance interval: full and text branch, later image too.
     for trajectory in recorded.drawn:
-        assert trajectory.costs["network_evaluations"] == 3 * (2 + 3 * (len(trajectory.images) - 1))
+        later = len(trajectory.images) - 1
+        assert trajectory.costs["network_evaluations"] == 3 * (2 + 3 * later)
+        assert trajectory.costs["guidance_branches"] == 3 * (1 + 2 * later)
         texts = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
         assert trajectory.costs["text_tokens"] == sum(stage.tokens for stage in texts)
         assert trajectory.costs["batch_seconds"] >= max(s.seconds for s in trajectory.stages) > 0
@@ -102,9 +99,14 @@ def test_progress_has_a_line_per_segment(recorded):
 
 
 def test_every_token_is_prefilled_once(sampler, recorded, histories):
-    last = recorded.recorder.named("write_text", "read")[-1].result[0]
+    """The counter of evaluated tokens, and the context at the end, are the sum of the segments."""
+    last = recorded.recorder.calls[-1].state.full
     expected = [grown(sampler, segments) for segments in histories]
-    assert list(zip(last.length, last.rotary)) == expected
+    assert [t.costs["prefilled_tokens"] for t in recorded.drawn] == [length for length, _ in expected]
+    assert list(zip(last.length, last.rotary))[: len(expected)] == expected
+    stages = [sum(s.tokens + 2 * isinstance(s, TextStage) for s in t.stages) for t in recorded.drawn]
+    prompts = [len(segments[0].ids) + 2 for segments in histories]
+    assert [length for length, _ in expected] == np.add(stages, prompts).tolist()
 
 
 def test_prompts_hold_no_switch_tokens(sampler, recorded, histories):
@@ -112,55 +114,70 @@ def test_prompts_hold_no_switch_tokens(sampler, recorded, histories):
     specials = {tokens.im_start, tokens.im_end, tokens.vision_start, tokens.vision_end}
     for (prompt, *_), text in zip(histories, PROMPTS):
         assert not specials & set(prompt.ids) and tokens.decode(prompt.ids) == text
-    first = recorded.recorder.calls[0]
-    cache, ids, count = first.given
-    assert not cache.length.any()
-    for row, n, (prompt, *_) in zip(ids, count, histories):
-        assert row[:n].tolist() == [tokens.im_start, *prompt.ids, tokens.im_end][: ids.shape[1]]
+    read = collections.defaultdict(list)
+    for call in recorded.recorder.named("prefill"):
+        ids, count, _ = call.given[-1]
+        if call.static[1] == "full":
+            for place, slot in call.rows:
+                assert call.state.full.length[slot] == len(read[slot])
+                read[slot] += ids[place, : count[place]].tolist()
+    assert [read[n] for n in range(3)] == [[tokens.im_start, *h[0].ids, tokens.im_end] for h in histories]
 
 
 def test_text_guidance_sees_no_text_since_the_last_image(sampler, recorded, histories):
-    drawn = [0] * len(histories)
-    for call in recorded.recorder.named("draw", "read"):
-        if call.name == "read":
-            drawn = [count + active for count, active in zip(drawn, call.given[-1][1])]
-            continue
-        contexts = call.given[0]
-        for n, segments in enumerate(histories):
-            images = [place for place, segment in enumerate(segments) if segment.kind == "image"]
-            until = images[drawn[n] - 1] + 1 if drawn[n] else 0
-            assert (contexts.text_length[n], contexts.text_rotary[n]) == grown(sampler, segments[:until])
-            assert contexts.has_image[n] == bool(drawn[n])
+    drawn = collections.Counter()
+    for call in recorded.recorder.named("draw"):
+        for _, slot in call.rows:
+            images = [place for place, segment in enumerate(histories[slot]) if segment.kind == "image"]
+            until = images[drawn[slot] - 1] + 1 if drawn[slot] else 0
+            view = call.state.view_length[slot], call.state.view_rotary[slot]
+            assert view == grown(sampler, histories[slot][:until])
+            drawn[slot] += 1
+    assert list(drawn.values()) == [len(t.images) for t in recorded.drawn]
 
 
 def test_image_guidance_sees_the_texts_alone_at_their_own_positions(sampler, recorded, histories):
-    """The context equals one that reads prompt and texts in one go."""
-    contexts = recorded.recorder.named("draw")[-1].given[0]
+    """At every image the context equals one that reads prompt and texts in one go."""
     tokens, config = sampler.tokenizer, sampler.config
-    length = contexts.image.k.shape[2]
     grow = jax.jit(add_text, static_argnums=(0, 1))
-    checked = 0
-    for n, segments in enumerate(histories):
-        ids = [[tokens.im_start, *s.ids, tokens.im_end] for s in segments if s.kind != "image"]
-        joined = list(itertools.chain(*ids))[: contexts.image.length[n]]
-        # An inspection that came after the last image is not in the context yet.
-        assert len(joined) in np.cumsum([len(row) for row in ids])
-        padded = jnp.asarray([joined + [0] * (length - len(joined))], jnp.int32)
-        cache = empty_cache(config, 1, length)
-        cache, _ = grow(config, ComputeConfig(), sampler.params["model"], cache, padded, jnp.array([len(joined)]))
-        assert contexts.image.rotary[n] == contexts.image.length[n] == len(joined)
-        for name in ("k", "v"):
-            expected = np.asarray(getattr(cache, name))[:, 0, : len(joined)]
-            actual = getattr(contexts.image, name)[:, n, : len(joined)]
-            np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
-            checked += actual.size
+    drawn, checked = collections.Counter(), 0
+    for call in recorded.recorder.named("draw"):
+        for _, slot in call.rows:
+            segments, texts = histories[slot], call.state.texts
+            place = [n for n, segment in enumerate(segments) if segment.kind == "image"][drawn[slot]]
+            drawn[slot] += 1
+            ids = [[tokens.im_start, *s.ids, tokens.im_end] for s in segments[:place] if s.kind != "image"]
+            joined = list(itertools.chain(*ids))
+            assert texts.length[slot] == texts.rotary[slot] == len(joined)
+            length = texts.k.shape[2]
+            padded = jnp.asarray([joined + [0] * (length - len(joined))], jnp.int32)
+            cache, _ = grow(config, ComputeConfig(), sampler.params["model"], empty_cache(config, 1, length), padded,
+                            jnp.array([len(joined)]))  # fmt: skip
+            for name in ("k", "v"):
+                expected = np.asarray(getattr(cache, name))[:, 0, : len(joined)]
+                actual = getattr(texts, name)[:, slot, : len(joined)]
+                np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+                checked += actual.size
     assert checked
 
 
-def test_the_first_image_is_drawn_without_image_guidance(recorded):
-    draws = recorded.recorder.named("draw")
-    assert draws[0].given[0].image is None
-    assert all(call.given[0].image is not None for call in draws[1:])
+def test_first_images_are_drawn_without_image_guidance_and_later_ones_with_it(recorded):
+    drawn = collections.Counter()
+    for call in recorded.recorder.named("draw"):
+        image_guidance = call.static[3]
+        for _, slot in call.rows:
+            assert image_guidance == bool(drawn[slot])
+            drawn[slot] += 1
+
+
+def test_only_rows_that_take_part_are_worked_on(recorded):
+    """Groups of two out of four places, and as few as can be: rows that have ended are in none."""
+    for name in ("write_text", "read", "draw"):
+        calls = recorded.recorder.named(name)
+        assert all(1 <= len(call.rows) <= 2 and len(call.state.logits) == 4 for call in calls)
+        worked = sum(len(call.rows) for call in calls)
+        stages = [stage for trajectory in recorded.drawn for stage in trajectory.stages]
+        assert worked == sum(isinstance(stage, TextStage) == (name == "write_text") for stage in stages)
 
 
 @pytest.mark.parametrize("order", [(2, 0, 1), (1, 2, 0)])
@@ -177,6 +194,21 @@ def test_a_row_does_not_depend_on_the_others(sampler, recorded):
     assert outcome(again[0]) == outcome(recorded.drawn[2])
 
 
+def test_a_row_alone_is_the_same_to_the_bit(sampler, recorded):
+    """One prompt, in a batch with half as many places: groups have the same size."""
+    (alone,) = sampler(PROMPTS[:1], SEEDS[:1], SETTINGS)
+    assert outcome(alone) == outcome(recorded.drawn[0])
+
+
+def test_more_prompts_than_places(sampler, recorded):
+    """Those that wait take the places of those that have ended; each is told of when it ends."""
+    ended = []
+    prompts, seeds = ["b", *PROMPTS, "c", "d"], [1, *SEEDS, 3, 4]
+    drawn = sampler(prompts, seeds, SETTINGS, done=lambda number, one: ended.append((number, one)))
+    assert [outcome(one) for one in drawn[1:4]] == [outcome(one) for one in recorded.drawn]
+    assert sorted(number for number, _ in ended) == list(range(6)) and all(drawn[n] is one for n, one in ended)
+
+
 def test_other_seeds_give_other_trajectories(sampler):
     drawn = sampler(["a cat"] * 3, [0, 1, 1], SETTINGS)
     assert outcome(drawn[0])[1] != outcome(drawn[1])[1] and outcome(drawn[1]) == outcome(drawn[2])
@@ -184,7 +216,7 @@ def test_other_seeds_give_other_trajectories(sampler):
 
 def test_nothing_is_compiled_twice(sampler, recorded):
     before, lines = sampler.compiler.seconds, []
-    drawn = sampler(["one", "other " * 20, "prompts"], [0, 2, 4], SETTINGS, lines.append)
+    drawn = sampler(["one", "other " * 20, "prompts"], [0, 2, 4], SETTINGS, progress=lines.append)
     assert sampler.compiler.seconds == before and not any(line.startswith("compiled") for line in lines)
     assert drawn[0].costs["compile_seconds"] == 0
 
@@ -198,10 +230,9 @@ def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
         {"image": ["text"], "inspect+refine": ["text"]},
     )
     longest = "e " * (SETTINGS.max_prompt_tokens // 2)
-    sampler.compiler = recorder = Recorder(sampler.compiler)
-    drawn = sampler([longest] * 3, SEEDS, SETTINGS)
-    sampler.compiler = recorder.compiler
-    context = recorder.named("write_text")[-1].result.cache
+    with recording(sampler) as recorder:
+        drawn = sampler([longest] * 3, SEEDS, SETTINGS)
+    context = recorder.calls[-1].state.full
     steps = ["plan", "sketch", "inspect"] + ["plan", "refine", "inspect"] * (SETTINGS.max_images - 1)
     for n, trajectory in enumerate(drawn):
         assert trajectory.stop_reason == "step limit"
@@ -228,30 +259,32 @@ def test_a_cut_inspection_ends_a_trajectory(sampler, recorded, narrow, switch):
 
 def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narrow):
     narrow({"after_image:": [""]}, "", {"image": ["text"], "inspect": ["text"]})
-    sampler.compiler = recorder = Recorder(sampler.compiler)
-    drawn = sampler(PROMPTS, SEEDS, SETTINGS)
-    sampler.compiler = recorder.compiler
-    texts = recorder.named("draw")[-1].given[0].image
+    with recording(sampler) as recorder:
+        drawn = sampler(PROMPTS, SEEDS, SETTINGS)
+    texts = recorder.named("prefill")[-1].result.texts
     for n, trajectory in enumerate(drawn):
         assert trajectory.stop_reason == "step limit" and len(trajectory.images) == SETTINGS.max_images
-        before = [stage for stage in trajectory.stages[:-2] if isinstance(stage, TextStage)]
-        assert sum(not stage.text for stage in before) == SETTINGS.max_images - 1
-        expected = len(sampler.tokenizer.encode(PROMPTS[n])) + 2 + sum(stage.tokens + 2 for stage in before)
+        written = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
+        assert sum(not stage.text for stage in written) == SETTINGS.max_images
+        expected = len(sampler.tokenizer.encode(PROMPTS[n])) + 2 + sum(stage.tokens + 2 for stage in written)
         assert texts.length[n] == texts.rotary[n] == expected
 
 
 @pytest.mark.parametrize(
     ("prompts", "seeds", "settings", "words"),
     [
-        ([], None, {}, "a prompt is empty"),
+        ([], None, {}, "there is no prompt"),
         (["a", " \n"], None, {}, "a prompt is empty"),
         (["a", "e " * 51], None, {}, "prompt 2 of 2 has 102 tokens, at most 100 are allowed"),
         (["a"], [1, 2], {}, "1 prompts need as many seeds, got 2"),
         (["a"], [-1], {}, "seed -1: must be at least 0"),
         (["a"], [2**32], {}, "seed 4294967296: must be"),
-        (["a"], None, {"height": 30}, "height=30: must be a multiple of 4 between 4 and 32 pixels"),
-        (["a"], None, {"width": 36}, "width=36: must be a multiple of 4 between 4 and 32 pixels"),
-        (["a"], None, {"max_images": 10**9}, "no room: .* lower max_images"),
+        (["a"], None, {"height": 30, "width": 32}, "height=30: must be a multiple of 4 between 4 and 32 pixels"),
+        (["a"], None, {"height": 32, "width": 36}, "width=36: must be a multiple of 4 between 4 and 32 pixels"),
+        (["a"], None, {"height": 32}, "height=32 and width=0: give both or none"),
+        (["a"], None, {"mode": "draw"}, "mode 'draw' is unknown; choose one of process, single_pass, "),
+        (["a"], None, {"mode": "edit"}, "prompt 1 of 1: mode edit needs an image to edit"),
+        (["a"], None, {"max_images": 10**9}, r"no room: .* max_images=\d+ would fit, or lower together"),
         (["a"], None, {"max_images": -1}, "max_images=-1: must be at least 0"),
     ],
 )  # fmt: skip

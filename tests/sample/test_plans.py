@@ -3,7 +3,7 @@
 import dataclasses
 
 from pdgen.sample.plans import first_plans
-from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, Recorder
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, recording
 
 
 def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
@@ -22,15 +22,14 @@ def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
 
 def test_the_longest_prompt_leaves_room_for_a_plan(sampler):
     longest = "e " * (SETTINGS.max_prompt_tokens // 2)
-    sampler.compiler = recorder = Recorder(sampler.compiler)
-    (trajectory,) = sampler([longest], SEEDS[:1], dataclasses.replace(SETTINGS, max_images=0))
-    sampler.compiler = recorder.compiler
-    context = recorder.named("write_text")[-1].result.cache
+    with recording(sampler) as recorder:
+        (trajectory,) = sampler([longest], SEEDS[:1], dataclasses.replace(SETTINGS, max_images=0))
+    context = recorder.named("write_text")[-1].result[0].full
     tokens = SETTINGS.max_prompt_tokens + 2 + trajectory.stages[0].tokens + 2
     assert context.length[0] == tokens <= context.k.shape[2]
 
 
 def test_nothing_is_drawn(sampler):
     for trajectory in sampler(PROMPTS, SEEDS, dataclasses.replace(SETTINGS, max_images=0)):
-        assert ([stage.stage for stage in trajectory.stages], trajectory.images) == (["plan"], [])
+        assert ([stage.stage for stage in trajectory.stages], len(trajectory.images)) == (["plan"], 0)
         assert trajectory.stop_reason == "step limit"

@@ -1,0 +1,152 @@
+"""The modes: what stands in the contexts when an image is drawn or an answer written, and the base model's defaults."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pdgen.flow.denoise import ImageSettings
+from pdgen.sample.engine import SampleError, SampleSettings
+from pdgen.sample.settings import base_settings
+from pdgen.sample.text import TextSettings
+from tests.sample.conftest import SETTINGS, recording
+
+SYSTEM = "Think."
+STAND = {
+    "single_pass": ("prompt", "image"),
+    "edit": ("given", "given", "prompt", "image"),
+    "think": ("given", "prompt", "thought", "image"),
+    "understand": ("given", "prompt", "answer"),
+    "process": ("given", "prompt", "plan", "image"),
+}
+SEED = {mode: number for number, mode in enumerate(STAND, 40)}
+
+
+def picture(value):
+    return PIL.Image.fromarray(np.full((32, 32, 3), value, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def mixed(sampler):
+    """One trajectory of every mode, all in one batch, and every compiled call."""
+    starts = []
+    for mode, kinds in STAND.items():
+        given = [picture(60 * n) for n in range(kinds.count("given"))]
+        settings = dataclasses.replace(SETTINGS, mode=mode)
+        starts += sampler.starts([f"a {mode}"], [SEED[mode]], settings, [given])
+    with recording(sampler) as recorder:
+        drawn = sampler.resume(starts, dataclasses.replace(SETTINGS, system=SYSTEM))
+    return dict(zip(STAND, drawn)), recorder
+
+
+def size(sampler, trajectory, *what):
+    """(tokens, rotary positions) of parts of a trajectory, by hand: an image has 64 VAE and 25 ViT tokens."""
+    lengths = collections.Counter()
+    for part in what:
+        if part in ("image", "look"):
+            copies = [64 + 2, 25 + 2] if part == "image" else [25 + 2]
+            lengths += collections.Counter(tokens=sum(copies), rotary=len(copies))
+        else:
+            texts = {"system": SYSTEM, "prompt": trajectory.prompt}
+            stages = {stage.stage: stage for stage in reversed(trajectory.stages)}
+            ids = sampler.tokenizer.encode(texts[part]) if part in texts else stages[part].ids
+            lengths += collections.Counter(tokens=len(ids) + 2, rotary=len(ids) + 2)
+    return lengths["tokens"], lengths["rotary"]
+
+
+def states(recorder, name, mode):
+    """(state, slot, static arguments) of each call that worked on the mode's trajectory."""
+    found = []
+    for call in recorder.named(name):
+        rows = call.given[1]
+        found += [(call.state, slot, call.static) for place, slot in call.rows if rows.seed[place] == SEED[mode]]
+    return found
+
+
+@pytest.mark.parametrize("mode", STAND)
+def test_what_stands_in_a_trajectory(mixed, mode):
+    trajectory = mixed[0][mode]
+    kinds = tuple(trajectory.kinds)
+    assert kinds[: len(STAND[mode])] == STAND[mode] and trajectory.mode == mode
+    if mode != "process":  # which goes on as the model likes
+        assert kinds == STAND[mode] and trajectory.stop_reason == "finished"
+    assert trajectory.settings["mode"] == mode
+
+
+@pytest.mark.parametrize(
+    ("mode", "full", "view", "texts"),
+    [
+        ("single_pass", ["system", "prompt"], ["system"], None),
+        ("edit", ["system", "image", "image", "prompt"], ["system", "image", "image"], ["system", "prompt"]),
+        # The thought is in the context, but image guidance ends before it.
+        ("think", ["system", "image", "prompt", "thought"], ["system", "image"], ["system", "prompt"]),
+        ("process", ["system", "image", "prompt", "plan"], ["system", "image"], ["system", "prompt", "plan"]),
+    ],
+)  # fmt: skip
+def test_contexts_of_the_first_image(sampler, mixed, mode, full, view, texts):
+    drawn, recorder = mixed
+    state, slot, static = states(recorder, "draw", mode)[0]
+    assert (state.full.length[slot], state.full.rotary[slot]) == size(sampler, drawn[mode], *full)
+    assert (state.view_length[slot], state.view_rotary[slot]) == size(sampler, drawn[mode], *view)
+    assert static[3] == (texts is not None)  # image guidance
+    if texts is not None:
+        assert (state.texts.length[slot], state.texts.rotary[slot]) == size(sampler, drawn[mode], *texts)
+
+
+def test_understanding_looks_at_an_image_without_its_vae_copy(sampler, mixed):
+    drawn, recorder = mixed
+    ((state, slot, _),) = states(recorder, "write_text", "understand")
+    assert (state.full.length[slot], state.full.rotary[slot]) == size(
+        sampler, drawn["understand"], "system", "look", "prompt"
+    )
+    assert drawn["understand"].stages[-1].stage == "answer" and len(drawn["understand"].images) == 1
+
+
+def test_every_token_of_every_mode_is_read_once(sampler, mixed):
+    drawn, _ = mixed
+    parts = {
+        "single_pass": ["system", "prompt", "image"],
+        "edit": ["system", "image", "image", "prompt", "image"],
+        "think": ["system", "image", "prompt", "thought", "image"],
+        "understand": ["system", "look", "prompt", "answer"],
+    }
+    for mode, what in parts.items():
+        assert drawn[mode].costs["prefilled_tokens"] == size(sampler, drawn[mode], *what)[0]
+
+
+def test_given_images_stand_as_they_were_given(mixed):
+    edit = mixed[0]["edit"]
+    assert [np.asarray(image).max() for image in edit.images[:2]] == [0, 60]
+    assert [(s.stage, s.origin) for s in edit.stages] == [("given", "outside")] * 2 + [("sketch", "model")]
+
+
+def test_the_base_models_defaults():
+    """Text guidance 4, image guidance 1.5 above t = 0.4; when editing 2.0 everywhere, norms held back per token."""
+    assert base_settings("single_pass") == SampleSettings(mode="single_pass")
+    assert base_settings("process").image == ImageSettings(
+        num_timesteps=50, timestep_shift=3.0, text_scale=4.0, image_scale=1.5, interval=(0.4, 1.0), renorm="global"
+    )
+    edit = base_settings("edit", max_prompt_tokens=7)
+    assert edit.image == ImageSettings(
+        num_timesteps=50, timestep_shift=3.0, text_scale=4.0, image_scale=2.0, interval=(0.0, 1.0),
+        renorm="text_channel", renorm_min=0.0,
+    )  # fmt: skip
+    assert edit.max_prompt_tokens == 7
+    think = base_settings("think")
+    assert think.text == TextSettings(max_tokens=1000, temperature=0.0) and "<think>" in think.system
+
+
+def test_refinements_may_be_guided_otherwise():
+    other = ImageSettings(num_timesteps=3, text_scale=2.0)
+    settings = SampleSettings(refine=other)
+    assert settings.of_image("refine") == other and settings.of_image("sketch") == settings.image
+    assert settings.flat()["refine.text_scale"] == 2.0 and settings.flat()["refine.interval_from"] == 0.4
+    assert "refine" not in SampleSettings().flat() and SampleSettings().of_image("refine") == ImageSettings()
+
+
+def test_images_beyond_all_measure_are_refused(sampler):
+    huge = PIL.Image.new("L", (8192, 8193))
+    with pytest.raises(SampleError, match=r"prompt 1 of 1: a given image has 8192 x 8193 pixels, at most 67,108,864"):
+        sampler(["a"], settings=base_settings("edit"), given=[[huge]])

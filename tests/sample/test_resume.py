@@ -1,0 +1,143 @@
+"""Trajectories that go on where they stand: resumed, branched, reviewed, streamed, copied."""
+
+import dataclasses
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pdgen.interleave.trajectory import TrajectoryError
+from pdgen.sample.batch import Change, Stop
+from pdgen.sample.engine import SampleError
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, outcome, recording
+
+PLAN = "<ins>Add a dog.</ins> <des>A dog.</des>"
+
+
+def near(trajectory, expected):
+    """Same texts, same stop, and images that differ by a rounding at most: a text is read as it was written."""
+    assert [(s.stage, getattr(s, "text", None)) for s in trajectory.stages] == [
+        (s.stage, getattr(s, "text", None)) for s in expected.stages
+    ]
+    for image, other in zip(trajectory.images, expected.images, strict=True):
+        assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+    assert trajectory.stop_reason == expected.stop_reason
+
+
+@pytest.fixture(scope="module")
+def resumed(sampler, recorded):
+    """All three recorded trajectories cut after the first image, and gone on with."""
+    cut = [one.branch(2) for one in recorded.drawn]
+    with recording(sampler) as recorder:
+        return cut, sampler.resume(cut, SETTINGS), recorder
+
+
+def test_a_cut_trajectory_goes_on_as_it_would_have(recorded, resumed):
+    cut, drawn, _ = resumed
+    for one, start, expected in zip(drawn, cut, recorded.drawn):
+        near(one, expected)
+        assert one.stages[:2] == expected.stages[:2] and one.images[0] is start.images[0]
+        assert one.parent.stage == 2 and one.parent.fingerprint == expected.fingerprint
+
+
+def test_history_is_read_once_and_nothing_of_it_is_drawn(sampler, resumed):
+    _, drawn, recorder = resumed
+    for one in drawn:
+        texts = [stage.ids for stage in one.stages if hasattr(stage, "text")]
+        tokens = sum(len(ids) + 2 for ids in [sampler.tokenizer.encode(one.prompt), *texts])
+        assert one.costs["prefilled_tokens"] == tokens + sum(s.tokens for s in one.stages if not hasattr(s, "text"))
+        assert one.costs["text_tokens"] == sum(map(len, texts[1:]))
+    assert sum(len(call.rows) for call in recorder.named("draw")) == sum(len(one.images) - 1 for one in drawn)
+
+
+def test_a_changed_plan_is_drawn(sampler, recorded):
+    branches = [one.branch(0, plan=PLAN) for one in recorded.drawn]
+    drawn = sampler.resume(branches, SETTINGS)
+    for one, before in zip(drawn, recorded.drawn):
+        assert one.stages[0].text == PLAN and one.stages[0].origin == "outside"
+        assert [s.stage for s in one.stages[:2]] == ["plan", "sketch"]
+        assert np.asarray(one.images[0]).tobytes() != np.asarray(before.images[0]).tobytes()
+    # A reviewer who changes the plan gets the same, to the bit: what the model had written is forgotten.
+    seen = []
+
+    def change(row, stage, image):
+        seen.append((row, stage.stage, image and image.size))
+        return Change(text=PLAN) if stage.stage == "plan" and seen.count((row, "plan", None)) == 1 else None
+
+    reviewed = sampler(PROMPTS, SEEDS, SETTINGS, review=change)
+    for one, expected in zip(reviewed, drawn):
+        stages, images, stop = outcome(expected)
+        assert outcome(one)[1:] == (images, stop)
+        assert [s[:2] for s in outcome(one)[0]] == [s[:2] for s in stages]
+    shown = [(n, s.stage, None if hasattr(s, "text") else (32, 32)) for n, t in enumerate(reviewed) for s in t.stages]
+    assert sorted(seen, key=str) == sorted(shown, key=str)
+
+
+def test_a_changed_image_is_read(sampler, recorded):
+    white = PIL.Image.new("RGB", (32, 32), "white")
+    drawn = sampler.resume([one.branch(1, image=white) for one in recorded.drawn], SETTINGS)
+
+    def change(row, stage, image):
+        return Change(image=white) if stage.file.startswith("01") else None
+
+    reviewed = sampler(PROMPTS, SEEDS, SETTINGS, review=lambda *a: change(*a) if a[2] else None)
+    for one, expected in zip(reviewed, drawn):
+        near(one, expected)
+        assert np.asarray(one.images[0]).min() == 255 and one.stages[1].origin == "outside"
+
+
+def test_a_reviewer_stops_a_trajectory(sampler, recorded):
+    drawn = sampler(PROMPTS, SEEDS, SETTINGS, review=lambda row, stage, image: Stop() if row == 1 else None)
+    assert (drawn[1].stop_reason, [s.stage for s in drawn[1].stages]) == ("stopped", ["plan"])
+    assert [outcome(drawn[n]) for n in (0, 2)] == [outcome(recorded.drawn[n]) for n in (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (Change(text="a dog"), "segment 1: inspect after prompt, expected plan"),
+        (Change(text="<ins>" + "dog " * 40 + "</ins> <des></des>"), "a text from outside has .* at most 24"),
+    ],
+)
+def test_a_review_into_nonsense_is_refused(sampler, recorded, change, words):
+    with pytest.raises(ValueError, match=words):
+        sampler(PROMPTS, SEEDS, SETTINGS, review=lambda *_: change)
+
+
+def test_what_cannot_be_resumed(sampler, recorded):
+    with pytest.raises(SampleError, match=r"trajectory 1 of 1 has ended \(finished\); branch it"):
+        sampler.resume([dataclasses.replace(recorded.drawn[1], stop_reason="finished")], SETTINGS)
+    broken = dataclasses.replace(recorded.drawn[0].branch(2), mode="edit")
+    with pytest.raises(TrajectoryError, match="trajectory 2 of 2: segment 0: prompt after start, expected given"):
+        sampler.resume([recorded.drawn[0].branch(1), broken], SETTINGS)
+
+
+def test_stages_come_as_they_are_done(sampler, recorded):
+    stream = sampler.stream(PROMPTS, SEEDS, SETTINGS)
+    events = []
+    while True:
+        try:
+            events.append(next(stream))
+        except StopIteration as end:
+            drawn = end.value
+            break
+    assert [outcome(one) for one in drawn] == [outcome(one) for one in recorded.drawn]
+    for number, one in enumerate(drawn):
+        own = [(stage, image) for row, stage, image in events if row == number]
+        assert [stage for stage, _ in own] == one.stages
+        assert [image for _, image in own if image] == one.images
+
+
+def test_copies_of_a_row_go_on_by_themselves(sampler, recorded):
+    """The same seed gives the same, another another, from a history that all share."""
+    batch = sampler.batch(sampler.starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
+    batch.write(batch.due("text"))
+    batch.take([2, 0, 0, 0], [SEEDS[2], SEEDS[0], 77, SEEDS[0]])
+    assert [row.stages[0].text for row in batch.rows] == [recorded.drawn[n].stages[0].text for n in (2, 0, 0, 0)]
+    while batch.going():
+        batch.step()
+    drawn = [batch.trajectory(slot) for slot in range(4)]
+    assert [outcome(drawn[n]) for n in (0, 1, 3)] == [outcome(recorded.drawn[n]) for n in (2, 0, 0)]
+    assert drawn[2].images[0].tobytes() != drawn[1].images[0].tobytes() and drawn[2].seed == 77
+    with pytest.raises(SampleError, match="take: 5 rows into a batch of 4"):
+        batch.take([0] * 5, range(5))
