@@ -21,7 +21,7 @@ from pdgen.train.base import Base
 from pdgen.train.checkpoint import Checkpoints, meet
 from pdgen.train.export import EXPORT, export_newest, resolved_by_all
 from pdgen.train.held_out import HeldOut
-from pdgen.train.preflight import preflight
+from pdgen.train.preflight import claimed, preflight
 from pdgen.train.run_config import RunConfig
 from pdgen.train.state import (
     StepConfig,
@@ -66,7 +66,11 @@ def train(
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
     draw = pictures(base) if pictures and run.pictures_every else None
     shardings = state_shardings(config, mesh)
-    with jax.set_mesh(mesh), Checkpoints(workdir, run.keep, run.keep_every, say) as checkpoints:
+    with (
+        claimed(run, workdir, say),
+        jax.set_mesh(mesh),
+        Checkpoints(workdir, run.keep, run.keep_every, say) as checkpoints,
+    ):
         state = _first_state(run, config, shardings, checkpoints, say)
         start = int(state.step)
         batches = loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)

@@ -4,14 +4,17 @@
 what to do.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from pdgen.config import ModelConfig, preset
@@ -19,7 +22,7 @@ from pdgen.data.documents import ranges
 from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
-from pdgen.files import new_file
+from pdgen.files import Say, new_file
 from pdgen.interleave.segments import NOISED
 from pdgen.interleave.tokenizer import Tokenizer
 from pdgen.interleave.trajectory import Record, Text
@@ -29,6 +32,7 @@ from pdgen.train.board import check_wandb
 from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
+LOCK = "lock"
 # What a run may change when it goes on: none of these keys changes the mathematics.
 MAY_CHANGE = (
     "mesh", "accumulate", "workers", "save_every", "log_every", "keep", "keep_every",
@@ -46,11 +50,11 @@ class Checked(NamedTuple):
 
 
 def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Device]) -> Checked:
-    """Checks a run from its mesh to its data, then claims ``workdir`` for it.
+    """Checks a run from its mesh to its data. Nothing is written.
 
     Args:
       run: the config.
-      workdir: the run's folder; it need not exist. Nothing is written where a check fails.
+      workdir: the run's folder; it need not exist.
       devices: to train on, over all processes.
 
     Raises:
@@ -69,7 +73,6 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     process = jax.process_index(), jax.process_count()
     batches = Batches(base.config, source, base.tokenizer, run.loader, process, run.num_steps)
     check_targets(run, batches)
-    claim(run, workdir)
     return Checked(base, source, mesh, step)
 
 
@@ -194,10 +197,37 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def claim(run: RunConfig, workdir: pathlib.Path) -> None:
-    """The first process writes the resolved config into the run's folder."""
+@contextlib.contextmanager
+def claimed(run: RunConfig, workdir: pathlib.Path, say: Say) -> Iterator[None]:
+    """Writes the resolved config into the run's folder and keeps other runs out of it; the first process does.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+      RunError: another run is in the folder; in every process.
+    """
     if jax.process_index():
+        _agree("")
+        yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with new_file(workdir / CONFIG_FILE) as partial:
-        partial.write_text(run_json(run))
+    with (workdir / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _agree(f"{workdir}: another run is training here; wait for its end, or name another --workdir")
+        except OSError as fault:
+            say(f"{workdir}: cannot be locked ({fault.strerror}); see to it that no other run is started here")
+        _agree("")
+        with new_file(workdir / CONFIG_FILE) as partial:
+            partial.write_text(run_json(run))
+        yield
+
+
+def _agree(fault: str) -> None:
+    """Raises RunError in every process where the first one has found a fault."""
+    if jax.process_count() > 1:
+        line = np.frombuffer(fault.encode()[:512].ljust(512), np.uint8)
+        fault = bytes(multihost_utils.broadcast_one_to_all(line)).decode(errors="replace").strip()
+    if fault:
+        raise RunError(fault)

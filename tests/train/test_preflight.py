@@ -1,7 +1,11 @@
 """Wrong runs are refused before anything is compiled, each in one line that names the key and the remedy."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import subprocess
+import sys
 
 import jax
 import msgspec
@@ -20,8 +24,8 @@ from pdgen.interleave.trajectory import Image, Text
 from pdgen.models import bagel
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preflight import MAY_CHANGE, mesh_shape, preflight
-from pdgen.train.run_config import RunConfig, read_run_config
+from pdgen.train.preflight import MAY_CHANGE, claimed, mesh_shape, preflight
+from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from tests.data.small_records import records
 
 DEVICES = 8
@@ -40,7 +44,9 @@ def run(data):
 
 
 def check(run, workdir):
-    return preflight(run, workdir, jax.devices()[:DEVICES])
+    checked = preflight(run, workdir, jax.devices()[:DEVICES])
+    with claimed(run, workdir, print):
+        return checked
 
 
 def refused(run, workdir):
@@ -85,7 +91,7 @@ def test_a_good_run_passes_and_claims_its_folder(run, tmp_path):
     assert checked.step == run.step(NANO)
     text = (tmp_path / "run" / "config.json").read_text()
     assert read_run_config(json.loads(text)) == run
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "lock"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +231,47 @@ def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
     changed = dataclasses.replace(run, mesh=(2, 2, 2), prompts=("a circle",), **numbers)
     assert check(changed, tmp_path / "run").mesh.shape["tensor"] == 2
     assert read_run_config(json.loads((tmp_path / "run" / "config.json").read_text())) == changed
+
+
+def test_two_runs_in_a_folder(run, tmp_path):
+    """The second is refused while the first lives; one killed leaves nothing that blocks, only an unlocked file."""
+    check(run, tmp_path / "run")
+    script = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(99)"
+    command = [sys.executable, "-uc", script, str(tmp_path / "run" / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()  # it has the lock
+        with pytest.raises(RunError, match=r"run: another run is training here; wait for its end, or name another"):
+            check(run, tmp_path / "run")
+        other.kill()
+    check(run, tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_locked(run, tmp_path, monkeypatch, capsys):
+    """Some network file systems have no locks: the run goes on and says so."""
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    check(run, tmp_path / "run")
+    assert "cannot be locked (No locks available)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held_out", [20, 21])
+def test_nothing_left_to_train_on(run, tmp_path, held_out):
+    line = refused(dataclasses.replace(run, held_out=held_out), tmp_path / "run")
+    assert line.startswith(f"config: held_out is {held_out}, but the subsets in the mixture hold 20 records; set it to")
+
+
+def test_held_out_records_that_teach_nothing(run, tmp_path):
+    """The last record is broken: it has no latents."""
+    bare = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
+    made = records(6)
+    broken = [msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s for s in made[-1].segments]
+    write_dataset(tmp_path / "data", [*made[:-1], msgspec.structs.replace(made[-1], segments=broken)], Origin(seed=0))
+    run = dataclasses.replace(run, data=str(tmp_path / "data"), broken="skip", held_out=1)
+    line = refused(run, tmp_path / "run")
+    assert line == "config: held_out is 1, but the last records are broken or teach nothing; hold out more"
+    assert check(dataclasses.replace(run, held_out=2), tmp_path / "run")
 
 
 def test_a_damaged_config_of_the_folder(run, tmp_path):
