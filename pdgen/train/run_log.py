@@ -13,9 +13,9 @@ from jaxtyping import Float
 from pdgen.train.checkpoint import CHECKPOINTS, finished_steps
 from pdgen.train.export import exported_step
 from pdgen.train.run_config import CONFIG_FILE, RunError
-from pdgen.train.watch import METRICS
+from pdgen.train.watch import HELD_OUT, METRICS, STOPPED
 
-HELD_OUT, PICTURES = "held_out.jsonl", "pictures"
+PICTURES = "pictures"
 _DECODER = msgspec.json.Decoder(dict[str, float])
 
 
@@ -52,6 +52,7 @@ class RunLog:
       config: the resolved config; plain values.
       metrics, held_out: the curves.
       written: when the last metrics were, in UTC; None before the first.
+      stopped: why it has left before its end; "" if it goes on, is done or was killed.
       checkpoints: steps that are kept, ascending.
       exported: step of the run's ``export/``, if there is one.
       pictures: by step and prompt number the folders of sampled trajectories.
@@ -62,6 +63,7 @@ class RunLog:
     metrics: Log
     held_out: Log
     written: datetime.datetime | None
+    stopped: str
     checkpoints: list[int]
     exported: int | None
     pictures: dict[int, dict[int, pathlib.Path]]
@@ -88,12 +90,14 @@ def read_run_log(workdir: pathlib.Path) -> RunLog:
         raise RunError(f"{config}: not valid json ({fault})") from None
     metrics = read_log(workdir / METRICS)
     modified = (workdir / METRICS).stat().st_mtime if metrics.rows else None
+    stopped = workdir / STOPPED
     return RunLog(
         name=workdir.resolve().name,
         config=values,
         metrics=metrics,
         held_out=read_log(workdir / HELD_OUT),
         written=None if modified is None else datetime.datetime.fromtimestamp(modified, datetime.UTC),
+        stopped=stopped.read_text().strip() if stopped.exists() else "",
         checkpoints=finished_steps(workdir / CHECKPOINTS),
         exported=exported_step(workdir),
         pictures=_pictures(workdir / PICTURES),
