@@ -1,0 +1,143 @@
+"""What is held out is never trained on, every time the same, and compared with predictors made of the rest."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from pdgen.assets import shapes_folder
+from pdgen.config import NANO, ComputeConfig
+from pdgen.data.loader import Batches, LoaderConfig, LoaderError, held_out_records
+from pdgen.data.packing import Document
+from pdgen.data.records import Origin, RecordSource, write_dataset
+from pdgen.interleave.layout import Budgets
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.interleave.trajectory import Image
+from pdgen.sharding import make_mesh
+from pdgen.train import held_out as module
+from pdgen.train.held_out import HeldOut, held_out_documents, own_packs, simple_predictors
+from pdgen.train.loss import draw_flow_inputs, no_loss
+from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.state import StepConfig, TrainState
+from tests.data.small_records import records
+
+HELD = 6
+BUDGETS = Budgets(512, 128, 896)
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_dataset(folder, records(20), Origin(seed=0))
+    settings = LoaderConfig(rows=2, budgets=BUDGETS, held_out=HELD)
+    return Batches(NANO, RecordSource(folder), load_tokenizer(shapes_folder()), settings)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "count", "expected"),
+    [
+        ({}, 0, []),
+        ({}, 3, [8, 9, 13]),  # two of ten, one of five
+        ({"b": 1.0, "a": 0.0}, 2, [12, 13]),
+        ({"a": 2.0, "b": 1.0}, 13, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13]),  # each keeps one
+    ],
+)
+def test_the_last_records_of_every_subset(mixture, count, expected):
+    subsets = {"a": [range(4), range(4, 10)], "b": [range(10, 14)]}
+    assert held_out_records(subsets, mixture, count).tolist() == expected
+
+
+def test_all_records_cannot_be_held_out():
+    with pytest.raises(LoaderError, match="held_out is 4, but the subsets in the mixture hold 4 records"):
+        held_out_records({"a": [range(9)], "b": [range(9, 13)]}, {"a": 0.0, "b": 1.0}, 4)
+
+
+def test_held_out_records_are_in_no_batch(batches):
+    """Over several epochs; all others are in some."""
+    ids = [batches.source[number].id for number in range(20)]
+    trained = {name for step in range(20) for name in batches.record_ids(step)}
+    assert trained == set(ids[:-HELD])
+
+
+def test_record_ids_are_the_batch_s(batches):
+    """Of both rows, in order, as ``explain_batch`` reads them from the packer."""
+    expected = [batches.source[document.record].id for n in (6, 7) for document in batches.packer.documents(n)]
+    assert batches.record_ids(3) == expected
+
+
+def test_every_held_out_document_once_and_whole(batches):
+    packs = held_out_documents(batches)
+    documents = [document for pack in packs for document in pack]
+    assert sorted(document.record for document in documents) == list(range(20 - HELD, 20))
+    assert all(all(document.keep) for document in documents)
+    for pack in packs:
+        assert (sum(batches.packer.lengths(document) for document in pack) <= [512, 128, 896]).all()
+
+
+def test_processes_share_the_rows(batches):
+    """Both halves together are what one process makes; rows past the last pack are padding."""
+    whole = list(own_packs(batches, 1, (0, 1)))
+    halves = zip(own_packs(batches, 1, (0, 2)), own_packs(batches, 1, (1, 2)))
+    for batch, parts in zip(whole, halves, strict=True):
+        jax.tree.map(lambda a, *rows: np.testing.assert_array_equal(a, np.concatenate(rows)), batch, *parts)
+    count = len(held_out_documents(batches))
+    filled = [bool(row.any()) for batch in whole for row in batch.k_end]
+    assert filled == [True] * count + [False] * (count % 2)
+    assert len(list(own_packs(batches, 2, (0, 1)))) == count  # of one row each
+
+
+@pytest.fixture(scope="module")
+def training_layouts(batches):
+    table = batches.documents
+    numbers = np.setdiff1d(np.arange(len(table)), batches.held_out)
+    units = np.diff(table.starts)
+    documents = [Document(0, int(n), int(table.record[n]), (int(table.first[n]), int(table.stop[n])),
+                          (True,) * int(units[n])) for n in numbers]  # fmt: skip
+    return [batches.lay_out(document) for document in documents]
+
+
+def test_token_frequencies(batches, training_layouts):
+    """Counted again in the documents as they are laid out for training."""
+    targets = np.concatenate([made.text_targets[made.text_weights > 0] for made in training_layouts])
+    counts = 1 + np.bincount(targets, minlength=512)
+    simple = simple_predictors(batches)
+    np.testing.assert_allclose(simple.surprise, -np.log(counts / counts.sum()), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(-simple.surprise).sum(), 1, rtol=1e-5)
+
+
+def test_the_best_constant_velocity(batches):
+    """Minus the scaled mean of each latent channel over the images that are drawn; four values of a patch alike."""
+    means = [
+        np.frombuffer(segment.latent_mean, np.float16).reshape(-1, 4).astype(np.float64)
+        for number in range(20 - HELD) for segment in batches.source[number].segments
+        if isinstance(segment, Image) and segment.target
+    ]  # fmt: skip
+    autoencoder = NANO.autoencoder
+    mean = autoencoder.scale_factor * (np.concatenate(means).mean(axis=0) - autoencoder.shift_factor)
+    np.testing.assert_allclose(simple_predictors(batches).velocity.reshape(4, 4), -np.tile(mean, (4, 1)), rtol=1e-4)
+
+
+def test_the_simple_predictors_losses(batches, monkeypatch):
+    """Against numpy, from the packs and the noise that is drawn for them; the model's own losses left out."""
+    monkeypatch.setattr(module, "loss_sums", lambda *_: no_loss()._replace(
+        ce_weight=jax.numpy.float32([2, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])))  # fmt: skip
+    config = StepConfig(NANO, ComputeConfig(), OptimizerConfig(), num_steps=9)
+    mesh, key = make_mesh((1, 2, 1), jax.devices()[:2]), jax.random.key(5)
+    with jax.set_mesh(mesh):
+        key = jax.device_put(key, jax.NamedSharding(mesh, PartitionSpec()))
+        held_out = HeldOut(config, batches, key, mesh)
+        first, second = (held_out(TrainState(0, {}, {}, (), {}, {})) for _ in range(2))
+    assert first == second
+    simple, packs = simple_predictors(batches), list(own_packs(batches, 1, (0, 1)))
+    draw = jax.jit(functools.partial(draw_flow_inputs, NANO))
+    unigram = constant = 0.0
+    for pack in packs:
+        unigram += (simple.surprise[pack.text_targets] * pack.text_weights).sum()
+        noise = np.asarray(draw(pack, jax.random.fold_in(jax.random.key(5), module.SEED)).noise, np.float64)
+        error = np.square(noise - pack.vae_latents - simple.velocity).mean(axis=-1)
+        constant += (error * pack.vae_weights).sum()
+    np.testing.assert_allclose(first["unigram_ce"], unigram / (2 * len(packs)), rtol=1e-5)
+    np.testing.assert_allclose(first["constant_mse"], constant / (4 * len(packs)), rtol=1e-5)
+    assert {"ce_plan_targets", "mse_1_targets"} < set(first) and not {"ce_switch", "mse_0"} & set(first)
