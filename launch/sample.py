@@ -1,96 +1,284 @@
 """Samples trajectories: for each prompt plans, sketches, inspections and refinements until the model ends.
 
 python launch/sample.py --checkpoint=out/nano --prompt="a red circle left of a blue square" --output=out/circle
+python launch/sample.py --checkpoint=out/nano --prompts=prompts.txt --samples=4 --batch=8 --output=out/many
+python launch/sample.py --branch=out/circle/000 --step=0 --plan="<ins>Draw a star.</ins> <des>A star.</des>"
 
-One prompt gives trajectory.json, one PNG per image, strip.png and index.html; of several, each has a folder
-of its own, 000, 001, ..., under one index.html.
+OUTPUT holds a folder per trajectory, 000, 001, ..., with trajectory.json, one PNG per image and strip.png, and one
+page over all, index.html. SIGTERM or Ctrl-C leaves with status 75 and keeps what is finished, as any other end does:
+the same command goes on with the trajectories that are missing. A branch is a trajectory of its own, 000-1, beside
+its parent.
+
+With --distributed this is one of several processes, as Slurm or Kubernetes start them; each samples a part.
 """
 
+import contextlib
+import dataclasses
 import pathlib
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+import msgspec
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from pdgen.command import fail, parse
-from pdgen.files import new_folder
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.trajectory import Trajectory
-from pdgen.sample.compiled import keep_compiled
-from pdgen.sample.engine import SampleError, Sampler, SampleSettings
-from pdgen.sample.output import PAGE, is_output, write_output
+from pdgen.flow.guidance import RENORMS
+from pdgen.interleave.trajectory import MODES, ImageStage, Trajectory, load_trajectory, save_trajectory
+from pdgen.sample import strategies
+from pdgen.sample.compiled import Stopwatch, keep_compiled
+from pdgen.sample.engine import Sampler
+from pdgen.sample.folders import Run, locked, missing, next_branch, opened, read_run, trajectories
+from pdgen.sample.output import PAGE, Gallery
+from pdgen.sample.prompts import Job, Line, PromptError, jobs_of, read_picture, read_prompts
+from pdgen.sample.settings import MAX_TOGETHER, SampleSettings, base_settings
 from pdgen.sample.text import TextSettings
+from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
+from pdgen.scenes.endpoint import Endpoint
+from pdgen.scenes.endpoint import Settings as EndpointSettings
+from pdgen.train.processes import join_processes, say_once
+from pdgen.train.stop import EXIT_STATUS, Stopped
 
-_IMAGE, _TEXT, _ALL = ImageSettings(), TextSettings(), SampleSettings()
+_PAGE_EVERY = 60  # seconds between two pages of a run on its way
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A pdgen checkpoint or a training run's workdir.", required=True)
-PROMPT = flags.DEFINE_multi_string("prompt", None, "What to draw; repeat it for several trajectories.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier output.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the first prompt; each further one has the next.", lower_bound=0)
-HEIGHT = flags.DEFINE_integer("height", _ALL.height, "Pixels; 0 = the most the model can.", lower_bound=0)
-WIDTH = flags.DEFINE_integer("width", _ALL.width, "Pixels; 0 = the most the model can.", lower_bound=0)
-MAX_IMAGES = flags.DEFINE_integer("max_images", _ALL.max_images, "Images of a trajectory, at most.", lower_bound=1)
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", _TEXT.max_tokens, "Tokens of one text, at most.", lower_bound=1)
-MAX_PROMPT_TOKENS = flags.DEFINE_integer(
-    "max_prompt_tokens", _ALL.max_prompt_tokens, "Tokens of a prompt, at most.", lower_bound=1
-)
-TEMPERATURE = flags.DEFINE_float("temperature", _TEXT.temperature, "Of texts; 0 = greedy.", lower_bound=0.0)
-NUM_TIMESTEPS = flags.DEFINE_integer(
-    "num_timesteps", _IMAGE.num_timesteps, "Points of an image's schedule; one less steps.", lower_bound=2
-)
-TEXT_SCALE = flags.DEFINE_float("text_scale", _IMAGE.text_scale, "Text guidance; 1 = none at all.", lower_bound=1.0)
-IMAGE_SCALE = flags.DEFINE_float("image_scale", _IMAGE.image_scale, "Image guidance; 1 = none.", lower_bound=1.0)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A pdgen checkpoint or a training run's workdir.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where a run is.")
+ANIMATE = flags.DEFINE_bool("animate", False, "Also an animation of each trajectory's strokes.")
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
+
+PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeat it for several trajectories.")
+PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, one a line, or of JSON objects: prompt, seed, images.")
+IMAGE = flags.DEFINE_multi_string("image", [], "PNG or JPEG given before the prompt; repeat it for several.")
+SEED = flags.DEFINE_integer("seed", None, "Of the first trajectory, each further one has the next; 0, or a branch's "
+                            "parent's.", lower_bound=0)  # fmt: skip
+SAMPLES = flags.DEFINE_integer("samples", 1, "Trajectories of each prompt.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", None, "Trajectories sampled together; 8, or a branch's run's.", lower_bound=1)
+
+STRATEGY = flags.DEFINE_enum("strategy", None, list(strategies.STRATEGIES),
+                             "How to come to a picture; by default as --mode says.")  # fmt: skip
+OPTION = flags.DEFINE_multi_string("option", [], "Setting of the strategy, such as n=8; repeat it for several.")
+ADVISERS = flags.DEFINE_string("advisers", None, "JSON file of a chat endpoint that plans, criticises and verifies; by "
+                               "default the exact ones of shapes world.")  # fmt: skip
+
+BRANCH = flags.DEFINE_string("branch", None, "Folder of a trajectory to branch off, with the settings of its run.")
+STEP = flags.DEFINE_integer("step", None, "Number of the first stage that the branch has of its own.", lower_bound=0)
+PLAN = flags.DEFINE_string("plan", None, "Plan (in mode think: thought) that stands there.")
+CRITIQUE = flags.DEFINE_string("critique", None, "Inspection that stands there.")
+DRAFT = flags.DEFINE_string("draft", None, "Image, PNG or JPEG, that stands there.")
+
+# The names of these flags are those of the settings' fields; without a flag the default of the mode holds.
+flags.DEFINE_enum("mode", None, list(MODES), "What the model does.")
+flags.DEFINE_integer("height", None, "Pixels; by default those of the given image, or the most the model can.")
+flags.DEFINE_integer("width", None, "Pixels; give both or none.")
+flags.DEFINE_integer("max_images", None, "Images drawn in a trajectory, at most.")
+flags.DEFINE_integer("max_steps", None, "Sketches of a trajectory, at most; 0 = as many as images.")
+flags.DEFINE_integer("max_prompt_tokens", None, "Tokens of a prompt, at most.")
+flags.DEFINE_string("system", None, "Text before everything else.")
+flags.DEFINE_bool("keep_latents", None, "Keep the latents of every drawn image.")
+flags.DEFINE_integer("max_tokens", None, "Tokens of one text, at most.")
+flags.DEFINE_float("temperature", None, "Of texts; 0 = greedy.")
+flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens that together reach this probability; 1 = all.")
+flags.DEFINE_integer("top_k", None, "Draw from this many of the likeliest tokens; 0 = all.")
+flags.DEFINE_integer("num_timesteps", None, "Points of an image's schedule; one less steps.")
+flags.DEFINE_float("timestep_shift", None, "Of the schedule towards noise.")
+flags.DEFINE_float("text_scale", None, "Text guidance; 1 = none at all.")
+flags.DEFINE_float("image_scale", None, "Image guidance; 1 = none.")
+flags.DEFINE_list("interval", None, "Timesteps with guidance, such as 0.4,1.")
+flags.DEFINE_enum("renorm", None, list(RENORMS), "What guidance leaves of the norm.")
+flags.DEFINE_float("renorm_min", None, "Least factor of that renormalisation.")
+flags.DEFINE_bool("taylorseer", None, "Extrapolate two steps of three.")
+REFINE = flags.DEFINE_multi_string("refine", [], "Setting of refinements alone, such as text_scale=3; repeat it.")
 
 
-def settings() -> SampleSettings:
-    """What the flags ask for. Raises ValueError for values out of range."""
-    return SampleSettings(
-        height=HEIGHT.value,
-        width=WIDTH.value,
-        max_images=MAX_IMAGES.value,
-        max_prompt_tokens=MAX_PROMPT_TOKENS.value,
-        text=TextSettings(MAX_TOKENS.value, TEMPERATURE.value),
-        image=ImageSettings(
-            num_timesteps=NUM_TIMESTEPS.value, text_scale=TEXT_SCALE.value, image_scale=IMAGE_SCALE.value
-        ),
+def given(kind: type) -> dict[str, Any]:
+    """The fields of a settings class that flags of their names give."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in flags.FLAGS]
+    return {name: value for name in names if (value := flags.FLAGS[name].value) is not None}
+
+
+def changed(settings: Any, values: dict[str, Any]) -> Any:
+    """``settings`` with other values, words as flags hold them. Raises ValueError for one that does not fit."""
+    return msgspec.convert(msgspec.to_builtins(settings) | values, type(settings), strict=False)
+
+
+def pairs(flag: flags.FlagHolder, kind: type) -> dict[str, Any]:
+    """KEY=VALUE of every occurrence of a flag; a value with commas is a list. Raises ValueError for unknown keys."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    values = {}
+    for text in flag.value:
+        key, equals, value = text.partition("=")
+        if not equals or key not in names:
+            raise ValueError(f"--{flag.name}={text}: write KEY=VALUE, KEY one of {', '.join(names) or 'none at all'}")
+        values[key] = value.split(",") if "," in value else value
+    return values
+
+
+def read_settings(base: SampleSettings) -> SampleSettings:
+    """``base`` with what flags say. Raises ValueError for values out of range."""
+    image, refine = changed(base.image, given(ImageSettings)), base.refine
+    if own := pairs(REFINE, ImageSettings):
+        refine = changed(refine or image, own)
+    values = {name: value for name, value in given(SampleSettings).items() if name not in ("image", "refine")}
+    text = changed(base.text, given(TextSettings))
+    return dataclasses.replace(base, **values, text=text, image=image, refine=refine)
+
+
+def read_strategy() -> tuple[str, dict[str, Any]]:
+    """Name and settings of the strategy that flags name, "" for none. Raises ValueError for impossible options."""
+    if STRATEGY.value is None:
+        if OPTION.value or ADVISERS.value:
+            raise ValueError("--option and --advisers are for a --strategy; name one")
+        return "", {}
+    if IMAGE.value:
+        raise ValueError("--image: strategies draw from the prompt alone; leave --strategy out")
+    kind = strategies.STRATEGIES[STRATEGY.value]
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    options = {k: msgspec.convert(v, types[k], strict=False) for k, v in pairs(OPTION, kind).items()}
+    return STRATEGY.value, dataclasses.asdict(strategies.make_strategy(STRATEGY.value, **options))
+
+
+def read_advisers() -> Advisers:
+    """Those of the endpoint that --advisers describes, or the exact ones. Raises ValueError."""
+    if ADVISERS.value is None:
+        return exact_advisers()
+    path = pathlib.Path(ADVISERS.value)
+    try:
+        return endpoint_advisers(Endpoint(msgspec.json.decode(path.read_bytes(), type=EndpointSettings)))
+    except msgspec.DecodeError as fault:
+        raise ValueError(f"--advisers: {path}: {fault}") from None
+
+
+def read_jobs() -> list[Job]:
+    """What is to be sampled. Raises PromptError."""
+    lines = [Line(prompt, images=IMAGE.value) for prompt in PROMPT.value]
+    for line in read_prompts(pathlib.Path(PROMPTS.value)) if PROMPTS.value else []:
+        lines.append(msgspec.structs.replace(line, images=[*IMAGE.value, *line.images]))
+    if not lines:
+        raise PromptError("nothing to draw; give --prompt or --prompts")
+    return jobs_of(lines, SAMPLES.value, SEED.value or 0)
+
+
+def draw(sampler: Sampler, run: Run, starts: Mapping[str, Trajectory], done: Callable[[str, Trajectory], None]) -> None:
+    """Samples trajectories from their starts, by name; ``done`` takes each as soon as it has ended."""
+    names, say = list(starts), say_once if len(starts) <= run.settings.together else lambda line: None
+    if not run.strategy:
+        if starts:
+            sampler.resume(
+                [*starts.values()], run.settings, say, done=lambda n, trajectory: done(names[n], trajectory)
+            )
+        return
+    strategy, advisers = strategies.make_strategy(run.strategy, **run.options), read_advisers()
+    for first in range(0, len(names), run.settings.together):
+        group = names[first : first + run.settings.together]
+        prompts, seeds = [starts[name].prompt for name in group], [starts[name].seed for name in group]
+        task = strategies.Task(sampler, prompts, seeds, run.settings, advisers, say)
+        for name, trajectory in zip(group, strategies.run(strategy, task)):
+            done(name, trajectory)
+
+
+def fill(folder: pathlib.Path, sampler: Sampler, run: Run, starts: Mapping[str, Trajectory]) -> int:
+    """Samples trajectories into ``folder``, with progress, and returns the number of images drawn.
+
+    The first process keeps the page up to date, also where a fault or a signal ends it.
+    """
+    first, gallery, images, shown = not jax.process_index(), Gallery(folder, ANIMATE.value), 0, time.monotonic()
+    quiet = not first or len(starts) <= run.settings.together  # then every stage is told of
+    with tqdm(total=len(starts), unit=" trajectories", disable=quiet) as bar:
+
+        def done(name: str, trajectory: Trajectory) -> None:
+            nonlocal images, shown
+            save_trajectory(folder / name, trajectory)
+            images += sum(isinstance(stage, ImageStage) and stage.stage != "given" for stage in trajectory.stages)
+            bar.update()
+            if first and time.monotonic() - shown > _PAGE_EVERY:
+                gallery.update()
+                shown = time.monotonic()
+
+        try:
+            draw(sampler, run, starts, done)
+        finally:
+            if first and trajectories(folder):
+                gallery.update()
+    return images
+
+
+def together(name: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def sample() -> str:
+    """Samples what is missing and returns a line that sums it up.
+
+    Raises:
+      Stopped: a signal asked for it; all that was finished is there.
+      ValueError: of any error class of pdgen, for input that cannot be used.
+    """
+    if not (CHECKPOINT.value and OUTPUT.value):
+        raise ValueError("give --checkpoint and --output, or --branch")
+    folder, mode = pathlib.Path(OUTPUT.value), flags.FLAGS["mode"].value or "process"
+    settings, (strategy, options), jobs = read_settings(base_settings(mode)), read_strategy(), read_jobs()
+    settings = dataclasses.replace(settings, together=min(BATCH.value or MAX_TOGETHER, len(jobs)))
+    sampler = Sampler.from_checkpoint(CHECKPOINT.value)
+    run = Run(
+        checkpoint=sampler.checkpoint, model_hash=sampler.model_hash, settings=settings, jobs=jobs,
+        strategy=strategy, options=options,
+    )  # fmt: skip
+    given = [[read_picture(image.path) for image in job.images] for job in jobs]
+    starts = sampler.starts([job.prompt for job in jobs], [job.seed for job in jobs], settings, given)
+    watch, first = Stopwatch(sampler.compiler), not jax.process_index()
+    try:
+        with opened(folder, run, OVERWRITE.value) if first else contextlib.nullcontext():
+            together("the folder is there")
+            names = {job.name for job in missing(folder, jobs)}
+            mine = list(zip(jobs, starts))[jax.process_index() :: jax.process_count()]
+            todo = {job.name: start for job, start in mine if job.name in names}
+            images = fill(folder, sampler, run, todo)
+            together("all is sampled")
+            if first and jax.process_count() > 1:
+                Gallery(folder, ANIMATE.value).update()
+    except KeyboardInterrupt:
+        left = len(missing(folder, jobs))
+        raise Stopped(f"stopped, {left} of {len(jobs)} are missing; the same command goes on") from None
+    return (
+        f"{folder / PAGE}: trajectories {len(todo)}, images {images}, sampling {watch.seconds:.1f} s, compiling "
+        f"{watch.compiling:.1f} s" + f"; {len(mine) - len(todo)} were there" * (len(todo) < len(mine))
     )
 
 
-def check_output(path: pathlib.Path) -> None:
-    """Raises SampleError where ``path`` exists and may not be replaced."""
-    if path.exists() and not OVERWRITE.value:
-        raise SampleError(f"{path}: exists already; name another folder or pass --overwrite")
-    if path.exists() and not is_output(path):
-        raise SampleError(f"{path}: holds no sampled trajectories, so --overwrite does not replace it")
-
-
-def run() -> str:
-    """Samples, writes the output and returns a line that sums it up."""
-    path, wanted, prompts = pathlib.Path(OUTPUT.value), settings(), PROMPT.value
-    check_output(path)
-    if KEEP_COMPILED.value:
-        keep_compiled()
-    sampler = Sampler.from_checkpoint(CHECKPOINT.value)
-    seeds = range(SEED.value, SEED.value + len(prompts))
-    side = sampler.config.latent_stride * sampler.config.max_latent_size
-    pixels = (wanted.height or side) * (wanted.width or side)
-    nbytes = len(prompts) * wanted.max_images * pixels * 6  # uncompressed, as a file and in the strip
-    with new_folder(
-        path, nbytes, kind="sampler's output", replaceable=is_output, overwrite=OVERWRITE.value, say=print
-    ) as folder:
-        drawn = sampler(prompts, seeds, wanted, progress=lambda line: print(line, flush=True))
-        write_output(folder, drawn)
-    return summary(path, drawn)
-
-
-def summary(path: pathlib.Path, drawn: list[Trajectory]) -> str:
-    """What was sampled, in how much time, and where to look at it."""
-    images, costs = sum(len(one.images) for one in drawn), drawn[0].costs
+def branch() -> str:
+    """Continues an edited trajectory beside its parent and returns a line that sums it up."""
+    if STEP.value is None:
+        raise ValueError("--branch needs --step: the number of the first stage that is not the parent's")
+    parent = pathlib.Path(BRANCH.value)
+    folder = parent.resolve().parent
+    begun = read_run(folder)
+    draft = None if DRAFT.value is None else read_picture(DRAFT.value)
+    edited = load_trajectory(parent).branch(
+        STEP.value, plan=PLAN.value, critique=CRITIQUE.value, image=draft, seed=SEED.value
+    )
+    settings = dataclasses.replace(read_settings(begun.settings), mode=edited.mode)
+    if BATCH.value:
+        settings = dataclasses.replace(settings, together=BATCH.value)
+    sampler = Sampler.from_checkpoint(CHECKPOINT.value or begun.checkpoint)
+    watch = Stopwatch(sampler.compiler)
+    with locked(folder):
+        (drawn,) = sampler.resume([edited], settings, progress=say_once)
+        name = next_branch(folder, parent.resolve().name)
+        save_trajectory(folder / name, drawn)
+        page = Gallery(folder, ANIMATE.value).update()
     return (
-        f"{path / PAGE}: trajectories {len(drawn)}, images {images}, sampling {costs['batch_seconds']:.1f} s, "
-        f"compiling {costs['compile_seconds']:.1f} s"
+        f"{page}: {name} branches off {parent.resolve().name} at stage {STEP.value}, sampling {watch.seconds:.1f} s, "
+        f"compiling {watch.compiling:.1f} s"
     )
 
 
@@ -98,9 +286,16 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         fail(f"{argv[1]} is no flag; write --flag=value")
     logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a partial folder is removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if KEEP_COMPILED.value:
+        keep_compiled()
     try:
-        print(run())
+        if DISTRIBUTED.value:
+            join_processes()
+        say_once(branch() if BRANCH.value else sample())
+    except (Stopped, KeyboardInterrupt) as line:
+        print(f"sample: {str(line) or 'stopped before anything was drawn'}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
 

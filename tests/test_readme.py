@@ -71,5 +71,5 @@ def test_every_command_runs(folder):
         argv = [sys.executable, *words[1:], *EXTRA.get(words[1], [])]
         done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-    assert (folder / "out" / "circle" / "trajectory.json").is_file()
+    assert (folder / "out" / "circle" / "000" / "trajectory.json").is_file()
     assert (folder / "out" / "circle" / "index.html").is_file()

@@ -1,14 +1,16 @@
-"""What sampling leaves: a folder per trajectory with its images and a strip of them, and one page over all."""
+"""What is made of a run's trajectories to be looked at: a strip and an animation of each, and one page over all."""
 
 import pathlib
 import textwrap
-from collections.abc import Sequence
 
-from pdgen.interleave.trajectory import TextStage, Trajectory, save_trajectory
+from pdgen.files import new_file
+from pdgen.interleave.trajectory import TextStage, Trajectory, load_trajectory
+from pdgen.report.animation import save_animation
 from pdgen.report.page import Entry, split_tags, trajectory_page
 from pdgen.report.strip import strip
+from pdgen.sample.folders import trajectories
 
-STRIP, PAGE = "strip.png", "index.html"
+STRIP, STROKES, PAGE = "strip.png", "strokes.webp", "index.html"
 _CAPTION = 140  # characters
 
 
@@ -25,24 +27,51 @@ def captions(trajectory: Trajectory) -> list[str]:
     return lines
 
 
-def is_output(folder: pathlib.Path) -> bool:
-    """Whether ``folder`` is one that ``write_output`` has written."""
-    return (folder / PAGE).is_file() and any((*folder.glob("trajectory.json"), *folder.glob("*/trajectory.json")))
+class Gallery:
+    """The page of a run's folder and the pictures beside its trajectories.
 
-
-def write_output(folder: pathlib.Path, drawn: Sequence[Trajectory]) -> None:
-    """Fills the new, empty ``folder``: one trajectory directly, several as 000, 001, ..., and ``index.html``.
-
-    Raises:
-      TrajectoryError, OSError: it cannot be written.
+    Args:
+      folder: of the run.
+      animate: whether trajectories get an animation of their strokes.
     """
-    single = len(drawn) == 1
-    links = ["."] if single else [f"{n:03d}" for n in range(len(drawn))]
-    if single:
-        folder.rmdir()  # save_trajectory makes its folder itself
-    entries = []
-    for link, trajectory in zip(links, drawn):
-        save_trajectory(folder / link, trajectory)
-        strip(trajectory.images, captions(trajectory)).save(folder / link / STRIP)
-        entries.append(Entry("trajectory" if single else link, trajectory, link=link))
-    (folder / PAGE).write_text(trajectory_page(entries))
+
+    def __init__(self, folder: pathlib.Path, animate: bool = False) -> None:
+        self._folder, self._animate = folder, animate
+        self._entries: dict[str, Entry] = {}  # a trajectory that is there never changes, so it is read once
+
+    def update(self) -> pathlib.Path:
+        """Reads the trajectories that are new, makes what they lack and writes the page; returns its path.
+
+        Raises:
+          TrajectoryError: a trajectory is damaged; it is named.
+        """
+        names = trajectories(self._folder)
+        for name in names:
+            if name not in self._entries:
+                self._entries[name] = self._read(name)
+        page = trajectory_page([self._entries[name] for name in names], self._folder.resolve().name)
+        with new_file(self._folder / PAGE) as partial:
+            partial.write_text(page, "utf-8")
+        return self._folder / PAGE
+
+    def _read(self, name: str) -> Entry:
+        folder = self._folder / name
+        trajectory = load_trajectory(folder)
+        makers = {STRIP: strip_of} | ({STROKES: animation_of} if self._animate else {})
+        for file, make in makers.items():
+            if trajectory.images and not (folder / file).is_file():
+                make(folder / file, trajectory)
+        files = [file for file in (STRIP, STROKES) if (folder / file).is_file()]
+        return Entry(name, trajectory, link=name, files=files).without_images()
+
+
+def strip_of(path: pathlib.Path, trajectory: Trajectory) -> None:
+    """Writes all images in one row, with captions, as PNG."""
+    with new_file(path) as partial:
+        strip(trajectory.images, captions(trajectory)).save(partial, "PNG")
+
+
+def animation_of(path: pathlib.Path, trajectory: Trajectory) -> None:
+    """Writes the images one after the other, with captions, as an animated WebP."""
+    with new_file(path) as partial:
+        save_animation(partial, trajectory.images, captions(trajectory))

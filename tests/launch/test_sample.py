@@ -1,28 +1,53 @@
-"""The sampler's command line: one trajectory from a converted checkpoint, and one line for every fault."""
+"""The sampler's command line: runs that go on, branches, processes, and one line for every fault."""
 
+import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax
+import numpy as np
+import PIL.Image
 import pytest
 
 from pdgen.convert.both_ways import to_pdgen
 from pdgen.interleave.trajectory import ImageStage, load_trajectory
+from pdgen.sample.folders import trajectories
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROMPT = "--prompt=a red circle left of a blue square"
+PROMPTS = ("--prompt=a red circle left of a blue square", "--prompt=two cats")
 # Little to compile: no guidance, one image, one Euler step.
 QUICK = ("--text_scale=1", "--max_images=1", "--num_timesteps=2", "--max_tokens=8", "--max_prompt_tokens=40")
 SIZE = ("--height=16", "--width=24")
 
 
-def run(*arguments):
+def start(*arguments, **environment):
     # What one test run compiles, the next one finds.
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, str(ROOT / "launch" / "sample.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | cache | environment)
+
+
+def run(*arguments):
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same(one, other):
+    """Whether two trajectories say and show the same; what they cost may differ."""
+    texts = [[getattr(stage, "text", stage.stage) for stage in each.stages] for each in (one, other)]
+    images = [[np.asarray(image) for image in each.images] for each in (one, other)]
+    return texts[0] == texts[1] and all(np.array_equal(a, b) for a, b in zip(*images, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -33,61 +58,198 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def output(checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sampled") / "circle"
-    done = run(f"--checkpoint={checkpoint}", PROMPT, f"--output={folder}", *QUICK, *SIZE, "--seed=3")
+def flags(checkpoint):
+    return (f"--checkpoint={checkpoint}", *PROMPTS, *QUICK, *SIZE, "--seed=3")
+
+
+@pytest.fixture(scope="module")
+def output(flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sampled") / "two"
+    done = run(*flags, f"--output={folder}", "--animate")
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout.splitlines()
 
 
-def test_a_trajectory_with_its_images_strip_and_page(output):
+def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
     folder, lines = output
-    trajectory = load_trajectory(folder)
-    assert trajectory.prompt == PROMPT.removeprefix("--prompt=") and trajectory.seed == 3
-    assert trajectory.settings["max_images"] == 1 and trajectory.settings["image.num_timesteps"] == 2
-    assert [image.size for image in trajectory.images] == [(24, 16)]
-    files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
-    assert {path.name for path in folder.iterdir()} == {*files, "trajectory.json", "strip.png", "index.html"}
-    page = (folder / "index.html").read_text()
-    assert all(f'src="./{file}"' in page for file in files)
     assert list(folder.parent.iterdir()) == [folder]  # no partial folder beside it
-    segments = [line for line in lines if line.startswith("seed 3: ")]
-    assert len(segments) == len(trajectory.stages)
-    assert any(line.startswith("compiled write_text in ") for line in lines)
-    assert lines[-1].startswith(f"{folder}/index.html: trajectories 1, images 1, sampling ")
+    assert {path.name for path in folder.iterdir()} == {"000", "001", "run.json", "index.html"}
+    page = (folder / "index.html").read_text()
+    for number, name in enumerate(("000", "001")):
+        trajectory = load_trajectory(folder / name)
+        assert trajectory.prompt == PROMPTS[number].removeprefix("--prompt=") and trajectory.seed == 3 + number
+        assert trajectory.settings["max_images"] == 1 and trajectory.settings["image.num_timesteps"] == 2
+        assert [image.size for image in trajectory.images] == [(24, 16)]
+        files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
+        made = {*files, "trajectory.json", "strip.png", "strokes.webp"}
+        assert {path.name for path in (folder / name).iterdir()} == made
+        assert all(f'src="{name}/{file}"' in page for file in files)
+        told = [line for line in lines if line.startswith(f"seed {3 + number}: ")]
+        assert len(told) == len(trajectory.stages)
+    assert lines[-1].startswith(f"{folder}/index.html: trajectories 2, images 2, sampling ")
 
 
-def test_an_output_is_replaced_with_permission_only(checkpoint, output, tmp_path):
+def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags, tmp_path):
+    first, _ = output
+    folder = tmp_path / "run"
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a red circle left of a blue square"}\n{"prompt": "two cats", "seed": 4}\n')
+    flags = [*(f for f in flags if f not in PROMPTS), f"--prompts={prompts}", f"--output={folder}"]
+    process = start(*flags)
+    while not (folder / "run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (75, "sample: stopped, 2 of 2 are missing; the same command goes on\n")
+    assert not folder.exists()
+    assert run(*flags).returncode == 0
+    before = content(folder / "000")
+    for file in (folder / "001").iterdir():
+        file.unlink()
+    (folder / "001").rmdir()
+    done = run(*flags)
+    assert done.returncode == 0 and "trajectories 1, images 1, " in done.stdout and "; 1 were there" in done.stdout
+    assert content(folder / "000") == before
+    for name in ("000", "001"):
+        assert same(load_trajectory(folder / name), load_trajectory(first / name))
+    assert "trajectories 0, images 0" in run(*flags).stdout
+
+
+def test_other_settings_and_other_folders_are_refused(output, flags, tmp_path):
     folder, _ = output
-    before = (folder / "trajectory.json").stat().st_mtime_ns
-    arguments = (f"--checkpoint={checkpoint}", PROMPT, *QUICK, *SIZE)
-    refused = run(*arguments, f"--output={folder}")
+    before = content(folder)
+    refused = run(*flags, f"--output={folder}", "--temperature=0.5")
     assert refused.returncode == 2
-    assert refused.stderr == f"sample: {folder}: exists already; name another folder or pass --overwrite\n"
+    assert refused.stderr == (
+        f"sample: {folder}: was begun with text.temperature=0.3, now it is 0.5; pass --overwrite to begin anew, or "
+        "name another folder\n"
+    )
     (tmp_path / "precious").write_text("x")
-    refused = run(*arguments, f"--output={tmp_path}", "--overwrite")
-    assert refused.returncode == 2 and "holds no sampled trajectories, so --overwrite does not" in refused.stderr
+    refused = run(*flags, f"--output={tmp_path}", "--overwrite")
+    assert refused.returncode == 2 and "is no sampled run (run.json is missing)" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
-    assert (folder / "trajectory.json").stat().st_mtime_ns == before
-    assert run(*arguments, f"--output={folder}", "--overwrite").returncode == 0
-    assert (folder / "trajectory.json").stat().st_mtime_ns > before
+    assert content(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--prompt= "], "a prompt is empty; say what to draw"),
-        (["--prompt=" + "a b " * 99], "has 199 tokens, at most 40 are allowed; shorten it or raise max_prompt_tokens"),
-        ([PROMPT, "--checkpoint=nowhere"], "nowhere: no such folder"),
-        ([PROMPT, "--height=30"], "height=30: must be a multiple of 4 between 4 and 32 pixels"),
-        ([PROMPT, "--text_scale=0.5"], "--text_scale=0.5"),
-        ([PROMPT, "--max_images=900000000"], "make room"),
-        ([PROMPT, "stray"], "stray is no flag"),
-        ([], "--prompt"),
-    ],
-)  # fmt: skip
-def test_faults_end_in_one_line(checkpoint, tmp_path, arguments, words):
-    done = run(f"--checkpoint={checkpoint}", f"--output={tmp_path / 'out'}", *QUICK, *arguments)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("sample: ") and words in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_branch_stands_beside_its_parent(output, tmp_path):
+    folder, _ = output
+    before = content(folder / "000")
+    plan = "<ins>Draw a star.</ins> <des>A star.</des>"
+    done = run(f"--branch={folder / '000'}", "--step=0", f"--plan={plan}", "--seed=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{folder}/index.html: 000-1 branches off 000 at stage 0" in done.stdout
+    parent, branch = (load_trajectory(folder / name) for name in ("000", "000-1"))
+    assert branch.stages[0].text == plan and branch.stages[0].origin == "outside" and branch.seed == 8
+    assert branch.parent.fingerprint == parent.fingerprint and branch.settings["image.num_timesteps"] == 2
+    assert content(folder / "000") == before
+    page = (folder / "index.html").read_text()
+    assert "branch of 000 from stage 0" in page and 'src="000-1/01_sketch.png"' in page
+    nonsense = {
+        "--plan=a star": "branch at stage 0: not a plan",
+        "--critique=It fits.": "inspect after prompt, expected plan",
+        f"--draft={tmp_path / 'none.png'}": "none.png: No such file",
+        "--step=9": "branch at stage 9: choose one from 0 to",
+        "--branch=nowhere/000": "run.json: No such file or directory; expected the folder of a sampled run",
+    }
+    for flag, words in nonsense.items():
+        done = run(f"--branch={folder / '000'}", "--step=0", flag)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr
+    assert trajectories(folder) == ["000", "000-1", "001"]
+
+
+def test_a_given_image_is_edited(checkpoint, tmp_path):
+    PIL.Image.new("RGB", (24, 16), "red").save(tmp_path / "red.png")
+    arguments = (f"--checkpoint={checkpoint}", "--mode=edit", f"--image={tmp_path / 'red.png'}", *QUICK, PROMPTS[1])
+    done = run(*arguments, f"--output={tmp_path / 'out'}", "--keep_latents", "--refine=text_scale=2")
+    assert (done.returncode, done.stderr) == (0, "")
+    trajectory = load_trajectory(tmp_path / "out" / "000")
+    assert [stage.stage for stage in trajectory.stages] == ["given", "sketch"]
+    assert [image.size for image in trajectory.images] == [(24, 16), (24, 16)]
+    assert trajectory.settings["refine.text_scale"] == 2 and list(trajectory.latents) == ["02_sketch.png"]
+
+
+def test_a_strategy_picks_one_of_its_candidates(checkpoint, tmp_path):
+    arguments = (f"--checkpoint={checkpoint}", PROMPTS[0], *QUICK, f"--output={tmp_path / 'out'}")
+    done = run(*arguments, "--mode=single_pass", "--strategy=best_of_n", "--option=n=2")
+    assert (done.returncode, done.stderr) == (0, "")
+    trajectory = load_trajectory(tmp_path / "out" / "000")
+    assert trajectory.settings["strategy"] == "best_of_n" and trajectory.settings["strategy.n"] == 2
+    refused = run(*arguments, "--mode=single_pass", "--strategy=best_of_n", "--option=n=3")
+    assert refused.returncode == 2 and "was begun with best_of_n.n=2, now it is 3" in refused.stderr
+
+
+def test_processes_share_the_prompts(flags, tmp_path):
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    flags = (*flags, f"--output={tmp_path / 'out'}", "--samples=2", "--batch=2", "--distributed")
+    both = [start(*flags, **job, SLURM_PROCID=str(n), SLURM_LOCALID=str(n)) for n in range(2)]
+    outs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outs
+    assert "trajectories 2, images 2" in outs[0][0] and "trajectories" not in outs[1][0]  # Gloo tells of itself
+    assert trajectories(tmp_path / "out") == ["000", "001", "002", "003"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "trajectories: 4" in page and all(f'src="{n:03d}/01_sketch.png"' in page for n in range(4))
+
+
+FAULTS = {
+    "--prompt= ": "a prompt is empty; say what to draw",
+    "--prompt=" + "a b " * 99: "has 199 tokens, at most 40 are allowed; shorten it or raise max_prompt_tokens",
+    "--noanimate": "nothing to draw; give --prompt or --prompts",
+    "--prompts=nowhere.txt": "nowhere.txt: cannot be read as text",
+    "--prompt=a --checkpoint=nowhere": "nowhere: no such folder",
+    "--prompt=a --height=30 --width=32": "height=30: must be a multiple of 4 between 4 and 32 pixels",
+    "--prompt=a --height=16": "give both or none",
+    "--prompt=a --text_scale=0.5": "text_scale and image_scale must be at least 1",
+    "--prompt=a --max_images=90000000": "would fit, or lower",
+    "--prompt=a --mode=paint": "--mode=paint: value should be one of <process|single_pass|edit|",
+    "--prompt=a --mode=edit": "mode edit needs an image to edit",
+    "--prompt=a --image=README.md": "README.md: not a readable PNG or JPEG",
+    "--prompt=a --strategy=luck": "--strategy=luck: value should be one of <process|single_pass|",
+    "--prompt=a --strategy=best_of_n --option=n=0": "n=0: must be at least 1",
+    "--prompt=a --strategy=best_of_n --option=m=2": "--option=m=2: write KEY=VALUE, KEY one of n",
+    "--prompt=a --strategy=process --advisers=README.md": "--advisers: README.md: JSON is malformed",
+    "--prompt=a --refine=scale=2": "--refine=scale=2: write KEY=VALUE, KEY one of num_timesteps, ",
+    "--prompt=a stray": "stray is no flag",
+}
+# Runs the command line once for every list of arguments on stdin, in one process: what it imports takes seconds.
+DRIVER = """
+import contextlib, io, json, sys
+from absl import flags
+sys.argv = ["sample"]
+from launch import sample
+results = []
+for arguments in json.load(sys.stdin):
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            sample.main(sample.parse(["sample", *arguments]))
+        except SystemExit as end:
+            status = end.code
+    results.append((status, out.getvalue(), err.getvalue()))
+json.dump(results, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def faults(checkpoint, tmp_path_factory):
+    """What every fault ends in, and the folder that none of them may write into."""
+    folder = tmp_path_factory.mktemp("faults")
+    fixed = [f"--checkpoint={checkpoint}", f"--output={folder / 'out'}", *QUICK]
+    split = [re.split(r" (?=--|stray)", fault) for fault in FAULTS]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps([fixed + arguments for arguments in split]), cwd=ROOT,
+        capture_output=True, text=True, check=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return dict(zip(FAULTS, json.loads(done.stdout), strict=True)), folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_end_in_one_line(faults, fault):
+    results, folder = faults
+    status, out, err = results[fault]
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("sample: ") and FAULTS[fault] in err
+    assert not list(folder.iterdir())

@@ -1,15 +1,17 @@
-"""The folders that sampling leaves: files, captions, page."""
+"""What is made of a run's trajectories: strips, animations, one page; what is there already is kept."""
 
+import dataclasses
 import re
 
+import msgspec
 import PIL.Image
 import pytest
 
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, load_trajectory
-from pdgen.sample.output import captions, is_output, write_output
+from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, TrajectoryError, save_trajectory
+from pdgen.sample.output import Gallery, captions
 
 
-def drawn(prompt="a cat and a dog"):
+def made(prompt="a cat"):
     stages = [
         TextStage("plan", "<ins>Add a cat.</ins> <des>A cat.</des>"),
         ImageStage("sketch", "01_sketch.png", 8, 8),
@@ -20,46 +22,58 @@ def drawn(prompt="a cat and a dog"):
         ImageStage("sketch", "03_sketch.png", 8, 8),
     ]
     images = [PIL.Image.new("RGB", (8, 8), color) for color in ("gray", "red", "blue")]
-    return Trajectory(
-        prompt=prompt, stages=stages, stop_reason="finished", seed=1, checkpoint="x", images=images
-    )
+    return Trajectory(prompt=prompt, stages=stages, stop_reason="finished", seed=1, checkpoint="x", images=images)
+
+
+def sources(folder):
+    return re.findall(r'<img src="([^"]*)"', (folder / "index.html").read_text())
 
 
 def test_captions_say_what_each_image_was_drawn_from():
-    sketch, refine, last = captions(drawn())
+    sketch, refine, last = captions(made())
     assert (sketch, refine) == ("sketch\nAdd a cat.", "refine\nMake it red.")
     assert last.startswith("sketch\nAdd a dog. Add") and last.endswith(" ...") and len(last) <= 150
 
 
-def test_one_trajectory_stands_in_the_folder_itself(tmp_path):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    one = drawn()
-    write_output(folder, [one])
-    images = {"01_sketch.png", "02_refine.png", "03_sketch.png"}
-    assert {path.name for path in folder.iterdir()} == images | {"trajectory.json", "strip.png", "index.html"}
-    assert load_trajectory(folder) == one
-    page = (folder / "index.html").read_text()
-    assert set(re.findall(r'<img src="\./([^"]*)"', page)) == images
-    with PIL.Image.open(folder / "strip.png") as strip:
+def test_every_trajectory_gets_a_strip_and_its_place_on_the_page(tmp_path):
+    save_trajectory(tmp_path / "000", made("first"))
+    gallery = Gallery(tmp_path)
+    assert gallery.update() == tmp_path / "index.html" and len(sources(tmp_path)) == 3
+    (tmp_path / "000" / "strip.png").write_text("kept")
+    save_trajectory(tmp_path / "001", made("second"))
+    (tmp_path / "notes").mkdir()  # no trajectory
+    gallery.update()
+    shown = sources(tmp_path)
+    assert len(shown) == 6 and all((tmp_path / source).is_file() for source in shown)
+    assert (tmp_path / "000" / "strip.png").read_text() == "kept"
+    with PIL.Image.open(tmp_path / "001" / "strip.png") as strip:
         assert strip.width == 3 * 192 + 4 * 12
-    assert is_output(folder)
+    assert f"<h1>{tmp_path.name}</h1>" in (tmp_path / "index.html").read_text()
+    assert not list(tmp_path.glob("*/strokes.webp"))
 
 
-def test_several_have_a_folder_each_under_one_page(tmp_path):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    write_output(folder, [drawn("first"), drawn("second")])
-    assert sorted(path.name for path in folder.iterdir()) == ["000", "001", "index.html"]
-    assert [load_trajectory(folder / name).prompt for name in ("000", "001")] == ["first", "second"]
-    assert all((folder / name / "strip.png").exists() for name in ("000", "001"))
-    sources = re.findall(r'<img src="([^"]*)"', (folder / "index.html").read_text())
-    assert len(sources) == 6 and all((folder / source).is_file() for source in sources)
-    assert is_output(folder)
+def test_animations_are_made_on_request_also_of_what_was_there(tmp_path):
+    save_trajectory(tmp_path / "000", made())
+    Gallery(tmp_path).update()
+    Gallery(tmp_path, animate=True).update()
+    with PIL.Image.open(tmp_path / "000" / "strokes.webp") as strokes:
+        assert strokes.n_frames == 3 + 2 * 6
+    assert 'href="000/strokes.webp"' in (tmp_path / "index.html").read_text()
 
 
-@pytest.mark.parametrize("files", [[], ["index.html"], ["trajectory.json"]])
-def test_other_folders_are_no_output(tmp_path, files):
-    for name in files:
-        (tmp_path / name).write_text("x")
-    assert not is_output(tmp_path)
+def test_a_trajectory_without_images_is_shown_without_a_strip(tmp_path):
+    plan_only = dataclasses.replace(made(), stages=made().stages[:1], images=[], stop_reason="step limit")
+    save_trajectory(tmp_path / "000", plan_only)
+    Gallery(tmp_path, animate=True).update()
+    assert [path.name for path in (tmp_path / "000").iterdir()] == ["trajectory.json"]
+    assert "Add a cat." in (tmp_path / "index.html").read_text()
+
+
+def test_a_trajectory_that_was_edited_into_nonsense_is_named(tmp_path):
+    save_trajectory(tmp_path / "000", made())
+    path = tmp_path / "000" / "trajectory.json"
+    edited = msgspec.json.decode(path.read_bytes())
+    edited["stages"][0]["text"] = "no plan"
+    path.write_bytes(msgspec.json.encode(edited))
+    with pytest.raises(TrajectoryError, match=r"000.*not a plan"):
+        Gallery(tmp_path).update()

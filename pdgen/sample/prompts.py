@@ -1,0 +1,119 @@
+"""What is to be sampled: prompts with their seeds and given images, from flags or from a file."""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import msgspec
+import PIL.Image
+
+from pdgen.interleave.images import ImageError, decode_image, image_size
+from pdgen.sample.engine import MAX_GIVEN_PIXELS
+
+
+class PromptError(ValueError):
+    """A prompt, a file of prompts or a given image cannot be used; one line names it and the remedy."""
+
+
+class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A given image: its file, and the SHA-256 of what that held when the run began."""
+
+    path: str
+    sha256: str
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One trajectory to sample. ``name`` is its folder's within the run's."""
+
+    name: str
+    prompt: str
+    seed: int
+    images: list[Given]
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a JSON lines file: a prompt, its first seed (by default the run's next) and paths of given images."""
+
+    prompt: str
+    seed: int | None = None
+    images: list[str] = []
+
+
+def read_prompts(path: pathlib.Path) -> list[Line]:
+    """The lines of a file: prompts as they stand, or JSON objects if the first begins with "{".
+
+    Blank lines are no prompts. Images are looked for beside the file.
+
+    Raises:
+      PromptError: the file is unreadable or empty, or a line is no such object; the line is named.
+    """
+    try:
+        rows = [(n, row.strip()) for n, row in enumerate(path.read_text("utf-8").splitlines(), 1) if row.strip()]
+    except (OSError, UnicodeDecodeError) as fault:
+        raise PromptError(f"{path}: cannot be read as text ({fault})") from None
+    if not rows:
+        raise PromptError(f"{path}: holds no prompt; write one a line")
+    if not rows[0][1].startswith("{"):
+        return [Line(row) for _, row in rows]
+    lines = []
+    for number, row in rows:
+        try:
+            line = msgspec.json.decode(row, type=Line)
+        except msgspec.DecodeError as fault:
+            raise PromptError(f"{path}: line {number}: {fault}; expected keys prompt, seed, images") from None
+        if not line.prompt.strip():
+            raise PromptError(f"{path}: line {number}: the prompt is empty; say what to draw")
+        lines.append(msgspec.structs.replace(line, images=[str(path.parent / image) for image in line.images]))
+    return lines
+
+
+def jobs_of(lines: Sequence[Line], samples: int, seed: int) -> list[Job]:
+    """``samples`` trajectories of every line, in order, named 000, 001, ...
+
+    Args:
+      seed: of the first trajectory; each further one has the next, unless its line names its own, from which the
+        seeds of that line's samples count.
+
+    Raises:
+      PromptError: a prompt is empty, a seed is out of range, or a given image cannot be read or is too large.
+    """
+    made = []
+    digits = max(3, len(str(len(lines) * samples - 1)))
+    for line in lines:
+        if not line.prompt.strip():
+            raise PromptError("a prompt is empty; say what to draw")
+        images = [Given(image, _digest(pathlib.Path(image))) for image in line.images]
+        for sample in range(samples):
+            number = len(made)
+            own = seed + number if line.seed is None else line.seed + sample
+            if not 0 <= own < 2**32:
+                raise PromptError(f"{line.prompt[:60]!r}: seed {own} must be at least 0 and below 2^32")
+            made.append(Job(f"{number:0{digits}d}", line.prompt, own, images))
+    return made
+
+
+def read_picture(path: str | pathlib.Path) -> PIL.Image.Image:
+    """A PNG or JPEG as an RGB image.
+
+    Raises:
+      PromptError: it cannot be read, or has more than ``MAX_GIVEN_PIXELS`` pixels (it is not decoded then).
+    """
+    return _decoded(pathlib.Path(path))[0]
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(_decoded(path)[1]).hexdigest()
+
+
+def _decoded(path: pathlib.Path) -> tuple[PIL.Image.Image, bytes]:
+    try:
+        data = path.read_bytes()
+        width, height = image_size(data, str(path))
+        if width * height > MAX_GIVEN_PIXELS:
+            raise PromptError(f"{path}: {width} x {height} pixels are too many, at most {MAX_GIVEN_PIXELS:,} are read; "
+                              "scale it down")  # fmt: skip
+        return decode_image(data, str(path)), data
+    except OSError as fault:
+        raise PromptError(f"{path}: {fault.strerror or fault}") from None
+    except ImageError as fault:
+        raise PromptError(f"{fault}") from None
