@@ -1,0 +1,236 @@
+"""Strategies on the golden nano model: what is picked, what goes on from it, and what was evaluated, counted by hand.
+
+Every Euler step of the settings lies in the guidance interval: two branches without an image in the context, three
+with one. All batches have four places and work on two rows at a time, so that they share what is compiled.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pdgen.interleave.trajectory import format_plan
+from pdgen.sample.outside import OutsideInspector, OutsidePlanner
+from pdgen.sample.search import BestOfN, Parm, StepwiseBestOfN
+from pdgen.sample.strategies import Process, SinglePass, make_strategy, run
+from pdgen.sample.task import StrategyError, Task, candidate_seed
+from pdgen.scenes.advisers import exact_advisers
+from tests.sample.conftest import SETTINGS, Recorder
+
+PROMPT, SEED = "a red circle left of a blue square", 17
+CANDIDATES = [candidate_seed(SEED, number) for number in range(4)]
+STEPS = 3  # Euler steps of an image
+TWO = dataclasses.replace(SETTINGS, max_images=2, together=2)
+
+
+class Favour:
+    """A verifier by a function of the picture, who keeps what he saw."""
+
+    name = "favour"
+
+    def __init__(self, score):
+        self.of, self.seen = score, []
+
+    def score(self, prompt, picture):
+        self.seen.append(picture)
+        return self.of(picture)
+
+
+class TwoSteps:
+    """A planner of two steps."""
+
+    name = "two steps"
+
+    def plan(self, prompt):
+        return [format_plan("Draw a circle.", "There is a circle."), format_plan("Add a star.", "And a star.")]
+
+
+def brightness(picture):
+    return float(np.mean(picture) / 255)
+
+
+def task(sampler, seeds=(SEED,), **advisers):
+    return Task(sampler, [PROMPT] * len(seeds), seeds, TWO, exact_advisers()._replace(**advisers))
+
+
+def outcome(trajectory):
+    """All but times, costs and settings."""
+    stages = [(stage.stage, getattr(stage, "text", None)) for stage in trajectory.stages]
+    return stages, [np.asarray(image).tobytes() for image in trajectory.images], trajectory.stop_reason
+
+
+def same(picture, image):
+    return np.array_equal(picture, np.asarray(image))
+
+
+@pytest.fixture(scope="module")
+def processes(sampler):
+    """What the model draws from each candidate's seed by itself."""
+    return run(Process(), task(sampler, CANDIDATES))
+
+
+@pytest.fixture(scope="module")
+def singles(sampler):
+    """The same in a single pass."""
+    return run(SinglePass(), task(sampler, CANDIDATES))
+
+
+def recorded(sampler, strategy, given):
+    """A strategy's trajectories and the compiled calls."""
+    compiler = sampler.compiler
+    sampler.compiler = Recorder(compiler)
+    try:
+        return run(strategy, given), sampler.compiler
+    finally:
+        sampler.compiler = compiler
+
+
+def evaluated(record):
+    """Forward passes of all draws: rows times steps times branches."""
+    passes = 0
+    for call in record.named("draw"):
+        _, _, (first, last), image_guidance = call.static
+        passes += len(call.rows) * (last - first) * (3 if image_guidance else 2)
+    return passes
+
+
+def written(record):
+    """Words of all texts."""
+    return sum(int(call.result[1].count[place]) for call in record.named("write_text") for place, _ in call.rows)
+
+
+# Best of n.
+
+
+def test_best_of_n_is_the_best_of_the_trajectories_of_its_seeds(sampler, processes):
+    [best] = run(BestOfN(n=4), task(sampler, verifier=Favour(brightness)))
+    assert outcome(best) == outcome(max(processes, key=lambda one: brightness(one.images[-1])))
+    assert best.seed in CANDIDATES
+    for name in ("network_evaluations", "guidance_branches", "text_tokens", "prefilled_tokens"):
+        assert best.costs[name] == sum(one.costs[name] for one in processes) > 0
+
+
+# Stepwise.
+
+
+def test_stepwise_with_equal_scores_is_the_first_candidate_s_trajectory(sampler, processes):
+    """Who goes on with its own seed, as if it were alone."""
+    [stepwise] = run(StepwiseBestOfN(n=4), task(sampler, verifier=Favour(lambda picture: 0.5)))
+    assert outcome(stepwise) == outcome(processes[0])
+
+
+@pytest.fixture(scope="module")
+def stepwise(sampler):
+    """The brightest of four at every step, its verifier and its record."""
+    verifier = Favour(brightness)
+    [one], record = recorded(sampler, StepwiseBestOfN(n=4), task(sampler, verifier=verifier))
+    return one, verifier, record
+
+
+def test_the_verifier_picks_every_step_and_all_candidates_go_on_from_it(stepwise):
+    one, verifier, _ = stepwise
+    one.check()
+    assert one.seed == SEED and len(one.images) == 2
+    for number, image in enumerate(one.images):
+        candidates = verifier.seen[4 * number : 4 * number + 4]
+        assert len({candidate.tobytes() for candidate in candidates}) == 4
+        assert same(max(candidates, key=brightness), image)
+    assert one.settings["strategy.score"] == brightness(one.images[-1])
+
+
+def test_candidates_of_the_second_step_share_the_winner_s_history(stepwise):
+    """Their contexts up to the first image are one and the same, whichever rows they had been."""
+    _, _, record = stepwise
+    first, second = [], []
+    for call in record.named("draw"):
+        slots = [slot for _, slot in call.rows]
+        views = [call.state.full.k[:, slot, : call.state.view_length[slot]].tobytes() for slot in slots]
+        (second if call.static[-1] else first).extend(views)
+    assert len(first) == len(second) == 4
+    assert len(set(second)) == 1 and len(next(iter(second))) > len(first[0])
+
+
+def test_stepwise_costs_are_those_of_all_candidates(stepwise):
+    one, verifier, record = stepwise
+    assert one.costs["network_evaluations"] == evaluated(record) == 4 * STEPS * 2 + 4 * STEPS * 3
+    assert one.costs["guidance_branches"] == 4 * STEPS * 1 + 4 * STEPS * 2
+    assert one.costs["text_tokens"] == written(record) > 0
+    assert one.costs["questions"] == len(verifier.seen)
+
+
+# PARM.
+
+
+def test_parm_s_stopped_candidates_cost_their_steps_and_no_more(sampler):
+    """Four for a step, two for another, one for the last; two branches each."""
+    verifier = Favour(brightness)
+    strategy = Parm(n=4, judged=(0.3, 0.7), keep=0.5)
+    [one], record = recorded(sampler, strategy, task(sampler, verifier=verifier))
+    one.check()
+    assert one.costs["network_evaluations"] == evaluated(record) == 2 * (4 + 2 + 1)
+    assert one.costs["guidance_branches"] == 4 + 2 + 1
+    assert one.costs["questions"] == len(verifier.seen) == 4 + 2 + 1
+    assert [len(call.rows) for call in record.named("draw")] == [2, 2, 2, 1]
+    assert same(verifier.seen[-1], one.images[-1])
+    assert one.settings["strategy.judged"] == "0.3 0.7" and one.stop_reason == "finished"
+
+
+@pytest.mark.parametrize("favourite", [0, 1, 3])
+def test_parm_finds_the_candidate_that_the_verifier_wants(sampler, singles, favourite):
+    """Who scores by likeness to what that candidate becomes, drawn in one go."""
+    target = np.asarray(singles[favourite].images[0], np.float32)
+    verifier = Favour(lambda picture: 1 - float(np.abs(picture - target).mean()) / 255)
+    [one] = run(Parm(n=4, judged=(0.3, 0.7), keep=0.5), task(sampler, verifier=verifier))
+    assert one.seed == CANDIDATES[favourite]
+    assert np.abs(np.asarray(one.images[0], np.float32) - target).max() <= 1  # a level, by rounding
+
+
+def test_parm_judges_no_step_twice_and_never_the_last(sampler):
+    """Steps 1 and 2 of 3; all go on."""
+    strategy = Parm(n=4, judged=(0.1, 0.3, 0.7, 0.99), keep=1.0)
+    [one] = run(strategy, task(sampler, verifier=Favour(brightness)))
+    assert one.costs["questions"] == 3 * 4 and one.costs["network_evaluations"] == 4 * STEPS * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"judged": [0.5, 0.2]}, r"judged=\(0.5, 0.2\): must ascend within \(0, 1\)"),
+        ({"judged": [1.0]}, "must ascend"),
+        ({"keep": 0.0}, "keep=0.0: must be above 0"),
+        ({"n": 0}, "n=0: must be at least 1"),
+        ({"n": "many"}, "strategy parm: Expected `int`, got `str`"),
+    ],
+)
+def test_impossible_settings(wrong, message):
+    with pytest.raises(StrategyError, match=message):
+        make_strategy("parm", **wrong)
+
+
+# Others think, the model draws.
+
+
+def test_the_planner_s_first_step_is_drawn_and_the_second_edits_it(sampler):
+    given = task(sampler, CANDIDATES[:3], planner=TwoSteps())
+    drawn, record = recorded(sampler, OutsidePlanner(), given)
+    for one in drawn:
+        one.check()
+        assert [stage.stage for stage in one.stages] == ["plan", "sketch"] * 2
+        assert one.costs["network_evaluations"] == STEPS * 2 + STEPS * 3
+    assert evaluated(record) == sum(one.costs["network_evaluations"] for one in drawn)
+    edits = [call.static[0].settings for call in record.named("draw") if call.static[-1]]
+    for edit in edits:
+        assert (edit.image_scale, edit.interval, edit.renorm) == (2.0, (0.0, 1.0), "text_channel")
+        assert edit.num_timesteps == STEPS + 1
+    firsts = [call for call in record.named("draw") if not call.static[-1]]
+    assert {call.static[0].settings for call in firsts} == {TWO.image} and edits
+
+
+def test_the_inspector_s_critique_stands_between_draft_and_refinement(sampler, singles):
+    drawn = run(OutsideInspector(), task(sampler, CANDIDATES[:3]))
+    for one, draft in zip(drawn, singles):
+        one.check()
+        assert [stage.stage for stage in one.stages] == ["sketch", "inspect", "refine"]
+        assert outcome(one)[1][0] == outcome(draft)[1][0] != outcome(one)[1][1]
+        assert one.costs["network_evaluations"] == draft.costs["network_evaluations"] + STEPS * 3
+        assert one.costs["prefilled_tokens"] > 2 * draft.costs["prefilled_tokens"]  # the history is read again
