@@ -53,7 +53,7 @@ SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of a prompt; o
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the first image; each further one has the next.", lower_bound=0)
 STRATEGY = flags.DEFINE_enum("strategy", "process", list(STRATEGIES), "How a checkpoint comes to an image.")
 SETTING = flags.DEFINE_multi_string(
-    "setting", [], "NAME=VALUE of sampler or strategy, by the names in a trajectory's settings: image.num_timesteps=50."
+    "setting", [], "NAME=VALUE of sampler or strategy, such as image.num_timesteps=50 or strategy.n=4 (repeat it)."
 )
 BATCH = flags.DEFINE_integer("batch", 8, "Images that are made together.", lower_bound=1)
 DETECTOR = flags.DEFINE_enum("detector", None, DETECTORS, "By default the benchmark's own.")

@@ -18,7 +18,6 @@ from pdgen.scenes.metadata import decode_metadata
 EVERYTHING = Thresholds(score=0.0, counting=0.0)
 
 
-
 def labels():
     names = list(COCO)
     for number, plain in enumerate(("mouse", "remote", "keyboard")):
@@ -129,7 +128,7 @@ def test_a_picture_gets_the_same_answer_in_any_batch(detector):
         for noun in alone:
             assert [o.box for o in alone[noun]] == [o.box for o in answer[noun]]
             assert [o.score for o in alone[noun]] == pytest.approx([o.score for o in answer[noun]], abs=1e-5)
-    assert [o.mask.shape for o in next(iter(together[1].values()))][0] == (120, 6)
+    assert {o.mask.shape for found in together[1].values() for o in found} == {(120, 6)}
 
 
 def test_what_cannot_count_is_not_looked_at(model, detector):
@@ -167,17 +166,18 @@ def test_colours_and_boxes_pass_the_rule(detector):
         assert verdict.correct == (wanted == color)
 
 
+RGB = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+
+
 class TinyClip(torch.nn.Module):
     """Embeds a picture as its mean colour, and a text as the colours of the words that it holds."""
-
-    table = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 
     def encode_image(self, images):
         return images.mean((2, 3))
 
     def encode_text(self, texts):
         # Longer for longer texts: without normalising each, the long templates would outweigh the short one.
-        return torch.tensor([[len(t) * v for v in self.table.get(self.color(t), (0.1, 0.1, 0.1))] for t in texts])
+        return torch.tensor([[len(t) * v for v in RGB.get(self.color(t), (0.1, 0.1, 0.1))] for t in texts])
 
     @staticmethod
     def color(text):
@@ -212,7 +212,7 @@ def test_other_classes_are_refused(model):
     labels = config.id2label
     try:
         config.id2label = {0: "wall", 1: "sky"}
-        with pytest.raises(EvaluationError, match="its classes .wall, sky, .* are not COCO's 80"):
+        with pytest.raises(EvaluationError, match=r"its classes .wall, sky, .* are not COCO's 80"):
             Mask2Former(model, reddest)
     finally:
         config.id2label = labels

@@ -17,8 +17,8 @@ GRADES = '{"consistency": 2, "realism": 1, "aesthetic_quality": 0}'
 
 
 def record(number, **changes):
-    return {"Prompt": f"prompt {number}", "Explanation": f"shows {number}", "Category": "c", "Subcategory": f"s{number}",
-            "prompt_id": number} | changes  # fmt: skip
+    texts = {"Prompt": f"prompt {number}", "Explanation": f"shows {number}", "Subcategory": f"s{number}"}
+    return {**texts, "Category": "c", "prompt_id": number, **changes}
 
 
 def grades_in(body):
@@ -154,7 +154,9 @@ def test_the_price_is_known_before_and_nothing_is_sent(server, settings, prompts
     assert estimate.ledger.price(estimate.ledger.total()) > 0
 
 
-@pytest.mark.parametrize("wrong", ["no idea", GRADES.replace("2", "3"), GRADES.replace("2", '"2"'), '{"consistency": 2}'])
+@pytest.mark.parametrize(
+    "wrong", ["no idea", GRADES.replace("2", "3"), GRADES.replace("2", '"2"'), '{"consistency": 2}']
+)
 def test_a_malformed_answer_is_asked_for_again(server, settings, prompts, images, wrong):
     server.script.extend([says(wrong)])
     judged = wise.judge_images(prompts[:1], images[:1], Endpoint(settings), ["graded"])

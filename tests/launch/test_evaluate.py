@@ -1,0 +1,168 @@
+"""The evaluation's command line: folders and checkpoints scored, resumed, and one line for every fault."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import pytest
+
+from pdgen.convert.both_ways import to_pdgen
+from pdgen.evaluate import folder as folders
+from pdgen.evaluate.scoring import read_results
+from pdgen.evaluate.shapes import benchmark
+from pdgen.interleave.trajectory import load_trajectory
+from tests.evaluate.painted import generate
+from tests.evaluate.test_wise import judges, record
+from tests.scenes.chat_server import ChatServer, refuses
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROMPTS = benchmark({"single_object": 2, "colors": 2, "position": 2})
+# Little to compile: no guidance, one image, one Euler step.
+SETTINGS = {"image.text_scale": 1, "image.num_timesteps": 2, "max_images": 1, "text.max_tokens": 8}
+QUICK = [f"--setting={name}={value}" for name, value in SETTINGS.items()]
+
+
+def run(*arguments, **environment):
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | cache | environment)
+
+
+def fault(done):
+    """The last line of stderr, after whatever progress was shown."""
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("evaluate: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A list and right images of it, but for one prompt that shows the image of another."""
+    path = tmp_path_factory.mktemp("given")
+    folders.write_prompts(path / "list.jsonl", PROMPTS)
+    jobs = folders.geneval_jobs(PROMPTS, 2, 0)
+    folders.make(path / "images", path / "t", jobs, generate, 12)
+    folders.write_metadata(path / "images", PROMPTS)
+    for name in ("00000.png", "00001.png"):
+        shutil.copy(path / "images" / "00000" / "samples" / name, path / "images" / "00001" / "samples" / name)
+    return path
+
+
+def flags(given, output):
+    return ("--benchmark=geneval", f"--metadata={given / 'list.jsonl'}", f"--images={given / 'images'}",
+            "--detector=shapes", "--samples=2", f"--output={output}")  # fmt: skip
+
+
+def test_a_folder_is_scored(given, tmp_path):
+    leak = tmp_path / "training.txt"
+    leak.write_text(PROMPTS[2].metadata.prompt + "\n")
+    done = run(*flags(given, tmp_path / "out"), f"--training_data={leak}")
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    assert [r.correct for r in results] == [True] * 2 + [False] * 2 + [True] * 8
+    assert done.stdout.startswith("Leaks: of the 6 prompts, 1 are in ")
+    assert "single_object    = 50.00% (2 / 4)" in done.stdout
+    assert "Overall score (avg. over tasks): 0.83333" in (tmp_path / "out" / "summary.txt").read_text()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["leaks"]["exact"] == [PROMPTS[2].metadata.prompt]
+    (table,) = [t for t in summary["tables"] if t["title"] == "geneval"]
+    assert ["overall", pytest.approx(5 / 6)] in [row[:2] for row in table["rows"]]
+    assert (tmp_path / "out" / "geneval.csv").read_text().startswith("score,value,low,high,prompts\n")
+    assert "Leaks: of the 6 prompts" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
+    images = shutil.copytree(given / "images", tmp_path / "images")
+    (images / "00004" / "samples" / "00001.png").unlink()
+    arguments = [*flags(given, tmp_path / "out"), f"--images={images}"]
+    assert "1 of 6 prompts do not hold samples 0 to 1: 00004" in fault(run(*arguments))
+    assert "class 'heart'" not in fault(run(*arguments, "--samples=1"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--benchmark=geneval", "--images=x"], "--metadata: name GenEval's evaluation_metadata.jsonl"),
+        (["--benchmark=shapes"], "either --images, a folder to score, or --checkpoint"),
+        (["--benchmark=wise", "--images=x", "--metadata=y"], "--judge_url"),
+        (["--benchmark=shapes", "--checkpoint=x", "--setting=image.steps=3"], "--setting=image.steps: unknown; of "),
+        (["--benchmark=shapes", "--checkpoint=x", "stray"], "stray is no flag"),
+    ],
+)
+def test_faults_of_the_flags(tmp_path, arguments, words):
+    assert words in fault(run(*arguments, f"--output={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "nano"
+    to_pdgen(ROOT / "tests" / "golden" / "bagel-nano", folder, say=lambda line: None)
+    return folder
+
+
+def test_a_checkpoint_draws_and_goes_on_where_it_was(checkpoint, given, tmp_path):
+    output = tmp_path / "out"
+    arguments = ("--benchmark=geneval", f"--metadata={given / 'list.jsonl'}", f"--checkpoint={checkpoint}", *QUICK,
+                 "--detector=shapes", "--samples=1", "--seed=5", f"--output={output}")  # fmt: skip
+    first = run(*arguments)
+    # What noise looks like to the detector is another matter; either end is whole.
+    assert first.returncode == 0 or "detector shapes sees nothing in any of 6 images" in fault(first)
+    files = folders.find_samples(output / "images", PROMPTS, 1)
+    record = json.loads((output / "images" / "generation.json").read_text())
+    assert record["jobs"]["00003/samples/00000"] == [PROMPTS[3].metadata.prompt, 8]
+    assert record["made_by"]["settings"]["image"]["interval"] == [0.0, 1.0]
+    trajectory = load_trajectory(output / "trajectories" / "00003" / "samples" / "00000")
+    assert (trajectory.prompt, trajectory.seed) == (PROMPTS[3].metadata.prompt, 8)
+    assert trajectory.settings["strategy"] == "process"
+    assert folders.read_image(files[3][0]).tobytes() == trajectory.images[-1].tobytes()
+    before = [path.stat().st_mtime_ns for (path,) in files]
+    pixels = files[3][0].read_bytes()
+    files[3][0].unlink()
+    run(*arguments)
+    after = [path.stat().st_mtime_ns for (path,) in files]
+    assert [a == b for a, b in zip(after, before)] == [True] * 3 + [False] + [True] * 2
+    assert files[3][0].read_bytes() == pixels  # of the same seed
+    assert "was begun with strategy" in fault(run(*arguments, "--strategy=single_pass"))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    chat = ChatServer(judges)
+    threading.Thread(target=chat.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield chat
+    chat.shutdown()
+    chat.server_close()
+
+
+def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps([record(n) for n in (1, 2, 3)]))
+    for number in (1, 2, 3):
+        shutil.copy(given / "images" / "00000" / "samples" / "00000.png", tmp_path / f"{number}.png")
+    arguments = ("--benchmark=wise", f"--metadata={tmp_path / 'list.json'}", f"--images={tmp_path}",
+                 f"--output={tmp_path / 'out'}", f"--judge_url={server.url}", "--judge_model=judge",
+                 "--judge_prices=1000,0")  # fmt: skip
+    dry = run(*arguments, "--dry_run")
+    assert (dry.returncode, server.bodies, (tmp_path / "out").exists()) == (0, [], False)
+    assert "wise graded" in dry.stdout and "to send" in dry.stdout
+    server.script.extend([judges, judges, refuses(400, "gone")])
+    assert "HTTP 400: gone" in fault(run(*arguments))
+    server.script.clear()
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    # The price stands before the answers; what was answered before the fault is not asked again.
+    assert done.stdout.index("(estimates)") < done.stdout.index("category")
+    assert len({json.dumps(body["messages"]) for body in server.bodies}) == 6
+    assert "A: original" in done.stdout and "No total: 997 ids have no score: 4-1000." in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert [line["consistency"] for line in lines] == [1, 2, 0]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["judge"]["model"] == "judge" and summary["judge"]["parameters"]["temperature"] == 0.0
