@@ -128,7 +128,8 @@ class Mask2Former:
         weights, device = weights or WEIGHTS, device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = Mask2FormerForUniversalSegmentation.from_pretrained(weights)
-            clip, _, preprocess = open_clip.create_model_and_transforms(CLIP[0], pretrained=CLIP[1])
+            # OpenAI trained with QuickGELU, which open_clip from version 3 on takes for these weights only when told.
+            clip, _, preprocess = open_clip.create_model_and_transforms(*CLIP, force_quick_gelu=True)
         except (OSError, RuntimeError, ValueError) as fault:
             raise EvaluationError(f"detector mask2former: {fault}; connect once, or name a folder") from None
         colors = ClipColors(clip, preprocess, open_clip.get_tokenizer(CLIP[0]), device)

@@ -1,5 +1,8 @@
 """Mask2Former's path with a tiny random model of the same class, against the published steps written out slowly."""
 
+import sys
+import types
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -191,6 +194,10 @@ class Texts(list):
         return self
 
 
+def pixels_of(image):
+    return torch.tensor(np.array(image.resize((4, 4)), np.float32)).permute(2, 0, 1) / 255
+
+
 def test_clip_scores_every_colour_by_three_templates():
     asked = []
 
@@ -198,13 +205,51 @@ def test_clip_scores_every_colour_by_three_templates():
         asked.extend(texts)
         return Texts(texts)
 
-    colors = ClipColors(TinyClip(), lambda im: torch.tensor(np.array(im, np.float32)).permute(2, 0, 1) / 255, tokenize)
+    colors = ClipColors(TinyClip(), pixels_of, tokenize)
     crops = [PIL.Image.new("RGB", (4, 4), color) for color in ("#0000ff", "#e01020", "#10c020")]
     assert colors(crops, "dog") == ["blue", "red", "green"]
     assert asked[:3] == ["a photo of a red dog", "a photo of a red-colored dog", "a photo of a red object"]
     assert len(asked) == 30
     colors(crops, "dog")
     assert len(asked) == 30  # the class's texts are embedded once
+
+
+class OpenClip(types.ModuleType):
+    """Stands for open_clip: hands out the tiny model and records what it was asked for."""
+
+    def __init__(self):
+        super().__init__("open_clip")
+        self.asked = []
+
+    def create_model_and_transforms(self, *names, **how):
+        self.asked.append((names, how))
+        if names[1] != "openai":
+            raise RuntimeError("no such weights")
+        return TinyClip(), None, pixels_of
+
+    def get_tokenizer(self, name):
+        return Texts
+
+
+def test_the_published_weights_are_loaded(model, tmp_path, monkeypatch):
+    clip = OpenClip()
+    monkeypatch.setitem(sys.modules, "open_clip", clip)
+    model.save_pretrained(tmp_path / "weights")
+    detector = load_detector("mask2former", str(tmp_path / "weights"), "cpu")
+    # Without QuickGELU, OpenAI's weights compute something else.
+    assert clip.asked == [(("ViT-L-14", "openai"), {"force_quick_gelu": True})]
+    assert (detector.thresholds.score, detector.thresholds.counting, detector.thresholds.max_objects) == (0.3, 0.9, 16)
+    assert detector.classes == COCO and str(tmp_path / "weights") in detector.identity
+    image, everything = picture(9, 200), Thresholds(0.0, 0.0)
+    detector.thresholds = everything
+    (found,), (expected,) = detector.detect([image]), Mask2Former(model, reddest, everything).detect([image])
+    assert {noun: [o.score for o in objects] for noun, objects in found.items()} == {
+        noun: [o.score for o in objects] for noun, objects in expected.items()
+    }
+    noun, objects = next(iter(found.items()))
+    assert set(detector.colors(image, noun, objects)) <= set(COLORS)
+    with pytest.raises(EvaluationError, match=r"detector mask2former: .*connect once, or name a folder"):
+        load_detector("mask2former", str(tmp_path / "nowhere"), "cpu")
 
 
 def test_other_classes_are_refused(model):
@@ -219,7 +264,7 @@ def test_other_classes_are_refused(model):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(EvaluationError, match=r"open_clip.*pip install pdgen\[geneval\]"):
         load_detector("mask2former")
     with pytest.raises(EvaluationError, match="'yolo' is none of shapes, mask2former"):
