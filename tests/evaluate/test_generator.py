@@ -1,0 +1,98 @@
+"""What makes images: settings by name, and a strategy run on a sampler that stands in for a checkpoint's."""
+
+import json
+import pathlib
+
+import PIL.Image
+import pytest
+
+from pdgen.convert.both_ways import to_pdgen
+from pdgen.evaluate import generator
+from pdgen.evaluate.errors import EvaluationError
+from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
+from pdgen.sample.strategies import StrategyError
+from pdgen.scenes.advisers import exact_advisers
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "nano"
+    to_pdgen(GOLDEN, folder, say=lambda line: None)
+    return folder
+
+
+def test_values_are_json_or_else_text():
+    pairs = ["image.num_timesteps=50", "image.interval=[0, 1]", "mode=edit", "image.taylorseer=true", "system=a=b"]
+    assert generator.read_values(pairs) == {
+        "image.num_timesteps": 50, "image.interval": [0, 1], "mode": "edit", "image.taylorseer": True, "system": "a=b"
+    }  # fmt: skip
+    with pytest.raises(EvaluationError, match="--setting=steps: write NAME=VALUE"):
+        generator.read_values(["steps"])
+
+
+def test_settings_reach_sampler_and_strategy(checkpoint):
+    values = {"image.num_timesteps": 7, "image.interval": [0, 0.5], "max_images": 3, "strategy.n": 2}
+    recipe = generator.read_recipe(str(checkpoint), "best_of_n", values)
+    assert (recipe.settings.image.num_timesteps, recipe.settings.image.interval) == (7, (0.0, 0.5))
+    assert (recipe.settings.max_images, recipe.settings.image.text_scale, recipe.strategy.n) == (3, 4.0, 2)
+    facts = recipe.facts()
+    assert facts == json.loads(json.dumps(facts))
+    assert facts["strategy"] == {"name": "best_of_n", "n": 2} and len(facts["manifest"]) == 64
+    assert generator.read_recipe(str(checkpoint), "best_of_n", {**values, "max_images": 4}).facts() != facts
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("image.steps", 3, "--setting=image.steps: unknown; of num_timesteps, "),
+        ("images.num_timesteps", 3, "--setting=images.num_timesteps: unknown"),
+        ("max_images.x", 3, "--setting=max_images.x: max_images has no settings of its own"),
+        ("image.num_timesteps", 1, "num_timesteps must be at least 2"),
+        ("image.num_timesteps", "many", "--setting=image.num_timesteps: Expected `int`, got `str`"),
+        ("mode", "draw", "--setting=mode: "),
+    ],
+)
+def test_impossible_settings_are_named(key, value, words):
+    with pytest.raises(EvaluationError) as caught:
+        generator.read_recipe("nowhere", "process", {key: value})
+    assert words in str(caught.value)
+
+
+def test_an_unknown_strategy_or_setting_is_named():
+    with pytest.raises(StrategyError, match="strategy 'luck' is none of process"):
+        generator.read_recipe("nowhere", "luck", {})
+    with pytest.raises(StrategyError, match="strategy process has no setting 'n'"):
+        generator.read_recipe("nowhere", "process", {"strategy.n": 2})
+
+
+class Scripted:
+    """A sampler whose image's colour is the seed; prompts that begin with "nothing" end before any image."""
+
+    class compiler:
+        seconds = 0.0
+
+    def __call__(self, prompts, seeds, settings, **_):
+        return [self.one(prompt, seed) for prompt, seed in zip(prompts, seeds)]
+
+    def one(self, prompt, seed):
+        stages = [TextStage("plan", "<ins>a</ins> <des>b</des>"), ImageStage("sketch", "01_sketch.png", 4, 4)]
+        images = [PIL.Image.new("RGB", (4, 4), (seed, 0, 0))]
+        if prompt.startswith("nothing"):
+            stages, images = stages[:1], []
+        return Trajectory(prompt=prompt, stages=stages, stop_reason="token limit", seed=seed, checkpoint="x",
+                          images=images)  # fmt: skip
+
+
+def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(generator.Sampler, "from_checkpoint", lambda path: loaded.append(path) or Scripted())
+    generate = generator.make_generate(generator.read_recipe(str(checkpoint), "process", {}), exact_advisers())
+    assert loaded == []
+    samples = [*generate(["a", "b"], [3, 4]), *generate(["c"], [5])]
+    assert loaded == [checkpoint]
+    assert [s.image.getpixel((0, 0))[0] for s in samples] == [s.trajectory.seed for s in samples] == [3, 4, 5]
+    assert samples[0].trajectory.settings["strategy"] == "process"
+    with pytest.raises(EvaluationError, match=r"seed 9: 'nothing' ended without an image \(token limit\)"):
+        generate(["nothing"], [9])
