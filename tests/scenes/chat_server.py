@@ -29,21 +29,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.paths.append(self.path)
             act = server.script.popleft() if server.script else server.usual
             server.active += 1
+            self.counted = True
             server.peak = max(server.peak, server.active)
         try:
             act(self, body)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client has given up
         finally:
-            with server.lock:
-                server.active -= 1
+            self.leave()
         self.close_connection = True
+
+    def leave(self):
+        """No longer counts as active: before the answer goes, upon which the client may ask the next."""
+        with self.server.lock:
+            self.server.active -= self.counted
+            self.counted = False
 
     def log_message(self, *_):
         """Says nothing."""
 
     def send(self, data: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
         """A response; ``length`` may promise more than there is."""
+        self.leave()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

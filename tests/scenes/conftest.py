@@ -1,15 +1,28 @@
 """A chat endpoint on localhost for the tests of all who ask one."""
 
+import dataclasses
 import json
 import threading
 
+import msgspec
 import pytest
 
 from pdgen.scenes import endpoint as ep
+from pdgen.scenes.chat import Request
 from pdgen.scenes.transport import Patience
 from tests.scenes.chat_server import ChatServer, completion
 
 KEY = "sk-very/secret+0123456789"
+PLAN = "<ins>Add a red circle.</ins> <des>A red circle.</des>"
+YES = '{"analysis": "The plan adds the circle.", "accept": true, "correction": null}'
+
+
+class Word(msgspec.Struct, frozen=True):
+    word: str
+
+
+def request(text: str = "one", **changes) -> Request:
+    return dataclasses.replace(Request("word", 1, "Say a word.", (text,), Word, Word("assumed")), **changes)
 
 
 def echo(handler, body):
