@@ -2,10 +2,11 @@
 
     python -m benchmarks.kill_and_resume --kills=20
 
-A model much smaller than nano learns from a few dozen trajectories of shapes world, with EMA and dropout, saving all
-five steps. A third of the kills fall at random into the time before the first step, the others at random into the
-steps, of which some are being saved. Exit status 0 only if parameters, optimiser and EMA end with the same bits, the
-exported checkpoints have the same digests, and metrics.jsonl the same rows but for what is measured in seconds.
+A model much smaller than nano learns from a few dozen trajectories of shapes world, with EMA, dropout, a limit on loss
+spikes and held-out losses, saving all five steps. A third of the kills fall at random into the time before the first
+step, the others at random into the steps, of which some are being saved. Exit status 0 only if parameters, optimiser
+and EMA end with the same bits, the exported checkpoints have the same digests, and metrics.jsonl and held_out.jsonl
+the same rows but for what is measured of the machine.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from pdgen.models import bagel
 from pdgen.train.checkpoint import CHECKPOINTS, DIGESTS, finished_steps
 from pdgen.train.export import EXPORT
 from pdgen.train.meter import TIMED
-from pdgen.train.watch import METRICS
+from pdgen.train.watch import HELD_OUT, METRICS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("kills", 20, "kills", lower_bound=1)
@@ -62,7 +63,8 @@ def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
     config = {
         "data": str(folder / "data"), "init": str(folder / "init"), "model": "", "num_steps": steps, "rows": 1,
         "budgets": {"text": 512, "vit": 128, "vae": 896}, "mesh": (1, 1, 1), "save_every": SAVE_EVERY, "keep": 2,
-        "log_every": 1, "dropout": {"text": 0.05, "vae": 0.05, "vit": 0.05},
+        "log_every": 1, "held_out": 4, "held_out_every": 10, "spike_factor": 3.0,
+        "dropout": {"text": 0.05, "vae": 0.05, "vit": 0.05},
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 10, "ema_decay": 0.9},
     }  # fmt: skip
     path = folder / "config.py"
@@ -114,9 +116,9 @@ class Life:
             raise RuntimeError(f"{self.workdir}: left with status {self.process.returncode}: {tail}")
 
 
-def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The whole rows of a run's metrics."""
-    path = workdir / METRICS
+def rows(workdir: pathlib.Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """The whole rows of a run's metrics, or of its held-out losses."""
+    path = workdir / name
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -171,10 +173,12 @@ def differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
     found = [f"the checkpoints differ in {name}" for name in changed]
     if read_manifest(alone / EXPORT) != read_manifest(killed / EXPORT):
         found.append("the exported checkpoints differ")
-    ours, theirs = ([{k: v for k, v in row.items() if k not in TIMED} for row in rows(w)] for w in (alone, killed))
-    if ours != theirs:
-        found.append(f"the metrics differ: {len(ours)} rows and {len(theirs)}, first in "
-                     f"{next((a for a, b in zip(ours, theirs) if a != b), 'the number')}")  # fmt: skip
+    for name in (METRICS, HELD_OUT):
+        ours, theirs = ([{k: v for k, v in row.items() if k not in TIMED} for row in rows(w, name)]
+                        for w in (alone, killed))  # fmt: skip
+        if ours != theirs:
+            found.append(f"{name} differs: {len(ours)} rows and {len(theirs)}, first in "
+                         f"{next((a for a, b in zip(ours, theirs) if a != b), 'the number')}")  # fmt: skip
     return found
 
 
@@ -190,7 +194,7 @@ def compare(folder: pathlib.Path, kills: int, steps: int, seed: int) -> int:
     found = differences(alone, killed)
     if done < kills:
         found.append(f"the run ended before kill {done + 1}")
-    print("\n".join(found) or "identical: parameters, optimiser, EMA, exported digests and metrics")
+    print("\n".join(found) or "identical: parameters, optimiser, EMA, exported digests, metrics and held-out losses")
     return 1 if found else 0
 
 

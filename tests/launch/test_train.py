@@ -43,6 +43,7 @@ def train(*arguments):
     [
         (["--config={config}"], ".*--workdir.*must have a value other than None.*"),
         (["--config={config}", "--workdir={out}", "--config.stepps=3"], "--config: the config has no key .*stepps.*"),
+        (["--config={config}", "--workdir={out}", "--config.optimizer.b1=x"], ".*config.optimizer.b1=x: .* float.*"),
         (["--config={config}", "--workdir={alone}", "--config.rows=2"],
          ".*alone/config.json: holds a run with other values of rows .*; name another --workdir"),
         (["--config={config}", "--workdir={out}", "--config.init={out}/none"], ".*/none: no such folder; name .*"),
@@ -87,4 +88,4 @@ def test_the_comparison_sees_differences(alone, tmp_path):
     manifest.write_text(manifest.read_text().replace('"sha256":"', '"sha256":"0', 1))
     found = kill_and_resume.differences(alone, copy)
     assert found[:-1] == [f"the checkpoints differ in {STEPS}/{name}", "the exported checkpoints differ"]
-    assert found[-1].startswith(f"the metrics differ: {STEPS} rows and {STEPS - 1}")
+    assert found[-1].startswith(f"metrics.jsonl differs: {STEPS} rows and {STEPS - 1}")

@@ -16,6 +16,7 @@ from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
 from pdgen.interleave.layout import Budgets
 from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.models import bagel
 from pdgen.train import loop
 from pdgen.train.meter import TIMED, Meter
 from pdgen.train.optimizer import OptimizerConfig
@@ -147,6 +148,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     with pytest.raises(RunError, match=r"step 1: .*param_norm.* not finite; .* records multi_turn-3-\d+,"):
         _train(wild, tmp_path)
     assert not (tmp_path / "export").exists()
+
+
+def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
+    """Every step is due to be saved, none to be logged."""
+    wild = dataclasses.replace(
+        run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30), save_every=1, log_every=99
+    )
+    with pytest.raises(RunError, match="step 1: "):
+        _train(wild, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_the_step_loop_transfers_nothing_unasked(run, tmp_path, monkeypatch):
+    """A step that is given a host's array, for which the device would have to wait, raises."""
+    monkeypatch.setattr(loop, "compiled_step", lambda config: lambda state, batch, key: jax.jit(np.square)(np.ones(3)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        _train(dataclasses.replace(run, held_out=0), tmp_path)
+
+
+def test_pictures_are_drawn_of_the_average(run, tmp_path):
+    """Every second step, of the model's whole tree, in which the frozen tables stand too; no time is counted."""
+    drawn = {}
+
+    def draw(step, params):
+        drawn[step] = np.array(params["language"]["embed"]["embedding"])
+        assert set(params) == set(bagel.spec(preset("nano")))
+
+    still = dataclasses.replace(
+        run, num_steps=4, pictures_every=2, prompts=("a circle",), held_out=0,
+        optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.999),
+    )  # fmt: skip
+    export = loop.train(still, tmp_path, print, lambda base: draw, jax.devices()[:1])
+    assert sorted(drawn) == [2, 4]
+    raw = load_checkpoint(export)[1]["model"]["language"]["embed"]["embedding"]
+    assert 0 < np.abs(drawn[4] - drawn[2]).max() < 0.1 * np.abs(raw - drawn[4]).max()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Keys of a run's steps: typed, read strictly, handed on."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 
 import ml_collections
 import pytest
@@ -29,6 +32,36 @@ def test_the_keys_of_a_step_reach_it():
     assert read_run_config(json.loads(run_json(run))) == run
 
 
+def test_a_key_that_the_file_leaves_out_is_a_flag(tmp_path):
+    """At any depth; what the file says stays, and nothing else is a flag."""
+    (tmp_path / "config.py").write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({NEEDED!r} | "
+        "{'optimizer': {'b2': 0.5}})\n"
+    )
+    code = """
+import sys
+from pdgen.command import parse
+from pdgen.train.run_config import define_run_config, read_run_config, run_json
+config = define_run_config("Some file.")
+parse(sys.argv)
+print(run_json(read_run_config(config.value.to_dict())))
+"""
+    def read(*flags):
+        command = [sys.executable, "-c", code, f"--config={tmp_path / 'config.py'}", *flags]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    changed = read("--config.optimizer.ema_decay=0.9", "--config.lora.rank=3", "--config.mixture={'a': 2.0}")
+    run = read_run_config(json.loads(changed.stdout))
+    assert (run.optimizer.b2, run.optimizer.ema_decay, run.lora.rank, run.mixture) == (0.5, 0.9, 3, {"a": 2.0})
+    unchanged = read_run_config(NEEDED | {"optimizer": {"b2": 0.5}})
+    assert run == dataclasses.replace(
+        unchanged, mixture={"a": 2.0}, lora=LoraConfig(rank=3),
+        optimizer=dataclasses.replace(unchanged.optimizer, ema_decay=0.9),
+    )  # fmt: skip
+    refused = read("--config.lora.ranks=3")
+    assert (refused.returncode, refused.stdout) == (2, "") and "the config has no key ranks" in refused.stderr
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -37,6 +70,9 @@ def test_the_keys_of_a_step_reach_it():
         ({"optimizer": {"factors": {".*": 1.0}}}, "optimizer.factors"),
         ({"optimizer": {"factors": [["x", "half"]]}}, "optimizer.factors"),
         ({"optimizer": {"ema": 0.9}}, "no such key: optimizer.ema"),
+        ({"spike_factor": 0.5}, "spike_factor is 0.5, expected more than 1, or 0"),
+        ({"held_out": -1}, "held_out is -1, expected at least 0"),
+        ({"held_out_every": 0}, "held_out_every is 0, expected at least 1"),
         ({"lora": {"rank": -2}}, "lora: rank -2"),
         ({"lora": {"rank": "4"}}, "lora.rank"),
         ({"balance_texts": 1}, "balance_texts"),

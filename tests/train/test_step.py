@@ -10,14 +10,23 @@ import pytest
 from jax.extend import core
 
 from pdgen.config import ComputeConfig
-from pdgen.interleave.layout import Budgets, pack_shapes
+from pdgen.interleave.layout import TARGETS, Budgets, pack_shapes
 from pdgen.models import bagel
-from pdgen.train.loss import FlowInputs, LossSums, cross_entropy, draw_flow_inputs, loss_sums, total_loss
+from pdgen.train.flops import model_flops
+from pdgen.train.loss import (
+    FlowInputs,
+    LossSums,
+    cross_entropy,
+    draw_flow_inputs,
+    loss_sums,
+    token_losses,
+    total_loss,
+)
 from pdgen.train.metrics import loss_metrics, present
 from pdgen.train.state import abstract_state, start_state
 from pdgen.train.step import gradients, train_step
 from tests.small import CONFIG, shaken_params
-from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, make_batch
+from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, flat, make_batch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,17 +47,72 @@ def params():
 
 @pytest.fixture(scope="module")
 def reference():
-    """Metrics and gradients of one step."""
-    return after_one_step(STEP)[:2]
+    """Metrics, gradients and updated parameters of one step."""
+    return after_one_step(STEP)[:3]
 
 
 def test_metrics(params, batch, reference):
-    metrics, gradients = reference
+    metrics, gradients, _ = reference
     np.testing.assert_allclose(metrics["ce_targets"], batch.text_weights.sum(), rtol=1e-6)
     assert metrics["mse_targets"] == (batch.vae_image >= 0).sum()
     np.testing.assert_allclose(metrics["loss"], 0.5 * metrics["ce"] + metrics["mse"], rtol=1e-6)
     squares = sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in gradients.values())
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(squares), rtol=1e-5)
+
+
+def test_norms_of_the_experts(reference):
+    """Each tensor belongs to one part; all together are the whole norm."""
+    metrics, gradients, _ = reference
+    squares = dict.fromkeys(("und", "gen", "other"), 0.0)
+    for name, leaf in gradients.items():
+        part = "und" if "/und/" in name else "gen" if "/gen/" in name else "other"
+        squares[part] += np.sum(np.square(leaf, dtype=np.float64))
+    for part, total in squares.items():
+        np.testing.assert_allclose(metrics[f"grad_norm_{part}"], np.sqrt(total), rtol=1e-5)
+    for name in ("grad_norm", "update_norm", "param_norm"):
+        parts = [float(metrics[f"{name}_{part}"]) for part in squares]
+        np.testing.assert_allclose(metrics[name], np.linalg.norm(parts), rtol=1e-5)
+
+
+def test_an_update_is_what_moves_the_parameters(params, reference):
+    metrics, _, updated = reference
+    moved = [updated[name] - leaf for name, leaf in flat(params).items() if name in updated]
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in moved))
+    np.testing.assert_allclose(metrics["update_norm"], norm, rtol=1e-3)
+    np.testing.assert_allclose(metrics["learning_rate"], 1e-3, rtol=1e-6)
+
+
+def test_fill_and_flops(batch, reference):
+    """Of the packs in ``cases``: 9 ViT tokens each, 32 or 25 VAE tokens; documents counted by their first slot."""
+    metrics, _, _ = reference
+    lengths = np.concatenate([np.unique(start[end > 0], return_counts=True)[1]
+                              for start, end in zip(batch.k_start, batch.k_end)])  # fmt: skip
+    assert len(lengths) == 16 and metrics["tokens"] == lengths.sum()
+    np.testing.assert_allclose(metrics["flops"], model_flops(CONFIG, lengths.sum(), np.square(lengths).sum()), 1e-6)
+    np.testing.assert_allclose(metrics["fill_vit"], 9 / 12, rtol=1e-6)
+    np.testing.assert_allclose(metrics["fill_vae"], (32 + 25) / 2 / 44, rtol=1e-6)
+    text = metrics["tokens"] - 8 * 9 - 4 * (32 + 25)
+    np.testing.assert_allclose(metrics["fill_text"], text / (8 * 40), rtol=1e-6)
+
+
+def test_losses_by_kind_and_band(params, batch, reference):
+    """Against numpy, from the losses of every token."""
+    metrics, _, _ = reference
+    flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))
+    losses = jax.jit(functools.partial(token_losses, CONFIG, COMPUTE))(params, batch, flow)
+    ce, mse, t = np.asarray(losses[0]), np.asarray(losses[1]).mean(axis=-1), np.asarray(flow.t)
+    for number, kind in enumerate(TARGETS):
+        weights = batch.text_weights * (batch.text_kinds == number)
+        assert weights.any()
+        np.testing.assert_allclose(metrics[f"ce_{kind}"], np.average(ce, weights=weights), rtol=1e-5)
+    found = 0
+    for band in range(4):
+        inside = (batch.vae_weights > 0) & (t >= band / 4) & (t < band / 4 + 0.25)
+        assert metrics[f"mse_{band}_targets"] == inside.sum()
+        if inside.any():
+            found += 1
+            np.testing.assert_allclose(metrics[f"mse_{band}"], mse[inside].mean(), rtol=1e-5)
+    assert found >= 3
 
 
 def test_training_lowers_the_loss(params, batch):
