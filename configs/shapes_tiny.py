@@ -26,6 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.save_every = 500
     config.keep = 2
     config.log_every = 20
+    config.pictures_every = 1000
+    config.prompts = (
+        "a red circle", "a blue square left of a green triangle", "two yellow stars",
+        "a large orange circle above a grey square",
+    )  # fmt: skip
     config.workers = 8
     config.optimizer = ml_collections.ConfigDict(
         {"learning_rate": 6e-4, "warmup_steps": 300, "schedule": "cosine", "ema_decay": 0.999}
