@@ -98,6 +98,8 @@ def place(x: jax.Array, *names: str | None) -> jax.Array:
 def map_shards(function: Any, in_names: Sequence[Any], out_names: Any) -> Any:
     """``function`` run on each device's own shard (``jax.shard_map``); unchanged without a mesh.
 
+    Arguments that are split otherwise, or not at all, are brought into that form first.
+
     Args:
       function: from local arrays to local arrays.
       in_names: for each argument a tuple of logical names, or a pytree of such tuples.
@@ -108,9 +110,9 @@ def map_shards(function: Any, in_names: Sequence[Any], out_names: Any) -> Any:
     specs = lambda names: jax.tree.map(lambda n: RULES.spec(*n), names, is_leaf=_is_names)  # noqa: E731
     # Loop states start as constants, which vma checking would want marked axis by axis. Off is safe for
     # gradients: every float argument is split over all mesh axes, so none has a cotangent to sum.
-    return jax.shard_map(
-        function, in_specs=tuple(specs(n) for n in in_names), out_specs=specs(out_names), check_vma=False
-    )
+    in_specs = tuple(specs(names) for names in in_names)
+    mapped = jax.shard_map(function, in_specs=in_specs, out_specs=specs(out_names), check_vma=False)
+    return lambda *args: mapped(*(jax.sharding.reshard(arg, spec) for arg, spec in zip(args, in_specs, strict=True)))
 
 
 def _is_names(value: Any) -> bool:

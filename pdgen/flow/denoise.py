@@ -24,6 +24,7 @@ from pdgen.models import bagel, mot
 from pdgen.models.attention import Intervals
 from pdgen.models.context import Cache, image_order
 from pdgen.models.mot import Order, Past
+from pdgen.sharding import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +118,10 @@ class Progress(NamedTuple):
 
 def begin(denoiser: Denoiser, noise: Float[Array, "B M C"], image_guidance: bool) -> Progress:
     """An image before its first step; ``noise`` is standard normal."""
-    x, settings = noise.astype(jnp.float32), denoiser.settings
+    x, settings = place(noise.astype(jnp.float32), "batch", None, None), denoiser.settings
     tokens = num_branches(settings, image_guidance) * noise.shape[1] if settings.taylorseer else 0
     shape = (noise.shape[0], taylor.ORDER + 1, tokens, denoiser.config.language.hidden_size)
-    return Progress(x, jnp.zeros_like(x), jnp.zeros(shape, jnp.float32))
+    return Progress(x, jnp.zeros_like(x), place(jnp.zeros(shape, jnp.float32), "batch", None, None, None))
 
 
 def advance(

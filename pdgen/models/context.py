@@ -18,6 +18,10 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, mot
 from pdgen.models.attention import Intervals
 from pdgen.models.mot import Order, Past
+from pdgen.sharding import map_shards, out_spec, place
+
+# Keys and values are split over a mesh by row and head; lengths, which decide what happens, are everywhere.
+_SPLIT = (None, "batch", None, "kv_heads", None)
 
 
 @jax.tree_util.register_dataclass
@@ -42,9 +46,8 @@ def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp
     language = config.language
     shape = (language.num_layers, batch, capacity, language.num_kv_heads, language.head_dim)
     # Four buffers of their own, so that a caller may donate the cache.
-    return Cache(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32)
-    )
+    k, v = (place(jnp.zeros(shape, dtype), *_SPLIT) for _ in range(2))
+    return Cache(k, v, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
 
 
 def add_text(
@@ -69,7 +72,7 @@ def add_text(
     real = slots < count[:, None]
     among = Intervals(jnp.zeros((batch, length), jnp.int32), jnp.where(real, slots + 1, 0))
     und = bagel.embed_text(compute, params, ids)
-    streams = (und, jnp.zeros((batch, 0, und.shape[-1]), und.dtype))
+    streams = (und, und[:, :0])
     rotary = cache.rotary[:, None] + slots
     cache, hidden = _extend(config, compute, params, cache, streams, (np.arange(length), rotary, among), count)
     return dataclasses.replace(cache, rotary=cache.rotary + count), hidden
@@ -160,22 +163,30 @@ def _extend(
     past = (Past(cache.k, cache.v, seen),)
     streams, (k, v) = mot.run_layers(config.language, compute, language["layers"], streams, order, past)
     hidden = [mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)]
-    hidden = jnp.take(jnp.concatenate(hidden, axis=1), to_sequence, axis=1)
+    spec = out_spec("batch", None, None)
+    hidden = jnp.concatenate(hidden, axis=1).at[:, to_sequence].get(out_sharding=spec)
     # Slots beyond count go to the capacity, which does not exist: they are dropped, never clamped into place.
     slot = jnp.where(taken, cache.length[:, None] + jnp.arange(length), cache.k.shape[2])
-    rows = jnp.arange(batch)[:, None]
-    k, v = (old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop") for old, new in ((cache.k, k), (cache.v, v)))
+
+    def store(slot: Array, old: Array, new: Array) -> Array:
+        rows = jnp.arange(slot.shape[0])[:, None]
+        return old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop")
+
+    store = map_shards(store, (("batch", None), _SPLIT, _SPLIT), _SPLIT)
+    k, v = (store(slot, old, new) for old, new in ((cache.k, k), (cache.v, v)))
     return Cache(k, v, cache.length + count, cache.rotary), hidden
 
 
 def take_rows(cache: Cache, index: Int[Array, " G"]) -> Cache:
     """Some rows of a cache; an index beyond the last row takes that one."""
-    k, v = (values.at[:, index].get(mode="clip") for values in (cache.k, cache.v))
+    spec = out_spec(*_SPLIT)
+    k, v = (values.at[:, index].get(mode="clip", out_sharding=spec) for values in (cache.k, cache.v))
     return Cache(k, v, *(values.at[index].get(mode="clip") for values in (cache.length, cache.rotary)))
 
 
 def put_rows(cache: Cache, index: Int[Array, " G"], rows: Cache) -> Cache:
     """The cache with some rows replaced, the inverse of ``take_rows``; what is beyond the last row is dropped."""
-    k, v = (values.at[:, index].set(new, mode="drop") for values, new in ((cache.k, rows.k), (cache.v, rows.v)))
-    pairs = ((cache.length, rows.length), (cache.rotary, rows.rotary))
-    return Cache(k, v, *(values.at[index].set(new, mode="drop") for values, new in pairs))
+    large, small = ((cache.k, rows.k), (cache.v, rows.v)), ((cache.length, rows.length), (cache.rotary, rows.rotary))
+    spec = out_spec(*_SPLIT)
+    k, v = (values.at[:, index].set(new, mode="drop", out_sharding=spec) for values, new in large)
+    return Cache(k, v, *(values.at[index].set(new, mode="drop") for values, new in small))

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
@@ -103,16 +102,16 @@ class Drawing:
         """Gives up all rows but these; their batch still holds them, without the image."""
         alike = collections.defaultdict(list)
         for group in self._groups:
-            for place, slot in enumerate(group.slots):
-                if slot in set(slots):
-                    alike[group.kind].append((slot, jax.tree.map(lambda x, n=place: x[n], group.progress)))
+            alike[group.kind].append(group)
         self._groups, width = [], self.batch.settings.together
-        for kind, kept in alike.items():
-            for first in range(0, len(kept), width):
-                part = kept[first : first + width]
-                filled = [one for _, one in part] + [part[0][1]] * (width - len(part))
-                progress = jax.tree.map(lambda *rows: jnp.stack(rows), *filled)
-                self._groups.append(_Group(kind, [slot for slot, _ in part], progress))
+        for kind, groups in alike.items():
+            held = [(n * width + place, slot) for n, g in enumerate(groups) for place, slot in enumerate(g.slots)]
+            held = [(place, slot) for place, slot in held if slot in slots]
+            for first in range(0, len(held), width):
+                places, names = map(list, zip(*held[first : first + width]))
+                index = np.array(places + places[:1] * (width - len(places)), np.int32)
+                progress = self.batch.call(steps.regroup, (), tuple(g.progress for g in groups), index)
+                self._groups.append(_Group(kind, names, progress))
 
     def finish(self) -> None:
         """Takes the steps that are left; every row's image is recorded, and read before the row goes on."""
@@ -120,9 +119,9 @@ class Drawing:
         for group in self._groups:
             watch = Stopwatch(self.batch.sampler.compiler)
             # The contexts read what the PNG will hold: 8 bits a channel.
-            for slot, picture in zip(group.slots, list(self._decoded(group))):
-                row, seconds = self.batch.rows[slot], self._seconds[slot] + watch.seconds
-                row.costs["seconds"] += seconds
-                latents = np.asarray(group.progress.x[group.slots.index(slot)])
+            pictures, latents = list(self._decoded(group)), np.asarray(group.progress.x)
+            for slot, picture, latent in zip(group.slots, pictures, latents):
+                seconds = self._seconds[slot] + watch.seconds
+                self.batch.rows[slot].costs["seconds"] += seconds
                 values = {"seconds": seconds, "steps": group.kind.settings.num_timesteps - 1}
-                self.batch.add_drawn(slot, picture, latents, values)
+                self.batch.add_drawn(slot, picture, latent, values)

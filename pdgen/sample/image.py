@@ -21,6 +21,9 @@ from pdgen.flow.denoise import Contexts, Denoiser
 from pdgen.interleave.images import image_sizes, patchify, position_ids, resize, resize_size, to_pixels, unpatchify
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import Cache, add_latents, add_vit
+from pdgen.sharding import map_shards, place
+
+_PIXELS, _TOKENS = ("batch", None, None, None), ("batch", None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +127,24 @@ def decode(
     config: ModelConfig, grid: ImageGrid, params: dict[str, Any], latents: Float[Array, "B M C"]
 ) -> Float[Array, "B H W 3"]:
     """Pixels in [-1, 1] of clean VAE tokens."""
-    values = unpatchify(latents, grid.latents, config.latent_patch_size)
-    return jnp.clip(autoencoder.decode(config.autoencoder, params["autoencoder"], values), -1, 1)
+
+    def local(params: dict, latents: Array) -> Array:
+        values = unpatchify(latents, grid.latents, config.latent_patch_size)
+        return jnp.clip(autoencoder.decode(config.autoencoder, params, values), -1, 1)
+
+    return map_shards(local, (_whole(params), _TOKENS), _PIXELS)(params["autoencoder"], latents)
 
 
 def clean_latents(config: ModelConfig, params: dict[str, Any], pictures: Pictures) -> Float[Array, "B M C"]:
     """VAE tokens of pictures: a sample of the posterior from each picture's seed, scaled and patchified."""
-    mean, logvar = autoencoder.encode(config.autoencoder, params["autoencoder"], pictures.pixels)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(pictures.seed))
-    moments = jax.vmap(autoencoder.sample_posterior)(mean, logvar, keys)
-    return patchify(autoencoder.latent_from_moments(config.autoencoder, moments), config.latent_patch_size)
+
+    def local(params: dict, pixels: Array, seed: Array) -> Array:
+        mean, logvar = autoencoder.encode(config.autoencoder, params, pixels)
+        drawn = jax.vmap(autoencoder.sample_posterior)(mean, logvar, jax.vmap(jax.random.key)(seed))
+        return patchify(autoencoder.latent_from_moments(config.autoencoder, drawn), config.latent_patch_size)
+
+    mapped = map_shards(local, (_whole(params), _PIXELS, ("batch",)), _TOKENS)
+    return mapped(params["autoencoder"], jnp.asarray(pictures.pixels), jnp.asarray(pictures.seed))
 
 
 def read(
@@ -160,7 +171,12 @@ def read(
         cache, _ = add_latents(config, compute, tree, cache, (latents, positions), switches, active)
     positions = _positions(config, grid.patches, config.vision.max_side, batch)
     cache, hidden = add_vit(config, compute, tree, cache, (pictures.patches, positions), switches, active)
-    return cache, bagel.logits(tree, hidden[:, -1:])[:, 0]
+    return cache, place(bagel.logits(tree, hidden[:, -1:])[:, 0], None, None)
+
+
+def _whole(params: dict[str, Any]) -> Any:
+    """The autoencoder's parameters are on every device, which decodes or encodes its own rows."""
+    return jax.tree.map(lambda leaf: (None,) * leaf.ndim, params["autoencoder"])
 
 
 def _positions(config: ModelConfig, grid: tuple[int, int], side: int, batch: int) -> Array:

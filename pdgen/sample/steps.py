@@ -22,6 +22,7 @@ from pdgen.sample import image as images
 from pdgen.sample import text as texts
 from pdgen.sample.image import ImageGrid, Pictures
 from pdgen.sample.text import Grammar, TextSettings
+from pdgen.sharding import out_spec, place
 
 # What a segment's key is folded with for each draw; those of a text's tokens count from 0.
 _SWITCH_DRAW, _NOISE_DRAW = 2**31, 2**31 + 1
@@ -62,6 +63,7 @@ class Rows(NamedTuple):
     number: UInt32[Array, " G"]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def empty_state(model: ModelKey, rows: int, capacity: tuple[int, int]) -> State:
     """Contexts that hold nothing, with room for so many tokens in ``full`` and ``texts`` (0: none)."""
     (config, compute), (full, alone) = model, capacity
@@ -101,8 +103,9 @@ def prefill(
     state = dataclasses.replace(state, **{context: put_rows(getattr(state, context), rows.index, cache)})
     if context == "texts":
         return state
-    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-    state = dataclasses.replace(state, logits=_put(state.logits, rows, bagel.logits(params["model"], last)[:, 0]))
+    last = jnp.take_along_axis(place(hidden, None, None, None), jnp.maximum(count - 1, 0)[:, None, None], axis=1)
+    logits = place(bagel.logits(params["model"], last)[:, 0], None, None)
+    state = dataclasses.replace(state, logits=_put(state.logits, rows, logits))
     return _keep_view(state, rows._replace(index=jnp.where(kept, rows.index, state.logits.shape[0])), cache)
 
 
@@ -159,6 +162,18 @@ def draw(
     contexts = Contexts(full, some(state.view_length), some(state.view_rotary), image, active & image_guidance)
     start = _keys(rows, _NOISE_DRAW) if progress is None else progress
     return images.draw(denoiser, grid, steps, params, contexts, start)
+
+
+@jax.jit
+def regroup(parts: tuple[Progress, ...], index: Int[Array, " G"]) -> Progress:
+    """The images ``index`` of all that are in ``parts``, counted through."""
+
+    def some(*values: Array) -> Array:
+        whole = (None,) * (values[0].ndim - 1)
+        together = jnp.concatenate([place(value, None, *whole) for value in values])
+        return together.at[index].get(out_sharding=out_spec("batch", *whole))
+
+    return jax.tree.map(some, *parts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel
 from pdgen.models.context import Cache, add_text
+from pdgen.sharding import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def write_text(
     def step(carry: tuple) -> tuple:
         cache, row, tokens, logits, number = carry
         cache, hidden = add_text(config, compute, params, cache, row.token[:, None], (~row.done).astype(jnp.int32))
-        new = bagel.logits(params, hidden)[:, 0]
+        new = place(bagel.logits(params, hidden)[:, 0], None, None)
         logits = jnp.where(row.done[:, None], logits, new)
         done = row.done | (row.token == closing) & (number > 0)
         next_row = _choose(settings, grammar, closing, row._replace(done=done), new, _fold(keys, number))

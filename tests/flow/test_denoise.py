@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from pdgen.config import ComputeConfig
-from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents, network_evaluations
+from pdgen.flow.denoise import (
+    Contexts,
+    Denoiser,
+    ImageSettings,
+    advance,
+    begin,
+    estimate,
+    generate_latents,
+    network_evaluations,
+)
 from pdgen.flow.rectified import schedule
 from pdgen.models.context import add_text, empty_cache
 from tests.small import CONFIG, SWITCHES, shaken_params
@@ -147,3 +156,24 @@ def test_taylorseer_stays_near(params, contexts, noise):
     )
     difference = np.abs(np.asarray(plain - seer)).max()
     assert 1e-6 < difference < 0.05 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("settings", [{}, {"text_scale": 1.0, "taylorseer": True, "num_timesteps": 12}], ids=str)
+def test_stretches_give_what_one_run_gives(params, contexts, noise, settings):
+    """Cut within the guided steps and within the others; and the estimate in between is where the velocity leads."""
+    settings = ImageSettings(**{"num_timesteps": 9, "interval": (0.5, 1.0), **settings})
+    denoiser = Denoiser(CONFIG, COMPUTE, settings, (SWITCHES.vision_start, SWITCHES.vision_end))
+    run = jax.jit(functools.partial(advance, denoiser), static_argnums=4)
+    steps, t = settings.num_timesteps - 1, schedule(settings.num_timesteps, settings.timestep_shift)
+    assert 2 < settings.guided_steps[1] < 7 or settings.text_scale == 1
+    progress = begin(denoiser, noise, image_guidance=True)
+    for stretch in ((0, 2), (2, 7), (7, steps)):
+        before = progress
+        progress = run(params, contexts, POSITIONS, before, stretch)
+        # x0 = x_t - t v, and the last step went from t to the next timestep along v.
+        first = np.asarray(progress.x) + (t[stretch[1] - 1] - t[stretch[1]]) * np.asarray(progress.v)
+        clean = first - t[stretch[1] - 1] * np.asarray(progress.v)
+        np.testing.assert_allclose(estimate(settings, progress, stretch[1]), clean, atol=1e-5)
+    whole = run(params, contexts, POSITIONS, begin(denoiser, noise, image_guidance=True), (0, steps))
+    np.testing.assert_allclose(progress.x, whole.x, atol=1e-5)
+    np.testing.assert_array_equal(estimate(settings, progress, steps), progress.x)

@@ -1,0 +1,54 @@
+"""Drawing a token: temperature, top-k, top-p."""
+
+import jax
+import numpy as np
+import pytest
+
+from pdgen.sample.text import TextSettings, pick
+
+PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32)
+ROWS = 4000
+
+
+def shares(**settings):
+    """How often each token is drawn from PROBABILITIES (and one token that is not allowed)."""
+    logits = np.append(np.log(PROBABILITIES), -np.inf)[None].repeat(ROWS, 0)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    drawn = pick(TextSettings(**settings), logits, keys)
+    return np.bincount(drawn, minlength=6) / ROWS
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 0.0}, [0, 1, 0, 0, 0]),
+        ({"temperature": 1.0}, [0.05, 0.4, 0.1, 0.25, 0.2]),
+        # p^2 / sum p^2
+        ({"temperature": 0.5}, np.square(PROBABILITIES) / np.square(PROBABILITIES).sum()),
+        ({"temperature": 1.0, "top_k": 2}, [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
+        ({"temperature": 1.0, "top_k": 99}, [0.05, 0.4, 0.1, 0.25, 0.2]),
+        # 0.4 and 0.25 come to 0.65 and do not reach 0.7, with 0.2 they do.
+        ({"temperature": 1.0, "top_p": 0.7}, [0, 0.4 / 0.85, 0, 0.25 / 0.85, 0.2 / 0.85]),
+        ({"temperature": 1.0, "top_p": 0.39}, [0, 1, 0, 0, 0]),
+        ({"temperature": 1.0, "top_p": 0.7, "top_k": 2}, [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_should(settings, expected):
+    found = shares(**settings)
+    np.testing.assert_allclose(found, [*expected, 0], atol=0.03)
+    assert ((found > 0) <= (np.append(expected, 0) > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"temperature": -0.1}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
+        ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+    ],
+)
+def test_settings_out_of_range(settings, rule):
+    with pytest.raises(ValueError, match=rule):
+        TextSettings(**settings)
