@@ -151,6 +151,9 @@ class Batches:
         held_out = held_out_records(source.subsets, settings.mixture, settings.held_out)
         held = np.isin(self.documents.record, held_out)
         self.held_out = np.flatnonzero(held)
+        if settings.held_out and not held.any():
+            raise LoaderError(f"config: held_out is {settings.held_out}, but the last records are broken or teach "
+                              "nothing; hold out more")  # fmt: skip
         self.subsets = {name: n[~held[n]] for name, n in subset_documents(source, self.documents).items()}
         self.packer = Packer(
             self.documents, self.subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
