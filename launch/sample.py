@@ -30,7 +30,8 @@ from tqdm import tqdm
 from pdgen.command import fail, parse
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
-from pdgen.interleave.trajectory import MODES, ImageStage, Trajectory, load_trajectory, save_trajectory
+from pdgen.interleave.modes import MODES
+from pdgen.interleave.trajectory import ImageStage, Trajectory, load_trajectory, save_trajectory
 from pdgen.sample import strategies
 from pdgen.sample.compiled import Stopwatch, keep_compiled
 from pdgen.sample.engine import Sampler

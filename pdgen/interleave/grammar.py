@@ -18,8 +18,8 @@ import dataclasses
 
 import numpy as np
 
+from pdgen.interleave.modes import END, MODES
 from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import END, MODES
 
 FORBIDDEN = -1
 KINDS = ("plan", "inspect", "inspect+refine", "free", "image")
@@ -67,7 +67,7 @@ class Automaton:
     switch_tokens: np.ndarray
 
     def kind_of(self, state: int) -> str:
-        """The kind of the text that closed in ``state``: a key of ``trajectory.MODES``, or "free"."""
+        """The kind of the text that closed in ``state``: a key of ``modes.MODES``, or "free"."""
         return KINDS[self.kind[state]]
 
     def run(self, start: str, tokens: list[int]) -> int:

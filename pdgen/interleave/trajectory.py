@@ -1,14 +1,4 @@
-"""Trajectories: the training record, the sampled trajectory and its folder, and the grammar that they obey.
-
-    sequence := IMAGE(given)* TEXT(prompt) TEXT(plan) IMAGE ...    then, by what stands last:
-      after a plan                       IMAGE
-      after an image                     TEXT(inspect), TEXT(plan) or END
-      after an inspection with <refine>  TEXT(plan) or IMAGE
-      after an inspection without        TEXT(plan) or END
-
-That is the mode "process", in which all training records stand. What the base model does is a mode of its own:
-"single_pass" (prompt, image), "edit" (given images, prompt, image), "think" (prompt, thought, image) and
-"understand" (given images, prompt, answer). There an inspection of the image comes from outside, if at all.
+"""Trajectories: the training record, and the sampled trajectory with its folder. ``modes`` says what may follow what.
 
 A plan reads ``<ins>instruction</ins> <des>description</des>``, an inspection that found a fault ends with
 ``<refine>correction</refine>``. The closing tags ``<\\ins>`` occur in the wild: read, never written.
@@ -28,40 +18,17 @@ import numpy as np
 import PIL.Image
 
 from pdgen.files import new_folder
+from pdgen.interleave.modes import Mode, TrajectoryError, check_kinds, corrected, image_stage
 
 VERSION = 1
-END = "end"
-# By mode what may follow each kind of segment: START before the first, END where a complete sequence may stop.
-START = "start"
-_GIVEN = {START: ("given", "prompt"), "given": ("given", "prompt")}
-_ONE_IMAGE = {"image": ("inspect", "inspect+refine", END), "inspect": (END,), "inspect+refine": ("image",)}
-MODES: dict[str, dict[str, tuple[str, ...]]] = {
-    "process": _GIVEN
-    | {
-        "prompt": ("plan",),
-        "plan": ("image",),
-        "image": ("inspect", "inspect+refine", "plan", END),
-        "inspect": ("plan", END),
-        "inspect+refine": ("plan", "image"),
-    },
-    "single_pass": {START: ("prompt",), "prompt": ("image",)} | _ONE_IMAGE,
-    "edit": _GIVEN | {START: ("given",), "prompt": ("image",)} | _ONE_IMAGE,
-    "think": _GIVEN | {"prompt": ("thought",), "thought": ("image",)} | _ONE_IMAGE,
-    "understand": _GIVEN | {"prompt": ("answer",), "answer": (END,)},
-}
 TAG = re.compile(r"<[/\\]?(?:ins|des|refine)>")
 _PLAN = re.compile(r"<ins>(.*?)<[/\\]ins>\s*<des>(.*?)<[/\\]des>\s*", re.DOTALL)
 _REFINE = re.compile(r"(.*?)<refine>(.*?)<[/\\]refine>\s*", re.DOTALL)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JSON, _LATENTS = "trajectory.json", "latents.npz"
 
-Mode = Literal["process", "single_pass", "edit", "think", "understand"]
 StopReason = Literal["finished", "step limit", "token limit", "stopped"]
 Origin = Literal["model", "outside"]
-
-
-class TrajectoryError(ValueError):
-    """A text, record or trajectory folder breaks the format; one line says where and how."""
 
 
 class Text(msgspec.Struct, tag="text", forbid_unknown_fields=True, frozen=True):
@@ -353,7 +320,7 @@ def parse_refine(text: str) -> str | None:
 
 
 def segment_kind(segment: Text | Image | TextStage | ImageStage) -> str:
-    """The key in ``MODES`` of a segment or stage, from its stage and its tags alone."""
+    """The key in ``modes.MODES`` of a segment or stage, from its stage and its tags alone."""
     if isinstance(segment, Image | ImageStage):
         return "given" if segment.stage == "given" else "image"
     if segment.stage == "plan":
@@ -361,28 +328,6 @@ def segment_kind(segment: Text | Image | TextStage | ImageStage) -> str:
     elif segment.stage == "inspect":
         return "inspect" if parse_refine(segment.text) is None else "inspect+refine"
     return segment.stage
-
-
-def image_stage(kinds: Sequence[str]) -> Literal["sketch", "refine"]:
-    """The stage of an image that is drawn after segments of these kinds.
-
-    It is "refine" after an inspection with ``<refine>``, also where a rewritten plan stands between.
-    """
-    last = [k for k in kinds[-2:] if k != "plan"][-1:]
-    return "refine" if last == ["inspect+refine"] else "sketch"
-
-
-def check_kinds(kinds: Sequence[str], complete: bool, mode: Mode = "process") -> None:
-    """Raises TrajectoryError where the sequence of segment kinds, prompt included, breaks the mode's grammar."""
-    followers = MODES[mode]
-    for number, (before, after) in enumerate(itertools.pairwise([START, *kinds])):
-        if after not in followers.get(before, ()):
-            allowed = " or ".join(k for k in followers.get(before, ()) if k != END)
-            raise TrajectoryError(f"segment {number}: {after} after {before}, expected {allowed or 'nothing'}")
-    if not kinds:
-        raise TrajectoryError(f"begins with nothing, expected {' or '.join(followers[START])}")
-    if complete and END not in followers.get(kinds[-1], ()):
-        raise TrajectoryError(f"marked complete, but a sequence cannot end with {kinds[-1]}")
 
 
 def check_grammar(record: Record) -> None:
@@ -412,19 +357,6 @@ def check_grammar(record: Record) -> None:
         if record.segments[number].target:
             raise TrajectoryError(f"record {record.id}: segment {number}: this {kinds[number]} is corrected "
                                   "later, it must not be a target")  # fmt: skip
-
-
-def corrected(kinds: Sequence[str]) -> list[int]:
-    """Numbers of the drafts that an inspection faults and of the plans rewritten after one, from all kinds."""
-    numbers = []
-    plan = 0
-    for n, kind in enumerate(kinds):
-        if kind == "inspect+refine":
-            rewritten = [plan] if kinds[n + 1 : n + 2] == ["plan"] else []
-            numbers += [n - 1, *rewritten]
-        if kind == "plan":
-            plan = n
-    return numbers
 
 
 _RECORD_ENCODER = msgspec.msgpack.Encoder()

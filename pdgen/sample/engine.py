@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.interleave.grammar import Automaton, build_automaton
 from pdgen.interleave.images import to_rgb
+from pdgen.interleave.modes import TrajectoryError
 from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import ImageStage, Trajectory, TrajectoryError, image_file
+from pdgen.interleave.trajectory import ImageStage, Trajectory, image_file
 from pdgen.sample import checkpoint as checkpoints
 from pdgen.sample import steps
 from pdgen.sample.batch import Batch, Event, Review

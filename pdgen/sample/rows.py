@@ -9,18 +9,14 @@ import numpy as np
 import PIL.Image
 
 from pdgen.interleave.grammar import KINDS, SWITCHES, Automaton
+from pdgen.interleave.modes import END, MODES, TrajectoryError, check_kinds, image_stage
 from pdgen.interleave.trajectory import (
-    END,
-    MODES,
     ImageStage,
     Stage,
     StopReason,
     TextStage,
     Trajectory,
-    TrajectoryError,
-    check_kinds,
     image_file,
-    image_stage,
     parse_plan,
     segment_kind,
 )
@@ -58,7 +54,7 @@ class Row:
     Attributes:
       number: of the trajectory among those asked for.
       start: what it started from, a prompt or a history.
-      kinds: of the segments so far, keys of ``trajectory.MODES``.
+      kinds: of the segments so far, keys of ``modes.MODES``.
       pending: what the contexts have still to read, in order.
       due: what comes next, "text" or "image"; None = not decided yet.
       costs: counters, see ``Trajectory.costs``.

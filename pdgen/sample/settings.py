@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.trajectory import MODES, Mode
+from pdgen.interleave.modes import MODES, Mode
 from pdgen.sample.text import TextSettings
 
 # What the base model was trained to obey in "think" mode; it stands before everything else.
@@ -25,7 +25,7 @@ class SampleSettings:
     """How trajectories are sampled.
 
     Attributes:
-      mode: which grammar they follow; see ``interleave.trajectory.MODES``.
+      mode: which grammar they follow; see ``interleave.modes.MODES``.
       height, width: of every drawn image, in pixels; 0 = as the last image that is given or drawn already, else
         the largest square that the model's tables hold. Both or none.
       max_images: drawn images of one trajectory, at most; 0 writes the first plan alone.

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdgen.interleave import modes
 from pdgen.interleave import trajectory as tr
 
 LETTERS = {"g": "given", "p": "prompt", "l": "plan", "i": "image", "n": "inspect", "r": "inspect+refine"}
@@ -45,7 +46,7 @@ def record(letters, complete=False, targets=None, **changes):
     for number, letter in enumerate(letters):
         target = number in (targets or ())
         if letter in "gi":
-            stage = "given" if letter == "g" else tr.image_stage(kinds)
+            stage = "given" if letter == "g" else modes.image_stage(kinds)
             segments.append(tr.Image(stage, png(), target))
         else:
             stage = {"p": "prompt", "l": "plan", "n": "inspect", "r": "inspect"}[letter]
@@ -57,8 +58,8 @@ def record(letters, complete=False, targets=None, **changes):
 
 def accepts(letters, complete):
     try:
-        tr.check_kinds([LETTERS[letter] for letter in letters], complete)
-    except tr.TrajectoryError:
+        modes.check_kinds([LETTERS[letter] for letter in letters], complete)
+    except modes.TrajectoryError:
         return False
     return True
 
@@ -78,7 +79,7 @@ def test_a_plan_is_read_as_written(instruction, description):
     assert tr.parse_plan(text) == (instruction, description)
     typo = text.replace("</ins>", "<\\ins>").replace("</des>", "<\\des>")
     assert tr.parse_plan(typo) == (instruction, description)
-    with pytest.raises(tr.TrajectoryError):
+    with pytest.raises(modes.TrajectoryError):
         tr.parse_refine(text)
 
 
@@ -88,7 +89,7 @@ def test_an_inspection_is_read_as_written(analysis, correction):
     text = tr.format_inspection(analysis, correction)
     assert tr.parse_refine(text) == correction
     assert tr.parse_refine(text.replace("</refine>", "<\\refine>") + "\n") == correction
-    with pytest.raises(tr.TrajectoryError):
+    with pytest.raises(modes.TrajectoryError):
         tr.parse_plan(text)
 
 
@@ -105,7 +106,7 @@ def test_an_inspection_is_read_as_written(analysis, correction):
     ],
 )
 def test_what_is_no_plan(text):
-    with pytest.raises(tr.TrajectoryError, match="plan"):
+    with pytest.raises(modes.TrajectoryError, match="plan"):
         tr.parse_plan(text)
 
 
@@ -120,13 +121,13 @@ def test_what_is_no_plan(text):
     ],
 )
 def test_what_is_no_inspection(text):
-    with pytest.raises(tr.TrajectoryError, match="inspection"):
+    with pytest.raises(modes.TrajectoryError, match="inspection"):
         tr.parse_refine(text)
 
 
 def test_tags_inside_words_are_refused():
     for write in (lambda: tr.format_plan("a</ins>", "b"), lambda: tr.format_inspection("a", "<\\refine>")):
-        with pytest.raises(tr.TrajectoryError, match="inside the words"):
+        with pytest.raises(modes.TrajectoryError, match="inside the words"):
             write()
 
 
@@ -166,7 +167,7 @@ def packed(**changes):
     ],
 )
 def test_a_bad_record_is_named(data, message):
-    with pytest.raises(tr.TrajectoryError, match=message) as fault:
+    with pytest.raises(modes.TrajectoryError, match=message) as fault:
         tr.decode_record(data, "shard 3")
     assert str(fault.value).startswith("shard 3: ") and "\n" not in str(fault.value)
 
@@ -174,7 +175,7 @@ def test_a_bad_record_is_named(data, message):
 def test_a_picture_that_is_no_png_is_named():
     made = record("gp")
     made.segments[0] = tr.Image("given", b"GIF89a", False)
-    with pytest.raises(tr.TrajectoryError, match="x: record r1: segment 0: not a PNG"):
+    with pytest.raises(modes.TrajectoryError, match="x: record r1: segment 0: not a PNG"):
         tr.decode_record(tr.encode_record(made), "x")
 
 
@@ -201,7 +202,7 @@ def test_latents_must_fit_their_shape(latents):
     ],
 )
 def test_a_record_that_breaks_the_grammar_is_named(made, message):
-    with pytest.raises(tr.TrajectoryError, match=f"record r1: .*{message}"):
+    with pytest.raises(modes.TrajectoryError, match=f"record r1: .*{message}"):
         tr.encode_record(made)
 
 
@@ -216,7 +217,7 @@ def test_the_stage_of_an_image_follows_from_what_stands_before():
     stages = [s.stage for s in made.segments if isinstance(s, tr.Image)]
     assert stages == ["sketch", "refine", "refine", "sketch"]
     made.segments[2] = tr.Image("refine", png(), False)
-    with pytest.raises(tr.TrajectoryError, match="segment 2: image stage 'refine', expected 'sketch'"):
+    with pytest.raises(modes.TrajectoryError, match="segment 2: image stage 'refine', expected 'sketch'"):
         tr.check_grammar(made)
 
 
@@ -234,7 +235,7 @@ def trajectory(letters, mode="process", **changes):
     texts |= {"t": ("thought", "A cat."), "a": ("answer", "Two.")}
     for letter in letters:
         if letter in "gi":
-            name = "given" if letter == "g" else tr.image_stage([tr.segment_kind(s) for s in stages])
+            name = "given" if letter == "g" else modes.image_stage([tr.segment_kind(s) for s in stages])
             size = (6, 5) if letter == "g" else (4, 8)
             images.append(shade(*size, color=("red", "green", "blue", "white")[len(images)]))
             stages.append(tr.ImageStage(name, tr.image_file(len(images), name), *size))
@@ -277,23 +278,23 @@ def test_every_mode_has_its_grammar(mode, letters):
     everything = ["", "li", "i", "gi", "ti", "gti", "a", "ga", "lin", "in", "ia", "iai", "gl", "irri", "tit"]
     fitting = {"li", "i", "gi", "ti", "gti", "a", "ga", "lin", "in"}
     for one in everything:
-        alone = [m for m in tr.MODES if _fits(one, m)]
+        alone = [m for m in modes.MODES if _fits(one, m)]
         assert len(alone) == (1 if one in fitting - {"in"} else len(alone)) and (one in fitting or not alone), one
 
 
 def _fits(letters, mode):
     try:
         trajectory(letters, mode).check()
-    except tr.TrajectoryError:
+    except modes.TrajectoryError:
         return False
     return True
 
 
 def test_saving_leaves_nothing_half_written(tmp_path, monkeypatch):
     made = trajectory("gli")
-    with pytest.raises(tr.TrajectoryError, match="2 image stages need as many images"):
+    with pytest.raises(modes.TrajectoryError, match="2 image stages need as many images"):
         tr.save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[:1]))
-    with pytest.raises(tr.TrajectoryError, match=r"a: 01_given.png: is 4x8 pixels, its stage says 6x5"):
+    with pytest.raises(modes.TrajectoryError, match=r"a: 01_given.png: is 4x8 pixels, its stage says 6x5"):
         tr.save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[::-1]))
     monkeypatch.setattr(pathlib.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
@@ -302,7 +303,7 @@ def test_saving_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_saving_never_overwrites(tmp_path):
-    with pytest.raises(tr.TrajectoryError, match="exists already"):
+    with pytest.raises(modes.TrajectoryError, match="exists already"):
         tr.save_trajectory(tmp_path, trajectory("li"))
     assert not list(tmp_path.iterdir())
 
@@ -314,7 +315,7 @@ def test_an_image_file_stays_in_its_folder():
 
 
 def test_a_damaged_folder_is_named(tmp_path):
-    with pytest.raises(tr.TrajectoryError, match=r"none/trajectory.json: No such file"):
+    with pytest.raises(modes.TrajectoryError, match=r"none/trajectory.json: No such file"):
         tr.load_trajectory(tmp_path / "none")
     folder = tmp_path / "t"
     tr.save_trajectory(folder, trajectory("gli", latents={}))
@@ -327,18 +328,18 @@ def test_a_damaged_folder_is_named(tmp_path):
     }
     for old, (new, message) in nonsense.items():
         (folder / "trajectory.json").write_text(text.replace(old, new))
-        with pytest.raises(tr.TrajectoryError, match=rf"t(/trajectory.json)?: .*{message}"):
+        with pytest.raises(modes.TrajectoryError, match=rf"t(/trajectory.json)?: .*{message}"):
             tr.load_trajectory(folder)
     (folder / "trajectory.json").write_text(text)
     tr.load_trajectory(folder)
     (folder / "latents.npz").write_bytes(b"no zip")
-    with pytest.raises(tr.TrajectoryError, match=r"t/latents.npz: "):
+    with pytest.raises(modes.TrajectoryError, match=r"t/latents.npz: "):
         tr.load_trajectory(folder)
     (folder / "02_sketch.png").write_bytes(b"no picture")
-    with pytest.raises(tr.TrajectoryError, match=r"t/02_sketch.png: "):
+    with pytest.raises(modes.TrajectoryError, match=r"t/02_sketch.png: "):
         tr.load_trajectory(folder)
     (folder / "02_sketch.png").unlink()
-    with pytest.raises(tr.TrajectoryError, match=r"t/02_sketch.png: .*No such file"):
+    with pytest.raises(modes.TrajectoryError, match=r"t/02_sketch.png: .*No such file"):
         tr.load_trajectory(folder)
 
 
@@ -353,10 +354,10 @@ def test_a_damaged_picture_is_never_another_fault(tmp_path):
     assert whole.count(b"IDAT") > 1
     for position in [*range(60), *(m.start() for m in re.finditer(b"IDAT", whole)), len(whole) // 2]:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
-        with contextlib.suppress(tr.TrajectoryError):
+        with contextlib.suppress(modes.TrajectoryError):
             tr.load_trajectory(folder)
     path.write_bytes(whole[:position])
-    with pytest.raises(tr.TrajectoryError, match=r"t/0.png: "):
+    with pytest.raises(modes.TrajectoryError, match=r"t/0.png: "):
         tr.load_trajectory(folder)
 
 
@@ -394,5 +395,5 @@ def test_a_branch_keeps_what_stands_before():
 )
 def test_a_branch_into_nonsense_is_refused(step, changes, message):
     changes = {name: shade(*value) if name == "image" else value for name, value in changes.items()}
-    with pytest.raises(tr.TrajectoryError, match=message):
+    with pytest.raises(modes.TrajectoryError, match=message):
         trajectory("glin").branch(step, **changes)

@@ -12,11 +12,10 @@ import pytest
 from pdgen.config import ComputeConfig
 from pdgen.interleave import layout
 from pdgen.interleave.grammar import KINDS, SWITCHES
+from pdgen.interleave.modes import check_kinds, image_stage
 from pdgen.interleave.trajectory import (
     ImageStage,
     TextStage,
-    check_kinds,
-    image_stage,
     parse_plan,
     parse_refine,
     segment_kind,

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.interleave.trajectory import TrajectoryError
+from pdgen.interleave.modes import TrajectoryError
 from pdgen.sample.batch import Change, Stop
 from pdgen.sample.engine import SampleError
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, outcome, recording

@@ -7,13 +7,12 @@ from typing import Any
 import msgspec
 
 from pdgen.data.importers.outcome import Refused
+from pdgen.interleave.modes import corrected, image_stage
 from pdgen.interleave.trajectory import (
     Image,
     Text,
-    corrected,
     format_inspection,
     format_plan,
-    image_stage,
     parse_plan,
     parse_refine,
     segment_kind,
