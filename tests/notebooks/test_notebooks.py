@@ -1,0 +1,69 @@
+"""The notebooks run from beginning to end on the golden checkpoint, and stand in the repository with their outputs."""
+
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+from pdgen.convert.both_ways import to_pdgen
+
+ROOT = pathlib.Path(__file__).parents[2]
+BAGEL = ROOT / "tests" / "golden" / "bagel-nano"
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+
+
+def printed(cells):
+    return "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", ()))
+
+
+@pytest.fixture
+def executed(tmp_path, monkeypatch):
+    """A function that runs a notebook anew in an empty folder and returns its cells."""
+    to_pdgen(BAGEL, tmp_path / "nano", say=lambda line: None)
+    for name, value in {
+        "PDGEN_CHECKPOINT": tmp_path / "nano", "PDGEN_BAGEL": BAGEL, "PDGEN_MAX_TOKENS": 8, "PDGEN_TIMESTEPS": 3,
+        "JAX_NUM_CPU_DEVICES": 1, "IPYTHONDIR": tmp_path / "ipython",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+
+    def run(name):
+        notebook = read(name)
+        resources = {"metadata": {"path": str(tmp_path)}}
+        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+        return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+    return run
+
+
+def test_sampling_runs(executed):
+    cells = executed("sample")
+    said = printed(cells)
+    assert "not a plan '<ins>..</ins> <des>..</des>': 'a large green star'" in said
+    assert "8 trajectories, " in said
+    assert "outside <ins>Begin with a blue square.</ins>" in said
+    shown = [out.data for cell in cells for out in cell.outputs if "data" in out]
+    assert any(set(data["text/plain"]) <= set("[True, ]") for data in shown)  # the same numbers alone as among others
+    assert sum("image/png" in data for data in shown) >= 6
+
+
+def test_converting_runs_and_comes_to_the_same(executed):
+    said = printed(executed("convert"))
+    assert "equal: True" in said and "False" not in said
+    assert "139 of 139 tensors have the same bytes, 0 are new" in said
+    assert "120 of 120 tensors have the same bytes, 0 are new" in said
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_notebook_stands_with_its_outputs(name):
+    cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not any(out.output_type == "error" for cell in cells for out in cell.outputs)
+    assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 300_000
+    if name == "sample":
+        assert sum("image/png" in out.get("data", {}) for cell in cells for out in cell.outputs) >= 6
+    assert "/tmp/" not in printed(cells)
