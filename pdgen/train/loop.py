@@ -47,7 +47,8 @@ def train(
 
     Args:
       run: the config.
-      workdir: gets ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, in the end, ``export/``.
+      workdir: gets ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/`` and, in the
+        end, ``export/``; locked while this lasts.
       say: takes a line for the reader.
       pictures: makes, of what the run builds on, a function that is called every ``run.pictures_every`` steps with the
         step and the model's parameters (the moving average, if one is kept), which it must not keep: the next step
@@ -58,7 +59,7 @@ def train(
       The exported checkpoint's folder.
 
     Raises:
-      RunError, and what else ``preflight`` raises: the run cannot start; or the loss is not finite, or the last
+      RunError, and what else ``preflight`` raises: the run cannot start; or a step is not finite, or the last
         checkpoint cannot be saved.
       Stopped: a signal has asked the run to save and leave.
     """
