@@ -273,14 +273,14 @@ def _attend_bwd(tile: Tile, saved: tuple, d_out: jax.Array) -> tuple:
 
     numbers, bounds = _query_blocks(tile, q, intervals)
     rows = (_by_head(q, kv_heads), _by_head(d_out, kv_heads), lse, _by_head(delta, kv_heads))
-    zeros = jax.tree.map(lambda x: jnp.zeros(jnp.moveaxis(x, 1, 2).shape, jnp.float32), keys_values)
+    zeros = jax.tree.map(lambda x: jnp.zeros(jnp.moveaxis(x, 1, 3).shape, jnp.float32), keys_values)
     d_kv, d_q = lax.scan(query_block, zeros, (numbers, tuple(_blocks(r, tile.q, 3) for r in rows), bounds))
     d_q = _from_heads(_unblocks(d_q, length, 3)).astype(q.dtype)
-    return d_q, jax.tree.map(lambda d, x: jnp.moveaxis(d, 1, 2).astype(x.dtype), d_kv, keys_values), None
+    return d_q, jax.tree.map(lambda d, x: jnp.moveaxis(d, 3, 1).astype(x.dtype), d_kv, keys_values), None
 
 
 def _revisit_keys(size: int, queries: tuple, key_value: tuple, interval: Intervals, state: tuple) -> tuple:
-    """Gradients of one query block's tiles, added into (d_q rows, (d_k, d_v) of the whole part, head first)."""
+    """Gradients of one query block's tiles, added into (d_q rows, (d_k, d_v) of the whole part, tokens last)."""
     q_index, (q, d_out, lse, delta) = queries
     k, v = key_value
     size = min(size, k.shape[1])
@@ -298,8 +298,8 @@ def _revisit_keys(size: int, queries: tuple, key_value: tuple, interval: Interva
             d_weights = _product("bkqh,bksh->bkqs", d_out, v_tile)
             d_logits = (weights * (d_weights - delta[..., None]) * scale).astype(q.dtype)
             d_q += _product("bkqs,bksh->bkqh", d_logits, k_tile)
-            d_k = _add_slice(d_k, _product("bkqs,bkqh->bksh", d_logits, q), start)
-            d_v = _add_slice(d_v, _product("bkqs,bkqh->bksh", weights.astype(q.dtype), d_out), start)
+            d_k = _add_slice(d_k, _product("bkqh,bkqs->bkhs", q, d_logits), start)
+            d_v = _add_slice(d_v, _product("bkqh,bkqs->bkhs", d_out, weights.astype(q.dtype)), start)
             return d_q, (d_k, d_v)
 
         return lax.cond(mask.any(), update, lambda state: state, state)
@@ -308,8 +308,8 @@ def _revisit_keys(size: int, queries: tuple, key_value: tuple, interval: Interva
 
 
 def _add_slice(total: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
-    here = lax.dynamic_slice_in_dim(total, start, piece.shape[2], axis=2)
-    return lax.dynamic_update_slice_in_dim(total, here + piece, start, axis=2)
+    here = lax.dynamic_slice_in_dim(total, start, piece.shape[3], axis=3)
+    return lax.dynamic_update_slice_in_dim(total, here + piece, start, axis=3)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
