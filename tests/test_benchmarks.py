@@ -1,0 +1,58 @@
+"""The benchmarks' own arithmetic, and that the one for accelerators runs through, at the smallest sizes."""
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu
+from benchmarks.process_pack import process_pack
+from pdgen.config import BAGEL_7B, ComputeConfig
+from pdgen.train.flops import model_flops
+from tests.small import CONFIG
+
+SIZES = gpu.Sizes(
+    model=CONFIG, compute=ComputeConfig(block_q=32, block_k=32, remat="full", loss_chunk=64), layers=(1, 2),
+    tokens=400, pack_side=8, side=8, timesteps=4, context=5, words=3, rounds=1,
+)  # fmt: skip
+
+
+def test_packs_have_the_paper_s_proportions():
+    """At 512 pixels the copies of an image are 3,423 tokens: 1,024 twice and 37 * 37, with two switch tokens each."""
+    pack, lengths = process_pack(BAGEL_7B, 512, 33_000)
+    copies = 2 * (1024 + 2) + (37 * 37 + 2)
+    one = 42 + 102 + copies + 42  # of one image: prompt, plan, copies, inspection
+    assert copies == 3423
+    assert lengths == (one + 2 * (one - 42), one + 3 * (one - 42), one + (one - 42))  # of 3, 4 and then 2 images
+    assert sum(lengths) <= 33_000 < sum(lengths) + one
+    assert len(pack.rotary) % 128 == 0 and len(pack.rotary) - sum(lengths) < 3 * 128
+    assert int((pack.k_end > 0).sum()) == sum(lengths)
+
+
+def test_a_pack_too_short_for_one_image_is_refused():
+    with pytest.raises(ValueError, match=r"a trajectory with one image of 512 pixels is 3609 tokens, more than 3000"):
+        process_pack(BAGEL_7B, 512, 3000)
+
+
+def test_all_layers_follow_from_two_depths(monkeypatch):
+    """2 s and 3 s with 4 and 8 layers: 0.25 s a layer, so 28 of them take 8 s."""
+    seconds = {4: 2.0, 8: 3.0}
+    monkeypatch.setattr(gpu, "step_seconds", lambda _, n, pack: {"layers": n, "seconds": seconds[n], "bytes": 0})
+    monkeypatch.setattr(gpu, "device_peak", lambda: 1e15)
+    sizes = gpu.Sizes(BAGEL_7B, SIZES.compute, (4, 8), 33_000, 512, 1024, 50, 100, 100, 1)
+    result = gpu.train(sizes)
+    lengths = process_pack(BAGEL_7B, 512, 33_000)[1]
+    assert result["extrapolated_seconds"] == pytest.approx(8.0)
+    assert result["tokens_per_second"] == pytest.approx(sum(lengths) / 8)
+    flops = model_flops(BAGEL_7B, sum(lengths), float(np.sum(np.square(lengths))))
+    assert result["mfu"] == pytest.approx(flops / 8e15)
+
+
+def test_every_part_runs():
+    result = gpu.measure(SIZES, list(gpu.PARTS))
+    assert list(result) == list(gpu.PARTS)
+    assert result["train"]["mfu"] is None and result["train"]["measured"][1]["layers"] == 2
+    assert min(row["seconds"] for row in result["train"]["measured"]) > 0
+    assert result["image"]["every_step"]["forward_passes"] >= 3
+    layer = 32 * (2 * 4 + 2 * 2) * 8 + 3 * 32 * 48  # q and o, k and v, mlp
+    small = 2 * 32 + 2 * 8 + (4 + 2 * 2) * 8  # norms and biases
+    assert result["text"]["bytes_a_token"] == 4 * (2 * (layer + small) + 64 * 32)
+    assert result["attention"]["seconds"] > 0 and result["attention"]["bytes"] > 0
