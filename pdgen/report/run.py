@@ -155,6 +155,8 @@ def _facts(log: RunLog) -> dict[str, str]:
 
 
 def _state(log: RunLog, total: int) -> str:
+    if log.stopped:
+        return f"stopped: {log.stopped}"
     if log.written is None:
         return f"nothing logged yet: the first line comes with step {log.config['log_every']:,}"
     if log.step >= total:

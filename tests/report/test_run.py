@@ -159,6 +159,11 @@ def test_the_page_of_a_run_without_metrics_says_so(tmp_path):
     assert page.facts["steps"] == ["0 of 400 (0%)"] and not page.charts and "No curves yet." in page.text
 
 
+def test_a_run_that_has_left_says_why(workdir):
+    (workdir / "stopped.txt").write_text("SIGTERM: saved step 60 of 400\n")
+    assert Page(run_page([read_run_log(workdir)])).facts["state"] == ["stopped: SIGTERM: saved step 60 of 400"]
+
+
 def test_a_half_written_line_is_left_out_and_said(workdir):
     path = workdir / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 80, "lo')
