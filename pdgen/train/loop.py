@@ -47,8 +47,8 @@ def train(
 
     Args:
       run: the config.
-      workdir: gets ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/`` and, in the
-        end, ``export/``; locked while this lasts.
+      workdir: gets ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/`` and, in
+        the end, ``export/``; it is locked while this lasts.
       say: takes a line for the reader.
       pictures: makes, of what the run builds on, a function that is called every ``run.pictures_every`` steps with the
         step and the model's parameters (the moving average, if one is kept), which it must not keep: the next step
