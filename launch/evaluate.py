@@ -49,6 +49,9 @@ METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or 
 TRAINING_DATA = flags.DEFINE_multi_string(
     "training_data", [], "Compared with the prompts: a data set, or a file with a prompt a line (repeat it)."
 )
+COUNT = flags.DEFINE_integer(
+    "count", None, "Of the shapes benchmark: prompts of each task at most, for a quick look.", lower_bound=1
+)
 SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of a prompt; of WISE always 1.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the first image; each further one has the next.", lower_bound=0)
 STRATEGY = flags.DEFINE_enum("strategy", "process", list(STRATEGIES), "How a checkpoint comes to an image.")
@@ -78,6 +81,8 @@ def check_flags() -> None:
         raise EvaluationError("name either --images, a folder to score, or --checkpoint, which makes the images")
     if BENCHMARK.value == "shapes" and METADATA.value:
         raise EvaluationError("--metadata: the shapes benchmark makes its own list; OUTPUT/metadata.jsonl holds it")
+    if BENCHMARK.value != "shapes" and COUNT.value is not None:
+        raise EvaluationError("--count: is of the shapes benchmark alone; give a shorter list by --metadata")
     if BENCHMARK.value == "geneval" and len(METADATA.value) != 1:
         raise EvaluationError("--metadata: name GenEval's evaluation_metadata.jsonl, once")
     if BENCHMARK.value == "wise" and not METADATA.value:
@@ -162,8 +167,11 @@ def write_page(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Ta
 
 def run_geneval(output: pathlib.Path) -> int:
     """GenEval and the shapes benchmark: makes or finds the images, detects, judges; returns the exit status."""
-    prompts: list[Prompt] = shapes.benchmark() if BENCHMARK.value == "shapes" else folder.read_prompts(
-        pathlib.Path(METADATA.value[0]))  # fmt: skip
+    if BENCHMARK.value == "shapes":
+        most = COUNT.value or max(shapes.COUNTS.values())
+        prompts = shapes.benchmark({task: min(count, most) for task, count in shapes.COUNTS.items()})
+    else:
+        prompts = folder.read_prompts(pathlib.Path(METADATA.value[0]))
     own = "shapes" if BENCHMARK.value == "shapes" else "mask2former"
     detector = load_detector(DETECTOR.value or own, WEIGHTS.value, DEVICE.value)
     check_prompts(prompts, detector.classes, detector.name)  # before hours of drawing, not after

@@ -21,6 +21,7 @@ class Detector(Protocol):
       classes: what it knows.
       thresholds: which of its detections count.
       batch: images that it takes at once at most.
+      learned: a network, which a device can break: it is not believed when it sees nothing in any image.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Detector(Protocol):
     classes: tuple[str, ...]
     thresholds: Thresholds
     batch: int
+    learned: bool
 
     def detect(self, images: Sequence[PIL.Image.Image]) -> list[Detections]:
         """What each RGB image shows. Raises EvaluationError for an image that it cannot take."""
@@ -44,6 +46,7 @@ class ShapesDetector:
     classes = SHAPES
     thresholds = Thresholds(score=0.0, counting=0.0)
     batch = 16
+    learned = False
 
     def detect(self, images: Sequence[PIL.Image.Image]) -> list[Detections]:
         """As ``Detector``; images are squares of 32 pixels or more."""

@@ -96,6 +96,7 @@ class Mask2Former:
     name = "mask2former"
     classes = COCO
     batch = 8
+    learned = True
 
     def __init__(
         self,

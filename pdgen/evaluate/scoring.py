@@ -51,8 +51,8 @@ def score(
       progress: told how many images are done, first those that were.
 
     Raises:
-      EvaluationError: an image cannot be read, a class is unknown to the detector, or the detector sees nothing
-        in any image.
+      EvaluationError: an image cannot be read, a class is unknown to the detector, or a learned detector sees
+        nothing in any image.
     """
     check_prompts(prompts, detector.classes, detector.name)
     items = [_Item(path, prompt) for prompt, paths in zip(prompts, images, strict=True) for path in paths]
@@ -70,7 +70,7 @@ def score(
             file.flush()
             progress(len(part))
     results = [known[digest]._replace(filename=str(item.path)) for item, digest in zip(items, digests)]
-    if all(json.loads(one.details) == {} for one in results):
+    if detector.learned and all(json.loads(one.details) == {} for one in results):
         log.unlink()  # or it would be believed the next time
         raise EvaluationError(
             f"detector {detector.name} sees nothing in any of {len(results)} images, so there is no score: either "

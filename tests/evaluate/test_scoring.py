@@ -25,7 +25,8 @@ PROMPTS = [Prompt(decode_metadata(json.dumps(raw)), raw) for raw in RAW]
 class Scripted:
     """Sees a star of the colour of the image's corner; records what it is asked."""
 
-    name, identity, classes, thresholds, batch = "scripted", "scripted 1", ("heart", "star"), Thresholds(), 4
+    name, identity, classes, thresholds = "scripted", "scripted 1", ("heart", "star"), Thresholds()
+    batch, learned = 4, True
 
     def __init__(self, blind=False):
         self.blind, self.batches, self.colored = blind, [], 0
@@ -38,6 +39,12 @@ class Scripted:
     def colors(self, image, noun, found):
         self.colored += 1
         return ["red" if image.getpixel((0, 0))[0] > 99 else "blue" for _ in found]
+
+
+class Exact(Scripted):
+    """As ``Scripted``, but no network."""
+
+    learned = False
 
 
 @pytest.fixture
@@ -102,6 +109,10 @@ def test_a_detector_that_sees_nothing_gives_no_score(images, output):
         scoring.score(images, PROMPTS, Scripted(blind=True), output)
     assert "--device" in str(caught.value)
     assert list(output.iterdir()) == []
+
+
+def test_an_exact_detector_that_sees_nothing_is_believed(images, output):
+    assert not any(one.correct for one in scoring.score(images, PROMPTS, Exact(blind=True), output))
 
 
 def test_a_broken_image_stops_and_what_was_done_is_kept(images, output):
