@@ -111,7 +111,7 @@ class Batch:
         settings = self.settings.flat() | {"mode": row.mode, "dtype": sampler.compute.dtype}
         return row.trajectory(
             {"checkpoint": sampler.checkpoint, "model_hash": sampler.model_hash, "settings": settings, "costs": times,
-             "latents": row.latents if self.settings.keep_latents else None}
+             "latents": dict(row.latents) if self.settings.keep_latents else None}
         )  # fmt: skip
 
     def take(self, slots: Sequence[int], seeds: Sequence[int]) -> None:

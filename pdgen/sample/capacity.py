@@ -33,8 +33,9 @@ def capacity(sampler: "Sampler", settings: SampleSettings, starts: Sequence[Traj
 def _guided(settings: SampleSettings, start: Trajectory) -> bool:
     """Whether an image may be drawn under image guidance, with another image before it."""
     styles = [settings.image, *filter(None, [settings.refine])]
-    drawn = len(start.images) + settings.images_left(start.mode, len(start.images)) > 1
-    return drawn and any(min(style.text_scale, style.image_scale) > 1 for style in styles)
+    left = settings.images_left(start.mode, start.kinds.count("image"))
+    later = left > 0 and len(start.images) + left > 1
+    return later and any(min(style.text_scale, style.image_scale) > 1 for style in styles)
 
 
 def _tokens(sampler: "Sampler", settings: SampleSettings, start: Trajectory) -> tuple[int, int]:
@@ -42,14 +43,13 @@ def _tokens(sampler: "Sampler", settings: SampleSettings, start: Trajectory) -> 
     text, tokenizer = room(settings.text, sampler.grammar), sampler.tokenizer
     texts = settings.max_prompt_tokens + 2
     texts += len(tokenizer.encode(settings.system)) + 2 if settings.system else 0
-    images, drawn = 0, 0
+    images = 0
     for stage in start.stages:
         if isinstance(stage, TextStage):
             texts += max(text, len(tokenizer.encode(stage.text)) + 2, len(stage.ids) + 2)
-        drawn += isinstance(stage, ImageStage) and stage.stage != "given"
     for stage, image in zip([s for s in start.stages if isinstance(s, ImageStage)], start.images, strict=True):
         images += grid_of(sampler.config, image, stage.stage == "given", start.mode == "understand").cache_tokens
-    left = settings.images_left(start.mode, drawn)
+    left = settings.images_left(start.mode, start.kinds.count("image"))
     written = max(1, 2 * left) if start.mode == "process" else _TEXTS_ALONE[start.mode]
     texts += written * text
     side = sampler.config.latent_stride * sampler.config.max_latent_size

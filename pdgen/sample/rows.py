@@ -26,6 +26,11 @@ from pdgen.sample.settings import SampleSettings
 PIECE = 64  # tokens of a finished text that are read at a time; fewer are padded
 
 
+_NO_COSTS = dict.fromkeys(
+    ("network_evaluations", "guidance_branches", "text_tokens", "texts_cut", "prefilled_tokens", "seconds"), 0
+)
+
+
 class Piece(NamedTuple):
     """Tokens of a finished text that are to be read.
 
@@ -70,7 +75,7 @@ class Row:
     due: str | None = None
     cut: bool = False
     stop_reason: StopReason | None = None
-    costs: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    costs: collections.Counter[str] = dataclasses.field(default_factory=lambda: collections.Counter(_NO_COSTS))
     seed: int = 0
 
     def copy(self, seed: int) -> "Row":
@@ -127,7 +132,7 @@ class Row:
         """Sets what comes next, or why the trajectory stops."""
         self.due, kind = switch, self.kinds[-1]
         sketches = sum(stage.stage == "sketch" for stage in self.stages)
-        drawn = sum(kind == "image" for kind in self.kinds)
+        drawn = self.kinds.count("image")
         full = not settings.images_left(self.mode, drawn)
         # An image that is drawn next is a refinement after an inspection that found a fault, else a sketch.
         corrects = kind == "inspect+refine" or (kind == "plan" and self.next_image == "refine")
@@ -144,7 +149,7 @@ class Row:
         """The trajectory as it stands; ``more`` replaces fields, its costs are added."""
         costs = {name: float(value) for name, value in {**self.costs, **more["costs"]}.items()}
         return dataclasses.replace(
-            self.start, stages=self.stages, images=self.images, stop_reason=self.stop_reason, seed=self.seed,
+            self.start, stages=[*self.stages], images=[*self.images], stop_reason=self.stop_reason, seed=self.seed,
             **more | {"costs": costs},
         )  # fmt: skip
 

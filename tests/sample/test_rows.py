@@ -1,0 +1,137 @@
+"""What comes next in a trajectory, and why it stops; how much room it may need. No network is evaluated."""
+
+import dataclasses
+
+import pytest
+
+from pdgen.interleave.grammar import SWITCHES
+from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, image_file
+from pdgen.sample import capacity as capacities
+from pdgen.sample.engine import SampleError, SampleSettings
+from pdgen.sample.rows import PIECE, Row, pieces
+from tests.sample.conftest import SETTINGS
+from tests.sample.test_modes import picture
+
+TEXTS = {
+    "plan": ("plan", "<ins>a</ins> <des>b</des>"),
+    "inspect": ("inspect", "Fine."),
+    "refine": ("inspect", "No. <refine>Turn it.</refine>"),
+    "thought": ("thought", "A cat."),
+    "answer": ("answer", "Two."),
+}
+
+
+def grown(mode, *parts):
+    """A row that holds these parts after its prompt."""
+    given = parts.count("given")
+    images = [picture(n) for n in range(given)]
+    stages = [ImageStage("given", image_file(n, "given"), 32, 32) for n in range(1, given + 1)]
+    start = Trajectory(prompt="a", stages=stages, images=images, stop_reason=None, seed=1, checkpoint="", mode=mode)
+    row = Row(0, start, start.kinds, [*stages], [*images])
+    for part in parts[given:]:
+        if part == "image":
+            row.add_image(picture(0))
+        else:
+            row.add_text(TextStage(*TEXTS[part]))
+    return row
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts", "expected"),
+    [
+        ("process", [], ["text"]),
+        ("process", ["plan"], ["image"]),
+        ("process", ["plan", "image"], ["text", "end"]),
+        ("process", ["plan", "image", "inspect"], ["text", "end"]),
+        ("process", ["plan", "image", "refine"], ["image", "text"]),
+        ("single_pass", [], ["image"]),
+        ("single_pass", ["image"], ["end"]),
+        ("single_pass", ["image", "refine"], ["image"]),  # a critique from outside
+        ("edit", ["given"], ["image"]),
+        ("edit", ["given", "image", "refine", "image"], ["end"]),
+        ("think", [], ["text"]),
+        ("think", ["thought"], ["image"]),
+        ("think", ["given", "thought", "image"], ["end"]),
+        ("understand", ["given"], ["text"]),
+        ("understand", ["answer"], ["end"]),
+    ],
+)
+def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
+    allowed = grown(mode, *parts).choices(whole_grammar)
+    assert [switch for switch, may in zip(SWITCHES, allowed) if may] == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "switch", "limits", "stop"),
+    [
+        (["plan", "image"], "end", {}, "finished"),
+        (["plan", "image"], "text", {}, None),
+        (["plan", "image"], "text", {"max_images": 1}, None),  # the last image may be inspected
+        (["plan", "image", "inspect"], "text", {"max_images": 1}, "step limit"),
+        (["plan", "image", "inspect"], "end", {"max_images": 1}, "finished"),
+        (["plan", "image", "refine"], "image", {"max_images": 1}, "step limit"),
+        (["plan", "image", "refine"], "image", {"max_images": 2}, None),
+        (["plan"], "image", {"max_images": 0}, "step limit"),
+        ([], "text", {"max_images": 0}, None),
+        # Corrections are no steps of their own.
+        (["plan", "image", "refine"], "image", {"max_steps": 1}, None),
+        (["plan", "image", "refine"], "text", {"max_steps": 1}, None),
+        (["plan", "image", "refine", "plan"], "image", {"max_steps": 1}, None),
+        (["plan", "image", "inspect"], "text", {"max_steps": 1}, "step limit"),
+        (["plan", "image", "inspect"], "text", {"max_steps": 2}, None),
+        (["plan", "image", "plan"], "image", {"max_steps": 1}, "step limit"),
+    ],
+)
+def test_limits(parts, switch, limits, stop):
+    row = grown("process", *parts)
+    row.follow(switch, SampleSettings(**limits))
+    assert (row.stop_reason, row.due) == (stop, switch)
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts", "switch", "stop"),
+    [
+        ("process", ["plan"], "image", None),  # its tags were closed, it can be drawn
+        ("process", ["plan", "image", "inspect"], "text", "token limit"),
+        ("think", ["thought"], "image", None),
+        ("understand", ["answer"], "end", "token limit"),
+    ],
+)
+def test_a_text_that_was_cut(mode, parts, switch, stop):
+    row = grown(mode, *parts)
+    row.cut = True
+    row.follow(switch, SampleSettings())
+    assert row.stop_reason == stop and not row.cut
+
+
+@pytest.mark.parametrize("length", [2, PIECE, PIECE + 1, 3 * PIECE])
+def test_pieces_of_a_text(length):
+    cut = pieces(list(range(length)), ("full",), kept=True)
+    assert [i for piece in cut for i in piece.ids] == list(range(length))
+    assert all(0 < len(piece.ids) <= PIECE for piece in cut)
+    assert [piece.kept for piece in cut] == [False] * (len(cut) - 1) + [True]
+
+
+def test_a_refusal_for_want_of_room_says_what_would_fit(sampler, monkeypatch):
+    """The number it names fits, and one more does not."""
+    settings = dataclasses.replace(SETTINGS, max_images=200, together=2)
+    starts = sampler.starts(["a"], settings=settings)
+    monkeypatch.setattr(capacities, "_free", lambda: 100_000_000)
+    with pytest.raises(SampleError, match=r"no room: the contexts of 2 trajectories .* max_images=\d+ would fit") as no:
+        capacities.check_memory(sampler, settings, starts, 2)
+    fitting = int(str(no.value).split("max_images=")[1].split(" ")[0])
+    fits = dataclasses.replace(settings, max_images=fitting)
+    assert 0 < fitting < 200 and sum(capacities.check_memory(sampler, fits, starts, 2)) > 0
+    # Room comes in whole tiles, so a few images more may fit too.
+    with pytest.raises(SampleError):
+        capacities.check_memory(sampler, dataclasses.replace(settings, max_images=fitting + 1), starts, 2)
+
+
+def test_room_for_images_guidance_is_made_only_where_it_is_used(sampler):
+    def texts(mode, given=0, **changes):
+        settings = dataclasses.replace(SETTINGS, mode=mode, **changes)
+        return capacities.capacity(sampler, settings, sampler.starts(["a"], [0], settings, [[picture(0)] * given]))[1]
+
+    assert texts("single_pass") == texts("think") == texts("process", max_images=1) == texts("understand", 1) == 0
+    assert texts("edit", 1) and texts("think", 1) and texts("process") and texts("process", 1, max_images=1)
+    assert not texts("edit", 1, image=dataclasses.replace(SETTINGS.image, image_scale=1.0))
