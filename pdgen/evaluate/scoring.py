@@ -209,7 +209,7 @@ def summary_table(summary: Summary, title: str = "geneval") -> Table:
     spread = summary.seeds
     deviation = "" if spread.deviation is None else f", standard deviation {spread.deviation:.4f}"
     note = (
-        f"Overall is the plain mean of the tasks. Over {spread.n} seeds, one image of every prompt each, overall is "
+        f"Overall is the plain mean of the tasks. Seeds (one image of every prompt each): {spread.n}; overall by seed: "
         f"{spread.least:.4f} to {spread.most:.4f}{deviation}."
     )
     return Table(
