@@ -21,7 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = "configs/shapes_nano.py"
     config.scale = 0.25
     config.seeds = (0, 1, 2)
-    config.train_keys = ml_collections.ConfigDict({"num_steps": 6000})
+    config.train_keys = ml_collections.ConfigDict(
+        {"num_steps": 6000, "budgets": {"text": 640, "vit": 128, "vae": 768}}  # the longest trajectories' size
+    )
     config.evaluate_flags = ("--samples=4", "--setting=image.text_scale=2.5")
     # Where plans are self-sampled, another cell's model writes them: one trained on the same multi-turn samples alone.
     config.cells = {

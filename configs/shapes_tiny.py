@@ -1,4 +1,4 @@
-"""Shapes world, sized for one GPU and an hour: 30 million parameters, 64 VAE tokens an image.
+"""Shapes world, sized for one GPU and an hour: 30 million parameters, 32 pixels, 64 VAE tokens an image.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/shapes
 python launch/train.py --config=configs/shapes_tiny.py --workdir=out/tiny
@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.data = "out/shapes"
     config.init = ""
-    config.model = "tiny"
+    config.model = "shapes_tiny"
     config.num_steps = 10_000
     config.rows = 16
     config.budgets = ml_collections.ConfigDict({"text": 1408, "vit": 384, "vae": 2304})
@@ -26,10 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.save_every = 500
     config.keep = 2
     config.log_every = 20
+    config.held_out = 500
     config.pictures_every = 1000
     config.prompts = (
         "a red circle", "a blue square left of a green triangle", "two yellow stars",
-        "a large orange circle above a grey square",
+        "a large orange circle above a purple star",
     )  # fmt: skip
     config.workers = 8
     config.optimizer = ml_collections.ConfigDict(

@@ -16,10 +16,13 @@ SUITE = ".venv/bin/pytest"
 SMALLER = {
     "--config.num_steps=": "--config.num_steps=4",
     "--num_timesteps=": "--num_timesteps=4",
+    "--setting=image.num_timesteps=": "--setting=image.num_timesteps=4",
+    "--count=": "--count=1",
 }
 EXTRA = {
     "launch/build_data.py": ["--scale=0.01"],
-    "launch/train.py": ["--config.optimizer.warmup_steps=1"],  # it must fit the fewer steps
+    "launch/train.py": ["--config.optimizer.warmup_steps=1", "--config.held_out=8"],  # fewer steps, fewer records
+    "launch/explain_batch.py": ["--config.held_out=8"],
 }
 # A newcomer's BAGEL folder; here the small one that the golden tests read.
 GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}

@@ -14,6 +14,8 @@ from tests.data.small_records import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'shapes_nano.py'}"
+BUDGETS = {"text": 512, "vit": 128, "vae": 896}
+SIZES = [f"--config.budgets.{name}={size}" for name, size in BUDGETS.items()] + ["--config.held_out=0"]
 
 
 def run(name, *arguments):
@@ -29,7 +31,7 @@ def data(tmp_path_factory):
 
 
 def test_the_report_as_json(data):
-    done = run("pack_report", CONFIG, f"--data={data}", "--packs=120", "--json")
+    done = run("pack_report", CONFIG, *SIZES, f"--data={data}", "--packs=120", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert facts["records"] == facts["documents"][""] == 60
@@ -37,7 +39,7 @@ def test_the_report_as_json(data):
     vae = [64 * sum(1 + s.target for s in own) for own in images]
     assert facts["lengths"]["vae"]["mean"] == pytest.approx(np.mean(vae))
     assert facts["lengths"]["vit"]["most"] == max(16 * len(own) for own in images)
-    assert facts["budgets"] == {"text": 512, "vit": 128, "vae": 896} and facts["packs"] == 120
+    assert facts["budgets"] == BUDGETS and facts["packs"] == 120
     assert max(facts["fill"].values()) > 0.95
     for proposal in facts["proposals"]:
         sizes = proposal["budgets"].values()
@@ -47,7 +49,7 @@ def test_the_report_as_json(data):
 
 
 def test_the_report_as_a_table_says_what_is_refused(data):
-    done = run("pack_report", CONFIG, f"--data={data}", "--config.budgets.vae=128")
+    done = run("pack_report", CONFIG, *SIZES, f"--data={data}", "--config.budgets.vae=128")
     assert done.returncode == 0
     assert "refused: record r-0-0000" in done.stdout
     assert "do not hold every document" in done.stdout
@@ -55,7 +57,7 @@ def test_the_report_as_a_table_says_what_is_refused(data):
 
 def test_a_pack_is_printed_and_written(data, tmp_path):
     output = tmp_path / "pack"
-    done = run("explain_batch", CONFIG, f"--data={data}", "--pack=2", f"--output={output}")
+    done = run("explain_batch", CONFIG, *SIZES, f"--data={data}", "--pack=2", f"--output={output}")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[1].startswith("document 0: record r-0-0000")
@@ -66,7 +68,7 @@ def test_a_pack_is_printed_and_written(data, tmp_path):
     documents = sum(line.startswith("document ") for line in lines)
     names = sorted(path.name for path in output.iterdir())
     assert names == [*(f"document-{n:03d}.html" for n in range(documents)), "index.html"]
-    again = run("explain_batch", CONFIG, f"--data={data}", f"--output={output}")
+    again = run("explain_batch", CONFIG, *SIZES, f"--data={data}", f"--output={output}")
     assert again.returncode == 2 and "--overwrite" in again.stderr and again.stderr.count("\n") == 1
 
 
@@ -80,6 +82,6 @@ def test_a_pack_is_printed_and_written(data, tmp_path):
     ],
 )
 def test_wrong_arguments_end_in_one_line(data, name, arguments, words):
-    done = run(name, CONFIG, *(argument.format(data=data) for argument in arguments))
+    done = run(name, CONFIG, *SIZES, *(argument.format(data=data) for argument in arguments))
     assert done.returncode == 2 and done.stdout == ""
     assert words in done.stderr and done.stderr.startswith(f"{name}: ") and done.stderr.count("\n") == 1
