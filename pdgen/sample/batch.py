@@ -274,7 +274,7 @@ class Batch:
         """Records a text that the context holds; False where the reviewer's own takes its place."""
         row, changed = self.rows[slot], isinstance(verdict, Change)
         if changed:
-            stage, row.cut = self._outside(row, verdict.text or ""), False
+            stage, row.cut = self._outside(row, verdict.text), False
         row.pending.extend(self._text(self._ids(stage), row.mode, stage.stage, full=changed))
         row.add_text(stage)
         self._done(row, stage, None, verdict)
@@ -342,7 +342,11 @@ class Batch:
         self._done(row, stage, image, verdict)
 
     def _reviewed(self, row: Row, stage: Stage, image: PIL.Image.Image | None = None) -> Change | Stop | None:
-        return self.review(row.number, stage, image) if self.review else None
+        """What the reviewer says. Raises SampleError where he changes a text into an image or the other way round."""
+        verdict = self.review(row.number, stage, image) if self.review else None
+        if isinstance(verdict, Change) and (verdict.text if image is None else verdict.image) is None:
+            raise SampleError(f"review of a {stage.stage}: Change needs {'a text' if image is None else 'an image'}")
+        return verdict
 
     def _done(
         self, row: Row, stage: Stage, image: PIL.Image.Image | None, verdict: Change | Stop | None = None

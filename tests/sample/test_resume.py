@@ -96,6 +96,7 @@ def test_a_reviewer_stops_a_trajectory(sampler, recorded):
     ("change", "words"),
     [
         (Change(text="a dog"), "segment 1: inspect after prompt, expected plan"),
+        (Change(image=PIL.Image.new("RGB", (32, 32))), "review of a plan: Change needs a text"),
         (Change(text="<ins>" + "dog " * 40 + "</ins> <des></des>"), "a text from outside has .* at most 24"),
     ],
 )

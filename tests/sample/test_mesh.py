@@ -1,0 +1,44 @@
+"""One model over several devices: the same trajectories on every mesh."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from jax.sharding import PartitionSpec
+
+from pdgen.sample.engine import Sampler
+from pdgen.sharding import make_mesh
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, recording, restrict, use
+
+# A given image, a plan, and an image under both kinds of guidance.
+ONE_STEP = dataclasses.replace(SETTINGS, max_images=1, max_prompt_tokens=80, together=0)
+ASKED = (PROMPTS[:2], SEEDS[:2], ONE_STEP, [[PIL.Image.linear_gradient("L").resize((32, 32))]] * 2)
+
+
+@pytest.fixture(scope="module")
+def alone(sampler):
+    return sampler(*ASKED)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 8, 1)], ids=str)
+def test_every_mesh(checkpoint, whole_grammar, alone, shape):
+    count = int(np.prod(shape))
+    mesh = make_mesh(shape, jax.devices()[:count])
+    sampler = Sampler.from_checkpoint(checkpoint, mesh=mesh)
+    use(sampler, restrict(whole_grammar, sampler.tokenizer, TERSE))
+    with recording(sampler) as recorder:
+        drawn = sampler(*ASKED)
+    for one, expected in zip(drawn, alone, strict=True):
+        texts = [[getattr(stage, "text", stage.stage) for stage in t.stages] for t in (one, expected)]
+        assert texts[0] == texts[1]
+        assert one.images and one.stop_reason == expected.stop_reason
+        for image, other in zip(one.images, expected.images, strict=True):
+            assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+    assert recorder.named("draw")[0].static[3]  # with image guidance
+    kernel = sampler.params["model"]["language"]["layers"]["gen"]["attention"]["q"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, "tensor", None, "fsdp")
+    assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
+    state = sampler.empty_state(8, (256, 0))
+    assert state.full.k.addressable_shards[0].data.size * count == state.full.k.size
