@@ -26,7 +26,7 @@ def executed(tmp_path, monkeypatch):
     """A function that runs a notebook anew in an empty folder and returns its cells."""
     to_pdgen(BAGEL, tmp_path / "nano", say=lambda line: None)
     for name, value in {
-        "PDGEN_CHECKPOINT": tmp_path / "nano", "PDGEN_BAGEL": BAGEL, "PDGEN_MAX_TOKENS": 8, "PDGEN_TIMESTEPS": 3,
+        "PDGEN_CHECKPOINT": tmp_path / "nano", "PDGEN_BAGEL": BAGEL, "PDGEN_MAX_TOKENS": 48, "PDGEN_TIMESTEPS": 3,
         "JAX_NUM_CPU_DEVICES": 1, "IPYTHONDIR": tmp_path / "ipython",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, str(value))
