@@ -6,7 +6,7 @@ Losses are those that the run itself has logged (``config.held_out``), beside th
 and a unigram model of the texts. Then 100 prompts that ask for one thing are sampled to the end, once with pairs of
 color and noun that no training scene shows, once with other pairs. A picture is the last one of its trajectory; its
 best fitting shape, as ``pdgen.scenes.detect`` sees it, has the color and noun asked for or has not. The output folder
-gets ``learning.json``, ``strip.png`` (the first of each group) and ``sheet.png`` (all).
+gets ``learning.json``, ``curves.png``, ``strip.png`` (the first of each group) and ``sheet.png`` (all).
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from absl import app, flags
+from matplotlib.figure import Figure
 
 from pdgen.files import new_folder
 from pdgen.flow.denoise import ImageSettings
@@ -36,7 +37,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "a training run", required=True)
 flags.DEFINE_string("output", None, "folder to write", required=True)
 flags.DEFINE_integer("prompts", 100, "prompts of each group", lower_bound=1)
-flags.DEFINE_float("text_scale", 4.0, "text guidance; 1 = none", lower_bound=1.0)
+flags.DEFINE_float("text_scale", 2.5, "text guidance; 1 = none", lower_bound=1.0)
 flags.DEFINE_integer("num_timesteps", 50, "points of an image's schedule", lower_bound=2)
 
 GROUPS = {"unseen pairs": "test", "seen pairs": "train"}  # the split that ``sample_graph`` draws from
@@ -124,6 +125,22 @@ def losses(run: RunLog) -> dict[str, float]:
     return dict(run.held_out.rows[-1])
 
 
+def curves(run: RunLog) -> Figure:
+    """Held-out losses over the steps beside the levels that are to be beaten."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panels = {
+        "cross-entropy": (("ce", "ce_plan", "ce_inspect"), "unigram_ce", "unigram model"),
+        "MSE": (("mse", "mse_1", "mse_2", "mse_3"), "constant_mse", "best constant"),
+    }
+    for axes, (title, (names, level, label)) in zip(figure.subplots(1, 2), panels.items()):
+        for name in names:
+            axes.plot(*run.held_out.series(name), marker=".", label=name)
+        axes.axhline(run.held_out.rows[-1][level], color="grey", linestyle="--", label=label)
+        axes.set(title=f"held-out {title}", xlabel="step", ylim=(0, None))
+        axes.legend(fontsize=8)
+    return figure
+
+
 def sheet(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
     """All pictures, of one size, in rows, their pixels enlarged."""
     width, height = pictures[0].size
@@ -145,7 +162,7 @@ def draw(sampler: Sampler, settings: SampleSettings, count: int) -> dict[str, li
 
 
 def write(folder: pathlib.Path, report: Mapping[str, Any], drawn: Mapping[str, list[tuple[Case, Trajectory]]]) -> None:
-    """Fills the new, empty ``folder``."""
+    """Puts numbers and pictures into ``folder``."""
     (folder / "learning.json").write_text(json.dumps(report, indent=1) + "\n")
     with_image = {group: [(c, t.images[-1]) for c, t in pairs if t.images] for group, pairs in drawn.items()}
     shown = [pair for pairs in with_image.values() for pair in pairs[:SHOWN]]
@@ -156,7 +173,9 @@ def write(folder: pathlib.Path, report: Mapping[str, Any], drawn: Mapping[str, l
 
 def measure(workdir: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
     """Samples, fills ``folder`` and returns what stands in ``learning.json``."""
-    held_out = losses(read_run_log(workdir))
+    run = read_run_log(workdir)
+    held_out = losses(run)
+    curves(run).savefig(folder / "curves.png", dpi=100)
     settings = SampleSettings(
         text=TextSettings(max_tokens=96, temperature=0.0),
         image=ImageSettings(num_timesteps=FLAGS.num_timesteps, text_scale=FLAGS.text_scale),

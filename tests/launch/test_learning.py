@@ -89,13 +89,24 @@ def test_the_sheet_shows_every_picture_once():
 
 
 def run_log(rows):
-    return RunLog("run", {}, Log(), Log(tuple(rows)), None, [], None, {})
+    return RunLog(
+        name="run", config={}, metrics=Log(), held_out=Log(tuple(rows)), written=None, stopped="", checkpoints=[],
+        exported=None, pictures={},
+    )  # fmt: skip
 
 
 def test_losses_are_the_last_ones_that_the_run_logged():
     assert learning.losses(run_log([{"step": 1, "ce": 2.0}, {"step": 2, "ce": 1.0}])) == {"step": 2, "ce": 1.0}
     with pytest.raises(ValueError, match=r"run: has logged no held-out losses; train with --config.held_out=200"):
         learning.losses(run_log([]))
+
+
+def test_curves_of_the_held_out_losses_and_what_they_must_beat():
+    rows = [{"step": n, "ce": 2.0 / n, "mse": 1.0 / n, "unigram_ce": 4.0, "constant_mse": 1.8} for n in (1, 2)]
+    texts, images = learning.curves(run_log(rows)).axes
+    drawn = {axes: {line.get_label(): list(line.get_ydata()) for line in axes.lines} for axes in (texts, images)}
+    assert drawn[texts] == {"ce": [2.0, 1.0], "ce_plan": [], "ce_inspect": [], "unigram model": [4.0, 4.0]}
+    assert drawn[images]["mse"] == [1.0, 0.5] and drawn[images]["best constant"] == [1.8, 1.8]
 
 
 def test_what_is_written(tmp_path):

@@ -69,7 +69,8 @@ def test_two_processes_train_one_model(slurm, tmp_path):
     done = submit(
         slurm, "configs/shapes_nano.py", workdir, f"--config.data={tmp_path / 'data'}", "--config.num_steps=2",
         "--config.rows=2", "--config.optimizer.warmup_steps=1", "--config.log_every=1", "--config.held_out=0",
-        "--config.budgets.text=512", "--config.budgets.vit=128", "--config.budgets.vae=896",
+        "--config.pictures_every=0", "--config.budgets.text=512", "--config.budgets.vit=128",
+        "--config.budgets.vae=896",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path / "scontrol.log").exists()
