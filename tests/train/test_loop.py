@@ -6,6 +6,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -162,7 +163,7 @@ def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
 
 def test_the_step_loop_transfers_nothing_unasked(run, tmp_path, monkeypatch):
     """A step that is given a host's array, for which the device would have to wait, raises."""
-    monkeypatch.setattr(loop, "compiled_step", lambda config: lambda state, batch, key: jax.jit(np.square)(np.ones(3)))
+    monkeypatch.setattr(loop, "compiled_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         _train(dataclasses.replace(run, held_out=0), tmp_path)
 
