@@ -111,7 +111,9 @@ def _on_mesh(batches: Loader, mesh: Mesh) -> Iterator[Pack]:
     """Each process's rows as global arrays, on their way to the devices."""
     sharding = NamedSharding(mesh, RULES.spec("batch"))
     for batch in batches:
-        yield jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+        with jax.transfer_guard("allow"):  # of several processes JAX takes this for an implicit transfer
+            placed = jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+        yield placed
 
 
 def _steps(
