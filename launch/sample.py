@@ -43,12 +43,15 @@ from pdgen.sample.text import TextSettings
 from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.endpoint import Settings as EndpointSettings
+from pdgen.sharding import make_mesh
 from pdgen.train.processes import join_processes, say_once
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
 _PAGE_EVERY = 60  # seconds between two pages of a run on its way
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A pdgen checkpoint or a training run's workdir.")
+MESH = flags.DEFINE_list("mesh", None, "Split parameters and rows over this process's devices: sizes of data, fsdp and "
+                         "tensor, such as 1,1,8; by default the first device has all.")  # fmt: skip
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where a run is.")
 ANIMATE = flags.DEFINE_bool("animate", False, "Also an animation of each trajectory's strokes.")
@@ -157,6 +160,17 @@ def read_advisers() -> Advisers:
         raise ValueError(f"--advisers: {path}: {fault}") from None
 
 
+def load_sampler(checkpoint: str) -> Sampler:
+    """The checkpoint on the devices that --mesh says. Raises ValueError."""
+    if MESH.value is None:
+        return Sampler.from_checkpoint(checkpoint)
+    try:
+        sizes = [int(size) for size in MESH.value]
+    except ValueError:
+        raise ValueError(f"--mesh={','.join(MESH.value)}: give three numbers, such as 1,1,8") from None
+    return Sampler.from_checkpoint(checkpoint, mesh=make_mesh(sizes, jax.local_devices()))
+
+
 def read_jobs() -> list[Job]:
     """What is to be sampled. Raises PromptError."""
     lines = [Line(prompt, images=IMAGE.value) for prompt in PROMPT.value]
@@ -229,7 +243,7 @@ def sample() -> str:
     folder, mode = pathlib.Path(OUTPUT.value), flags.FLAGS["mode"].value or "process"
     settings, (strategy, options), jobs = read_settings(base_settings(mode)), read_strategy(), read_jobs()
     settings = dataclasses.replace(settings, together=min(BATCH.value or MAX_TOGETHER, len(jobs)))
-    sampler = Sampler.from_checkpoint(CHECKPOINT.value)
+    sampler = load_sampler(CHECKPOINT.value)
     run = Run(
         checkpoint=sampler.checkpoint, model_hash=sampler.model_hash, settings=settings, jobs=jobs,
         strategy=strategy, options=options,
@@ -270,7 +284,7 @@ def branch() -> str:
     settings = dataclasses.replace(read_settings(begun.settings), mode=edited.mode)
     if BATCH.value:
         settings = dataclasses.replace(settings, together=BATCH.value)
-    sampler = Sampler.from_checkpoint(CHECKPOINT.value or begun.checkpoint)
+    sampler = load_sampler(CHECKPOINT.value or begun.checkpoint)
     watch = Stopwatch(sampler.compiler)
     with locked(folder):
         (drawn,) = sampler.resume([edited], settings, progress=say_once)

@@ -33,8 +33,8 @@ def start(*arguments, **environment):
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | cache | environment)
 
 
-def run(*arguments):
-    process = start(*arguments)
+def run(*arguments, **environment):
+    process = start(*arguments, **environment)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -191,7 +191,19 @@ def test_processes_share_the_prompts(flags, tmp_path):
     assert "trajectories: 4" in page and all(f'src="{n:03d}/01_sketch.png"' in page for n in range(4))
 
 
+def test_a_model_split_over_two_devices_draws_the_same(flags, output, tmp_path):
+    done = run(*flags, "--mesh=1,2,1", f"--output={tmp_path / 'out'}", JAX_NUM_CPU_DEVICES="2")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("000", "001"):
+        one, other = load_trajectory(output[0] / name), load_trajectory(tmp_path / "out" / name)
+        assert [getattr(s, "text", s.stage) for s in one.stages] == [getattr(s, "text", s.stage) for s in other.stages]
+        for a, b in zip(one.images, other.images, strict=True):
+            np.testing.assert_allclose(np.asarray(a, int), np.asarray(b, int), atol=1)
+
+
 FAULTS = {
+    "--prompt=a --mesh=1,three,1": "--mesh=1,three,1: give three numbers, such as 1,1,8",
+    "--prompt=a --mesh=1,5,1": "mesh (1, 5, 1) (data, fsdp, tensor) needs 5 devices, there are",
     "--prompt= ": "a prompt is empty; say what to draw",
     "--prompt=" + "a b " * 99: "has 199 tokens, at most 40 are allowed; shorten it or raise max_prompt_tokens",
     "--noanimate": "nothing to draw; give --prompt or --prompts",
