@@ -22,7 +22,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.scale = 0.25
     config.seeds = (0, 1, 2)
     config.train_keys = ml_collections.ConfigDict(
-        {"num_steps": 6000, "budgets": {"text": 640, "vit": 128, "vae": 768}}  # the longest trajectories' size
+        {
+            "num_steps": 6000,
+            "optimizer": {"warmup_steps": 100},
+            "budgets": {"text": 640, "vit": 128, "vae": 768},  # the longest trajectories' size
+            "held_out": 0,  # a run is scored on the benchmark
+            "pictures_every": 0,
+        }
     )
     config.evaluate_flags = ("--samples=4", "--setting=image.text_scale=2.5")
     # Where plans are self-sampled, another cell's model writes them: one trained on the same multi-turn samples alone.
