@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from absl import app, flags
+from absl import app, flags, logging
 from matplotlib.figure import Figure
 
 from pdgen.files import new_folder
@@ -193,6 +193,7 @@ def measure(workdir: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
     workdir, output = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.output)
     try:
         with new_folder(output, 1 << 24, kind="report", replaceable=lambda _: False) as folder:
