@@ -3,8 +3,9 @@
 python launch/build_data.py --config=configs/data_shapes_small.py --output=out/shapes
 python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano
 
-A pack holds two or three trajectories: so small, 30 minutes of two cores are 14,000 updates and more, which teach more
-than half as many of packs twice as large. docs/learning.md shows what comes out.
+14,000 steps take 44 minutes of processor time, 22 minutes if two cores are kept busy. Then the held-out cross-entropy is
+0.16 nats a token (a unigram model 4.03) and the MSE 0.30 (the best constant 1.80); texts name what was asked for,
+pictures have its color, and shapes are blots yet: docs/learning.md. A pack holds two or three trajectories.
 """
 
 import ml_collections
