@@ -3,8 +3,8 @@
 python launch/build_data.py --config=configs/data_shapes_small.py --output=out/shapes
 python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano
 
-14,000 steps take 44 minutes of processor time, 22 minutes if two cores are kept busy. Then the held-out cross-entropy is
-0.16 nats a token (a unigram model 4.03) and the MSE 0.30 (the best constant 1.80); texts name what was asked for,
+14,000 steps take 44 minutes of processor time, 22 minutes if two cores are kept busy. Then the held-out cross-entropy
+is 0.16 nats a token (a unigram model 4.03) and the MSE 0.30 (the best constant 1.80); texts name what was asked for,
 pictures have its color, and shapes are blots yet: docs/learning.md. A pack holds two or three trajectories.
 """
 
