@@ -188,7 +188,7 @@ def test_the_table_says_n():
     table = scoring.summary_table(scoring.summarise(scoring.by_task(WORKED)))
     assert [(row[0], row[-1]) for row in table.rows] == [("a", 2), ("b", 4), ("overall", 6), ("images", 6),
                                                          ("prompts", 6)]  # fmt: skip
-    assert "Over 2 seeds" in table.note
+    assert "(one image of every prompt each): 2;" in table.note
 
 
 def test_prompts_with_other_numbers_of_images_have_no_score():

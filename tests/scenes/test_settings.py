@@ -33,8 +33,8 @@ def test_the_configs_have_the_papers_counts(name):
 
 def test_the_small_config_has_multi_turn_samples_alone():
     small = read("data_shapes_small")
-    assert [small.counts(s)[0] for s in SUBSETS] == [2000, 0, 0]
-    assert scaled(small, 0.5).counts("multi_turn") == (1000, 0)
+    assert [small.counts(s)[0] for s in SUBSETS] == [8000, 0, 0]
+    assert scaled(small, 0.5).counts("multi_turn") == (4000, 0)
 
 
 def test_a_count_is_shared_out_in_proportion():

@@ -47,7 +47,7 @@ def test_state_of_the_paper_s_run(paper):
     assert device_bytes(state.frozen) == tables
     slots = paper.budgets.total
     assert device_bytes(batch) == 4 * (
-        3 * paper.budgets.text + (588 + 3) * paper.budgets.vit + (64 + 3) * paper.budgets.vae + 7 * slots + 1
+        4 * paper.budgets.text + (588 + 3) * paper.budgets.vit + (64 + 3) * paper.budgets.vae + 7 * slots + 1
     )
 
 
