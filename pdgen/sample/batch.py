@@ -171,22 +171,22 @@ class Batch:
     def _history(self, start: Trajectory) -> Iterable[Piece | Picture]:
         """All that stands in a trajectory, to be read."""
         if self.settings.system:
-            yield from self._text(self.sampler.tokenizer.encode(self.settings.system), start.mode, kept=True)
+            yield from self._text(self.sampler.tokenizer.encode(self.settings.system), kept=True)
         images, prompt = iter(start.images), self.sampler.tokenizer.encode(start.prompt)
         for kind, stage in _in_order(start):
             if kind == "prompt":
-                yield from self._text(prompt, start.mode)
+                yield from self._text(prompt)
             elif isinstance(stage, ImageStage):
                 yield self._picture(next(images), start.mode, stage)
             else:
-                yield from self._text(self._ids(stage), start.mode, stage.stage)
+                yield from self._text(self._ids(stage), stage.stage)
 
     def _ids(self, stage: TextStage) -> list[int]:
         """A text's tokens: those that the model wrote as long as they spell it."""
         tokenizer = self.sampler.tokenizer
         return stage.ids if stage.ids and tokenizer.decode(stage.ids) == stage.text else tokenizer.encode(stage.text)
 
-    def _text(self, ids: list[int], mode: str, stage: str = "prompt", kept: bool = False, full: bool = True) -> list:
+    def _text(self, ids: list[int], stage: str = "prompt", kept: bool = False, full: bool = True) -> list:
         """The pieces of a text with its switch tokens; image guidance never sees a thought."""
         opening, closing = self.text_switches
         contexts = ("full",) * full + ("texts",) * (self.has_texts and stage != "thought")
@@ -275,7 +275,7 @@ class Batch:
         row, changed = self.rows[slot], isinstance(verdict, Change)
         if changed:
             stage, row.cut = self._outside(row, verdict.text), False
-        row.pending.extend(self._text(self._ids(stage), row.mode, stage.stage, full=changed))
+        row.pending.extend(self._text(self._ids(stage), stage.stage, full=changed))
         row.add_text(stage)
         self._done(row, stage, None, verdict)
         return not changed
