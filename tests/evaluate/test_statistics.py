@@ -104,12 +104,18 @@ def test_the_spread_over_seeds():
     assert spread([0.5]).deviation is None
 
 
-def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole():
-    groups = [[1.0, 1.0, 1.0], [0.0], [0.0, 1.0]]
+@pytest.mark.parametrize(
+    ("groups", "value"),
+    [
+        ([[1.0, 1.0, 1.0], [0.0], [0.0, 1.0]], 4 / 6),
+        ([[1.0] * 8 + [0.0], [0.0, 0.0, 1.0], [0.0, 1.0], [0.5]], 10.5 / 15),
+    ],
+)
+def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole(groups, value):
     found = pooled(groups)
-    assert found.value == pytest.approx(4 / 6) and found.n == 3
-    # All 27 ways to draw three prompts, alike likely.
-    ways = [np.concatenate(way).mean() for way in itertools.product(groups, repeat=3)]
+    assert found.value == pytest.approx(value) and found.n == len(groups)
+    # All ways to draw as many prompts, alike likely.
+    ways = [np.concatenate(way).mean() for way in itertools.product(groups, repeat=len(groups))]
     low, high = np.quantile(ways, [0.025, 0.975], method="inverted_cdf")
     assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.02)
     assert pooled([[1.0, 0.0]]).low is None
