@@ -299,7 +299,7 @@ class Batch:
             row = self.rows[slot]
             stage = self._outside(row, text)
             row.add_text(stage)
-            row.pending.extend(self._text(self._ids(stage), row.mode, stage.stage))
+            row.pending.extend(self._text(self._ids(stage), stage.stage))
             self._done(row, stage, None)
 
     def draw(self, slots: Sequence[int]) -> None:
