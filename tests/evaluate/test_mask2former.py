@@ -214,6 +214,22 @@ def test_clip_scores_every_colour_by_three_templates():
     assert len(asked) == 30  # the class's texts are embedded once
 
 
+def test_clip_weighs_templates_and_colours_alike():
+    """Neither a template with long embeddings nor a colour whose templates agree is favoured: cosines by hand."""
+    vectors = {
+        "red": [(10, 0, 0), (0, 1, 0), (0, 1, 0)],  # (1, 2, 0) / 5^0.5 where each counts alike, else (5, 1, 0) / 26^0.5
+        "yellow": [(1, 0, 0), (0, 1, 0), (0, 0, 1)],  # (1, 1, 1) / 3^0.5, of a mean with length 3^-0.5
+        "blue": [(0, 0, 1)] * 3,
+    }
+    clip = TinyClip()
+    each = [torch.tensor(vectors.get(color, [(0, 0, 0)] * 3), dtype=torch.float32) for color in COLORS]
+    clip.encode_text = lambda texts: torch.cat(each)
+    colors = ClipColors(clip, pixels_of, Texts)
+    # (0, 1, 0.4): 0.89 red, 0.81 yellow, 0.4 blue. (0.8, 0.8, 1): 1.07 red, 1.50 yellow, 1 blue.
+    crops = [PIL.Image.new("RGB", (4, 4), color) for color in ("#00ff66", "#ccccff")]
+    assert colors(crops, "dog") == ["red", "yellow"]
+
+
 class OpenClip(types.ModuleType):
     """Stands for open_clip: hands out the tiny model and records what it was asked for."""
 

@@ -86,6 +86,23 @@ def test_a_changed_image_is_read(sampler, recorded):
         assert np.asarray(one.images[0]).min() == 255 and one.stages[1].origin == "outside"
 
 
+def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
+    """To the bit: as there, text guidance does not see a text that stands before the image."""
+    white = PIL.Image.new("RGB", (32, 32), "white")
+    planned = sampler.resume([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
+    painted = sampler.resume([one.branch(1, image=white) for one in planned], SETTINGS)
+    for images, expected in (({}, planned), (dict.fromkeys(range(3), white), painted)):
+        batch = sampler.batch(sampler.starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
+        batch.add_texts(dict.fromkeys(batch.due("text"), PLAN))
+        batch.add_images(images)
+        while batch.going():
+            batch.step()
+        for slot, other in enumerate(expected):
+            one = batch.trajectory(slot)
+            near(one, other)
+            assert outcome(one)[1] == outcome(other)[1]
+
+
 def test_a_reviewer_stops_a_trajectory(sampler, recorded):
     drawn = sampler(PROMPTS, SEEDS, SETTINGS, review=lambda row, stage, image: Stop() if row == 1 else None)
     assert (drawn[1].stop_reason, [s.stage for s in drawn[1].stages]) == ("stopped", ["plan"])

@@ -79,6 +79,8 @@ def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
         (["plan", "image", "refine", "plan"], "image", {"max_steps": 1}, None),
         (["plan", "image", "inspect"], "text", {"max_steps": 1}, "step limit"),
         (["plan", "image", "inspect"], "text", {"max_steps": 2}, None),
+        (["plan", "image", "refine", "image", "inspect"], "text", {"max_steps": 2}, None),
+        (["plan", "image", "refine", "image", "inspect"], "text", {"max_steps": 1}, "step limit"),
         (["plan", "image", "plan"], "image", {"max_steps": 1}, "step limit"),
     ],
 )
