@@ -70,7 +70,7 @@ class Sampler:
     def add_text(self, cache: Cache, ids: list[int]) -> Cache:
         """Appends the segment of words ``ids``; the position advances by every token."""
         ids = [self.switches.im_start, *ids, self.switches.im_end]
-        return self._feed(cache, ids)[1]
+        return self.feed(cache, ids)[1]
 
     def add_vae_image(self, cache: Cache, image: Tensor) -> Cache:
         """Appends a clean VAE image [3, H, W] in [-1, 1]; the position advances by one."""
@@ -103,7 +103,7 @@ class Sampler:
         """
         token, tokens, logits = self.switches.im_start, [], []
         for _ in range(count):
-            hidden, cache = self._feed(cache, [token])
+            hidden, cache = self.feed(cache, [token])
             tokens.append(token)
             logits.append(self.model.language_model.lm_head(hidden[-1]))
             token = int(logits[-1].argmax())
@@ -134,7 +134,7 @@ class Sampler:
             masks=[torch.ones(length, cache.length + length, dtype=torch.bool)],
         )
 
-    def _feed(self, cache: Cache, ids: list[int]) -> tuple[Tensor, Cache]:
+    def feed(self, cache: Cache, ids: list[int]) -> tuple[Tensor, Cache]:
         """Runs text tokens as they are: the hidden states [Q, D] after the final norm, the grown cache."""
         count = len(ids)
         inputs = Inputs(
