@@ -4,11 +4,13 @@ import json
 import pathlib
 import shutil
 
+import PIL.Image
 import pytest
 
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.shapes import benchmark
+from pdgen.interleave.trajectory import ImageStage, Trajectory, load_trajectory
 from tests.evaluate.painted import generate
 
 PROMPTS = benchmark({"single_object": 2, "position": 1})
@@ -84,6 +86,26 @@ def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
     assert [p.name for p in sorted(path.rglob("*.png"))] == ["00000.png", "00001.png"]
 
 
+def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
+    """The trajectory stands; the same image is made again."""
+
+    def sketched(prompts, seeds):
+        stages = [ImageStage("sketch", "01_sketch.png", 64, 64)]
+        for prompt, seed, (image, _) in zip(prompts, seeds, generate(prompts, seeds)):
+            yield folders.Sample(image, Trajectory(prompt=prompt, stages=stages, stop_reason="finished", seed=seed,
+                                                   checkpoint="", mode="single_pass", images=[image]))  # fmt: skip
+
+    def make():
+        folders.make(tmp_path / "images", tmp_path / "trajectories", JOBS[:2], lambda *asked: [*sketched(*asked)], 2)
+
+    make()
+    image, trajectory = tmp_path / "images" / f"{JOBS[1].name}.png", tmp_path / "trajectories" / JOBS[1].name
+    before = image.read_bytes()
+    image.unlink()
+    make()
+    assert image.read_bytes() == before and load_trajectory(trajectory).seed == JOBS[1].seed
+
+
 def test_a_folder_is_not_mixed(images, tmp_path):
     with pytest.raises(EvaluationError, match="was begun with strategy = 'painted', not 'process'"):
         folders.begin(images, {"strategy": "process"}, JOBS)
@@ -138,6 +160,16 @@ def test_images_of_another_list_are_named(images, tmp_path):
     (tmp_path / "wise" / "1.png").write_bytes(b"")
     assert "holds no folders 00000, 00001, ..." in refusal(tmp_path / "wise")
     assert "no such folder" in refusal(tmp_path / "nowhere")
+
+
+def test_an_image_is_read_upright(tmp_path):
+    """Orientation 6: the first row stored is the right side."""
+    image, exif = PIL.Image.new("RGB", (4, 2)), PIL.Image.Exif()
+    image.putpixel((0, 0), (255, 0, 0))
+    exif[0x0112] = 6
+    image.save(tmp_path / "00000.png", exif=exif)
+    upright = folders.read_image(tmp_path / "00000.png")
+    assert upright.size == (2, 4) and upright.getpixel((1, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None])

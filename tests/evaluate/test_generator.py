@@ -68,17 +68,19 @@ def test_an_unknown_strategy_or_setting_is_named():
 
 
 class Scripted:
-    """A sampler whose image's colour is the seed; prompts that begin with "nothing" end before any image."""
+    """A sampler whose last image's colour is the seed; prompts that begin with "nothing" end before any image."""
 
     class compiler:
         seconds = 0.0
 
     def __call__(self, prompts, seeds, settings, **_):
+        self.settings = settings
         return [self.one(prompt, seed) for prompt, seed in zip(prompts, seeds)]
 
     def one(self, prompt, seed):
-        stages = [TextStage("plan", "<ins>a</ins> <des>b</des>"), ImageStage("sketch", "01_sketch.png", 4, 4)]
-        images = [PIL.Image.new("RGB", (4, 4), (seed, 0, 0))]
+        plan = TextStage("plan", "<ins>a</ins> <des>b</des>")
+        stages = [plan, *(ImageStage("sketch", f"0{n}_sketch.png", 4, 4) for n in (1, 2))]
+        images = [PIL.Image.new("RGB", (4, 4), color) for color in ("black", (seed, 0, 0))]
         if prompt.startswith("nothing"):
             stages, images = stages[:1], []
         return Trajectory(prompt=prompt, stages=stages, stop_reason="token limit", seed=seed, checkpoint="x",
@@ -86,12 +88,13 @@ class Scripted:
 
 
 def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(generator.Sampler, "from_checkpoint", lambda path: loaded.append(path) or Scripted())
-    generate = generator.make_generate(generator.read_recipe(str(checkpoint), "process", {}), exact_advisers())
+    loaded, sampler = [], Scripted()
+    monkeypatch.setattr(generator.Sampler, "from_checkpoint", lambda path: loaded.append(path) or sampler)
+    recipe = generator.read_recipe(str(checkpoint), "process", {"max_images": 3, "image.num_timesteps": 7})
+    generate = generator.make_generate(recipe, exact_advisers())
     assert loaded == []
     samples = [*generate(["a", "b"], [3, 4]), *generate(["c"], [5])]
-    assert loaded == [checkpoint]
+    assert loaded == [checkpoint] and (sampler.settings.max_images, sampler.settings.image.num_timesteps) == (3, 7)
     assert [s.image.getpixel((0, 0))[0] for s in samples] == [s.trajectory.seed for s in samples] == [3, 4, 5]
     assert samples[0].trajectory.settings["strategy"] == "process"
     with pytest.raises(EvaluationError, match=r"seed 9: 'nothing' ended without an image \(token limit\)"):

@@ -93,6 +93,14 @@ def test_positions(dog, correct, reason):
     assert verdict(LEFT, {"cup": [thing((40, 40, 60, 60))], "dog": [thing(dog)]}) == (correct, reason)
 
 
+@pytest.mark.parametrize(("target", "correct"), [(0, True), (1, False)])
+def test_a_position_is_compared_with_the_object_it_names(target, correct):
+    """The dog is left of the first, the cup, and right of the second, the cat."""
+    include = [LEFT[0], {"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", target]}]
+    boxes = {"cat": (0, 40, 20, 60), "dog": (40, 40, 60, 60), "cup": (80, 40, 100, 60)}
+    assert verdict(include, {noun: [thing(box)] for noun, box in boxes.items()}).correct == correct
+
+
 def test_a_position_needs_its_target():
     red_cup = [LEFT[0] | {"color": "red"}, LEFT[1]]
     found = verdict(red_cup, {"cup": [thing(color="blue")], "dog": [thing()]})

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -71,6 +72,19 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
         assert [s[:2] for s in outcome(one)[0]] == [s[:2] for s in stages]
     shown = [(n, s.stage, None if hasattr(s, "text") else (32, 32)) for n, t in enumerate(reviewed) for s in t.stages]
     assert sorted(seen, key=str) == sorted(shown, key=str)
+
+
+def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, recorded):
+    """As in a trajectory.json that someone has changed by hand."""
+    edited = []
+    for one in recorded.drawn:
+        cut = one.branch(1)
+        changed = msgspec.structs.replace(cut.stages[0], text=PLAN)
+        assert changed.ids
+        edited.append(dataclasses.replace(cut, stages=[changed]))
+    drawn = sampler.resume(edited, SETTINGS)
+    planned = sampler.resume([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
+    assert [outcome(one)[1] for one in drawn] == [outcome(one)[1] for one in planned]
 
 
 def test_a_changed_image_is_read(sampler, recorded):

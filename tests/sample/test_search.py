@@ -161,16 +161,17 @@ def test_stepwise_costs_are_those_of_all_candidates(stepwise):
 # PARM.
 
 
-def test_parm_s_stopped_candidates_cost_their_steps_and_no_more(sampler):
-    """Four for a step, two for another, one for the last; two branches each."""
+@pytest.mark.parametrize(("n", "drawn"), [(4, [2, 2, 2, 1]), (3, [2, 1, 2, 1])])
+def test_parm_s_stopped_candidates_cost_their_steps_and_no_more(sampler, n, drawn):
+    """Four or three for a step, two for another, one for the last; two branches each."""
     verifier = Favour(brightness)
-    strategy = Parm(n=4, judged=(0.3, 0.7), keep=0.5)
+    strategy = Parm(n=n, judged=(0.3, 0.7), keep=0.5)
     [one], record = recorded(sampler, strategy, task(sampler, verifier=verifier))
     one.check()
-    assert one.costs["network_evaluations"] == evaluated(record) == 2 * (4 + 2 + 1)
-    assert one.costs["guidance_branches"] == 4 + 2 + 1
-    assert one.costs["questions"] == len(verifier.seen) == 4 + 2 + 1
-    assert [len(call.rows) for call in record.named("draw")] == [2, 2, 2, 1]
+    assert one.costs["network_evaluations"] == evaluated(record) == 2 * (n + 2 + 1)
+    assert one.costs["guidance_branches"] == n + 2 + 1
+    assert one.costs["questions"] == len(verifier.seen) == n + 2 + 1
+    assert [len(call.rows) for call in record.named("draw")] == drawn
     assert same(verifier.seen[-1], one.images[-1])
     assert one.settings["strategy.judged"] == "0.3 0.7" and one.stop_reason == "finished"
 
@@ -185,11 +186,12 @@ def test_parm_finds_the_candidate_that_the_verifier_wants(sampler, singles, favo
     assert np.abs(np.asarray(one.images[0], np.float32) - target).max() <= 1  # a level, by rounding
 
 
-def test_parm_judges_no_step_twice_and_never_the_last(sampler):
-    """Steps 1 and 2 of 3; all go on."""
+def test_parm_judges_no_step_twice_and_never_the_last(sampler, singles):
+    """Steps 1 and 2 of 3; all go on, and the best of all in the end is picked."""
     strategy = Parm(n=4, judged=(0.1, 0.3, 0.7, 0.99), keep=1.0)
     [one] = run(strategy, task(sampler, verifier=Favour(brightness)))
     assert one.costs["questions"] == 3 * 4 and one.costs["network_evaluations"] == 4 * STEPS * 2
+    assert one.seed == max(singles, key=lambda single: brightness(single.images[0])).seed
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,20 @@ def test_a_verifier_who_declines_leaves_the_first_candidate_and_is_counted():
     assert sum("declined: no idea" in line for line in lines) == 6
 
 
+def test_a_candidate_without_an_image_scores_nothing():
+    given_task = task(PROMPTS[:1], SEEDS[:1], with_adviser("verifier", lambda prompt, picture: 0.1))
+    drawn = given_task.sampler.drawn
+
+    def first_ends_early(mode, prompt, seed, given):
+        one = drawn(mode, prompt, seed, given)
+        return dataclasses.replace(one, stages=[], images=[]) if seed == SEEDS[0] else one
+
+    given_task.sampler.drawn = first_ends_early
+    [best] = run(make_strategy("best_of_n", n=2), given_task)
+    assert best.seed == candidate_seed(SEEDS[0], 1) and len(best.images) == 1
+    assert (best.costs["questions"], best.settings["strategy.score"]) == (1, 0.1)
+
+
 # Planner.
 
 
