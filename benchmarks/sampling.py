@@ -3,7 +3,7 @@
     python -m benchmarks.sampling --mode=batch --model=nano --json
 
 Modes, each a result of its own:
-  batch        trajectories a second, eight in one batch beside one at a time
+  batch        trajectories a second, eight in one batch beside the same eight one at a time
   context      a trajectory with its growing context beside one that reads its history anew before every segment
   scan         an image's Euler steps beside the PyTorch reference: same weights, context and noise
   first_image  seconds until the first picture of a trajectory stands, and of these the plan's and the picture's
@@ -44,7 +44,7 @@ from pdgen.config import ComputeConfig, ModelConfig, preset
 from pdgen.flow.denoise import ImageSettings
 from pdgen.interleave.grammar import SWITCHES
 from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Mode
+from pdgen.interleave.trajectory import Mode, Trajectory
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
 from pdgen.sample.engine import Sampler
@@ -66,6 +66,7 @@ AIM = 3.0  # times the trajectories a second of batch 1
 PROMPT = "A picture of two red circles left of a blue square, and a small green star above the blue square."
 SIDE = 32  # pixels
 PRODUCTS = 20  # in a row, to measure the memory
+BUSY = 1536  # tokens, about as many as eight images with three branches have
 
 Seconds = dict[str, list[float]]
 
@@ -109,25 +110,63 @@ def in_turns(runs: dict[str, Callable[[], Any]]) -> Seconds:
     return seconds
 
 
-def ratio(seconds: Seconds, slow: str, fast: str, times: float = 1.0) -> float:
-    """Median over the rounds of ``times`` slow / fast."""
-    return statistics.median(times * a / b for a, b in zip(seconds[slow], seconds[fast]))
+def ratio(seconds: Seconds, slow: str, fast: str) -> float:
+    """Median over the rounds of slow / fast."""
+    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast]))
 
 
 def batch(config: ModelConfig) -> dict[str, Any]:
-    """Trajectories a second of a batch and of rows one at a time."""
+    """The same trajectories in one batch and one at a time, and how much faster a batch could be at all."""
     sampler, rows = make_sampler(config), FLAGS.batch
     together = dataclasses.replace(settings(), together=rows)
+    seeds = full_length_seeds(sampler, together, rows)
     seconds = in_turns({
-        "together": lambda: sampler([PROMPT] * rows, list(range(rows)), together),
-        "alone": lambda: sampler([PROMPT], [0], settings()),
+        "together": lambda: sampler([PROMPT] * rows, seeds, together),
+        "alone": lambda: [sampler([PROMPT], [seed], settings()) for seed in seeds],
     })  # fmt: skip
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    rates = {"together": rows / medians["together"], "alone": 1 / medians["alone"]}
+    rates = {name: rows / statistics.median(taken) for name, taken in seconds.items()}
+    operations, peak = products(sampler, sampler([PROMPT] * rows, seeds, together)), peak_operations(config)
     return {
-        "rows": rows, "seconds": seconds, "trajectories_per_second": rates, "aim": AIM,
-        "speedup": ratio(seconds, "alone", "together", rows),
+        "rows": rows, "seeds": seeds, "seconds": seconds, "trajectories_per_second": rates, "aim": AIM,
+        "speedup": ratio(seconds, "alone", "together"), "operations": operations, "operations_per_second": peak,
+        "bound_speedup": statistics.median(seconds["alone"]) * peak / operations,
     }  # fmt: skip
+
+
+def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list[int]:
+    """Seeds of trajectories that draw all their images, so that no place of the batch stays empty."""
+    seeds = range(6 * count)
+    drawn = sampler([PROMPT] * len(seeds), seeds, how)
+    full = [one.seed for one in drawn if len(one.images) == how.max_images]
+    if len(full) < count:
+        raise RuntimeError(f"only {len(full)} of {len(seeds)} trajectories draw {how.max_images} images; more --words")
+    return full[:count]
+
+
+def products(sampler: Sampler, drawn: list[Trajectory]) -> float:
+    """Floating-point operations of the layers' matrix products; attention, autoencoder and ViT left out."""
+    layers, span = sampler.params["model"]["language"]["layers"], (SIDE // sampler.config.latent_stride) ** 2 + 2
+    gen, und = (sum(leaf.size for leaf in jax.tree.leaves(layers[expert])) for expert in ("gen", "und"))
+    costs = [one.costs for one in drawn]
+    return 2 * sum(c["network_evaluations"] * span * gen + c["prefilled_tokens"] * und for c in costs)
+
+
+def peak_operations(config: ModelConfig) -> float:
+    """Operations a second of the model's largest matrix product on as many tokens as keep the machine busy."""
+    width, wide = config.language.hidden_size, config.language.intermediate_size
+    x, weights = jnp.ones((BUSY, width)), jnp.ones((width, wide))
+    product = jax.jit(lambda x, weights: x @ weights)
+    return 2 * BUSY * width * wide / fastest(lambda: product(x, weights).block_until_ready())
+
+
+def fastest(call: Callable[[], Any]) -> float:
+    """Seconds of the fastest of ten calls, after one that compiles."""
+    best = math.inf
+    for number in range(11):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start) if number else best
+    return best
 
 
 def context(config: ModelConfig) -> dict[str, Any]:
@@ -231,12 +270,8 @@ def memory_bandwidth(size: int) -> float:
     side = math.isqrt(size // 4)
     matrix = jax.random.normal(jax.random.key(0), (side, side)) / math.sqrt(side)
     chain = jax.jit(lambda m, v: jax.lax.scan(lambda v, _: (m @ v, None), v, length=PRODUCTS)[0])
-    best = math.inf
-    for _ in range(11):  # the first compiles
-        start = time.perf_counter()
-        chain(matrix, jnp.ones(side)).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return PRODUCTS * 4 * side**2 / best
+    vector = jnp.ones(side)
+    return PRODUCTS * 4 * side**2 / fastest(lambda: chain(matrix, vector).block_until_ready())
 
 
 def told(mode: str, result: dict[str, Any]) -> str:
@@ -244,7 +279,8 @@ def told(mode: str, result: dict[str, Any]) -> str:
     if mode == "batch":
         rates = result["trajectories_per_second"]
         return (f"{result['rows']} trajectories together {rates['together']:.3f} a second, one at a time "
-                f"{rates['alone']:.3f}: {result['speedup']:.2f} times (aim {AIM:g})")  # fmt: skip
+                f"{rates['alone']:.3f}: {result['speedup']:.2f} times (aim {AIM:g}); "
+                f"matrix products alone, at their peak, would allow {result['bound_speedup']:.2f} times")  # fmt: skip
     if mode == "first_image":
         return ", ".join(f"{name} {value:.2f} s" for name, value in result["median_s"].items()) + " to the first image"
     if mode == "text":

@@ -15,6 +15,7 @@ import PIL.Image
 from pdgen.flow.denoise import ImageSettings
 from pdgen.interleave.grammar import KINDS, START_AFTER, SWITCHES
 from pdgen.interleave.images import to_rgb
+from pdgen.interleave.modes import END
 from pdgen.interleave.trajectory import ImageStage, Stage, TextStage, Trajectory, image_file
 from pdgen.sample import steps
 from pdgen.sample.compiled import Stopwatch
@@ -162,6 +163,10 @@ class Batch:
 
     def settle(self) -> None:
         """Reads all that is still to be read, and decides for every row what comes next."""
+        for slot in self.going():
+            if self.rows[slot].over:
+                self.rows[slot].pending.clear()
+                self.rows[slot].follow(END, self.settings)
         while waiting := [slot for slot in self.going() if self.rows[slot].pending]:
             for (kind, *_), group in self.groups(waiting, lambda row: _reading(row.pending[0])):
                 (self._read_text if kind == "text" else self._read_image)(group)

@@ -100,6 +100,11 @@ class Row:
         """Whether the context holds an image."""
         return bool(self.images)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing but the end may follow, so that no context need read what stands last."""
+        return self.due is None and self.mode != "process" and END in MODES[self.mode][self.kinds[-1]]
+
     def add_text(self, stage: TextStage) -> None:
         """Records a text. Raises TrajectoryError where it may not stand here."""
         kind = segment_kind(stage)
@@ -124,8 +129,7 @@ class Row:
         kind = self.kinds[-1]
         if self.mode == "process" and kind in KINDS:
             return automaton.switches[KINDS.index(kind)].tolist()
-        following = MODES[self.mode][kind]
-        switch = END if END in following else "image" if "image" in following else "text"
+        switch = "image" if "image" in MODES[self.mode][kind] else "text"
         return [name == switch for name in SWITCHES]
 
     def follow(self, switch: str, settings: SampleSettings) -> None:
