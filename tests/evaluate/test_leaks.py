@@ -12,6 +12,12 @@ from tests.data.small_records import records
 ASKED = ["a photo of a bench", "a photo of a dog", "a photo of a cat", "a photo of a dog"]
 
 
+def test_a_benchmark_s_own_spelling_does_not_hide_a_leak():
+    """Neither capitals and full stops of its list nor blanks around a training prompt."""
+    found = find_leaks([" A red Fox.\t", "a grey owl"], ["A red Fox.", "A grey owl!"])
+    assert (found.exact, found.normalised) == (["A red Fox."], ["A grey owl!"])
+
+
 def test_exact_and_normalised_leaks_are_told_apart():
     training = ["A photo of a dog.", "a photo of a bench", "A PHOTO of a bench", "a photo of a cow"]
     found = find_leaks(training, ASKED, ["data"])

@@ -66,6 +66,12 @@ def test_a_prompt_keeps_its_images_together():
     assert half(estimate([together.ravel()])) == pytest.approx(half(estimate([right])) / 2, rel=0.1)
 
 
+def test_a_prompt_is_compared_with_itself():
+    """Two prompts that change places: no difference, but a quarter of the draws each have +1 and -1."""
+    found = difference([np.array([0.0, 1.0])], [np.array([1.0, 0.0])])
+    assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
+
+
 def test_pairs_are_drawn_together():
     hard = RNG.random(100)
     better = hard + 0.1

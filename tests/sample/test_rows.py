@@ -129,6 +129,20 @@ def test_a_refusal_for_want_of_room_says_what_would_fit(sampler, monkeypatch):
         capacities.check_memory(sampler, dataclasses.replace(settings, max_images=fitting + 1), starts, 2)
 
 
+def test_room_is_that_of_the_longest_trajectory_to_the_token(sampler, monkeypatch):
+    """An image has 64 VAE and 25 ViT tokens; every one of three may have a plan before it and an inspection after."""
+    monkeypatch.setattr(sampler, "compute", dataclasses.replace(sampler.compute, block_k=1))
+    text = SETTINGS.text.max_tokens + sampler.grammar.closings.shape[1] + 2
+    texts, images = 100 + 2 + 6 * text, 3 * (64 + 2 + 25 + 2)
+    (start,) = sampler.starts(["a"], settings=SETTINGS)
+    assert capacities.capacity(sampler, SETTINGS, [start]) == (texts + images, texts)
+    # A text that stands is read too, however long it is.
+    stage = TextStage("plan", "<ins>" + "a dog " * 60 + "</ins> <des></des>")
+    texts += len(sampler.tokenizer.encode(stage.text)) + 2
+    held = dataclasses.replace(start, stages=[stage])
+    assert capacities.capacity(sampler, SETTINGS, [start, held]) == (texts + images, texts)
+
+
 def test_room_for_images_guidance_is_made_only_where_it_is_used(sampler):
     def texts(mode, given=0, **changes):
         settings = dataclasses.replace(SETTINGS, mode=mode, **changes)
