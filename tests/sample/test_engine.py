@@ -202,10 +202,10 @@ def test_a_row_alone_is_the_same_to_the_bit(sampler, recorded):
 def test_more_prompts_than_places(sampler, recorded):
     """Those that wait take the places of those that have ended; each is told of when it ends."""
     ended = []
-    prompts, seeds = ["b", *PROMPTS, "c", "d"], [1, *SEEDS, 3, 4]
+    prompts, seeds = ["b", "c", "d", "e", *PROMPTS], [1, 2, 3, 4, *SEEDS]  # four places
     drawn = sampler(prompts, seeds, SETTINGS, done=lambda number, one: ended.append((number, one)))
-    assert [outcome(one) for one in drawn[1:4]] == [outcome(one) for one in recorded.drawn]
-    assert sorted(number for number, _ in ended) == list(range(6)) and all(drawn[n] is one for n, one in ended)
+    assert [outcome(one) for one in drawn[4:]] == [outcome(one) for one in recorded.drawn]
+    assert sorted(number for number, _ in ended) == list(range(7)) and all(drawn[n] is one for n, one in ended)
 
 
 def test_other_seeds_give_other_trajectories(sampler):
