@@ -1,5 +1,6 @@
 """WISE: worked examples of the three scorings, and judging by a server on localhost that misbehaves."""
 
+import io
 import json
 import threading
 
@@ -122,6 +123,15 @@ def test_a_missing_id_leaves_no_total_and_is_named():
 def test_what_was_not_judged_at_all_has_no_score():
     scored = wise.score_all({"binary": answers()["binary"]})
     assert scored["A"].missing == list(range(1, 1001)) and scored["B"].missing == []
+
+
+def test_each_prompt_is_asked_about_its_own_image(prompts, images):
+    """The red of an image is its prompt's number."""
+    asked = list(wise.requests(prompts, images, ["graded", "binary"]))
+    for number, request in zip((1, 1, 2, 2, 5, 5), asked, strict=True):
+        text, png = request.content
+        assert f"Prompt: prompt {number}\n" in text
+        assert PIL.Image.open(io.BytesIO(png)).getpixel((0, 0)) == (number, 0, 0)
 
 
 def test_every_image_is_judged_in_both_ways(server, settings, prompts, images, tmp_path):
