@@ -94,10 +94,12 @@ def test_a_changed_image_is_read(sampler, recorded):
     def change(row, stage, image):
         return Change(image=white) if stage.file.startswith("01") else None
 
-    reviewed = sampler(PROMPTS, SEEDS, SETTINGS, review=lambda *a: change(*a) if a[2] else None)
+    settings = dataclasses.replace(SETTINGS, keep_latents=True)
+    reviewed = sampler(PROMPTS, SEEDS, settings, review=lambda *a: change(*a) if a[2] else None)
     for one, expected in zip(reviewed, drawn):
         near(one, expected)
         assert np.asarray(one.images[0]).min() == 255 and one.stages[1].origin == "outside"
+        assert set(one.latents) == {s.file for s in one.stages[2:] if not hasattr(s, "text")}
 
 
 def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
