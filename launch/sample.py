@@ -149,15 +149,21 @@ def read_strategy() -> tuple[str, dict[str, Any]]:
     return STRATEGY.value, dataclasses.asdict(strategies.make_strategy(STRATEGY.value, **options))
 
 
-def read_advisers() -> Advisers:
-    """Those of the endpoint that --advisers describes, or the exact ones. Raises ValueError."""
+def read_endpoint() -> EndpointSettings | None:
+    """The endpoint that --advisers describes, if any. Raises ValueError."""
     if ADVISERS.value is None:
-        return exact_advisers()
+        return None
     path = pathlib.Path(ADVISERS.value)
     try:
-        return endpoint_advisers(Endpoint(msgspec.json.decode(path.read_bytes(), type=EndpointSettings)))
+        return msgspec.json.decode(path.read_bytes(), type=EndpointSettings)
     except msgspec.DecodeError as fault:
         raise ValueError(f"--advisers: {path}: {fault}") from None
+
+
+def make_advisers() -> Advisers:
+    """Those of the endpoint, or the exact ones. Raises ValueError."""
+    endpoint = read_endpoint()
+    return endpoint_advisers(Endpoint(endpoint)) if endpoint else exact_advisers()
 
 
 def load_sampler(checkpoint: str) -> Sampler:
@@ -190,7 +196,7 @@ def draw(sampler: Sampler, run: Run, starts: Mapping[str, Trajectory], done: Cal
                 [*starts.values()], run.settings, say, done=lambda n, trajectory: done(names[n], trajectory)
             )
         return
-    strategy, advisers = strategies.make_strategy(run.strategy, **run.options), read_advisers()
+    strategy, advisers = strategies.make_strategy(run.strategy, **run.options), make_advisers()
     for first in range(0, len(names), run.settings.together):
         group = names[first : first + run.settings.together]
         prompts, seeds = [starts[name].prompt for name in group], [starts[name].seed for name in group]
@@ -243,10 +249,12 @@ def sample() -> str:
     folder, mode = pathlib.Path(OUTPUT.value), flags.FLAGS["mode"].value or "process"
     settings, (strategy, options), jobs = read_settings(base_settings(mode)), read_strategy(), read_jobs()
     settings = dataclasses.replace(settings, together=min(BATCH.value or MAX_TOGETHER, len(jobs)))
+    endpoint = read_endpoint()
     sampler = load_sampler(CHECKPOINT.value)
     run = Run(
         checkpoint=sampler.checkpoint, model_hash=sampler.model_hash, settings=settings, jobs=jobs,
         strategy=strategy, options=options,
+        advisers={name: getattr(endpoint, name) for name in ("url", "model", "parameters")} if endpoint else {},
     )  # fmt: skip
     given = [[read_picture(image.path) for image in job.images] for job in jobs]
     starts = sampler.starts([job.prompt for job in jobs], [job.seed for job in jobs], settings, given)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -35,10 +35,30 @@ def interval(estimate: Estimate) -> tuple[float, float | None, float | None, int
     return estimate.value, estimate.low, estimate.high, estimate.n
 
 
+def folded(table: Table, shown: Callable[[Cell], str]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells for a reader: a value and the two ends of its interval stand in one cell.
+
+    Args:
+      shown: a single cell as text.
+    """
+    columns, rows, names = [], [[] for _ in table.rows], [*table.columns, "", ""]
+    at = 0
+    while at < len(table.columns):
+        name = names[at]
+        has_interval = names[at + 1] in ("low", f"{name} low") and names[at + 2] in ("high", f"{name} high")
+        columns.append(name)
+        for whole, row in zip(table.rows, rows):
+            value, *ends = map(shown, whole[at : at + 3])
+            row.append(f"{value} [{ends[0]}, {ends[1]}]" if has_interval and whole[at + 1] is not None else value)
+        at += 3 if has_interval else 1
+    return columns, rows
+
+
 def as_text(table: Table) -> str:
-    """The table for a terminal: four decimals, "-" for None."""
-    cells = [table.columns, *([_shown(cell) for cell in row] for row in table.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    """The table for a terminal: four decimals, "-" for None, intervals in brackets."""
+    columns, rows = folded(table, _shown)
+    cells = [columns, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
     title = f"{table.title} (intervals: {LEVEL:.0%}, bootstrap by prompt)"
     return "\n".join([title, *lines, *([table.note] if table.note else [])])

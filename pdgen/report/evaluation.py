@@ -12,7 +12,7 @@ import PIL.Image
 from pdgen.evaluate.geneval import Result
 from pdgen.evaluate.published import SOURCE, PublishedTable
 from pdgen.evaluate.statistics import LEVEL
-from pdgen.evaluate.tables import Cell, Table
+from pdgen.evaluate.tables import Cell, Table, folded
 from pdgen.report.curves import COLOURS, Point, scatter
 from pdgen.report.page import render
 
@@ -154,7 +154,7 @@ def evaluation_page(
         findings=findings,
         facts=facts,
         level=f"{LEVEL:.0%}",
-        tables=[_cells(table.title, table.columns, table.rows, table.note) for table in tables],
+        tables=[_cells(table.title, *folded(table, _text), table.note) for table in tables],
         source=SOURCE,
         paper=[_cells(one.title, ("", *one.columns), [(n, *r) for n, r in one.rows.items()]) for one in paper],
         galleries=shown,

@@ -38,6 +38,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     Attributes:
       checkpoint, model_hash: name and manifest digest of the model; the digest alone must be the same to go on.
       strategy: its name, "" for the settings' mode alone, and ``options`` its own settings.
+      advisers: of the endpoint that advises it what its answers depend on: url, model and parameters; empty for shapes
+        world's exact advisers.
     """
 
     checkpoint: str
@@ -46,6 +48,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     jobs: list[Job]
     strategy: str = ""
     options: dict[str, Any] = {}
+    advisers: dict[str, Any] = {}
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -125,6 +128,7 @@ def _agree(folder: pathlib.Path, begun: Run, wanted: Run) -> None:
 def _told(run: Run) -> dict[str, Any]:
     """All that must be the same, one line each."""
     options = {f"{run.strategy}.{key}": value for key, value in run.options.items()}
+    options |= {f"advisers.{key}": value for key, value in run.advisers.items()}
     model = {"model_hash": run.model_hash, "strategy": run.strategy or None}
     jobs = {f"trajectory {job.name}": _job(job) for job in run.jobs}
     return model | {"number of trajectories": len(run.jobs)} | jobs | options | run.settings.flat()

@@ -57,6 +57,7 @@ def test_what_was_begun_otherwise_is_refused(tmp_path, run):
         "refine.text_scale=2.5, now it is 3.0": {"settings": warmer},
         "best_of_n.n=4, now it is 8": {"options": {"n": 8}},
         "strategy=best_of_n, now it is None": {"strategy": "", "options": {}},
+        "advisers.model=None, now it is judge": {"advisers": {"model": "judge"}},
         "model_hash=beef, now it is cafe": {"model_hash": "cafe"},
         "number of trajectories=4, now it is 3": {"jobs": run.jobs[:3]},
         "trajectory 002='a dog' with seed 2, now it is 'a cow' with seed 2": {
