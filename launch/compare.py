@@ -6,6 +6,7 @@ Each run is an output folder of launch/evaluate.py; all are of one benchmark and
 index.html, comparison.json and a CSV file for each table.
 """
 
+import collections
 import pathlib
 
 from absl import app, flags
@@ -38,7 +39,11 @@ def compare(folders: list[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     facts = {run.name: str(run.folder) for run in runs}
     costs = [one for run in runs if (one := cost(run)) is not None]
-    findings = [f"{run.name}: {line}" for run in runs for line in run.facts["findings"]]
+    found = collections.defaultdict(list)
+    for run in runs:
+        for line in run.facts["findings"]:
+            found[line].append(run.name)
+    findings = [f"{', '.join(names)}: {line}" for line, names in found.items()]
     page = evaluation_page(f"{runs[0].benchmark}: {len(runs)} runs", findings, facts, tables,
                            PAPER.get(runs[0].benchmark, ()), costs=costs)  # fmt: skip
     files = {"index.html": page.encode(), "comparison.json": as_json(tables)}

@@ -134,6 +134,6 @@ def comparison(runs: Sequence[Run]) -> list[Table]:
         rows.append((name, *cells, own[0][name].n))
     side = Table("Scores", (*columns, "prompts"), rows)
     changes = [(f"{other}: {name}", *interval(one)) for other, found in apart.items() for name, one in found.items()]
-    note = f"How much more than {runs[0].name}, on the same prompts. Where low and high have one sign, prompts drawn "
-    note += "anew would hardly turn it round."
+    note = f"How much more than {runs[0].name}, on the same prompts. Where both ends of the interval have one sign, "
+    note += "prompts drawn anew would hardly turn it round."
     return [side, Table("Differences", ("run and score", "difference", "low", "high", "prompts"), changes, note)]

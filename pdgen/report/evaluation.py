@@ -165,7 +165,8 @@ def evaluation_page(
 
 
 def _cells(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> dict[str, Any]:
-    return {"title": title, "columns": columns, "rows": [[_text(cell) for cell in row] for row in rows], "note": note}
+    words = [[_text(cell).replace(", ", ",\N{NO-BREAK SPACE}") for cell in row] for row in rows]  # intervals stay whole
+    return {"title": title, "columns": columns, "rows": words, "note": note}
 
 
 def _text(cell: Cell) -> str:
