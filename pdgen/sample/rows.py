@@ -125,7 +125,7 @@ class Row:
         return stage
 
     def choices(self, automaton: Automaton) -> list[bool]:
-        """Which of SWITCHES may come next. The model has a choice in mode "process" alone."""
+        """Which of SWITCHES may come next in a row that is not over. The model has a choice in mode "process" alone."""
         kind = self.kinds[-1]
         if self.mode == "process" and kind in KINDS:
             return automaton.switches[KINDS.index(kind)].tolist()

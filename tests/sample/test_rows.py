@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from pdgen.interleave.grammar import SWITCHES
+from pdgen.interleave.modes import END
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, image_file
 from pdgen.sample import capacity as capacities
 from pdgen.sample.engine import SampleError, SampleSettings
@@ -57,8 +58,9 @@ def grown(mode, *parts):
     ],
 )
 def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
-    allowed = grown(mode, *parts).choices(whole_grammar)
-    assert [switch for switch, may in zip(SWITCHES, allowed) if may] == expected
+    row = grown(mode, *parts)
+    allowed = [END] if row.over else [s for s, may in zip(SWITCHES, row.choices(whole_grammar)) if may]
+    assert allowed == expected
 
 
 @pytest.mark.parametrize(
