@@ -135,7 +135,7 @@ def batch(config: ModelConfig) -> dict[str, Any]:
 
 def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list[int]:
     """Seeds of trajectories that draw all their images, so that no place of the batch stays empty."""
-    seeds = range(6 * count)
+    seeds = range(12 * count)
     drawn = sampler([PROMPT] * len(seeds), seeds, how)
     full = [one.seed for one in drawn if len(one.images) == how.max_images]
     if len(full) < count:
