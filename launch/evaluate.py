@@ -36,7 +36,8 @@ from pdgen.evaluate.process import ProcessFacts, process_facts, shapes_untouched
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.interleave.trajectory import load_trajectory
-from pdgen.report.evaluation import TRAJECTORIES, Gallery, entries, evaluation_page, galleries
+from pdgen.report.evaluation import evaluation_page
+from pdgen.report.gallery import TRAJECTORIES, Gallery, entries, galleries, wise_galleries
 from pdgen.report.page import trajectory_page
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies import STRATEGIES
@@ -290,7 +291,8 @@ def run_wise(output: pathlib.Path) -> int:
              "leaks": to_builtins(found), "findings": findings}  # fmt: skip
     made = [table, *(cost_tables(output) if source else [])]
     write_summary(output, facts, made)
-    write_page(output, facts, made, ())
+    trajectories = output / "trajectories" if source else None
+    write_page(output, facts, made, wise_galleries(prompts, files, judged, output, trajectories))
     print("\n\n".join([endpoint.ledger.report(), *map(tables.as_text, made)]))
     for line in unanswered:
         print(line, file=sys.stderr)

@@ -191,6 +191,7 @@ def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
     assert summary["judge"]["model"] == "judge" and summary["judge"]["parameters"]["temperature"] == 0.0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "judge&#39;s model" in page and "judge&#39;s rules" in page
+    assert "c: 3 images, mean graded score 0.600" in page and 'src="../2.png"' in page
     (tmp_path / "rules.txt").write_text("Other words.")
     server.script.extend([says("no grades at all")] * 9)  # three images, three times each
     other = run(*arguments, "--judgements=graded", f"--judge_rules=graded={tmp_path / 'rules.txt'}")
