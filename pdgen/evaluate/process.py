@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
+from pdgen.interleave.images import changed_pixels
 from pdgen.interleave.trajectory import ImageStage, Trajectory, TrajectoryError, parse_plan, parse_refine
 from pdgen.scenes.graph import SceneError
 from pdgen.scenes.judge import detected
@@ -44,7 +45,8 @@ class Step(msgspec.Struct, frozen=True):
       score: the verifier's, of the last image against the prompt; None where it does not understand the prompt.
       untouched: all that the instruction does not concern is as it was in the image before the step; None in the
         first step, where the instruction is not understood, and where nobody can say.
-      changed: share of pixels, 0 to 1, that differ from the image before the step; None in the first step.
+      changed: share of pixels, 0 to 1, that have changed since the image before the step (``changed_pixels``); None in
+        the first step.
     """
 
     images: list[int]
@@ -234,7 +236,7 @@ def _step(images: Sequence[_Drawn], judged: _Judged, untouched: Untouched) -> St
     alone, changed = None, None
     if before is not None and before.shape == last.picture.shape:
         alone = untouched(last.plans[-1], before, last.picture)
-        changed = float((before != last.picture).any(axis=-1).mean())
+        changed = float(changed_pixels(before, last.picture).mean())
     return Step([one.stage for one in images], *judged, alone, changed)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pdgen.evaluate.process import ProcessFacts
 from pdgen.evaluate.statistics import pooled
 from pdgen.evaluate.tables import Cell, Table, interval
+from pdgen.interleave.images import CHANGE
 from pdgen.interleave.trajectory import Trajectory
 
 _Known = TypeVar("_Known", ProcessFacts, Trajectory)
@@ -53,7 +54,8 @@ def process_table(facts: Sequence[ProcessFacts]) -> Table:
         rows=[row for row in rows if row is not None],
         note="Means over all known values of all trajectories; a plan that cannot be read gives none. A step without a "
         "plan has the prompt as its plan. Precision: share of <refine> where the judge sees a fault; recall: share of "
-        f"the judge's faults with <refine>. {_RESAMPLED}",
+        f"the judge's faults with <refine>. A pixel has changed where a channel differs by more than {CHANGE} of 255. "
+        f"{_RESAMPLED}",
     )
 
 

@@ -9,11 +9,13 @@ import io
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float32, Int32, Shaped
+from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
 
 from pdgen.config import ModelConfig
 
 MAX_PIXELS = 14 * 14 * 9 * 1024  # the base model's own limit, for ViT and autoencoder alike
+# A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
+CHANGE = 40
 
 
 class ImageError(ValueError):
@@ -171,3 +173,10 @@ def position_ids(grid: tuple[int, int], max_side: int, interpolate: bool = False
     if interpolate:
         rows, columns = rows * max_side // h, columns * max_side // w
     return (rows[:, None] * max_side + columns).reshape(-1).astype(np.int32)
+
+
+def changed_pixels(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
+    """Which pixels of two images differ by more than ``CHANGE`` in a channel. Raises ValueError for two sizes."""
+    if before.shape != after.shape:
+        raise ValueError(f"images of {before.shape} and {after.shape} values have no common pixels to compare")
+    return (np.abs(np.subtract(after, before, dtype=np.int16)) > CHANGE).any(axis=-1)

@@ -12,8 +12,8 @@ import PIL.Image
 import scipy.ndimage
 from jaxtyping import Bool
 
-# A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
-THRESHOLD = 40
+from pdgen.interleave.images import changed_pixels
+
 # Cells of the outline's grid along the longer side; a cell is inside where at least a quarter of it has changed.
 _CELLS = 64
 _SHARE = 0.25
@@ -35,14 +35,6 @@ class Change(NamedTuple):
     path: str
 
 
-def changed_pixels(before: PIL.Image.Image, after: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
-    """Which pixels differ by more than ``THRESHOLD`` in a channel. Raises ValueError for images of two sizes."""
-    if before.size != after.size:
-        raise ValueError(f"images of {before.size} and {after.size} pixels have no common pixels to compare")
-    first, second = (np.asarray(image.convert("RGB"), np.int16) for image in (before, after))
-    return (np.abs(second - first) > THRESHOLD).any(axis=-1)
-
-
 def changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
     """The change of every image against the one before it, None for the first."""
     return [None, *itertools.starmap(change, itertools.pairwise(images))][: len(images)]
@@ -52,7 +44,8 @@ def change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
     """What changed from one image to the next; None where their sizes differ."""
     if before.size != after.size:
         return None
-    pixels, side = changed_pixels(before, after), cell_side(after.size)
+    pixels = changed_pixels(*(np.asarray(image.convert("RGB")) for image in (before, after)))
+    side = cell_side(after.size)
     extent = (after.width / side, after.height / side)
     return Change(float(pixels.mean()), extent, outline(without_spots(coarse(pixels, side))))
 

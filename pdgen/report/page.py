@@ -11,9 +11,9 @@ from typing import Any
 
 import jinja2
 
-from pdgen.interleave.images import encode_png
+from pdgen.interleave.images import CHANGE, encode_png
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
-from pdgen.report.changes import THRESHOLD, Change, changes
+from pdgen.report.changes import Change, changes
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}
@@ -76,7 +76,7 @@ def trajectory_page(entries: Sequence[Entry], title: str = "Trajectories") -> st
         title=title,
         summary=[f"{name}: {count:,}" for name, count in counts.items()],
         stops=sorted(stops),
-        threshold=THRESHOLD,
+        threshold=CHANGE,
         common=common,
         families=[_family(members, common) for members in families(entries)],
     )

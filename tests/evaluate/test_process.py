@@ -1,6 +1,9 @@
 """Process measures of hand-made trajectories whose right answers are known."""
 
+import dataclasses
+
 import msgspec
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -96,9 +99,16 @@ def test_the_step_that_lost_it():
 def test_what_the_step_does_not_concern_has_changed():
     found = facts(FIRST, ONE, AGREES, SECOND, (MOVED, BLUE), DONE)
     assert found.steps[1].untouched is False and not found.steps[1].kept
-    moved = facts(FIRST, ONE, AGREES, SECOND, BOTH, DONE).steps[1].changed
+
+
+def test_pixels_changed_by_a_step_are_not_those_of_a_decoder_s_noise():
+    drawn = trajectory(FIRST, ONE, AGREES, SECOND, BOTH, DONE)
+    first, second = drawn.images
+    noise = np.random.default_rng(0).integers(-15, 16, (64, 64, 3))
+    noisy = PIL.Image.fromarray(np.clip(np.asarray(second) + noise, 0, 255).astype(np.uint8))
+    found = process_facts(dataclasses.replace(drawn, images=[first, noisy]), ExactJudge(), ExactVerifier())
     # The blue square alone: 10 x 10 of 32 x 32 units.
-    assert moved == pytest.approx(100 / 1024)
+    assert [step.changed for step in found.steps] == [None, 100 / 1024]
 
 
 def test_precision_recall_and_false_alarms():
