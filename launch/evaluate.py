@@ -207,7 +207,9 @@ def write_page(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Ta
     }  # fmt: skip
     told = {name: value for name, value in facts.items() if isinstance(value, str) and name != "prompts"}
     told |= {"images of a prompt": str(facts["samples"])} if "samples" in facts else {}
-    told |= {f"judge's {name}": str(value) for name, value in facts.get("judge", {}).items()}
+    for name, value in facts.get("judge", {}).items():
+        words = (f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else [str(value)]
+        told[f"judge's {name}"] = ", ".join(words)
     pages = {"index.html": evaluation_page(
         f"Scores on {BENCHMARK.value}", facts["findings"], told | source, results, paper, shown)}  # fmt: skip
     if drawn := entries(shown, output, output / "trajectories"):

@@ -253,7 +253,7 @@ def draw(share: Share, done: Callable[[str, Trajectory], None]) -> None:
     names, say = list(starts), say_once if len(starts) <= run.settings.together else lambda line: None
     if not run.strategy:
         if starts:
-            share.sampler.resume(
+            share.sampler.resume_all(
                 [*starts.values()], run.settings, say, done=lambda n, trajectory: done(names[n], trajectory)
             )
         return
@@ -381,7 +381,7 @@ def branch() -> str:
                            "that one with --checkpoint")  # fmt: skip
         watch = Stopwatch(sampler.compiler)
         try:
-            (drawn,) = sampler.resume([edited], settings, progress=say_once)
+            drawn = sampler.resume(edited, settings, progress=say_once)
         except KeyboardInterrupt:
             raise Stopped("stopped; of the branch nothing is kept, the same command begins it again") from None
         name = next_branch(folder, parent.resolve().name)

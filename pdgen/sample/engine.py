@@ -147,6 +147,16 @@ class Sampler:
 
     def resume(
         self,
+        trajectory: Trajectory,
+        settings: SampleSettings = _DEFAULTS,
+        progress: Say = _silent,
+        review: Review | None = None,
+    ) -> Trajectory:
+        """Goes on with one unfinished trajectory; see ``resume_all``."""
+        return self.resume_all([trajectory], settings, progress, review)[0]
+
+    def resume_all(
+        self,
         trajectories: Sequence[Trajectory],
         settings: SampleSettings = _DEFAULTS,
         progress: Say = _silent,

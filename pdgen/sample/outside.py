@@ -128,4 +128,4 @@ def _redrawn(
         words = format_inspection(verdict.analysis, verdict.correction)
         faulty.append(current[row].branch(len(current[row].stages), critique=words))
     settings = dataclasses.replace(task.settings, mode="single_pass", refine=task.edit_image)
-    return task.sampler.resume(faulty, settings, progress=task.progress)
+    return task.sampler.resume_all(faulty, settings, progress=task.progress)

@@ -48,9 +48,9 @@ sys.argv = ["sample"]
 from launch import sample
 def interrupted(*arguments, **keywords):
     raise KeyboardInterrupt
-results, resume = [], sample.Sampler.resume
+results, resume_all = [], sample.Sampler.resume_all
 for arguments in json.load(sys.stdin):
-    sample.Sampler.resume = interrupted if "interrupted" in arguments else resume
+    sample.Sampler.resume_all = interrupted if "interrupted" in arguments else resume_all
     arguments = [argument for argument in arguments if argument != "interrupted"]
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:

@@ -37,7 +37,7 @@ def mixed(sampler):
         settings = dataclasses.replace(SETTINGS, mode=mode)
         starts += sampler.starts([f"a {mode}"], [SEED[mode]], settings, [given])
     with recording(sampler) as recorder:
-        drawn = sampler.resume(starts, dataclasses.replace(SETTINGS, system=SYSTEM))
+        drawn = sampler.resume_all(starts, dataclasses.replace(SETTINGS, system=SYSTEM))
     return dict(zip(STAND, drawn)), recorder
 
 

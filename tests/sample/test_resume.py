@@ -31,7 +31,7 @@ def resumed(sampler, recorded):
     """All three recorded trajectories cut after the first image, and gone on with."""
     cut = [one.branch(2) for one in recorded.drawn]
     with recording(sampler) as recorder:
-        return cut, sampler.resume(cut, SETTINGS), recorder
+        return cut, sampler.resume_all(cut, SETTINGS), recorder
 
 
 def test_a_cut_trajectory_goes_on_as_it_would_have(recorded, resumed):
@@ -54,7 +54,7 @@ def test_history_is_read_once_and_nothing_of_it_is_drawn(sampler, resumed):
 
 def test_a_changed_plan_is_drawn(sampler, recorded):
     branches = [one.branch(0, plan=PLAN) for one in recorded.drawn]
-    drawn = sampler.resume(branches, SETTINGS)
+    drawn = sampler.resume_all(branches, SETTINGS)
     for one, before in zip(drawn, recorded.drawn):
         assert one.stages[0].text == PLAN and one.stages[0].origin == "outside"
         assert [s.stage for s in one.stages[:2]] == ["plan", "sketch"]
@@ -83,8 +83,8 @@ def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, re
         changed = msgspec.structs.replace(cut.stages[0], text=PLAN)
         assert changed.ids
         edited.append(dataclasses.replace(cut, stages=[changed]))
-    drawn = sampler.resume(edited, SETTINGS)
-    planned = sampler.resume([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
+    drawn = sampler.resume_all(edited, SETTINGS)
+    planned = sampler.resume_all([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
     assert [outcome(one)[1] for one in drawn] == [outcome(one)[1] for one in planned]
 
 
@@ -103,7 +103,7 @@ def test_a_text_is_read_as_the_model_spelt_it(sampler, recorded):
 
 def test_a_changed_image_is_read(sampler, recorded):
     white = PIL.Image.new("RGB", (32, 32), "white")
-    drawn = sampler.resume([one.branch(1, image=white) for one in recorded.drawn], SETTINGS)
+    drawn = sampler.resume_all([one.branch(1, image=white) for one in recorded.drawn], SETTINGS)
 
     def change(row, stage, image):
         return Change(image=white) if stage.file.startswith("01") else None
@@ -127,7 +127,7 @@ def test_latents_go_with_the_images_that_are_kept(sampler, recorded, tmp_path):
     assert painted.stages[1].file == files[0] and painted.latents == {}
     assert recorded.drawn[0].branch(2).latents is None
     save_trajectory(tmp_path / "kept", kept)
-    (again,) = sampler.resume([load_trajectory(tmp_path / "kept")], settings)
+    again = sampler.resume(load_trajectory(tmp_path / "kept"), settings)
     assert list(again.latents) == files
     np.testing.assert_array_equal(again.latents[files[0]], whole.latents[files[0]])
     np.testing.assert_allclose(again.latents[files[1]], whole.latents[files[1]], atol=1e-4)
@@ -136,8 +136,8 @@ def test_latents_go_with_the_images_that_are_kept(sampler, recorded, tmp_path):
 def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
     """To the bit: as there, text guidance does not see a text that stands before the image."""
     white = PIL.Image.new("RGB", (32, 32), "white")
-    planned = sampler.resume([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
-    painted = sampler.resume([one.branch(1, image=white) for one in planned], SETTINGS)
+    planned = sampler.resume_all([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
+    painted = sampler.resume_all([one.branch(1, image=white) for one in planned], SETTINGS)
     for images, expected in (({}, planned), (dict.fromkeys(range(3), white), painted)):
         batch = sampler.batch(sampler.starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
         batch.add_texts(dict.fromkeys(batch.due("text"), PLAN))
@@ -171,12 +171,12 @@ def test_a_review_into_nonsense_is_refused(sampler, recorded, change, words):
 
 def test_what_cannot_be_resumed(sampler, recorded):
     with pytest.raises(SampleError, match="there is no trajectory to go on with; give at least one"):
-        sampler.resume([], SETTINGS)
+        sampler.resume_all([], SETTINGS)
     with pytest.raises(SampleError, match=r"trajectory 1 of 1 has ended \(finished\); branch it"):
-        sampler.resume([dataclasses.replace(recorded.drawn[1], stop_reason="finished")], SETTINGS)
+        sampler.resume(dataclasses.replace(recorded.drawn[1], stop_reason="finished"), SETTINGS)
     broken = dataclasses.replace(recorded.drawn[0].branch(2), mode="edit")
     with pytest.raises(TrajectoryError, match="trajectory 2 of 2: segment 0: prompt after start, expected given"):
-        sampler.resume([recorded.drawn[0].branch(1), broken], SETTINGS)
+        sampler.resume_all([recorded.drawn[0].branch(1), broken], SETTINGS)
 
 
 def test_stages_come_as_they_are_done(sampler, recorded):

@@ -54,7 +54,7 @@ class FakeSampler:
                           images=images, costs=costs, settings={"max_images": 8},
                           latents={stages[-1].file: np.array([seed])} if self.keeps_latents else None)  # fmt: skip
 
-    def resume(self, trajectories, settings, progress=print):
+    def resume_all(self, trajectories, settings, progress=print):
         """The same picture with a little more green."""
         self.calls.append(("resume", [one.stages[-1].text for one in trajectories]))
         return [self.redrawn(one) for one in trajectories]
