@@ -6,7 +6,7 @@ same ones in the same order, or not at all.
 
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -209,20 +209,26 @@ def comparison(runs: Sequence[Run]) -> list[Table]:
     lacking = _lacking(runs)
     if not any(apart.values()):
         raise EvaluationError(f"nothing to compare: {'; '.join(lacking)}; evaluate again with all images and answers")
-    own = [scores_of(run) for run in runs]
-    columns = ["score"]
-    for run in runs:
-        columns += [run.name, f"{run.name} low", f"{run.name} high"]
-    rows = []
-    for name in own[0]:
-        if known := [scores[name] for scores in own if scores[name] is not None]:
-            cells = [interval(scores[name])[:3] if scores[name] else (None, None, None) for scores in own]
-            rows.append((name, *[cell for three in cells for cell in three], known[0].n))
+    own = {run.name: scores_of(run) for run in runs}
+    names = list(own[runs[0].name])
     sources = [f"{label}: {one.source}" for label, one in SCORINGS.items() if any(label in run.scored for run in runs)]
-    side = Table("Scores", (*columns, "prompts"), rows, "\n".join(f"{line}." for line in [*lacking, *sources]))
-    changes = [(f"{other}: {name}", *interval(one)) for other, found in apart.items() for name, one in found.items()]
-    note = _caution(runs[0].name, [one for found in apart.values() for one in found.values()])
-    return [side, Table("Differences", ("run and score", "difference", "low", "high", "prompts"), changes, note)]
+    note = "\n".join(f"{line}." for line in [*lacking, *sources])
+    caution = _caution(runs[0].name, [one for found in apart.values() for one in found.values()])
+    return [_side_by_side("Scores", names, own, note), _side_by_side("Differences", names, apart, caution)]
+
+
+def _side_by_side(
+    title: str, names: Sequence[str], runs: Mapping[str, Mapping[str, Estimate | None]], note: str
+) -> Table:
+    """A row for each of the names that some run has a figure of, a column with its interval for every run."""
+    columns = [column for run in runs for column in (run, f"{run} low", f"{run} high")]
+    rows = []
+    for name in names:
+        figures = [found.get(name) for found in runs.values()]
+        if known := [one for one in figures if one is not None]:
+            cells = [interval(one)[:3] if one is not None else (None, None, None) for one in figures]
+            rows.append((name, *[cell for three in cells for cell in three], known[0].n))
+    return Table(title, ("score", *columns, "prompts"), rows, note)
 
 
 def _lacking(runs: Sequence[Run]) -> list[str]:

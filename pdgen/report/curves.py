@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Readable on white and on black.
-COLOURS = ("#2f7fd0", "#d98a1f", "#4f9a34", "#a860c0", "#cf4a5a", "#7d7d84")
+COLOURS = ("#2f7fd0", "#d98a1f", "#4f9a34", "#a860c0", "#cf4a5a", "#7d7d84", "#12988a", "#9b6b3e")
 LEVEL = 5  # of ``COLOURS``, for levels
 _SIZE = (4.7, 2.7)  # inches of 72 units: text of 9 units is readable where the chart is as wide as a phone
 _PAGE_COLOURS = {"#010203": "var(--soft)", "#040506": "var(--line)"}  # stand-ins: matplotlib knows no CSS
@@ -117,15 +117,16 @@ class Point(NamedTuple):
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """An ``<svg>`` of the points with their intervals, without legend; x on a log axis where it spreads far."""
+    """An ``<svg>`` of the points, numbered from 1, with their intervals; x on a log axis where it spreads far."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(_SIZE, layout="constrained")
         axes = figure.add_subplot()
-        for point in points:
+        for label, point in enumerate(points, 1):
             colour = COLOURS[point.colour % len(COLOURS)]
             if point.low is not None:
                 axes.plot([point.x, point.x], [point.low, point.high], color=colour, linewidth=1.2, alpha=0.6)
             axes.plot([point.x], [point.y], marker="o", markersize=5, color=colour)
+            axes.annotate(str(label), (point.x, point.y), (5, 3), textcoords="offset points")
         xs = [point.x for point in points]
         if min(xs) > 0 and max(xs) > _DECADE * min(xs):
             axes.set_xscale("log")

@@ -60,7 +60,8 @@ def test_differences_by_prompt(tmp_path):
     assert found["colors"].low >= 0 and scores_of(one)["colors"].high > scores_of(two)["colors"].low
     side, apart = comparison(runs)
     assert side.rows[0][0] == "colors" and side.rows[0][1] == 0.25 and side.rows[0][4] == 0.75
-    assert apart.rows[-1][:2] == ("two: overall", 0.25) and side.note == ""
+    assert apart.columns == ("score", "two", "two low", "two high", "prompts") and side.note == ""
+    assert apart.rows[-1] == ("overall", 0.25, found["overall"].low, found["overall"].high, 8)
     assert (evaluations(one), evaluations(two)) == (98.0, None)
     assert judged_differently(runs) == []
 
@@ -109,7 +110,7 @@ def test_wise_without_some_answers_is_compared_by_category(tmp_path):
     assert figures["A culture"][0] is None and figures["A culture"][3] == pytest.approx(0.65)
     assert figures["A physics"][0] == pytest.approx(0.65) and figures["A physics"][3] is None
     assert figures["A culture"][-1] == 400 and "A overall" not in figures
-    assert [row[0] for row in apart.rows] == ["two: A space", "two: A biology", "two: A chemistry"]
+    assert [row[0] for row in apart.rows] == ["A space", "A biology", "A chemistry"]
     assert apart.rows[0][1] == pytest.approx(0.35)
     assert side.note.splitlines()[:2] == ["one: A, C: no total: 4 ids have no score: 7-9, 450.",
                                           "two: A, C: no total: 1 ids have no score: 900."]  # fmt: skip

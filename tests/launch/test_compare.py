@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -21,12 +22,13 @@ def test_compare(tmp_path):
     geneval_run(tmp_path / "two", {"colors": [1, 1, 1, 0]}, costs=131)
     done = compare(tmp_path / "one", tmp_path / "two", f"--output={tmp_path / 'both'}")
     assert done.returncode == 0, done.stderr
-    assert "two: overall" in done.stdout and "0.5000" in done.stdout
     page = (tmp_path / "both" / "index.html").read_text()
-    assert "two: 0.750 at 131" in page and "Published" in page
-    [scores, _] = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert "1. one: 0.250 at 98" in page and "2. two: 0.750 at 131" in page and "Published" in page
+    [scores, apart] = json.loads((tmp_path / "both" / "comparison.json").read_text())
     assert scores["rows"][0][:2] == ["colors", 0.25]
     assert (tmp_path / "both" / "scores.csv").read_text().startswith("score,one,one low,one high,two,")
+    assert apart["rows"][-1][:2] == ["overall", 0.5]
+    assert re.search(r"^overall +0\.5000 \[", done.stdout[done.stdout.index("Differences") :], re.MULTILINE)
 
 
 def test_runs_of_one_name_and_other_detectors(tmp_path):
@@ -35,7 +37,8 @@ def test_runs_of_one_name_and_other_detectors(tmp_path):
     two = geneval_run(tmp_path / "rewritten" / "scores", {"colors": [1, 1, 1, 0]}, costs=131, detector="mask2former")
     done = compare(one, two, f"--output={tmp_path / 'both'}")
     assert done.returncode == 0, done.stderr
-    assert "rewritten/scores: overall" in done.stdout
+    [_, apart] = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert apart["columns"][1] == "rewritten/scores"
     assert done.stdout.startswith("Judged differently: plain/scores by shapes; rewritten/scores by mask2former.")
     page = (tmp_path / "both" / "index.html").read_text()
     assert page.index("Judged differently") < page.index("<h2>") and "rewritten/scores: 0.750 at 131" in page
