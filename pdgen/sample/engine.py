@@ -29,7 +29,7 @@ from pdgen.sample.batch import Batch, Event, Review
 from pdgen.sample.capacity import check_memory
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.image import check_size
-from pdgen.sample.settings import MAX_TOGETHER, SampleError, SampleSettings
+from pdgen.sample.settings import MAX_TOGETHER, SampleError, SampleSettings, from_flat
 from pdgen.sample.text import Grammar
 
 MAX_GIVEN_PIXELS = 2**26  # 8192 x 8192: more is a mistake, or an attack
@@ -148,17 +148,17 @@ class Sampler:
     def resume(
         self,
         trajectory: Trajectory,
-        settings: SampleSettings = _DEFAULTS,
+        settings: SampleSettings | None = None,
         progress: Say = _silent,
         review: Review | None = None,
     ) -> Trajectory:
-        """Goes on with one unfinished trajectory; see ``resume_all``."""
+        """Goes on with one unfinished trajectory, by default with its own settings; see ``resume_all``."""
         return self.resume_all([trajectory], settings, progress, review)[0]
 
     def resume_all(
         self,
         trajectories: Sequence[Trajectory],
-        settings: SampleSettings = _DEFAULTS,
+        settings: SampleSettings | None = None,
         progress: Say = _silent,
         review: Review | None = None,
         done: Callable[[int, Trajectory], None] | None = None,
@@ -168,12 +168,17 @@ class Sampler:
         What stands in them is read as it is, the rest drawn. Other arguments and errors are those of a call; as there,
         all stay in memory until the last has ended, also those that ``done`` has been given.
 
+        Args:
+          settings: by default those that they were drawn with.
+
         Raises:
-          SampleError: there is none, or one is finished already.
+          SampleError: there is none, one is finished already, or they were drawn with different settings and none are
+            given.
           TrajectoryError: one breaks its grammar.
         """
         if not trajectories:
             raise SampleError("there is no trajectory to go on with; give at least one that has not ended")
+        settings = _own_settings(trajectories) if settings is None else settings
         for number, start in enumerate(trajectories, 1):
             where = f"trajectory {number} of {len(trajectories)}"
             if start.stop_reason is not None:
@@ -291,6 +296,22 @@ class Sampler:
                 if done:
                     done(number, ended[number])
         return [ended[number] for number in range(len(starts))]
+
+
+def _own_settings(trajectories: Sequence[Trajectory]) -> SampleSettings:
+    """Those that all trajectories were drawn with, whatever the mode of each."""
+    told: list[SampleSettings] = []
+    for number, one in enumerate(trajectories, 1):
+        where = f"trajectory {number} of {len(trajectories)}"
+        try:
+            told.append(from_flat({**one.settings, "mode": trajectories[0].mode}))
+        except ValueError as fault:
+            raise SampleError(f"{where}: settings: {fault}; pass those to go on with") from None
+        first, own = told[0].flat(), told[-1].flat()
+        if other := [name for name in first | own if first.get(name) != own.get(name)]:
+            raise SampleError(f"{where} was drawn with {other[0]}={own.get(other[0])}, the first with "
+                              f"{first.get(other[0])}; pass the settings to go on with")  # fmt: skip
+    return told[0]
 
 
 def _exhausted(events: Iterator[Event]) -> list[Trajectory]:

@@ -1,7 +1,10 @@
 """What a user asks of the sampler: mode, sizes, limits, how texts are written and images drawn."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from pdgen.flow.denoise import ImageSettings
 from pdgen.interleave.modes import MODES, Mode
@@ -14,6 +17,7 @@ THINK = (
     "image here"
 )
 MAX_TOGETHER = 8
+_GROUPS = ("text", "image", "refine")  # settings that hold settings
 
 
 class SampleError(ValueError):
@@ -82,11 +86,27 @@ class SampleSettings:
         values = dataclasses.asdict(self)
         if self.refine is None:
             del values["refine"]
-        for group in ("text", "image", "refine"):
+        for group in _GROUPS:
             values |= {f"{group}.{name}": value for name, value in values.pop(group, {}).items()}
         for name in [name for name in values if name.endswith(".interval")]:
             values[f"{name}_from"], values[f"{name}_to"] = values.pop(name)
         return values
+
+
+def from_flat(values: Mapping[str, Any]) -> SampleSettings:
+    """The settings that ``flat`` told of; other names are left out, missing ones have their defaults.
+
+    Raises:
+      ValueError: a value is of another type or out of range.
+    """
+    own = {name: value for name, value in values.items() if "." not in name}
+    for group in _GROUPS:
+        held = {name.removeprefix(f"{group}."): value for name, value in values.items() if name.startswith(f"{group}.")}
+        if "interval_from" in held:
+            held["interval"] = (held.pop("interval_from"), held.pop("interval_to", None))
+        if held:
+            own[group] = held
+    return msgspec.convert(own, SampleSettings)
 
 
 def base_settings(mode: Mode, **changes: Any) -> SampleSettings:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 
 import numpy as np
 import PIL.Image
@@ -9,7 +10,7 @@ import pytest
 
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.engine import SampleError, SampleSettings
-from pdgen.sample.settings import base_settings
+from pdgen.sample.settings import base_settings, from_flat
 from pdgen.sample.text import TextSettings
 from tests.sample.conftest import SETTINGS, recording
 
@@ -144,6 +145,27 @@ def test_refinements_may_be_guided_otherwise():
     assert settings.of_image("refine") == other and settings.of_image("sketch") == settings.image
     assert settings.flat()["refine.text_scale"] == 2.0 and settings.flat()["refine.interval_from"] == 0.4
     assert "refine" not in SampleSettings().flat() and SampleSettings().of_image("refine") == ImageSettings()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SampleSettings(),
+        base_settings("edit", height=32, width=64, max_steps=3, together=4, keep_latents=True),
+        base_settings("think", refine=ImageSettings(interval=(0.25, 0.5), renorm="channel", taylorseer=True)),
+        SampleSettings(text=TextSettings(max_tokens=9, temperature=0.0, top_p=0.5, top_k=3), max_prompt_tokens=7),
+    ],
+)
+def test_settings_are_read_back_from_what_a_trajectory_tells(settings):
+    told = json.loads(json.dumps(settings.flat() | {"dtype": "float32", "strategy": "parm", "strategy.n": 4}))
+    assert from_flat(told) == settings
+    assert from_flat({}) == SampleSettings()
+
+
+@pytest.mark.parametrize("told", [{"image.text_scale": 0.5}, {"image.interval_from": 0.2}, {"text.top_k": "all"}])
+def test_settings_that_cannot_be_are_not_read_back(told):
+    with pytest.raises(ValueError, match=r"text_scale and image_scale|Expected `(float|int)`, got `(null|str)`"):
+        from_flat(told)
 
 
 def test_every_image_is_denoised_as_its_stage_is(sampler):

@@ -133,6 +133,19 @@ def test_latents_go_with_the_images_that_are_kept(sampler, recorded, tmp_path):
     np.testing.assert_allclose(again.latents[files[1]], whole.latents[files[1]], atol=1e-4)
 
 
+def test_without_other_settings_it_goes_on_with_those_it_was_drawn_with(sampler, recorded, resumed, tmp_path):
+    cut, drawn, _ = resumed
+    for one, other in zip(sampler.resume_all(cut), drawn, strict=True):
+        assert outcome(one) == outcome(other) and one.settings == other.settings
+    save_trajectory(tmp_path / "cut", cut[0])
+    assert outcome(sampler.resume(load_trajectory(tmp_path / "cut"))) == outcome(drawn[0])
+    two = [cut[0], dataclasses.replace(cut[1], settings={**cut[1].settings, "image.num_timesteps": 7})]
+    with pytest.raises(SampleError, match=r"trajectory 2 of 2 was drawn with image.num_timesteps=7, the first with \d"):
+        sampler.resume_all(two)
+    with pytest.raises(SampleError, match=r"1 of 1: settings: Expected `int`, got `str` - at `\$.max_images`; pass"):
+        sampler.resume(dataclasses.replace(cut[0], settings={"max_images": "many"}))
+
+
 def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
     """To the bit: as there, text guidance does not see a text that stands before the image."""
     white = PIL.Image.new("RGB", (32, 32), "white")
