@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from pdgen.interleave.trajectory import Trajectory
+from pdgen.interleave.trajectory import Mode, Trajectory
 from pdgen.sample.batch import Batch
 from pdgen.sample.drawing import Drawing
 from pdgen.sample.task import (
@@ -70,6 +70,44 @@ def _picked(task: Task, chosen: Trajectory, score: float, costs: Costs) -> Traje
     return dataclasses.replace(chosen, costs=costs, settings={**chosen.settings, "strategy.score": score})
 
 
+@dataclasses.dataclass
+class Search:
+    """What becomes of one trajectory's candidates.
+
+    Attributes:
+      seeds: of the candidates.
+      shared: what the history that all candidates begin with has cost.
+      spent: all other costs so far.
+    """
+
+    prompt: str
+    seed: int
+    seeds: list[int]
+    shared: Costs = dataclasses.field(default_factory=dict)
+    spent: list[Costs] = dataclasses.field(default_factory=list)
+
+
+def _in_parts(
+    task: Task, mode: Mode, n: int, drawn: Callable[[Task, Batch, Sequence[Search]], list[Trajectory]]
+) -> list[Trajectory]:
+    """``drawn`` of as many trajectories at a time as have room for all their candidates in rows that work together.
+
+    In its batch slot n * place + c holds candidate c of the trajectory at that place.
+    """
+    settings = task.sampler.grouped(dataclasses.replace(task.settings, mode=mode), n * len(task.prompts))
+    searches = [
+        Search(prompt, seed, [candidate_seed(seed, number) for number in range(n)])
+        for prompt, seed in zip(task.prompts, task.seeds, strict=True)
+    ]
+    results, count = [], max(1, settings.together // n)
+    for first in range(0, len(searches), count):
+        part = searches[first : first + count]
+        prompts, seeds = [one.prompt for one in part for _ in range(n)], [seed for one in part for seed in one.seeds]
+        batch = task.sampler.batch(task.sampler.starts(prompts, seeds, settings), settings, task.progress)
+        results += drawn(task, batch, part)
+    return results
+
+
 @dataclasses.dataclass(frozen=True)
 class StepwiseBestOfN:
     """A process trajectory of which the verifier picks every step among ``n`` candidates, drawn side by side.
@@ -90,27 +128,32 @@ class StepwiseBestOfN:
     def __call__(self, task: Task) -> list[Trajectory]:
         """See ``Strategy``."""
         check_pictures(task, "process", task.advisers.verifier)
-        return [self._one(task, prompt, seed) for prompt, seed in zip(task.prompts, task.seeds, strict=True)]
+        return _in_parts(task, "process", self.n, self._steps)
 
-    def _one(self, task: Task, prompt: str, seed: int) -> Trajectory:
-        seeds = [candidate_seed(seed, number) for number in range(self.n)]
-        settings = dataclasses.replace(task.settings, mode="process")
-        batch = task.sampler.batch(task.sampler.starts([prompt] * self.n, seeds, settings), settings, task.progress)
-        shared: Costs = {}  # what the history that all candidates begin with has cost
-        spent: list[Costs] = []
-        while True:
+    def _steps(self, task: Task, batch: Batch, searches: Sequence[Search]) -> list[Trajectory]:
+        """All steps of some trajectories; those that have ended leave their places to the others."""
+        ended: dict[int, Trajectory] = {}
+        while going := [number for number in range(len(searches)) if number not in ended]:
             _to_next_image(batch)
-            candidates = [batch.trajectory(slot) for slot in range(self.n)]
+            candidates = [batch.trajectory(slot) for slot in range(self.n * len(going))]
             scored = _scored(task, candidates)
-            spent += [_less(one.costs, shared) for one in candidates] + [advice.costs for advice in scored]
-            best = _best(scored)
-            chosen = candidates[best]
-            if chosen.stop_reason is not None:
-                one = dataclasses.replace(chosen, seed=seed)
-                return _picked(task, one, scored[best].answer, total(spent))
-            task.progress(f"seed {seed}: candidate {best + 1} is picked, score {scored[best].answer:.3f}")
-            batch.take([best] * self.n, seeds)
-            shared = chosen.costs
+            slots, seeds = [], []
+            for number, first in zip(going, range(0, len(candidates), self.n)):
+                search = searches[number]
+                own, advice = (each[first : first + self.n] for each in (candidates, scored))
+                search.spent += [_less(one.costs, search.shared) for one in own] + [one.costs for one in advice]
+                best = _best(advice)
+                if own[best].stop_reason is not None:
+                    one = dataclasses.replace(own[best], seed=search.seed)
+                    ended[number] = _picked(task, one, advice[best].answer, total(search.spent))
+                    continue
+                task.progress(f"seed {search.seed}: candidate {best + 1} is picked, score {advice[best].answer:.3f}")
+                search.shared = own[best].costs
+                slots += [first + best] * self.n
+                seeds += search.seeds
+            if slots:
+                batch.take(slots, seeds)
+        return [ended[number] for number in range(len(searches))]
 
 
 def _to_next_image(batch: Batch) -> None:
@@ -158,30 +201,37 @@ class Parm:
     def __call__(self, task: Task) -> list[Trajectory]:
         """See ``Strategy``."""
         check_pictures(task, "single_pass", task.advisers.verifier)
-        return [self._one(task, prompt, seed) for prompt, seed in zip(task.prompts, task.seeds, strict=True)]
+        return _in_parts(task, "single_pass", self.n, self._denoised)
 
-    def _one(self, task: Task, prompt: str, seed: int) -> Trajectory:
-        seeds = [candidate_seed(seed, number) for number in range(self.n)]
-        settings = dataclasses.replace(task.settings, mode="single_pass")
-        batch = task.sampler.batch(task.sampler.starts([prompt] * self.n, seeds, settings), settings, task.progress)
-        drawing = batch.begin(range(self.n))
-        spent: list[Costs] = []
+    def _denoised(self, task: Task, batch: Batch, searches: Sequence[Search]) -> list[Trajectory]:
+        """Some trajectories, all their candidates side by side."""
+        drawing = batch.begin(range(self.n * len(searches)))
         for step in sorted({max(1, round(share * drawing.steps)) for share in self.judged} - {drawing.steps}):
             drawing.advance(step)
-            spent += self._drop(task, prompt, drawing)
+            self._drop(task, drawing, searches)
         kept = sorted(drawing.slots)
         drawing.finish()
         batch.settle()
-        scored = _scored(task, [batch.trajectory(slot) for slot in kept])
-        best = _best(scored)
-        costs = total([*spent, *(a.costs for a in scored), *(batch.trajectory(n).costs for n in range(self.n))])
-        return _picked(task, batch.trajectory(kept[best]), scored[best].answer, costs)
+        candidates = [batch.trajectory(slot) for slot in range(self.n * len(searches))]
+        scored = dict(zip(kept, _scored(task, [candidates[slot] for slot in kept]), strict=True))
+        results = []
+        for search, first in zip(searches, range(0, len(candidates), self.n)):
+            slots = [slot for slot in kept if slot in range(first, first + self.n)]
+            best = max(slots, key=lambda slot: scored[slot].answer)
+            costs = [*search.spent, *(scored[slot].costs for slot in slots)]
+            costs += [one.costs for one in candidates[first : first + self.n]]
+            results.append(_picked(task, candidates[best], scored[best].answer, total(costs)))
+        return results
 
-    def _drop(self, task: Task, prompt: str, drawing: Drawing) -> list[Costs]:
-        """Gives up the worst of those that are still drawn; what judging them cost."""
-        slots, estimates = sorted(drawing.slots), drawing.estimates()
-        scored = dict(zip(slots, ask_scores(task, [prompt] * len(slots), [estimates[slot] for slot in slots])))
-        best = sorted(slots, key=lambda slot: -scored[slot].answer)[: math.ceil(self.keep * len(slots))]
-        drawing.keep(best)
-        task.progress(f"step {drawing.step} of {drawing.steps}: {len(best)} of {len(slots)} candidates go on")
-        return [advice.costs for advice in scored.values()]
+    def _drop(self, task: Task, drawing: Drawing, searches: Sequence[Search]) -> None:
+        """Gives up the worst of each trajectory's candidates."""
+        estimates = dict(sorted(drawing.estimates().items()))
+        prompts = [searches[slot // self.n].prompt for slot in estimates]
+        scored = dict(zip(estimates, ask_scores(task, prompts, list(estimates.values())), strict=True))
+        going = []
+        for number, search in enumerate(searches):
+            slots = [slot for slot in scored if slot // self.n == number]
+            search.spent += [scored[slot].costs for slot in slots]
+            going += sorted(slots, key=lambda slot: -scored[slot].answer)[: math.ceil(self.keep * len(slots))]
+        drawing.keep(going)
+        task.progress(f"step {drawing.step} of {drawing.steps}: {len(going)} of {len(scored)} candidates go on")

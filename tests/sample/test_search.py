@@ -170,6 +170,30 @@ def test_a_candidate_that_ends_at_once_is_picked_under_the_trajectory_s_seed(sam
     assert outcome(one) == outcome(alone) and one.seed == 33
 
 
+# Several trajectories side by side.
+
+
+@pytest.mark.parametrize("strategy", [StepwiseBestOfN(n=2), Parm(n=2, judged=(0.5,))])
+def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy):
+    """Two at a time fill the four rows, and the third has them for itself; one ends before the others."""
+    prompts, seeds = [PROMPT, "two cats", PROMPT], [33, 5, SEED]
+
+    def searched(chosen):
+        return recorded(sampler, strategy, Task(
+            sampler, [prompts[n] for n in chosen], [seeds[n] for n in chosen],
+            dataclasses.replace(TWO, together=4), exact_advisers()._replace(verifier=Favour(brightness)),
+        ))  # fmt: skip
+
+    together, record = searched([0, 1, 2])
+    each = [searched([n]) for n in range(3)]
+    for one, prompt, ([alone], _) in zip(together, prompts, each, strict=True):
+        assert outcome(one) == outcome(alone) and (one.prompt, one.seed) == (prompt, alone.seed)
+        for name in ("network_evaluations", "guidance_branches", "text_tokens", "prefilled_tokens", "questions"):
+            assert one.costs[name] == alone.costs[name] > 0 or (name, strategy.name) == ("text_tokens", "parm")
+    counts = [sum(len(call.rows) for call in calls.named("draw")) for calls in (record, *(r for _, r in each))]
+    assert counts[0] == sum(counts[1:]) and len(record.named("draw")) < sum(len(r.named("draw")) for _, r in each)
+
+
 # Drawing in stretches.
 
 
