@@ -1,9 +1,10 @@
-"""Sampling on a CPU, as ratios within one run: batches, growing contexts, the image scan, the first image, text.
+"""Sampling on a CPU, as ratios within one run: batches, searches, growing contexts, image scans, first images, texts.
 
     python -m benchmarks.sampling --mode=batch --model=nano --json
 
 Modes, each a result of its own:
   batch        trajectories a second, eight in one batch beside the same eight one at a time
+  search       stepwise best of two for eight prompts side by side, beside one prompt at a time in rows as many
   context      a trajectory with its growing context beside one that reads its history anew before every segment
   scan         an image's Euler steps beside the PyTorch reference: same weights, context and noise
   first_image  seconds until the first picture of a trajectory stands, and of these the plan's and the picture's
@@ -47,12 +48,17 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Mode, Trajectory
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
+from pdgen.sample import strategies
 from pdgen.sample.engine import Sampler
+from pdgen.sample.search import StepwiseBestOfN
 from pdgen.sample.settings import SampleSettings
+from pdgen.sample.task import Task
 from pdgen.sample.text import TextSettings, room, write_text
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("mode", "all", ["batch", "context", "scan", "first_image", "text", "all"], "what to measure")
+flags.DEFINE_enum(
+    "mode", "all", ["batch", "search", "context", "scan", "first_image", "text", "all"], "what to measure"
+)
 flags.DEFINE_enum("model", "nano", ["nano", "tiny"], "preset to run")
 flags.DEFINE_integer("batch", 8, "rows of the batch", lower_bound=2)
 flags.DEFINE_integer("images", 2, "images of a trajectory", lower_bound=1)
@@ -170,6 +176,22 @@ def fastest(call: Callable[[], Any]) -> float:
         call()
         best = min(best, time.perf_counter() - start) if number else best
     return best
+
+
+def search(config: ModelConfig) -> dict[str, Any]:
+    """Stepwise best of two, all prompts at once and one after the other; the rows that work together are as many."""
+    sampler, how = make_sampler(config), dataclasses.replace(settings(), together=FLAGS.batch)
+    seeds = list(range(FLAGS.batch))
+
+    def searched(groups: list[list[int]]) -> list[list[str]]:
+        drawn = [strategies.run(StepwiseBestOfN(n=2), Task(sampler, [PROMPT] * len(s), s, how)) for s in groups]
+        return [[getattr(stage, "text", stage.stage) for stage in one.stages] for group in drawn for one in group]
+
+    groups = {"side_by_side": [seeds], "one_by_one": [[seed] for seed in seeds]}
+    if searched(groups["side_by_side"]) != searched(groups["one_by_one"]):
+        raise RuntimeError("the trajectories differ, so the two do not do the same work")
+    seconds = in_turns({name: lambda each=each: searched(each) for name, each in groups.items()})
+    return {"prompts": len(seeds), "seconds": seconds, "speedup": ratio(seconds, "one_by_one", "side_by_side")}
 
 
 def context(config: ModelConfig) -> dict[str, Any]:
@@ -294,7 +316,7 @@ def told(mode: str, result: dict[str, Any]) -> str:
     return f"{b} {fast:.3f} s, {a} {slow:.3f} s: {result['speedup']:.2f} times"
 
 
-MODES = {"batch": batch, "context": context, "scan": scan, "first_image": first_image, "text": text}
+MODES = {"batch": batch, "search": search, "context": context, "scan": scan, "first_image": first_image, "text": text}
 
 
 def main(argv: list[str]) -> None:
