@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from pdgen.files import new_file, new_folder
+from pdgen.interleave.images import why_unreadable
 from pdgen.interleave.trajectory import (
     VERSION,
     Image,
@@ -328,7 +329,7 @@ def _check_pictures(record: Record, name: str) -> None:
             try:
                 PIL.Image.open(io.BytesIO(segment.png)).load()
             except (OSError, SyntaxError) as fault:  # Pillow raises SyntaxError on a broken PNG chunk
-                raise RecordError(f"{name}: segment {number}: picture: {fault}") from None
+                raise RecordError(f"{name}: segment {number}: picture: {why_unreadable(fault)}") from None
 
 
 def main(argv: list[str]) -> None:

@@ -31,6 +31,7 @@ from pdgen.evaluate.folder import Job, listed
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, interval
 from pdgen.files import new_file
+from pdgen.interleave.images import why_unreadable
 from pdgen.scenes.chat import AnswerError, Request
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.teachers import TeacherError
@@ -247,7 +248,7 @@ def _png(path: pathlib.Path) -> bytes:
         with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
-        raise EvaluationError(f"{path}: not a readable PNG ({fault}); make it again") from None
+        raise EvaluationError(f"{path}: not a readable PNG ({why_unreadable(fault)}); make it again") from None
     return data
 
 

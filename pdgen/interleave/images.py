@@ -92,7 +92,12 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return to_rgb(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as fault:
-        raise ImageError(f"{name}: not a readable PNG or JPEG ({fault})") from None
+        raise ImageError(f"{name}: not a readable PNG or JPEG ({why_unreadable(fault)})") from None
+
+
+def why_unreadable(fault: Exception) -> str:
+    """What Pillow says of bytes that are no image, without the object in memory that it names."""
+    return "its bytes are of no such format" if isinstance(fault, PIL.UnidentifiedImageError) else str(fault)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -112,7 +117,7 @@ def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return image.size
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as fault:
-        raise ImageError(f"{name}: not a readable PNG or JPEG ({fault})") from None
+        raise ImageError(f"{name}: not a readable PNG or JPEG ({why_unreadable(fault)})") from None
 
 
 def encode_png(image: PIL.Image.Image) -> bytes:

@@ -123,8 +123,10 @@ def test_broken_bytes_name_the_image():
     for data in (b"", b"not an image", whole[: len(whole) // 2], encoded(PIL.Image.new("RGB", (2, 2)), "BMP")):
         with pytest.raises(ImageError, match=r"^draft 3: not a readable PNG or JPEG"):
             images.decode_image(data, "draft 3")
-    with pytest.raises(ImageError, match=r"^draft 3: "):
+    with pytest.raises(ImageError, match=r"^draft 3: not a readable PNG or JPEG \(its bytes are of no such format\)$"):
         images.image_size(b"nothing", "draft 3")
+    with pytest.raises(ImageError, match=r"^draft 3: .*truncated"):
+        images.decode_image(whole[:-30], "draft 3")
 
 
 def test_a_pixel_has_changed_where_a_channel_differs_by_more_than_40():

@@ -7,7 +7,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from pdgen.data.importers.outcome import Refused
-from pdgen.interleave.images import encode_png, to_rgb
+from pdgen.interleave.images import encode_png, to_rgb, why_unreadable
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**26  # 8,192 x 8,192: larger files are scans or attacks, and eat memory when opened
@@ -45,7 +45,7 @@ def to_png(value: Any, name: str) -> bytes:
     except Refused:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as fault:  # Pillow's errors, by format
-        raise Refused(UNREADABLE, f"{name}: {fault}") from None
+        raise Refused(UNREADABLE, f"{name}: {why_unreadable(fault)}") from None
 
 
 def _is_plain(image: PIL.Image.Image) -> bool:
