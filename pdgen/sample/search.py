@@ -71,7 +71,7 @@ def _picked(task: Task, chosen: Trajectory, score: float, costs: Costs) -> Traje
 
 
 @dataclasses.dataclass
-class Search:
+class _Search:
     """What becomes of one trajectory's candidates.
 
     Attributes:
@@ -88,7 +88,7 @@ class Search:
 
 
 def _in_parts(
-    task: Task, mode: Mode, n: int, drawn: Callable[[Task, Batch, Sequence[Search]], list[Trajectory]]
+    task: Task, mode: Mode, n: int, drawn: Callable[[Task, Batch, Sequence[_Search]], list[Trajectory]]
 ) -> list[Trajectory]:
     """``drawn`` of as many trajectories at a time as have room for all their candidates in rows that work together.
 
@@ -96,7 +96,7 @@ def _in_parts(
     """
     settings = task.sampler.grouped(dataclasses.replace(task.settings, mode=mode), n * len(task.prompts))
     searches = [
-        Search(prompt, seed, [candidate_seed(seed, number) for number in range(n)])
+        _Search(prompt, seed, [candidate_seed(seed, number) for number in range(n)])
         for prompt, seed in zip(task.prompts, task.seeds, strict=True)
     ]
     results, count = [], max(1, settings.together // n)
@@ -130,7 +130,7 @@ class StepwiseBestOfN:
         check_pictures(task, "process", task.advisers.verifier)
         return _in_parts(task, "process", self.n, self._steps)
 
-    def _steps(self, task: Task, batch: Batch, searches: Sequence[Search]) -> list[Trajectory]:
+    def _steps(self, task: Task, batch: Batch, searches: Sequence[_Search]) -> list[Trajectory]:
         """All steps of some trajectories; those that have ended leave their places to the others."""
         ended: dict[int, Trajectory] = {}
         while going := [number for number in range(len(searches)) if number not in ended]:
@@ -203,7 +203,7 @@ class Parm:
         check_pictures(task, "single_pass", task.advisers.verifier)
         return _in_parts(task, "single_pass", self.n, self._denoised)
 
-    def _denoised(self, task: Task, batch: Batch, searches: Sequence[Search]) -> list[Trajectory]:
+    def _denoised(self, task: Task, batch: Batch, searches: Sequence[_Search]) -> list[Trajectory]:
         """Some trajectories, all their candidates side by side."""
         drawing = batch.begin(range(self.n * len(searches)))
         for step in sorted({max(1, round(share * drawing.steps)) for share in self.judged} - {drawing.steps}):
@@ -215,15 +215,15 @@ class Parm:
         candidates = [batch.trajectory(slot) for slot in range(self.n * len(searches))]
         scored = dict(zip(kept, _scored(task, [candidates[slot] for slot in kept]), strict=True))
         results = []
-        for search, first in zip(searches, range(0, len(candidates), self.n)):
-            slots = [slot for slot in kept if slot in range(first, first + self.n)]
-            best = max(slots, key=lambda slot: scored[slot].answer)
+        for number, search in enumerate(searches):
+            slots = [slot for slot in kept if slot // self.n == number]
+            best = slots[_best([scored[slot] for slot in slots])]
             costs = [*search.spent, *(scored[slot].costs for slot in slots)]
-            costs += [one.costs for one in candidates[first : first + self.n]]
+            costs += [one.costs for slot, one in enumerate(candidates) if slot // self.n == number]
             results.append(_picked(task, candidates[best], scored[best].answer, total(costs)))
         return results
 
-    def _drop(self, task: Task, drawing: Drawing, searches: Sequence[Search]) -> None:
+    def _drop(self, task: Task, drawing: Drawing, searches: Sequence[_Search]) -> None:
         """Gives up the worst of each trajectory's candidates."""
         estimates = dict(sorted(drawing.estimates().items()))
         prompts = [searches[slot // self.n].prompt for slot in estimates]
