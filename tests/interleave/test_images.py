@@ -130,11 +130,12 @@ def test_broken_bytes_name_the_image():
 
 
 def test_a_pixel_has_changed_where_a_channel_differs_by_more_than_40():
-    before = np.full((1, 4, 3), 100, np.uint8)
+    before = np.full((1, 5, 3), 100, np.uint8)
     after = before.copy()
     after[0, 1, 2] = 140
     after[0, 2, 0] = 141
     after[0, 3, 1] = 59
-    np.testing.assert_array_equal(images.changed_pixels(before, after), [[False, False, True, True]])
-    with pytest.raises(ValueError, match=r"\(1, 4, 3\) and \(1, 3, 3\)"):
+    after[0, 4, 1] = 70  # 30 less: as bytes the difference would be 226
+    np.testing.assert_array_equal(images.changed_pixels(before, after), [[False, False, True, True, False]])
+    with pytest.raises(ValueError, match=r"\(1, 5, 3\) and \(1, 3, 3\)"):
         images.changed_pixels(before, after[:, :3])
