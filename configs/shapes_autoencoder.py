@@ -13,11 +13,12 @@ def get_config() -> ml_collections.ConfigDict:
     """Scenes are drawn with ``train.seed``; ``train`` holds the keys of ``pdgen.train.autoencoder.Settings``."""
     config = ml_collections.ConfigDict()
     config.model = "nano"  # the preset whose autoencoder is trained
-    config.image_size = 32
-    config.pictures = 8000
+    config.image_size = 64
+    config.pictures = 20_000
+    config.free_share = 0.15  # of pictures whose objects stand anywhere; the others, and all held-out ones, on the lattice
     config.held_out = 500
     config.train = ml_collections.ConfigDict()
-    config.train.steps = 2800
+    config.train.steps = 10_000
     config.train.decoder_share = 0.2
     config.train.batch_size = 8
     config.train.learning_rate = 2e-3

@@ -14,7 +14,7 @@ from pdgen.command import fail, parse
 from pdgen.config import AutoencoderConfig, preset
 from pdgen.convert.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.scenes.painter import paint
-from pdgen.scenes.world import MAX_OBJECTS, random_scene
+from pdgen.scenes.world import FREE, LATTICE, MAX_OBJECTS, random_scene
 from pdgen.train.autoencoder import DivergedError, Quality, Settings, measure, train, write_autoencoder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_autoencoder.py.")
@@ -25,21 +25,25 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing ae.safete
 TRAINING, HELD_OUT = 0, 1  # independent streams of scenes under one seed
 
 
-def scene_pictures(seed: int, stream: int, count: int, size: int) -> np.ndarray:
-    """``count`` pictures of random scenes of 1 to MAX_OBJECTS objects, uint8 [count, size, size, 3]."""
+def scene_pictures(seed: int, stream: int, count: int, size: int, free_share: float) -> np.ndarray:
+    """``count`` pictures of random scenes of 1 to MAX_OBJECTS objects, uint8 [count, size, size, 3].
+
+    ``free_share`` of them, in expectation, have their objects anywhere, the others on the lattice.
+    """
     pictures = np.empty((count, size, size, 3), np.uint8)
     for index in trange(count, desc="painting", unit="picture"):
         rng = np.random.default_rng((seed, stream, index))
-        pictures[index] = paint(random_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1))), size)
+        placement = FREE if rng.random() < free_share else LATTICE
+        pictures[index] = paint(random_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), placement), size)
     return pictures
 
 
 def run(config: ConfigDict, settings: Settings, path: pathlib.Path) -> Quality:
     """Trains, writes ``path`` and measures the file's own weights on held-out scenes."""
     sizes: AutoencoderConfig = preset(config.model).autoencoder
-    pictures = scene_pictures(settings.seed, TRAINING, config.pictures, config.image_size)
+    pictures = scene_pictures(settings.seed, TRAINING, config.pictures, config.image_size, config.free_share)
     write_autoencoder(path, sizes, train(sizes, settings, pictures))
-    held_out = scene_pictures(settings.seed, HELD_OUT, config.held_out, config.image_size)
+    held_out = scene_pictures(settings.seed, HELD_OUT, config.held_out, config.image_size, free_share=0.0)
     return measure(sizes, read_autoencoder(path.parent, sizes), held_out)
 
 

@@ -129,7 +129,8 @@ BAGEL_7B = ModelConfig(
     max_latent_size=64,
 )  # fmt: skip
 
-SHAPES_AUTOENCODER = AutoencoderConfig(channels=32, multipliers=(1, 2), num_blocks=1, z_channels=4)
+# FLUX's form, small: three halvings and 16 latent channels.
+SHAPES_AUTOENCODER = AutoencoderConfig(channels=32, multipliers=(1, 1, 2, 2), num_blocks=1)
 
 NANO = ModelConfig(
     language=LanguageConfig(

@@ -6,7 +6,17 @@ import msgspec
 import numpy as np
 
 from pdgen.scenes.graph import COLORS, SceneError, SceneGraph
-from pdgen.scenes.world import GRID, SHAPES, SIZES, Object, Scene, relation_strengths, shows_held_out, violations
+from pdgen.scenes.world import (
+    GRID,
+    LATTICE,
+    SHAPES,
+    Object,
+    Placement,
+    Scene,
+    relation_strengths,
+    shows_held_out,
+    violations,
+)
 
 # What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
 FAULTS = ("color", "shape", "size", "place", "count", "missing")
@@ -14,25 +24,25 @@ MAX_TRIES = 64  # places looked at for one fault
 MISPLACED = 0.25  # GenEval's number is at most this where a draft contradicts a relation
 
 
-def _looks_changed(mine: tuple[Object, ...], kind: str, word: str) -> tuple[Object, ...]:
+def _looks_changed(mine: tuple[Object, ...], kind: str, word: str, placement: Placement) -> tuple[Object, ...]:
     # SceneError where an outlined one would have no inside left.
     if kind != "size":
         return tuple(msgspec.structs.replace(o, **{kind: word}) for o in mine)
-    width = SIZES[word][0]
-    corners = [[min(max(v + (o.size - width) // 2, 0), GRID - width) for v in (o.x, o.y)] for o in mine]
+    width = placement.widths[word][0]
+    corners = [[placement.corner(v, o.size, width) for v in (o.x, o.y)] for o in mine]
     return tuple(msgspec.structs.replace(o, size=width, x=x, y=y) for o, (x, y) in zip(mine, corners))
 
 
 def _drafts(
-    rng: np.random.Generator, mine: tuple[Object, ...], others: tuple[Object, ...], kind: str
+    rng: np.random.Generator, mine: tuple[Object, ...], others: tuple[Object, ...], kind: str, placement: Placement
 ) -> Iterator[tuple[Object, ...]]:
     """What might stand in the place of ``mine`` in a draft with that fault, in random order."""
     if kind in ("color", "shape", "size"):
         taken = {(o.shape, o.color) for o in others}
-        words = {"color": COLORS, "shape": SHAPES, "size": tuple(SIZES)}[kind]
+        words = {"color": COLORS, "shape": SHAPES, "size": tuple(placement.widths)}[kind]
         for word in rng.permutation(words).tolist():
             try:
-                wrong = _looks_changed(mine, kind, word)
+                wrong = _looks_changed(mine, kind, word, placement)
             except SceneError:
                 continue
             # Alike with another entity, nobody could say which of the two is at fault.
@@ -46,9 +56,10 @@ def _drafts(
         last, rest = mine[-1], mine[:-1]
         if kind == "count":
             rest, last = mine, msgspec.structs.replace(last, id=1 + max(o.id for o in mine + others))
-        room = GRID - last.size + 1
+        room = (GRID - last.size) // placement.spacing + 1
         for corner in rng.permutation(room * room)[:MAX_TRIES].tolist():
-            yield (*rest, msgspec.structs.replace(last, x=corner % room, y=corner // room))
+            y, x = (placement.spacing * v for v in divmod(corner, room))
+            yield (*rest, msgspec.structs.replace(last, x=x, y=y))
 
 
 def _is_clear(draft: Scene, graph: SceneGraph, entity: int, kind: str) -> bool:
@@ -62,7 +73,9 @@ def _is_clear(draft: Scene, graph: SceneGraph, entity: int, kind: str) -> bool:
     return bool(found) and all(v.kind == kind and entity in v.entities for v in found)
 
 
-def corrupt(rng: np.random.Generator, scene: Scene, graph: SceneGraph, entity: int) -> tuple[Scene, str]:
+def corrupt(
+    rng: np.random.Generator, scene: Scene, graph: SceneGraph, entity: int, placement: Placement = LATTICE
+) -> tuple[Scene, str]:
     """The scene as a faulty draft, in which one entity of the graph is wrong in one respect.
 
     Wrong colours, shapes and sizes are those of all its instances; a wrong place is that of one, and
@@ -75,6 +88,7 @@ def corrupt(rng: np.random.Generator, scene: Scene, graph: SceneGraph, entity: i
       scene: satisfies ``graph`` and shows nothing that is held out.
       graph: decides what is a fault: a size or a place that it leaves open cannot be wrong.
       entity: of the graph.
+      placement: of the scene, and so of the draft.
 
     Returns:
       The draft and the fault's word of ``FAULTS``.
@@ -86,7 +100,7 @@ def corrupt(rng: np.random.Generator, scene: Scene, graph: SceneGraph, entity: i
     if not mine or violations(scene, graph):
         raise SceneError(f"entity {entity}: not in the scene, or the scene has faults already")
     for kind in rng.permutation(FAULTS).tolist():
-        for wrong in _drafts(rng, mine, others, kind):
+        for wrong in _drafts(rng, mine, others, kind, placement):
             try:
                 draft = Scene(objects=(*others, *wrong), background=scene.background)
             except SceneError:  # No room for this one.

@@ -44,31 +44,28 @@ def directions(dx: np.ndarray, dy: np.ndarray, width: np.ndarray, height: np.nda
     return np.stack([-right, right, -down, down]) / length
 
 
-def domain(size: int) -> Domain:
-    """All corners at which a square of that size is inside the grid."""
-    return np.ones((GRID - size + 1,) * 2, bool)
-
-
-def inset(extent: int, size: int) -> int:
-    """How far from the corner of a reserved square a smaller one in its middle begins."""
-    return (extent - size) // 2
+def domain(size: int, spacing: int = 1) -> Domain:
+    """All corners, multiples of ``spacing``, at which a square of that size is inside the grid."""
+    allowed = np.arange(GRID - size + 1) % spacing == 0
+    return allowed[:, None] & allowed[None, :]
 
 
 @functools.lru_cache(maxsize=1024)
-def cell(extent: int, size: int, column: int, row: int) -> Domain:
-    """Corners of reserved squares in whose middle a square has its centre well inside a ninth of the grid.
+def cell(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
+    """Corners of reserved squares in which a square has its centre well inside a ninth of the grid.
 
     Args:
-      extent, size: of the reserved square and of the one in it.
+      extent: of the reserved square.
+      inset, size: of the one in it, whose corner is so far from the reserved one's.
       column, row: 0, 1 or 2.
     """
-    centres = np.arange(GRID - extent + 1) + inset(extent, size) + size / 2
+    centres = np.arange(GRID - extent + 1) + inset + size / 2
     across, down = (np.abs(centres - (i + 0.5) * GRID / 3) <= CELL for i in (column, row))
     return down[:, None] & across[None, :]
 
 
 @functools.lru_cache
-def lattice(extent: int) -> Domain:
+def ninths(extent: int) -> Domain:
     """Corners at which a square is about the middle of a ninth of the grid, or as near to it as it can be."""
     columns = np.zeros(GRID - extent + 1, bool)
     columns[[min(max(middle - extent // 2, 0), GRID - extent) for middle in (5, 16, 27)]] = True

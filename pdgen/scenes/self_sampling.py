@@ -45,10 +45,10 @@ def _drawable(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[
     try:
         instruction, description = parse_plan(plan)
         graph = teachers.writer.parse(description)
-        if teachers.placed:
+        if teachers.placement:
             _refuse_held_out(instruction, graph)
         step = Step("add", tuple(e.id for e in graph.entities), graph)
-        scenes = place(rng, [step]) if teachers.placed else [None]
+        scenes = place(rng, [step], teachers.placement) if teachers.placement else [None]
     except (TrajectoryError, Declined):
         raise Rejected("plan not understood") from None
     except SceneError:

@@ -127,6 +127,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
       seed: every sample is a function of it, of the sample's subset and number, and of these settings.
       image_size: pixels of a picture's side in shapes world.
+      positions: of objects in shapes world: on the "lattice" of the VAE tokens, or "free".
       shard_size: samples of a file; a killed build loses no more.
       latents: add the latents of shapes world's autoencoder; without, ``launch/encode.py`` adds any.
       tasks: shares of ``sample.TASKS``; they are divided by their sum.
@@ -140,7 +141,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     seed: int = 0
-    image_size: int = 32
+    image_size: int = 64
+    positions: Literal["lattice", "free"] = "lattice"
     shard_size: int = 250
     latents: bool = True
     tasks: dict[str, float] = msgspec.field(default_factory=lambda: dict(TASK_SHARES))

@@ -28,6 +28,7 @@ from pdgen.scenes.settings import Conflict, Settings
 from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import Samples, make_samples, read_prompts
 from pdgen.scenes.teachers import Picture, Stroke
+from pdgen.scenes.world import PLACEMENTS
 from pdgen.scenes.writer import RulesWriter
 
 
@@ -65,7 +66,7 @@ def hire(settings: Settings, endpoint: Endpoint | None = None) -> Teachers:
         painter=painter,
         judge=EndpointJudge(endpoint) if wanted.judge == "endpoint" else ExactJudge(),
         writer=EndpointWriter(endpoint) if wanted.writer == "endpoint" else RulesWriter(),
-        placed=wanted.painter == "shapes",
+        placement=PLACEMENTS[settings.positions] if wanted.painter == "shapes" else None,
         judge_explains=wanted.judge == "endpoint",
         redraws=wanted.redraws,
         assumed=dry,

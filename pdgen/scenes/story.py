@@ -17,7 +17,7 @@ from pdgen.scenes.faults import corrupt
 from pdgen.scenes.graph import SceneGraph, Step
 from pdgen.scenes.painter import png_bytes
 from pdgen.scenes.teachers import Declined, Judge, Painter, Picture, Stroke, Verdict, Writer
-from pdgen.scenes.world import Scene
+from pdgen.scenes.world import LATTICE, Placement, Scene
 
 WRONG_PICTURE = "picture rejected by the judge"
 HELD_OUT = "held out from training"
@@ -41,7 +41,7 @@ class Teachers:
 
     Attributes:
       painter, judge, writer: see ``pdgen.scenes.teachers``.
-      placed: the painter draws placed scenes, that is shapes world.
+      placement: of the scenes that the painter draws, which is that of shapes world; None: they have none.
       judge_explains: the words of inspections are the judge's; else ``language`` writes them.
       redraws: further tries where the judge rejects a picture.
       assumed: nobody is asked, as in a dry run, so no answer rejects a sample.
@@ -51,7 +51,7 @@ class Teachers:
     painter: Painter
     judge: Judge
     writer: Writer
-    placed: bool = True
+    placement: Placement | None = LATTICE
     judge_explains: bool = False
     redraws: int = 0
     assumed: bool = False
@@ -191,7 +191,7 @@ class Drawing:
         step, scene, previous = self.story.steps[number], self.story.scenes[number], self.picture
         here = [e.id for e in step.graph.entities if e.id in step.entities]
         entity = here[self.rng.integers(len(here))]
-        draft, kind = corrupt(self.rng, scene, step.graph, entity)
+        draft, kind = corrupt(self.rng, scene, step.graph, entity, self.teachers.placement)
         self.draft(draft, previous, False, "fault not seen by the judge")
         self.inspect(language.fault_of_draft(self.rng, kind, step.graph, entity, draft))
         self.sketch(scene, previous, "refine")

@@ -115,11 +115,11 @@ def make_story(
 def placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
     """The story with its scenes laid out, if the painter draws such. Raises Rejected, also of what is held out."""
     scenes: Sequence = [None] * len(story.steps)
-    if teachers.placed:
+    if teachers.placement:
         if any(map(held_out, (story.asked, *(step.graph for step in story.steps)))):
             raise Rejected(HELD_OUT)
         try:
-            scenes = place(rng, story.steps)
+            scenes = place(rng, story.steps, teachers.placement)
         except SceneError:
             raise Rejected("not a scene of shapes world") from None
         if scenes is None:
@@ -182,8 +182,8 @@ def conflict(
     if positive:
         return _no_conflict(rng, settings, teachers, prompt)
     story = make_story(rng, settings, teachers, prompt)
-    if rng.random() < _COUNT_RATE and teachers.placed:
-        found = _wrong_number(rng, story)
+    if rng.random() < _COUNT_RATE and teachers.placement:
+        found = _wrong_number(rng, teachers, story)
     else:
         found = _wrong_words(rng, settings, teachers, story)
     if found.number + 2 > settings.max_images:
@@ -261,13 +261,13 @@ def _wrong_words(rng: np.random.Generator, settings: Settings, teachers: Teacher
     return _Found(story, right - 1, first, scenes[right - 1], said)
 
 
-def _wrong_number(rng: np.random.Generator, story: Story) -> _Found:
+def _wrong_number(rng: np.random.Generator, teachers: Teachers, story: Story) -> _Found:
     """One too many, or one missing of several."""
     number = int(rng.integers(len(story.steps)))
     step, scene = story.steps[number], story.scenes[number]
     entity = step.entities[rng.integers(len(step.entities))]
     for _ in range(_TRIES):
-        draft, kind = corrupt(rng, scene, step.graph, entity)
+        draft, kind = corrupt(rng, scene, step.graph, entity, teachers.placement)
         if kind == "count":
             break
     else:

@@ -5,8 +5,9 @@ a scene is the same at every picture size and its boxes are whole pixels at 32 p
 what is said of a scene in words; ``layout`` finds the room.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -14,20 +15,83 @@ import numpy as np
 
 from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, SceneGraph, Step, exchanges_places
 from pdgen.scenes.held_out import held_out_look, held_out_relation, unstated
-from pdgen.scenes.layout import GRID, RELATIONS, apart, cell, directions, domain, inset, joint, lattice, solve
+from pdgen.scenes.layout import GRID, RELATIONS, apart, cell, directions, domain, joint, ninths, solve
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "heart", "ring", "crescent", "arrow")
 FILLS = ("solid", "outlined")
 # The inside of the others, and of small ones, is too narrow to be left out.
 OUTLINED_SHAPES = ("circle", "square", "triangle", "diamond", "heart")
 BACKGROUNDS = ("light grey", "dark grey", "pale blue", "pale green", "beige", "lavender")
-# Widths of a shape; one that no attribute calls small or large is medium.
-SIZES = {"small": (7,), "medium": (10, 11), "large": (14, 15)}
+SIZES = {"small": (7,), "medium": (10, 11), "large": (14, 15)}  # all widths of shapes
 MAX_OBJECTS = 6
 MOVE = 6  # units along some axis that a moved object goes at least
-# Free at first, then ever closer: empty units between boxes, choices and dead ends of ``solve``, smallest sizes on a
-# lattice.
-ATTEMPTS = ((2, 1, 1, False), (2, 1, 1, False), (2, 3, 4, False), (1, 9, 100, True), (1, 6, 10, False))
+TOKEN = 8  # units of a side of the VAE token: a picture is 4 x 4 tokens
+
+
+class Attempt(NamedTuple):
+    """One search for a layout: empty units between boxes, choices and dead ends of ``solve``.
+
+    ``compact`` takes the smallest sizes and puts them about the middles of the nine places.
+    """
+
+    gap: int
+    width: int
+    budget: int
+    compact: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where objects may be, and how large.
+
+    Attributes:
+      spacing: every corner is a multiple of so many units.
+      shares: of the words of ``SIZES`` in random scenes.
+      widths: of the words.
+      attempts: searches for a layout, in order.
+    """
+
+    spacing: int
+    shares: Mapping[str, float]
+    widths: Mapping[str, tuple[int, ...]]
+    attempts: tuple[Attempt, ...]
+
+    def corner(self, value: int, before: int, width: int) -> int:
+        """Where along an axis an object at ``value`` begins when it becomes ``width`` wide instead of ``before``."""
+        if self.spacing == 1:
+            return min(max(value + (before - width) // 2, 0), GRID - width)
+        return min(value, (GRID - width) // self.spacing * self.spacing)
+
+    def inset(self, extent: int, width: int) -> int:
+        """How far from the corner of a reserved square an object in it begins."""
+        return (extent - width) // 2 if self.spacing == 1 else 0
+
+    def usual_sizes(self, steps: Sequence[Step]) -> dict[int, str]:
+        """The size of every entity where it has none stated, the same in all steps.
+
+        Free objects are medium. On the lattice they are small, but large where a step outlines them (a small one has
+        no inside to leave out) or another step calls them small, which must then be seen.
+        """
+        entities = [entity for step in steps for entity in step.graph.entities]
+        if "medium" in self.widths:
+            return {entity.id: "medium" for entity in entities}
+        unstated = [e for e in entities if "size" not in e.attributes]
+        large = {e.id for e in unstated if e.attributes.get("fill") == "outlined"}
+        large |= {e.id for e in unstated} & {e.id for e in entities if e.attributes.get("size") == "small"}
+        return {entity.id: "large" if entity.id in large else "small" for entity in entities}
+
+
+# A VAE token sees few crops of a shape: its corners are the token's own.
+LATTICE = Placement(
+    TOKEN, {"small": 0.6, "large": 0.4}, {"small": (7,), "large": (15,)},
+    (Attempt(1, 1, 1), Attempt(1, 3, 4), Attempt(1, 9, 100)),
+)  # fmt: skip
+# Widely spread at first, then ever closer.
+FREE = Placement(
+    1, {"small": 0.3, "medium": 0.4, "large": 0.3}, SIZES,
+    (Attempt(2, 1, 1), Attempt(2, 1, 1), Attempt(2, 3, 4), Attempt(1, 9, 100, compact=True), Attempt(1, 6, 10)),
+)  # fmt: skip
+PLACEMENTS = {"lattice": LATTICE, "free": FREE}
 
 
 class Boxed(Protocol):
@@ -274,25 +338,29 @@ def _trace(steps: Sequence[Step]) -> _Plan:
     return _Plan(slots, held, moves)
 
 
-def _sizes(rng: np.random.Generator, steps: Sequence[Step], compact: bool) -> list[dict[int, int]]:
+def _sizes(
+    rng: np.random.Generator, steps: Sequence[Step], placement: Placement, compact: bool
+) -> list[dict[int, int]]:
     # Per step and entity; the same word for the same entity is the same number in every step.
+    usual = placement.usual_sizes(steps)
     drawn: dict[tuple[int, str], int] = {}
     frames = []
     for step in steps:
-        words = {e.id: e.attributes.get("size", "medium") for e in step.graph.entities}
+        words = {e.id: e.attributes.get("size", usual[e.id]) for e in step.graph.entities}
         for key in words.items():
             if key not in drawn:
-                drawn[key] = SIZES[key[1]][0] if compact else int(rng.choice(SIZES[key[1]]))
+                widths = placement.widths[key[1]]
+                drawn[key] = widths[0] if compact else int(rng.choice(widths))
         frames.append({entity: drawn[entity, word] for entity, word in words.items()})
     return frames
 
 
 def _constraints(
-    steps: Sequence[Step], plan: _Plan, sizes: list[dict[int, int]], gap: int
+    steps: Sequence[Step], plan: _Plan, sizes: list[dict[int, int]], placement: Placement, gap: int
 ) -> tuple[list[int], list[np.ndarray], dict[tuple[int, int], np.ndarray]]:
     """Each slot's extent (that of its largest holder) and domain, and the tables of pairs of slots."""
     extents = [max(sizes[step][entity] for step, entity in slot.holders.items()) for slot in plan.slots]
-    domains = [domain(extent) for extent in extents]
+    domains = [domain(extent, placement.spacing) for extent in extents]
     keys = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
     for step, frame, size in zip(steps, plan.held, sizes):
         for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
@@ -300,11 +368,13 @@ def _constraints(
         for entity in step.graph.entities:
             for slot in frame[entity.id] if "place" in entity.attributes else ():
                 place = PLACES.index(entity.attributes["place"])
-                domains[slot] = domains[slot] & cell(extents[slot], size[entity.id], place % 3, place // 3)
+                width = size[entity.id]
+                inset = placement.inset(extents[slot], width)
+                domains[slot] = domains[slot] & cell(extents[slot], inset, width, place % 3, place // 3)
         stated = (("related", r) for r in step.graph.relations)
         for name, r in itertools.chain(stated, (("unrelated", r) for r in unstated(step.graph))):
             for a, b in itertools.product(frame[r.reference], frame[r.subject]):
-                shift = inset(extents[b], size[r.subject]) - inset(extents[a], size[r.reference])
+                shift = placement.inset(extents[b], size[r.subject]) - placement.inset(extents[a], size[r.reference])
                 key = (name, r.kind, size[r.subject], size[r.reference], shift)
                 if a < b:
                     keys[a, b].add(key)
@@ -315,9 +385,9 @@ def _constraints(
     return extents, domains, tables
 
 
-def unpaintable(graph: SceneGraph) -> list[str]:
+def unpaintable(graph: SceneGraph, placement: Placement = LATTICE) -> list[str]:
     """What of a graph shapes world has no picture for, in words; empty if it can be painted, room permitting."""
-    allowed = {"color": COLORS, "size": tuple(SIZES), "fill": FILLS, "place": PLACES}
+    allowed = {"color": COLORS, "size": tuple(placement.widths), "fill": FILLS, "place": PLACES}
     faults = []
     for entity in graph.entities:
         if entity.noun not in SHAPES:
@@ -329,7 +399,7 @@ def unpaintable(graph: SceneGraph) -> list[str]:
             faults.append(f"entity {entity.id}: a {entity.noun} of shapes world needs a color")
         outlined = entity.attributes.get("fill") == "outlined"
         if outlined and not can_be_outlined(entity.noun, entity.attributes.get("size")):
-            faults.append(f"entity {entity.id}: only medium and large {', '.join(OUTLINED_SHAPES)} can be outlined")
+            faults.append(f"entity {entity.id}: {', '.join(OUTLINED_SHAPES)} can be outlined, if they are not small")
     for r in graph.relations:
         if r.kind not in RELATIONS:
             faults.append(f"relation {r.subject} {r.kind} {r.reference}: the kind is none of {RELATIONS}")
@@ -345,18 +415,19 @@ def _backgrounds(rng: np.random.Generator, steps: Sequence[Step]) -> list[str]:
     return [current := background or current for background in stated]
 
 
-def place(rng: np.random.Generator, steps: Sequence[Step]) -> list[Scene] | None:
+def place(rng: np.random.Generator, steps: Sequence[Step], placement: Placement = LATTICE) -> list[Scene] | None:
     """Placed scenes of a trajectory's steps, each of which satisfies its step's graph.
 
     An object that a step does not name has the same box and looks before and after it. A modified one stays
-    where it is, about its centre if its size changes; two swapped entities exchange their positions; what
-    replaces another takes its position; a moved one goes at least ``MOVE`` units. An entity without a size is
-    medium, one without a fill solid. Where a graph leaves the relation of two entities open, it is none that is held
+    where it is, about its centre if its size changes (on the lattice about its corner); two swapped entities exchange
+    their positions; what replaces another takes its position; a moved one goes at least ``MOVE`` units. An entity
+    without a size has that of ``Placement.usual_sizes``, one without a fill is solid. Where a graph leaves the relation of two entities open, it is none that is held
     out from training.
 
     Args:
       rng: decides everything; equal generators give equal scenes.
       steps: in order, the first one from an empty picture. Every entity has a colour.
+      placement: where objects may be, and how large.
 
     Returns:
       One scene per step, or None if the search (of bounded length) finds no layout.
@@ -365,19 +436,19 @@ def place(rng: np.random.Generator, steps: Sequence[Step]) -> list[Scene] | None
       SceneError: a graph holds what shapes world does not paint, or a step changes what it does not name.
     """
     for number, step in enumerate(steps, 1):
-        if faults := unpaintable(step.graph):
+        if faults := unpaintable(step.graph, placement):
             raise SceneError(f"step {number}: {faults[0]}")
     plan = _trace(steps)
     backgrounds = _backgrounds(rng, steps)
-    for gap, width, budget, compact in ATTEMPTS:
-        sizes = _sizes(rng, steps, compact)
-        extents, domains, tables = _constraints(steps, plan, sizes, gap)
-        if compact:
-            domains = [d & lattice(extent) for d, extent in zip(domains, extents)]
-        corners = solve(rng, domains, tables, width, budget)
+    for attempt in placement.attempts:
+        sizes = _sizes(rng, steps, placement, attempt.compact)
+        extents, domains, tables = _constraints(steps, plan, sizes, placement, attempt.gap)
+        if attempt.compact:
+            domains = [d & ninths(extent) for d, extent in zip(domains, extents)]
+        corners = solve(rng, domains, tables, attempt.width, attempt.budget)
         if corners is not None:
             boxes = [(*corner, extent) for corner, extent in zip(corners, extents)]
-            return _scenes(steps, plan, sizes, boxes, backgrounds)
+            return _scenes(steps, plan, sizes, boxes, backgrounds, placement)
     return None
 
 
@@ -387,6 +458,7 @@ def _scenes(
     sizes: list[dict[int, int]],
     boxes: list[tuple[int, int, int]],
     backgrounds: list[str],
+    placement: Placement,
 ) -> list[Scene]:
     ids: dict[tuple[int, int], int] = {}
     scenes = []
@@ -398,14 +470,15 @@ def _scenes(
             looks["fill"] = entity.attributes.get("fill", "solid")
             for number, slot in enumerate(frame[entity.id]):
                 left, top, extent = boxes[slot]
-                corner = {"x": left + inset(extent, width), "y": top + inset(extent, width)}
+                inset = placement.inset(extent, width)
+                corner = {"x": left + inset, "y": top + inset}
                 identity = ids.setdefault((entity.id, number), len(ids))
                 objects.append(Object(id=identity, entity=entity.id, **looks, **corner))
         scenes.append(Scene(objects=tuple(objects), background=background))
     return scenes
 
 
-def random_scene(rng: np.random.Generator, count: int) -> Scene:
+def random_scene(rng: np.random.Generator, count: int, placement: Placement = LATTICE) -> Scene:
     """``count`` (1 to ``MAX_OBJECTS``) objects of any looks at any place, each an entity of its own.
 
     Raises SceneError for a count out of range.
@@ -414,11 +487,11 @@ def random_scene(rng: np.random.Generator, count: int) -> Scene:
         raise SceneError(f"{count} objects asked for; a scene holds 1 to {MAX_OBJECTS}")
     corners = None
     while corners is None:  # Some sizes do not fit beside each other; others are drawn then.
-        words = rng.choice(list(SIZES), count, p=(0.3, 0.4, 0.3))
-        sizes = [int(rng.choice(SIZES[word])) for word in words]
+        words = rng.choice(list(placement.shares), count, p=list(placement.shares.values()))
+        sizes = [int(rng.choice(placement.widths[word])) for word in words]
         pairs = itertools.combinations(range(count), 2)
         tables = {(a, b): apart(sizes[a], sizes[b], 1) for a, b in pairs}
-        corners = solve(rng, [domain(size) for size in sizes], tables)
+        corners = solve(rng, [domain(size, placement.spacing) for size in sizes], tables)
     pick = lambda words: words[rng.integers(len(words))]  # noqa: E731
     objects = []
     for i, (size, (left, top)) in enumerate(zip(sizes, corners)):
