@@ -15,13 +15,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "nano"  # the preset whose autoencoder is trained
     config.image_size = 64
     config.pictures = 20_000
-    config.free_share = 0.15  # of pictures whose objects stand anywhere; the others, and all held-out ones, on the lattice
+    config.free_share = 0.15  # of pictures whose objects stand anywhere; the held-out ones stand on the lattice
     config.held_out = 500
     config.train = ml_collections.ConfigDict()
-    config.train.steps = 10_000
-    config.train.decoder_share = 0.2
+    config.train.steps = 16_000
+    config.train.decoder_share = 0.15
     config.train.batch_size = 8
-    config.train.learning_rate = 2e-3
-    config.train.kl_weight = 1e-3
+    config.train.learning_rate = 2.5e-3
+    config.train.kl_weight = 3e-4
     config.train.seed = 0
     return config

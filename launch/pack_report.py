@@ -36,7 +36,7 @@ def report(run: RunConfig, packs: int, total: int) -> dict[str, Any]:
     """Everything that is printed. Raises a ValueError that names what is wrong with the config or the data."""
     config, tokenizer = load_model(run)
     source = RecordSource(run.data)
-    index = length_index(source, tokenizer, config, run.broken)
+    index = length_index(source, tokenizer, config, run.broken, run.draws)
     everything = make_documents(index, turns=run.turns)
     subsets = subset_documents(source, everything)
     stream = Stream(everything, subsets, run.mixture, run.dropout, run.seed)

@@ -53,11 +53,15 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """The FLUX autoencoder; defaults are FLUX's own values."""
+    """The FLUX autoencoder; defaults are FLUX's own values.
+
+    ``num_groups`` are those of every group norm: FLUX's narrowest layers have 4 channels in each.
+    """
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     num_blocks: int = 2
+    num_groups: int = 32
     z_channels: int = 16
     in_channels: int = 3
     out_channels: int = 3
@@ -129,8 +133,8 @@ BAGEL_7B = ModelConfig(
     max_latent_size=64,
 )  # fmt: skip
 
-# FLUX's form, small: three halvings and 16 latent channels.
-SHAPES_AUTOENCODER = AutoencoderConfig(channels=32, multipliers=(1, 1, 2, 2), num_blocks=1)
+# FLUX's form at an eighth of its width: three halvings, 16 latent channels.
+SHAPES_AUTOENCODER = AutoencoderConfig(channels=16, num_blocks=1, num_groups=4)
 
 NANO = ModelConfig(
     language=LanguageConfig(
@@ -158,10 +162,12 @@ TINY = ModelConfig(
 
 # What are trained on shapes world. Where a thing stands and what it is, is decided while its image is nearly noise:
 # without the shift one timestep in seven would be beyond 0.75, with it half of them are. The largest picture that the
-# position tables hold, which is what sampling draws, has the 32 pixels of the data.
-SHAPES_NANO = dataclasses.replace(NANO, timestep_shift=3.0)
+# position tables hold, which is what sampling draws, has the 64 pixels of the data: 16 VAE and 16 ViT tokens.
+SHAPES_NANO = dataclasses.replace(
+    NANO, timestep_shift=3.0, max_latent_size=4, vision=dataclasses.replace(NANO.vision, patch_size=16)
+)
 SHAPES_TINY = dataclasses.replace(
-    TINY, timestep_shift=3.0, max_latent_size=8, vision=dataclasses.replace(TINY.vision, max_side=4)
+    TINY, timestep_shift=3.0, max_latent_size=4, vision=dataclasses.replace(TINY.vision, patch_size=16, max_side=4)
 )
 
 PRESETS = {
@@ -269,6 +275,7 @@ def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderC
         channels=_take(vae, "ch", path, int, flux.channels),
         multipliers=multipliers,
         num_blocks=_take(vae, "num_res_blocks", path, int, flux.num_blocks),
+        num_groups=_take(vae, "num_groups", path, int, flux.num_groups),
         z_channels=_take(vae, "z_channels", path, int, flux.z_channels),
         in_channels=_take(vae, "in_channels", path, int, 3),
         out_channels=_take(vae, "out_ch", path, int, 3),

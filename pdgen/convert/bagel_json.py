@@ -62,6 +62,7 @@ def _autoencoder_values(config: AutoencoderConfig) -> dict[str, Any]:
         "ch": config.channels,
         "ch_mult": list(config.multipliers),
         "num_res_blocks": config.num_blocks,
+        "num_groups": config.num_groups,
         "z_channels": config.z_channels,
         "in_channels": config.in_channels,
         "out_ch": config.out_channels,

@@ -28,7 +28,7 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
     explained = []
     for document, laid_out, start in zip(documents, layouts, starts):
         record = batches.source[document.record]
-        units = document_units(record, batches.tokenizer, document.turns)
+        units = document_units(record, batches.tokenizer, document.turns, batches.settings.draws)
         stages = [record.segments[segment].stage for (segment, _), keep in zip(units, document.keep) if keep]
         lost = [_unit_name(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
         explained.append(ExplainedDocument(

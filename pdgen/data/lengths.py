@@ -21,7 +21,7 @@ from pdgen.interleave.segments import Outline, SegmentError, outline
 from pdgen.interleave.tokenizer import Tokenizer, TokenizerError
 
 Broken = Literal["stop", "skip"]  # what a broken record does
-_VERSION = 2  # of what is stored; a new number makes old files unused
+_VERSION = 3  # of what is stored; a new number makes old files unused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def make_index(records: Iterable[Counted]) -> LengthIndex:
 
 
 def length_index(
-    source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, broken: Broken = "stop"
+    source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, broken: Broken = "stop", draws: int = 1
 ) -> LengthIndex:
     """The data set's index: read from the file beside the data, or made and written there.
 
@@ -96,15 +96,16 @@ def length_index(
 
     Args:
       broken: "stop" raises at the first record that cannot be used; "skip" notes it in ``faults``.
+      draws: noised copies of an image, see ``segments.record_segments``.
 
     Raises:
       RecordError: a record is broken or does not suit the model; the line names file and record.
     """
-    path = source.folder / f"lengths-{_digest(source, tokenizer, config)}.npz"
+    path = source.folder / f"lengths-{_digest(source, tokenizer, config, draws)}.npz"
     index = _read(path)
     if index is None or len(index) != len(source):
         progress = tqdm(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
-        index = make_index(_counted(source, number, tokenizer, config, broken) for number in progress)
+        index = make_index(_counted(source, number, tokenizer, config, broken, draws) for number in progress)
         _write(path, index)
     if broken == "stop" and index.broken.size:
         raise RecordError(str(index.faults[0]))
@@ -121,11 +122,11 @@ def record_name(source: RecordSource, number: int) -> str:
 
 
 def _counted(
-    source: RecordSource, number: int, tokenizer: Tokenizer, config: ModelConfig, broken: Broken
+    source: RecordSource, number: int, tokenizer: Tokenizer, config: ModelConfig, broken: Broken, draws: int
 ) -> Counted:
     try:
         record = source[number]
-        return Counted(record.id, outline(record, tokenizer, config))
+        return Counted(record.id, outline(record, tokenizer, config, draws))
     except RecordError as fault:
         named = fault
     except (SegmentError, TokenizerError) as fault:
@@ -135,13 +136,14 @@ def _counted(
     return Counted("", None, str(named))
 
 
-def _digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig) -> str:
+def _digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, draws: int) -> str:
     stats = [(source.folder / file.name).stat() for file in source.dataset.files]
     facts = {
         "version": _VERSION,
         "tokenizer": tokenizer.fingerprint,
         "sizes": dataclasses.asdict(image_sizes(config)),
         "latent_patch": config.latent_patch_size,
+        "draws": draws,
         "dataset": hashlib.sha256((source.folder / INDEX).read_bytes()).hexdigest(),
         "files": [(stat.st_size, stat.st_mtime_ns) for stat in stats],
     }

@@ -51,6 +51,8 @@ class LoaderConfig:
         last turns.
       broken: what a broken record does: "stop" stops the run, "skip" leaves it out and counts it.
       balance_texts: see ``layout.lay_out``.
+      draws: noised copies of every image that is a flow target, each with its own noise and timestep. They share the
+        context, so that an image costs less; 1 as in the paper.
       held_out: records that no pack holds: the last of every subset in the mixture, in proportion to its size.
       workers: processes that make batches; 0 makes them in threads of this one.
       threads: in each process.
@@ -66,6 +68,7 @@ class LoaderConfig:
     too_long: TooLong = "refuse"
     broken: Broken = "stop"
     balance_texts: bool = False
+    draws: int = 1
     held_out: int = 0
     workers: int = 0
     threads: int = 4
@@ -146,7 +149,7 @@ class Batches:
         self.config, self.source, self.tokenizer, self.settings = config, source, tokenizer, settings
         self._rows = range(index * settings.rows // count, (index + 1) * settings.rows // count)
         self._steps = steps
-        self.index = length_index(source, tokenizer, config, settings.broken)
+        self.index = length_index(source, tokenizer, config, settings.broken, settings.draws)
         self.documents = make_documents(self.index, settings.budgets, settings.turns, settings.too_long)
         held_out = held_out_records(source.subsets, settings.mixture, settings.held_out)
         held = np.isin(self.documents.record, held_out)
@@ -198,7 +201,9 @@ class Batches:
         rng = document_rng(self.settings.seed, document)
         record = self.source[document.record]
         try:
-            segments = record_segments(record, self.tokenizer, self.config, rng, document.keep, document.turns)
+            segments = record_segments(
+                record, self.tokenizer, self.config, rng, document.keep, document.turns, self.settings.draws
+            )
         except ChangedError:
             raise LoaderError(changed) from None
         except SegmentError as fault:

@@ -37,7 +37,7 @@ from pdgen.config import ModelConfig
 Mode = Literal["causal", "full", "noise"]  # of a split: text, clean image, image being denoised
 TEXT, VIT, VAE = range(3)  # streams, in stream order
 STREAMS = ("text", "vit", "vae")
-TARGETS = ("plan", "inspect", "refine", "switch")  # kinds of text targets, by which losses are told apart
+TARGETS = ("plan", "inspect", "refine", "switch", "answer")  # kinds of text targets, by which losses are told apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +121,14 @@ class TextSegment:
       ids: token ids of the words.
       loss: the words and the closing token are predicted.
       switch_target: what the closing token predicts, if anything.
-      stage: "plan" or "inspect", of which the words and the closing token are targets.
+      stage: "plan", "inspect" or "answer", of which the words and the closing token are targets.
       refine: the ids [first, end) of an inspection that say what to refine.
     """
 
     ids: Sequence[int]
     loss: bool = False
     switch_target: int | None = None
-    stage: Literal["plan", "inspect"] = "plan"
+    stage: Literal["plan", "inspect", "answer"] = "plan"
     refine: tuple[int, int] = (0, 0)
 
 

@@ -6,9 +6,9 @@
       after an inspection with <refine>  TEXT(plan) or IMAGE
       after an inspection without        TEXT(plan) or END
 
-That is the mode "process", in which all training records stand. What the base model does is a mode of its own:
-"single_pass" (prompt, image), "edit" (given images, prompt, image), "think" (prompt, thought, image) and
-"understand" (given images, prompt, answer). There an inspection of the image comes from outside, if at all.
+That is the mode "process". What the base model does, and learns from records, are modes of their own: "single_pass"
+(prompt, image), "edit" (given images, prompt, image), "think" (prompt, thought, image) and "understand" (given
+images, prompt, answer). There an inspection of the image comes from outside, if at all.
 """
 
 import itertools

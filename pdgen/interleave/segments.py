@@ -1,8 +1,10 @@
 """From a training record to the segments of its document: copies of images, targets, condition dropout.
 
 A record's text is one **unit**; an image is up to three, in this order: noised VAE tokens (if it is a flow
-target), clean VAE tokens, ViT tokens. ``outline`` lists the units with their token counts, which is all
-that packing needs; ``record_segments`` makes the segments themselves.
+target; several draws of noise are so many units), clean VAE tokens, ViT tokens. Copies that nothing reads are left
+out: those of a last image that no switch follows, and the VAE tokens of what is only looked at. ``outline`` lists
+the units with their token counts, which is all that packing needs; ``record_segments`` makes the segments
+themselves.
 
 A **turn** is what stands between one drawn image and the next, with that next image; what follows the last
 image belongs to the last turn. A document may teach a whole record, its first turns alone (a cut), or a
@@ -87,22 +89,26 @@ class Outline(NamedTuple):
     turns: list[tuple[int, int]]
 
 
-def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> Outline:
+def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: int = 1) -> Outline:
     """What packing needs to know of a record.
+
+    Args:
+      record, tokenizer, config, draws: see ``record_segments``.
 
     Raises:
       SegmentError: see ``record_segments``.
     """
     units: list[Unit] = []
     places = [0]  # segment n's units are [places[n], places[n + 1])
-    for number, segment in enumerate(record.segments):
+    for number, (segment, kinds) in enumerate(zip(record.segments, unit_kinds(record, draws))):
         where = f"record {record.id}: segment {number}"
         if isinstance(segment, Text):
             units.append(Unit(TEXT, len(_ids(segment, tokenizer, config, where))))
         else:
-            latent, vit = _latent_grid(segment, config, where), _vit_grid(segment, config, where)
-            grids = {NOISED: latent, CLEAN: latent, VIT: vit}
-            units += [Unit(kind, math.prod(grids[kind])) for kind in _kinds(segment, segment.target)]
+            grids = {VIT: _vit_grid(segment, config, where)}
+            if set(kinds) != {VIT}:
+                grids[NOISED] = grids[CLEAN] = _latent_grid(segment, config, where)
+            units += [Unit(kind, math.prod(grids[kind])) for kind in kinds]
         places.append(len(units))
     ends = [places[len(taught(record, tokenizer, n, n + 1)[0])] for n in range(len(turns(record)))]
     return Outline(units, [(places[turn.first], end) for turn, end in zip(turns(record), ends)])
@@ -184,17 +190,17 @@ def switch_targets(record: Record, switches: SwitchTokens) -> list[int | None]:
     """What the closing token of each of the record's segments must predict, None where it has no target.
 
     ``<|vision_start|>`` if an image follows, ``<|im_start|>`` for a text, ``<|im_end|>`` at the end of a
-    complete record. What is given bears no target (the mode sets the first switch). A switch is taught
-    where the segment before it or the one it announces is a target: that a faulty draft (context) is
-    followed by an inspection belongs to the inspection, but nothing teaches to draw the draft after a plan
-    that was itself wrong.
+    complete record, unless its mode always ends there. What is given bears no target (the mode sets the first
+    switch). A switch is taught where the segment before it or the one it announces is a target: that a faulty
+    draft (context) is followed by an inspection belongs to the inspection, but nothing teaches to draw the draft
+    after a plan that was itself wrong.
     """
     labels: list[int | None] = []
     for segment, following in zip(record.segments, [*record.segments[1:], None]):
         if segment.stage in ("prompt", "given"):
             labels.append(None)
         elif following is None:
-            labels.append(switches.im_end if record.complete else None)
+            labels.append(switches.im_end if _predicts_end(record) else None)
         elif not (segment.target or following.target):
             labels.append(None)
         else:
@@ -202,13 +208,38 @@ def switch_targets(record: Record, switches: SwitchTokens) -> list[int | None]:
     return labels
 
 
+def _predicts_end(record: Record) -> bool:
+    return record.complete and record.mode in ("process", "understand")
+
+
+def unit_kinds(record: Record, draws: int = 1, targets: Sequence[bool] | None = None) -> list[tuple[int, ...]]:
+    """The kinds of each segment's units, nothing dropped.
+
+    Args:
+      record: in mode "understand" its images are looked at alone, as in sampling.
+      draws: see ``record_segments``.
+      targets: whether each segment of a document is one, see ``taught``; by default those of the whole record.
+    """
+    targets = [segment.target for segment in record.segments] if targets is None else targets
+    found: list[tuple[int, ...]] = []
+    for number, (segment, target) in enumerate(zip(record.segments, targets)):
+        if isinstance(segment, Text):
+            found.append((TEXT,))
+        elif record.mode == "understand":
+            found.append((VIT,))
+        else:
+            unread = target and number == len(record.segments) - 1 and not _predicts_end(record)
+            found.append((NOISED,) * draws * target + (() if unread else (CLEAN, VIT)))
+    return found
+
+
 def document_units(
-    record: Record, switches: SwitchTokens, only: tuple[int, int] | None = None
+    record: Record, switches: SwitchTokens, only: tuple[int, int] | None = None, draws: int = 1
 ) -> list[tuple[int, int]]:
     """(segment number, kind) of the units of a record's document, nothing dropped; arguments as ``record_segments``."""
     targets, _ = taught(record, switches, *(only or (0, len(turns(record)))))
-    pairs = zip(record.segments, targets)
-    return [(number, kind) for number, (segment, target) in enumerate(pairs) for kind in _kinds(segment, target)]
+    kinds = unit_kinds(record, draws, targets)
+    return [(number, kind) for number, own in enumerate(kinds) for kind in own]
 
 
 def record_segments(
@@ -218,19 +249,21 @@ def record_segments(
     rng: np.random.Generator | None = None,
     keep: Sequence[bool] | None = None,
     only: tuple[int, int] | None = None,
+    draws: int = 1,
 ) -> list[Segment]:
     """The segments of a record's document, with targets.
 
     Labels come from the whole record; then condition dropout takes units away with their targets. A dropped
-    image copy becomes ``DroppedImage``. An inspection whose image lost its ViT copy bears no loss.
+    image copy becomes ``DroppedImage``. An inspection or answer whose image lost its ViT copy bears no loss.
 
     Args:
-      record: with latent moments in every image.
+      record: with latent moments in every image that is not looked at alone.
       tokenizer: the model's.
       config: the model's sizes.
-      rng: samples the latents, one sample per image for both VAE copies; None takes the posterior's mean.
+      rng: samples the latents, one sample per image for all VAE copies; None takes the posterior's mean.
       keep: which of the document's units stay, see ``kept``; None: all.
       only: turns [first, stop) that the document teaches, see ``taught``; None: all.
+      draws: noised copies of every image that is a flow target. They see the same context and nothing of each other.
 
     Raises:
       SegmentError: an image has no latents, does not fit the model's grids or cannot be read, or a text
@@ -241,7 +274,7 @@ def record_segments(
     if stop > len(bounds):
         raise ChangedError(f"record {record.id}: has {len(bounds)} turns, turn {stop} is asked for")
     targets, labels = taught(record, tokenizer, first, stop)
-    kinds = [_kinds(segment, target) for segment, target in zip(record.segments, targets)]
+    kinds = unit_kinds(record, draws, targets)
     units = sum(map(len, kinds))
     if keep is not None and len(keep) != units:
         raise ChangedError(f"record {record.id}: has {units} units, but {len(keep)} are to be kept or dropped")
@@ -252,22 +285,16 @@ def record_segments(
         where = f"record {record.id}: segment {number}"
         copies = [next(left) for _ in kinds[number]]
         if isinstance(segment, Image):
-            made = _image_segments(segment, target, switch, config, rng, where)
+            made = _image_segments(segment, kinds[number], switch, config, rng, where)
             segments += [s if stays else DroppedImage() for s, stays in zip(made, copies)]
             seen = copies[-1]
         elif copies[0]:
-            blind = segment.stage == "inspect" and not seen
+            blind = segment.stage in ("inspect", "answer") and not seen
             ids = _ids(segment, tokenizer, config, where)
-            stage = "inspect" if segment.stage == "inspect" else "plan"
+            stage = segment.stage if segment.stage in ("inspect", "answer") else "plan"
             refine = _refine(segment.text, ids, tokenizer) if stage == "inspect" else (0, 0)
             segments.append(TextSegment(ids, target and not blind, None if blind else switch, stage, refine))
     return segments
-
-
-def _kinds(segment: Text | Image, target: bool) -> tuple[int, ...]:
-    if isinstance(segment, Text):
-        return (TEXT,)
-    return (NOISED, CLEAN, VIT) if target else (CLEAN, VIT)
 
 
 def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> list[int]:
@@ -321,21 +348,33 @@ def _checked(grid: tuple[int, int], side: int, name: str, where: str) -> tuple[i
 
 
 def _image_segments(
-    image: Image, target: bool, switch: int | None, config: ModelConfig, rng: np.random.Generator | None, where: str
+    image: Image,
+    kinds: Sequence[int],
+    switch: int | None,
+    config: ModelConfig,
+    rng: np.random.Generator | None,
+    where: str,
 ) -> list[LatentSegment | VitSegment]:
-    latents = patched_latents(image, config, rng, where)
-    grid, interpolate = _latent_grid(image, config, where), config.interpolate_positions
-    positions = images.position_ids(grid, config.max_latent_size, interpolate)
-    clean = LatentSegment(latents, positions)
-    copies = [dataclasses.replace(clean, noised=True), clean] if target else [clean]
+    copies: dict[int, LatentSegment | VitSegment] = {}
+    if set(kinds) != {VIT}:
+        grid = _latent_grid(image, config, where)
+        positions = images.position_ids(grid, config.max_latent_size, config.interpolate_positions)
+        copies[CLEAN] = clean = LatentSegment(patched_latents(image, config, rng, where), positions)
+        copies[NOISED] = dataclasses.replace(clean, noised=True)
+    if VIT in kinds:
+        copies[VIT] = _vit_segment(image, switch, config, where)
+    return [copies[kind] for kind in kinds]
+
+
+def _vit_segment(image: Image, switch: int | None, config: ModelConfig, where: str) -> VitSegment:
     grid = _vit_grid(image, config, where)
     try:
         picture = images.resize(images.decode_image(image.png, where), images.image_sizes(config).vit)
     except images.ImageError as fault:
         raise SegmentError(str(fault)) from None
     patches = images.patchify(images.to_pixels(picture), config.vision.patch_size)
-    ids = images.position_ids(grid, config.vision.max_side, interpolate)
-    return [*copies, VitSegment(patches, ids, switch)]
+    ids = images.position_ids(grid, config.vision.max_side, config.interpolate_positions)
+    return VitSegment(patches, ids, switch)
 
 
 def patched_latents(

@@ -34,7 +34,7 @@ Origin = Literal["model", "outside"]
 class Text(msgspec.Struct, tag="text", forbid_unknown_fields=True, frozen=True):
     """One text segment of a record. ``target``: the text bears cross-entropy."""
 
-    stage: Literal["prompt", "plan", "inspect"]
+    stage: Literal["prompt", "plan", "inspect", "answer"]
     text: str
     target: bool
 
@@ -74,7 +74,8 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     """One training trajectory.
 
     ``complete`` is False for a cut of a trajectory: its last switch then bears no target, so nothing
-    teaches the model to stop early. ``scene`` is the scene graph it was built from, if any.
+    teaches the model to stop early. ``scene`` is the scene graph it was built from, if any. ``mode`` is the grammar
+    of its segments: what the base model does has modes of its own.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     complete: bool
     segments: list[Text | Image]
     scene: dict[str, Any] | None = None
+    mode: Mode = "process"
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -351,7 +353,7 @@ def check_grammar(record: Record) -> None:
             raise TrajectoryError(f"record {record.id}: segment {number}: image stage {segment.stage!r}, "
                                   f"expected {expected!r}")  # fmt: skip
     try:
-        check_kinds(kinds, record.complete)
+        check_kinds(kinds, record.complete, record.mode)
     except TrajectoryError as fault:
         raise TrajectoryError(f"record {record.id}: {fault}") from None
     for number in corrected(kinds):

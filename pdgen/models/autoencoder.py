@@ -29,7 +29,6 @@ from pdgen.models.parameters import Leaf, Parameters, Spec, norm
 Params = Mapping[str, Any]
 Activations = Float[Array, "B H W C"]
 
-NUM_GROUPS = 32
 GROUP_NORM_EPS = 1e-6
 # The middle attention of a 1024-pixel image has 16,384 positions, 1 GiB of float32 logits per image. Beyond
 # MAX_DENSE_POSITIONS it takes QUERY_CHUNK queries at a time.
@@ -138,13 +137,14 @@ def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.d
     """Random parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales one, biases zero.
 
     Raises:
-      ValueError: a resolution's channels are not a multiple of the 32 groups.
+      ValueError: a resolution's channels are not a multiple of the groups.
     """
-    odd = [m * config.channels for m in (1, *config.multipliers) if m * config.channels % NUM_GROUPS]
+    groups = config.num_groups
+    odd = [m * config.channels for m in (1, *config.multipliers) if m * config.channels % groups]
     if odd:
         raise ValueError(
             f"autoencoder of {config.channels} channels and multipliers {config.multipliers}: "
-            f"{odd[0]} channels do not divide into {NUM_GROUPS} groups; choose multiples of {NUM_GROUPS}"
+            f"{odd[0]} channels do not divide into {groups} groups; choose multiples of {groups}"
         )
     return nn.unbox(Autoencoder(config, param_dtype=param_dtype).init(key)["params"])
 
@@ -168,23 +168,23 @@ def _conv(params: Params, x: Activations, stride: int = 1, padding: tuple[int, i
     return y + params["bias"].astype(x.dtype)
 
 
-def _group_norm(params: Params, x: Activations) -> Activations:
+def _group_norm(groups: int, params: Params, x: Activations) -> Activations:
     """Normalises each image over (H, W) and the channels of a group; float32 inside, x's dtype outside."""
     batch, height, width, channels = x.shape
-    groups = x.astype(jnp.float32).reshape(batch, height, width, NUM_GROUPS, channels // NUM_GROUPS)
-    groups = groups - groups.mean((1, 2, 4), keepdims=True)
-    variance = jnp.square(groups).mean((1, 2, 4), keepdims=True)
-    normed = (groups * jax.lax.rsqrt(variance + GROUP_NORM_EPS)).reshape(x.shape)
+    wide = x.astype(jnp.float32).reshape(batch, height, width, groups, channels // groups)
+    wide = wide - wide.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(wide).mean((1, 2, 4), keepdims=True)
+    normed = (wide * jax.lax.rsqrt(variance + GROUP_NORM_EPS)).reshape(x.shape)
     return (normed * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)).astype(x.dtype)
 
 
-def _norm_swish(params: Params, x: Activations) -> Activations:
-    return nn.swish(_group_norm(params, x))
+def _norm_swish(groups: int, params: Params, x: Activations) -> Activations:
+    return nn.swish(_group_norm(groups, params, x))
 
 
-def _residual_block(params: Params, x: Activations) -> Activations:
-    y = _conv(params["conv1"], _norm_swish(params["norm1"], x))
-    y = _conv(params["conv2"], _norm_swish(params["norm2"], y))
+def _residual_block(groups: int, params: Params, x: Activations) -> Activations:
+    y = _conv(params["conv1"], _norm_swish(groups, params["norm1"], x))
+    y = _conv(params["conv2"], _norm_swish(groups, params["norm2"], y))
     return y + (_conv(params["nin_shortcut"], x) if "nin_shortcut" in params else x)
 
 
@@ -213,17 +213,17 @@ def attend_positions(
     return out.swapaxes(0, 1).reshape(batch, chunks * QUERY_CHUNK, channels)[:, :positions]
 
 
-def _attention_block(params: Params, x: Activations) -> Activations:
-    y = _group_norm(params["norm"], x)
+def _attention_block(groups: int, params: Params, x: Activations) -> Activations:
+    y = _group_norm(groups, params["norm"], x)
     batch, height, width, channels = x.shape
     q, k, v = (_conv(params[name], y).reshape(batch, height * width, channels) for name in "qkv")
     return x + _conv(params["proj_out"], attend_positions(q, k, v).reshape(x.shape))
 
 
-def _middle(params: Params, x: Activations) -> Activations:
-    x = _residual_block(params["block_1"], x)
-    x = _attention_block(params["attn_1"], x)
-    return _residual_block(params["block_2"], x)
+def _middle(groups: int, params: Params, x: Activations) -> Activations:
+    x = _residual_block(groups, params["block_1"], x)
+    x = _attention_block(groups, params["attn_1"], x)
+    return _residual_block(groups, params["block_2"], x)
 
 
 def _double(x: Activations) -> Activations:
@@ -258,11 +258,11 @@ def encode(
     for level in range(len(config.multipliers)):
         stage = params[f"down_{level}"]
         for index in range(config.num_blocks):
-            x = _residual_block(stage[f"block_{index}"], x)
+            x = _residual_block(config.num_groups, stage[f"block_{index}"], x)
         if "downsample" in stage:
             x = _conv(stage["downsample"]["conv"], x, stride=2, padding=(0, 1))
-    x = _middle(params["mid"], x)
-    moments = _conv(params["conv_out"], _norm_swish(params["norm_out"], x)).astype(jnp.float32)
+    x = _middle(config.num_groups, params["mid"], x)
+    moments = _conv(params["conv_out"], _norm_swish(config.num_groups, params["norm_out"], x)).astype(jnp.float32)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, logvar
 
@@ -296,11 +296,11 @@ def decode(
     """
     params = params["decoder"]
     z = latents.astype(jnp.float32) / config.scale_factor + config.shift_factor
-    x = _middle(params["mid"], _conv(params["conv_in"], z.astype(dtype)))
+    x = _middle(config.num_groups, params["mid"], _conv(params["conv_in"], z.astype(dtype)))
     for level in reversed(range(len(config.multipliers))):
         stage = params[f"up_{level}"]
         for index in range(config.num_blocks + 1):
-            x = _residual_block(stage[f"block_{index}"], x)
+            x = _residual_block(config.num_groups, stage[f"block_{index}"], x)
         if "upsample" in stage:
             x = _conv(stage["upsample"]["conv"], _double(x))
-    return _conv(params["conv_out"], _norm_swish(params["norm_out"], x)).astype(jnp.float32)
+    return _conv(params["conv_out"], _norm_swish(config.num_groups, params["norm_out"], x)).astype(jnp.float32)

@@ -419,10 +419,10 @@ def place(rng: np.random.Generator, steps: Sequence[Step], placement: Placement 
     """Placed scenes of a trajectory's steps, each of which satisfies its step's graph.
 
     An object that a step does not name has the same box and looks before and after it. A modified one stays
-    where it is, about its centre if its size changes (on the lattice about its corner); two swapped entities exchange
-    their positions; what replaces another takes its position; a moved one goes at least ``MOVE`` units. An entity
-    without a size has that of ``Placement.usual_sizes``, one without a fill is solid. Where a graph leaves the relation of two entities open, it is none that is held
-    out from training.
+    where it is, about its centre if its size changes (on the lattice about its corner); two swapped entities
+    exchange their positions; what replaces another takes its position; a moved one goes at least ``MOVE`` units.
+    An entity without a size has that of ``Placement.usual_sizes``, one without a fill is solid. Where a graph
+    leaves the relation of two entities open, it is none that is held out from training.
 
     Args:
       rng: decides everything; equal generators give equal scenes.

@@ -1,4 +1,4 @@
-"""Training the small autoencoder of shapes world: reconstruction, a weak KL term, normalised latents.
+"""Training the small autoencoder of shapes world: squared error, a weak KL term, normalised latents.
 
 A BAGEL folder gives one scale and one shift for all latent channels; the generator learns
 scale * (x - shift). So that the model config's numbers (FLUX's) hold for a network trained here, training has
@@ -53,7 +53,7 @@ class Settings:
       decoder_share: the fraction of them that belongs to stage 2.
       batch_size: pictures a step, drawn with replacement.
       learning_rate: Adam's peak; each stage rises to it linearly over 5% of its steps and falls as a cosine.
-      kl_weight: of the mean KL divergence of a latent value from N(0, 1), relative to the mean absolute error
+      kl_weight: of the mean KL divergence of a latent value from N(0, 1), relative to the mean squared error
         of a pixel value in [-1, 1].
       seed: of parameters, batches and posterior draws.
     """
@@ -102,11 +102,14 @@ def gaussian_kl(mean: Array, logvar: Array) -> Array:
 def loss(
     config: AutoencoderConfig, kl_weight: float, params: Params, pictures: Array, key: PRNGKeyArray
 ) -> Float[Array, ""]:
-    """Mean absolute error of pictures decoded from a posterior draw, plus ``kl_weight`` times the mean KL."""
+    """Mean squared error of pictures decoded from a posterior draw, plus ``kl_weight`` times the mean KL.
+
+    An absolute error would at first be least where small things are not drawn at all.
+    """
     images = as_input(pictures)
     mean, logvar = encode(config, params, images)
     latents = latent_from_moments(config, sample_posterior(mean, logvar, key))
-    error = jnp.abs(decode(config, params, latents) - images).mean()
+    error = jnp.square(decode(config, params, latents) - images).mean()
     return error + kl_weight * gaussian_kl(mean, logvar).mean()
 
 
@@ -166,7 +169,8 @@ def measure(config: AutoencoderConfig, params: Params, pictures: UInt8[np.ndarra
 
 def _optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
     warmup = round(WARMUP_SHARE * steps)
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, steps))
+    rate = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "steps"))

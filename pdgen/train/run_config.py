@@ -51,7 +51,7 @@ class RunConfig:
       spike_factor: an update is left out where the loss or the gradient's norm exceeds this many times its running
         average; 0: none is.
       optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
-      dropout, mixture, turns, too_long, broken, balance_texts: see ``pdgen.data.loader.LoaderConfig``.
+      dropout, mixture, turns, too_long, broken, balance_texts, draws: see ``pdgen.data.loader.LoaderConfig``.
     """
 
     data: str
@@ -84,9 +84,10 @@ class RunConfig:
     too_long: TooLong = "refuse"
     broken: Broken = "stop"
     balance_texts: bool = False
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every", "held_out_every"):
+        for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every", "held_out_every", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("keep_every", "held_out", "pictures_every"):
@@ -109,7 +110,7 @@ class RunConfig:
         """The settings of its packs."""
         return LoaderConfig(
             self.rows, self.budgets, self.seed, self.dropout, self.mixture, self.turns, self.too_long, self.broken,
-            held_out=self.held_out, workers=self.workers, balance_texts=self.balance_texts,
+            held_out=self.held_out, workers=self.workers, balance_texts=self.balance_texts, draws=self.draws,
         )  # fmt: skip
 
     def step(self, model: ModelConfig) -> StepConfig:
