@@ -329,7 +329,8 @@ def _of_kind(entity: Entity, keys: tuple[str, ...]) -> Entity:
 
 
 def _discolored(rng: np.random.Generator, kind: str, graph: SceneGraph, right: Entity, wrong: Entity) -> str:
-    value, seen = (e.attributes.get(kind, {"size": "medium", "fill": "solid"}.get(kind)) for e in (right, wrong))
+    # What has no fill stated is solid; of a size that is not stated nothing can be wrong.
+    value, seen = (e.attributes.get(kind, {"fill": "solid"}.get(kind)) for e in (right, wrong))
     if value == seen or value is None or seen is None:
         raise SceneError(f"entity {right.id}: the {kind} of {look(right)!r} and {look(wrong)!r} do not differ")
     planned = _of_kind(right, ("color", kind))

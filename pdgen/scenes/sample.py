@@ -26,15 +26,10 @@ FEW = 4  # things among which one can be large
 Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
 
 
-def is_large(entity: Entity) -> bool:
-    """Whether an entity takes much room: it is called large, or is outlined and may be large for that."""
-    return entity.attributes.get("size", entity.attributes.get("fill")) in ("large", "outlined")
-
-
 def has_room(graph: SceneGraph) -> bool:
     """Whether things are few enough to find places: ``MAX_OBJECTS``; with a large one four, and no second one."""
     things = sum(e.count for e in graph.entities)
-    large = sum(e.count for e in graph.entities if is_large(e))
+    large = sum(e.count for e in graph.entities if e.attributes.get("size") == "large")
     return things <= MAX_OBJECTS if not large else things <= FEW and large == 1
 
 

@@ -10,27 +10,45 @@ from hypothesis import strategies as st
 
 from pdgen.scenes.faults import FAULTS, corrupt
 from pdgen.scenes.graph import COLORS, SceneError, Step
-from pdgen.scenes.world import SHAPES, Scene, place, relations_between, violations
+from pdgen.scenes.world import PLACEMENTS, SHAPES, Scene, place, relations_between, violations
 from tests.scenes.stories import entity, graph, story, thing
 
 SEEDS = st.integers(0, 2**32 - 1)
+both = pytest.mark.parametrize("name", PLACEMENTS)
+WIDTHS = {"lattice": {7, 15}, "free": {7, 10, 14}}  # of things whose size is at fault
 SQUARE = entity(1, "square", color="green")
 PAIR = graph(entity(0), SQUARE, relations=[(0, "left of", 1)])
 
 
+def laid_out(name, seed, wanted):
+    """A scene of the graph."""
+    step = Step("add", tuple(e.id for e in wanted.entities), wanted)
+    return place(np.random.default_rng(seed), [step], PLACEMENTS[name])[0]
+
+
+@both
 @given(SEEDS)
 @settings(max_examples=200, deadline=None)
-def test_a_faulty_draft_is_wrong_in_one_respect(seed):
+def test_a_faulty_draft_is_wrong_in_one_respect(name, seed):
     rng = np.random.default_rng(seed)
     step = story(seed)[1].steps[-1]
-    scenes = place(rng, [Step("add", tuple(e.id for e in step.graph.entities), step.graph)])
+    scenes = place(rng, [Step("add", tuple(e.id for e in step.graph.entities), step.graph)], PLACEMENTS[name])
     target = step.graph.entities[int(rng.integers(len(step.graph.entities)))].id
     for scene in scenes or []:
-        draft, kind = corrupt(rng, scene, step.graph, target)
+        draft, kind = corrupt(rng, scene, step.graph, target, PLACEMENTS[name])
+        assert name == "free" or not any(o.x % 8 or o.y % 8 for o in draft.objects)
         assert [o for o in draft.objects if o.entity != target] == [o for o in scene.objects if o.entity != target]
         assert draft.background == scene.background
         mine, right = draft.of(target), scene.of(target)
         assert {v.kind for v in violations(draft, step.graph)} == {kind}
+        if kind == "size":
+            assert {o.size for o in mine} <= WIDTHS[name]
+            shifts = [(w.x - r.x, w.y - r.y, w.size - r.size) for w, r in zip(mine, right, strict=True)]
+            inside = [(x, y, d) for (x, y, d), w in zip(shifts, mine) if 0 < w.x < 32 - w.size and 0 < w.y < 32 - w.size]
+            if name == "lattice":  # the corner stays, but for the last one, at which no large thing fits
+                assert all(s[0] in (0, -8 * (r.x == 24)) and s[1] in (0, -8 * (r.y == 24)) for s, r in zip(shifts, right))
+            else:  # the centre stays, to half a unit, but at the edges
+                assert all(abs(x + d / 2) <= 0.5 and abs(y + d / 2) <= 0.5 for x, y, d in inside)
         if kind in ("count", "missing"):
             assert abs(len(mine) - len(right)) == 1 if kind == "count" else not mine
             assert {(o.shape, o.color, o.size, o.fill) for o in mine} <= {
@@ -38,29 +56,32 @@ def test_a_faulty_draft_is_wrong_in_one_respect(seed):
             }
             continue
         changes = {
-            name
+            field
             for a, b in zip(mine, right, strict=True)
-            for name in a.__struct_fields__
-            if getattr(a, name) != getattr(b, name)
+            for field in a.__struct_fields__
+            if getattr(a, field) != getattr(b, field)
         }
         assert (
             changes <= {"color": {"color"}, "shape": {"shape"}, "size": {"size", "x", "y"}, "place": {"x", "y"}}[kind]
         )
 
 
-def test_every_kind_of_fault_occurs_where_the_graph_makes_it_one():
+@both
+def test_every_kind_of_fault_occurs_where_the_graph_makes_it_one(name):
     full = graph(entity(0, count=2, size="small"), SQUARE, relations=[(0, "above", 1)])
-    circles = (thing(0, 4, 3, 7, entity=0), thing(1, 20, 3, 7, entity=0))
-    scene = Scene((*circles, thing(2, 11, 20, color="green", shape="square", entity=1)))
+    # Where the square stands there is room above it for a third circle, and for two large ones.
+    below = (8, 24, 7) if name == "lattice" else (11, 20, 10)
+    circles = (thing(0, 0, 0, 7, entity=0), thing(1, 16, 0, 7, entity=0))
+    scene = Scene((*circles, thing(2, *below, color="green", shape="square", entity=1)))
     rng = np.random.default_rng(1)
-    drafts = [corrupt(rng, scene, full, 0) for _ in range(300)]
+    drafts = [corrupt(rng, scene, full, 0, PLACEMENTS[name]) for _ in range(300)]
     kinds = collections.Counter(kind for _, kind in drafts)
     assert set(kinds) == set(FAULTS)
     assert min(kinds.values()) > 300 / 6 - 4 * np.sqrt(300 * 5 / 36)
     assert {len(d.of(0)) for d, kind in drafts if kind == "count"} == {1, 3}
     plain = graph(entity(0), SQUARE)
-    scene = place(np.random.default_rng(0), [Step("add", (0, 1), plain)])[0]
-    assert {corrupt(rng, scene, plain, 0)[1] for _ in range(60)} == {"color", "shape", "count", "missing"}
+    scene = laid_out(name, 0, plain)
+    assert {corrupt(rng, scene, plain, 0, PLACEMENTS[name])[1] for _ in range(60)} == {"color", "shape", "count", "missing"}
 
 
 def test_no_fault_makes_two_entities_alike_or_shows_what_is_held_out():
@@ -97,9 +118,10 @@ def test_a_scene_that_shows_what_is_held_out_has_no_drafts():
         corrupt(np.random.default_rng(0), scene, red, 0)
 
 
-def test_a_misplaced_object_clearly_contradicts_the_relation():
-    scene = place(np.random.default_rng(0), [Step("add", (0, 1), PAIR)])[0]
-    drafts = [corrupt(np.random.default_rng(i), scene, PAIR, 0) for i in range(200)]
+@both
+def test_a_misplaced_object_clearly_contradicts_the_relation(name):
+    scene = laid_out(name, 0, PAIR)
+    drafts = [corrupt(np.random.default_rng(i), scene, PAIR, 0, PLACEMENTS[name]) for i in range(200)]
     placed = [d for d, kind in drafts if kind == "place"]
     assert len(placed) > 10
     for draft in placed:

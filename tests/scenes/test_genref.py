@@ -29,7 +29,7 @@ class Seeing(Trusting):
         return Verdict(bool(green), "It is green." if green else "It is red.", None if green else "Make it green.")
 
 
-SEEING = Teachers(ShapesPainter(32), Seeing(), RulesWriter(), placed=False, judge_explains=True)
+SEEING = Teachers(ShapesPainter(32), Seeing(), RulesWriter(), placement=None, judge_explains=True)
 
 
 def sample(prompt, **changes):
@@ -81,7 +81,7 @@ def test_each_sample_takes_the_next_that_will_do(archive):
 
 def test_without_a_judge_that_explains_reflections_stand_as_they_are(archive):
     settings = Settings(alignment=Alignment(positive=0, negative=2, archive="genref.tar"))
-    teachers = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter(), placed=False)
+    teachers = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter(), placement=None)
     samples = from_archive(settings, teachers, read_genref(archive), range(2))
     assert [r.segments[0].text for r in samples.records] == ["a dog", "a cat"]
     assert all(parse_refine(r.segments[3].text) == "Make the dog green." for r in samples.records)
@@ -101,7 +101,7 @@ def test_pictures_reach_the_judge_as_pixels(archive):
             seen.append(picture)
             return super().picture(plan, picture, previous)
 
-    teachers = Teachers(ShapesPainter(32), Looking(), RulesWriter(), placed=False, judge_explains=True)
+    teachers = Teachers(ShapesPainter(32), Looking(), RulesWriter(), placement=None, judge_explains=True)
     from_archive(SETTINGS, teachers, read_genref(archive), range(1))
     (only,) = seen
     assert only.shape == (6, 8, 3) and only.dtype == np.uint8

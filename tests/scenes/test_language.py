@@ -193,10 +193,6 @@ def test_agreements_never_ask_for_a_refinement():
         ("color", 0, thing(0, "circle", color="green"),
          {"The circle is green, not red.", "The green circle should be red.", "A red circle was planned, not green.",
           "The green circle should not be green but red."}, "Make the green circle red."),
-        ("size", 0, thing(0, "circle", color="red", size="large"),
-         {"The red circle is large, not medium.", "The large red circle should be medium.",
-          "A red circle was planned, not large.", "The large red circle should not be large but medium."},
-         "Make the large red circle medium."),
         ("shape", 2, thing(2, "ring", 3, color="pink"),
          {"There are three pink rings, not three stars.", "The three pink rings should be three stars.",
           "Three pink stars were planned, not three rings."}, "Replace the three pink rings with three pink stars."),
@@ -219,6 +215,20 @@ def test_faults_and_their_corrections(kind, entity, wrong, analyses, correction)
     assert {text.split(" <refine>")[0] for text in said} == analyses
     corrections = {parse_refine(text) for text in said}
     assert correction in corrections and len(corrections) > 1
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("small", "large"), ("large", "small"), ("large", "medium")])
+def test_faults_of_size_are_those_of_a_stated_size(right, wrong):
+    planned = SceneGraph((thing(0, "circle", color="red", size=right),))
+    said = all_wordings(lambda rng: language.fault(rng, "size", planned, 0, thing(0, "circle", color="red", size=wrong)))
+    assert {text.split(" <refine>")[0] for text in said} == {
+        f"The red circle is {wrong}, not {right}.", f"The {wrong} red circle should be {right}.",
+        f"A {right} red circle was planned, not {wrong}.", f"The {wrong} red circle should not be {wrong} but {right}.",
+    }  # fmt: skip
+    assert f"Make the {wrong} red circle {right}." in {parse_refine(text) for text in said}
+    for size in ("small", "medium", "large"):
+        with pytest.raises(SceneError, match="entity 0: the size"):
+            language.fault(np.random.default_rng(0), "size", TRIO, 0, thing(0, "circle", color="red", size=size))
 
 
 def test_faults_of_place_name_the_relation_or_the_place():
@@ -259,7 +269,7 @@ def test_every_fault_of_a_draft_has_words_and_its_correction_undoes_it():
             order = parse_instruction(correction)
             assert order.operation == {"missing": "add", "shape": "replace", "place": "move"}.get(kind, "modify")
         if kind in ("color", "size"):
-            assert order.changes == {kind: entity.attributes.get(kind, "medium")}
+            assert order.changes == {kind: entity.attributes[kind]}
         if kind == "shape":
             assert order.graph.find(order.entities[1]).noun == entity.noun
     assert set(seen) == set(FAULTS)

@@ -58,6 +58,7 @@ def test_scales_that_leave_nothing_are_refused(factor, count, words):
     (lambda: Settings(seed=-1), "seed=-1: at least 0"),
     (lambda: Settings(image_size=8), "image_size=8: at least 16"),
     (lambda: Settings(shard_size=0), "shard_size=0"),
+    (lambda: msgspec.convert({"positions": "loose"}, Settings), "loose.*positions"),
     (lambda: Settings(rewritten=1.5), "rewritten=1.5 is no probability"),
     (lambda: Settings(tasks={"position": -1}), "tasks: position=-1"),
     (lambda: Settings(tasks={"posture": 1}), "tasks: posture=1: expected a share of one of single_object"),

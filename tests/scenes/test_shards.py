@@ -22,6 +22,7 @@ from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings, Teac
 from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import make_samples
 from pdgen.scenes.teachers import TeacherError, Verdict
+from pdgen.scenes.world import FREE, LATTICE
 from pdgen.scenes.writer import RulesWriter
 from tests.data.importers.made import write_tar
 from tests.scenes.chat_server import ChatServer, says
@@ -71,12 +72,13 @@ def remote(tmp_path, url):
 def test_shapes_world_hires_its_own_and_others_are_hired_by_name(tmp_path):
     own = shards.hire(Settings())
     assert (type(own.painter), type(own.judge), type(own.writer)) == (ShapesPainter, ExactJudge, RulesWriter)
-    assert own.placed and not own.judge_explains
+    assert (own.placement, own.judge_explains, own.painter.size) == (LATTICE, False, 64)
+    assert shards.hire(Settings(positions="free")).placement == FREE
     settings = remote(tmp_path, "http://127.0.0.1:1/v1")
     teachers = msgspec.structs.replace(settings.teachers, redraws=2)
     others = shards.hire(msgspec.structs.replace(settings, teachers=teachers))
     assert isinstance(others.judge, EndpointJudge) and others.painter.settings.size == 1024
-    assert (others.placed, others.judge_explains, others.redraws) == (False, True, 2)
+    assert (others.placement, others.judge_explains, others.redraws) == (None, True, 2)
 
 
 def test_a_missing_key_is_told_before_anything_is_asked(tmp_path, monkeypatch):
@@ -94,7 +96,7 @@ def test_a_shard_has_latents_and_is_made_alike_in_any_process():
     assert msgspec.json.decode(make.settings, type=Settings) == Settings(multi_turn=MultiTurn(count=4))
     made = make(Shard("multi_turn", 0, 1, 3))
     assert [r.id for r in made.records] == ["multi_turn-0-000001", "multi_turn-0-000002"]
-    assert all(s.latent_shape == (16, 16, 4) for r in made.records for s in r.segments if isinstance(s, Image))
+    assert all(s.latent_shape == (8, 8, 16) for r in made.records for s in r.segments if isinstance(s, Image))
     assert made.noted == {}
     assert make(Shard("multi_turn", 0, 2, 3)).records == made.records[1:]
 
@@ -139,7 +141,7 @@ def test_a_dry_run_paints_nothing():
 
 def test_leaks_are_noted_by_record():
     settings = Settings(allow_leaks=True, multi_turn=MultiTurn(count=3, fault_rate=0), rewritten=0)
-    teachers = Teachers(Blank(), Trusting(), RulesWriter(), placed=False)
+    teachers = Teachers(Blank(), Trusting(), RulesWriter(), placement=None)
     texts = ("a photo of a bench", "A photo of a cow.", "a red bench")
     records = make_samples(settings, teachers, "multi_turn", range(3), texts).records
     assert shards.noted_leaks(records) == {"exact": ["multi_turn-0-000000"], "normalised": ["multi_turn-0-000001"]}

@@ -267,7 +267,7 @@ def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
     """The painter edits its last picture by the instruction; inspections are the judge's; leaks are left out."""
     canvas = Canvas()
     settings = Settings(multi_turn=MultiTurn(count=2, fault_rate=0), rewritten=0)
-    teachers = Teachers(canvas, Explaining(), RulesWriter(), placed=False, judge_explains=True)
+    teachers = Teachers(canvas, Explaining(), RulesWriter(), placement=None, judge_explains=True)
     samples = make_samples(settings, teachers, "multi_turn", range(2), PROMPTS)
     assert [r.segments[0].text for r in samples.records] == [PROMPTS[0], PROMPTS[3]]
     assert samples.rejected == {"benchmark prompt": 1}
@@ -288,7 +288,7 @@ def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
 
 
 def test_a_prompt_that_is_not_understood_or_leaks_is_rejected_by_name():
-    teachers = Teachers(Canvas(), Explaining(), RulesWriter(), placed=False, judge_explains=True)
+    teachers = Teachers(Canvas(), Explaining(), RulesWriter(), placement=None, judge_explains=True)
     settings = Settings(multi_turn=MultiTurn(count=1, fault_rate=0), rewritten=0)
     _, rejected = make_sample(settings, teachers, "multi_turn", 0, PROMPTS[1:])
     assert rejected == {"benchmark prompt": 1, "prompt not understood": 1}
@@ -309,7 +309,7 @@ class Strict(Explaining):
 
 def test_conflicts_of_other_nouns_are_drawn_from_the_graph():
     settings = Settings(conflict=Conflict(positive=1, negative=2), multi_turn=MultiTurn(fault_rate=0))
-    teachers = Teachers(Canvas(), Strict(), RulesWriter(), placed=False)
+    teachers = Teachers(Canvas(), Strict(), RulesWriter(), placement=None)
     records = make_samples(settings, teachers, "conflict", range(3), PROMPTS[:1]).records
     for record in records:
         if not record.scene["positive"]:

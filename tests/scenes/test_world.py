@@ -1,6 +1,7 @@
 """Placed scenes: validity, the published rule of relations, layouts of step sequences and checks."""
 
 import collections
+import functools
 import itertools
 
 import msgspec
@@ -17,6 +18,8 @@ from pdgen.scenes.sample import TASKS, sample_graph
 from tests.scenes.stories import entity, graph, thing
 
 SEEDS = st.integers(0, 2**32 - 1)
+both = pytest.mark.parametrize("name", ["lattice", "free"])
+STATED = {"lattice": {"small": (7,), "large": (15,)}, "free": {"small": (7,), "medium": (10, 11), "large": (14, 15)}}
 
 
 def made(seed):
@@ -31,14 +34,26 @@ def keeps(a, b):
     return max(al - br, bl - ar, at - bb, bt - ab) >= 1
 
 
+def placed(name, seed, steps):
+    return world.place(np.random.default_rng(seed), steps, world.PLACEMENTS[name])
+
+
+def test_the_lattice_is_usual():
+    steps, scene = made(1), world.random_scene(np.random.default_rng(1), 3)
+    assert world.place(np.random.default_rng(1), steps) == placed("lattice", 1, steps) != placed("free", 1, steps)
+    assert scene == world.random_scene(np.random.default_rng(1), 3, world.PLACEMENTS["lattice"])
+
+
+@both
 @given(SEEDS)
-@settings(max_examples=250, deadline=None)
-def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(seed):
+@settings(max_examples=200, deadline=None)
+def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(name, seed):
     steps = made(seed)
-    scenes = world.place(np.random.default_rng(seed), steps)
-    assert scenes == world.place(np.random.default_rng(seed), steps)
+    scenes = placed(name, seed, steps)
+    assert scenes == placed(name, seed, steps)
+    usual = usual_by_hand(name, steps)
     for step, scene in zip(steps, scenes or []):
-        by_hand(scene, step.graph)
+        by_hand(scene, step.graph, name, usual)
         assert all(keeps(a, b) for a, b in itertools.combinations(scene.objects, 2))
         assert world.satisfies(scene, step.graph) == []
         assert msgspec.convert(msgspec.to_builtins(scene), world.Scene) == scene
@@ -48,14 +63,29 @@ def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(s
         assert [o for o in after.objects if o.entity not in step.entities] == untouched
 
 
-def by_hand(scene, wanted):
+def usual_by_hand(name, steps):
+    """The size of every entity where a step states none, by the rules in words."""
+    entities = [e for step in steps for e in step.graph.entities]
+    if name == "free":
+        return {e.id: "medium" for e in entities}
+    usual = {e.id: "small" for e in entities}
+    for a, b in itertools.product(entities, entities):
+        if a.id == b.id and "size" not in a.attributes:
+            if "fill" in a.attributes or b.attributes.get("size") == "small":
+                usual[a.id] = "large"
+    return usual
+
+
+def by_hand(scene, wanted, name, usual):
     """What a graph says, checked without the module's own functions."""
+    spacing = {"lattice": 8, "free": 1}[name]
+    assert not any(o.x % spacing or o.y % spacing for o in scene.objects)
     counts = collections.Counter(o.entity for o in scene.objects)
     assert counts == {e.id: e.count for e in wanted.entities}
     for item in scene.objects:
         said = wanted.find(item.entity)
         assert (item.shape, item.color) == (said.noun, said.attributes["color"])
-        assert item.size in {"small": (7,), "large": (14, 15)}.get(said.attributes.get("size"), (10, 11))
+        assert item.size in STATED[name][said.attributes.get("size", usual[item.entity])]
         assert item.fill == said.attributes.get("fill", "solid")
         if "place" in said.attributes:
             column, row = (int((v + item.size / 2) / (32 / 3)) for v in (item.x, item.y))
@@ -68,15 +98,21 @@ def by_hand(scene, wanted):
     assert wanted.background in (None, scene.background)
 
 
-def test_most_of_what_is_sampled_finds_a_layout():
-    failed = [seed for seed in range(350) if world.place(np.random.default_rng(seed), made(seed)) is None]
+@both
+def test_most_of_what_is_sampled_finds_a_layout(name):
+    failed = [seed for seed in range(350) if placed(name, seed, made(seed)) is None]
     assert len(failed) <= 0.04 * 350
 
 
-def test_layouts_vary():
+@both
+def test_layouts_vary(name):
     lone = [Step("add", (0,), graph(entity(0)))]
-    scenes = [world.place(np.random.default_rng(seed), lone)[0] for seed in range(400)]
-    assert len({(s.objects[0].x, s.objects[0].y) for s in scenes}) > 200
+    scenes = [placed(name, seed, lone)[0] for seed in range(400)]
+    corners = {(s.objects[0].x, s.objects[0].y) for s in scenes}
+    if name == "lattice":
+        assert corners == set(itertools.product((0, 8, 16, 24), repeat=2))
+    else:
+        assert len(corners) > 200
     assert {s.objects[0].place for s in scenes} == set(PLACES)
     assert {s.background for s in scenes} == set(world.BACKGROUNDS)
 
@@ -86,39 +122,45 @@ PAIR = graph(entity(0), SQUARE, relations=[(0, "left of", 1)])
 TURNED = graph(entity(0), SQUARE, relations=[(1, "left of", 0)])
 BLUE = entity(0, color="blue")
 RED_SQUARE = entity(1, "square")
+USUAL = {"lattice": "small", "free": "medium"}
 
 
-def two_scenes(seed, first, second):
-    steps = [Step("add", tuple(e.id for e in first.entities), first), second]
-    return world.place(np.random.default_rng(seed), steps)
+def two_scenes(name, seed, first, second):
+    return placed(name, seed, [Step("add", tuple(e.id for e in first.entities), first), second])
 
 
+@both
 @pytest.mark.parametrize("seed", range(5))
-def test_operations_move_what_they_say_and_nothing_else(seed):
-    a, b = two_scenes(seed, PAIR, Step("swap", (0, 1), TURNED))
+def test_operations_move_what_they_say_and_nothing_else(name, seed):
+    then = functools.partial(two_scenes, name, seed)
+    a, b = then(PAIR, Step("swap", (0, 1), TURNED))
     centre = lambda scene, i: [(lo + hi) // 2 for lo, hi in zip(scene.of(i)[0].box[:2], scene.of(i)[0].box[2:])]  # noqa: E731
     assert np.abs(np.subtract(centre(a, 0), centre(b, 1))).max() <= 1
     assert np.abs(np.subtract(centre(a, 1), centre(b, 0))).max() <= 1
-    a, b = two_scenes(seed, PAIR, Step("swap", (0, 1), graph(BLUE, RED_SQUARE, relations=[(0, "left of", 1)])))
+    a, b = then(PAIR, Step("swap", (0, 1), graph(BLUE, RED_SQUARE, relations=[(0, "left of", 1)])))
     assert [o.box for o in a.objects] == [o.box for o in b.objects]
     assert [o.color for o in b.objects] == ["blue", "red"]
-    a, b = two_scenes(seed, PAIR, Step("move", (0,), TURNED))
+    a, b = then(PAIR, Step("move", (0,), TURNED))
     assert a.of(1) == b.of(1)
     assert max(abs(a.of(0)[0].x - b.of(0)[0].x), abs(a.of(0)[0].y - b.of(0)[0].y)) >= 6
-    a, b = two_scenes(seed, PAIR, Step("replace", (0, 2), graph(STAR, SQUARE, relations=[(2, "left of", 1)])))
+    a, b = then(PAIR, Step("replace", (0, 2), graph(STAR, SQUARE, relations=[(2, "left of", 1)])))
     assert np.abs(np.subtract(centre(a, 0), centre(b, 2))).max() <= 1
-    a, b = two_scenes(seed, PAIR, Step("remove", (0,), graph(SQUARE)))
+    a, b = then(PAIR, Step("remove", (0,), graph(SQUARE)))
     assert b.objects == a.of(1)
     large = graph(entity(0, size="large"), SQUARE, relations=[(0, "left of", 1)])
-    a, b = two_scenes(seed, PAIR, Step("modify", (0,), large))
-    assert (a.of(0)[0].size_word, b.of(0)[0].size_word) == ("medium", "large")
-    assert np.abs(np.subtract(centre(a, 0), centre(b, 0))).max() <= 1
+    a, b = then(PAIR, Step("modify", (0,), large))
+    assert (a.of(0)[0].size_word, b.of(0)[0].size_word) == (USUAL[name], "large")
+    if name == "lattice":
+        assert (a.of(0)[0].x, a.of(0)[0].y) == (b.of(0)[0].x, b.of(0)[0].y)
+    else:
+        assert np.abs(np.subtract(centre(a, 0), centre(b, 0))).max() <= 1
 
 
-def test_a_moved_thing_leaves_its_place_also_where_nothing_else_says_so():
+@both
+def test_a_moved_thing_leaves_its_place_also_where_nothing_else_says_so(name):
     alone = graph(entity(0))
     for seed in range(40):
-        a, b = two_scenes(seed, alone, Step("move", (0,), alone))
+        a, b = two_scenes(name, seed, alone, Step("move", (0,), alone))
         assert max(abs(a.objects[0].x - b.objects[0].x), abs(a.objects[0].y - b.objects[0].y)) >= 6
 
 
@@ -132,11 +174,12 @@ def test_backgrounds_last_until_another_is_stated():
     assert [s.background for s in scenes] == ["beige", "beige", "lavender", "lavender"]
 
 
-def test_what_has_no_layout_is_none():
+@both
+def test_what_has_no_layout_is_none(name):
     crowd = graph(*(entity(i, color=COLORS[i], size="large") for i in range(6)))
-    assert world.place(np.random.default_rng(0), [Step("add", tuple(range(6)), crowd)]) is None
+    assert placed(name, 0, [Step("add", tuple(range(6)), crowd)]) is None
     far = graph(entity(0, place="left"), entity(1, place="right", color="blue"), relations=[(0, "right of", 1)])
-    assert world.place(np.random.default_rng(0), [Step("add", (0, 1), far)]) is None
+    assert placed(name, 0, [Step("add", (0, 1), far)]) is None
 
 
 @pytest.mark.parametrize(
@@ -146,8 +189,9 @@ def test_what_has_no_layout_is_none():
         ([Step("add", (0,), graph(Entity(0, "ring")))], "entity 0: a ring of shapes world needs a color"),
         ([Step("add", (0,), graph(entity(0, color="teal")))], "entity 0: shapes world has no color 'teal'"),
         ([Step("add", (0,), graph(entity(0, material="wood")))], "entity 0: shapes world has no material 'wood'"),
-        ([Step("add", (0,), graph(entity(0, "star", fill="outlined")))], "only medium and large circle, square"),
-        ([Step("add", (0,), graph(entity(0, size="small", fill="outlined")))], "entity 0: only medium and large"),
+        ([Step("add", (0,), graph(entity(0, "star", fill="outlined")))], "entity 0: circle, square, .* can be outlined, if"),
+        ([Step("add", (0,), graph(entity(0, size="small", fill="outlined")))], "heart can be outlined, if they are not small"),
+        ([Step("add", (0,), graph(entity(0, size="medium")))], "entity 0: shapes world has no size 'medium'"),
         ([Step("add", (0, 1), graph(entity(0), SQUARE, relations=[(0, "on", 1)]))], "relation 0 on 1: the kind"),
         ([Step("add", (0,), graph(entity(0), background="plaid"))], "background 'plaid'"),
         ([Step("add", (0,), PAIR)], "step 1: entity 1 changes or appears, but the step does not name it"),
@@ -160,6 +204,53 @@ def test_what_has_no_layout_is_none():
 def test_what_shapes_world_cannot_show_is_refused_by_name(steps, words):
     with pytest.raises(SceneError, match=words):
         world.place(np.random.default_rng(0), steps)
+
+
+def test_what_stands_anywhere_may_be_medium():
+    (scene,) = placed("free", 0, [Step("add", (0,), graph(entity(0, size="medium", fill="outlined")))])
+    assert scene.objects[0].size in (10, 11) and scene.objects[0].fill == "outlined"
+
+
+RING, OUTLINED = entity(0, "ring"), entity(0, fill="outlined")
+
+
+@pytest.mark.parametrize(
+    ("entities", "expected"),
+    [
+        ((RING,), "small"),
+        ((RING, entity(0, "ring", color="blue")), "small"),
+        ((RING, entity(0, "ring", size="large")), "small"),
+        ((RING, entity(0, "ring", size="small")), "large"),
+        ((entity(0, "ring", size="small"), RING), "large"),
+        ((OUTLINED,), "large"),
+        ((entity(0), OUTLINED), "large"),  # already before it is outlined: its size does not change then
+        ((OUTLINED, entity(0, size="large", fill="outlined")), "large"),
+        ((entity(0, size="large", fill="outlined"), entity(0)), "small"),
+    ],
+)
+def test_what_has_no_size_stated_has_the_usual_one(entities, expected):
+    graphs = [graph(e, entity(1, "square", color="blue", size="small")) for e in entities]
+    steps = [Step("add", (0, 1), graphs[0])] + [Step("modify", (0,), g) for g in graphs[1:]]
+    for name, size in (("lattice", expected), ("free", "medium")):
+        for scene, e in zip(placed(name, 3, steps), entities, strict=True):
+            assert scene.of(0)[0].size in STATED[name][e.attributes.get("size", size)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "before", "width", "after"),
+    [
+        ("free", 10, 10, 14, 8),
+        ("free", 8, 14, 10, 10),
+        ("free", 1, 7, 15, 0),
+        ("free", 25, 7, 15, 17),
+        ("lattice", 8, 7, 15, 8),
+        ("lattice", 0, 15, 7, 0),
+        ("lattice", 16, 7, 15, 16),
+        ("lattice", 24, 7, 15, 16),  # at 24 it would leave the picture
+    ],
+)
+def test_what_becomes_larger_or_smaller_stays_where_it_is(name, value, before, width, after):
+    assert world.PLACEMENTS[name].corner(value, before, width) == after
 
 
 @pytest.mark.parametrize(
@@ -201,23 +292,35 @@ def test_stated_sizes_places_fills_and_backgrounds_are_checked():
     ]
 
 
+def random_scene(name, seed, count):
+    return world.random_scene(np.random.default_rng(seed), count, world.PLACEMENTS[name])
+
+
+@both
 @given(SEEDS, st.integers(1, world.MAX_OBJECTS))
-@settings(max_examples=200, deadline=None)
-def test_random_scenes_are_valid_and_reproducible(seed, count):
-    scene = world.random_scene(np.random.default_rng(seed), count)
+@settings(max_examples=150, deadline=None)
+def test_random_scenes_are_valid_and_reproducible(name, seed, count):
+    scene = random_scene(name, seed, count)
     assert len(scene.objects) == count
     assert all(keeps(a, b) for a, b in itertools.combinations(scene.objects, 2))
-    assert world.random_scene(np.random.default_rng(seed), count) == scene
+    assert random_scene(name, seed, count) == scene
 
 
-def test_random_scenes_show_everything():
-    objects = [o for seed in range(200) for o in world.random_scene(np.random.default_rng(seed), 6).objects]
+@both
+def test_random_scenes_show_everything(name):
+    objects = [o for seed in range(200) for o in random_scene(name, seed, 6).objects]
+    objects += [random_scene(name, seed, 1).objects[0] for seed in range(400)]
     assert {o.shape for o in objects} == set(world.SHAPES)
     assert {o.color for o in objects} == set(COLORS)
-    assert {o.size for o in objects} == {7, 10, 11, 14, 15}
+    assert {o.size for o in objects} == set(itertools.chain(*STATED[name].values()))
     assert {(o.shape, o.size_word) for o in objects if o.fill == "outlined"} == {
-        (shape, size) for shape in world.OUTLINED_SHAPES for size in ("medium", "large")
+        (shape, size) for shape in world.OUTLINED_SHAPES for size in STATED[name] if size != "small"
     }
+    corners = {v for o in objects for v in (o.x, o.y)}
+    assert corners == ({0, 8, 16, 24} if name == "lattice" else set(range(26)))
+    # Of the 400 alone; a share of 0.6 has a standard deviation of sqrt(0.24 / 400), 0.024; four of them.
+    small = np.mean([o.size == 7 for o in objects[-400:]])
+    assert abs(small - {"lattice": 0.6, "free": 0.3}[name]) < 0.1
 
 
 @pytest.mark.parametrize(
