@@ -22,8 +22,8 @@ class Trusting:
 
 
 # "assumed": a fault that a trusting judge does not see is none to reject a sample for.
-ASSUMED = Teachers(ShapesPainter(32), Trusting(), RulesWriter(), assumed=True)
-EXACT = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter())
+ASSUMED = Teachers(ShapesPainter(64), Trusting(), RulesWriter(), assumed=True)
+EXACT = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 
 
 def trajectories(count, seed=0, fault_rate=0.3):

@@ -1,5 +1,7 @@
 """The autoencoder against diffusers' AutoencoderKL, an independent implementation, and closed forms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ CONFIGS = {
     "channels shrink": AutoencoderConfig(
         channels=32, multipliers=(1, 3, 2), num_blocks=1, z_channels=3, scale_factor=0.7, shift_factor=-0.4
     ),
+    "three groups": AutoencoderConfig(channels=6, multipliers=(1, 2), num_blocks=1, num_groups=3, z_channels=2),
 }
 # diffusers' names of the sub-modules that have another name in FLUX's checkpoint.
 RENAMED = {
@@ -79,7 +82,7 @@ def torch_model(config: AutoencoderConfig, seed: int) -> AutoencoderKL:
         block_out_channels=tuple(m * config.channels for m in config.multipliers),
         layers_per_block=config.num_blocks,
         latent_channels=config.z_channels,
-        norm_num_groups=32,
+        norm_num_groups=config.num_groups,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
@@ -159,7 +162,7 @@ def test_flux_latents_of_a_1024_pixel_image_and_back():
 def test_module_declares_the_tree_and_binds_the_functions(params):
     config = SHAPES_AUTOENCODER
     module = autoencoder.Autoencoder(config)
-    images = jax.random.uniform(jax.random.key(1), (1, 4, 4, 3))
+    images = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
     mean, logvar = module.apply({"params": params}, images, method="encode")
     expected = autoencoder.encode(config, params, images)
     np.testing.assert_array_equal(mean, expected[0])
@@ -214,10 +217,8 @@ def test_posterior_samples_have_its_mean_and_variance():
 
 
 def test_scale_and_shift_are_undone_by_decode(params):
-    other = AutoencoderConfig(
-        channels=32, multipliers=(1, 2), num_blocks=1, z_channels=4, scale_factor=2.0, shift_factor=-1.0
-    )
-    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4))
+    other = dataclasses.replace(SHAPES_AUTOENCODER, scale_factor=2.0, shift_factor=-1.0)
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 16))
     decoded = [
         autoencoder.decode(config, params, autoencoder.latent_from_moments(config, x))
         for config in (SHAPES_AUTOENCODER, other)
@@ -236,17 +237,19 @@ def test_a_batch_split_over_devices_stays_split():
 
     with jax.set_mesh(mesh):
         # Operations that cannot tell how their result is split fail while they are traced.
-        images = jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32, sharding=NamedSharding(mesh, batch))
+        images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32, sharding=NamedSharding(mesh, batch))
         decoded = jax.eval_shape(run, autoencoder.abstract_params(config), images)
     assert decoded.sharding.spec == batch
 
 
 def test_image_whose_side_is_no_multiple_names_the_multiple():
     params = autoencoder.abstract_params(SHAPES_AUTOENCODER)
-    with pytest.raises(ValueError, match=r"15 x 16 pixels: .* multiples of 2"):
+    with pytest.raises(ValueError, match=r"15 x 16 pixels: .* multiples of 8"):
         autoencoder.encode(SHAPES_AUTOENCODER, params, jnp.zeros((1, 15, 16, 3)))
 
 
 def test_channels_that_do_not_divide_into_groups_are_named():
     with pytest.raises(ValueError, match=r"48 channels .* 32 groups"):
         autoencoder.abstract_params(AutoencoderConfig(channels=48, multipliers=(2, 4)))
+    with pytest.raises(ValueError, match=r"12 channels .* 8 groups; choose multiples of 8"):
+        autoencoder.abstract_params(AutoencoderConfig(channels=12, multipliers=(2, 4), num_groups=8))

@@ -35,7 +35,7 @@ def sizes(hidden, attention, *, mlp=90, vocab=301, rope=1e6, vision=(36, 50, 3, 
     return ModelConfig(
         language=LanguageConfig(vocab, hidden, mlp, 2, *attention, rope, rms_norm_eps=3e-3),
         vision=VisionConfig(vit_hidden, vit_mlp, 2, vit_heads, vit_patch, max_side=9, layer_norm_eps=2e-3),
-        autoencoder=AutoencoderConfig(32, (1, 2), 1, latent[1]),
+        autoencoder=AutoencoderConfig(32, (1, 2), 1, z_channels=latent[1]),
         latent_patch_size=latent[0],
         max_latent_size=11,
     )

@@ -14,7 +14,18 @@ from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.models import autoencoder
 from pdgen.scenes.detect import THRESHOLD, background, detect
 from pdgen.scenes.painter import BACKGROUND_RGB, COLOR_RGB, paint
-from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Object, Scene, random_scene, relations_between
+from pdgen.scenes.world import (
+    BACKGROUNDS,
+    FREE,
+    LATTICE,
+    MAX_OBJECTS,
+    PLACEMENTS,
+    SHAPES,
+    Object,
+    Scene,
+    random_scene,
+    relations_between,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -27,8 +38,8 @@ def seen(picture):
     return {(f.shape, f.color, f.size, f.fill, f.box) for f in detect(picture)}
 
 
-def scenes(seed, count):
-    return [random_scene(np.random.default_rng((seed, i)), 1 + i % MAX_OBJECTS) for i in range(count)]
+def scenes(seed, count, placement):
+    return [random_scene(np.random.default_rng((seed, i)), 1 + i % MAX_OBJECTS, placement) for i in range(count)]
 
 
 def share_right(found, expected):
@@ -40,17 +51,18 @@ def share_right(found, expected):
     return right / len(expected)
 
 
-def test_painted_pictures_are_read_exactly():
-    for scene in scenes(0, 400):
+@pytest.mark.parametrize(("name", "count"), [("lattice", 150), ("free", 400)])
+def test_painted_pictures_are_read_exactly(name, count):
+    for scene in scenes(0, count, PLACEMENTS[name]):
         picture = paint(scene)
         assert seen(picture) == shown(scene)
         assert background(picture) == scene.background
 
 
-@given(SEEDS, st.integers(1, MAX_OBJECTS), st.sampled_from([32, 48, 64, 96, 100, 256]))
+@given(SEEDS, st.integers(1, MAX_OBJECTS), st.sampled_from([32, 48, 64, 96, 100, 256]), st.sampled_from([*PLACEMENTS]))
 @settings(max_examples=100, deadline=None)
-def test_so_are_larger_ones(seed, count, size):
-    scene = random_scene(np.random.default_rng(seed), count)
+def test_so_are_larger_ones(seed, count, size, name):
+    scene = random_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
     picture = paint(scene, size)
     assert seen(picture) == shown(scene)
     assert background(picture) == scene.background
@@ -89,7 +101,7 @@ def test_a_square_of_numbers_is_a_square():
 
 
 def test_scores_fall_with_blur_and_noise_and_sort_what_is_found():
-    scene = random_scene(np.random.default_rng(5), 5)
+    scene = random_scene(np.random.default_rng(5), 5, FREE)
     blurred = PIL.Image.fromarray(paint(scene, 64)).filter(PIL.ImageFilter.GaussianBlur(1.0))
     found = detect(np.asarray(blurred))
     assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
@@ -97,10 +109,11 @@ def test_scores_fall_with_blur_and_noise_and_sort_what_is_found():
     assert all(f.score == 1 for f in detect(paint(scene)))
 
 
-def test_most_is_right_on_blurred_and_noisy_pictures():
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_most_is_right_on_blurred_and_noisy_pictures(name):
     rng = np.random.default_rng(0)
     found, expected = [], []
-    for scene in scenes(2, 60):
+    for scene in scenes(2, 60, PLACEMENTS[name]):
         blurred = PIL.Image.fromarray(paint(scene, 64)).filter(PIL.ImageFilter.GaussianBlur(1.0))
         picture = np.clip(np.asarray(blurred) + rng.normal(0, 6, (64, 64, 3)), 0, 255).astype(np.uint8)
         found.append(share_right(seen(picture), shown(scene)) * len(scene.objects))
@@ -110,8 +123,8 @@ def test_most_is_right_on_blurred_and_noisy_pictures():
 
 def test_nearly_all_is_right_after_the_shipped_autoencoder():
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
-    pictured = scenes(3, 90)
-    pictures = np.stack([paint(scene) for scene in pictured])
+    pictured = scenes(3, 90, LATTICE)
+    pictures = np.stack([paint(scene, 64) for scene in pictured])
 
     @jax.jit
     def round_trip(images):

@@ -1,6 +1,7 @@
 """What is held out from training: that there is enough of it, and that no record of any subset says or shows it."""
 
 import collections
+import dataclasses
 import itertools
 import re
 
@@ -20,7 +21,7 @@ from pdgen.scenes.self_sampling import judged_plan, self_sampled
 from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings
 from pdgen.scenes.story import HELD_OUT, Rejected
 from pdgen.scenes.subsets import make_samples, make_story
-from pdgen.scenes.world import SHAPES, place, relations_between, shows_held_out
+from pdgen.scenes.world import PLACEMENTS, SHAPES, place, relations_between, shows_held_out
 from tests.scenes.kept_out import is_kept_out, kept_out, of_graph, of_plan, of_segment, scanned
 from tests.scenes.stories import entity, graph, story, thing
 from tests.shapes import ASSUMED, EXACT
@@ -48,15 +49,16 @@ def model(prompts, seeds):
     return plans
 
 
-@pytest.fixture(scope="module")
-def made():
+@pytest.fixture(scope="module", params=PLACEMENTS)
+def made(request):
     """Samples of every subset; "self" are conflicts of plans that a model writes."""
+    placement = PLACEMENTS[request.param]
     samples = {
-        subset: make_samples(SETTINGS, ASSUMED, subset, range(count))
+        subset: make_samples(SETTINGS, dataclasses.replace(ASSUMED, placement=placement), subset, range(count))
         for subset, count in (("multi_turn", 60), ("conflict", 90), ("alignment", 120))
     }
     sampled = Settings(tasks={"color_attr": 1.0, "colors": 1.0}, conflict=Conflict(20, 30, variant="self"))
-    return samples | {"self": self_sampled(sampled, EXACT, range(50), model)}
+    return samples | {"self": self_sampled(sampled, dataclasses.replace(EXACT, placement=placement), range(50), model)}
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +124,21 @@ def test_the_rule_is_that_of_the_digests_and_holds_out_about_a_tenth():
     assert not any(a == b for a, _, b in triples)
 
 
-def test_a_layout_shows_a_relation_that_is_held_out_only_where_it_is_stated():
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_a_layout_shows_a_relation_that_is_held_out_only_where_it_is_stated(name):
     circle, diamond = entity(0), entity(1, "diamond", color="green")
     free = graph(circle, diamond)
     assert [(r.subject, r.kind, r.reference) for r in unstated(free)] == [(0, "left of", 1)]
     shown = collections.Counter()
     for seed in range(100):
-        (scene,) = place(np.random.default_rng(seed), [Step("add", (0, 1), free)])
+        (scene,) = place(np.random.default_rng(seed), [Step("add", (0, 1), free)], PLACEMENTS[name])
         shown.update(relations_between(*(scene.of(i)[0] for i in (0, 1))))
         assert not shows_held_out(scene.objects)
     assert not shown["left of"] and min(shown[kind] for kind in ("right of", "above", "below")) > 10
     stated = graph(circle, diamond, relations=[(0, "left of", 1)])
     assert held_out(stated) and unstated(stated) == []
     assert unstated(graph(circle, diamond, relations=[(1, "right of", 0)])) == []
-    (scene,) = place(np.random.default_rng(0), [Step("add", (0, 1), stated)])
+    (scene,) = place(np.random.default_rng(0), [Step("add", (0, 1), stated)], PLACEMENTS[name])
     assert shows_held_out(scene.objects)
 
 

@@ -19,7 +19,7 @@ from pdgen.scenes.parse import canonical, parse
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
 from pdgen.scenes.teachers import Declined, Judge, TeacherError
-from pdgen.scenes.world import BACKGROUNDS, SHAPES, Object, Scene, place
+from pdgen.scenes.world import BACKGROUNDS, LATTICE, PLACEMENTS, SHAPES, Object, Scene, place
 
 JUDGE: Judge = ExactJudge()
 WORDINGS = 12  # seeds, so that each wording of a fault is met
@@ -144,8 +144,8 @@ def test_texts_that_are_not_understood_are_declined():
         JUDGE.picture(FIRST, np.zeros((16, 16, 3), np.uint8))
 
 
-def story(seed, share=0.5):
-    """(task, prompt graph, prompt, steps, scenes) of a random trajectory."""
+def story(seed, share=0.5, placement=LATTICE):
+    """(rng, prompt graph, prompt, steps, scenes) of a random trajectory."""
     rng = np.random.default_rng((11, seed))
     task = TASKS[seed % len(TASKS)]
     scenes = None
@@ -153,8 +153,11 @@ def story(seed, share=0.5):
         graph = sample_graph(rng, task)
         asked = prompt_graph(rng, graph, task)
         steps = rewrite(rng, grow(rng, graph), share)
-        scenes = place(rng, steps)
+        scenes = place(rng, steps, placement)
     return rng, asked, language.prompt(rng, asked, task), steps, scenes
+
+
+both = pytest.mark.parametrize(("name", "size"), [("lattice", 64), ("free", 32)])
 
 
 def contradictions(asked, graph):
@@ -162,15 +165,16 @@ def contradictions(asked, graph):
     return {d for d in differences(asked, graph) if d.said is not None} if graph is not None else set()
 
 
-def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict():
+@both
+def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name, size):
     count = 0
     for seed in range(112):
-        rng, asked, prompt, steps, scenes = story(seed)
+        rng, asked, prompt, steps, scenes = story(seed, placement=PLACEMENTS[name])
         plans, before, previous = [], None, None
         for step, scene in zip(steps, scenes):
             mistaken = [*plans, language.plan(rng, before, step)]
             plans.append(language.plan(rng, before, step, asked))
-            picture = paint(scene)
+            picture = paint(scene, size)
             verdict = JUDGE.picture(plans[-1], picture, previous)
             assert verdict.accept, (plans, verdict)
             # On the way round a step may contradict the prompt on purpose, if it says that this is for now.
@@ -184,16 +188,17 @@ def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict():
     assert count > 200
 
 
-def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words():
+@both
+def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words(name, size):
     seen = collections.Counter()
     for seed in range(90):
-        rng, _, _, steps, scenes = story(seed, share=0.0)
+        rng, _, _, steps, scenes = story(seed, share=0.0, placement=PLACEMENTS[name])
         before = previous = None
         for step, scene in zip(steps, scenes):
             text = language.plan(rng, before, step)
             for entity in step.graph.entities:
-                draft, kind = corrupt(rng, scene, step.graph, entity.id)
-                verdict = JUDGE.picture(text, paint(draft), previous)
+                draft, kind = corrupt(rng, scene, step.graph, entity.id, PLACEMENTS[name])
+                verdict = JUDGE.picture(text, paint(draft, size), previous)
                 assert not verdict.accept, (kind, text)
                 seen[kind] += 1
                 right, wrong = entity.attributes["color"], {o.color for o in draft.of(entity.id)}
@@ -201,7 +206,7 @@ def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words():
                     assert right in verdict.analysis + verdict.correction and wrong.pop() in verdict.analysis
                 elif kind in ("missing", "shape"):
                     assert entity.noun in verdict.analysis + verdict.correction
-            before, previous = step.graph, paint(scene)
+            before, previous = step.graph, paint(scene, size)
     assert seen.keys() == set(FAULTS) and min(seen.values()) >= 5
 
 

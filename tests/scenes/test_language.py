@@ -14,7 +14,7 @@ from pdgen.scenes.instruction import carry_out, instruct
 from pdgen.scenes.lexicon import COCO
 from pdgen.scenes.parse import canonical, parse, parse_instruction
 from pdgen.scenes.sample import prompt_graph, sample_graph
-from pdgen.scenes.world import place
+from pdgen.scenes.world import PLACEMENTS, place
 from tests.scenes.stories import story
 
 
@@ -220,7 +220,8 @@ def test_faults_and_their_corrections(kind, entity, wrong, analyses, correction)
 @pytest.mark.parametrize(("right", "wrong"), [("small", "large"), ("large", "small"), ("large", "medium")])
 def test_faults_of_size_are_those_of_a_stated_size(right, wrong):
     planned = SceneGraph((thing(0, "circle", color="red", size=right),))
-    said = all_wordings(lambda rng: language.fault(rng, "size", planned, 0, thing(0, "circle", color="red", size=wrong)))
+    seen = thing(0, "circle", color="red", size=wrong)
+    said = all_wordings(lambda rng: language.fault(rng, "size", planned, 0, seen))
     assert {text.split(" <refine>")[0] for text in said} == {
         f"The red circle is {wrong}, not {right}.", f"The {wrong} red circle should be {right}.",
         f"A {right} red circle was planned, not {wrong}.", f"The {wrong} red circle should not be {wrong} but {right}.",
@@ -252,16 +253,17 @@ def test_no_fault_is_found_where_there_is_none(kind):
         language.fault(np.random.default_rng(0), kind, TRIO, 0, CIRCLE)
 
 
-def test_every_fault_of_a_draft_has_words_and_its_correction_undoes_it():
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_every_fault_of_a_draft_has_words_and_its_correction_undoes_it(name):
     seen = collections.Counter()
     for seed in range(250):
         rng, told = story(seed)
         graph = told.steps[-1].graph
-        scenes = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
+        scenes = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)], PLACEMENTS[name])
         if scenes is None:
             continue
         entity = graph.entities[int(rng.integers(len(graph.entities)))]
-        draft, kind = corrupt(rng, scenes[0], graph, entity.id)
+        draft, kind = corrupt(rng, scenes[0], graph, entity.id, PLACEMENTS[name])
         text = language.fault_of_draft(rng, kind, graph, entity.id, draft)
         correction = parse_refine(text)
         seen[kind] += 1

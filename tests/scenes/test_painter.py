@@ -117,12 +117,12 @@ def test_colours_and_grounds_are_told_apart():
     assert apart(itertools.combinations(grounds, 2)) > 20
 
 
-@given(SEEDS)
-@settings(max_examples=100, deadline=None)
-def test_a_step_leaves_every_other_pixel_identical(seed):
+@given(SEEDS, st.sampled_from([*world.PLACEMENTS]))
+@settings(max_examples=120, deadline=None)
+def test_a_step_leaves_every_other_pixel_identical(seed, name):
     rng = np.random.default_rng(seed)
     steps = rewrite(rng, grow(rng, sample_graph(rng, "composition")), 0.7)
-    scenes = world.place(rng, steps) or []
+    scenes = world.place(rng, steps, world.PLACEMENTS[name]) or []
     size = (32, 64)[seed % 2]
     for (a, b), step in zip(itertools.pairwise(scenes), steps[1:]):
         concerned = [o for scene in (a, b) for o in scene.objects if o.entity in step.entities]

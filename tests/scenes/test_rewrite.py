@@ -11,7 +11,7 @@ from pdgen.scenes.grow import grow
 from pdgen.scenes.held_out import held_out
 from pdgen.scenes.rewrite import DEFAULT_WEIGHTS, SECOND_RATE, SHAPES_VOCABULARY, Vocabulary, rewrite
 from pdgen.scenes.sample import TASKS, sample_graph
-from pdgen.scenes.world import MAX_OBJECTS, SHAPES, place, satisfies
+from pdgen.scenes.world import MAX_OBJECTS, PLACEMENTS, SHAPES, place, satisfies
 
 EMPTY = SceneGraph(())
 
@@ -277,11 +277,12 @@ def test_words_of_a_vocabulary_are_the_only_new_ones():
     assert colors == {None, "brown", "turquoise", "red", "blue"}
 
 
+@pytest.mark.parametrize("name", PLACEMENTS)
 @pytest.mark.parametrize(("task", "least"), [("position", 0.9), ("composition", 0.85)])
-def test_most_rewritten_trajectories_find_a_layout(task, least):
+def test_most_rewritten_trajectories_find_a_layout(task, least, name):
     placed = 0
     for index, (_, _, steps) in enumerate(rewritten(task, 100)):
-        scenes = place(np.random.default_rng(index), steps)
+        scenes = place(np.random.default_rng(index), steps, PLACEMENTS[name])
         if scenes is not None:
             placed += 1
             assert not any(satisfies(scene, step.graph) for scene, step in zip(scenes, steps, strict=True))

@@ -15,7 +15,7 @@ from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import is_positive
 from pdgen.scenes.writer import RulesWriter
 
-TEACHERS = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter())
+TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 CONFLICT = Conflict(positive=6, negative=10, variant="self")
 SETTINGS = Settings(conflict=CONFLICT, tasks={"colors": 1.0, "color_attr": 1.0})
 OTHER = {"red": "blue", "blue": "red"}

@@ -1,5 +1,6 @@
 """Shards of the subsets: who is hired, latents, leaks, archives in order, dry runs and remote teachers."""
 
+import io
 import json
 import pathlib
 import threading
@@ -7,11 +8,13 @@ import time
 
 import msgspec
 import numpy as np
+import PIL.Image
 import pytest
 
 from pdgen.data.build import Shard
 from pdgen.interleave.trajectory import Image
 from pdgen.scenes import shards
+from pdgen.scenes.detect import detect
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.endpoint import Settings as EndpointSettings
 from pdgen.scenes.judge import ExactJudge
@@ -79,6 +82,17 @@ def test_shapes_world_hires_its_own_and_others_are_hired_by_name(tmp_path):
     others = shards.hire(msgspec.structs.replace(settings, teachers=teachers))
     assert isinstance(others.judge, EndpointJudge) and others.painter.settings.size == 1024
     assert (others.placement, others.judge_explains, others.redraws) == (None, True, 2)
+
+
+@pytest.mark.parametrize(("positions", "sizes"), [("lattice", {7, 15}), ("free", {7, 10, 11, 14, 15})])
+def test_pictures_show_things_where_the_settings_want_them(positions, sizes):
+    settings = Settings(positions=positions, multi_turn=MultiTurn(count=12, fault_rate=0.5))
+    records = make_samples(settings, shards.hire(settings), "multi_turn", range(12)).records
+    shown = [PIL.Image.open(io.BytesIO(s.png)) for r in records for s in r.segments if isinstance(s, Image)]
+    assert {picture.size for picture in shown} == {(64, 64)}
+    boxes = [found.box for picture in shown for found in detect(np.asarray(picture))]
+    assert {right - left for left, _, right, _ in boxes} == sizes
+    assert ({v % 8 for box in boxes for v in box[:2]} == {0}) is (positions == "lattice")
 
 
 def test_a_missing_key_is_told_before_anything_is_asked(tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_what_the_judge_does_not_see_is_no_fault(monkeypatch, subset):
     monkeypatch.setattr("pdgen.scenes.subsets.ATTEMPTS", 12)
     settings = msgspec.structs.replace(SETTINGS, conflict=Conflict(0, 5), alignment=Alignment(0, 5))
     with pytest.raises(SettingsError, match="not seen by the judge"):
-        make_sample(settings, Teachers(ShapesPainter(32), Trusting(), RulesWriter()), subset, 0)
+        make_sample(settings, Teachers(ShapesPainter(64), Trusting(), RulesWriter()), subset, 0)
 
 
 def test_the_judges_verdicts_are_kept_with_the_sample():
@@ -220,12 +220,12 @@ class Doubting(Trusting):
 
 def test_rejected_samples_are_counted_and_replaced():
     settings = Settings(multi_turn=MultiTurn(count=12, fault_rate=0), entities=(1.0, 1.0), rewritten=0)
-    teachers = Teachers(ShapesPainter(32), Doubting(), RulesWriter())
+    teachers = Teachers(ShapesPainter(64), Doubting(), RulesWriter())
     samples = make_samples(settings, teachers, "multi_turn", range(12))
     assert [r.id for r in samples.records] == [f"multi_turn-0-{n:06d}" for n in range(12)]
     pictures = sum(kinds(r).count("image") for r in samples.records)
     assert samples.rejected["picture rejected by the judge"] >= pictures // 3
-    again = Teachers(ShapesPainter(32), Doubting(), RulesWriter(), redraws=1)
+    again = Teachers(ShapesPainter(64), Doubting(), RulesWriter(), redraws=1)
     assert not make_samples(settings, again, "multi_turn", range(12)).rejected
 
 
@@ -237,7 +237,7 @@ class Refusing(Trusting):
 def test_what_cannot_be_made_ends_in_one_line(monkeypatch):
     monkeypatch.setattr("pdgen.scenes.subsets.ATTEMPTS", 4)
     with pytest.raises(SettingsError, match=r"multi_turn: sample 3: 4 attempts were rejected \(picture rejected"):
-        make_sample(SETTINGS, Teachers(ShapesPainter(32), Refusing(), RulesWriter()), "multi_turn", 3)
+        make_sample(SETTINGS, Teachers(ShapesPainter(64), Refusing(), RulesWriter()), "multi_turn", 3)
 
 
 class Canvas:
@@ -330,5 +330,5 @@ def test_a_file_of_prompts_is_read_and_bad_ones_are_named(tmp_path):
 
 def test_texts_are_ascii_and_pictures_have_their_size(made):
     records = [r for samples in made.values() for r in samples.records]
-    assert {pixels(s).shape for r in records for s in r.segments if isinstance(s, Image)} == {(32, 32, 3)}
+    assert {pixels(s).shape for r in records for s in r.segments if isinstance(s, Image)} == {(64, 64, 3)}
     assert all(s.text.isascii() for r in records for s in r.segments if isinstance(s, Text))

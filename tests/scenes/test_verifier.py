@@ -22,7 +22,7 @@ from pdgen.scenes.plan_check import in_terms_of
 from pdgen.scenes.sample import sample_graph
 from pdgen.scenes.teachers import Critic, Declined, Verdict, Verifier
 from pdgen.scenes.verifier import EndpointCritic, EndpointVerifier, ExactCritic, ExactVerifier, VerifierAnswer
-from pdgen.scenes.world import Object, Scene, place
+from pdgen.scenes.world import PLACEMENTS, Object, Scene, place
 from tests.scenes.chat_server import says
 
 CRITIC: Critic = ExactCritic()
@@ -68,23 +68,24 @@ def test_a_critique_names_every_fault_and_its_correction():
     assert CRITIC.critique(TWO, picture(CIRCLE, SQUARE)).accept
 
 
-def scenes(seed):
+def scenes(seed, placement):
     """(prompt, its graph, a placed scene of it)."""
     for number in itertools.count():
         rng = np.random.default_rng((5, seed, number))
         graph = sample_graph(rng, "composition")
-        if (placed := place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])) is not None:
+        if (placed := place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)], placement)) is not None:
             return rng, language.prompt(rng, graph, "composition"), graph, placed[0]
 
 
+@pytest.mark.parametrize(("name", "size"), [("lattice", 64), ("free", 32)])
 @given(st.integers(0, 10_000))
-@hypothesis_settings(max_examples=40, deadline=None)
-def test_right_pictures_are_accepted_and_wrong_ones_lose_score(seed):
-    rng, prompt, graph, scene = scenes(seed)
-    right = paint(scene, 32)
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_right_pictures_are_accepted_and_wrong_ones_lose_score(name, size, seed):
+    rng, prompt, graph, scene = scenes(seed, PLACEMENTS[name])
+    right = paint(scene, size)
     assert VERIFIER.score(prompt, right) == 1 and CRITIC.critique(prompt, right).accept
     entity = graph.entities[int(rng.integers(len(graph.entities)))].id
-    wrong = paint(corrupt(rng, scene, graph, entity)[0], 32)
+    wrong = paint(corrupt(rng, scene, graph, entity, PLACEMENTS[name])[0], size)
     assert 0 <= VERIFIER.score(prompt, wrong) < 1
     verdict = CRITIC.critique(prompt, wrong)
     assert not verdict.accept and verdict == CRITIC.critique(prompt, wrong)

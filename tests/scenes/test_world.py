@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pdgen.scenes import world
 from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, Step
 from pdgen.scenes.grow import grow
+from pdgen.scenes.layout import domain
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, sample_graph
 from tests.scenes.stories import entity, graph, thing
@@ -70,9 +71,9 @@ def usual_by_hand(name, steps):
         return {e.id: "medium" for e in entities}
     usual = {e.id: "small" for e in entities}
     for a, b in itertools.product(entities, entities):
-        if a.id == b.id and "size" not in a.attributes:
-            if "fill" in a.attributes or b.attributes.get("size") == "small":
-                usual[a.id] = "large"
+        needed = "fill" in a.attributes or b.attributes.get("size") == "small"
+        if a.id == b.id and "size" not in a.attributes and needed:
+            usual[a.id] = "large"
     return usual
 
 
@@ -189,8 +190,8 @@ def test_what_has_no_layout_is_none(name):
         ([Step("add", (0,), graph(Entity(0, "ring")))], "entity 0: a ring of shapes world needs a color"),
         ([Step("add", (0,), graph(entity(0, color="teal")))], "entity 0: shapes world has no color 'teal'"),
         ([Step("add", (0,), graph(entity(0, material="wood")))], "entity 0: shapes world has no material 'wood'"),
-        ([Step("add", (0,), graph(entity(0, "star", fill="outlined")))], "entity 0: circle, square, .* can be outlined, if"),
-        ([Step("add", (0,), graph(entity(0, size="small", fill="outlined")))], "heart can be outlined, if they are not small"),
+        ([Step("add", (0,), graph(entity(0, "star", fill="outlined")))], "circle, square, .* can be outlined, if they"),
+        ([Step("add", (0,), graph(entity(0, size="small", fill="outlined")))], "can be outlined, if they are not"),
         ([Step("add", (0,), graph(entity(0, size="medium")))], "entity 0: shapes world has no size 'medium'"),
         ([Step("add", (0, 1), graph(entity(0), SQUARE, relations=[(0, "on", 1)]))], "relation 0 on 1: the kind"),
         ([Step("add", (0,), graph(entity(0), background="plaid"))], "background 'plaid'"),
@@ -234,6 +235,16 @@ def test_what_has_no_size_stated_has_the_usual_one(entities, expected):
     for name, size in (("lattice", expected), ("free", "medium")):
         for scene, e in zip(placed(name, 3, steps), entities, strict=True):
             assert scene.of(0)[0].size in STATED[name][e.attributes.get("size", size)]
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "corners"),
+    [(7, 8, [0, 8, 16, 24]), (15, 8, [0, 8, 16]), (29, 1, [0, 1, 2, 3]), (25, 3, [0, 3, 6])],
+)  # fmt: skip
+def test_the_domain_of_a_square_is_all_spaced_corners_that_keep_it_inside(size, spacing, corners):
+    rows, columns = np.nonzero(domain(size, spacing))
+    assert {*zip(rows, columns)} == {*itertools.product(corners, repeat=2)}
+    assert domain(size, spacing).shape == (33 - size, 33 - size) and domain(size).all()
 
 
 @pytest.mark.parametrize(

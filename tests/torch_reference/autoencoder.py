@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 FLUX = {
     "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 16, "in_channels": 3, "out_ch": 3,
-    "scale_factor": 0.3611, "shift_factor": 0.1159,
+    "scale_factor": 0.3611, "shift_factor": 0.1159, "num_groups": 32,
 }  # fmt: skip
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, eps 1e-6."""
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with eps 1e-6."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -28,10 +28,10 @@ def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
 class ResnetBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 shortcut where the width changes."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1, self.conv1 = norm(in_channels), conv3(in_channels, out_channels)
-        self.norm2, self.conv2 = norm(out_channels), conv3(out_channels, out_channels)
+        self.norm1, self.conv1 = norm(in_channels, groups), conv3(in_channels, out_channels)
+        self.norm2, self.conv2 = norm(out_channels, groups), conv3(out_channels, out_channels)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
@@ -44,9 +44,9 @@ class ResnetBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """One-head attention over all pixels."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,20 +78,20 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-def middle(channels: int) -> nn.ModuleDict:
+def middle(channels: int, groups: int) -> nn.ModuleDict:
     """Block, attention, block: between the encoder's (decoder's) levels and its end (start)."""
     return nn.ModuleDict(
         {
-            "block_1": ResnetBlock(channels, channels),
-            "attn_1": AttentionBlock(channels),
-            "block_2": ResnetBlock(channels, channels),
+            "block_1": ResnetBlock(channels, channels, groups),
+            "attn_1": AttentionBlock(channels, groups),
+            "block_2": ResnetBlock(channels, channels, groups),
         }
     )
 
 
-def level(widths: list[int], resample: tuple[str, nn.Module] | None) -> nn.ModuleDict:
+def level(widths: list[int], groups: int, resample: tuple[str, nn.Module] | None) -> nn.ModuleDict:
     """Residual blocks from each width to the next, and what changes the resolution after them."""
-    blocks = nn.ModuleList(ResnetBlock(a, b) for a, b in itertools.pairwise(widths))
+    blocks = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in itertools.pairwise(widths))
     return nn.ModuleDict({"block": blocks} | ({resample[0]: resample[1]} if resample else {}))
 
 
@@ -114,10 +114,10 @@ class Encoder(nn.Module):
         for index, out in enumerate(widths):
             is_last = index == len(widths) - 1
             resample = None if is_last else ("downsample", Downsample(out))
-            self.down.append(level([width] + [out] * config["num_res_blocks"], resample))
+            self.down.append(level([width] + [out] * config["num_res_blocks"], config["num_groups"], resample))
             width = out
-        self.mid = middle(width)
-        self.norm_out, self.conv_out = norm(width), conv3(width, 2 * config["z_channels"])
+        self.mid = middle(width, config["num_groups"])
+        self.norm_out, self.conv_out = norm(width, config["num_groups"]), conv3(width, 2 * config["z_channels"])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -134,14 +134,14 @@ class Decoder(nn.Module):
         widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
         width = widths[-1]
         self.conv_in = conv3(config["z_channels"], width)
-        self.mid = middle(width)
+        self.mid = middle(width, config["num_groups"])
         levels = []
         for index, out in reversed(list(enumerate(widths))):
             resample = None if index == 0 else ("upsample", Upsample(out))
-            levels.append(level([width] + [out] * (config["num_res_blocks"] + 1), resample))
+            levels.append(level([width] + [out] * (config["num_res_blocks"] + 1), config["num_groups"], resample))
             width = out
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out, self.conv_out = norm(width), conv3(width, config["out_ch"])
+        self.norm_out, self.conv_out = norm(width, config["num_groups"]), conv3(width, config["out_ch"])
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)
