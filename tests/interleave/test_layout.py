@@ -245,5 +245,5 @@ def test_faults_are_named():
         layout.assemble([], Budgets(5, 2, 0), row=0)
     with pytest.raises(ValueError, match="at least one segment"):
         lay_out(DroppedImage())
-    with pytest.raises(ValueError, match=r"VAE tokens of shape \(2, 16\), expected \(3, 16\)"):
+    with pytest.raises(ValueError, match=r"VAE tokens of shape \(2, 64\), expected \(3, 64\)"):
         lay_out(dataclasses.replace(latents(2), positions=np.arange(3, dtype=np.int32)))

@@ -1,6 +1,7 @@
 """Records to segments: copies, targets, condition dropout, latents."""
 
 import dataclasses
+import itertools
 
 import msgspec
 import numpy as np
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.assets import shapes_folder
-from pdgen.config import NANO
+from pdgen.config import SHAPES_NANO
 from pdgen.interleave.images import encode_png, patchify
-from pdgen.interleave.layout import DroppedImage, LatentSegment, TextSegment, VitSegment, lay_out
+from pdgen.interleave.layout import TARGETS, DroppedImage, LatentSegment, TextSegment, VitSegment, lay_out
 from pdgen.interleave.segments import (
     CLEAN,
     NOISED,
@@ -36,7 +37,7 @@ TOKENIZER = load_tokenizer(shapes_folder())
 SEE, OPEN, END = TOKENIZER.vision_start, TOKENIZER.im_start, TOKENIZER.im_end
 PLAN = "<ins>Add a red circle.</ins> <des>A red circle.</des>"
 FAULT = "The circle is blue. <refine>Make it red.</refine>"
-SHAPE = (16, 16, 4)
+SHAPE = (8, 8, 16)
 
 
 def text(stage, words="a red circle", target=None):
@@ -45,7 +46,7 @@ def text(stage, words="a red circle", target=None):
 
 def image(stage, target=None, seed=0):
     rng = np.random.default_rng(seed)
-    png = encode_png(PIL.Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)))
+    png = encode_png(PIL.Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)))
     mean, logvar = rng.normal(size=SHAPE), rng.normal(size=SHAPE) - 2
     moments = {"latent_mean": mean, "latent_logvar": logvar}
     return Image(
@@ -57,8 +58,8 @@ def image(stage, target=None, seed=0):
     )
 
 
-def record(*parts, complete=True):
-    made = Record(id="r1", source="test", complete=complete, segments=list(parts))
+def record(*parts, complete=True, mode="process"):
+    made = Record(id="r1", source="test", complete=complete, segments=list(parts), mode=mode)
     check_grammar(made)
     return made
 
@@ -72,6 +73,13 @@ CORRECTED = record(
     image("refine", seed=3),
     text("inspect", "All is right."),
 )
+
+
+# Two pictures to look at, and what the model says of them.
+LOOKED_AT = record(
+    image("given", seed=4), image("given", seed=5), text("prompt", "a star"), text("answer", "two stars"),
+    mode="understand",
+)  # fmt: skip
 
 
 def describe(segments):
@@ -89,7 +97,7 @@ def describe(segments):
     return described
 
 
-KINDS = np.array([unit.kind for unit in outline(CORRECTED, TOKENIZER, NANO).units], np.int8)
+KINDS = np.array([unit.kind for unit in outline(CORRECTED, TOKENIZER, SHAPES_NANO).units], np.int8)
 HALF = ConditionDropout(0.5, 0.5, 0.5)
 
 
@@ -101,7 +109,7 @@ def keep_all_but(dropped):
 
 def test_copies_and_targets_of_a_corrected_draft():
     """The draft is context, its inspection and its correction are targets; given parts bear none."""
-    assert describe(record_segments(CORRECTED, TOKENIZER, NANO)) == [
+    assert describe(record_segments(CORRECTED, TOKENIZER, SHAPES_NANO)) == [
         ("clean", None),
         ("vit", None),
         ("text", False, None),
@@ -125,6 +133,106 @@ def test_an_incomplete_record_teaches_no_end():
     assert switch_targets(record(*parts, complete=False), TOKENIZER) == [None, SEE, None]
 
 
+PASS = [("text", False, None), ("noised", None)]
+
+
+@pytest.mark.parametrize(
+    "mode, parts, expected",
+    [
+        # Nothing reads the only image, so that there is no clean copy of it; nothing says that it is the end.
+        ("single_pass", [text("prompt"), image("sketch")], PASS),
+        ("edit", [image("given"), text("prompt"), image("sketch")], [("clean", None), ("vit", None), *PASS]),
+        (
+            "single_pass",
+            [text("prompt"), image("sketch", target=False), text("inspect", FAULT, target=False), image("refine")],
+            [("text", False, None), ("clean", None), ("vit", None), ("text", False, SEE), ("noised", None)],
+        ),
+        # What is given to be looked at has no VAE tokens, as in sampling.
+        (
+            "understand",
+            [image("given"), image("given"), text("prompt"), text("answer")],
+            [("vit", None), ("vit", None), ("text", False, None), ("text", True, END)],
+        ),
+    ],
+)
+def test_the_base_models_modes_have_the_copies_that_sampling_reads(mode, parts, expected):
+    assert describe(record_segments(record(*parts, mode=mode), TOKENIZER, SHAPES_NANO)) == expected
+
+
+def test_what_is_only_looked_at_needs_no_latents():
+    bare = msgspec.structs.replace(image("given"), latent_mean=None, latent_logvar=None, latent_shape=None)
+    made = record(bare, text("prompt"), text("answer"), mode="understand")
+    assert [unit.kind for unit in outline(made, TOKENIZER, SHAPES_NANO).units] == [VIT, TEXT, TEXT]
+    record_segments(made, TOKENIZER, SHAPES_NANO)
+    with pytest.raises(SegmentError, match="segment 0: has no latents"):
+        record_segments(record(bare, text("prompt"), image("sketch"), mode="edit"), TOKENIZER, SHAPES_NANO)
+
+
+def test_an_incomplete_records_last_image_is_noise_alone_if_it_is_drawn():
+    """Only the end of a complete trajectory, or what follows, reads the copies of an image."""
+    parts = [text("prompt"), text("plan", PLAN)]
+    noised, copies = [("noised", None)], [("clean", None), ("vit", None)]
+    for complete, target, expected in (
+        (False, True, noised), (False, False, copies), (True, True, [*noised, copies[0], ("vit", END)]),
+    ):  # fmt: skip
+        made = record(*parts, image("sketch", target=target), complete=complete)
+        assert describe(record_segments(made, TOKENIZER, SHAPES_NANO))[2:] == expected
+    inspected = record(*parts, image("sketch"), text("inspect", "Right."), complete=False)
+    assert describe(record_segments(inspected, TOKENIZER, SHAPES_NANO))[2:5] == [*noised, copies[0], ("vit", OPEN)]
+
+
+@pytest.mark.parametrize(
+    "keep, answer",
+    [
+        ([True, True, True, True], ("text", True, END)),
+        ([True, False, True, True], ("text", False, None)),
+        ([False, False, True, True], ("text", False, None)),
+        ([True, True, False, True], ("text", True, END)),
+    ],
+)
+def test_an_answer_to_what_was_not_seen_is_not_taught(keep, answer):
+    segments = record_segments(LOOKED_AT, TOKENIZER, SHAPES_NANO, keep=keep)
+    assert describe(segments)[-1] == answer
+
+
+def test_the_words_of_an_answer_are_a_kind_of_target():
+    document = lay_out(record_segments(LOOKED_AT, TOKENIZER, SHAPES_NANO), TOKENIZER, SHAPES_NANO)
+    words = len(TOKENIZER.encode("two stars"))
+    kinds = [TARGETS[k] for k in document.text_kinds[document.text_weights > 0]]
+    assert kinds == ["answer"] * (words + 1) + ["switch"]
+
+
+def test_several_draws_of_an_image_are_as_many_noised_copies():
+    """They have one sample of the latents, and one position with the clean copy; the device draws noise for each."""
+    rng = np.random.default_rng(3)
+    segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, rng, draws=3)
+    once = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, np.random.default_rng(3))
+    assert describe(segments) == describe(once)[:7] + [("noised", None)] * 3 + describe(once)[8:]
+    for copy in segments[7:11]:
+        np.testing.assert_array_equal(copy.latents, once[8].latents)
+        np.testing.assert_array_equal(copy.positions, once[8].positions)
+    document, single = (lay_out(made, TOKENIZER, SHAPES_NANO) for made in (segments, once))
+    # Clean tokens of the given image and of the draft, three draws, the clean copy; the same of one draw.
+    assert document.vae_image.tolist() == [-1] * 32 + [0] * 16 + [1] * 16 + [2] * 16 + [-1] * 16
+    assert document.vae_weights.tolist() == [0] * 32 + [1] * 48 + [0] * 16
+    assert [{*document.rotary[document.split == n]} for n in (7, 8, 9)] == [{*single.rotary[single.split == 7]}] * 3
+    np.testing.assert_array_equal(document.rotary[document.split >= 10], single.rotary[single.split >= 8])
+
+
+def test_draws_see_their_context_and_nothing_of_each_other():
+    document = lay_out(record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, draws=3), TOKENIZER, SHAPES_NANO)
+    slots = np.arange(len(document.split))
+    seen = (document.k_start[:, None] <= slots) & (slots < document.k_end[:, None])
+    seen &= (document.q_start <= slots[:, None]) & (slots[:, None] < document.q_end)
+    draws = (7, 8, 9)
+    for query, key in itertools.product(range(len(document.modes)), repeat=2):
+        block = seen[np.ix_(document.split == query, document.split == key)]
+        if key > query or (key in draws and key != query):
+            assert not block.any(), (query, key)
+        elif key < query or key in draws:
+            assert block.all(), (query, key)
+
+
 def test_a_rewritten_plan_and_its_draft_are_context():
     made = record(
         text("prompt"),
@@ -134,7 +242,7 @@ def test_a_rewritten_plan_and_its_draft_are_context():
         text("plan", PLAN),
         image("refine"),
     )
-    assert describe(record_segments(made, TOKENIZER, NANO)) == [
+    assert describe(record_segments(made, TOKENIZER, SHAPES_NANO)) == [
         ("text", False, None),
         ("text", False, None),
         ("clean", None),
@@ -148,7 +256,7 @@ def test_a_rewritten_plan_and_its_draft_are_context():
 
 
 def test_words_predict_the_next_and_the_closing_token():
-    document = lay_out(record_segments(CORRECTED, TOKENIZER, NANO), TOKENIZER, NANO)
+    document = lay_out(record_segments(CORRECTED, TOKENIZER, SHAPES_NANO), TOKENIZER, SHAPES_NANO)
     words = TOKENIZER.encode("All is right.")
     np.testing.assert_array_equal(document.text_targets[-len(words) - 2 :], [*words, TOKENIZER.im_end, END])
     assert document.text_weights[-len(words) - 2 :].all()
@@ -161,7 +269,7 @@ def test_words_predict_the_next_and_the_closing_token():
 def test_what_an_inspection_says_to_refine(words, correction):
     """The ids that stand for the words between the tags, beyond ASCII too."""
     parts = [text("prompt"), text("plan", PLAN), image("sketch", not correction), text("inspect", words)]
-    plan, inspection = (s for s in record_segments(record(*parts, complete=False), TOKENIZER, NANO)
+    plan, inspection = (s for s in record_segments(record(*parts, complete=False), TOKENIZER, SHAPES_NANO)
                         if isinstance(s, TextSegment) and s.loss)  # fmt: skip
     assert (plan.stage, plan.refine) == ("plan", (0, 0)) and inspection.stage == "inspect"
     assert TOKENIZER.decode(inspection.ids[slice(*inspection.refine)]) == correction
@@ -184,16 +292,16 @@ def test_what_an_inspection_says_to_refine(words, correction):
     ],
 )
 def test_condition_dropout(dropped, expected):
-    whole = describe(record_segments(CORRECTED, TOKENIZER, NANO))
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, keep=keep_all_but(dropped))
+    whole = describe(record_segments(CORRECTED, TOKENIZER, SHAPES_NANO))
+    segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, keep=keep_all_but(dropped))
     changed = [expected.get(n, part) for n, part in enumerate(whole)]
     assert describe(segments) == [part for part in changed if part is not None]
 
 
 def test_dropped_units_and_positions():
     """A dropped image copy still advances by one, a dropped text does not."""
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, keep=keep_all_but([0, 2, 4]))
-    document = lay_out(segments, TOKENIZER, NANO)
+    segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, keep=keep_all_but([0, 2, 4]))
+    document = lay_out(segments, TOKENIZER, SHAPES_NANO)
     starts = np.cumsum([0, *document.split_lengths])[:-1]
     fault = len(TOKENIZER.encode(FAULT)) + 2
     # vit after a gap, vit after a gap, inspection, noised, clean, vit, inspection
@@ -202,7 +310,11 @@ def test_dropped_units_and_positions():
 
 
 kinds_strategy = st.lists(
-    st.sampled_from([[TEXT], [TEXT, TEXT], [CLEAN, VIT], [NOISED, CLEAN, VIT]]), min_size=1, max_size=8
+    st.sampled_from(
+        [[TEXT], [TEXT, TEXT], [CLEAN, VIT], [NOISED, CLEAN, VIT], [NOISED] * 3 + [CLEAN, VIT], [NOISED, NOISED], [VIT]]
+    ),
+    min_size=1,
+    max_size=8,
 ).map(lambda parts: [kind for part in parts for kind in part])
 rates = st.sampled_from([0.0, 0.5, 1.0])
 
@@ -240,29 +352,32 @@ def test_dropout_rates():
     np.testing.assert_allclose(shares, [0.9, 0.9, 1, 0.7, 0.7], atol=0.03)  # 4 standard deviations
 
 
+@pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_outline_tells_the_lengths_after_dropout(seed):
+def test_outline_tells_the_lengths_after_dropout(seed, draws):
     """Packing decides from the outline what the layout will be."""
-    tokens = np.array([unit.tokens for unit in outline(CORRECTED, TOKENIZER, NANO).units])
-    keep = kept(KINDS, np.array([0, len(KINDS)]), HALF, np.random.default_rng(seed).random(len(KINDS)))
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, keep=keep)
-    lengths = lay_out(segments, TOKENIZER, NANO).lengths
-    np.testing.assert_array_equal(stream_lengths(KINDS, tokens)[keep].sum(axis=0), lengths)
+    for made in (CORRECTED, LOOKED_AT, record(text("prompt"), image("sketch"), mode="single_pass")):
+        units = outline(made, TOKENIZER, SHAPES_NANO, draws).units
+        kinds, tokens = np.array([u.kind for u in units], np.int8), np.array([u.tokens for u in units])
+        keep = kept(kinds, np.array([0, len(kinds)]), HALF, np.random.default_rng(seed).random(len(kinds)))
+        segments = record_segments(made, TOKENIZER, SHAPES_NANO, keep=keep, draws=draws)
+        lengths = lay_out(segments, TOKENIZER, SHAPES_NANO).lengths
+        np.testing.assert_array_equal(stream_lengths(kinds, tokens)[keep].sum(axis=0), lengths)
 
 
-def test_shapes_image_is_64_vae_and_16_vit_tokens():
-    units = outline(record(text("prompt", "x"), text("plan", PLAN), image("sketch")), TOKENIZER, NANO).units
-    assert [(unit.kind, unit.tokens) for unit in units[2:]] == [(NOISED, 64), (CLEAN, 64), (VIT, 16)]
+def test_a_picture_of_64_pixels_is_16_vae_and_16_vit_tokens():
+    units = outline(record(text("prompt", "x"), text("plan", PLAN), image("sketch")), TOKENIZER, SHAPES_NANO).units
+    assert [(unit.kind, unit.tokens) for unit in units[2:]] == [(NOISED, 16), (CLEAN, 16), (VIT, 16)]
 
 
 def test_payloads_of_an_image():
-    segments = record_segments(CORRECTED, TOKENIZER, NANO)
+    segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO)
     given_image = CORRECTED.segments[0]
     mean = np.frombuffer(given_image.latent_mean, np.float16).reshape(SHAPE).astype(np.float32)
     np.testing.assert_allclose(segments[0].latents, patchify(0.3611 * (mean - 0.1159), 2), rtol=1e-6)
-    np.testing.assert_array_equal(segments[0].positions, np.arange(64))
-    picture = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
-    np.testing.assert_allclose(segments[1].patches, patchify(picture / 127.5 - 1, 8), atol=1e-6)
+    np.testing.assert_array_equal(segments[0].positions, np.arange(16))
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    np.testing.assert_allclose(segments[1].patches, patchify(picture / 127.5 - 1, 16), atol=1e-6)
     np.testing.assert_array_equal(segments[1].positions, np.arange(16))
 
 
@@ -272,7 +387,7 @@ def test_latents_are_posterior_samples():
     mean, logvar = (np.frombuffer(m, np.float16).reshape(SHAPE) for m in (drawn.latent_mean, drawn.latent_logvar))
     noise = []
     for seed in range(20):
-        segments = record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng(seed))
+        segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, np.random.default_rng(seed))
         noised, clean = (s for s in segments[7:9] if isinstance(s, LatentSegment))
         np.testing.assert_array_equal(noised.latents, clean.latents)
         sample = noised.latents / 0.3611 + 0.1159
@@ -283,8 +398,8 @@ def test_latents_are_posterior_samples():
 
 
 def test_equal_generators_give_equal_latents():
-    made = [record_segments(CORRECTED, TOKENIZER, NANO, np.random.default_rng((3, 4))) for _ in range(2)]
-    one, two = (lay_out(segments, TOKENIZER, NANO) for segments in made)
+    made = [record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, np.random.default_rng((3, 4))) for _ in range(2)]
+    one, two = (lay_out(segments, TOKENIZER, SHAPES_NANO) for segments in made)
     np.testing.assert_array_equal(one.vae_latents, two.vae_latents)
 
 
@@ -299,21 +414,21 @@ def faulty(**changes):
             {"latent_mean": None, "latent_logvar": None, "latent_shape": None},
             "record r1: segment 2: has no latents; encode",
         ),
-        ({"latent_shape": (8, 8, 16)}, r"record r1: segment 2: latents \(8, 8, 16\) are not 4 channels"),
-        ({"latent_shape": (4, 64, 4)}, "record r1: segment 2: 2 x 32 VAE tokens exceed the model's grid of 8"),
+        ({"latent_shape": (16, 16, 4)}, r"record r1: segment 2: latents \(16, 16, 4\) are not 16 channels"),
+        ({"latent_shape": (2, 32, 16)}, "record r1: segment 2: 1 x 16 VAE tokens exceed the model's grid of 4"),
         ({"png": b"\x89PNG\r\n\x1a\n"}, "record r1: segment 2: not a readable PNG"),
     ],
 )
 def test_unsuitable_images_are_named(changes, message):
     broken = faulty(**changes)
     with pytest.raises(SegmentError, match=message):
-        outline(broken, TOKENIZER, NANO)
+        outline(broken, TOKENIZER, SHAPES_NANO)
     with pytest.raises(SegmentError, match=message):
-        record_segments(broken, TOKENIZER, NANO)
+        record_segments(broken, TOKENIZER, SHAPES_NANO)
 
 
 def test_tokens_outside_the_vocabulary_are_named():
-    small = dataclasses.replace(NANO, language=dataclasses.replace(NANO.language, vocab_size=4))
+    small = dataclasses.replace(SHAPES_NANO, language=dataclasses.replace(SHAPES_NANO.language, vocab_size=4))
     with pytest.raises(SegmentError, match=r"record r1: segment 1: token \d+ is outside the model's vocabulary of 4"):
         outline(CORRECTED, TOKENIZER, small)
 
@@ -339,7 +454,7 @@ def test_turns_end_with_their_images():
 
 def test_single_turns_of_a_corrected_draft():
     """The draft is context: the first turn needs none of it, the second all but its noised copy."""
-    one, two = (record_segments(CORRECTED, TOKENIZER, NANO, only=(n, n + 1)) for n in (0, 1))
+    one, two = (record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=(n, n + 1)) for n in (0, 1))
     given_part = [("clean", None), ("vit", None), ("text", False, None)]
     assert describe(one) == [*given_part, ("text", True, SEE)]
     assert describe(two) == [
@@ -359,13 +474,13 @@ def test_single_turns_and_a_cut_of_drawn_steps():
     """What the next turn begins with is announced there, and an image once taught is context without noise."""
     parts = [text("prompt"), text("plan", PLAN), image("sketch"), text("inspect", "Right."), text("plan", PLAN)]
     made = record(*parts, image("sketch"))
-    whole = describe(record_segments(made, TOKENIZER, NANO))
-    first, last = (describe(record_segments(made, TOKENIZER, NANO, only=(n, n + 1))) for n in (0, 1))
+    whole = describe(record_segments(made, TOKENIZER, SHAPES_NANO))
+    first, last = (describe(record_segments(made, TOKENIZER, SHAPES_NANO, only=(n, n + 1))) for n in (0, 1))
     assert first == [("text", False, None), ("text", True, SEE), ("noised", None), ("clean", None), ("vit", None)]
     context = [("text", False, None), ("text", False, None), ("clean", None)]
     assert last == [*context, ("vit", OPEN), *whole[5:]] and whole[-1] == ("vit", END)
     three = record(*made.segments, text("plan", PLAN), image("sketch"))
-    assert describe(record_segments(three, TOKENIZER, NANO, only=(0, 2))) == [*whole[:-1], ("vit", None)]
+    assert describe(record_segments(three, TOKENIZER, SHAPES_NANO, only=(0, 2))) == [*whole[:-1], ("vit", None)]
 
 
 segment_kinds = st.sampled_from(["step", "faulty", "inspected"])
@@ -397,21 +512,23 @@ def test_single_turns_teach_every_target_and_switch_once(kinds, complete, data):
     assert whole == ([s.target for s in made.segments], switch_targets(made, TOKENIZER))
 
 
+@pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("only", [(0, 1), (1, 2), (0, 2)])
-def test_outline_tells_the_units_of_turns(only):
+def test_outline_tells_the_units_of_turns(only, draws):
     """The index cuts its units as the segments are made."""
-    found = outline(CORRECTED, TOKENIZER, NANO)
-    assert found.turns == [(0, 4), (6, 11)]
+    assert outline(CORRECTED, TOKENIZER, SHAPES_NANO).turns == [(0, 4), (6, 11)]
+    found = outline(CORRECTED, TOKENIZER, SHAPES_NANO, draws)
+    assert found.turns == [(0, 4), (6, 10 + draws)]
     first, end = found.turns[only[0]][0], found.turns[only[1] - 1][1]
     units = [u for n, u in enumerate(found.units[:end]) if u.kind != NOISED or n >= first]
-    segments = record_segments(CORRECTED, TOKENIZER, NANO, only=only)
+    segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=only, draws=draws)
     np.testing.assert_array_equal(
-        stream_lengths(*zip(*units)).sum(axis=0), lay_out(segments, TOKENIZER, NANO).lengths
+        stream_lengths(*zip(*units)).sum(axis=0), lay_out(segments, TOKENIZER, SHAPES_NANO).lengths
     )
 
 
 def test_another_records_turns_or_units_are_noticed():
     with pytest.raises(ChangedError, match="record r1: has 2 turns, turn 3 is asked for"):
-        record_segments(CORRECTED, TOKENIZER, NANO, only=(2, 3))
+        record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=(2, 3))
     with pytest.raises(ChangedError, match="record r1: has 11 units, but 12 are to be kept or dropped"):
-        record_segments(CORRECTED, TOKENIZER, NANO, keep=[True] * 12)
+        record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, keep=[True] * 12)

@@ -19,6 +19,7 @@ from pdgen.interleave import modes
 from pdgen.interleave import trajectory as tr
 
 LETTERS = {"g": "given", "p": "prompt", "l": "plan", "i": "image", "n": "inspect", "r": "inspect+refine"}
+ANSWER = {"a": "answer"}  # in records of mode "understand"
 # The sequence grammar, written once more: every step after the first image ends in an image.
 COMPLETE = re.compile(r"g*pli(?:n?li|rl?i)*n?")
 # Words that come near the tags but hold none.
@@ -42,6 +43,7 @@ def record(letters, complete=False, targets=None, **changes):
         "l": tr.format_plan("Add a cat.", "A cat."),
         "n": "Fine.",
         "r": tr.format_inspection("Wrong.", "Turn it."),
+        "a": "Two.",
     }
     for number, letter in enumerate(letters):
         target = number in (targets or ())
@@ -49,9 +51,9 @@ def record(letters, complete=False, targets=None, **changes):
             stage = "given" if letter == "g" else modes.image_stage(kinds)
             segments.append(tr.Image(stage, png(), target))
         else:
-            stage = {"p": "prompt", "l": "plan", "n": "inspect", "r": "inspect"}[letter]
+            stage = {"p": "prompt", "l": "plan", "n": "inspect", "r": "inspect", "a": "answer"}[letter]
             segments.append(tr.Text(stage, texts[letter], target))
-        kinds.append(LETTERS[letter])
+        kinds.append((LETTERS | ANSWER)[letter])
     values = {"id": "r1", "source": "test", "complete": complete, "segments": segments} | changes
     return tr.Record(**values)
 
@@ -197,6 +199,16 @@ def test_latents_must_fit_their_shape(latents):
         (record("plir", targets=[2]), "segment 2: this image is corrected later"),
         (record("plirli", targets=[1]), "segment 1: this plan is corrected later"),
         (record("plirirli", targets=[1]), "segment 1: this plan is corrected later"),
+        (record("pi", complete=True), "segment 1: image after prompt, expected plan"),
+        (record("pli", mode="single_pass"), "segment 1: plan after prompt, expected image"),
+        (record("gpi", mode="single_pass"), "segment 0: given after start, expected prompt"),
+        (record("pi", mode="edit"), "segment 0: prompt after start, expected given"),
+        (record("gpi", mode="understand"), "segment 2: image after prompt, expected answer"),
+        (record("gpaa", mode="understand"), "segment 3: answer after answer, expected nothing"),
+        (record("gpa"), "segment 2: answer after prompt, expected plan"),
+        (record("gp", mode="understand", complete=True), "marked complete, but a sequence cannot end with prompt"),
+        (record("pir", mode="single_pass", complete=True), "cannot end with inspect"),
+        (record("piri", mode="single_pass", targets=[1]), "segment 1: this image is corrected later"),
         (record("pli", segments=[tr.Text("prompt", " ", False)]), "segment 0: the prompt is empty"),
         (record("pli", segments=[tr.Text("plan", "Add a cat.", False)]), "segment 0: not a plan"),
     ],
@@ -204,6 +216,27 @@ def test_latents_must_fit_their_shape(latents):
 def test_a_record_that_breaks_the_grammar_is_named(made, message):
     with pytest.raises(modes.TrajectoryError, match=f"record r1: .*{message}"):
         tr.encode_record(made)
+
+
+@pytest.mark.parametrize(
+    ("mode", "letters"), [("single_pass", "pi"), ("single_pass", "piri"), ("edit", "ggpi"), ("understand", "gpa")]
+)
+def test_records_of_the_base_models_modes_come_back(mode, letters):
+    made = record(letters, complete=True, targets=[len(letters) - 1], mode=mode)
+    assert tr.decode_record(tr.encode_record(made)) == made
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(made))
+    assert plain.pop("mode") == mode
+    with pytest.raises(modes.TrajectoryError):  # without a mode it is a record of the process
+        tr.decode_record(msgspec.msgpack.encode(plain))
+    with pytest.raises(modes.TrajectoryError, match=r"x: .*'draw'"):
+        tr.decode_record(msgspec.msgpack.encode(plain | {"mode": "draw"}), "x")
+
+
+def test_a_record_without_a_mode_is_one_of_the_process():
+    made = record("plin", complete=True, targets=[1, 2, 3])
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(made))
+    assert plain.pop("mode") == "process"
+    assert tr.decode_record(msgspec.msgpack.encode(plain)) == made
 
 
 def test_what_is_not_corrected_may_be_a_target():
