@@ -3,7 +3,7 @@
 import numpy as np
 import PIL.Image
 
-from pdgen.config import NANO
+from pdgen.config import SHAPES_NANO
 from pdgen.interleave.images import encode_png
 from pdgen.interleave.trajectory import Image, Record, Text, format_inspection, format_plan
 
@@ -14,7 +14,7 @@ def words(rng, low, high):
     return " ".join(rng.choice(WORDS, rng.integers(low, high)))
 
 
-def image(rng, stage, target, config=NANO, side=32):
+def image(rng, stage, target, config=SHAPES_NANO, side=64):
     """A picture of random blocks and latents of the config's autoencoder."""
     blocks = PIL.Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
     shape = (side // config.autoencoder.downsample,) * 2 + (config.autoencoder.z_channels,)
@@ -29,7 +29,7 @@ def image(rng, stage, target, config=NANO, side=32):
     )
 
 
-def record(number, seed=0, config=NANO, side=32):
+def record(number, seed=0, config=SHAPES_NANO, side=64):
     """A whole trajectory of one to three steps; some drafts are faulty and refined, some plans follow no inspection."""
     rng = np.random.default_rng((seed, number))
     segments = [Text("prompt", words(rng, 3, 8), False)]
@@ -44,5 +44,5 @@ def record(number, seed=0, config=NANO, side=32):
     return Record(id=f"r-{seed}-{number:06d}", source="test", complete=True, segments=segments)
 
 
-def records(count, seed=0, config=NANO, side=32):
+def records(count, seed=0, config=SHAPES_NANO, side=64):
     return [record(number, seed, config, side) for number in range(count)]

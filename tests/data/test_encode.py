@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
-from pdgen.config import NANO, SHAPES_AUTOENCODER
+from pdgen.config import SHAPES_AUTOENCODER, SHAPES_NANO
 from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data import encode as encoding
 from pdgen.data.encode import Encoder, encode_dataset
@@ -29,7 +29,7 @@ from pdgen.interleave.trajectory import Image
 
 from . import handmade
 
-RULE = image_sizes(NANO).vae
+RULE = image_sizes(SHAPES_NANO).vae
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def source(tmp_path):
     """Two subsets in four files, of pictures that the model takes as they are and of larger ones."""
     folder = tmp_path / "data"
     folder.mkdir()
-    files = write_files(folder, handmade.records(7), subset="small", records_per_file=3)
-    files += write_files(folder, handmade.records(3, (50, 40)), subset="large")
+    files = write_files(folder, handmade.records(7, (64, 64)), subset="small", records_per_file=3)
+    files += write_files(folder, handmade.records(3, (100, 80)), subset="large")
     write_index(folder, Dataset(files=files, origin=Origin(seed=4, tokenizer="t"), facts={"rejected": 2}))
     return folder
 
@@ -70,13 +70,13 @@ def test_every_picture_has_its_moments_and_the_model_reads_them(source, encoder,
     encode, tokenizer = batched_encoder(SHAPES_AUTOENCODER, params), load_tokenizer(shapes_folder())
     for number in range(len(before)):
         old, new = before[number], after[number]
-        assert new.id == old.id and record_segments(new, tokenizer, NANO)
+        assert new.id == old.id and record_segments(new, tokenizer, SHAPES_NANO)
         for segment, encoded in zip(old.segments, new.segments, strict=True):
             if not isinstance(segment, Image):
                 assert encoded == segment
                 continue
             picture = decode_image(encoded.png)
-            assert picture.size == ((32, 32) if number < 7 else (32, 24))  # 50 x 40 in multiples of 4
+            assert picture.size == ((64, 64) if number < 7 else (64, 48))  # 64 x 51 in multiples of 16
             assert (encoded.png == segment.png) == (number < 7)
             mean, logvar = encode(np.asarray(picture)[None])
             for stored, moment in ((encoded.latent_mean, mean[0]), (encoded.latent_logvar, logvar[0])):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
-from pdgen.config import NANO
+from pdgen.config import SHAPES_NANO
 from pdgen.data.explain import explain_pack
 from pdgen.data.loader import Batches, LoaderConfig
 from pdgen.data.records import Origin, RecordSource, write_dataset
@@ -17,7 +17,7 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from tests.data.small_records import records
 
 TOKENIZER = load_tokenizer(shapes_folder())
-BUDGETS = Budgets(512, 160, 1088)
+BUDGETS = Budgets(512, 160, 448)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,19 @@ def source(tmp_path_factory):
 
 def batches(source, **changes):
     settings = LoaderConfig(rows=1, budgets=BUDGETS, dropout=NO_DROPOUT)
-    return Batches(NANO, source, TOKENIZER, dataclasses.replace(settings, **changes))
+    return Batches(SHAPES_NANO, source, TOKENIZER, dataclasses.replace(settings, **changes))
 
 
 def test_the_worked_example_of_the_layout():
     """Text ``a`` and an image of two tokens, noised and clean, as it stands in ``layout``'s docstring."""
-    latents, places = np.zeros((2, NANO.latent_dim), np.float32), np.arange(2)
+    latents, places = np.zeros((2, SHAPES_NANO.latent_dim), np.float32), np.arange(2)
     letter = TOKENIZER.encode("a")[0]
     segments = [
         TextSegment([letter], loss=True, switch_target=TOKENIZER.vision_start),
         LatentSegment(latents, places, noised=True),
         LatentSegment(latents, places),
     ]
-    laid_out = lay_out(segments, TOKENIZER, NANO)
+    laid_out = lay_out(segments, TOKENIZER, SHAPES_NANO)
     pack = assemble([laid_out], Budgets(8, 0, 5), 0)
     runs = document_runs(pack, TOKENIZER, 0, laid_out.split, ["prompt", "sketch", "sketch"])
     rows = [(r.text, (r.start, r.end), r.expert, r.rotary, r.sees, r.seen_by, r.target) for r in runs]
@@ -59,9 +59,10 @@ def test_the_worked_example_of_the_layout():
     assert [r.stage for r in runs] == ["prompt"] * 3 + ["sketch"] * 6
 
 
+@pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("turns", ["whole", "single"])
-def test_runs_tile_the_pack_and_agree_with_it(source, turns):
-    made = batches(source, turns=turns, dropout=ConditionDropout(0.3, 0.3, 0.3))
+def test_runs_tile_the_pack_and_agree_with_it(source, turns, draws):
+    made = batches(source, turns=turns, draws=draws, dropout=ConditionDropout(0.3, 0.3, 0.3))
     for number in (0, 5):
         pack, explained = made.pack(number), explain_pack(made, number)
         runs = [run for document in explained.documents for run in document.runs]
@@ -76,9 +77,10 @@ def test_runs_tile_the_pack_and_agree_with_it(source, turns):
         assert targets == np.count_nonzero(pack.text_weights) + np.count_nonzero(pack.vae_weights)
 
 
-def test_stages_and_dropped_units_are_the_records(source):
+@pytest.mark.parametrize("draws", [1, 2])
+def test_stages_and_dropped_units_are_the_records(source, draws):
     """Without text dropout the texts of every stage are the record's; what is dropped is not among the runs."""
-    made = batches(source, dropout=ConditionDropout(0, 0.5, 0.5))
+    made = batches(source, draws=draws, dropout=ConditionDropout(0, 0.5, 0.5))
     document = next(d for d in explain_pack(made, 0).documents if d.dropped)
     record = next(r for r in records(40) if r.id == document.record)
     for stage in ("plan", "inspect"):
@@ -86,7 +88,7 @@ def test_stages_and_dropped_units_are_the_records(source):
         assert words.replace("\u2423", " ") == "".join(s.text for s in record.segments if s.stage == stage)
     copies = sum(r.stream != "text" for r in document.runs)
     images = [s for s in record.segments if s.stage in ("sketch", "refine")]
-    assert copies == sum(3 if s.target else 2 for s in images) - len(document.dropped)
+    assert copies == sum(2 + draws if s.target else 2 for s in images) - len(document.dropped)
     assert all(name.split(" of segment ")[0] in ("clean VAE copy", "ViT copy") for name in document.dropped)
     assert document.name.endswith(f"record {int(record.id[-6:])}") and document.turns == "whole"
 

@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 
 from pdgen.assets import shapes_folder
-from pdgen.config import NANO
+from pdgen.config import SHAPES_NANO
 from pdgen.data import lengths
 from pdgen.data.documents import PackingError
 from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
@@ -30,7 +30,7 @@ from tests.data.small_records import records
 
 TOKENIZER = load_tokenizer(shapes_folder())
 SETTINGS = LoaderConfig(
-    rows=4, budgets=Budgets(576, 160, 1088), seed=5, dropout=ConditionDropout(0.1, 0.1, 0.1), threads=2
+    rows=4, budgets=Budgets(576, 160, 448), seed=5, dropout=ConditionDropout(0.1, 0.1, 0.1), threads=2
 )
 RECORDS = 23
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def batches(folder) -> Batches:
-    return Batches(NANO, RecordSource(folder), TOKENIZER, SETTINGS)
+    return Batches(SHAPES_NANO, RecordSource(folder), TOKENIZER, SETTINGS)
 
 
 def assert_equal(one, two):
@@ -54,7 +54,7 @@ def assert_equal(one, two):
 def test_batches_have_the_stated_shapes(batches):
     batch = batches[3].pack
     shapes = jax.tree.map(lambda array: (array.shape, array.dtype), batch)
-    stated = pack_shapes(SETTINGS.budgets, NANO, rows=4)
+    stated = pack_shapes(SETTINGS.budgets, SHAPES_NANO, rows=4)
     assert shapes == jax.tree.map(lambda struct: (struct.shape, struct.dtype), stated)
     np.testing.assert_array_equal(batch.row, [12, 13, 14, 15])
 
@@ -62,8 +62,8 @@ def test_batches_have_the_stated_shapes(batches):
 def test_the_step_is_the_whole_position(folder, batches):
     """Starting at step 2 gives what going on from step 0 gives, and what random access gives."""
     source = RecordSource(folder)
-    whole = list(loader(NANO, source, TOKENIZER, SETTINGS, stop_step=4))
-    resumed = list(loader(NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
+    whole = list(loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=4))
+    resumed = list(loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
     assert len(whole) == 4 and len(resumed) == 2
     for step, batch in enumerate(whole):
         assert_equal(batch, batches[step].pack)
@@ -72,13 +72,34 @@ def test_the_step_is_the_whole_position(folder, batches):
     assert not np.array_equal(whole[0].text_ids, whole[1].text_ids)
 
 
+def test_draws_are_noised_copies_of_every_drawn_image(folder):
+    """The packs have room for them, and each has a number of its own, by which it gets its noise and timestep."""
+    source = RecordSource(folder)
+    once, thrice = (
+        Batches(SHAPES_NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, dropout=NO_DROPOUT, draws=draws))
+        for draws in (1, 3)
+    )
+    assert len(list(folder.glob("lengths-*.npz"))) >= 2  # the lengths of one are not those of the other
+    for number in range(RECORDS):
+        single, several = (b.lay_out(whole_document(b.documents, number)) for b in (once, thrice))
+        drawn = sum(s.target for s in source[number].segments if isinstance(s, Image))
+        assert several.vae_weights.sum() == 3 * single.vae_weights.sum() == 3 * 16 * drawn
+        targets = [made.text_targets[made.text_weights > 0].tolist() for made in (single, several)]
+        assert targets[0] == targets[1]
+    for number in range(4):
+        pack, documents = thrice.pack(number), thrice.packer.documents(number)
+        images = [s for d in documents for s in source[d.record].segments if isinstance(s, Image) and s.target]
+        assert np.bincount(pack.vae_image[pack.vae_image >= 0]).tolist() == [16] * 3 * len(images)
+        assert thrice.packer.used(number)[2] == sum(pack.vae_latents.any(1))
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows(folder, batches, count):
     source = RecordSource(folder)
-    parts = [Batches(NANO, source, TOKENIZER, SETTINGS, (index, count))[1].pack for index in range(count)]
+    parts = [Batches(SHAPES_NANO, source, TOKENIZER, SETTINGS, (index, count))[1].pack for index in range(count)]
     assert_equal(jax.tree.map(lambda *rows: np.concatenate(rows), *parts), batches[1].pack)
     with pytest.raises(LoaderError, match="4 rows cannot be shared equally by 3 processes"):
-        Batches(NANO, source, TOKENIZER, SETTINGS, (0, 3))
+        Batches(SHAPES_NANO, source, TOKENIZER, SETTINGS, (0, 3))
 
 
 @pytest.mark.parametrize("turns", ["whole", "single"])
@@ -86,7 +107,7 @@ def test_every_text_of_the_records_is_in_the_packs(folder, turns):
     """Without dropout, the documents' texts come back from the packs; each epoch has each document once."""
     settings = dataclasses.replace(SETTINGS, dropout=NO_DROPOUT, turns=turns)
     source = RecordSource(folder)
-    whole = Batches(NANO, source, TOKENIZER, settings)
+    whole = Batches(SHAPES_NANO, source, TOKENIZER, settings)
     seen = []
     for number in range(100 if turns == "whole" else 150):
         pack, documents = whole.pack(number), whole.packer.documents(number)
@@ -111,7 +132,7 @@ def test_single_turns_teach_what_whole_records_teach(folder):
     """Every target and its weight once, whichever way the records are cut into documents."""
 
     def targets(turns):
-        batches = Batches(NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, turns=turns))
+        batches = Batches(SHAPES_NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, turns=turns))
         words, images = collections.Counter(), 0
         for number in range(len(batches.documents)):
             laid_out = batches.lay_out(whole_document(batches.documents, number))
@@ -139,10 +160,10 @@ def whole_document(documents, number):
 
 def test_long_records_are_cut_if_the_config_says_so(folder):
     """A cut document ends with an image, or a plan whose faulty draft is not needed, and teaches no end."""
-    source, tight = RecordSource(folder), dataclasses.replace(SETTINGS, budgets=Budgets(576, 48, 1088))
+    source, tight = RecordSource(folder), dataclasses.replace(SETTINGS, budgets=Budgets(576, 48, 448))
     with pytest.raises(PackingError, match=r"record r-0-\d+ needs text \d+, vit 64"):
-        Batches(NANO, source, TOKENIZER, tight)
-    made = Batches(NANO, source, TOKENIZER, dataclasses.replace(tight, too_long="cut"))
+        Batches(SHAPES_NANO, source, TOKENIZER, tight)
+    made = Batches(SHAPES_NANO, source, TOKENIZER, dataclasses.replace(tight, too_long="cut"))
     expected = [n for n in range(RECORDS) if sum(isinstance(s, Image) for s in source[n].segments) > 3]
     assert made.documents.cut.tolist() == expected
     for number in range(RECORDS):
@@ -168,10 +189,10 @@ def test_an_epoch_draws_other_latents_and_dropout(batches):
 def test_workers_give_the_same_batches(folder, batches):
     if not flags.FLAGS.is_parsed():
         with pytest.raises(LoaderError, match="workers need parsed absl flags"):
-            loader(NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, workers=2))
+            loader(SHAPES_NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, workers=2))
         flags.FLAGS.mark_as_parsed()
     settings = dataclasses.replace(SETTINGS, workers=2)
-    made = list(loader(NANO, RecordSource(folder), TOKENIZER, settings, start_step=1, stop_step=4))
+    made = list(loader(SHAPES_NANO, RecordSource(folder), TOKENIZER, settings, start_step=1, stop_step=4))
     assert len(made) == 3
     for step, batch in enumerate(made, 1):
         assert_equal(batch, batches[step].pack)
@@ -185,14 +206,14 @@ def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
             f"""
             import dataclasses, multiprocessing, time
             from absl import flags
-            from pdgen.config import NANO
+            from pdgen.config import SHAPES_NANO
             from pdgen.data.loader import loader
             from pdgen.data.records import RecordSource
             from tests.data.test_loader import SETTINGS, TOKENIZER
             if __name__ == "__main__":
                 flags.FLAGS.mark_as_parsed()
                 settings = dataclasses.replace(SETTINGS, workers=1)
-                batches = loader(NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
+                batches = loader(SHAPES_NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
                 next(batches)
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
                 time.sleep(60)
@@ -226,63 +247,65 @@ def broken(folder, target, number, change):
 def test_a_broken_picture_stops_with_file_and_record(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     with pytest.raises(RecordError, match=r"part-00001\.array_record: record 2: record r-0-000012: "):
-        list(loader(NANO, source, TOKENIZER, SETTINGS, stop_step=10))
+        list(loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=10))
 
 
 def test_missing_latents_stop_with_file_and_record(folder, tmp_path):
     none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
     source = broken(folder, tmp_path / "set", 20, lambda s: msgspec.structs.replace(s, **none))
     with pytest.raises(RecordError, match=r"part-00002\.array_record: record 0: .*no latents; encode"):
-        Batches(NANO, source, TOKENIZER, SETTINGS)
+        Batches(SHAPES_NANO, source, TOKENIZER, SETTINGS)
 
 
 def test_a_broken_record_stops_though_an_earlier_run_skipped_it(folder, tmp_path):
     """The second run reads the index that the first one wrote."""
     none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
     source = broken(folder, tmp_path / "set", 20, lambda s: msgspec.structs.replace(s, **none))
-    skipping = Batches(NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken="skip"))
+    skipping = Batches(SHAPES_NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken="skip"))
     assert skipping.index.broken.tolist() == [20] and len(list(source.folder.glob("lengths-*.npz"))) == 1
     with pytest.raises(RecordError, match=r"part-00002\.array_record: record 0: .*no latents; encode"):
-        Batches(NANO, source, TOKENIZER, SETTINGS)
+        Batches(SHAPES_NANO, source, TOKENIZER, SETTINGS)
 
 
 def test_a_small_pack_is_refused(folder):
-    settings = dataclasses.replace(SETTINGS, budgets=Budgets(100, 160, 1088))
+    settings = dataclasses.replace(SETTINGS, budgets=Budgets(100, 160, 448))
     with pytest.raises(PackingError, match=r"record r-0-\d+ needs text \d+"):
-        Batches(NANO, RecordSource(folder), TOKENIZER, settings)
+        Batches(SHAPES_NANO, RecordSource(folder), TOKENIZER, settings)
 
 
 def test_lengths_are_counted_once_per_data_set_and_model(folder, monkeypatch):
     source = RecordSource(folder)
-    index = lengths.length_index(source, TOKENIZER, NANO)
+    index = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
     monkeypatch.setattr(lengths, "outline", None)  # whoever counts again, fails
-    again = lengths.length_index(source, TOKENIZER, NANO)
+    again = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
     for field in dataclasses.fields(index):
         np.testing.assert_array_equal(getattr(index, field.name), getattr(again, field.name))
     other = dataclasses.replace(TOKENIZER, fingerprint="another")
     with pytest.raises(TypeError):
-        lengths.length_index(source, other, NANO)
-    larger = dataclasses.replace(NANO, vision=dataclasses.replace(NANO.vision, patch_size=4, max_side=8))
+        lengths.length_index(source, other, SHAPES_NANO)
+    larger = dataclasses.replace(SHAPES_NANO, vision=dataclasses.replace(SHAPES_NANO.vision, patch_size=4, max_side=8))
     with pytest.raises(TypeError):
         lengths.length_index(source, TOKENIZER, larger)
+    with pytest.raises(TypeError):
+        lengths.length_index(source, TOKENIZER, SHAPES_NANO, draws=5)
     assert not list(folder.glob(".*partial"))
 
 
 def test_a_garbled_length_file_is_counted_again(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 0, lambda segment: segment)
-    index = lengths.length_index(source, TOKENIZER, NANO)
+    index = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
     (path,) = source.folder.glob("lengths-*.npz")
     path.write_bytes(path.read_bytes()[:100])
-    again = lengths.length_index(source, TOKENIZER, NANO)
+    again = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
     np.testing.assert_array_equal(index.tokens, again.tokens)
-    np.testing.assert_array_equal(lengths.length_index(source, TOKENIZER, NANO).tokens, index.tokens)
+    np.testing.assert_array_equal(lengths.length_index(source, TOKENIZER, SHAPES_NANO).tokens, index.tokens)
 
 
 def test_changed_records_are_noticed(folder):
     source = RecordSource(folder)
     shifted = [source[n] for n in (*range(1, RECORDS), 0)]
     for policy in ("stop", "skip"):
-        whole = Batches(NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken=policy))
+        whole = Batches(SHAPES_NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, broken=policy))
         whole.source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: shifted[n]})(folder)
         with pytest.raises(LoaderError, match="is not the record whose tokens were counted"):
             for number in range(20):
@@ -297,9 +320,9 @@ def test_broken_records_are_skipped_and_counted(folder, tmp_path, workers):
     once = broken(folder, tmp_path / "one", 20, lambda s: msgspec.structs.replace(s, **none))
     source = broken(once.folder, tmp_path / "two", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     settings = dataclasses.replace(SETTINGS, broken="skip", dropout=NO_DROPOUT, workers=workers)
-    batches = loader(NANO, source, TOKENIZER, settings, stop_step=26)
+    batches = loader(SHAPES_NANO, source, TOKENIZER, settings, stop_step=26)
     assert batches.skipped == {20}
-    whole = Batches(NANO, source, TOKENIZER, settings)
+    whole = Batches(SHAPES_NANO, source, TOKENIZER, settings)
     seen = set()
     for step, pack in enumerate(batches):
         documents = [d for row in range(4) for d in whole.packer.documents(4 * step + row)]
@@ -313,14 +336,14 @@ def test_broken_records_are_skipped_and_counted(folder, tmp_path, workers):
 def test_a_pack_of_broken_records_is_padding(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 0, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     settings = dataclasses.replace(SETTINGS, broken="skip")
-    batches = Batches(NANO, source, TOKENIZER, settings)
+    batches = Batches(SHAPES_NANO, source, TOKENIZER, settings)
     batches.packer.documents = lambda number: (Document(0, 0, 0, (0, 1), (True,)),)
     batches.lay_out = lambda document: (_ for _ in ()).throw(RecordError("broken"))
     batch = batches[2]
     np.testing.assert_array_equal(batch.skipped, [0, 0, 0, 0])
     assert not batch.pack.text_weights.any() and not batch.pack.vae_weights.any() and not batch.pack.k_end.any()
     np.testing.assert_array_equal(batch.pack.row, [8, 9, 10, 11])
-    stated = pack_shapes(SETTINGS.budgets, NANO, rows=4)
+    stated = pack_shapes(SETTINGS.budgets, SHAPES_NANO, rows=4)
     shapes = jax.tree.map(lambda array: (array.shape, array.dtype), batch.pack)
     assert shapes == jax.tree.map(lambda struct: (struct.shape, struct.dtype), stated)
     np.testing.assert_array_equal(batch.pack.to_sequence[0][batch.pack.to_stream[0]], np.arange(SETTINGS.budgets.total))

@@ -19,7 +19,7 @@ FACTORS = (("vision/.*", 0), ("(?!vision/).*", 0.5))
 def test_the_keys_of_a_step_reach_it():
     """From a config file's own types; the saved json says the same."""
     values = ml_collections.ConfigDict(NEEDED)
-    values.accumulate, values.ce_weight, values.balance_texts = 2, 0.25, True
+    values.accumulate, values.ce_weight, values.balance_texts, values.draws = 2, 0.25, True, 3
     values.optimizer = ml_collections.ConfigDict({"factors": FACTORS, "ema_decay": 0.9, "nu_dtype": "bfloat16"})
     values.lora = ml_collections.ConfigDict({"rank": 4, "alpha": 8.0, "kernels": ".*"})
     values.compute = ml_collections.ConfigDict({"dtype": "bfloat16", "param_dtype": "bfloat16"})
@@ -28,7 +28,7 @@ def test_the_keys_of_a_step_reach_it():
     assert (step.model, step.compute, step.num_steps) == (CONFIG, run.compute, 7)
     assert (step.ce_weight, step.accumulate, step.lora) == (0.25, 2, LoraConfig(4, 8.0, ".*"))
     assert step.optimizer.factors == FACTORS and step.optimizer.nu_dtype == "bfloat16"
-    assert step.lora.scale == 2 and run.loader.balance_texts
+    assert step.lora.scale == 2 and run.loader.balance_texts and run.loader.draws == 3
     assert read_run_config(json.loads(run_json(run))) == run
 
 
@@ -71,6 +71,7 @@ print(run_json(read_run_config(config.value.to_dict())))
         ({"optimizer": {"factors": [["x", "half"]]}}, "optimizer.factors"),
         ({"optimizer": {"ema": 0.9}}, "no such key: optimizer.ema"),
         ({"spike_factor": 0.5}, "spike_factor is 0.5, expected more than 1, or 0"),
+        ({"draws": 0}, "draws is 0, expected at least 1"),
         ({"held_out": -1}, "held_out is -1, expected at least 0"),
         ({"held_out_every": 0}, "held_out_every is 0, expected at least 1"),
         ({"lora": {"rank": -2}}, "lora: rank -2"),
