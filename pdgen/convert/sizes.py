@@ -113,8 +113,8 @@ def _autoencoder(config: AutoencoderConfig, shapes: Shapes) -> AutoencoderConfig
 def config_from_tensors(stated: ModelConfig, shapes: Shapes) -> ModelConfig:
     """``stated`` with every size that the tensors decide.
 
-    What no shape tells (the ViT's number of heads, rope base, eps, shifts) stays as stated. So do sizes on
-    which the tensors disagree evenly or that are impossible; comparing with
+    What no shape tells (the ViT's number of heads, groups of norms, rope base, eps, shifts) stays as stated. So
+    do sizes on which the tensors disagree evenly or that are impossible; comparing with
     ``pdgen.convert.mapping.expected_tensors`` then names the tensors at fault.
 
     Args:

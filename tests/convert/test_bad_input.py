@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from pdgen.config import SHAPES_AUTOENCODER, AutoencoderConfig, ConfigError
+from pdgen.config import AutoencoderConfig, ConfigError
 from pdgen.convert.both_ways import to_bagel, to_pdgen
 from pdgen.convert.errors import CheckpointError
 from pdgen.convert.torch_checkpoint import read_autoencoder
@@ -171,6 +171,7 @@ def test_the_wrong_direction(folder, tmp_path):
 
 
 def test_an_autoencoder_alone(folder):
-    assert read_autoencoder(folder, SHAPES_AUTOENCODER)["encoder"]["conv_in"]["kernel"].shape == (32, 3, 3, 3)
+    sizes = AutoencoderConfig(channels=32, multipliers=(1, 2), num_blocks=1, z_channels=4)
+    assert read_autoencoder(folder, sizes)["encoder"]["conv_in"]["kernel"].shape == (32, 3, 3, 3)
     with pytest.raises(CheckpointError, match=r"ae\.safetensors: \d+ faults: .*conv_in.weight is"):
         read_autoencoder(folder, AutoencoderConfig())

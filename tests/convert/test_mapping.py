@@ -88,8 +88,10 @@ def configs(draw):
         patch_size=draw(numbers),
         max_side=draw(numbers),
     )
+    groups = draw(numbers)
     coder = AutoencoderConfig(
-        channels=32,
+        channels=groups * draw(numbers),
+        num_groups=groups,
         multipliers=tuple(draw(st.lists(numbers, min_size=1, max_size=3))),
         num_blocks=draw(st.integers(1, 3)),
         z_channels=draw(numbers),

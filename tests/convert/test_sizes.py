@@ -16,9 +16,11 @@ from .test_mapping import configs
 @settings(max_examples=50, deadline=None)
 @given(configs())
 def test_all_sizes_come_back(config):
-    """From a config that is wrong throughout; the ViT's heads have no shape of their own."""
+    """From a config that is wrong throughout; the ViT's heads and norms' groups have no shape of their own."""
     heads = dataclasses.replace(NANO.vision, num_heads=config.vision.num_heads)
-    found = config_from_tensors(dataclasses.replace(NANO, vision=heads), expected_tensors(config))
+    groups = dataclasses.replace(NANO.autoencoder, num_groups=config.autoencoder.num_groups)
+    stated = dataclasses.replace(NANO, vision=heads, autoencoder=groups)
+    found = config_from_tensors(stated, expected_tensors(config))
     assert found == config
 
 
