@@ -58,7 +58,7 @@ def spec(config: ModelConfig) -> parameters.Spec:
             "fc2": linear((D,), (D,), (None,), ("embed",)),
         },
         "latent_in": linear((D,), (C,), ("embed",), (None,)),
-        "latent_out": linear((C,), (D,), (None,), ("embed",)),
+        "latent_out": linear((C,), (D,), (None,), ("embed",), scale=0.0),
     }
 
 
@@ -81,7 +81,7 @@ class Bagel(nn.Module):
 
 
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Fresh parameters: Gaussians of standard deviation 0.02, unit norms, fixed sin-cos tables."""
+    """Fresh parameters: Gaussians scaled by fan-in, unit norms, fixed sin-cos tables; the velocity is 0 at first."""
     model = Bagel(config, ComputeConfig(param_dtype=jnp.dtype(dtype).name))
     return nn.unbox(model.init(key, method="declare")["params"])
 

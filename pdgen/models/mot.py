@@ -56,11 +56,16 @@ class Past(NamedTuple):
 
 
 def layer_spec(config: LanguageConfig) -> parameters.Spec:
-    """Declares one layer: the same parameters for both experts."""
+    """Declares one layer: the same parameters for both experts.
+
+    What is added to the residual stream starts smaller by sqrt(2 L), so that its sum over all layers does not grow.
+    """
+    into_stream = (2 * config.num_layers) ** -0.5
     D, F, size = config.hidden_size, config.intermediate_size, config.head_dim
     queries = parameters.linear((config.num_heads, size), (D,), ("heads", None), ("embed",), bias=True)
     keys = parameters.linear((config.num_kv_heads, size), (D,), ("kv_heads", None), ("embed",), bias=True)
-    out = parameters.linear((D,), (config.num_heads, size), ("embed",), ("heads", None), bias=False)
+    heads = (config.num_heads, size)
+    out = parameters.linear((D,), heads, ("embed",), ("heads", None), bias=False, scale=into_stream)
     wide = parameters.linear((F,), (D,), ("mlp",), ("embed",), bias=False)
     expert = {
         "input_norm": parameters.norm(D),
@@ -71,7 +76,7 @@ def layer_spec(config: LanguageConfig) -> parameters.Spec:
         "post_norm": parameters.norm(D),
         "mlp": {
             "gate": wide, "up": wide,
-            "down": parameters.linear((D,), (F,), ("embed",), ("mlp",), bias=False),
+            "down": parameters.linear((D,), (F,), ("embed",), ("mlp",), bias=False, scale=into_stream),
         },
     }  # fmt: skip
     return dict.fromkeys(EXPERTS, expert)

@@ -6,6 +6,7 @@ checkpoint reshapes and stacks, and never transposes.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Union
 
@@ -46,10 +47,15 @@ def linear(
     in_names: tuple[str | None, ...],
     *,
     bias: bool,
-    scale: float = 0.02,
+    scale: float = 1.0,
 ) -> dict[str, Leaf]:
-    """A linear map: ``kernel`` [*out, *inner] and, if asked, ``bias`` [*out]."""
-    leaves = {"kernel": Leaf(out + inner, out_names + in_names, normal(scale), inputs=len(inner))}
+    """A linear map: ``kernel`` [*out, *inner] and, if asked, ``bias`` [*out].
+
+    ``init`` draws the kernel with standard deviation ``scale`` / sqrt(inputs), so that outputs are ``scale`` times as
+    large as inputs at any width: 0.017 at the 7B model's 3,584, where 0.02 is usual, and 0.09 at 128.
+    """
+    fill = normal(scale / math.sqrt(math.prod(inner)))
+    leaves = {"kernel": Leaf(out + inner, out_names + in_names, fill, inputs=len(inner))}
     if bias:
         leaves["bias"] = Leaf(out, tuple(None if n == "embed" else n for n in out_names), nn.initializers.zeros)
     return leaves

@@ -1,4 +1,5 @@
-"""AdamW with clipping and a schedule, as the base model's trainer has it; learning rates and freezing by name."""
+"""AdamW with clipping and a schedule, as the base model's trainer has it, or Muon; learning rates and freezing by name.
+"""
 
 import dataclasses
 import re
@@ -9,11 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from optax.contrib import MuonDimensionNumbers
+
+from pdgen.models.parameters import Leaf
 
 Dtype = Literal["float32", "bfloat16"]
 
 # Half the step between bfloat16 numbers just above a power of two, relative to them.
 BFLOAT16_ROUNDING = 2.0**-8
+# Root mean square of Muon's updates, about that of Adam's, so that one learning rate suits both (arXiv 2502.16982).
+MUON_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +32,7 @@ class OptimizerConfig:
         "language/layers/gen/mlp/up/kernel", must match exactly one of them from end to end. Factor 0 freezes: no
         gradient, no moments, no average. The layers of a stack are one array. With LoRA the names are those of the
         adapters. The fixed position tables are matched like the others and never trained.
+      name: "adam"; or "muon", which orthogonalises the updates of the layers' matrices and leaves the rest to Adam.
       schedule: "cosine" (falls to a tenth of the peak at the last step) or "constant".
       b1, b2, eps: Adam's decay rates and denominator; no weight decay.
       clip_norm: largest global norm of the gradient, taken over what is trained.
@@ -38,6 +45,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 2e-5
+    name: Literal["adam", "muon"] = "adam"
     factors: tuple[tuple[str, float], ...] = ((".*", 1.0),)
     warmup_steps: int = 0
     schedule: str = "cosine"
@@ -109,7 +117,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_steps: int, factors: Mapping[str, float]
+    config: OptimizerConfig, num_steps: int, factors: Mapping[str, float], leaves: Mapping[str, Leaf]
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW without decay, each parameter at its own factor of the learning rate.
 
@@ -117,10 +125,11 @@ def make_optimizer(
       config: the settings.
       num_steps: of the whole run, for the schedule.
       factors: of every parameter of the nested dict that is trained, by its "/"-joined name.
+      leaves: how each of them is declared; Muon takes the stacked matrices.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        _scale_by_adam(config),
+        _scale_by_adam(config) if config.name == "adam" else _scale_by_muon(config, {n: leaves[n] for n in factors}),
         optax.stateless(lambda updates, _: _scaled(updates, factors)),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
     )
@@ -134,6 +143,22 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
         return state._replace(nu=jax.tree.map(lambda leaf: leaf.astype(config.nu_dtype), state.nu))
 
     return optax.GradientTransformation(init, adam.update)
+
+
+def _scale_by_muon(config: OptimizerConfig, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
+    """Muon on every layer's own matrices, outputs by inputs; Adam on vectors, embeddings, head and patch maps."""
+    matrices = {name: _matrix(leaf) if leaf.stacked and leaf.inputs else None for name, leaf in leaves.items()}
+    return optax.contrib.muon(
+        -1.0,  # it turns the sign as the last transformation of the chain does
+        beta=config.b2, adam_b1=config.b1, adam_b2=config.b2, eps=config.eps, consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=traverse_util.unflatten_dict(matrices, sep="/"),
+    )  # fmt: skip
+
+
+def _matrix(leaf: Leaf) -> MuonDimensionNumbers:
+    axes = len(leaf.shape)
+    inputs = tuple(range(axes - leaf.inputs, axes))
+    return MuonDimensionNumbers(reduction_axis=inputs, output_axis=tuple(range(1, axes - leaf.inputs)))
 
 
 def _scaled(updates: dict[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:

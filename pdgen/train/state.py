@@ -84,8 +84,7 @@ def trained_factors(config: StepConfig) -> dict[str, float]:
     Raises:
       ValueError: the factors do not match everything once, nothing is trained, or an adapter is frozen.
     """
-    spec = _adapters(config) if config.lora.rank else bagel.spec(config.model)
-    factors = match_factors(config.optimizer.factors, traverse_util.flatten_dict(spec, sep="/"))
+    factors = match_factors(config.optimizer.factors, traverse_util.flatten_dict(_declared(config), sep="/"))
     if config.lora.rank and not all(factors.values()):
         raise ValueError("optimizer.factors freeze an adapter; narrow lora.kernels instead")
     trained = {n: factor for n, factor in factors.items() if factor and n.split("/")[0] not in bagel.FIXED_TABLES}
@@ -96,7 +95,8 @@ def trained_factors(config: StepConfig) -> dict[str, float]:
 
 def make_run_optimizer(config: StepConfig) -> optax.GradientTransformation:
     """The optimiser of ``TrainState.trained``."""
-    return make_optimizer(config.optimizer, config.num_steps, trained_factors(config))
+    spec = traverse_util.flatten_dict(_declared(config), sep="/")
+    return make_optimizer(config.optimizer, config.num_steps, trained_factors(config), spec)
 
 
 def start_state(config: StepConfig, params: Params, key: Array) -> TrainState:
@@ -132,16 +132,22 @@ def state_shardings(config: StepConfig, mesh: Mesh) -> TrainState:
         trained, frozen = parameter_shardings(_abstract_adapters(config), mesh), params
     else:
         trained, frozen = _divide(config, params)
-    opt_state = optax.tree_map_params(
-        make_run_optimizer(config),
-        lambda _, sharding: sharding,
-        abstract_state(config).opt_state,
-        trained,
-        transform_non_params=lambda _: everywhere,
-    )
+    names = traverse_util.flatten_dict(trained, sep="/")
+
+    def place(path: tuple, _: Any) -> NamedSharding:
+        """Moments hang on the keys of their parameter, whatever the optimiser wraps around them."""
+        keys = (str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+        return names.get("/".join(keys).removeprefix("muon/").removeprefix("adam/"), everywhere)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, abstract_state(config).opt_state)
     ema = trained if config.optimizer.ema_decay else {}
     spikes = jax.tree.map(lambda _: everywhere, abstract_state(config).spikes)
     return TrainState(everywhere, trained, frozen, opt_state, ema, spikes)
+
+
+def _declared(config: StepConfig) -> parameters.Spec:
+    """The adapters, or the model's own parameters."""
+    return _adapters(config) if config.lora.rank else bagel.spec(config.model)
 
 
 def _adapters(config: StepConfig) -> parameters.Spec:
