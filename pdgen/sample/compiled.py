@@ -1,12 +1,13 @@
 """Compiling ahead of the first call, so that compile time and sampling time are known apart."""
 
-import os
 import pathlib
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+
+from pdgen.files import cache_folder
 
 
 class Compiler:
@@ -59,6 +60,5 @@ def keep_compiled() -> pathlib.Path:
     A folder that JAX was told of (``JAX_COMPILATION_CACHE_DIR``) stays.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "pdgen" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     return pathlib.Path(jax.config.jax_compilation_cache_dir)

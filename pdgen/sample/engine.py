@@ -93,7 +93,7 @@ class Sampler:
         """
         loaded = checkpoints.load(path, mesh)
         return cls(
-            loaded.config, loaded.params, loaded.tokenizer, str(loaded.folder), compute, loaded.model_hash, mesh
+            loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.model_hash, mesh
         )
 
     def __call__(
