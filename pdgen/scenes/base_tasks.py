@@ -23,7 +23,7 @@ from pdgen.scenes.edits import edit_steps
 from pdgen.scenes.graph import SceneGraph, Step
 from pdgen.scenes.painter import png_bytes
 from pdgen.scenes.prompts import PROMPT_TASK, chosen, placed, refuse_leak, understood
-from pdgen.scenes.questions import ask
+from pdgen.scenes.questions import asker
 from pdgen.scenes.sample import prompt_graph, sample_graph
 from pdgen.scenes.settings import Settings
 from pdgen.scenes.story import Rejected, Story, Teachers
@@ -105,10 +105,11 @@ def understand(
     was said, and whether that is so.
     """
     kind = chosen(rng, settings.understand.questions)
+    ask = asker(rng, kind)
     for _ in range(SCENES):
         _, graph = _whole(rng, settings, teachers, prompt, settings.understand.things)
         (scene,) = _laid_out(rng, teachers, [_drawn(graph)])
-        question = ask(rng, scene, kind)
+        question = ask(scene)
         if question is not None:
             break
     else:

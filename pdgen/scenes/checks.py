@@ -1,8 +1,8 @@
 """Whether a picture shows what is said: scenes that are described as they are, or wrongly in one respect.
 
-What is to be right or wrong is drawn first, and said in either case, so that the words of a question do not tell its
-answer. In what a wrong one is wrong, is a word of ``faults.FAULTS``, "fill", "relation" or "background"; where several
-readings would do (a red circle for a red star: another shape, or another colour), the scene is not asked about so.
+What is to be right or wrong is drawn first, and said in either case and in the same words, so that a question does not
+tell its answer. In what a wrong one is wrong, is a word of ``faults.FAULTS``, "fill", "relation" or "background". Where
+several readings would do (a red circle or a blue star in place of a red star), nothing is asked about that.
 """
 
 import itertools
@@ -19,12 +19,13 @@ from pdgen.scenes.held_out import held_out, held_out_look
 from pdgen.scenes.lexicon import number, place_phrase
 from pdgen.scenes.phrases import be, fact, known, look, some
 from pdgen.scenes.phrases import scene as phrase
-from pdgen.scenes.world import BACKGROUNDS, OUTLINED_SHAPES, SHAPES, Scene, relation_strengths
+from pdgen.scenes.world import BACKGROUNDS, FILLS, OUTLINED_SHAPES, SHAPES, Scene, relation_strengths
 
 MOST = 3  # entities of a question
 BACKGROUND_RATE = 0.2  # of the questions about something else that say the background too
 RELATION_RATE = 0.5  # and of those that say how two entities stand
 YES = "Yes."
+OPPOSITES = {"size": ("small", "large"), "fill": FILLS}
 
 
 class Check(NamedTuple):
@@ -61,15 +62,36 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str | None:
     return values[rng.integers(len(values))] if values else None
 
 
-def check(rng: np.random.Generator, scene: Scene) -> Check | None:
-    """Something said of the scene, true as often as false; None where the scene has nothing that could be so said.
+class Aim(NamedTuple):
+    """What is drawn before there is a scene.
+
+    Attributes:
+      kind: what is right or wrong, one of ``KINDS``.
+      right: whether it is right.
+      word: of the kinds "size" and "fill", what is said of the thing.
+    """
+
+    kind: str
+    right: bool
+    word: str
+
+
+def aim(rng: np.random.Generator) -> Aim:
+    """Any kind, right as often as wrong, every word as often as the other."""
+    kind, right, word = KINDS[rng.integers(len(KINDS))], rng.integers(2), rng.integers(2)
+    return Aim(kind, bool(right), OPPOSITES[kind][word] if kind in OPPOSITES else "")
+
+
+def check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> Check | None:
+    """Something said of the scene; None where the scene has nothing that could be so said.
 
     Args:
-      rng: decides everything.
+      rng: decides what is left open.
       scene: shows nothing that is held out; then the words say nothing such either.
+      wanted: as ``aim`` draws it.
     """
-    right, kind = bool(rng.integers(2)), tuple(_FALSIFY)[rng.integers(len(_FALSIFY))]
-    focus = _truth(rng, scene, kind)
+    kind, right, _ = wanted
+    focus = _truth(rng, scene, wanted)
     if focus is None:
         return None
     said, answer = focus.said, YES
@@ -82,17 +104,27 @@ def check(rng: np.random.Generator, scene: Scene) -> Check | None:
     return None if left else Check(text, answer, right, said, kind)
 
 
-def _truth(rng: np.random.Generator, scene: Scene, kind: str) -> _Focus | None:
+def _suits(group: Group, wanted: Aim) -> bool:
+    """Whether what is wanted can be said of the group; whether it is clearly right or wrong is another question."""
+    kind, entity = wanted.kind, group.entity
+    if kind in OPPOSITES:
+        can_differ = kind == "size" or (entity.noun in OUTLINED_SHAPES and entity.attributes["size"] != "small")
+        return can_differ and (entity.attributes[kind] == wanted.word) == wanted.right
+    return entity.count == 1 or kind != "place"
+
+
+def _truth(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus | None:
     """A part of what the scene shows, which states something of that kind."""
-    there = groups(scene)
+    there, kind = groups(scene), wanted.kind
+    suitable = [group for group in there if _suits(group, wanted)]
     least = 2 if kind == "relation" else 1
-    if len(there) < least:
+    if not suitable or len(there) < least:
         return None
-    some_of = rng.permutation(len(there))[: rng.integers(least, min(MOST, len(there)) + 1)]
-    first, *others = (there[i] for i in some_of)
+    first = suitable[rng.integers(len(suitable))]
+    rest = [group for group in there if group is not first]
+    number_of_others = int(rng.integers(least - 1, min(MOST - 1, len(rest)) + 1))
+    others = [rest[i] for i in rng.permutation(len(rest))[:number_of_others]]
     entities = [_told(rng, first, kind), *(_told(rng, other, "") for other in others)]
-    if kind in ("size", "fill", "place") and kind not in entities[0].attributes:
-        return None
     relations: tuple[Relation, ...] = ()
     if kind == "relation" or (others and kind != "place" and rng.random() < RELATION_RATE):
         relations = _true_relations(rng, first, others[0])
@@ -109,10 +141,9 @@ def _told(rng: np.random.Generator, group: Group, kind: str) -> Entity:
     kept = {"color": entity.attributes["color"]}
     if kind == "size" or (entity.attributes["size"] == "large" and rng.random() < 0.5):
         kept["size"] = entity.attributes["size"]
-    can_differ = entity.noun in OUTLINED_SHAPES and entity.attributes["size"] != "small"
-    if (kind == "fill" and can_differ) or entity.attributes["fill"] == "outlined":
+    if kind == "fill" or entity.attributes["fill"] == "outlined":
         kept["fill"] = entity.attributes["fill"]
-    if kind == "place" and entity.count == 1:
+    if kind == "place":
         kept["place"] = group.objects[0].place
     return replace(entity, attributes=kept)
 
@@ -176,24 +207,19 @@ def _wrong_shape(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, s
 
 
 def _wrong_size(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    true = focus.said.find(focus.entity).attributes["size"]
-    size = _pick(rng, [s for s in ("small", "large") if s != true])
-    return _instead(focus, "size", size) if size != "small" or not _outlined(focus) else None
-
-
-def _outlined(focus: _Focus) -> bool:
-    return "fill" in focus.said.find(focus.entity).attributes
+    # No small thing is outlined, so nobody asks for one.
+    return None if "fill" in focus.said.find(focus.entity).attributes else _opposite(focus, "size")
 
 
 def _wrong_fill(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    true = focus.said.find(focus.entity).attributes["fill"]
-    return _instead(focus, "fill", "solid" if true == "outlined" else "outlined")
+    return _opposite(focus, "fill")
 
 
-def _instead(focus: _Focus, key: str, value: str) -> tuple[SceneGraph, str] | None:
+def _opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
-    if not _is_clear(focus):
+    if not _is_clear(focus) or entity.attributes[key] not in OPPOSITES[key]:
         return None
+    (value,) = (word for word in OPPOSITES[key] if word != entity.attributes[key])
     name = look(_plain(entity))
     return _set(focus, key, value), f"the {name} {be(entity)} {entity.attributes[key]}, not {value}"
 
@@ -254,3 +280,4 @@ _FALSIFY: dict[str, _Falsify] = {
     "color": _wrong_color, "shape": _wrong_shape, "size": _wrong_size, "fill": _wrong_fill, "place": _wrong_place,
     "count": _wrong_count, "missing": _missing, "relation": _wrong_relation, "background": _wrong_background,
 }  # fmt: skip
+KINDS = tuple(_FALSIFY)

@@ -10,13 +10,14 @@
 No question or answer says what ``held_out`` keeps from training, as long as the picture does not show it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pdgen.scenes.captions import caption
-from pdgen.scenes.checks import check
+from pdgen.scenes.checks import Aim, aim, check
 from pdgen.scenes.graph import COLORS, SceneGraph
 from pdgen.scenes.held_out import held_out_look
 from pdgen.scenes.lexicon import number, place_phrase, plural, sentence
@@ -32,6 +33,9 @@ CHECK_FORMS = ("Does the picture show {}?", "Is this a picture of {}?")
 BACKGROUND_RATE = 0.2  # of the questions about colour that are about the background
 BARE_RATE = 0.5  # of the things that the noun alone tells from others and that are named by it alone
 NONE = "None."
+
+
+_Ask = Callable[[np.random.Generator, Scene], "Question | None"]
 
 
 class Question(NamedTuple):
@@ -62,12 +66,13 @@ def _places(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def _color(rng: np.random.Generator, scene: Scene) -> Question | None:
-    colors: dict[str, list[str]] = {"background": [scene.background]}
-    for item in scene.objects:
-        colors.setdefault(item.shape, []).append(item.color)
+    colors: dict[str, list[str]] = {}
+    if rng.random() < BACKGROUND_RATE:
+        colors["background"] = [scene.background]
+    else:
+        for item in scene.objects:
+            colors.setdefault(item.shape, []).append(item.color)
     clear = [noun for noun, own in colors.items() if len({*own}) == 1]
-    if rng.random() >= BACKGROUND_RATE:
-        clear.remove("background")
     if not clear:
         return None
     noun = _pick(rng, clear)
@@ -119,24 +124,36 @@ def _place(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question(_pick(rng, PLACE_FORMS).format(name), sentence(place_phrase(item.place)))
 
 
-def _check(rng: np.random.Generator, scene: Scene) -> Question | None:
-    found = check(rng, scene)
+def _check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> Question | None:
+    found = check(rng, scene, wanted)
     if found is None:
         return None
     return Question(_pick(rng, CHECK_FORMS).format(found.words), found.answer, found.right, found.said)
 
 
-KINDS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
-    "caption": _caption, "places": _places, "color": _color, "count": _count, "place": _place, "check": _check,
-}  # fmt: skip
+_OTHERS: dict[str, _Ask] = {
+    "caption": _caption,
+    "places": _places,
+    "color": _color,
+    "count": _count,
+    "place": _place,
+}
+KINDS = (*_OTHERS, "check")
 
 
-def ask(rng: np.random.Generator, scene: Scene, kind: str) -> Question | None:
-    """A question about a picture of the scene, None where there is none of that kind that has one answer alone.
+def asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
+    """What asks a question of that kind about any scene.
+
+    What a check is about is drawn here and not for each scene, so that scenes which allow little do not decide it.
 
     Args:
-      rng: decides everything.
-      scene: shows nothing that is held out.
-      kind: a key of ``KINDS``.
+      rng: decides everything, now and at every call.
+      kind: one of ``KINDS``.
+
+    Returns:
+      A function of a scene that shows nothing that is held out. It gives None where there is no such question that has
+      one answer alone.
     """
-    return KINDS[kind](rng, scene)
+    if kind == "check":
+        return functools.partial(_check, rng, wanted=aim(rng))
+    return functools.partial(_OTHERS[kind], rng)
