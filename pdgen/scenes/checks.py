@@ -118,7 +118,8 @@ def _truth(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus | None
     there, kind = groups(scene), wanted.kind
     suitable = [group for group in there if _suits(group, wanted)]
     least = 2 if kind == "relation" else 1
-    if not suitable or len(there) < least:
+    looks = {(group.entity.attributes["color"], group.entity.noun) for group in there}
+    if not suitable or len(there) < least or len(looks) < len(there):  # colour and noun name one alone
         return None
     first = suitable[rng.integers(len(suitable))]
     rest = [group for group in there if group is not first]
@@ -179,12 +180,6 @@ def _plain(entity: Entity) -> Entity:
     return replace(entity, attributes={"color": entity.attributes["color"]})
 
 
-def _is_clear(focus: _Focus) -> bool:
-    """Whether colour and noun tell the entity from all others."""
-    entity = focus.said.find(focus.entity)
-    return _looks(focus).count((entity.attributes["color"], entity.noun)) == 1
-
-
 def _wrong_color(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
     entity, nouns = focus.said.find(focus.entity), [noun for _, noun in _looks(focus)]
     true = entity.attributes["color"]
@@ -217,7 +212,7 @@ def _wrong_fill(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, st
 
 def _opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
-    if not _is_clear(focus) or entity.attributes[key] not in OPPOSITES[key]:
+    if entity.attributes[key] not in OPPOSITES[key]:
         return None
     (value,) = (word for word in OPPOSITES[key] if word != entity.attributes[key])
     name = look(_plain(entity))
@@ -228,8 +223,6 @@ def _wrong_place(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, s
     entity = focus.said.find(focus.entity)
     true = entity.attributes["place"]
     place = _pick(rng, [p for p in PLACES if p != true])
-    if not _is_clear(focus):
-        return None
     answer = f"the {look(_plain(entity))} is {place_phrase(true)}, not {place_phrase(place)}"
     return _set(focus, "place", place), answer
 
@@ -237,8 +230,6 @@ def _wrong_place(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, s
 def _wrong_count(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
     # One of several is shown, so "a circle" would not be wrong.
     entity = focus.said.find(focus.entity)
-    if not _is_clear(focus) or "place" in entity.attributes:
-        return None
     count = entity.count + (1 if entity.count < 3 or rng.random() < 0.5 else -1)
     shown = _plain(entity)
     answer = f"there {be(entity)} {number(entity.count)} {look(shown)}, not {number(count)}"
@@ -264,7 +255,7 @@ def _wrong_relation(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph
     (true,) = focus.said.relations
     a, b = ({g.entity.id: g for g in focus.there}[i] for i in (true.subject, true.reference))
     kind = _pick(rng, [kind for kind, values in _strengths(a, b).items() if max(values) <= MISPLACED])
-    if kind is None or len({*_looks(focus)}) < len(focus.there):
+    if kind is None:
         return None
     said = replace(focus.said, relations=(replace(true, kind=kind),))
     entity = said.find(true.subject)
