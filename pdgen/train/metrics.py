@@ -1,7 +1,7 @@
 """What a run tells about itself: computed within the step, fetched now and then, one line of JSON for each step logged.
 
 loss, ce, mse               of the step's batch; ce_weight is not in ce
-ce_plan .. ce_switch        by what the text target belongs to, ``layout.TARGETS``
+ce_plan .. ce_answer        by what the text target belongs to, ``layout.TARGETS``
 mse_0 .. mse_3              by timestep, from clean to noise, in bands of 1 / ``BANDS``
 *_targets                   the weight of each of these
 grad_norm, update_norm, param_norm and each with _und, _gen, _other
