@@ -56,7 +56,8 @@ def test_fresh_parameters(nano):
     language, vision = NANO.language, NANO.vision
     heads = language.num_heads * language.head_dim
     inputs = {
-        "vision/layers/attention/o": vision.hidden_size, "attention/o": heads, "mlp/down": language.intermediate_size, "latent_in": NANO.latent_dim,
+        "vision/layers/attention/o": vision.hidden_size, "attention/o": heads, "latent_in": NANO.latent_dim,
+        "mlp/down": language.intermediate_size,
         "time_embedder/fc1": NANO.time_frequency_dim, "connector/fc1": vision.hidden_size,
         "patch_embedding": vision.patch_dim, "vision/layers/mlp/fc2": vision.intermediate_size,
     }  # fmt: skip
