@@ -9,7 +9,6 @@ import jax
 
 from pdgen.files import cache_folder
 
-
 # On a CPU, LLVM's optimisation takes two thirds of the time that compiling takes. Without it the code is three times
 # slower.
 _QUICK = {"xla_backend_optimization_level": "0"}
