@@ -53,16 +53,17 @@ def timed(settings: Settings, subset: str, count: int, folder: pathlib.Path) -> 
 def measure(count: int) -> dict[str, Any]:
     """Times every subset. Returns every number that is printed."""
     settings = Settings()
+    counts = {subset: scaled(settings, SCALE).counts(subset)[0] for subset in SUBSETS}
+    wanted = {subset: count for subset, count in counts.items() if count}
     shards.maker(settings)(Shard("multi_turn", 0, 0, 8))  # loads and compiles
     subsets = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for part in (REPORT, STATE):
             (folder / part).mkdir()
-        for subset in tqdm(SUBSETS, unit=" subsets", leave=False):
+        for subset in tqdm(wanted, unit=" subsets", leave=False):
             subsets[subset] = timed(settings, subset, count, folder)
-    wanted = {subset: scaled(settings, SCALE).counts(subset)[0] for subset in SUBSETS}
-    seconds = sum(wanted[subset] / subsets[subset]["samples_per_second"] for subset in SUBSETS)
+    seconds = sum(wanted[subset] / subsets[subset]["samples_per_second"] for subset in wanted)
     return {
         "subsets": subsets, "scale": SCALE, "cores": CORES, "samples": wanted, "minutes": seconds / CORES / 60,
         "versions": versions("jax", "numpy", "pillow"), "cpu": cpu_name(),

@@ -1,4 +1,4 @@
-"""Builds training data by stages: multi-turn trajectories, conflicting plans, pictures that miss their plan.
+"""Builds training data by stages: the subsets of the method, and what its base model learns.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1
 

@@ -18,7 +18,7 @@ from pdgen.command import fail, parse
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.pictures import Pictures
 from pdgen.train.loop import train
-from pdgen.train.processes import join_processes, say_once
+from pdgen.train.processes import join_processes, say_once, use_cores
 from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
         run = read_run_config(CONFIG.value.to_dict())
         if DISTRIBUTED.value:
             join_processes()
+        else:
+            use_cores(run)
         workdir = pathlib.Path(WORKDIR.value)
         train(run, workdir, say_once, lambda base: Pictures(run, workdir, say_once, base))
     except Stopped as line:

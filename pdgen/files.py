@@ -22,6 +22,11 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def cache_folder() -> pathlib.Path:
+    """The user's folder for what can be made again: ``$XDG_CACHE_HOME/pdgen`` or ``~/.cache/pdgen``."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "pdgen"
+
+
 @contextlib.contextmanager
 def new_file(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives a temporary path beside ``target`` that replaces ``target`` if the block ends without an error.

@@ -1,12 +1,15 @@
-"""Small files shipped with the package: shapes world's tokenizer and autoencoder, digests of prompts, a GPU."""
+"""Small files shipped with the package: shapes world's models, digests of prompts, a GPU."""
 
 import importlib.resources
 import pathlib
 
 
-def shapes_folder() -> pathlib.Path:
-    """The folder with shapes world's ``tokenizer.model`` and ``ae.safetensors`` (torch tensor names)."""
-    return pathlib.Path(str(importlib.resources.files(__name__) / "shapes"))
+def shapes_folder(name: str = "shapes") -> pathlib.Path:
+    """The BAGEL folder of a model of shapes world (see ``pdgen.convert.shipped``).
+
+    ``tokenizer.model`` and ``ae.safetensors`` are the same in all of them.
+    """
+    return pathlib.Path(str(importlib.resources.files(__name__) / name))
 
 
 def geneval_prompts_file() -> pathlib.Path:

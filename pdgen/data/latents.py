@@ -71,6 +71,8 @@ def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_
 def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None = None) -> list[Record]:
     """The records with every image's latent moments, as float16; equal pictures are encoded once.
 
+    Records of mode "understand" stay as they are: their pictures are only looked at, by the ViT.
+
     Args:
       records: latents that they have are replaced.
       encode: as ``batched_encoder`` makes it; called once for each size, with all distinct pictures of it.
@@ -84,7 +86,7 @@ def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None
         segment.png: f"record {record.id}: segment {number}"
         for record in records
         for number, segment in enumerate(record.segments)
-        if isinstance(segment, Image)
+        if isinstance(segment, Image) and record.mode != "understand"
     }
 
     def fitted(png: bytes) -> tuple[bytes, PIL.Image.Image]:
@@ -105,7 +107,10 @@ def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None
     def filled(segment: Text | Image) -> Text | Image:
         return segment if isinstance(segment, Text) else msgspec.structs.replace(segment, **changes[segment.png])
 
-    return [msgspec.structs.replace(r, segments=[filled(s) for s in r.segments]) for r in records]
+    return [
+        r if r.mode == "understand" else msgspec.structs.replace(r, segments=[filled(s) for s in r.segments])
+        for r in records
+    ]
 
 
 def _float16(moments: Moments) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pdgen.config import ModelConfig
 from pdgen.convert.manifest import MANIFEST, digest
 from pdgen.convert.pdgen_checkpoint import TOKENIZER, load_checkpoint, open_checkpoint
+from pdgen.convert.shipped import shipped_name
 from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
 from pdgen.models import autoencoder, bagel
 from pdgen.sharding import ShardingError, parameter_shardings
@@ -16,12 +17,15 @@ from pdgen.train.export import find_checkpoint
 
 
 class Loaded(NamedTuple):
-    """Sizes, ``{"model": tree, "autoencoder": tree}`` and tokenizer of one checkpoint, its folder and digest."""
+    """Sizes, ``{"model": tree, "autoencoder": tree}`` and tokenizer of one checkpoint, its name and digest.
+
+    The name is the folder, or that of a model that the package brings along.
+    """
 
     config: ModelConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
-    folder: pathlib.Path
+    name: str
     model_hash: str
 
 
@@ -55,4 +59,5 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None) -> Loaded:
     folder = find_checkpoint(path)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     config, params = load_checkpoint(folder, shardings(open_checkpoint(folder).config, mesh) if mesh else None)
-    return Loaded(config, params, tokenizer, folder, digest((folder / MANIFEST).read_bytes()))
+    name = shipped_name(folder) or str(folder)
+    return Loaded(config, params, tokenizer, name, digest((folder / MANIFEST).read_bytes()))

@@ -21,6 +21,7 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
 MORE_RATE = 0.2  # an entity of a composition stands for two or more things
 RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
+MOST = 4  # things of one entity
 FEW = 4  # things among which one can be large
 
 Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
@@ -101,16 +102,31 @@ def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tu
     return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
 
 
-def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, float]) -> list[int]:
+def _counts(
+    rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None
+) -> list[int]:
     if task == "counting":
         return [int(rng.integers(2, 5))]
     if task != "composition":
         return [1] if task in ("single_object", "colors") else [1, 1]
+    if things is not None:
+        return _shared_out(rng, things)
     counts = [1] * int(rng.choice(list(entity_rates), p=list(entity_rates.values())))
     for i in range(len(counts)):
         if rng.random() < MORE_RATE:
             counts[i] += int(rng.integers(0, min(3, MAX_OBJECTS - sum(counts)) + 1))
     return counts
+
+
+def _shared_out(rng: np.random.Generator, things: int) -> list[int]:
+    # Each thing joins the entity before it or is the first of the next one.
+    counts = [1]
+    for joins in rng.random(things - 1) < MORE_RATE:
+        if joins and counts[-1] < MOST:
+            counts[-1] += 1
+        else:
+            counts.append(1)
+    return [counts[i] for i in rng.permutation(len(counts))]
 
 
 def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[list[Cells], tuple[Relation, ...]]:
@@ -161,7 +177,11 @@ def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
 
 
 def sample_graph(
-    rng: np.random.Generator, task: str, split: str = "train", entity_rates: Mapping[int, float] = ENTITY_RATES
+    rng: np.random.Generator,
+    task: str,
+    split: str = "train",
+    entity_rates: Mapping[int, float] = ENTITY_RATES,
+    things: int | None = None,
 ) -> SceneGraph:
     """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
 
@@ -173,15 +193,19 @@ def sample_graph(
         "test": what the prompt says holds a held-out pair or triple, if the task is ``colors``, ``position``,
         ``color_attr`` or ``composition``; others as "train".
       entity_rates: probability of each number of entities, 1 to ``MAX_OBJECTS``, in a composition.
+      things: how many things the entities of a composition are together, 1 to ``MAX_OBJECTS``; then ``entity_rates``
+        do not count.
 
     Raises:
-      ValueError: the task or split is unknown, or ``entity_rates`` are no probabilities of such numbers.
+      ValueError: the task or split is unknown, or ``entity_rates`` or ``things`` are of other numbers.
     """
     if task not in TASKS or split not in ("train", "test"):
         raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
     if not entity_rates.keys() <= set(range(1, MAX_OBJECTS + 1)):
         raise ValueError(f"entity_rates are for {sorted(entity_rates)} entities; a scene has 1 to {MAX_OBJECTS}")
-    counts = _counts(rng, task, entity_rates)
+    if things is not None and not 1 <= things <= MAX_OBJECTS:
+        raise ValueError(f"things={things}: a scene has 1 to {MAX_OBJECTS}")
+    counts = _counts(rng, task, entity_rates, things)
     layout, relations = _arrange(rng, task, counts)
     styles = _styles(rng, task, counts, layout)
     has_background = rng.random() < (0.75 if task == "composition" else 0.25)

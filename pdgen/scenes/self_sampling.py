@@ -16,9 +16,10 @@ from pdgen.scenes.held_out import held_out
 from pdgen.scenes.instruction import carry_out
 from pdgen.scenes.matching import aligned
 from pdgen.scenes.parse import parse_instruction
+from pdgen.scenes.prompts import make_story, placed
 from pdgen.scenes.settings import SUBSETS, Settings, SettingsError
 from pdgen.scenes.story import HELD_OUT, WRONG_PICTURE, Drawing, Rejected, Story, Teachers
-from pdgen.scenes.subsets import ATTEMPTS, Samples, is_positive, make_story, placed
+from pdgen.scenes.subsets import ATTEMPTS, Samples, is_positive
 from pdgen.scenes.teachers import Declined
 from pdgen.scenes.world import Scene, place
 

@@ -1,15 +1,19 @@
 """What a data set is made of: the keys of configs such as ``configs/data_shapes.py``."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from pdgen.scenes.endpoint import Settings as EndpointSettings
+from pdgen.scenes.graph import OPERATIONS
 from pdgen.scenes.kontext import Settings as KontextSettings
 from pdgen.scenes.sample import TASKS
+from pdgen.scenes.world import MAX_OBJECTS
 
-SUBSETS = ("multi_turn", "conflict", "alignment")
+# Random numbers depend on a subset's place in this list.
+SUBSETS = ("multi_turn", "conflict", "alignment", "text_to_image", "understand", "edit")
 # Mostly compositions, whose prompts are as long as the paper's; the rest are GenEval's tasks.
 TASK_SHARES = {
     "single_object": 0.01, "two_object": 0.01, "counting": 0.01, "colors": 0.01, "position": 0.01,
@@ -19,6 +23,12 @@ TASK_SHARES = {
 
 class SettingsError(ValueError):
     """A setting is out of range, or a stage lacks something; the line names the key and the remedy."""
+
+
+THING_SHARES = (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)
+WORDING_SHARES = {"prompt": 0.6, "description": 0.25, "caption": 0.15}
+QUESTION_SHARES = {"caption": 0.25, "places": 0.15, "color": 0.12, "count": 0.14, "place": 0.12, "check": 0.22}
+OPERATION_SHARES = {"add": 0.25, "modify": 0.2, "swap": 0.1, "move": 0.15, "replace": 0.15, "remove": 0.15}
 
 
 def _check_count(name: str, value: int) -> None:
@@ -87,6 +97,77 @@ class Alignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_count("alignment.negative", self.negative)
 
 
+def _check_shares(name: str, shares: dict[str, float], keys: Sequence[str]) -> None:
+    for key, share in shares.items():
+        if key not in keys or not (math.isfinite(share) and share >= 0):
+            raise SettingsError(f"{name}: {key}={share}: expected a share of one of {', '.join(keys)}")
+    if not sum(shares.values()) > 0:
+        raise SettingsError(f"{name}: the shares sum to 0")
+
+
+def _check_numbers(name: str, shares: tuple[float, ...]) -> None:
+    if not 1 <= len(shares) <= MAX_OBJECTS or min(shares) < 0 or not sum(shares) > 0:
+        raise SettingsError(f"{name}={shares}: expected up to {MAX_OBJECTS} shares that do not sum to 0")
+
+
+class TextToImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prompt and its picture at once, as the base model draws. ``tasks`` are those of the whole data set.
+
+    Attributes:
+      count: samples.
+      things: shares of compositions, descriptions and captions of 1, 2, ... things.
+      wordings: shares of texts. "prompt": as a user asks; "description": as a plan describes the whole scene;
+        "caption": as an answer describes the picture.
+    """
+
+    count: int = 0
+    things: tuple[float, ...] = THING_SHARES
+    wordings: dict[str, float] = msgspec.field(default_factory=lambda: dict(WORDING_SHARES))
+
+    def __post_init__(self) -> None:
+        _check_count("text_to_image.count", self.count)
+        _check_numbers("text_to_image.things", self.things)
+        _check_shares("text_to_image.wordings", self.wordings, tuple(WORDING_SHARES))
+
+
+class Understand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture, a question and its answer.
+
+    Attributes:
+      count: samples.
+      things: shares of pictures of 1, 2, ... things.
+      questions: shares of ``questions.KINDS``.
+    """
+
+    count: int = 0
+    things: tuple[float, ...] = THING_SHARES
+    questions: dict[str, float] = msgspec.field(default_factory=lambda: dict(QUESTION_SHARES))
+
+    def __post_init__(self) -> None:
+        _check_count("understand.count", self.count)
+        _check_numbers("understand.things", self.things)
+        _check_shares("understand.questions", self.questions, tuple(QUESTION_SHARES))
+
+
+class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture, an instruction and the changed picture.
+
+    Attributes:
+      count: samples.
+      things: shares of scenes of 1, 2, ... things; what is removed or still to be added is one more or less.
+      operations: shares of ``graph.OPERATIONS``.
+    """
+
+    count: int = 0
+    things: tuple[float, ...] = THING_SHARES
+    operations: dict[str, float] = msgspec.field(default_factory=lambda: dict(OPERATION_SHARES))
+
+    def __post_init__(self) -> None:
+        _check_count("edit.count", self.count)
+        _check_numbers("edit.things", self.things)
+        _check_shares("edit.operations", self.operations, OPERATIONS)
+
+
 class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who paints, judges and writes.
 
@@ -153,6 +234,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     multi_turn: MultiTurn = MultiTurn()
     conflict: Conflict = Conflict()
     alignment: Alignment = Alignment()
+    text_to_image: TextToImage = TextToImage()
+    understand: Understand = Understand()
+    edit: Edit = Edit()
     teachers: TeacherSettings = TeacherSettings()
 
     def __post_init__(self) -> None:
@@ -160,21 +244,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name}={getattr(self, name)}: at least {least} is needed")
         _check_rate("rewritten", self.rewritten)
-        for task, share in self.tasks.items():
-            if task not in TASKS or not (math.isfinite(share) and share >= 0):
-                raise SettingsError(f"tasks: {task}={share}: expected a share of one of {', '.join(TASKS)}")
-        if not sum(self.tasks.values()) > 0:
-            raise SettingsError("tasks: the shares sum to 0")
-        if self.entities and (min(self.entities) < 0 or not sum(self.entities) > 0 or len(self.entities) > 6):
-            raise SettingsError(f"entities={self.entities}: expected up to 6 shares that do not sum to 0")
+        _check_shares("tasks", self.tasks, TASKS)
+        if self.entities:
+            _check_numbers("entities", self.entities)
         if self.multi_turn.fault_rate and self.teachers.painter != "shapes":
             raise SettingsError("multi_turn.fault_rate: only shapes world can draw a faulty draft; set it to 0")
 
     def counts(self, subset: str) -> tuple[int, int]:
-        """(samples, positive ones among them) of a subset; multi-turn samples are not told apart."""
-        if subset == "multi_turn":
-            return self.multi_turn.count, 0
+        """(samples, positive ones among them) of a subset; most do not tell them apart and have none."""
         part = getattr(self, subset)
+        if "count" in part.__struct_fields__:
+            return part.count, 0
         return part.positive + part.negative, part.positive
 
     def of(self, subset: str) -> dict[str, Any]:
@@ -201,6 +281,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "alignment: only shapes world can corrupt scenes; "
                 "name a GenRef archive by --config.alignment.archive=TAR"
             )
+        if subset in ("text_to_image", "understand", "edit") and needs_scenes:
+            return f"{subset}: only shapes world knows what its pictures show; set --config.{subset}.count=0"
         unexplained = self.alignment.archive and self.alignment.positive and self.teachers.judge == "exact"
         if subset == "alignment" and unexplained:
             return (
@@ -229,7 +311,7 @@ def scaled(settings: Settings, factor: float, count: int | None = None) -> Setti
     changed = {}
     for subset in SUBSETS:
         part = getattr(settings, subset)
-        keys = ("count",) if subset == "multi_turn" else ("positive", "negative")
+        keys = [key for key in ("count", "positive", "negative") if key in part.__struct_fields__]
         changed[subset] = msgspec.structs.replace(part, **{key: round(getattr(part, key) * factor) for key in keys})
     new = msgspec.structs.replace(settings, **changed)
     if not any(new.counts(subset)[0] for subset in SUBSETS):

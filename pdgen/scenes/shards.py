@@ -1,4 +1,4 @@
-"""Shards of the three subsets: who is hired for them, and how each shard comes to its records and latents."""
+"""Shards of the subsets: who is hired for them, and how each shard comes to its records and latents."""
 
 import dataclasses
 import functools
@@ -22,11 +22,12 @@ from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.kontext import KontextPainter
 from pdgen.scenes.leaks import leak
 from pdgen.scenes.painter import ShapesPainter
+from pdgen.scenes.prompts import read_prompts
 from pdgen.scenes.remote_teachers import EndpointJudge, EndpointWriter
 from pdgen.scenes.self_sampling import PlanWriter, self_sampled
 from pdgen.scenes.settings import Conflict, Settings
 from pdgen.scenes.story import Teachers
-from pdgen.scenes.subsets import Samples, make_samples, read_prompts
+from pdgen.scenes.subsets import Samples, make_samples
 from pdgen.scenes.teachers import Picture, Stroke
 from pdgen.scenes.world import PLACEMENTS
 from pdgen.scenes.writer import RulesWriter

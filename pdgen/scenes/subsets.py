@@ -1,8 +1,9 @@
-"""The three subsets of the method's training data, sample by sample.
+"""The subsets of training data, sample by sample: the method's three, and what the base model learns before them.
 
-    multi_turn   whole trajectories; some drafts are faulty, inspected and refined
-    conflict     plans that contradict the prompt, analysed and rewritten; and plans that are right, if incomplete
-    alignment    drafts that do not show what was planned, analysed and refined; and drafts that do
+    multi_turn      whole trajectories; some drafts are faulty, inspected and refined
+    conflict        plans that contradict the prompt, analysed and rewritten; and plans that are right, if incomplete
+    alignment       drafts that do not show what was planned, analysed and refined; and drafts that do
+    text_to_image, understand, edit: see ``base_tasks``
 
 No sample of shapes world says or shows, in any text or picture, right or wrong, what ``held_out`` keeps from training.
 
@@ -21,24 +22,17 @@ from typing import NamedTuple
 import numpy as np
 
 from pdgen.interleave.trajectory import Record
-from pdgen.scenes import language
+from pdgen.scenes import base_tasks, language
 from pdgen.scenes.differences import differences
 from pdgen.scenes.faults import corrupt
-from pdgen.scenes.graph import COLORS, Entity, SceneError, SceneGraph, Step
-from pdgen.scenes.grow import grow
-from pdgen.scenes.held_out import held_out
-from pdgen.scenes.leaks import leak
+from pdgen.scenes.graph import Entity, SceneGraph, Step
 from pdgen.scenes.matching import renamed
-from pdgen.scenes.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite
-from pdgen.scenes.sample import ENTITY_RATES, prompt_graph, sample_graph
+from pdgen.scenes.prompts import OTHER_WORDS, PROMPT_TASK, make_story, placed
+from pdgen.scenes.rewrite import SHAPES_VOCABULARY, rewrite
 from pdgen.scenes.settings import SUBSETS, Settings, SettingsError
-from pdgen.scenes.story import HELD_OUT, WRONG_PICTURE, Drawing, Rejected, Story, Teachers
-from pdgen.scenes.teachers import Declined
-from pdgen.scenes.world import place
+from pdgen.scenes.story import WRONG_PICTURE, Drawing, Rejected, Story, Teachers
 
 ATTEMPTS = 200  # at one sample; more means that the settings ask for what cannot be made
-PROMPT_TASK = "prompt"  # of samples whose prompts come from a file
-_OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
 _COUNT_RATE = 0.2  # of the conflicts that are about numbers
 _TRIES = 30  # drafts looked at for one with a wrong number
 
@@ -50,81 +44,10 @@ class Samples(NamedTuple):
     rejected: collections.Counter[str]
 
 
-def read_prompts(path: str) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are none.
-
-    Raises:
-      SettingsError: the file cannot be read or has no prompt.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            prompts = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        raise SettingsError(f"teachers.prompts: {path}: {fault}") from None
-    if not prompts:
-        raise SettingsError(f"teachers.prompts: {path}: holds no prompt")
-    return prompts
-
-
 def is_positive(settings: Settings, subset: str, number: int) -> bool:
     """Whether a sample is one of the subset's positive ones, which are spread evenly."""
     count, positive = settings.counts(subset)
     return (number + 1) * positive // count > number * positive // count
-
-
-def _asked(
-    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None
-) -> tuple[str, str, SceneGraph, SceneGraph]:
-    """(task, prompt, what it asks for, the whole scene)."""
-    if prompt is not None:
-        _refuse_leak(settings, prompt)  # before a writer is paid for reading it
-        try:
-            graph = teachers.writer.parse(prompt)
-        except Declined:
-            raise Rejected("prompt not understood") from None
-        return PROMPT_TASK, prompt, graph, graph
-    tasks, shares = zip(*settings.tasks.items())
-    task = tasks[rng.choice(len(tasks), p=np.array(shares) / sum(shares))]
-    rates = ENTITY_RATES
-    if settings.entities:
-        rates = {n: share / sum(settings.entities) for n, share in enumerate(settings.entities, 1)}
-    graph = sample_graph(rng, task, entity_rates=rates)
-    asked = prompt_graph(rng, graph, task)
-    # Of one or two things a prompt is as short as GenEval's.
-    text = language.prompt(rng, asked, task if len(asked.entities) > 2 else "short")
-    _refuse_leak(settings, text)
-    return task, text, asked, graph
-
-
-def _refuse_leak(settings: Settings, prompt: str) -> None:
-    if not settings.allow_leaks and leak(prompt):
-        raise Rejected("benchmark prompt")
-
-
-def make_story(
-    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None = None, rewritten: float = 0.0
-) -> Story:
-    """A story from a prompt of a file, or from a random scene. Raises Rejected."""
-    task, text, asked, graph = _asked(rng, settings, teachers, prompt)
-    vocabulary = SHAPES_VOCABULARY if prompt is None else _OTHER_WORDS
-    steps = grow(rng, graph, settings.max_images)
-    steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
-    return placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
-
-
-def placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
-    """The story with its scenes laid out, if the painter draws such. Raises Rejected, also of what is held out."""
-    scenes: Sequence = [None] * len(story.steps)
-    if teachers.placement:
-        if any(map(held_out, (story.asked, *(step.graph for step in story.steps)))):
-            raise Rejected(HELD_OUT)
-        try:
-            scenes = place(rng, story.steps, teachers.placement)
-        except SceneError:
-            raise Rejected("not a scene of shapes world") from None
-        if scenes is None:
-            raise Rejected("no layout found")
-    return Story(story.task, story.prompt, story.asked, story.steps, tuple(scenes))
 
 
 def multi_turn(
@@ -237,7 +160,7 @@ def _contradictions(asked: SceneGraph, said: SceneGraph) -> list[str]:
 
 def _wrong_words(rng: np.random.Generator, settings: Settings, teachers: Teachers, story: Story) -> _Found:
     """What a rewritten story draws first and puts right later is a wrong plan, if it contradicts the prompt."""
-    vocabulary = _OTHER_WORDS if story.task == PROMPT_TASK else SHAPES_VOCABULARY
+    vocabulary = OTHER_WORDS if story.task == PROMPT_TASK else SHAPES_VOCABULARY
     steps = rewrite(rng, story.steps, 1.0, vocabulary, max_images=settings.max_images)
     right = next((n for n, step in enumerate(steps) if step.operation != "add"), None)
     if right is None:
@@ -280,7 +203,10 @@ def _wrong_number(rng: np.random.Generator, teachers: Teachers, story: Story) ->
     return _Found(story, number, Step("add", step.entities, graph), draft, graph)
 
 
-MAKERS = {"multi_turn": multi_turn, "conflict": conflict, "alignment": alignment}
+MAKERS = {
+    "multi_turn": multi_turn, "conflict": conflict, "alignment": alignment,
+    "text_to_image": base_tasks.text_to_image, "understand": base_tasks.understand, "edit": base_tasks.edit,
+}  # fmt: skip
 
 
 def _prompt(rng: np.random.Generator, prompts: Sequence[str], turn: int, attempt: int) -> str:

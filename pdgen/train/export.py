@@ -22,6 +22,7 @@ from flax import traverse_util
 from pdgen.convert.arrays import short
 from pdgen.convert.errors import CheckpointError
 from pdgen.convert.pdgen_checkpoint import TOKENIZER, is_checkpoint, write_checkpoint
+from pdgen.convert.shipped import SHIPPED, shipped_checkpoint, shipped_name
 from pdgen.convert.torch_checkpoint import WHOLE_TOKENIZERS, is_bagel_folder
 from pdgen.files import Say, new_file, to_stderr
 from pdgen.train.base import load_base
@@ -41,7 +42,8 @@ def is_run(path: pathlib.Path) -> bool:
 def find_checkpoint(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
     """The pdgen checkpoint at ``path``: the folder itself, or the export of a training run's newest whole step.
 
-    That export is written first where it is absent or older.
+    That export is written first where it is absent or older. A folder that does not exist may be the name of a model
+    that the package brings along, one of ``SHIPPED``.
 
     Raises:
       CheckpointError: there is none, or it has no tokenizer; one line says what to do.
@@ -49,7 +51,10 @@ def find_checkpoint(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.P
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; name a pdgen checkpoint or the workdir of a training run")
+        if name := shipped_name(path):
+            return shipped_checkpoint(name)
+        raise CheckpointError(f"{path}: no such folder; name a pdgen checkpoint, the workdir of a training run, or "
+                              f"{' or '.join(SHIPPED)}")  # fmt: skip
     if is_bagel_folder(path):
         raise CheckpointError(f"{path}: is a BAGEL folder; convert it first: "
                               f"python launch/convert.py --source={path} --target=NEW_FOLDER")  # fmt: skip

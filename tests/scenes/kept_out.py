@@ -74,11 +74,16 @@ def scanned(text):
 def of_plan(text):
     """The pairs and triples of a plan, by the judge's own reader; a change of what is named by it counts as said."""
     words, description = parse_plan(text)
+    return of_graph(parse(description)) | of_instruction(words)
+
+
+def of_instruction(words):
+    """The pairs and triples of an instruction and of what it makes of the things that it names."""
     instruction = parse_instruction(words)
     after = set()
     if instruction.operation in ("modify", "swap", "move"):
         after = of_graph(carry_out(instruction.graph, instruction))
-    return of_graph(parse(description)) | of_graph(instruction.graph) | after
+    return of_graph(instruction.graph) | after
 
 
 def of_picture(png):

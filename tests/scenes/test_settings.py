@@ -7,7 +7,18 @@ import msgspec
 import pytest
 
 from pdgen.scenes.endpoint import Settings as EndpointSettings
-from pdgen.scenes.settings import SUBSETS, Alignment, Conflict, MultiTurn, Settings, TeacherSettings, scaled
+from pdgen.scenes.settings import (
+    SUBSETS,
+    Alignment,
+    Conflict,
+    Edit,
+    MultiTurn,
+    Settings,
+    TeacherSettings,
+    TextToImage,
+    Understand,
+    scaled,
+)
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ENDPOINT = EndpointSettings(url="http://host/v1", model="m", cache="c")
@@ -25,22 +36,29 @@ def read(name):
 @pytest.mark.parametrize("name", ["data_shapes", "data_bagel"])
 def test_the_configs_have_the_papers_counts(name):
     settings = read(name)
-    assert [settings.counts(s) for s in SUBSETS] == [(32012, 0), (15201, 6905), (15000, 5000)]
-    assert [settings.lacking(s) for s in SUBSETS] == [None] * 3
+    assert [settings.counts(s) for s in SUBSETS] == [(32012, 0), (15201, 6905), (15000, 5000), *[(0, 0)] * 3]
+    assert [settings.lacking(s) for s in SUBSETS[:3]] == [None] * 3
     tenth = scaled(settings, 0.1)
-    assert [tenth.counts(s)[0] for s in SUBSETS] == [3201, 1520, 1500]
+    assert [tenth.counts(s)[0] for s in SUBSETS] == [3201, 1520, 1500, 0, 0, 0]
 
 
 def test_the_small_config_has_multi_turn_samples_alone():
     small = read("data_shapes_small")
-    assert [small.counts(s)[0] for s in SUBSETS] == [8000, 0, 0]
+    assert [small.counts(s)[0] for s in SUBSETS] == [8000, 0, 0, 0, 0, 0]
     assert scaled(small, 0.5).counts("multi_turn") == (4000, 0)
+
+
+def test_the_base_config_has_what_the_base_model_learns_alone():
+    base = read("data_shapes_base")
+    assert [base.counts(s)[0] for s in SUBSETS] == [0, 0, 0, 60000, 25000, 25000]
+    assert [base.lacking(s) for s in SUBSETS] == [None] * 6
+    assert scaled(base, 1, 11).counts("edit") == (2, 0)
 
 
 def test_a_count_is_shared_out_in_proportion():
     settings = Settings(multi_turn=MultiTurn(30), conflict=Conflict(10, 20), alignment=Alignment(10, 30))
-    assert [scaled(settings, 1, 10).counts(s) for s in SUBSETS] == [(3, 0), (3, 1), (4, 1)]
-    assert [scaled(settings, 0.5, 20).counts(s) for s in SUBSETS] == [(3, 0), (3, 1), (4, 1)]
+    assert [scaled(settings, 1, 10).counts(s) for s in SUBSETS[:3]] == [(3, 0), (3, 1), (4, 1)]
+    assert [scaled(settings, 0.5, 20).counts(s) for s in SUBSETS[:3]] == [(3, 0), (3, 1), (4, 1)]
 
 
 @pytest.mark.parametrize(("factor", "count", "words"), [
@@ -70,6 +88,12 @@ def test_scales_that_leave_nothing_are_refused(factor, count, words):
     (lambda: Conflict(negative=-1), "conflict.negative=-1"),
     (lambda: Conflict(temperature=-1), "conflict.temperature=-1"),
     (lambda: Alignment(positive=-1), "alignment.positive=-1"),
+    (lambda: TextToImage(count=-1), "text_to_image.count=-1 is below 0"),
+    (lambda: TextToImage(things=(1,) * 7), "text_to_image.things=.*expected up to 6 shares"),
+    (lambda: TextToImage(wordings={"poem": 1}), "text_to_image.wordings: poem=1: expected a share of one of prompt"),
+    (lambda: Understand(things=()), "understand.things="),
+    (lambda: Understand(questions={"caption": 0}), "understand.questions: the shares sum to 0"),
+    (lambda: Edit(operations={"add": -1}), "edit.operations: add=-1"),
     (lambda: TeacherSettings(redraws=-1), "teachers.redraws=-1"),
     (lambda: TeacherSettings(judge="endpoint"), "teachers.endpoint is missing"),
     (lambda: TeacherSettings(painter="kontext"), "teachers.prompts is missing"),
@@ -87,6 +111,8 @@ def test_each_stage_says_what_it_lacks():
     assert "needs a checkpoint" in alone.lacking("conflict") and alone.lacking("multi_turn") is None
     assert Settings(conflict=Conflict(variant="self", checkpoint="out/nano")).lacking("conflict") is None
     assert "GenRef archive" in Settings(teachers=REAL, multi_turn=NO_FAULTS).lacking("alignment")
+    for subset in ("text_to_image", "understand", "edit"):
+        assert f"--config.{subset}.count=0" in Settings(teachers=REAL, multi_turn=NO_FAULTS).lacking(subset)
     archive = Alignment(archive="genref")
     assert Settings(teachers=REAL, multi_turn=NO_FAULTS, alignment=archive).lacking("alignment") is None
     assert "judge=endpoint" in Settings(alignment=archive).lacking("alignment")

@@ -14,9 +14,10 @@ from pdgen.scenes.graph import SceneGraph, implies
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.painter import ShapesPainter
 from pdgen.scenes.parse import parse
+from pdgen.scenes.prompts import PROMPT_TASK, read_prompts
 from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError
 from pdgen.scenes.story import Teachers
-from pdgen.scenes.subsets import PROMPT_TASK, is_positive, make_sample, make_samples, read_prompts
+from pdgen.scenes.subsets import is_positive, make_sample, make_samples
 from pdgen.scenes.teachers import Verdict
 from pdgen.scenes.writer import RulesWriter
 from tests.shapes import ASSUMED, EXACT, Trusting

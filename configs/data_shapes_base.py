@@ -1,0 +1,36 @@
+"""What the base model of shapes world learns: pictures of prompts, questions about pictures, and edits.
+
+python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
+
+Comes to 110,000 records: 60,000 prompts with pictures, 25,000 questions with answers, 25,000 edits. Look at
+out/base_data/index.html.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The keys are those of ``pdgen.scenes.settings.Settings``."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 64
+    config.shard_size = 500
+    config.latents = True
+    config.tasks = ml_collections.ConfigDict(
+        {
+            "single_object": 0.08,
+            "two_object": 0.08,
+            "counting": 0.08,
+            "colors": 0.08,
+            "position": 0.08,
+            "color_attr": 0.08,
+            "composition": 0.52,
+        }
+    )
+    config.text_to_image = ml_collections.ConfigDict({"count": 60000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
+    config.understand = ml_collections.ConfigDict({"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
+    config.edit = ml_collections.ConfigDict({"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
+    config.multi_turn = ml_collections.ConfigDict({"count": 0})
+    config.conflict = ml_collections.ConfigDict({"positive": 0, "negative": 0})
+    config.alignment = ml_collections.ConfigDict({"positive": 0, "negative": 0})
+    return config

@@ -1,0 +1,192 @@
+"""What the base model learns: records that keep their grammar, and show and say what they tell."""
+
+import collections
+import io
+
+import msgspec
+import numpy as np
+import PIL.Image
+import pytest
+
+from pdgen.assets import shapes_folder
+from pdgen.config import SHAPES_NANO
+from pdgen.data.latents import add_latents
+from pdgen.interleave.layout import VitSegment
+from pdgen.interleave.segments import record_segments
+from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.interleave.trajectory import Image, check_grammar, decode_record, encode_record
+from pdgen.report.dataset import browser_chunk, dataset_page, summarise
+from pdgen.scenes.detect import background, detect
+from pdgen.scenes.graph import OPERATIONS, SceneGraph, Step
+from pdgen.scenes.instruction import carry_out, instruct
+from pdgen.scenes.judge import ExactJudge
+from pdgen.scenes.leaks import leak
+from pdgen.scenes.painter import ShapesPainter
+from pdgen.scenes.parse import canonical, parse, parse_instruction
+from pdgen.scenes.picture_check import check_promises, check_untouched, read
+from pdgen.scenes.sample import TASKS
+from pdgen.scenes.settings import Edit, Settings, TextToImage, Understand
+from pdgen.scenes.story import Teachers
+from pdgen.scenes.subsets import make_sample, make_samples
+from pdgen.scenes.world import violations
+from pdgen.scenes.writer import RulesWriter
+from tests.scenes.kept_out import kept_out, of_graph, of_instruction, of_picture, scanned
+
+TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
+COUNT = 300
+SETTINGS = Settings(
+    tasks=dict.fromkeys(TASKS, 0.08) | {"composition": 0.5},
+    text_to_image=TextToImage(COUNT),
+    understand=Understand(COUNT),
+    edit=Edit(COUNT),
+)
+SUBSETS = {"text_to_image": "single_pass", "understand": "understand", "edit": "edit"}
+
+
+def pixels(segment):
+    return np.asarray(PIL.Image.open(io.BytesIO(segment.png)))
+
+
+def graph(data):
+    return msgspec.convert(data, SceneGraph)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Records of every subset."""
+    return {subset: make_samples(SETTINGS, TEACHERS, subset, range(COUNT)).records for subset in SUBSETS}
+
+
+@pytest.fixture(scope="module")
+def edits(made):
+    """(record, graph before, step) of every edit."""
+    told = [(r, r.scene["before"], r.scene["steps"]) for r in made["edit"]]
+    return [(record, graph(before), msgspec.convert(step, Step)) for record, before, (step,) in told]
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS])
+def test_records_are_grammatical_and_come_back(made, subset):
+    for number, record in enumerate(made[subset]):
+        check_grammar(record)
+        assert (record.id, record.source) == (f"{subset}-0-{number:06d}", subset)
+        assert record.complete and record.mode == SUBSETS[subset]
+        assert [s.target for s in record.segments] == [s.stage in ("answer", "sketch") for s in record.segments]
+        assert {pixels(s).shape for s in record.segments if isinstance(s, Image)} == {(64, 64, 3)}
+        assert decode_record(encode_record(record)).segments == record.segments
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS])
+def test_a_sample_depends_on_settings_subset_and_number_alone(made, subset):
+    again = [make_sample(SETTINGS, TEACHERS, subset, n)[0] for n in (7, 3)]
+    assert [encode_record(r) for r in again] == [encode_record(made[subset][n]) for n in (7, 3)]
+    other = make_samples(msgspec.structs.replace(SETTINGS, seed=1), TEACHERS, subset, range(3)).records
+    assert [r.segments for r in other] != [r.segments for r in made[subset][:3]]
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS])
+def test_nothing_held_out_is_said_or_shown(made, subset):
+    readers = {"text_to_image": lambda text: of_graph(parse(text)), "edit": of_instruction, "understand": scanned}
+    for record in made[subset]:
+        for segment in record.segments:
+            read_text = scanned if segment.stage == "answer" else readers[subset]
+            said = of_picture(segment.png) if isinstance(segment, Image) else read_text(segment.text)
+            assert not kept_out(said), (record.id, segment.stage)
+
+
+def test_a_picture_shows_what_its_prompt_asks_for(made):
+    tasks, wordings, things = collections.Counter(), collections.Counter(), collections.Counter()
+    for record in made["text_to_image"]:
+        prompt, image = record.segments
+        asked, picture = parse(prompt.text), pixels(image)
+        assert canonical(asked) == canonical(graph(record.scene["prompt_graph"]))
+        found = detect(picture)
+        assert check_promises(np.random.default_rng(0), read(found, background(picture), asked), asked) is None
+        assert not leak(prompt.text)
+        tasks[record.scene["task"]] += 1
+        wordings[record.scene["wording"]] += 1
+        things[len(found)] += 1
+    assert tasks.keys() == {*TASKS} and things.keys() == {1, 2, 3, 4, 5, 6}
+    assert wordings["prompt"] > wordings["description"] > wordings["caption"] > COUNT // 15
+
+
+def test_numbers_of_things_come_in_their_shares():
+    part = TextToImage(60, things=(0, 0, 1, 0, 0, 3), wordings={"description": 1})
+    settings = Settings(tasks={"composition": 1.0}, text_to_image=part)
+    records = make_samples(settings, TEACHERS, "text_to_image", range(60)).records
+    counted = collections.Counter(len(detect(pixels(r.segments[1]))) for r in records)
+    assert counted.keys() == {3, 6} and counted[6] > 35
+    assert {r.scene["wording"] for r in records} == {"description"}
+
+
+def test_questions_come_in_their_shares(made):
+    counted = collections.Counter(r.scene["task"] for r in made["understand"])
+    for kind, share in SETTINGS.understand.questions.items():
+        assert abs(counted[kind] / COUNT - share) < 0.08
+    checks = [r for r in made["understand"] if r.scene["task"] == "check"]
+    assert 0.3 < np.mean([r.scene["positive"] for r in checks]) < 0.7
+    for record in checks:
+        picture, said = pixels(record.segments[0]), graph(record.scene["prompt_graph"])
+        right = not violations(read(detect(picture), background(picture), said), said)
+        assert right == record.scene["positive"] == (record.segments[2].text == "Yes.")
+
+
+def test_an_edit_does_what_it_says_and_nothing_else(edits):
+    rng, counted = np.random.default_rng(0), collections.Counter()
+    for record, before, step in edits:
+        given, prompt, image = record.segments
+        old, new = ((p, detect(p)) for p in (pixels(given), pixels(image)))
+        for (picture, found), shown in ((old, before), (new, step.graph)):
+            assert check_promises(rng, read(found, background(picture), shown), shown) is None
+        assert parse_instruction(prompt.text).operation == step.operation
+        instruction = instruct(before, step)
+        assert canonical(carry_out(before, instruction)) == canonical(step.graph)
+        assert check_untouched(rng, instruction, old, new) is None
+        changed = (old[0] != new[0]).any(-1)
+        assert changed.any()
+        for one in (*old[1], *new[1]):
+            same = next((o for o in (old, new)[one in old[1]][1] if o == one), None)
+            left, top, right, bottom = (2 * v for v in one.box)
+            if same is None:
+                changed[top:bottom, left:right] = False
+        assert not changed.any(), record.id
+        counted[step.operation] += 1
+    assert counted.keys() == {*OPERATIONS}
+    for operation, share in SETTINGS.edit.operations.items():
+        assert abs(counted[operation] / COUNT - share) < 0.08
+
+
+def test_pictures_that_are_only_looked_at_have_no_latents(made):
+    pictures = []
+
+    def encode(batch):
+        pictures.extend(batch)
+        return (np.zeros((len(batch), 8, 8, 16), np.float32),) * 2
+
+    looked_at, *drawn = (made[subset][0] for subset in ("understand", "edit", "text_to_image"))
+    filled = add_latents([looked_at, *drawn], encode)
+    assert filled[0] == looked_at and len(pictures) == 3
+    assert all(s.latent_shape == (8, 8, 16) for r in filled[1:] for s in r.segments if isinstance(s, Image))
+    segments = record_segments(looked_at, load_tokenizer(shapes_folder()), SHAPES_NANO)
+    assert isinstance(segments[0], VitSegment) and [s.loss for s in segments[1:]] == [False, True]
+
+
+def test_prompts_of_a_file_are_drawn_asked_about_and_edited():
+    prompt = "a green square and a blue circle"
+    settings = Settings(text_to_image=TextToImage(2), understand=Understand(2), edit=Edit(2))
+    for subset in SUBSETS:
+        for record in make_samples(settings, TEACHERS, subset, range(2), [prompt]).records:
+            told = record.scene.get("graph") or record.scene["steps"][-1]["graph"]
+            assert canonical(graph(told)) == canonical(parse(prompt))
+
+
+def test_the_page_of_a_data_set_shows_them(made):
+    """An edit counts its operation, a question its kind; what is answered is shown."""
+    summaries = {subset: summarise(records) for subset, records in made.items()}
+    assert summaries["understand"].images == {0: COUNT} and summaries["edit"].images == {1: COUNT}
+    assert summaries["understand"].tasks.keys() == {*SETTINGS.understand.questions}
+    assert summaries["edit"].operations.keys() == {*OPERATIONS}
+    facts = {"rejected": {}, "leaks": {"exact": 0, "normalised": 0, "records": []}, "versions": {}}
+    page = dataset_page("base", summaries, facts, {})
+    assert all(subset in page for subset in SUBSETS)
+    chunk = browser_chunk("understand-00000", made["understand"][:1])
+    assert made["understand"][0].segments[2].text in chunk and '"stage":"answer"' in chunk
