@@ -9,9 +9,14 @@ gives each a pack of its share of the samples, as training does with ``JAX_NUM_C
 the threads to XLA. Needs the extra ``test``.
 """
 
+import dataclasses
+import functools
+import importlib.util
 import os
+import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +31,15 @@ from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, preset
+from pdgen.data.loader import loader
 from pdgen.interleave import layout
 from pdgen.models import bagel
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
 from pdgen.train.loss import loss_sums, total_loss
+from pdgen.train.preflight import preflight
+from pdgen.train.run_config import RunConfig, read_run_config
+from pdgen.train.state import init_state, state_shardings
+from pdgen.train.step import run_key, train_step
 from tests.torch_reference import cases, packing
 from tests.torch_reference.bagel import Bagel
 
@@ -41,6 +51,8 @@ flags.DEFINE_integer("devices", 0, "devices that pdgen makes of them, a pack eac
 flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
 flags.DEFINE_enum("remat", "dots", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
 flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
+flags.DEFINE_string("config", None, "measure the steps of this run in place of a single pack beside PyTorch")
+flags.DEFINE_string("data", None, "data set of that run")
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
 PAD_TO = 64  # a stream's budget is a multiple of this, as a real pack's is
@@ -143,9 +155,79 @@ def measure(config: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def product_flops() -> float:
+    """float32 FLOP/s of large matrix products on all devices at once."""
+    devices, side = jax.devices(), 2048
+    mesh = jax.sharding.Mesh(devices, ("d",))
+    split = NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    x = jax.device_put(np.ones((len(devices), side, side), np.float32), split)
+    product = jax.jit(lambda x: jnp.einsum("dij,djk->dik", x, x), out_shardings=split)
+    seconds = time_alternately({"product": lambda: float(jax.block_until_ready(product(x))[0, 0, 0])}, FLAGS.rounds + 1)
+    return len(devices) * 2 * side**3 / statistics.median(seconds["product"][1:])
+
+
+def measure_run(run: RunConfig) -> dict[str, Any]:
+    """Runs some steps of a run as training does, its data made beside, and returns every number that is printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        base, source, mesh, config = preflight(run, pathlib.Path(folder) / "run", jax.devices())
+    with jax.set_mesh(mesh):
+        place = functools.partial(jax.device_put, device=NamedSharding(mesh, ROWS))
+        state = jax.jit(functools.partial(init_state, config), out_shardings=state_shardings(config, mesh))
+        state, key = state(jax.random.key(0)), run_key(run.seed, mesh)
+        batches = loader(base.config, source, base.tokenizer, run.loader, 0, run.num_steps)
+        step = jax.jit(functools.partial(train_step, config), donate_argnums=0)
+        start, seconds, sums = time.perf_counter(), [], []
+        for number, batch in enumerate(batches):
+            state, metrics = step(state, place(batch), key)
+            metrics = jax.device_get(metrics)
+            end = time.perf_counter()
+            if number > 1:  # the first two compile
+                seconds.append(end - start)
+                sums.append([float(metrics[name]) for name in ("images", "tokens", "flops")])
+            start = end
+    images, tokens, flops = np.sum(sums, axis=0) / np.sum(seconds)
+    peak = product_flops()
+    return {
+        "config": FLAGS.config, "threads": FLAGS.threads, "devices": len(jax.devices()), "steps": len(seconds),
+        "median_s": statistics.median(seconds), "images_per_second": images, "tokens_per_second": tokens,
+        "flops": flops, "product_flops": peak, "share_of_products": flops / peak, "draws": run.draws,
+        "optimizer": run.optimizer.name, "versions": versions("jax"), "cpu": cpu_name(), "load": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def read_run() -> RunConfig:
+    """The run of ``--config`` on ``--data``, a few steps long. Raises ValueError for a key that cannot be."""
+    spec = importlib.util.spec_from_file_location("config", FLAGS.config)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run = read_run_config(module.get_config().to_dict())
+    warmup = dataclasses.replace(run.optimizer, warmup_steps=1)
+    steps = 4 * FLAGS.rounds + 2
+    return dataclasses.replace(run, data=FLAGS.data or run.data, num_steps=steps, optimizer=warmup, workers=0)
+
+
+def report_run() -> None:
+    """Measures the run of ``--config`` and prints what came out."""
+    run = read_run()
+    use_cpus(FLAGS.threads, FLAGS.devices or FLAGS.threads, run.rows)
+    result = measure_run(run)
+    print(
+        f"{result['config']}: {result['images_per_second']:,.0f} noised images/s, {result['tokens_per_second']:,.0f} "
+        f"tokens/s, {result['median_s']:.3f} s a step (median of {result['steps']}), {result['threads']} CPUs"
+    )
+    print(
+        f"the model's operations: {result['flops'] / 1e9:.1f} GFLOP/s, {result['share_of_products']:.0%} of the "
+        f"{result['product_flops'] / 1e9:.0f} GFLOP/s of large products"
+    )
+    if FLAGS.json:
+        print(f"wrote {write_json(f'train_step_{pathlib.Path(FLAGS.config).stem}', result)}")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
+    if FLAGS.config:
+        return report_run()
     try:
         use_cpus(FLAGS.threads, FLAGS.devices or FLAGS.threads, FLAGS.samples)
         result = measure(preset(FLAGS.model))

@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The keys are those of ``pdgen.scenes.settings.Settings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.image_size = 32
+    config.image_size = 64
     config.shard_size = 250
     config.latents = True
     config.tasks = ml_collections.ConfigDict(

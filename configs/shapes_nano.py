@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "shapes_nano"
     config.num_steps = 14_000
     config.rows = 1
-    config.budgets = ml_collections.ConfigDict({"text": 240, "vit": 64, "vae": 448})
+    config.budgets = ml_collections.ConfigDict({"text": 480, "vit": 96, "vae": 192})
     config.seed = 0
     config.mesh = (1, -1, 1)
     config.ce_weight = 0.5

@@ -21,11 +21,12 @@ from pdgen.scenes.differences import differences
 from pdgen.scenes.faults import corrupt
 from pdgen.scenes.graph import COLORS, SceneGraph, Step
 from pdgen.scenes.grow import grow
-from pdgen.scenes.lexicon import NUMBERS, plural
+from pdgen.scenes.lexicon import NUMBERS, plural, sentence
 from pdgen.scenes.plan_check import inconsistency
+from pdgen.scenes.questions import KINDS, asker
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
-from pdgen.scenes.world import MAX_OBJECTS, SHAPES, place
+from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, place
 
 OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
 COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)
@@ -33,14 +34,18 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.", lower_boun
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 VOCAB_SIZE = 512
-MAX_WORDS = 225  # beside 262 bytes and controls, the tags and single characters
+MAX_WORDS = 226  # beside 262 bytes and controls, the tags and single characters
+RARE = 20  # how often each noun, colour, background and number is there at least, so that it is among them
 WORD = re.compile(r" ?[A-Za-z]+")
 CONTROL_SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
 def texts(seed: int, count: int) -> Iterator[str]:
-    """All texts of ``count`` random trajectories, a task after the other, with what may be said of their faults."""
-    yield f" {' '.join((*SHAPES, *map(plural, SHAPES), *COLORS, *NUMBERS[:MAX_OBJECTS]))}"  # none is too rare
+    """All texts of ``count`` random trajectories, a task after the other, and what may be said of their pictures."""
+    answers = [*COLORS, *BACKGROUNDS, *NUMBERS[:MAX_OBJECTS]]
+    for _ in range(RARE):
+        yield f" {' '.join((*SHAPES, *map(plural, SHAPES), *answers))}"
+        yield "\n".join(map(sentence, answers))
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         task = TASKS[number % len(TASKS)]
@@ -56,17 +61,25 @@ def texts(seed: int, count: int) -> Iterator[str]:
             if before is not None and (text := inconsistency(step.graph, before)) is not None:
                 yield text
             before = step.graph
-        yield from faults(rng, graph)
+        scenes = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
+        if scenes is not None:
+            yield fault(rng, graph, scenes[0])
+            yield from questions(rng, scenes[0])
 
 
-def faults(rng: np.random.Generator, graph: SceneGraph) -> Iterator[str]:
-    """What is said of a draft with a fault, where the scene can be drawn."""
-    ids = [e.id for e in graph.entities]
-    scenes = place(rng, [Step("add", tuple(ids), graph)])
-    if scenes is not None:
-        entity = int(rng.choice(ids))
-        draft, kind = corrupt(rng, scenes[0], graph, entity)
-        yield language.fault_of_draft(rng, kind, graph, entity, draft)
+def fault(rng: np.random.Generator, graph: SceneGraph, scene: Scene) -> str:
+    """What is said of a draft of the scene with a fault."""
+    entity = int(rng.choice([e.id for e in graph.entities]))
+    draft, kind = corrupt(rng, scene, graph, entity)
+    return language.fault_of_draft(rng, kind, graph, entity, draft)
+
+
+def questions(rng: np.random.Generator, scene: Scene) -> Iterator[str]:
+    """Questions of every kind that the scene allows, with their answers."""
+    for kind in KINDS:
+        question = asker(rng, kind)(scene)
+        if question is not None:
+            yield from (question.text, question.answer)
 
 
 def words(sentences: Iterable[str]) -> list[str]:

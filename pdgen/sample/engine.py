@@ -52,6 +52,7 @@ class Sampler:
       checkpoint, model_hash: written into trajectories.
       compute: dtype and tiles; by default the dtype that the parameters are stored in.
       mesh: over which parameters and rows are split; None = one device.
+      quick: compile sooner what then runs slower, for a few trajectories on a CPU; see ``Compiler``.
 
     Raises:
       ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
@@ -66,6 +67,7 @@ class Sampler:
         compute: ComputeConfig | None = None,
         model_hash: str = "",
         mesh: Mesh | None = None,
+        quick: bool = False,
     ) -> None:
         stored = params["model"]["language"]["head"]["kernel"].dtype.name
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
@@ -74,17 +76,22 @@ class Sampler:
         self.compute = compute or ComputeConfig(dtype=stored)
         self.automaton: Automaton = build_automaton(tokenizer, config.language.vocab_size)
         self.grammar = Grammar(jnp.asarray(self.automaton.table), jnp.asarray(self.automaton.closings))
-        self.compiler = Compiler()
+        self.compiler = Compiler(quick)
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | pathlib.Path, compute: ComputeConfig | None = None, mesh: Mesh | None = None
+        cls,
+        path: str | pathlib.Path,
+        compute: ComputeConfig | None = None,
+        mesh: Mesh | None = None,
+        quick: bool = False,
     ) -> "Sampler":
         """A sampler of the checkpoint at ``path``.
 
         Args:
-          path: a pdgen checkpoint, or the workdir of a training run that has exported one.
-          compute, mesh: as for the class.
+          path: a pdgen checkpoint, the workdir of a training run that has exported one, or the name of a model that
+            the package brings along: "shapes" or "shapes_base".
+          compute, mesh, quick: as for the class.
 
         Raises:
           CheckpointError, ConfigError, TokenizerError: there is no checkpoint, it is damaged or it has no
@@ -93,7 +100,7 @@ class Sampler:
         """
         loaded = checkpoints.load(path, mesh)
         return cls(
-            loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.model_hash, mesh
+            loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.model_hash, mesh, quick
         )
 
     def __call__(

@@ -2,6 +2,7 @@
 
 step_seconds         time of a step
 tokens_per_second    tokens of texts and images, without padding, over all devices
+images_per_second    noised images, each draw of noise counted
 mfu                  their FLOPs (``pdgen.train.flops``) over what the devices could do; absent for unknown ones
 data_wait            share of the time in which a batch was waited for and no step was under way
 memory_bytes         the most that one of the process's devices has held; on a CPU the process itself
@@ -21,8 +22,10 @@ import jax
 from pdgen.train.flops import peak_flops
 from pdgen.train.metrics import Metrics, present
 
-TIMED = ("step_seconds", "tokens_per_second", "mfu", "data_wait", "memory_bytes")  # metrics that differ from run to run
-_CHECKED = ("finite", "tokens", "flops")  # of every step
+# Metrics that differ from run to run.
+TIMED = ("step_seconds", "tokens_per_second", "images_per_second", "mfu", "data_wait", "memory_bytes")
+_SUMMED = ("tokens", "images", "flops")
+_CHECKED = ("finite", *_SUMMED)  # of every step
 
 T = TypeVar("T")
 
@@ -54,7 +57,7 @@ class Meter:
         self._last: Metrics = {}
         self._unchecked: list[tuple[int, Metrics]] = []
         self._began = 0.0
-        self._steps, self._tokens, self._flops, self._waited = 0, 0.0, 0.0, 0.0
+        self._steps, self._sums, self._waited = 0, dict.fromkeys(_SUMMED, 0.0), 0.0
         self.first: int | None = None
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -95,8 +98,7 @@ class Meter:
                 raise NotFiniteError(step, names)
             if step != self.first:
                 self._steps += 1
-                self._tokens += float(values["tokens"])
-                self._flops += float(values["flops"])
+                self._sums = {name: total + float(values[name]) for name, total in self._sums.items()}
         self._unchecked.clear()
 
     def line(self, step: int) -> dict[str, Any]:
@@ -104,13 +106,14 @@ class Meter:
         self.check()
         values = {name: value.item() for name, value in jax.device_get(self._last).items() if name not in _CHECKED}
         now = time.perf_counter()
-        if self._tokens:
+        if self._sums["tokens"]:
             seconds = now - self._began
-            values |= {"step_seconds": seconds / self._steps, "tokens_per_second": self._tokens / seconds,
-                       "data_wait": self._waited / seconds}  # fmt: skip
+            rates = {name: total / seconds for name, total in self._sums.items()}
+            values |= {"step_seconds": seconds / self._steps, "tokens_per_second": rates["tokens"],
+                       "images_per_second": rates["images"], "data_wait": self._waited / seconds}  # fmt: skip
             if self._peak:
-                values["mfu"] = self._flops / seconds / self._peak
-        self._began, self._steps, self._tokens, self._flops, self._waited = now, 0, 0.0, 0.0, 0.0
+                values["mfu"] = rates["flops"] / self._peak
+        self._began, self._steps, self._sums, self._waited = now, 0, dict.fromkeys(_SUMMED, 0.0), 0.0
         return {"step": step, **present(values), "memory_bytes": self._memory()}
 
     def _memory(self) -> int:

@@ -1,7 +1,7 @@
 """What a run tells about itself: computed within the step, fetched now and then, one line of JSON for each step logged.
 
 loss, ce, mse               of the step's batch; ce_weight is not in ce
-ce_plan .. ce_switch        by what the text target belongs to, ``layout.TARGETS``
+ce_plan .. ce_answer        by what the text target belongs to, ``layout.TARGETS``
 mse_0 .. mse_3              by timestep, from clean to noise, in bands of 1 / ``BANDS``
 *_targets                   the weight of each of these
 grad_norm, update_norm, param_norm and each with _und, _gen, _other
@@ -9,7 +9,7 @@ grad_norm, update_norm, param_norm and each with _und, _gen, _other
 learning_rate               of the step's update
 fill_text, fill_vit, fill_vae
                             share of the batch's slots that hold tokens
-step_seconds, tokens_per_second, mfu, data_wait, memory_bytes
+step_seconds, tokens_per_second, images_per_second, mfu, data_wait, memory_bytes
                             measured since the line before, see ``pdgen.train.meter``
 skipped_spikes              updates left out so far, see ``pdgen.train.spikes``
 
@@ -54,7 +54,7 @@ def norms(name: str, tree: Mapping[str, Any]) -> Metrics:
 
 
 def batch_metrics(config: ModelConfig, batch: Pack) -> Metrics:
-    """Fill of the streams; ``tokens`` without padding and the ``flops`` by which MFU is stated, float32 scalars."""
+    """Fill of the streams; ``tokens`` without padding, noised ``images``, and the ``flops`` of MFU, float32 scalars."""
     rows, slots = batch.k_end.shape
     real = batch.k_end > 0
     # A document's slots are one range from k_start on, and 1 + 3 + .. + (2 n - 1) = n ** 2.
@@ -66,7 +66,8 @@ def batch_metrics(config: ModelConfig, batch: Pack) -> Metrics:
         tokens[name], first = jnp.sum(real & inside, dtype=jnp.float32), first + size
     total = sum(tokens.values())
     fill = {f"fill_{name}": tokens[name] / (rows * size) for name, size in zip(STREAMS, sizes) if size}
-    return fill | {"tokens": total, "flops": model_flops(config, total, squares)}
+    images = jnp.sum(jnp.max(batch.vae_image, axis=1, initial=-1) + 1, dtype=jnp.float32)
+    return fill | {"tokens": total, "images": images, "flops": model_flops(config, total, squares)}
 
 
 def present(values: Mapping[str, float]) -> dict[str, float]:

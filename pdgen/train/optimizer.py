@@ -69,6 +69,8 @@ class OptimizerConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0 and below 1")
         for decay, dtype in (("b1", "mu_dtype"), ("b2", "nu_dtype")):
+            if getattr(self, dtype) != "float32" and self.name == "muon":
+                raise ValueError(f"{dtype} is {getattr(self, dtype)}, but Muon keeps float32; leave it out")
             if getattr(self, dtype) == "bfloat16" and 1 - getattr(self, decay) < BFLOAT16_ROUNDING:
                 raise ValueError(
                     f"{dtype} bfloat16 rounds away what {decay} {getattr(self, decay)} changes; use float32"
@@ -117,7 +119,10 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_steps: int, factors: Mapping[str, float], leaves: Mapping[str, Leaf]
+    config: OptimizerConfig,
+    num_steps: int,
+    factors: Mapping[str, float],
+    leaves: Mapping[str, Leaf] | None = None,
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW without decay, each parameter at its own factor of the learning rate.
 
@@ -125,11 +130,11 @@ def make_optimizer(
       config: the settings.
       num_steps: of the whole run, for the schedule.
       factors: of every parameter of the nested dict that is trained, by its "/"-joined name.
-      leaves: how each of them is declared; Muon takes the stacked matrices.
+      leaves: how each of them is declared, for Muon, which takes the stacked matrices.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        _scale_by_adam(config) if config.name == "adam" else _scale_by_muon(config, {n: leaves[n] for n in factors}),
+        _scale_by_adam(config) if config.name == "adam" else _scale_by_muon(config, factors, leaves),
         optax.stateless(lambda updates, _: _scaled(updates, factors)),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
     )
@@ -145,9 +150,12 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, adam.update)
 
 
-def _scale_by_muon(config: OptimizerConfig, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
+def _scale_by_muon(
+    config: OptimizerConfig, names: Iterable[str], leaves: Mapping[str, Leaf]
+) -> optax.GradientTransformation:
     """Muon on every layer's own matrices, outputs by inputs; Adam on vectors, embeddings, head and patch maps."""
-    matrices = {name: _matrix(leaf) if leaf.stacked and leaf.inputs else None for name, leaf in leaves.items()}
+    trained = {name: leaves[name] for name in names}
+    matrices = {name: _matrix(leaf) if leaf.stacked and leaf.inputs else None for name, leaf in trained.items()}
     return optax.contrib.muon(
         -1.0,  # it turns the sign as the last transformation of the chain does
         beta=config.b2, adam_b1=config.b1, adam_b2=config.b2, eps=config.eps, consistent_rms=MUON_RMS,

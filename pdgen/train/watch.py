@@ -118,7 +118,7 @@ class Watch:
         self._write(METRICS, line)
         shown = [f"{name} {line[name]:.3f}" for name in ("loss", "ce", "mse") if name in line]
         if "tokens_per_second" in line:
-            shown.append(f"{line['tokens_per_second']:,.0f} tokens/s")
+            shown.append(f"{line['tokens_per_second']:,.0f} tokens/s, {line['images_per_second']:,.0f} images/s")
         shown.append(f"MFU {line['mfu']:.1%}" if "mfu" in line else f"MFU unknown for {self.meter.device}")
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
 

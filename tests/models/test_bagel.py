@@ -49,14 +49,33 @@ def nano():
 
 
 def test_fresh_parameters(nano):
-    """Gaussians of 0.02, norms of 1, biases of 0; the layers of a stack differ."""
+    """Norms of 1, biases of 0, embeddings of 0.02, kernels scaled by fan-in; the layers of a stack differ.
+
+    What is added to the residual stream is smaller by sqrt(2 L); the velocity begins at 0.
+    """
+    language, vision = NANO.language, NANO.vision
+    heads = language.num_heads * language.head_dim
+    inputs = {
+        "vision/layers/attention/o": vision.hidden_size, "attention/o": heads, "latent_in": NANO.latent_dim,
+        "mlp/down": language.intermediate_size,
+        "time_embedder/fc1": NANO.time_frequency_dim, "connector/fc1": vision.hidden_size,
+        "patch_embedding": vision.patch_dim, "vision/layers/mlp/fc2": vision.intermediate_size,
+    }  # fmt: skip
     for path, leaf in traverse_util.flatten_dict(nano, sep="/").items():
         if path.endswith("/scale"):
             np.testing.assert_array_equal(leaf, 1, err_msg=path)
         elif path.endswith("/bias"):
             np.testing.assert_array_equal(leaf, 0, err_msg=path)
-        elif not path.endswith("/table"):
+        elif path == "latent_out/kernel":
+            np.testing.assert_array_equal(leaf, 0)
+        elif path.endswith("/embedding"):
             assert abs(np.std(leaf) / 0.02 - 1) < 0.05, path
+        elif not path.endswith("/table"):
+            width = vision.hidden_size if path.startswith("vision/") else language.hidden_size
+            expected = next((n for end, n in inputs.items() if path.endswith(f"{end}/kernel")), width) ** -0.5
+            if path.startswith("language/") and path.endswith(("attention/o/kernel", "mlp/down/kernel")):
+                expected *= (2 * language.num_layers) ** -0.5
+            assert abs(np.std(leaf) / expected - 1) < 0.05, path
     kernel = np.asarray(nano["language"]["layers"]["und"]["mlp"]["gate"]["kernel"])
     assert not np.array_equal(kernel[0], kernel[1])
     assert not np.array_equal(kernel, nano["language"]["layers"]["gen"]["mlp"]["gate"]["kernel"])

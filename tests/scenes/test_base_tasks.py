@@ -15,6 +15,7 @@ from pdgen.interleave.layout import VitSegment
 from pdgen.interleave.segments import record_segments
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image, check_grammar, decode_record, encode_record
+from pdgen.report.dataset import browser_chunk, dataset_page, summarise
 from pdgen.scenes.detect import background, detect
 from pdgen.scenes.graph import OPERATIONS, SceneGraph, Step
 from pdgen.scenes.instruction import carry_out, instruct
@@ -176,3 +177,16 @@ def test_prompts_of_a_file_are_drawn_asked_about_and_edited():
         for record in make_samples(settings, TEACHERS, subset, range(2), [prompt]).records:
             told = record.scene.get("graph") or record.scene["steps"][-1]["graph"]
             assert canonical(graph(told)) == canonical(parse(prompt))
+
+
+def test_the_page_of_a_data_set_shows_them(made):
+    """An edit counts its operation, a question its kind; what is answered is shown."""
+    summaries = {subset: summarise(records) for subset, records in made.items()}
+    assert summaries["understand"].images == {0: COUNT} and summaries["edit"].images == {1: COUNT}
+    assert summaries["understand"].tasks.keys() == {*SETTINGS.understand.questions}
+    assert summaries["edit"].operations.keys() == {*OPERATIONS}
+    facts = {"rejected": {}, "leaks": {"exact": 0, "normalised": 0, "records": []}, "versions": {}}
+    page = dataset_page("base", summaries, facts, {})
+    assert all(subset in page for subset in SUBSETS)
+    chunk = browser_chunk("understand-00000", made["understand"][:1])
+    assert made["understand"][0].segments[2].text in chunk and '"stage":"answer"' in chunk

@@ -15,7 +15,8 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.scenes import language
 from pdgen.scenes.graph import COLORS, PLACES
 from pdgen.scenes.lexicon import number, plural
-from pdgen.scenes.world import BACKGROUNDS, SHAPES
+from pdgen.scenes.questions import KINDS, asker
+from pdgen.scenes.world import BACKGROUNDS, SHAPES, place
 from tests.scenes.stories import story
 
 FOLDER = pathlib.Path(pdgen.__file__).parent / "assets" / "shapes"
@@ -28,18 +29,24 @@ def pieces():
 
 @pytest.fixture(scope="module")
 def texts():
-    """Prompts, plans and inspections of random stories."""
-    found = {"prompt": [], "plan": [], "agreement": []}
+    """Prompts, plans and inspections of random stories, and questions about their last pictures."""
+    found = {"prompt": [], "plan": [], "agreement": [], "question": [], "answer": []}
     for seed in range(700):
         rng, told = story(seed)
         found["prompt"].append(language.prompt(rng, told.asked, told.task))
         for before, step in told.pairs():
             found["plan"].append(language.plan(rng, before, step))
             found["agreement"].append(language.agreement(rng, before, step, told.asked))
+        for scene in (place(rng, told.steps) or ())[-1:]:
+            asked = [asker(rng, kind)(scene) for kind in KINDS]
+            found["question"] += [q.text for q in asked if q is not None]
+            found["answer"] += [q.answer for q in asked if q is not None]
     return found
 
 
-@pytest.mark.parametrize(("kind", "mean", "most"), [("prompt", 13, 80), ("plan", 31, 110), ("agreement", 19, 70)])
+@pytest.mark.parametrize(("kind", "mean", "most"), [
+    ("prompt", 13, 80), ("plan", 31, 110), ("agreement", 19, 70), ("question", 10, 30), ("answer", 15, 80),
+])  # fmt: skip
 def test_texts_are_short(pieces, texts, kind, mean, most):
     lengths = [len(pieces.encode(text)) for text in texts[kind]]
     assert np.mean(lengths) < mean
@@ -51,6 +58,7 @@ def test_every_word_is_one_piece(pieces, texts):
     words = set(re.findall(r" ?[A-Za-z]+", plain))
     words |= {f" {word}" for noun in SHAPES for word in (noun, plural(noun))}
     words |= {f" {word}" for phrase in (*COLORS, *PLACES, *BACKGROUNDS) for word in phrase.split()}
+    words |= {answer.split()[0].capitalize() for answer in (*COLORS, *BACKGROUNDS, "yes", "no", "none")}
     words |= {f" {number(count)}" for count in range(1, 7)} | {" <des>", "<ins>", "</ins>", "</des>", "</refine>"}
     assert [w for w in sorted(words) if len(pieces.encode(w)) != 1] == []
 

@@ -44,7 +44,7 @@ def make_pack(row):
     inspection = {"stage": "inspect", "refine": (1, 3)}
     documents = [
         [text(False), text(True), latent(6, True), latent(6, False), vit(5), text(True, **inspection), latent(9, True)],
-        [latent(4, False), vit(4), text(False), latent(7, True)][: 4 - row % 2],
+        [latent(4, False), vit(4), text(True, stage="answer"), latent(7, True)][: 4 - row % 2],
     ]
     layouts = [lay_out(segments, SWITCHES, CONFIG, balance_texts=True) for segments in documents]
     return assemble(layouts, BUDGETS, row)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from pdgen.assets import shapes_folder
-from pdgen.config import NANO, ComputeConfig
+from pdgen.config import SHAPES_NANO, ComputeConfig
 from pdgen.data.loader import Batches, LoaderConfig, LoaderError, held_out_records
 from pdgen.data.packing import Document
 from pdgen.data.records import Origin, RecordSource, write_dataset
@@ -24,7 +24,7 @@ from pdgen.train.state import StepConfig, TrainState
 from tests.data.small_records import records
 
 HELD = 6
-BUDGETS = Budgets(512, 128, 896)
+BUDGETS = Budgets(512, 128, 352)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def batches(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "set"
     write_dataset(folder, records(20), Origin(seed=0))
     settings = LoaderConfig(rows=2, budgets=BUDGETS, held_out=HELD)
-    return Batches(NANO, RecordSource(folder), load_tokenizer(shapes_folder()), settings)
+    return Batches(SHAPES_NANO, RecordSource(folder), load_tokenizer(shapes_folder()), settings)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_every_held_out_document_once_and_whole(batches):
     assert sorted(document.record for document in documents) == list(range(20 - HELD, 20))
     assert all(all(document.keep) for document in documents)
     for pack in packs:
-        assert (sum(batches.packer.lengths(document) for document in pack) <= [512, 128, 896]).all()
+        assert (sum(batches.packer.lengths(document) for document in pack) <= [512, 128, 352]).all()
 
 
 def test_processes_share_the_rows(batches):
@@ -110,20 +110,20 @@ def test_token_frequencies(batches, training_layouts):
 def test_the_best_constant_velocity(batches):
     """Minus the scaled mean of each latent channel over the images that are drawn; four values of a patch alike."""
     means = [
-        np.frombuffer(segment.latent_mean, np.float16).reshape(-1, 4).astype(np.float64)
+        np.frombuffer(segment.latent_mean, np.float16).reshape(-1, 16).astype(np.float64)
         for number in range(20 - HELD) for segment in batches.source[number].segments
         if isinstance(segment, Image) and segment.target
     ]  # fmt: skip
-    autoencoder = NANO.autoencoder
+    autoencoder = SHAPES_NANO.autoencoder
     mean = autoencoder.scale_factor * (np.concatenate(means).mean(axis=0) - autoencoder.shift_factor)
-    np.testing.assert_allclose(simple_predictors(batches).velocity.reshape(4, 4), -np.tile(mean, (4, 1)), rtol=1e-4)
+    np.testing.assert_allclose(simple_predictors(batches).velocity.reshape(4, 16), -np.tile(mean, (4, 1)), rtol=1e-4)
 
 
 def test_the_simple_predictors_losses(batches, monkeypatch):
     """Against numpy, from the packs and the noise that is drawn for them; the model's own losses left out."""
     monkeypatch.setattr(module, "loss_sums", lambda *_: no_loss()._replace(
-        ce_weight=jax.numpy.float32([2, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])))  # fmt: skip
-    config = StepConfig(NANO, ComputeConfig(), OptimizerConfig(), num_steps=9)
+        ce_weight=jax.numpy.float32([2, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])))  # fmt: skip
+    config = StepConfig(SHAPES_NANO, ComputeConfig(), OptimizerConfig(), num_steps=9)
     mesh, key = make_mesh((1, 2, 1), jax.devices()[:2]), jax.random.key(5)
     with jax.set_mesh(mesh):
         key = jax.device_put(key, jax.NamedSharding(mesh, PartitionSpec()))
@@ -131,7 +131,7 @@ def test_the_simple_predictors_losses(batches, monkeypatch):
         first, second = (held_out(TrainState(0, {}, {}, (), {}, {})) for _ in range(2))
     assert first == second
     simple, packs = simple_predictors(batches), list(own_packs(batches, 1, (0, 1)))
-    draw = jax.jit(functools.partial(draw_flow_inputs, NANO))
+    draw = jax.jit(functools.partial(draw_flow_inputs, SHAPES_NANO))
     unigram = constant = 0.0
     for pack in packs:
         unigram += (simple.surprise[pack.text_targets] * pack.text_weights).sum()

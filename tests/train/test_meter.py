@@ -17,10 +17,9 @@ def clock(monkeypatch):
     return clock
 
 
-def metrics(loss=1.0, tokens=50.0, flops=1e12, **others):
-    finite = bool(jnp.isfinite(loss))
-    return {name: jnp.asarray(v) for name, v in {"loss": loss, "tokens": tokens, "flops": flops, "finite": finite,
-                                                 **others}.items()}  # fmt: skip
+def metrics(loss=1.0, tokens=50.0, images=4.0, flops=1e12, **others):
+    values = {"loss": loss, "tokens": tokens, "images": images, "flops": flops, "finite": bool(jnp.isfinite(loss))}
+    return {name: jnp.asarray(value) for name, value in (values | others).items()}
 
 
 def batches(clock, seconds):
@@ -50,6 +49,7 @@ def test_speed_and_waiting(clock):
         assert meter.next_batch(slow) == "batch"
     line = meter.line(3)
     assert (line["step_seconds"], line["tokens_per_second"], line["data_wait"]) == (4, 15, 0.25)
+    assert line["images_per_second"] == 1  # 4 in either step
     meter.add(4, metrics())
     meter.next_batch(quick)
     clock.now += 5

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from pdgen.train.optimizer import OptimizerConfig, learning_rate, make_optimizer, match_factors
+from pdgen.models.parameters import linear, norm, stacked
+from pdgen.train.optimizer import MUON_RMS, OptimizerConfig, learning_rate, make_optimizer, match_factors
 
 
 def test_warm_up_and_cosine():
@@ -47,6 +48,31 @@ def test_two_adam_steps_with_clipping():
         m, v = config.b1 * m + (1 - config.b1) * clipped, config.b2 * v + (1 - config.b2) * clipped**2
         corrected = m / (1 - config.b1**step), v / (1 - config.b2**step)
         np.testing.assert_allclose(update["w"], -0.1 * corrected[0] / (np.sqrt(corrected[1]) + 1e-8), rtol=1e-5)
+
+
+def test_muon_makes_the_updates_of_each_layer_s_matrices_orthogonal():
+    """In exact arithmetic U V^T of the gradient's SVD, times 0.2 sqrt(longer side); Newton-Schulz comes near to it.
+
+    Nesterov's momentum of a first gradient is a multiple of it, so the singular vectors are the gradient's.
+    """
+    spec = stacked({"map": linear((4, 3), (8,), (None, None), (None,), bias=True), "scale": norm(8)}, 2)
+    leaves = {"a/kernel": spec["map"]["kernel"], "a/bias": spec["map"]["bias"], "a/scale": spec["scale"]["scale"]}
+    config = OptimizerConfig(name="muon", learning_rate=0.1, schedule="constant", clip_norm=1e9, eps=1e-8)
+    optimizer = make_optimizer(config, 10, {"a/kernel": 1.0, "a/bias": 1.0, "a/scale": 0.5}, leaves)
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (2, 4, 3, 8), "bias": (2, 4, 3), "scale": (2, 8)}
+    gradients = {"a": {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}}
+    params = {"a": {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}
+    updates = optimizer.update(gradients, optimizer.init(params), params)[0]["a"]
+    for update, gradient in zip(updates["kernel"], gradients["a"]["kernel"]):
+        u, _, vh = np.linalg.svd(gradient.reshape(12, 8), full_matrices=False)
+        near = np.diag(u.T @ np.asarray(update).reshape(12, 8) @ vh.T) / (-0.1 * MUON_RMS * 12**0.5)
+        assert np.all((near > 0.6) & (near < 1.3)), near
+        same_vectors = u @ np.diag(near) @ vh * (-0.1 * MUON_RMS * 12**0.5)
+        np.testing.assert_allclose(same_vectors, np.asarray(update).reshape(12, 8), atol=1e-5)
+    for name, factor in (("bias", 1.0), ("scale", 0.5)):
+        signs = np.asarray(updates[name]) / -np.sign(gradients["a"][name]) / (0.1 * factor)
+        np.testing.assert_allclose(signs, signs.flat[0], rtol=1e-4)  # Adam's first step has one size
 
 
 def test_each_name_takes_the_factor_of_its_one_rule():
@@ -101,6 +127,7 @@ def test_moments_are_kept_in_the_dtypes_of_the_config():
         ({"clip_norm": 0.0}, "clip_norm is 0.0, expected more than 0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0, expected at least 0 and below 1"),
         ({"nu_dtype": "bfloat16", "b2": 0.999}, "nu_dtype bfloat16 rounds away what b2 0.999 changes; use float32"),
+        ({"name": "muon", "mu_dtype": "bfloat16"}, "mu_dtype is bfloat16, but Muon keeps float32; leave it out"),
         ({"factors": ((".*", -0.5),)}, "factors: '.\\*' has -0.5, expected at least 0"),
         ({"factors": (("(", 1.0),)}, "factors: '\\(' is no regular expression"),
     ],

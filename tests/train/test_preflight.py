@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def run(data):
-    return RunConfig(data=str(data), num_steps=12, rows=8, budgets=Budgets(512, 128, 896))
+    return RunConfig(data=str(data), num_steps=12, rows=8, budgets=Budgets(512, 128, 352))
 
 
 def check(run, workdir):
@@ -122,8 +122,8 @@ def test_a_batch_that_does_not_divide(run, tmp_path, rows, accumulate, right):
 
 
 def test_budgets_below_the_longest_trajectory(run, tmp_path):
-    line = refused(dataclasses.replace(run, budgets=Budgets(512, 128, 256)), tmp_path / "run")
-    assert "a pack holds text 512, vit 128, vae 256" in line and "budgets of text" in line and "hold every one" in line
+    line = refused(dataclasses.replace(run, budgets=Budgets(512, 128, 96)), tmp_path / "run")
+    assert "a pack holds text 512, vit 128, vae 96" in line and "budgets of text" in line and "hold every one" in line
 
 
 def test_data_without_latents(run, tmp_path):

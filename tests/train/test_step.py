@@ -144,7 +144,7 @@ def sums(ce, ce_weight, mse, mse_count):
 
 def test_loss_by_kind_and_band():
     """0.5 * (12 + 3) / (4 + 1) + (10 + 2) / (5 + 1); a kind without targets has no mean of its own."""
-    made = sums([12, 0, 0, 3], [4, 0, 0, 1], [0, 10, 0, 2], [0, 5, 0, 1])
+    made = sums([12, 0, 0, 3, 0], [4, 0, 0, 1, 0], [0, 10, 0, 2], [0, 5, 0, 1])
     metrics = {name: float(value) for name, value in loss_metrics(made, ce_weight=0.5).items()}
     assert (metrics["loss"], metrics["ce"], metrics["mse"]) == (3.5, 3, 2)
     shown = present(metrics)
@@ -155,7 +155,7 @@ def test_loss_by_kind_and_band():
 
 
 def test_a_batch_without_targets_of_a_kind_adds_nothing():
-    metrics = loss_metrics(sums([0] * 4, [0] * 4, [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
+    metrics = loss_metrics(sums([0] * 5, [0] * 5, [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
     assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(present(metrics))
 
 
