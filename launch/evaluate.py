@@ -8,9 +8,9 @@ python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json
 
 Killed at any moment and started again, it goes on. OUTPUT gets index.html, the benchmark's own files, summary.json and
 a CSV file a table; of shapes world process.jsonl says what the stages of every trajectory are worth. "abilities" asks a
-base model to draw, edit and read; its settings are those of the base model's modes, with image.num_timesteps=25 and
-text.max_tokens=80 where --setting says nothing else. Exit status: 0; 1 where a judge gave no valid answer for some
-image; 2 for a fault of the input.
+base model to draw, edit and read; its settings are those of the base model's modes, with image.num_timesteps=25,
+text.max_tokens=80 and max_prompt_tokens=128 where --setting says nothing else. Exit status: 0; 1 where a judge gave no
+valid answer for some image; 2 for a fault of the input.
 """
 
 import contextlib

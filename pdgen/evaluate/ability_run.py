@@ -21,7 +21,8 @@ from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.settings import base_settings
 
 RESULTS = "results.jsonl"
-DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 80}  # a user's own settings come after these
+# A user's own settings come after these. The longest prompt has 77 of shapes world's tokens, the longest answer 57.
+DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 80, "max_prompt_tokens": 128}
 _PART = 512  # trajectories that are held in memory
 _GAP = 2  # pixels between the two pictures of an edit
 
