@@ -1,13 +1,16 @@
-"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmark of shapes world.
+"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmarks of shapes world.
 
 python launch/evaluate.py --benchmark=shapes --checkpoint=out/nano --output=out/nano-shapes
+python launch/evaluate.py --benchmark=abilities --checkpoint=out/base --output=out/abilities
 python launch/evaluate.py --benchmark=geneval --metadata=evaluation_metadata.jsonl --images=DIR --output=out/scores
 python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json --images=DIR --output=out/wise \
     --judge_url=https://api.openai.com/v1 --judge_model=gpt-4o --judge_key_variable=OPENAI_API_KEY
 
 Killed at any moment and started again, it goes on. OUTPUT gets index.html, the benchmark's own files, summary.json and
-a CSV file a table; of shapes world process.jsonl says what the stages of every trajectory are worth. Exit status: 0;
-1 where a judge gave no valid answer for some image; 2 for a fault of the input.
+a CSV file a table; of shapes world process.jsonl says what the stages of every trajectory are worth. "abilities" asks a
+base model to draw, edit and read; its settings are those of the base model's modes, with image.num_timesteps=25 and
+text.max_tokens=80 where --setting says nothing else. Exit status: 0; 1 where a judge gave no valid answer for some
+image; 2 for a fault of the input.
 """
 
 import contextlib
@@ -26,7 +29,9 @@ from msgspec import to_builtins
 from tqdm import tqdm
 
 from pdgen.command import fail, parse
-from pdgen.evaluate import folder, process_tables, published, scoring, shapes, tables, wise
+from pdgen.convert.shipped import BASE, PROCESS, shipped_name
+from pdgen.evaluate import abilities, ability_run, folder, process_tables, published, scoring, shapes, tables, wise
+from pdgen.evaluate.ability_scores import ability_tables
 from pdgen.evaluate.detectors import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import make_generate, read_recipe, read_values
@@ -37,7 +42,7 @@ from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.interleave.trajectory import load_trajectory
 from pdgen.report.evaluation import evaluation_page
-from pdgen.report.gallery import TRAJECTORIES, Gallery, entries, galleries, wise_galleries
+from pdgen.report.gallery import TRAJECTORIES, Gallery, ability_galleries, entries, galleries, wise_galleries
 from pdgen.report.page import trajectory_page
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies import STRATEGIES
@@ -45,17 +50,22 @@ from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.scenes.endpoint import Endpoint
 from pdgen.scenes.endpoint import Settings as EndpointSettings
 from pdgen.scenes.judge import ExactJudge
+from pdgen.train.export import find_checkpoint
 
-BENCHMARK = flags.DEFINE_enum("benchmark", None, ["geneval", "wise", "shapes"], "What to score on.", required=True)
+BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
+BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.", required=True)
 IMAGES = flags.DEFINE_string("images", None, "A folder of images in the benchmark's own layout.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Makes the images: a pdgen checkpoint or a run's workdir.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Makes the images: a pdgen checkpoint or a run's workdir. Without --images by default the "
+    f"model that the package brings along: {PROCESS}, for abilities {BASE}."
+)  # fmt: skip
 OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.", required=True)
 METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or WISE's prompt files (repeat it).")
 TRAINING_DATA = flags.DEFINE_multi_string(
     "training_data", [], "Compared with the prompts: a data set, or a file with a prompt a line (repeat it)."
 )
 COUNT = flags.DEFINE_integer(
-    "count", None, "Of the shapes benchmark: prompts of each task at most, for a quick look.", lower_bound=1
+    "count", None, "Of shapes and abilities: prompts of each task or row at most, for a quick look.", lower_bound=1
 )
 SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of a prompt; of WISE always 1.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the first image; each further one has the next.", lower_bound=0)
@@ -83,14 +93,21 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "WISE: print what judging would as
 PROTOCOL = {"geneval": {"image.interval": [0.0, 1.0]}}
 
 
+def chosen_checkpoint() -> str | None:
+    """What --checkpoint names, else the model that the package brings along; None where --images are scored."""
+    if CHECKPOINT.value is None and IMAGES.value is None:
+        return BASE if BENCHMARK.value == "abilities" else PROCESS
+    return CHECKPOINT.value
+
+
 def check_flags() -> None:
     """Raises EvaluationError for flags that do not go together."""
-    if (IMAGES.value is None) == (CHECKPOINT.value is None):
+    if IMAGES.value is not None and CHECKPOINT.value is not None:
         raise EvaluationError("name either --images, a folder to score, or --checkpoint, which makes the images")
     if BENCHMARK.value == "shapes" and METADATA.value:
         raise EvaluationError("--metadata: the shapes benchmark makes its own list; OUTPUT/metadata.jsonl holds it")
-    if BENCHMARK.value != "shapes" and COUNT.value is not None:
-        raise EvaluationError("--count: is of the shapes benchmark alone; give a shorter list by --metadata")
+    if BENCHMARK.value not in ("shapes", "abilities") and COUNT.value is not None:
+        raise EvaluationError("--count: is of shapes and abilities alone; give a shorter list by --metadata")
     if BENCHMARK.value == "geneval" and len(METADATA.value) != 1:
         raise EvaluationError("--metadata: name GenEval's evaluation_metadata.jsonl, once")
     if BENCHMARK.value == "wise" and not METADATA.value:
@@ -105,12 +122,15 @@ def check_strays() -> None:
     """Raises EvaluationError for a flag that would do nothing."""
     drawing = ["strategy", "setting", "seed", "batch"]
     detecting, judging = ["detector", "weights", "device", "samples"], ["judgements", "judge_rules", "dry_run"]
-    without = {"--images": drawing} if CHECKPOINT.value is None else {}
-    without[f"--benchmark={BENCHMARK.value}"] = detecting if BENCHMARK.value == "wise" else judging
+    asking = ["judge_url", "judge_model", "judge_key_variable", "judge_answers", "judge_parameters", "judge_prices"]
+    without = {"--images": drawing} if chosen_checkpoint() is None else {}
+    own = [*detecting, *judging, *asking, "images", "metadata", "training_data", "strategy"]
+    strays_of = {"wise": detecting, "abilities": own}
+    without[f"--benchmark={BENCHMARK.value}"] = strays_of.get(BENCHMARK.value, judging)
     for flag, strays in without.items():
         if given := [name for name in strays if flags.FLAGS[name].present]:
             raise EvaluationError(f"--{given[0]}: does nothing with {flag}; leave it out")
-    if DRY_RUN.value and CHECKPOINT.value is not None:
+    if DRY_RUN.value and chosen_checkpoint() is not None:
         raise EvaluationError("--dry_run: prices images that are there; name them by --images")
 
 
@@ -146,7 +166,7 @@ def advisers(output: pathlib.Path) -> Advisers:
 def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder with all images of the jobs, those that lacked made by the checkpoint, and what it made them by."""
     values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
-    recipe = read_recipe(CHECKPOINT.value, STRATEGY.value, values)
+    recipe = read_recipe(chosen_checkpoint(), STRATEGY.value, values)
     images = output / "images"
     made_by = recipe.facts()
     folder.begin(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
@@ -154,7 +174,12 @@ def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathl
     with tqdm(total=len(jobs), unit=" images", desc="drawing", smoothing=0.1) as bar:
         generate = make_generate(recipe, advisers(output))
         folder.make(images, output / "trajectories", jobs, generate, BATCH.value, bar.update)
-    return images, {"checkpoint": str(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
+    return images, {"checkpoint": named(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
+
+
+def named(checkpoint: pathlib.Path) -> str:
+    """A checkpoint's folder, or the name of the model that the package brings along."""
+    return shipped_name(checkpoint) or str(checkpoint)
 
 
 def cost_tables(output: pathlib.Path) -> list[Table]:
@@ -201,10 +226,13 @@ def write_summary(output: pathlib.Path, facts: dict[str, Any], results: Sequence
 
 def write_page(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[Gallery]) -> None:
     """Writes ``index.html`` and beside it the page of the shown images' trajectories, where they have some."""
-    paper = (published.WISE,) if BENCHMARK.value == "wise" else (published.GENEVAL, published.STRATEGIES)
-    source = {"images": IMAGES.value} if CHECKPOINT.value is None else {
+    papers = {"wise": (published.WISE,), "abilities": ()}
+    paper = papers.get(BENCHMARK.value, (published.GENEVAL, published.STRATEGIES))
+    source = {"images": IMAGES.value} if chosen_checkpoint() is None else {
         "strategy": STRATEGY.value, "settings": " ".join(SETTING.value) or "defaults", "first seed": SEED.value,
     }  # fmt: skip
+    if BENCHMARK.value == "abilities":
+        del source["strategy"]
     told = {name: value for name, value in facts.items() if isinstance(value, str) and name != "prompts"}
     told |= {"images of a prompt": str(facts["samples"])} if "samples" in facts else {}
     for name, value in facts.get("judge", {}).items():
@@ -232,7 +260,7 @@ def run_geneval(output: pathlib.Path) -> int:
     detector = load_detector(DETECTOR.value or own, WEIGHTS.value, DEVICE.value)
     check_prompts(prompts, detector.classes, detector.name)  # before hours of drawing, not after
     found = leaks([p.metadata.prompt for p in prompts])
-    if CHECKPOINT.value is not None:
+    if chosen_checkpoint() is not None:
         images, source = made_images(output, folder.geneval_jobs(prompts, SAMPLES.value, SEED.value))
         folder.write_metadata(images, prompts)
     else:
@@ -259,13 +287,36 @@ def run_geneval(output: pathlib.Path) -> int:
     return 0
 
 
+def run_abilities(output: pathlib.Path) -> int:
+    """What a base model can do: samples, judges, tells; returns the exit status."""
+    values = {"together": BATCH.value} | read_values(SETTING.value)
+    settings, checkpoint = ability_run.ability_settings(values), find_checkpoint(chosen_checkpoint())
+    draws = abilities.draws(COUNT.value or abilities.COUNT, SEED.value)
+    keep_compiled()
+    with tqdm(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
+        outcomes = ability_run.run_draws(draws, checkpoint, settings, output, bar.update)
+    made = ability_tables(outcomes)
+    image = settings["single_pass"].image
+    finding = f"Images are drawn with image.num_timesteps={image.num_timesteps} and image.text_scale={image.text_scale}"
+    facts = {
+        "benchmark": "abilities", "checkpoint": named(checkpoint), "seed": SEED.value,
+        "made_by": ability_run.made_by(checkpoint, settings),
+        "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
+    }  # fmt: skip
+    write_summary(output, facts, made)
+    write_page(output, facts, made, ability_galleries(outcomes, output))
+    print("\n\n".join([*facts["findings"], *map(tables.as_text, made)]))
+    print(f"\n{output / 'index.html'}")
+    return 0
+
+
 def run_wise(output: pathlib.Path) -> int:
     """WISE: makes or finds the images, says the price, asks the judge; returns the exit status."""
     prompts = wise.read_wise([pathlib.Path(path) for path in METADATA.value])
     settings, asked = endpoint_settings(output), judgements()
     endpoint = None if DRY_RUN.value else Endpoint(settings)  # a missing key is told before anything is made
     found = leaks([p.text for p in prompts])
-    if CHECKPOINT.value is not None:
+    if chosen_checkpoint() is not None:
         images, source = made_images(output, wise.wise_jobs(prompts, SEED.value))
     else:
         images, source = pathlib.Path(IMAGES.value), {}
@@ -310,7 +361,7 @@ def main(argv: list[str]) -> None:
     try:
         check_flags()
         check_strays()
-        run = run_wise if BENCHMARK.value == "wise" else run_geneval
+        run = {"wise": run_wise, "abilities": run_abilities}.get(BENCHMARK.value, run_geneval)
         status = run(pathlib.Path(OUTPUT.value))
     except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
         fail(fault)

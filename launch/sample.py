@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from pdgen.command import fail, parse
+from pdgen.convert.shipped import PROCESS
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.interleave.modes import MODES
@@ -56,7 +57,10 @@ _FEW = 64  # trajectories that are sampled sooner than code that is three times 
 _LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of what processes tell each other; what a signal's process tells
 _Result = TypeVar("_Result")
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A pdgen checkpoint or a training run's workdir.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, f"A pdgen checkpoint or a training run's workdir; by default {PROCESS}, the model that the "
+    "package brings along, or a branch's run's."
+)  # fmt: skip
 MESH = flags.DEFINE_list("mesh", None, "Split parameters and rows over this process's devices: sizes of data, fsdp and "
                          "tensor, such as 1,1,4; by default the first device has all.")  # fmt: skip
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
@@ -224,14 +228,14 @@ def prepare() -> Share:
       ValueError: of any error class of pdgen, for input that cannot be used.
     """
     refuse(_OF_BRANCHES, "is for a --branch; name its trajectory")
-    if not (CHECKPOINT.value and OUTPUT.value):
-        raise ValueError("give --checkpoint and --output, or --branch")
+    if not OUTPUT.value:
+        raise ValueError("give --output, or --branch")
     settings = read_settings(base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
     number, processes = jax.process_index(), jax.process_count()
     share = min(MAX_TOGETHER, -(-len(jobs) // processes))  # the same in all processes, and so a trajectory's bits
     settings = dataclasses.replace(settings, together=min(BATCH.value or share, len(jobs)))
-    advisers, sampler = make_advisers(endpoint), load_sampler(CHECKPOINT.value, len(jobs))
+    advisers, sampler = make_advisers(endpoint), load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
     run = Run(
         checkpoint=sampler.checkpoint, model_hash=sampler.model_hash, settings=settings, jobs=jobs,
         strategy=strategy, options=options,

@@ -38,11 +38,16 @@ class Recipe:
         settings = traverse_util.flatten_dict(dataclasses.asdict(self.settings), sep=".")
         del settings["together"]
         facts = {
-            "manifest": digest((self.checkpoint / MANIFEST).read_bytes()),
+            "manifest": manifest_digest(self.checkpoint),
             **{f"strategy{name}": value for name, value in strategy.items()},
             **settings,
         }
         return json.loads(json.dumps(facts))
+
+
+def manifest_digest(checkpoint: pathlib.Path) -> str:
+    """SHA-256 (hexadecimal) of a checkpoint's manifest, which tells any two models apart."""
+    return digest((checkpoint / MANIFEST).read_bytes())
 
 
 def read_recipe(checkpoint: str, strategy: str, values: Mapping[str, Any]) -> Recipe:
@@ -59,13 +64,21 @@ def read_recipe(checkpoint: str, strategy: str, values: Mapping[str, Any]) -> Re
     """
     own = {key: value for key, value in values.items() if key.startswith(STRATEGY_PREFIX)}
     chosen = make_strategy(strategy, **{key.removeprefix(STRATEGY_PREFIX): value for key, value in own.items()})
-    settings = SampleSettings()
+    settings = changed(SampleSettings(), {key: value for key, value in values.items() if key not in own})
+    return Recipe(find_checkpoint(checkpoint), chosen, settings)
+
+
+def changed(settings: SampleSettings, values: Mapping[str, Any]) -> SampleSettings:
+    """The settings with other values, by names such as "image.num_timesteps".
+
+    Raises:
+      EvaluationError: a setting is unknown or its value impossible, or no image may be drawn.
+    """
     for key, value in values.items():
-        if key not in own:
-            settings = _changed(settings, key.split("."), value, key)
+        settings = _changed(settings, key.split("."), value, key)
     if not settings.max_images:
         raise EvaluationError("--setting=max_images=0: a benchmark needs images; give at least 1")
-    return Recipe(find_checkpoint(checkpoint), chosen, settings)
+    return settings
 
 
 def _changed(settings: Any, path: Sequence[str], value: Any, key: str) -> Any:

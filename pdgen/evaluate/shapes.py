@@ -30,6 +30,7 @@ COUNTS = {
     "single_object": 10, "two_object": 40, "counting": 30, "colors": 40, "position": 40, "color_attr": 60,
     "composition": 60,
 }  # fmt: skip
+KEPT = ("colors", "position", "color_attr", "composition")  # tasks that ask for what is kept from training
 
 
 def benchmark(counts: Mapping[str, int] = COUNTS, seed: int = SEED) -> list[Prompt]:
@@ -47,15 +48,15 @@ def benchmark(counts: Mapping[str, int] = COUNTS, seed: int = SEED) -> list[Prom
             graphs = [_composition(rng) for _ in range(count)]
             texts = [write_prompt(rng, graph, task) for graph in graphs]
         else:
-            every = list(_graphs(task))
+            every = [graph for graph in scenes_of(task) if held_out(graph) or task not in KEPT]
             graphs = [every[i] for i in sorted(rng.permutation(len(every))[:count])]
             texts = [GENEVAL_FORM.format(scene(graph, [e.id for e in graph.entities])[0]) for graph in graphs]
         prompts += [_prompt(graph, task, text) for graph, text in zip(graphs, texts)]
     return prompts
 
 
-def _graphs(task: str) -> Iterator[SceneGraph]:
-    """All scenes that a prompt of one of GenEval's tasks can ask for and that are to be tested."""
+def scenes_of(task: str) -> Iterator[SceneGraph]:
+    """All scenes that a prompt of one of GenEval's tasks can ask for, held out from training or not."""
     pairs = itertools.permutations(SHAPES, 2)
     if task == "single_object":
         yield from (SceneGraph((Entity(0, noun),)) for noun in SHAPES)
@@ -64,16 +65,13 @@ def _graphs(task: str) -> Iterator[SceneGraph]:
     elif task == "counting":
         yield from (SceneGraph((Entity(0, noun, count),)) for noun in SHAPES for count in (2, 3, 4))
     elif task == "colors":
-        every = (SceneGraph((_colored(0, noun, color),)) for noun in SHAPES for color in COLORS)
-        yield from filter(held_out, every)
+        yield from (SceneGraph((_colored(0, noun, color),)) for noun in SHAPES for color in COLORS)
     elif task == "position":
         two = ((Entity(0, a), Entity(1, b)) for a, b in pairs)
-        every = (SceneGraph(entities, (Relation(0, kind, 1),)) for entities in two for kind in RELATIONS)
-        yield from filter(held_out, every)
+        yield from (SceneGraph(entities, (Relation(0, kind, 1),)) for entities in two for kind in RELATIONS)
     else:
         colors = list(itertools.permutations(COLORS, 2))
-        every = (SceneGraph((_colored(0, a, c), _colored(1, b, d))) for a, b in pairs for c, d in colors)
-        yield from filter(held_out, every)
+        yield from (SceneGraph((_colored(0, a, c), _colored(1, b, d))) for a, b in pairs for c, d in colors)
 
 
 def _colored(number: int, noun: str, color: str) -> Entity:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
+from pdgen.evaluate.ability_scores import Outcome, image_path
 from pdgen.evaluate.geneval import Result
 from pdgen.evaluate.wise import Judged, WisePrompt
 from pdgen.interleave.trajectory import load_trajectory
@@ -121,6 +122,31 @@ def wise_galleries(
         if missing := len(own) - len(known):
             note.append(f"{missing:,} without a valid answer")
         made.append(Gallery(category, ", ".join(note), shown))
+    return made
+
+
+def ability_galleries(outcomes: Sequence[Outcome], page: pathlib.Path) -> list[Gallery]:
+    """Of every row of the abilities some wrong and some right draws, spread over its prompts.
+
+    Args:
+      outcomes: with their pictures in ``page``, as ``ability_run.run_draws`` leaves them.
+      page: the folder of the page, from which pictures are linked.
+
+    Raises:
+      OSError: a picture cannot be read.
+    """
+    rows: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        rows.setdefault(f"{one.group}: {one.row}", []).append(one)
+    made = []
+    for row, own in rows.items():
+        wrong, right = ([one for one in own if one.right == outcome] for outcome in (False, True))
+        shown = []
+        for one in (*_spread(wrong, SHOWN), *_spread(right, SHOWN)):
+            told = (one.answer,) if one.answer else ()
+            linked = _linked(image_path(page, one.name), page)
+            shown.append(Shown(*linked, one.prompt, one.right, told, one.fault, (), ""))
+        made.append(Gallery(row, f"{len(right):,} right, {len(wrong):,} wrong", shown))
     return made
 
 
