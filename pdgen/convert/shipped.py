@@ -20,7 +20,11 @@ PROCESS, BASE = SHIPPED = ("shapes", "shapes_base")
 
 def shipped_name(path: str | os.PathLike[str]) -> str | None:
     """The name of the shipped model that ``path`` says: the name itself, or the folder that it is converted to."""
-    return next((name for name in SHIPPED if str(path) in (name, str(_converted(name)))), None)
+    path = pathlib.Path(path)
+    for name in SHIPPED:  # The weights are read only for a folder that may be theirs.
+        if str(path) == name or (path.name.startswith(f"{name}-") and path == _converted(name)):
+            return name
+    return None
 
 
 def shipped_checkpoint(name: str) -> pathlib.Path:
