@@ -1,12 +1,17 @@
 """The benchmarks' own arithmetic, and that the one for accelerators runs through, at the smallest sizes."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import gpu
+from benchmarks import base_curve, gpu
 from benchmarks.process_pack import process_pack
 from pdgen.config import BAGEL_7B, ComputeConfig
+from pdgen.evaluate.abilities import draws
+from pdgen.evaluate.ability_scores import Outcome
+from pdgen.evaluate.errors import EvaluationError
 from pdgen.train.flops import model_flops
 from tests.small import CONFIG
 
@@ -65,3 +70,24 @@ def test_every_part_runs(quick_compiler):
     small = 2 * 32 + 2 * 8 + (4 + 2 * 2) * 8  # norms and biases
     assert result["text"]["bytes_a_token"] == 4 * (2 * (layer + small) + 64 * 32)
     assert result["attention"]["seconds"] > 0 and result["attention"]["bytes"] > 0
+
+
+def test_a_curve_has_image_draws_and_every_row(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    lines = [{"step": n, "images_per_second": 60.0, "step_seconds": s} for n, s in ((50, 1.5), (100, 2.5))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
+    assert base_curve.images_of_a_step(str(tmp_path), None) == 120.0
+    assert base_curve.images_of_a_step(None, 7.0) == 7.0
+    with pytest.raises(EvaluationError, match="--run: name the run's workdir, or --images_per_step"):
+        base_curve.images_of_a_step(None, None)
+    assert base_curve.read_checkpoints(["300=b", "20=a=c"]) == {20: "a=c", 300: "b"}
+    for wrong in (["a"], ["x=a"], ["3=a", "3=b"]):
+        with pytest.raises(EvaluationError, match=f"--checkpoint={wrong[-1]}: write STEP=FOLDER"):
+            base_curve.read_checkpoints(wrong)
+    every = draws(2, rows=base_curve.ROWS)
+    found = [Outcome(d.job.name, d.case.group, d.case.row, "", 0, {"right": float(n % 2)}) for n, d in enumerate(every)]
+    rows = base_curve.scores(found)
+    assert len(rows) == 14 and rows["reading: caption"] == {"value": 0.5, "low": 0.0, "high": 1.0, "prompts": 2}
+    figure = base_curve.plot([{"image_draws": n, "rows": rows} for n in (1200, 36_000)])
+    assert [len(axes.lines) for axes in figure.axes] == [6, 4, 4]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1200, 36_000]

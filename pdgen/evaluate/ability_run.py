@@ -123,9 +123,7 @@ def _judged(draw: Draw, trajectory: Trajectory, output: pathlib.Path) -> Outcome
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
         _beside([picture for picture in (before, now) if picture is not None]).save(partial, format="PNG")
-    return Outcome(
-        draw.job.name, case.group, case.row, case.prompt, draw.job.seed, scores, fault, answer, case.answer
-    )
+    return Outcome(draw.job.name, case.group, case.row, case.prompt, draw.job.seed, scores, fault, answer, case.answer)
 
 
 def _beside(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:

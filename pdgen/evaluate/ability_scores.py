@@ -15,10 +15,13 @@ from pdgen.evaluate.abilities import GROUPS, Case
 from pdgen.evaluate.statistics import estimate
 from pdgen.evaluate.tables import Cell, Table, interval
 from pdgen.scenes.detect import Found, background, detect
-from pdgen.scenes.graph import SceneError, SceneGraph
+from pdgen.scenes.graph import Entity, SceneError, SceneGraph
 from pdgen.scenes.instruction import Instruction
+from pdgen.scenes.lexicon import sentence
+from pdgen.scenes.matching import words_of
 from pdgen.scenes.parse import canonical, parse
-from pdgen.scenes.picture_check import check_promises, check_untouched, read
+from pdgen.scenes.phrases import be, the, was
+from pdgen.scenes.picture_check import SHIFT, check_promises, check_untouched, looks_of, read
 from pdgen.scenes.teachers import Picture
 
 IMAGES = "images"  # folder of all pictures
@@ -32,10 +35,11 @@ _FIRST = dict(zip(GROUPS, ("prompt for", "operation", "question")))  # column
 _NAMES = {"places": "caption with places", "color": "colour"}  # of rows, for a reader
 NOTES = {
     "drawing": "Right: all as asked and nothing else there, relations by GenEval's rule. Number: as many things as "
-    "asked for. Colours, nouns: all that are asked for are there, whatever else is. Pairs of \"unseen pair\" are in "
+    'asked for. Colours, nouns: all that are asked for are there, whatever else is. Pairs of "unseen pair" are in '
     "no training sample; all other prompts are of kinds that occur in training, from another stream of seeds.",
-    "editing": "Done: the picture shows all that it must after the instruction, and nothing else. Untouched: what the "
-    "instruction does not concern is as it was. Right: both. Overall is the plain mean of the operations.",
+    "editing": "Done: the picture shows all that it must after the instruction, and nothing else; what moves does not "
+    "stay, what swaps stands where the other stood. Untouched: what the instruction does not concern "
+    "is as it was. Right: both. Overall is the plain mean of the operations.",
     "reading": "Right: a caption says exactly what the picture shows, in whatever order; any other answer is right to "
     "the word. Yes or no: the first word of a check is right, whatever is said to be wrong.",
 }
@@ -101,10 +105,36 @@ def judge_edit(
       before, now: the pictures, [side, side, 3], side at least 32.
     """
     old, new = detect(before), detect(now)
-    wrong = _promises(new, now, after)
-    touched = check_untouched(np.random.default_rng(0), instruction, (before, old), (now, new))
+    wrong = _promises(new, now, after) or _still_there(instruction, old, new)
+    touched = _analysis(check_untouched(np.random.default_rng(0), instruction, (before, old), (now, new)))
     scores = {"right": wrong is None and touched is None, "done": wrong is None, "untouched": touched is None}
     return _numbers(scores), wrong or touched or ""
+
+
+def _still_there(instruction: Instruction, old: Sequence[Found], new: Sequence[Found]) -> str | None:
+    # A graph need not say where things stand, and may be true of the given picture too, so moves and swaps of places
+    # are also read off the boxes: nothing that moved is where it was, and of two things that exchange places each is
+    # about where the other was.
+    pair = [instruction.graph.find(i) for i in instruction.entities]
+    if instruction.operation == "move":
+        stood, stands = _boxes(pair[0], old), _boxes(pair[0], new, anywhere=True)
+        if any(abs(np.subtract(a, b)).max() <= SHIFT for a in stood for b in stands):
+            return sentence(f"{the(pair[0])} {'has' if pair[0].count == 1 else 'have'} not moved")
+    if instruction.operation == "swap" and not instruction.changes:
+        for one, other in (pair, pair[::-1]):
+            stood, stands = _boxes(other, old), _boxes(one, new, anywhere=True)
+            if sum(any(_meet(a, b) for b in stood) for a in stands) < min(len(stood), len(stands)):
+                return sentence(f"{the(one)} {be(one)} not where {the(other)} {was(other)}")
+    return None
+
+
+def _boxes(entity: Entity, found: Sequence[Found], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
+    words = {key: word for key, word in words_of(entity).items() if not (anywhere and key == "place")}
+    return [one.box for one in found if words.items() <= looks_of(one).items()]
+
+
+def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 def judge_answer(kind: str, answer: str, expected: str) -> tuple[dict[str, float], str]:
@@ -121,7 +151,12 @@ def judge_answer(kind: str, answer: str, expected: str) -> tuple[dict[str, float
 
 
 def _promises(found: Sequence[Found], picture: Picture, graph: SceneGraph) -> str | None:
-    return check_promises(np.random.default_rng(0), read(found, background(picture), graph), graph)
+    return _analysis(check_promises(np.random.default_rng(0), read(found, background(picture), graph), graph))
+
+
+def _analysis(inspection: str | None) -> str | None:
+    # What is wrong, without what to do about it.
+    return None if inspection is None else inspection.partition("<refine>")[0].strip()
 
 
 def _among(asked: Iterable[tuple[str, int]], seen: Iterable[str]) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from pdgen.convert.both_ways import to_pdgen
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.scoring import read_results
-from pdgen.evaluate.shapes import benchmark
+from pdgen.evaluate.shapes import COUNTS, benchmark
 from pdgen.interleave.trajectory import load_trajectory
 from tests.evaluate.painted import generate
 from tests.evaluate.test_wise import judges, record
@@ -78,6 +78,25 @@ def test_a_folder_is_scored(given, tmp_path):
     assert "Leaks: of the 6 prompts" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_geneval_on_a_list_of_shapes_scores_a_folder_as_shapes_does(tmp_path):
+    prompts = benchmark(dict.fromkeys(COUNTS, 2))
+    jobs = folders.geneval_jobs(prompts, 1, 0)
+    folders.make(tmp_path / "images", tmp_path / "t", jobs, generate, 14)
+    folders.write_metadata(tmp_path / "images", prompts)
+    for number in (1, 4, 13):  # these show what others ask for
+        path = tmp_path / "images" / f"{number:05d}" / "samples" / "00000.png"
+        shutil.copy(tmp_path / "images" / "00002" / "samples" / "00000.png", path)
+    common = (f"--images={tmp_path / 'images'}", "--samples=1")
+    first = run("--benchmark=shapes", "--count=2", *common, f"--output={tmp_path / 'a'}")
+    listed = f"--metadata={tmp_path / 'a' / 'metadata.jsonl'}"
+    second = run("--benchmark=geneval", listed, "--detector=shapes", *common, f"--output={tmp_path / 'b'}")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    results = [read_results(tmp_path / name / "results.jsonl") for name in "ab"]
+    assert results[0] == results[1] and [r.correct for r in results[0]].count(False) == 3
+    assert (tmp_path / "a" / "shapes.csv").read_text() == (tmp_path / "b" / "geneval.csv").read_text()
+    assert (tmp_path / "a" / "summary.txt").read_text() == (tmp_path / "b" / "summary.txt").read_text()
+
+
 def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
     images = shutil.copytree(given / "images", tmp_path / "images")
     (images / "00004" / "samples" / "00001.png").unlink()
@@ -91,10 +110,14 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
     ("arguments", "words"),
     [
         (["--benchmark=geneval", "--images=x"], "--metadata: name GenEval's evaluation_metadata.jsonl"),
-        (["--benchmark=shapes"], "either --images, a folder to score, or --checkpoint"),
+        (["--benchmark=shapes", "--images=x", "--checkpoint=y"], "either --images, a folder to score, or --checkpoint"),
+        (["--benchmark=shapes", "--checkpoint=no_such"], "no_such: no such folder; name a pdgen checkpoint"),
+        (["--benchmark=abilities", "--images=x"], "--images: does nothing with --benchmark=abilities"),
+        (["--benchmark=abilities", "--strategy=process"], "--strategy: does nothing with --benchmark=abilities"),
+        (["--benchmark=abilities", "--setting=mode=edit"], "--setting=mode: every row of abilities has its own"),
         (["--benchmark=wise", "--images=x", "--metadata=y"], "--judge_url"),
         (["--benchmark=shapes", "--checkpoint=x", "--setting=image.steps=3"], "--setting=image.steps: unknown; of "),
-        (["--benchmark=geneval", "--images=x", "--count=3"], "--count: is of the shapes benchmark alone"),
+        (["--benchmark=geneval", "--images=x", "--count=3"], "--count: is of shapes and abilities alone"),
         (["--benchmark=shapes", "--checkpoint=x", "stray"], "stray is no flag"),
         (["--benchmark=shapes", "--images=x", "--seed=3"], "--seed: does nothing with --images"),
         (["--benchmark=shapes", "--checkpoint=x", "--dry_run"], "--dry_run: does nothing with --benchmark=shapes"),
