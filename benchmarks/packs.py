@@ -3,7 +3,7 @@
     python -m benchmarks.packs --size=512 --json
 
 The records are synthetic with the paper's statistics: prompts of about 152 characters, 3.5 images on average, at
-most 5, at 512 pixels 3,423 tokens for the three copies of an image, packs of 33,000 tokens; ``--size=32`` makes
+most 5, at 512 pixels 3,423 tokens for the three copies of an image, packs of 33,000 tokens; ``--size=64`` makes
 records and packs as shapes world has them. Pictures are smooth fields with grain, which as PNG are as large as
 photographs (about 0.4 MB at 512 pixels). Reading, decoding, resizing, sampling of latents and laying out are timed,
 on one thread; making the records is not.
@@ -40,8 +40,8 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image, Record, Text, format_plan
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("size", "512", ["32", "512"], "pixels of a picture's side")
-flags.DEFINE_integer("records", 0, "records to make; 0 = 40 at 512 pixels, 1000 at 32", lower_bound=0)
+flags.DEFINE_enum("size", "512", ["64", "512"], "pixels of a picture's side")
+flags.DEFINE_integer("records", 0, "records to make; 0 = 40 at 512 pixels, 1000 at 64", lower_bound=0)
 flags.DEFINE_integer("packs", 0, "packs to time; 0 = as many as half of the records fill", lower_bound=0)
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
@@ -49,7 +49,7 @@ AIM = 10_000  # tokens/s a core
 FAR = 1_000_000  # a pack that a run is resumed at
 IMAGE_RATES = (0.07, 0.14, 0.25, 0.29, 0.25)  # of 1 to 5 images, 3.51 on average
 WORDS = ("red", "small", "wooden", "old", "bicycle", "harbour", "left", "behind", "under", "three", "cat", "window")
-SIZES = {32: ("nano", 4096, 1000), 512: ("bagel_7b", 33_000, 40)}  # side: model, tokens of a pack, records
+SIZES = {64: ("shapes_nano", 4096, 1000), 512: ("bagel_7b", 33_000, 40)}  # side: model, tokens of a pack, records
 
 
 def picture(rng: np.random.Generator, side: int) -> bytes:
@@ -79,7 +79,7 @@ def words(rng: np.random.Generator, characters: int) -> str:
 
 def make_records(config: ModelConfig, side: int, count: int) -> Iterator[Record]:
     """Whole trajectories: prompt, then plan, image and inspection a step."""
-    long = 1.0 if side > 32 else 0.3  # shapes world says less
+    long = 1.0 if side > 64 else 0.3  # shapes world says less
     for number in tqdm(range(count), desc="records", unit="record"):
         rng = np.random.default_rng((0, number))
         segments: list[Text | Image] = [Text("prompt", words(rng, int(long * 152)), False)]

@@ -71,7 +71,7 @@ flags.DEFINE_boolean("json", False, "write the results under benchmarks/results/
 AIM = 3.0  # times the trajectories a second of batch 1
 PROMPT = "A picture of two red circles left of a blue square, and a small green star above the blue square."
 SEARCHED = 40  # seeds for each trajectory of the batch, at most
-SIDE = 32  # pixels
+SIDE = 64  # pixels
 PRODUCTS = 20  # in a row, to measure the memory
 BUSY = 1536  # tokens, about as many as eight images with three branches have
 

@@ -45,7 +45,7 @@ from tests.torch_reference.bagel import Bagel
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("model", "nano", ["nano", "tiny"], "preset to run")
-flags.DEFINE_integer("samples", 4, "trajectories, about 700 tokens each; a multiple of the devices", lower_bound=1)
+flags.DEFINE_integer("samples", 4, "trajectories, about 425 tokens each; a multiple of the devices", lower_bound=1)
 flags.DEFINE_integer("threads", 1, "CPUs to use, the same for both", lower_bound=1)
 flags.DEFINE_integer("devices", 0, "devices that pdgen makes of them, a pack each; 0 = as many as threads")
 flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
@@ -63,9 +63,9 @@ Samples = list[list[packing.Segment]]
 
 
 def make_samples(config: ModelConfig, count: int) -> Samples:
-    """Shapes-world trajectories: 3 images of 32 x 32 pixels (64 VAE and 16 ViT tokens), texts between."""
+    """Shapes-world trajectories: 3 images of 64 x 64 pixels (16 VAE and 16 ViT tokens), texts between."""
     maker = cases.SampleMaker(config, seed=0)
-    return [maker.trajectory(45, [(8, 8)] * 3, (4, 4)) for _ in range(count)]
+    return [maker.trajectory(45, [(4, 4)] * 3, (4, 4)) for _ in range(count)]
 
 
 def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Callable[[], float], dict[str, Any]]:

@@ -17,7 +17,7 @@ from tests.small import CONFIG
 
 SIZES = gpu.Sizes(
     model=CONFIG, compute=ComputeConfig(block_q=32, block_k=32, remat="full", loss_chunk=64), layers=(1, 2),
-    tokens=400, pack_side=8, side=8, timesteps=3, context=5, words=3, rounds=1,
+    tokens=400, pack_side=16, side=16, timesteps=3, context=5, words=3, rounds=1,
 )  # fmt: skip
 
 

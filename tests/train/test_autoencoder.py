@@ -158,8 +158,16 @@ def test_written_weights_are_read_back_by_their_torch_names(start, tmp_path):
 def test_the_shipped_autoencoder_reconstructs_and_has_normalised_latents():
     assert (shapes_folder() / "ae.safetensors").stat().st_size < 2_100_000
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
-    quality = training.measure(SHAPES_AUTOENCODER, params, random_pictures(1, 100, 64))
-    assert quality.psnr > 30
+    pictures = random_pictures(1, 100, 64)
+    quality = training.measure(SHAPES_AUTOENCODER, params, pictures)
+    assert quality.psnr > 35
     np.testing.assert_allclose(quality.mean, 0, atol=0.1)
     np.testing.assert_allclose(quality.std, 1, atol=0.1)
-    assert np.all(quality.posterior_std > 0.01) and np.all(quality.posterior_std < 0.2)
+    assert np.all(quality.posterior_std > 0.01)
+    # Training takes draws from the posterior. Some channels say little, so that theirs are wide: the decoder must
+    # not mind.
+    moments = model.encode(SHAPES_AUTOENCODER, params, training.as_input(pictures))
+    draws = model.latent_from_moments(SHAPES_AUTOENCODER, model.sample_posterior(*moments, jax.random.key(0)))
+    decoded = np.asarray(model.decode(SHAPES_AUTOENCODER, params, draws)).clip(-1, 1)
+    error = np.square((decoded + 1) * 127.5 - pictures.astype(np.float64)).mean()
+    assert 10 * np.log10(255**2 / error) > 35
