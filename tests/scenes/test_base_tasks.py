@@ -132,6 +132,15 @@ def test_questions_come_in_their_shares(made):
         assert right == record.scene["positive"] == (record.segments[2].text == "Yes.")
 
 
+def test_numbers_that_are_asked_for_come_equally_often():
+    """Zero to six are a seventh each; 0.05 is more than three standard deviations of 600 draws."""
+    settings = Settings(understand=Understand(600, questions={"count": 1.0}))
+    records = make_samples(settings, TEACHERS, "understand", range(600)).records
+    shares = collections.Counter(record.segments[2].text for record in records)
+    assert len(shares) == 7 and shares["None."] < 600 / 5
+    assert all(abs(number / 600 - 1 / 7) < 0.05 for number in shares.values()), shares
+
+
 def test_an_edit_does_what_it_says_and_nothing_else(edits):
     rng, counted = np.random.default_rng(0), collections.Counter()
     for record, before, step in edits:
