@@ -2,8 +2,13 @@
 
 python launch/train_autoencoder.py --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
 
-Result: 31.4 dB PSNR on 500 held-out scenes; latents of mean 0.00 +- 0.03 and standard deviation 1.00 to 1.01 per
-channel, their posterior's 0.04 to 0.07; 1.3 MB. The detector reads 98% of 1,700 objects right after a round trip.
+Result: 41.9 dB PSNR on 500 held-out scenes; latents of mean 0.00 to 0.02 and standard deviation 0.96 to 1.01 per
+channel, their posterior's 0.14 to 0.99; 2.0 MB. The detector reads all of 1,746 objects right after a round trip. The
+16,000 steps took 66 minutes of processor time.
+
+Compared on the way: absolute error stayed near 14 dB where squared error had 17 after 180 steps, and 32 groups on 32
+channels, which normalise every channel on its own and so lose the colours, had a mean absolute error of 0.35 after
+1,200 pictures where 64 channels had 0.25.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""docs/method.md: the functions it names exist, and its worked trajectory is what the code makes."""
+"""docs/method.md: the functions it names exist, its tables and formulas and its worked trajectory are the code's."""
 
 import contextlib
 import io
@@ -6,13 +6,16 @@ import pathlib
 import pkgutil
 import re
 
+import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
 from pdgen.interleave.explained import readable
-from pdgen.interleave.segments import document_units, switch_targets
+from pdgen.interleave.segments import CLEAN, NOISED, TEXT, VIT, document_units, switch_targets, unit_kinds
 from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image, Record, Text, check_grammar
+from pdgen.models.parameters import Leaf
+from pdgen.train.optimizer import MUON_RMS, OptimizerConfig, make_optimizer
 
 METHOD = (pathlib.Path(__file__).parents[1] / "docs" / "method.md").read_text()
 NAMES = sorted(set(re.findall(r"\bpdgen(?:\.\w+)+", re.sub(r"```.*?```", "", METHOD, flags=re.DOTALL))))
@@ -81,3 +84,45 @@ def test_switches_after_a_wrong_plan():
     tokenizer = load_tokenizer(shapes_folder())
     labels = switch_targets(record, tokenizer)
     assert [f"`{readable(tokenizer, n)}`" if n is not None else "" for n in labels] == [row[2] for row in rows]
+
+
+COPIES = {TEXT: "text", NOISED: "noised", CLEAN: "clean", VIT: "ViT"}
+WORDS = {"plan": "<ins>a</ins> <des>a</des>"}
+
+
+@pytest.mark.parametrize(("mode", "stages", "copies"), table("| mode | segments | copies |"))
+def test_copies_of_a_record(mode, stages, copies):
+    segments = []
+    for stage in stages.split(", "):
+        target = stage not in ("prompt", "given")
+        drawn = stage in ("given", "sketch")
+        segments.append(Image(stage, b"", target) if drawn else Text(stage, WORDS.get(stage, "a"), target))
+    record = Record(id="copies", source="test", complete=True, segments=segments, mode=mode)
+    check_grammar(record)
+    assert "; ".join(", ".join(COPIES[kind] for kind in kinds) for kinds in unit_kinds(record)) == copies
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (6, 8)])
+def test_muon_updates_as_written(shape):
+    """A layer's matrix and its bias over three steps, the formulas in float64."""
+    leaves = {"kernel": Leaf((1, *shape), (None,) * 3, None, inputs=1, stacked=True), "bias": Leaf((1, 8), (), None)}
+    config = OptimizerConfig(name="muon", learning_rate=0.1, schedule="constant", clip_norm=1e9, eps=1e-8)
+    optimizer = make_optimizer(config, 10, {"kernel": 1.0, "bias": 0.5}, leaves)
+    params = {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
+    state, rng = optimizer.init(params), np.random.default_rng(0)
+    b, b1, M, m, v = config.b2, config.b1, np.zeros(shape), np.zeros(8), np.zeros(8)
+    for n in (1, 2, 3):
+        G, g = rng.normal(size=shape), rng.normal(size=8)
+        gradient = {"kernel": G[None].astype(np.float32), "bias": g[None].astype(np.float32)}
+        updates, state = optimizer.update(gradient, state, params)
+        M = b * M + (1 - b) * G
+        X = b * M / (1 - b ** (n + 1)) + (1 - b) * G / (1 - b**n)
+        X = (X.T if shape[0] > shape[1] else X) / (np.sqrt((X * X).sum()) + config.eps)
+        for _ in range(5):
+            A = X @ X.T
+            X = 3.4445 * X + (2.0315 * A @ A - 4.775 * A) @ X
+        expected = -0.1 * MUON_RMS * np.sqrt(8) * (X.T if shape[0] > shape[1] else X)
+        np.testing.assert_allclose(updates["kernel"][0], expected, atol=1e-5)
+        m, v = b1 * m + (1 - b1) * g, b * v + (1 - b) * g * g
+        x = b1 * m / (1 - b1 ** (n + 1)) + (1 - b1) * g / (1 - b1**n)
+        np.testing.assert_allclose(updates["bias"][0], -0.05 * x / (np.sqrt(v / (1 - b**n)) + config.eps), rtol=1e-4)

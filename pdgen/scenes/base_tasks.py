@@ -19,7 +19,7 @@ from pdgen.interleave.modes import Mode
 from pdgen.interleave.trajectory import Image, Record, Text
 from pdgen.scenes import language
 from pdgen.scenes.captions import caption, seen
-from pdgen.scenes.edits import edit_steps
+from pdgen.scenes.edits import clear, edit_steps
 from pdgen.scenes.graph import SceneGraph, Step
 from pdgen.scenes.painter import png_bytes
 from pdgen.scenes.prompts import PROMPT_TASK, chosen, placed, refuse_leak, understood
@@ -132,18 +132,22 @@ def edit(
 ) -> Callable[[str], Record]:
     """A picture, an instruction and the changed picture; all that the instruction does not concern keeps its pixels.
 
+    What the instruction asks for is not there yet; see ``edits.clear``.
+
     The record's ``scene`` tells the graph before and the step, with its operation and the graph after.
     """
     operation = chosen(rng, settings.edit.operations)
     for _ in range(SCENES):
         task, graph = _whole(rng, settings, teachers, prompt, settings.edit.things)
         steps = edit_steps(rng, graph, operation)
-        if steps is not None:
+        if steps is None:
+            continue
+        first, second = steps
+        before, after = _laid_out(rng, teachers, steps)
+        if clear(second, before, after):
             break
     else:
         raise Rejected("no such edit")
-    first, second = steps
-    before, after = _laid_out(rng, teachers, steps)
     text = language.instruction(rng, first.graph, second)
     segments = [
         _image(teachers, "", before, given=True),

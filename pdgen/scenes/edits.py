@@ -1,4 +1,4 @@
-"""Edits: two steps, of which the second changes a picture that is there."""
+"""Edits: two steps, of which the second changes a picture that is there, and their scenes."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from pdgen.scenes.graph import SceneGraph, Step
 from pdgen.scenes.grow import grow
 from pdgen.scenes.rewrite import rewrite
+from pdgen.scenes.world import Scene, violations
 
 
 def edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
@@ -28,3 +29,19 @@ def edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> S
     second = int(rng.integers(1, len(steps)))
     before = steps[second - 1].graph
     return [Step("add", tuple(e.id for e in before.entities), before), steps[second]]
+
+
+def clear(step: Step, before: Scene, after: Scene) -> bool:
+    """Whether the step has something to do in a picture of the scene before it.
+
+    A layout may happen to show what a step is to bring about. "Move the star left of the ring" would then ask for
+    nothing, and a changed picture would be no better an answer than the same one. Exchanged places need only be seen:
+    two things of which the graph says the same may still change places.
+    """
+    if step.operation == "swap":
+        return _shown(before) != _shown(after)
+    return bool(violations(before, step.graph))
+
+
+def _shown(scene: Scene) -> list[tuple[str | int, ...]]:
+    return sorted((o.shape, o.color, o.fill, *o.box) for o in scene.objects)

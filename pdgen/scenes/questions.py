@@ -11,6 +11,7 @@ No question or answer says what ``held_out`` keeps from training, as long as the
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from pdgen.scenes.checks import Aim, aim, check
 from pdgen.scenes.graph import COLORS, SceneGraph
 from pdgen.scenes.held_out import held_out_look
 from pdgen.scenes.lexicon import number, place_phrase, plural, sentence
-from pdgen.scenes.world import SHAPES, Scene
+from pdgen.scenes.world import MAX_OBJECTS, SHAPES, Scene
 
 CAPTION_FORMS = ("Describe the picture.", "What does the picture show?", "What is in the picture?",
                  "Say what the picture shows.")  # fmt: skip
@@ -32,6 +33,7 @@ PLACE_FORMS = ("Where is the {}?", "Where in the picture is the {}?", "Where doe
 CHECK_FORMS = ("Does the picture show {}?", "Is this a picture of {}?")
 BACKGROUND_RATE = 0.2  # of the questions about colour that are about the background
 BARE_RATE = 0.5  # of the things that the noun alone tells from others and that are named by it alone
+PATIENCE = 40  # scenes looked at for one with the number that a question of "count" is to be answered with
 NONE = "None."
 
 
@@ -83,17 +85,28 @@ def _color(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question(_pick(rng, forms), sentence(colors[noun][0]))
 
 
-def _count(rng: np.random.Generator, scene: Scene) -> Question:
-    # A number that has an answer is drawn first, or nearly all answers would be "One.".
+def _counter(rng: np.random.Generator) -> Callable[[Scene], Question | None]:
+    # The number is drawn before there is a scene: every scene has what is not there and what is there once, few have
+    # five or six of anything. Where none of many scenes has that number, any that one has will do.
+    wanted, scenes = int(rng.integers(MAX_OBJECTS + 1)), itertools.count(1)
+
+    def ask(scene: Scene) -> Question | None:
+        return _count(rng, scene, wanted if next(scenes) <= PATIENCE else None)
+
+    return ask
+
+
+def _count(rng: np.random.Generator, scene: Scene, wanted: int | None) -> Question | None:
     looks = [(o.color, o.shape) for o in scene.objects]
     shown: dict[str, int] = {"things": len(looks)}
     for color, shape in looks:
         for words in (plural(shape), f"{color} {plural(shape)}"):
             shown[words] = shown.get(words, 0) + 1
-    asked = {n: [words for words, count in shown.items() if count == n] for n in {*shown.values()}}
-    asked[0] = _absent(looks)
-    count = int(rng.choice(sorted(asked)))
-    return Question(_pick(rng, COUNT_FORMS).format(_pick(rng, asked[count])), _counted(count))
+    count = int(rng.choice(sorted({*shown.values()}))) if wanted is None else wanted
+    asked = [words for words, number_shown in shown.items() if number_shown == count] if count else _absent(looks)
+    if not asked:
+        return None
+    return Question(_pick(rng, COUNT_FORMS).format(_pick(rng, asked)), _counted(count))
 
 
 def _counted(count: int) -> str:
@@ -135,16 +148,16 @@ _OTHERS: dict[str, _Ask] = {
     "caption": _caption,
     "places": _places,
     "color": _color,
-    "count": _count,
     "place": _place,
 }
-KINDS = (*_OTHERS, "check")
+KINDS = ("caption", "places", "color", "count", "place", "check")
 
 
 def asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
     """What asks a question of that kind about any scene.
 
-    What a check is about is drawn here and not for each scene, so that scenes which allow little do not decide it.
+    What a check is about and the number that a count comes to are drawn here and not for each scene, so that scenes
+    which allow little do not decide it.
 
     Args:
       rng: decides everything, now and at every call.
@@ -154,6 +167,8 @@ def asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | N
       A function of a scene that shows nothing that is held out. It gives None where there is no such question that has
       one answer alone.
     """
+    if kind == "count":
+        return _counter(rng)
     if kind == "check":
         return functools.partial(_check, rng, wanted=aim(rng))
     return functools.partial(_OTHERS[kind], rng)

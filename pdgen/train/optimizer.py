@@ -2,6 +2,7 @@
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from optax.contrib import MuonDimensionNumbers
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from pdgen.models.parameters import Leaf
+from pdgen.sharding import has_mesh
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -20,6 +23,7 @@ Dtype = Literal["float32", "bfloat16"]
 BFLOAT16_ROUNDING = 2.0**-8
 # Root mean square of Muon's updates, about that of Adam's, so that one learning rate suits both (arXiv 2502.16982).
 MUON_RMS = 0.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., "Muon" (2024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,18 +159,43 @@ def _scale_by_muon(
 ) -> optax.GradientTransformation:
     """Muon on every layer's own matrices, outputs by inputs; Adam on vectors, embeddings, head and patch maps."""
     trained = {name: leaves[name] for name in names}
-    matrices = {name: _matrix(leaf) if leaf.stacked and leaf.inputs else None for name, leaf in trained.items()}
-    return optax.contrib.muon(
-        -1.0,  # it turns the sign as the last transformation of the chain does
-        beta=config.b2, adam_b1=config.b1, adam_b2=config.b2, eps=config.eps, consistent_rms=MUON_RMS,
-        muon_weight_dimension_numbers=traverse_util.unflatten_dict(matrices, sep="/"),
-    )  # fmt: skip
+    matrices = {name for name, leaf in trained.items() if leaf.stacked and leaf.inputs}
+
+    def orthogonalise(updates: Any) -> Any:
+        flat = traverse_util.flatten_dict(updates, sep="/")
+        flat |= {name: _orthogonalised(flat[name], trained[name].inputs) for name in matrices}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
+    momentum = optax.trace(config.b2, nesterov=True)
+    parts = {
+        "muon": optax.chain(momentum, optax.stateless(lambda updates, _: orthogonalise(updates))),
+        "adam": _scale_by_adam(config),
+    }
+    labels = {name: "muon" if name in matrices else "adam" for name in trained}
+    return optax.partition(parts, traverse_util.unflatten_dict(labels, sep="/"))
 
 
-def _matrix(leaf: Leaf) -> MuonDimensionNumbers:
-    axes = len(leaf.shape)
-    inputs = tuple(range(axes - leaf.inputs, axes))
-    return MuonDimensionNumbers(reduction_axis=inputs, output_axis=tuple(range(1, axes - leaf.inputs)))
+def _orthogonalised(x: Float[Array, "L ..."], inputs: int) -> Float[Array, "L ..."]:
+    """Nearly U V^T of every layer's matrix, outputs by inputs, of root mean square ``MUON_RMS``.
+
+    Five quintic Newton-Schulz steps as optax's Muon takes, which an explicit mesh does not: here each device has whole
+    layers where their number allows, else all of them.
+    """
+    mesh, outputs = has_mesh(), math.prod(x.shape[1 : x.ndim - inputs])
+    own = jax.typeof(x).sharding.spec if mesh else None
+    if mesh:
+        split = "fsdp" if x.shape[0] % jax.sharding.get_abstract_mesh().shape["fsdp"] == 0 else None
+        x = jax.sharding.reshard(x, PartitionSpec(split))
+    m = x.reshape(x.shape[0], outputs, -1)
+    wide = outputs <= m.shape[2]
+    m = m if wide else jnp.swapaxes(m, 1, 2)
+    m /= jnp.linalg.norm(m, axis=(1, 2), keepdims=True) + 1e-8
+    for _ in range(5):
+        square = m @ jnp.swapaxes(m, 1, 2)
+        m = NEWTON_SCHULZ[0] * m + (NEWTON_SCHULZ[1] * square + NEWTON_SCHULZ[2] * square @ square) @ m
+    scale = MUON_RMS * max(m.shape[1:]) ** 0.5
+    m = (scale * (m if wide else jnp.swapaxes(m, 1, 2))).reshape(x.shape)
+    return jax.sharding.reshard(m, own) if mesh else m
 
 
 def _scaled(updates: dict[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:

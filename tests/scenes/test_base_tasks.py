@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 import pytest
+from msgspec.structs import replace
 
 from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_NANO
@@ -17,7 +18,8 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image, check_grammar, decode_record, encode_record
 from pdgen.report.dataset import browser_chunk, dataset_page, summarise
 from pdgen.scenes.detect import background, detect
-from pdgen.scenes.graph import OPERATIONS, SceneGraph, Step
+from pdgen.scenes.edits import clear
+from pdgen.scenes.graph import OPERATIONS, Entity, SceneGraph, Step
 from pdgen.scenes.instruction import carry_out, instruct
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.leaks import leak
@@ -28,7 +30,7 @@ from pdgen.scenes.sample import TASKS
 from pdgen.scenes.settings import Edit, Settings, TextToImage, Understand
 from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import make_sample, make_samples
-from pdgen.scenes.world import violations
+from pdgen.scenes.world import Scene, place, place_of, relations_between, violations
 from pdgen.scenes.writer import RulesWriter
 from tests.scenes.kept_out import kept_out, of_graph, of_instruction, of_picture, scanned
 
@@ -130,6 +132,15 @@ def test_questions_come_in_their_shares(made):
         assert right == record.scene["positive"] == (record.segments[2].text == "Yes.")
 
 
+def test_numbers_that_are_asked_for_come_equally_often():
+    """Zero to six are a seventh each; 0.05 is more than three standard deviations of 600 draws."""
+    settings = Settings(understand=Understand(600, questions={"count": 1.0}))
+    records = make_samples(settings, TEACHERS, "understand", range(600)).records
+    shares = collections.Counter(record.segments[2].text for record in records)
+    assert len(shares) == 7 and shares["None."] < 600 / 5
+    assert all(abs(number / 600 - 1 / 7) < 0.05 for number in shares.values()), shares
+
+
 def test_an_edit_does_what_it_says_and_nothing_else(edits):
     rng, counted = np.random.default_rng(0), collections.Counter()
     for record, before, step in edits:
@@ -153,6 +164,52 @@ def test_an_edit_does_what_it_says_and_nothing_else(edits):
     assert counted.keys() == {*OPERATIONS}
     for operation, share in SETTINGS.edit.operations.items():
         assert abs(counted[operation] / COUNT - share) < 0.08
+
+
+@pytest.mark.parametrize("operation", ["move", "swap"])
+def test_what_is_asked_for_is_not_there_yet(operation):
+    """As the detector reads the pictures: no given one is as the moved thing should be, every swap is seen."""
+    settings = Settings(edit=Edit(200, operations={operation: 1.0}))
+    for record in make_samples(settings, TEACHERS, "edit", range(200)).records:
+        given, _, image = record.segments
+        (step,) = (msgspec.convert(step, Step) for step in record.scene["steps"])
+        if operation == "swap":
+            assert (pixels(given) != pixels(image)).any(), record.id
+        else:
+            moved = {*step.entities}
+            stated = [r for r in step.graph.relations if moved & {r.subject, r.reference}]
+            (entity,) = (e for e in step.graph.entities if e.id in moved)
+            found = detect(pixels(given))
+            assert not _holds(found, step.graph, entity, stated), record.id
+
+
+def _holds(found, whole, entity, stated):
+    """Whether of the detected shapes the entity's have the place and the relations that are stated."""
+
+    def like(one):
+        return [f for f in found if (f.shape, f.color) == (one.noun, one.attributes["color"])]
+
+    place = entity.attributes.get("place")
+    places = all(place_of(f) == place for f in like(entity)) if place else True
+    return places and all(
+        r.kind in relations_between(a, b)
+        for r in stated
+        for a in like(whole.find(r.subject))
+        for b in like(whole.find(r.reference))
+    )
+
+
+def test_a_swap_of_things_that_look_alike_is_not_seen():
+    looks = {"color": "red"}
+    before, after = (
+        SceneGraph(tuple(Entity(i, "star", 1, looks | {"place": place}) for i, place in enumerate(places)))
+        for places in (("left", "right"), ("right", "left"))
+    )
+    swap = Step("swap", (0, 1), after)
+    scenes = place(np.random.default_rng(0), [Step("add", (0, 1), before), swap])
+    assert not clear(swap, *scenes)
+    other = Scene((scenes[0].objects[0], replace(scenes[0].objects[1], color="blue")), scenes[0].background)
+    assert clear(swap, other, scenes[1])
 
 
 def test_pictures_that_are_only_looked_at_have_no_latents(made):
