@@ -11,12 +11,13 @@ import torch
 from flax import traverse_util
 from safetensors.torch import load_file, save_file
 
-from pdgen.config import BAGEL_7B, read_config
+from pdgen.config import BAGEL_7B, NANO, read_config
 from pdgen.convert.both_ways import check, to_bagel, to_pdgen
 from pdgen.convert.mapping import array_shapes, expected_tensors, places
 from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.convert.safetensors_file import DTYPES, create, finish
 from pdgen.convert.torch_checkpoint import open_bagel_folder, read_autoencoder, read_bagel_folder
+from pdgen.models import autoencoder
 
 from ..torch_reference.autoencoder import Autoencoder
 from ..torch_reference.bagel import Bagel, load_configs
@@ -250,6 +251,22 @@ def test_pytorch_loads_what_was_trained(source, converted, tmp_path):
     for name, tensor in after.items():
         torch.testing.assert_close(tensor, before[name] + 1, rtol=0, atol=0)
     assert read_config(tmp_path / "bagel") == config
+
+
+def test_an_autoencoder_of_other_groups_is_that_of_pytorch(tmp_path):
+    """No tensor says how many groups its norms have: the json file does, and both sides must read it alike."""
+    rng = np.random.default_rng(0)
+    flat = {path: np.float32(0.1 * rng.normal(size=shape)) for path, shape in array_shapes(NANO).items()}
+    write_checkpoint(tmp_path / "nano", NANO, traverse_util.unflatten_dict(flat, sep="/"))
+    to_bagel(tmp_path / "nano", tmp_path / "bagel")
+    assert read_config(tmp_path / "bagel").autoencoder.num_groups == 4
+    coder = Autoencoder(json.loads((tmp_path / "bagel" / "config.json").read_text())["vae_config"])
+    coder.load_state_dict(load_file(tmp_path / "bagel" / AUTOENCODER), strict=True)
+    params, images = load_checkpoint(tmp_path / "nano")[1]["autoencoder"], rng.uniform(-1, 1, (1, 16, 16, 3))
+    mean, _ = autoencoder.encode(NANO.autoencoder, params, np.float32(images))
+    expected = coder.encode(torch.from_numpy(np.float32(images)).movedim(-1, 1)).movedim(1, -1).detach().numpy()
+    ours = autoencoder.latent_from_moments(NANO.autoencoder, mean)
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_trained_model_keeps_its_json_files_and_tokenizer(source, converted, tmp_path):
