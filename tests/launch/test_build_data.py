@@ -62,7 +62,7 @@ def test_the_records_are_sound_and_the_index_tells_of_them(folder):
     records = [source[i] for i in range(len(source))]
     assert [r.source for r in records] == ["multi_turn"] * 15 + ["conflict"] * 7 + ["alignment"] * 7
     images = [s for r in records for s in r.segments if isinstance(s, Image)]
-    assert {s.latent_shape for s in images} == {(16, 16, 4)}
+    assert {s.latent_shape for s in images} == {(8, 8, 16)}
     first = np.frombuffer(images[0].latent_mean, np.float16)
     assert np.isfinite(first).all() and first.std() > 0
     told = source.dataset

@@ -14,7 +14,7 @@ from tests.data.small_records import records
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'shapes_nano.py'}"
-BUDGETS = {"text": 512, "vit": 128, "vae": 896}
+BUDGETS = {"text": 512, "vit": 128, "vae": 256}
 SIZES = [f"--config.budgets.{name}={size}" for name, size in BUDGETS.items()] + ["--config.held_out=0"]
 
 
@@ -36,20 +36,20 @@ def test_the_report_as_json(data):
     facts = json.loads(done.stdout)
     assert facts["records"] == facts["documents"][""] == 60
     images = [[s for s in r.segments if isinstance(s, Image)] for r in records(60)]
-    vae = [64 * sum(1 + s.target for s in own) for own in images]
+    vae = [16 * sum(1 + s.target for s in own) for own in images]
     assert facts["lengths"]["vae"]["mean"] == pytest.approx(np.mean(vae))
     assert facts["lengths"]["vit"]["most"] == max(16 * len(own) for own in images)
     assert facts["budgets"] == BUDGETS and facts["packs"] == 120
     assert max(facts["fill"].values()) > 0.95
     for proposal in facts["proposals"]:
         sizes = proposal["budgets"].values()
-        assert all(size % 128 == 0 for size in sizes) and sum(sizes) <= 1536
+        assert all(size % 128 == 0 for size in sizes) and sum(sizes) <= 896
     used = [proposal["used"] for proposal in facts["proposals"]]
     assert used == sorted(used, reverse=True) and used[0] > facts["used"]
 
 
 def test_the_report_as_a_table_says_what_is_refused(data):
-    done = run("pack_report", CONFIG, *SIZES, f"--data={data}", "--config.budgets.vae=128")
+    done = run("pack_report", CONFIG, *SIZES, f"--data={data}", "--config.budgets.text=256", "--config.budgets.vae=128")
     assert done.returncode == 0
     assert "refused: record r-0-0000" in done.stdout
     assert "do not hold every document" in done.stdout
@@ -63,7 +63,7 @@ def test_a_pack_is_printed_and_written(data, tmp_path):
     assert lines[1].startswith("document 0: record r-0-0000")
     first = next(line.split() for line in lines if "<|im_start|>" in line)
     assert first == ["0", "<|im_start|>", "text", "und", "0", "0", *first[6:]]
-    assert any("64 noised VAE tokens" in line and "velocity (weight 1)" in line for line in lines)
+    assert any("16 noised VAE tokens" in line and "velocity (weight 1)" in line for line in lines)
     assert lines[-1] == f"wrote {output / 'index.html'}" and ": padding" in lines[-3]
     documents = sum(line.startswith("document ") for line in lines)
     names = sorted(path.name for path in output.iterdir())

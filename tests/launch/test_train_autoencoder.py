@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     small = ("--config.image_size=16", "--config.pictures=4", "--config.held_out=2", "--config.train.batch_size=2")
     done = run(CONFIG, f"--workdir={folder}", "--steps=2", *small)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder / 'ae.safetensors'}: 1,")
+    assert done.stdout.startswith(f"{folder / 'ae.safetensors'}: 2,0")
     assert "PSNR on held-out scenes" in done.stdout and "decoder: 100%" in done.stderr
     return folder
 
