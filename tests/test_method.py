@@ -104,25 +104,20 @@ def test_copies_of_a_record(mode, stages, copies):
 
 @pytest.mark.parametrize("shape", [(8, 6), (6, 8)])
 def test_muon_updates_as_written(shape):
-    """A layer's matrix and its bias over three steps, the formulas in float64."""
-    leaves = {"kernel": Leaf((1, *shape), (None,) * 3, None, inputs=1, stacked=True), "bias": Leaf((1, 8), (), None)}
-    config = OptimizerConfig(name="muon", learning_rate=0.1, schedule="constant", clip_norm=1e9, eps=1e-8)
-    optimizer = make_optimizer(config, 10, {"kernel": 1.0, "bias": 0.5}, leaves)
-    params = {name: np.zeros(leaf.shape, np.float32) for name, leaf in leaves.items()}
-    state, rng = optimizer.init(params), np.random.default_rng(0)
-    b, b1, M, m, v = config.b2, config.b1, np.zeros(shape), np.zeros(8), np.zeros(8)
-    for n in (1, 2, 3):
-        G, g = rng.normal(size=shape), rng.normal(size=8)
-        gradient = {"kernel": G[None].astype(np.float32), "bias": g[None].astype(np.float32)}
-        updates, state = optimizer.update(gradient, state, params)
-        M = b * M + (1 - b) * G
-        X = b * M / (1 - b ** (n + 1)) + (1 - b) * G / (1 - b**n)
-        X = (X.T if shape[0] > shape[1] else X) / (np.sqrt((X * X).sum()) + config.eps)
+    """A layer's matrix over three steps, the formulas in float64."""
+    leaves = {"kernel": Leaf((1, *shape), (None,) * 3, None, inputs=1, stacked=True)}
+    config = OptimizerConfig(name="muon", learning_rate=0.1, schedule="constant", clip_norm=1e9)
+    optimizer = make_optimizer(config, 10, {"kernel": 0.5}, leaves)
+    params = {"kernel": np.zeros((1, *shape), np.float32)}
+    state, rng, M = optimizer.init(params), np.random.default_rng(0), np.zeros(shape)
+    for _ in range(3):
+        G = rng.normal(size=shape)
+        updates, state = optimizer.update({"kernel": G[None].astype(np.float32)}, state, params)
+        M = G + config.b2 * M
+        X = G + config.b2 * M
+        X = (X.T if shape[0] > shape[1] else X) / (np.sqrt((X * X).sum()) + 1e-8)
         for _ in range(5):
             A = X @ X.T
             X = 3.4445 * X + (2.0315 * A @ A - 4.775 * A) @ X
-        expected = -0.1 * MUON_RMS * np.sqrt(8) * (X.T if shape[0] > shape[1] else X)
+        expected = -0.1 * 0.5 * MUON_RMS * np.sqrt(8) * (X.T if shape[0] > shape[1] else X)
         np.testing.assert_allclose(updates["kernel"][0], expected, atol=1e-5)
-        m, v = b1 * m + (1 - b1) * g, b * v + (1 - b) * g * g
-        x = b1 * m / (1 - b1 ** (n + 1)) + (1 - b1) * g / (1 - b1**n)
-        np.testing.assert_allclose(updates["bias"][0], -0.05 * x / (np.sqrt(v / (1 - b**n)) + config.eps), rtol=1e-4)

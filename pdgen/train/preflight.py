@@ -146,7 +146,8 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
     origin = source.dataset.origin
     if origin.tokenizer not in (None, base.tokenizer.fingerprint):
         raise RunError(f"config: data {run.data} was built for another tokenizer than the model's "
-                       f"({origin.tokenizer[:8]}, not {base.tokenizer.fingerprint[:8]}); build it again")  # fmt: skip
+                       f"({origin.tokenizer[:8]}, not {base.tokenizer.fingerprint[:8]}), perhaps by another version of "
+                       "pdgen; build it again")  # fmt: skip
     own = autoencoder_fingerprint(base.autoencoder)
     if origin.autoencoder not in (None, own):
         raise RunError(f"config: data {run.data} has another autoencoder's latents than the model's "

@@ -35,11 +35,8 @@ def pictures():
 
 
 @pytest.fixture(scope="module")
-def wide(pictures):
-    """What training ends with before it makes the posterior narrow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "narrowed", lambda params: params)
-        return training.train(SMALL, SETTINGS, pictures)
+def trained(pictures):
+    return training.train(SMALL, SETTINGS, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -118,25 +115,38 @@ def test_a_loss_is_the_squared_error_plus_the_weighted_kl(start, pictures):
     np.testing.assert_allclose(plain, error.mean(), rtol=1e-4)
 
 
-def test_training_reconstructs_better_and_ends_with_normalised_latents(wide, start, pictures):
+def test_training_reconstructs_better_and_ends_with_normalised_latents(trained, start, pictures):
     untrained = training.measure(SMALL, start, pictures)
-    quality = training.measure(SMALL, wide, pictures)
+    quality = training.measure(SMALL, trained, pictures)
     assert quality.psnr > untrained.psnr + 3
-    # Statistics hold to rounding only if the encoder stood still after it was normalised.
+    # The mean holds to rounding only if the encoder stood still after it was normalised; of the variance, which was 1,
+    # the posterior's part is gone.
+    np.testing.assert_allclose(quality.mean, 0, atol=1e-4)
+    assert np.all(quality.std < 1 + 1e-4)
+    np.testing.assert_allclose(quality.posterior_std, SMALL.scale_factor * training.NARROW, rtol=1e-3)
+
+
+def test_latents_are_normalised_before_the_posterior_is_narrow(trained, pictures, monkeypatch):
+    """To rounding, only if the encoder stood still from then on."""
+    monkeypatch.setattr(training, "narrowed", lambda params: params)
+    wide = training.train(SMALL, SETTINGS, pictures)
+    quality = training.measure(SMALL, wide, pictures)
     np.testing.assert_allclose(quality.mean, 0, atol=1e-4)
     np.testing.assert_allclose(quality.std, 1, atol=1e-4)
+    monkeypatch.undo()
+    jax.tree.map(np.testing.assert_array_equal, training.narrowed(wide), trained)
 
 
-def test_training_is_deterministic_and_makes_the_posterior_narrow_in_the_end(wide, pictures):
+def test_a_narrow_posterior_keeps_its_mean(start, pictures):
+    images = training.as_input(pictures)
+    before, after = (model.encode(SMALL, params, images) for params in (start, training.narrowed(start)))
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_allclose(jnp.exp(after[1] / 2), training.NARROW, rtol=1e-5)
+
+
+def test_training_is_deterministic(trained, pictures):
     again = training.train(SMALL, SETTINGS, pictures)
-    jax.tree.map(np.testing.assert_array_equal, again, training.narrowed(wide))
-
-
-def test_a_narrow_posterior_has_the_same_mean(start, pictures):
-    images = training.as_input(pictures[:4])
-    mean, logvar = model.encode(SMALL, training.narrowed(start), images)
-    np.testing.assert_array_equal(mean, model.encode(SMALL, start, images)[0])
-    np.testing.assert_allclose(np.exp(logvar / 2), 0.03, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 
 def test_divergence_names_the_step(pictures, start, monkeypatch):
@@ -165,18 +175,25 @@ def test_written_weights_are_read_back_by_their_torch_names(start, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float16(b)), back, start)
 
 
-def test_the_shipped_autoencoder_reconstructs_and_has_normalised_latents():
+def test_the_shipped_autoencoder_reconstructs_and_has_centred_latents():
     assert (shapes_folder() / "ae.safetensors").stat().st_size < 2_100_000
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
     pictures = random_pictures(1, 100, 64)
     quality = training.measure(SHAPES_AUTOENCODER, params, pictures)
     assert quality.psnr > 35
     np.testing.assert_allclose(quality.mean, 0, atol=0.1)
-    # Of 1 that it had with the posterior's noise, which is now that of a standard deviation of 0.03.
-    assert np.all(quality.std > 0.05) and np.all(quality.std < 1.05)
-    np.testing.assert_allclose(quality.posterior_std, 0.3611 * 0.03, rtol=0.01)
-    moments = model.encode(SHAPES_AUTOENCODER, params, training.as_input(pictures))
-    draws = model.latent_from_moments(SHAPES_AUTOENCODER, model.sample_posterior(*moments, jax.random.key(0)))
-    decoded = np.asarray(model.decode(SHAPES_AUTOENCODER, params, draws)).clip(-1, 1)
+    # Channels that say little had a wide posterior, and vary little without it.
+    assert np.all((quality.std > 0.1) & (quality.std < 1.1)) and quality.std.max() > 0.9
+    np.testing.assert_allclose(quality.posterior_std, SHAPES_AUTOENCODER.scale_factor * training.NARROW, rtol=0.01)
+
+
+def test_the_shipped_decoder_bears_inexact_latents():
+    """What a generator draws is not exact: noise of a tenth of the latents' standard deviation costs little."""
+    params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
+    pictures = random_pictures(1, 100, 64)
+    mean, _ = model.encode(SHAPES_AUTOENCODER, params, training.as_input(pictures))
+    latents = model.latent_from_moments(SHAPES_AUTOENCODER, mean)
+    noisy = latents + 0.1 * latents.std() * jax.random.normal(jax.random.key(0), latents.shape)
+    decoded = np.asarray(model.decode(SHAPES_AUTOENCODER, params, noisy)).clip(-1, 1)
     error = np.square((decoded + 1) * 127.5 - pictures.astype(np.float64)).mean()
-    assert 10 * np.log10(255**2 / error) > 35
+    assert 10 * np.log10(255**2 / error) > 30
