@@ -5,7 +5,7 @@
 Both run float32 in this process, on the same CPUs, in turns; each prints its median. Compilation is timed
 apart. The reference is eager PyTorch written for speed: each expert is a dense product on its own tokens,
 attention is ``scaled_dot_product_attention`` per sample. With several threads pdgen makes a device of each CPU and
-gives each a pack of its share of the samples, as training does with ``JAX_NUM_CPU_DEVICES``; ``--devices=1`` leaves
+gives each a pack of its share of the samples, as training does; ``--devices=1`` leaves
 the threads to XLA. Needs the extra ``test``.
 """
 

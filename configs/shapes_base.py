@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.init = ""
     config.model = "shapes_nano"
     config.num_steps = 20_000
-    config.rows = 2  # one for each of two cores
+    config.rows = 2
     config.budgets = ml_collections.ConfigDict({"text": 960, "vit": 288, "vae": 1184})
     config.draws = 2
     config.seed = 0

@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.init = "shapes_base"
     config.model = "shapes_nano"
     config.num_steps = 4000
-    config.rows = 2  # one for each of two cores
+    config.rows = 2
     config.budgets = ml_collections.ConfigDict({"text": 1200, "vit": 240, "vae": 480})
     config.seed = 0
     config.mesh = (1, -1, 1)

@@ -14,11 +14,11 @@ import sys
 
 from absl import app, flags, logging
 
-from pdgen.command import fail, parse
+from pdgen.command import fail, parse, use_huge_pages
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.pictures import Pictures
 from pdgen.train.loop import train
-from pdgen.train.processes import join_processes, say_once, use_cores
+from pdgen.train.processes import join_processes, say_once
 from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -38,8 +38,6 @@ def main(argv: list[str]) -> None:
         run = read_run_config(CONFIG.value.to_dict())
         if DISTRIBUTED.value:
             join_processes()
-        else:
-            use_cores(run)
         workdir = pathlib.Path(WORKDIR.value)
         train(run, workdir, say_once, lambda base: Pictures(run, workdir, say_once, base))
     except Stopped as line:
@@ -50,4 +48,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     app.run(main, flags_parser=parse)
