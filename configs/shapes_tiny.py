@@ -1,4 +1,4 @@
-"""Shapes world, sized for one GPU and an hour: 30 million parameters, 32 pixels, 64 VAE tokens an image.
+"""Shapes world, sized for one GPU and an hour: 30 million parameters, 64 pixels, 16 VAE tokens an image.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/shapes
 python launch/train.py --config=configs/shapes_tiny.py --workdir=out/tiny

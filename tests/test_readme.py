@@ -51,9 +51,9 @@ def folder(tmp_path_factory):
 
 def test_the_first_two_lines_are_the_promised_ones():
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    train, tests = (block.strip().splitlines() for block in blocks[:2])
-    assert len(train) == len(tests) == 1
-    assert [s in train[0] for s in ("launch/build_data.py", "launch/train.py", "launch/sample.py")] == [True] * 3
+    draw, tests = (block.strip().splitlines() for block in blocks[:2])
+    assert len(draw) == len(tests) == 1
+    assert "launch/sample.py" in draw[0] and "--checkpoint" not in draw[0]
     assert tests[0].split("&&")[-1].strip().startswith(SUITE)
     assert tests[0].split("&&")[1:] == [f" {line}" for line in _ci_lines()]
 
@@ -74,5 +74,5 @@ def test_every_command_runs(folder):
         argv = [sys.executable, *words[1:], *EXTRA.get(words[1], [])]
         done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-    assert (folder / "out" / "circle" / "000" / "trajectory.json").is_file()
+    assert (folder / "out" / "first" / "003" / "trajectory.json").is_file()
     assert (folder / "out" / "circle" / "index.html").is_file()
