@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "shapes_tiny"
     config.num_steps = 10_000
     config.rows = 16
-    config.budgets = ml_collections.ConfigDict({"text": 1408, "vit": 384, "vae": 2304})
+    config.budgets = ml_collections.ConfigDict({"text": 2624, "vit": 480, "vae": 992})
     config.seed = 0
     config.mesh = (1, -1, 1)
     config.accumulate = 1

@@ -2,6 +2,7 @@
 
 import functools
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -48,3 +49,26 @@ def test_compiled_functions_are_kept_in_the_users_cache(monkeypatch, tmp_path, t
         assert keep_compiled() == expected and jax.config.jax_compilation_cache_dir == str(expected)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_quick_code_computes_the_same():
+    """LLVM's optimisation may change the order of a sum, and nothing else."""
+    x = jnp.linspace(-1, 1, 640).reshape(20, 32)
+    product = jax.jit(lambda power, x: jnp.tanh(x @ x.T) ** power, static_argnums=0)
+    slow, quick = (Compiler(quick)(product, (2,), x) for quick in (False, True))
+    np.testing.assert_allclose(quick, slow, rtol=1e-5, atol=1e-6)
+
+
+def test_quick_code_is_asked_of_xla_on_a_cpu_alone(monkeypatch):
+    asked = []
+
+    class Lowered:
+        def compile(self, options):
+            asked.append(options)
+            return lambda x: x
+
+    function = types.SimpleNamespace(lower=lambda *args: Lowered())
+    for quick, backend in ((True, "cpu"), (False, "cpu"), (True, "gpu")):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        Compiler(quick)(function, (), np.zeros(1))
+    assert asked == [{"xla_backend_optimization_level": "0"}, None, None]
