@@ -3,8 +3,8 @@
 python launch/build_data.py --config=configs/data_shapes_small.py --output=out/shapes
 python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano
 
-1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A few minutes teach the grammar and the words. What
-draws begins with a base: configs/shapes_base.py, then configs/shapes_process.py.
+1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A few minutes teach the grammar and the words.
+What draws begins with a base: configs/shapes_base.py, then configs/shapes_process.py.
 """
 
 import ml_collections

@@ -2,7 +2,6 @@
 
 import functools
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +66,11 @@ def test_quick_code_is_asked_of_xla_on_a_cpu_alone(monkeypatch):
             asked.append(options)
             return lambda x: x
 
-    function = types.SimpleNamespace(lower=lambda *args: Lowered())
+    class Function:
+        def lower(self, *args):
+            return Lowered()
+
+    function = Function()
     for quick, backend in ((True, "cpu"), (False, "cpu"), (True, "gpu")):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         Compiler(quick)(function, (), np.zeros(1))
