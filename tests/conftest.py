@@ -7,7 +7,7 @@ import tempfile
 # Before the first import of jax, which reads them; what the environment says already stays.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # so that no command line starts itself anew
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.check=0")  # its default; so no command line starts itself anew
 cache = pathlib.Path(tempfile.gettempdir()) / f"pdgen-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
