@@ -14,7 +14,8 @@ from pdgen.command import fail, parse
 from pdgen.config import AutoencoderConfig, preset
 from pdgen.convert.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.scenes.painter import paint
-from pdgen.scenes.world import FREE, LATTICE, MAX_OBJECTS, random_scene
+from pdgen.scenes.placement import FREE, LATTICE
+from pdgen.scenes.world import MAX_OBJECTS, random_scene
 from pdgen.train.autoencoder import DivergedError, Quality, Settings, measure, train, write_autoencoder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_autoencoder.py.")

@@ -23,8 +23,9 @@ from PIL import Image
 
 from pdgen.scenes.graph import COLORS
 from pdgen.scenes.painter import BACKGROUND_RGB, COLOR_RGB, LINE_WIDTH, coverage
+from pdgen.scenes.placement import SIZES
 from pdgen.scenes.teachers import Picture
-from pdgen.scenes.world import FILLS, GRID, SHAPES, SIZES, can_be_outlined, size_word
+from pdgen.scenes.world import FILLS, GRID, SHAPES, can_be_outlined, size_word
 
 WIDTHS = tuple(width for widths in SIZES.values() for width in widths)
 THRESHOLD = 0.5

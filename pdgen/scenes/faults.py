@@ -6,17 +6,8 @@ import msgspec
 import numpy as np
 
 from pdgen.scenes.graph import COLORS, SceneError, SceneGraph
-from pdgen.scenes.world import (
-    GRID,
-    LATTICE,
-    SHAPES,
-    Object,
-    Placement,
-    Scene,
-    relation_strengths,
-    shows_held_out,
-    violations,
-)
+from pdgen.scenes.placement import LATTICE, Placement
+from pdgen.scenes.world import GRID, SHAPES, Object, Scene, relation_strengths, shows_held_out, violations
 
 # What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
 FAULTS = ("color", "shape", "size", "place", "count", "missing")

@@ -5,7 +5,8 @@ classes of COCO by the names that GenEval's prompts give them.
 """
 
 from pdgen.scenes.graph import COLORS
-from pdgen.scenes.world import FILLS, SHAPES, SIZES
+from pdgen.scenes.placement import SIZES
+from pdgen.scenes.world import FILLS, SHAPES
 
 COCO = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",

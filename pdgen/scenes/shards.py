@@ -22,6 +22,7 @@ from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.kontext import KontextPainter
 from pdgen.scenes.leaks import leak
 from pdgen.scenes.painter import ShapesPainter
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.prompts import read_prompts
 from pdgen.scenes.remote_teachers import EndpointJudge, EndpointWriter
 from pdgen.scenes.self_sampling import PlanWriter, self_sampled
@@ -29,7 +30,6 @@ from pdgen.scenes.settings import Conflict, Settings
 from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import Samples, make_samples
 from pdgen.scenes.teachers import Picture, Stroke
-from pdgen.scenes.world import PLACEMENTS
 from pdgen.scenes.writer import RulesWriter
 
 

@@ -16,8 +16,9 @@ from pdgen.scenes import language
 from pdgen.scenes.faults import corrupt
 from pdgen.scenes.graph import SceneGraph, Step
 from pdgen.scenes.painter import png_bytes
+from pdgen.scenes.placement import LATTICE, Placement
 from pdgen.scenes.teachers import Declined, Judge, Painter, Picture, Stroke, Verdict, Writer
-from pdgen.scenes.world import LATTICE, Placement, Scene
+from pdgen.scenes.world import Scene
 
 WRONG_PICTURE = "picture rejected by the judge"
 HELD_OUT = "held out from training"

@@ -14,18 +14,8 @@ from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.models import autoencoder
 from pdgen.scenes.detect import THRESHOLD, background, detect
 from pdgen.scenes.painter import BACKGROUND_RGB, COLOR_RGB, paint
-from pdgen.scenes.world import (
-    BACKGROUNDS,
-    FREE,
-    LATTICE,
-    MAX_OBJECTS,
-    PLACEMENTS,
-    SHAPES,
-    Object,
-    Scene,
-    random_scene,
-    relations_between,
-)
+from pdgen.scenes.placement import FREE, LATTICE, PLACEMENTS
+from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Object, Scene, random_scene, relations_between
 
 SEEDS = st.integers(0, 2**32 - 1)
 

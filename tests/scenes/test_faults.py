@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pdgen.scenes.faults import FAULTS, corrupt
 from pdgen.scenes.graph import COLORS, SceneError, Step
-from pdgen.scenes.world import PLACEMENTS, SHAPES, Scene, place, relations_between, violations
+from pdgen.scenes.placement import PLACEMENTS
+from pdgen.scenes.world import SHAPES, Scene, place, relations_between, violations
 from tests.scenes.stories import entity, graph, story, thing
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -16,13 +16,14 @@ from pdgen.scenes.graph import COLORS, INVERSE, Step
 from pdgen.scenes.held_out import held_out, held_out_look, held_out_relation, unstated
 from pdgen.scenes.layout import RELATIONS
 from pdgen.scenes.parse import parse
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.prompts import make_story
 from pdgen.scenes.sample import TASKS
 from pdgen.scenes.self_sampling import judged_plan, self_sampled
 from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings
 from pdgen.scenes.story import HELD_OUT, Rejected
 from pdgen.scenes.subsets import make_samples
-from pdgen.scenes.world import PLACEMENTS, SHAPES, place, relations_between, shows_held_out
+from pdgen.scenes.world import SHAPES, place, relations_between, shows_held_out
 from tests.scenes.kept_out import is_kept_out, kept_out, of_graph, of_plan, of_segment, scanned
 from tests.scenes.stories import entity, graph, story, thing
 from tests.shapes import ASSUMED, EXACT

@@ -16,10 +16,11 @@ from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.matching import aligned
 from pdgen.scenes.painter import paint
 from pdgen.scenes.parse import canonical, parse
+from pdgen.scenes.placement import LATTICE, PLACEMENTS
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
 from pdgen.scenes.teachers import Declined, Judge, TeacherError
-from pdgen.scenes.world import BACKGROUNDS, LATTICE, PLACEMENTS, SHAPES, Object, Scene, place
+from pdgen.scenes.world import BACKGROUNDS, SHAPES, Object, Scene, place
 
 JUDGE: Judge = ExactJudge()
 WORDINGS = 12  # seeds, so that each wording of a fault is met

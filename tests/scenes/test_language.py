@@ -13,8 +13,9 @@ from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step
 from pdgen.scenes.instruction import carry_out, instruct
 from pdgen.scenes.lexicon import COCO
 from pdgen.scenes.parse import canonical, parse, parse_instruction
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.sample import prompt_graph, sample_graph
-from pdgen.scenes.world import PLACEMENTS, place
+from pdgen.scenes.world import place
 from tests.scenes.stories import story
 
 

@@ -14,6 +14,7 @@ from pdgen.scenes import world
 from pdgen.scenes.graph import COLORS
 from pdgen.scenes.grow import grow
 from pdgen.scenes.painter import BACKGROUND_RGB, COLOR_RGB, CONTOURS, ShapesPainter, coverage, paint, png_bytes
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import sample_graph
 from pdgen.scenes.teachers import Painter, Stroke, TeacherError
@@ -117,12 +118,12 @@ def test_colours_and_grounds_are_told_apart():
     assert apart(itertools.combinations(grounds, 2)) > 20
 
 
-@given(SEEDS, st.sampled_from([*world.PLACEMENTS]))
+@given(SEEDS, st.sampled_from([*PLACEMENTS]))
 @settings(max_examples=120, deadline=None)
 def test_a_step_leaves_every_other_pixel_identical(seed, name):
     rng = np.random.default_rng(seed)
     steps = rewrite(rng, grow(rng, sample_graph(rng, "composition")), 0.7)
-    scenes = world.place(rng, steps, world.PLACEMENTS[name]) or []
+    scenes = world.place(rng, steps, PLACEMENTS[name]) or []
     size = (32, 64)[seed % 2]
     for (a, b), step in zip(itertools.pairwise(scenes), steps[1:]):
         concerned = [o for scene in (a, b) for o in scene.objects if o.entity in step.entities]

@@ -9,9 +9,10 @@ import pytest
 from pdgen.scenes.graph import INVERSE, OPERATIONS, Entity, Relation, SceneGraph, Step, exchanges_places
 from pdgen.scenes.grow import grow
 from pdgen.scenes.held_out import held_out
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.rewrite import DEFAULT_WEIGHTS, SECOND_RATE, SHAPES_VOCABULARY, Vocabulary, rewrite
 from pdgen.scenes.sample import TASKS, sample_graph
-from pdgen.scenes.world import MAX_OBJECTS, PLACEMENTS, SHAPES, place, satisfies
+from pdgen.scenes.world import MAX_OBJECTS, SHAPES, place, satisfies
 
 EMPTY = SceneGraph(())
 

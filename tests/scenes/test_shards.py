@@ -20,12 +20,12 @@ from pdgen.scenes.endpoint import Settings as EndpointSettings
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.painter import ShapesPainter
 from pdgen.scenes.parse import parse
+from pdgen.scenes.placement import FREE, LATTICE
 from pdgen.scenes.remote_teachers import EndpointJudge
 from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings, TeacherSettings
 from pdgen.scenes.story import Teachers
 from pdgen.scenes.subsets import make_samples
 from pdgen.scenes.teachers import TeacherError, Verdict
-from pdgen.scenes.world import FREE, LATTICE
 from pdgen.scenes.writer import RulesWriter
 from tests.data.importers.made import write_tar
 from tests.scenes.chat_server import ChatServer, says

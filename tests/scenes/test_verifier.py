@@ -18,11 +18,12 @@ from pdgen.scenes.graph import Step
 from pdgen.scenes.instruction import carry_out
 from pdgen.scenes.painter import paint
 from pdgen.scenes.parse import parse, parse_instruction
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.plan_check import in_terms_of
 from pdgen.scenes.sample import sample_graph
 from pdgen.scenes.teachers import Critic, Declined, Verdict, Verifier
 from pdgen.scenes.verifier import EndpointCritic, EndpointVerifier, ExactCritic, ExactVerifier, VerifierAnswer
-from pdgen.scenes.world import PLACEMENTS, Object, Scene, place
+from pdgen.scenes.world import Object, Scene, place
 from tests.scenes.chat_server import says
 
 CRITIC: Critic = ExactCritic()

@@ -14,6 +14,7 @@ from pdgen.scenes import world
 from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, Step
 from pdgen.scenes.grow import grow
 from pdgen.scenes.layout import domain
+from pdgen.scenes.placement import PLACEMENTS
 from pdgen.scenes.rewrite import rewrite
 from pdgen.scenes.sample import TASKS, sample_graph
 from tests.scenes.stories import entity, graph, thing
@@ -36,13 +37,13 @@ def keeps(a, b):
 
 
 def placed(name, seed, steps):
-    return world.place(np.random.default_rng(seed), steps, world.PLACEMENTS[name])
+    return world.place(np.random.default_rng(seed), steps, PLACEMENTS[name])
 
 
 def test_the_lattice_is_usual():
     steps, scene = made(1), world.random_scene(np.random.default_rng(1), 3)
     assert world.place(np.random.default_rng(1), steps) == placed("lattice", 1, steps) != placed("free", 1, steps)
-    assert scene == world.random_scene(np.random.default_rng(1), 3, world.PLACEMENTS["lattice"])
+    assert scene == world.random_scene(np.random.default_rng(1), 3, PLACEMENTS["lattice"])
 
 
 @both
@@ -261,7 +262,7 @@ def test_the_domain_of_a_square_is_all_spaced_corners_that_keep_it_inside(size, 
     ],
 )
 def test_what_becomes_larger_or_smaller_stays_where_it_is(name, value, before, width, after):
-    assert world.PLACEMENTS[name].corner(value, before, width) == after
+    assert PLACEMENTS[name].corner(value, before, width) == after
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ def test_stated_sizes_places_fills_and_backgrounds_are_checked():
 
 
 def random_scene(name, seed, count):
-    return world.random_scene(np.random.default_rng(seed), count, world.PLACEMENTS[name])
+    return world.random_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
 
 
 @both
