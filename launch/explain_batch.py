@@ -18,6 +18,7 @@ from pdgen.files import new_folder
 from pdgen.interleave.explained import ExplainedPack
 from pdgen.report.pack import INDEX, document_lines, pack_pages
 from pdgen.train.base import load_model
+from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
 CONFIG = define_run_config("A training run's file, such as configs/shapes_nano.py.")
@@ -28,8 +29,8 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier output.")
 
 
 def read_run(values: dict) -> RunConfig:
-    """The config's run with ``--data``. Raises RunError."""
-    return read_run_config(values | ({} if DATA.value is None else {"data": DATA.value}))
+    """The config's run with ``--data``, its ``init`` found. Raises RunError, or CheckpointError where there is none."""
+    return resolved(read_run_config(values | ({} if DATA.value is None else {"data": DATA.value})))
 
 
 def explain(run: RunConfig, number: int) -> ExplainedPack:

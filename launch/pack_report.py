@@ -20,6 +20,7 @@ from pdgen.data.records import RecordSource
 from pdgen.data.stream import Stream
 from pdgen.interleave.layout import STREAMS
 from pdgen.train.base import load_model
+from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
 CONFIG = define_run_config("A training run's file, such as configs/shapes_nano.py.")
@@ -128,7 +129,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         values = CONFIG.value.to_dict() | ({} if DATA.value is None else {"data": DATA.value})
-        facts = report(read_run_config(values), PACKS.value, TOTAL.value)
+        facts = report(resolved(read_run_config(values)), PACKS.value, TOTAL.value)
         print(json.dumps(facts, indent=1) if JSON.value else "\n".join(table(facts)))
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)

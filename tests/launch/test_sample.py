@@ -338,8 +338,8 @@ SHARE = """
 import json, pathlib, sys
 from launch import sample
 sample.parse(["sample", *sys.argv[1:]])
-decoded, read, sampler = [], sample.read_picture, sample.load_sampler(sample.CHECKPOINT.value)
-sample.load_sampler = lambda checkpoint: sampler
+decoded, read, sampler = [], sample.read_picture, sample.load_sampler(sample.CHECKPOINT.value, 1)
+sample.load_sampler = lambda *_: sampler
 sample.read_picture = lambda path: decoded.append(pathlib.Path(path).name) or read(path)
 sample.jax.process_index, sample.jax.process_count = lambda: 1, lambda: 2
 share = sample.prepare()
