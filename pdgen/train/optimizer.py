@@ -1,5 +1,4 @@
-"""AdamW with clipping and a schedule, as the base model's trainer has it, or Muon; learning rates and freezing by name.
-"""
+"""AdamW or Muon, with clipping and a schedule as the base model's trainer has them; rates and freezing by name."""
 
 import dataclasses
 import math
