@@ -78,8 +78,8 @@ def text_to_image(
     step = _drawn(graph)
     (scene,) = _laid_out(rng, teachers, [step])
     asked, text = graph, prompt
-    if wording == "caption":
-        places = bool(rng.integers(2))
+    if wording in ("caption", "places"):
+        places = wording == "places"
         asked, text = seen(scene, places), caption(scene, places)
     elif wording == "description":
         text = language.description(rng, graph)

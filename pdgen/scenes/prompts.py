@@ -4,8 +4,10 @@ Prompts are made of random scenes or come from a file. None is one of GenEval's,
 no scene of shapes world says or shows what ``held_out`` keeps from training.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from pdgen.scenes import language
@@ -88,7 +90,30 @@ def make_story(
     vocabulary = SHAPES_VOCABULARY if prompt is None else OTHER_WORDS
     steps = grow(rng, graph, settings.max_images)
     steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
-    return placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    story = placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    return stating_places(rng, story, settings.places) if teachers.placement else story
+
+
+def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
+    """The story whose steps also say where things are, as its scenes have them: plans decide what prompts leave open.
+
+    Args:
+      rate: probability for every single thing that is added and never changed.
+    """
+    changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
+    last = story.scenes[-1]
+    singles = [e.id for e in story.steps[-1].graph.entities if e.count == 1 and e.id not in changed]
+    places = {i: last.of(i)[0].place for i, draw in zip(singles, rng.random(len(singles))) if draw < rate}
+
+    def stated(graph: SceneGraph) -> SceneGraph:
+        entities = (
+            msgspec.structs.replace(e, attributes=e.attributes | {"place": places[e.id]}) if e.id in places else e
+            for e in graph.entities
+        )
+        return msgspec.structs.replace(graph, entities=tuple(entities))
+
+    steps = tuple(msgspec.structs.replace(step, graph=stated(step.graph)) for step in story.steps)
+    return dataclasses.replace(story, steps=steps)
 
 
 def placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:

@@ -26,7 +26,7 @@ class SettingsError(ValueError):
 
 
 THING_SHARES = (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)
-WORDING_SHARES = {"prompt": 0.6, "description": 0.25, "caption": 0.15}
+WORDING_SHARES = {"prompt": 0.5, "description": 0.1, "caption": 0.1, "places": 0.3}
 QUESTION_SHARES = {"caption": 0.25, "places": 0.15, "color": 0.12, "count": 0.14, "place": 0.12, "check": 0.22}
 OPERATION_SHARES = {"add": 0.25, "modify": 0.2, "swap": 0.1, "move": 0.15, "replace": 0.15, "remove": 0.15}
 
@@ -117,7 +117,7 @@ class TextToImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       count: samples.
       things: shares of compositions, descriptions and captions of 1, 2, ... things.
       wordings: shares of texts. "prompt": as a user asks; "description": as a plan describes the whole scene;
-        "caption": as an answer describes the picture.
+        "caption": as an answer describes the picture; "places": as one that also says where everything is.
     """
 
     count: int = 0
@@ -214,6 +214,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       tasks: shares of ``sample.TASKS``; they are divided by their sum.
       entities: shares of compositions with 1, 2, ... entities; empty for ``sample.ENTITY_RATES``.
       rewritten: share of multi-turn and alignment samples whose steps also modify, swap, move, replace and remove.
+      places: share of single things whose place the plans of shapes world state, whether or not the prompt does.
       max_images: of a sample.
       allow_leaks: keep prompts that are GenEval's; they are counted and named either way.
 
@@ -229,6 +230,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: dict[str, float] = msgspec.field(default_factory=lambda: dict(TASK_SHARES))
     entities: tuple[float, ...] = ()
     rewritten: float = 0.2
+    places: float = 0.0
     max_images: int = 5
     allow_leaks: bool = False
     multi_turn: MultiTurn = MultiTurn()
@@ -244,6 +246,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name}={getattr(self, name)}: at least {least} is needed")
         _check_rate("rewritten", self.rewritten)
+        _check_rate("places", self.places)
         _check_shares("tasks", self.tasks, TASKS)
         if self.entities:
             _check_numbers("entities", self.entities)
