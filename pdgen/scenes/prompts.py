@@ -91,7 +91,7 @@ def make_story(
     steps = grow(rng, graph, settings.max_images)
     steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
     story = placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
-    return stating_places(rng, story, settings.places) if teachers.placement else story
+    return stating_places(rng, story, settings.places) if settings.places and teachers.placement else story
 
 
 def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story:

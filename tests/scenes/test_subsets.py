@@ -14,9 +14,9 @@ from pdgen.scenes.graph import SceneGraph, implies
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.painter import ShapesPainter
 from pdgen.scenes.parse import parse
-from pdgen.scenes.prompts import PROMPT_TASK, read_prompts
+from pdgen.scenes.prompts import PROMPT_TASK, make_story, read_prompts
 from pdgen.scenes.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError
-from pdgen.scenes.story import Teachers
+from pdgen.scenes.story import Rejected, Teachers
 from pdgen.scenes.subsets import is_positive, make_sample, make_samples
 from pdgen.scenes.teachers import Verdict
 from pdgen.scenes.writer import RulesWriter
@@ -172,6 +172,35 @@ def test_tasks_come_in_their_shares():
     records = make_samples(settings, ASSUMED, "multi_turn", range(120)).records
     counted = collections.Counter(r.scene["task"] for r in records)
     assert counted.keys() == tasks.keys() and 75 <= counted["counting"] <= 105
+
+
+def test_plans_state_the_places_that_their_scenes_have():
+    settings = msgspec.structs.replace(SETTINGS, places=1.0)
+    stated = 0
+    for seed in range(60):
+        try:
+            story = make_story(np.random.default_rng(seed), settings, EXACT, rewritten=0.7)
+        except Rejected:
+            continue  # no layout
+        changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
+        for step, scene in zip(story.steps, story.scenes):
+            for entity in step.graph.entities:
+                place = entity.attributes.get("place")
+                if entity.count == 1 and entity.id not in changed:
+                    assert place is not None
+                if place is not None:
+                    assert {o.place for o in scene.of(entity.id)} == {place}
+                    stated += 1
+    assert stated > 200
+
+
+def test_without_a_share_of_places_stories_are_as_their_prompts_say():
+    rngs = np.random.default_rng(3), np.random.default_rng(3)
+    plain = make_story(rngs[0], SETTINGS, EXACT)
+    half = make_story(rngs[1], msgspec.structs.replace(SETTINGS, places=0.5), EXACT)
+    assert (plain.prompt, plain.scenes) == (half.prompt, half.scenes)
+    for old, new in zip(plain.steps, half.steps):
+        assert implies(new.graph, old.graph)
 
 
 def test_without_rewriting_steps_only_add():
