@@ -1,6 +1,6 @@
 """Puts evaluated runs side by side: scores, differences to the first one with their intervals, cost against score.
 
-python launch/compare.py out/nano-shapes out/single-pass-shapes --output=out/compared
+python launch/compare.py out/scores out/single-pass-scores --output=out/compared
 
 Each run is an output folder of launch/evaluate.py; all are of one benchmark and the same prompts. Runs whose folders
 have one name are told apart by more of their paths. OUTPUT gets index.html, comparison.json and a CSV file for each

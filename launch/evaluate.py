@@ -1,6 +1,6 @@
 """Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmarks of shapes world.
 
-python launch/evaluate.py --benchmark=shapes --checkpoint=out/nano --output=out/nano-shapes
+python launch/evaluate.py --benchmark=shapes --output=out/scores
 python launch/evaluate.py --benchmark=abilities --checkpoint=out/base --output=out/abilities
 python launch/evaluate.py --benchmark=geneval --metadata=evaluation_metadata.jsonl --images=DIR --output=out/scores
 python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json --images=DIR --output=out/wise \

@@ -1,6 +1,6 @@
 """Makes one page of a training run: facts, curves, and the pictures of its fixed prompts along the way.
 
-python launch/report_run.py out/nano [--output=report.html]
+python launch/report_run.py out/process [--output=report.html]
 
 A run may still go on, or have been killed. Several workdirs give one page that compares them:
 

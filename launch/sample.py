@@ -1,7 +1,7 @@
 """Samples trajectories: for each prompt plans, sketches, inspections and refinements until the model ends.
 
-python launch/sample.py --checkpoint=out/nano --prompt="a red circle left of a blue square" --output=out/circle
-python launch/sample.py --checkpoint=out/nano --prompts=prompts.txt --samples=4 --batch=8 --output=out/many
+python launch/sample.py --prompt="a red circle left of a blue square" --output=out/circle
+python launch/sample.py --checkpoint=out/process --prompts=prompts.txt --samples=4 --batch=8 --output=out/many
 python launch/sample.py --branch=out/circle/000 --step=0 --plan="<ins>Draw a star.</ins> <des>A star.</des>"
 
 OUTPUT holds a folder per trajectory, 000, 001, ..., with trajectory.json, one PNG per image and strip.png, and one
