@@ -5,7 +5,8 @@ python launch/convert.py --source=bagel --target=BAGEL-again --reverse   and bac
 python launch/convert.py --source=out/run --target=BAGEL-trained --reverse --weights=ema   of a training run
 python launch/convert.py --source=bagel --check                          verify, and print the manifest
 
-A training run's workdir may be the source too: its newest whole step is meant, adapters merged.
+A training run's workdir may be the source too: its newest whole step is meant, adapters merged. --dtype leaves the
+autoencoder as it is, since the latents of a data set suit its exact values alone.
 """
 
 import signal
@@ -24,7 +25,7 @@ from pdgen.train.run_config import RunError
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Give all values this dtype; by default as stored.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Cast the model's values to this dtype.")
 REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
 WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["raw", "ema"], "Of a training run: the last weights (the default) or their moving average."

@@ -24,7 +24,7 @@ from pdgen.convert.pdgen_checkpoint import (
     verify,
     write_content,
 )  # fmt: skip
-from pdgen.convert.torch_checkpoint import INDEX, is_bagel_folder, open_bagel_folder
+from pdgen.convert.torch_checkpoint import INDEX, cast_dtype, is_bagel_folder, open_bagel_folder
 from pdgen.files import Say, new_folder, to_stderr
 
 Path = str | pathlib.Path
@@ -43,7 +43,8 @@ def to_pdgen(
     Args:
       source: the folder.
       target: the checkpoint to make.
-      dtype: float32 or bfloat16 for all values, the autoencoder's too; None keeps each as stored.
+      dtype: float32 or bfloat16 for the model's values; None keeps them as stored. The autoencoder's always stay as
+        they are: other values would not suit the latents that it has made.
       overwrite: whether an existing checkpoint at ``target`` is replaced.
       say: takes one line for the user.
 
@@ -83,7 +84,7 @@ def to_bagel(
         raise CheckpointError(f"{source}: is a BAGEL folder, not a pdgen checkpoint; convert it without --reverse")
     checkpoint = open_checkpoint(source)
     content, arrays = checkpoint.content(), checkpoint.arrays()
-    dtypes = {place.name: dtype or stored for place, stored, _ in content.tensors}
+    dtypes = {place.name: cast_dtype(place, stored, dtype) for place, stored, _ in content.tensors}
     held: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {name: {} for name in content.headers}
     for place, _, file in content.tensors:
         held[file][place.name] = (dtypes[place.name], place.shape)

@@ -43,9 +43,9 @@ class BagelFolder:
     notes: Sequence[str]
 
     def content(self, dtype: np.dtype | None = None) -> Content:
-        """What a checkpoint of it holds, its values as stored or cast to ``dtype``."""
+        """What a checkpoint of it holds, the model's values as stored or cast to ``dtype``."""
         where = places(self.config)
-        tensors = [(where[name], dtype or info.dtype, file.path.name)
+        tensors = [(where[name], cast_dtype(where[name], info.dtype, dtype), file.path.name)
                    for file in self.files for name, info in file.tensors.items()]  # fmt: skip
         source_json = self._present((*MODEL_JSON, *OTHER_JSON))
         headers = {file.path.name: file.metadata for file in self.files}
@@ -55,13 +55,13 @@ class BagelFolder:
         return {name: (self.path / name).read_bytes() for name in names if (self.path / name).is_file()}
 
     def reader(self, dtype: np.dtype | None = None) -> stream.Read:
-        """Gives the values as stored or cast to ``dtype``; see ``pdgen.convert.stream.move``."""
+        """Gives the values, the model's as stored or cast to ``dtype``; see ``pdgen.convert.stream.move``."""
         holder = {name: file for file in self.files for name in file.tensors}
 
         def read(place: Place, start: int, rows: np.ndarray) -> None:
             file, offset = holder[place.name], start * math.prod(place.slot[1:])
             stored = file.tensors[place.name].dtype
-            if dtype in (None, stored):
+            if cast_dtype(place, stored, dtype) == stored:
                 file.read(place.name, offset, rows)
                 return
             values = np.empty(rows.shape, stored)
@@ -69,6 +69,11 @@ class BagelFolder:
             rows[...] = values
 
         return read
+
+
+def cast_dtype(place: Place, stored: np.dtype, dtype: np.dtype | None) -> np.dtype:
+    """The dtype of a tensor where the model's values are cast to ``dtype``, or not (None); an autoencoder's is kept."""
+    return dtype if dtype is not None and place.path.startswith("model/") else stored
 
 
 def is_bagel_folder(path: pathlib.Path) -> bool:
@@ -81,7 +86,7 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
 
     Args:
       path: the folder.
-      cast: whether all values will be given one dtype; otherwise the layers of one array must share theirs.
+      cast: whether the model's values will be given one dtype; otherwise the layers of one array must share theirs.
 
     Raises:
       CheckpointError: a file is missing, truncated or a pickle; tensors are unknown, missing, misshapen or of

@@ -1,21 +1,16 @@
 """Ablations: a sweep over training data, each cell a data set, training runs and their evaluation, ending in tables.
 
-Every stage is one of the project's own commands in a process of its own, which resumes by itself. A stage that has
-ended is marked by a file that holds its command; a sweep that is started again leaves it out, and refuses to mix in
-what was made otherwise.
+A sweep runs in stages (``pdgen.stages``) and may be stopped and started again.
 
     OUTPUT/<cell>/data                 build_data.py
     OUTPUT/<cell>/<seed>/run           train.py
     OUTPUT/<cell>/<seed>/scores        evaluate.py --benchmark=shapes
-    OUTPUT/<cell>/.../<stage>.log, <stage>.done
 """
 
 import json
 import pathlib
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,12 +21,11 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.scoring import RESULTS, by_task, read_results
 from pdgen.evaluate.statistics import difference, estimate, spread
 from pdgen.evaluate.tables import Table
-from pdgen.files import new_file
+from pdgen.stages import Stage
 
 TABLES: Mapping[str, published.PublishedTable] = {
     "rewriting": published.REWRITING, "critiques": published.CRITIQUES, "subsets": published.SUBSETS,
 }  # fmt: skip
-_TAIL = 300  # characters of a failed command's last line
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,14 +80,6 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         in_order(self, list(self.cells))
 
 
-class Stage(NamedTuple):
-    """One command: what it is called, its folder and arguments."""
-
-    name: str
-    folder: pathlib.Path
-    arguments: tuple[str, ...]
-
-
 def in_order(sweep: Sweep, names: Sequence[str]) -> list[str]:
     """The cells and those that they need, each after what it needs. Raises ValueError where cells wait in a circle."""
     ordered: list[str] = []
@@ -132,34 +118,6 @@ def stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Iterator
 
 def _overrides(keys: Mapping[str, Any]) -> Iterator[str]:
     return (f"--config.{key}={value}" for key, value in traverse_util.flatten_dict(keys, sep=".").items())
-
-
-def run(stage: Stage, launch: pathlib.Path, say: Callable[[str], None]) -> None:
-    """Runs a stage, or leaves it out where it has ended.
-
-    Args:
-      launch: folder of the commands.
-
-    Raises:
-      EvaluationError: it failed, or had ended with other arguments.
-    """
-    done, log = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
-    if done.exists():
-        if json.loads(done.read_text()) != list(stage.arguments):
-            raise EvaluationError(f"{done}: was made by other arguments; choose another --output, or remove {done} and "
-                                  "what it stands for")  # fmt: skip
-        return
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(launch / f"{stage.name}.py"), *stage.arguments]
-    say(f"{stage.folder}: {' '.join(command[1:])}")
-    with log.open("wb") as output:
-        ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
-    if ended.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise EvaluationError(f"{stage.folder}: {stage.name} ended with status {ended.returncode}: "
-                              f"{lines[-1][-_TAIL:]} (all of it in {log}); start again to go on")  # fmt: skip
-    with new_file(done) as partial:
-        partial.write_text(json.dumps(stage.arguments) + "\n")
 
 
 def table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:

@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import pathlib
-import sys
 
 import msgspec
 import pytest
 
 from pdgen.evaluate import ablation
-from pdgen.evaluate.ablation import Cell, Stage, Sweep, in_order, run, stages, table
+from pdgen.evaluate.ablation import Cell, Sweep, in_order, stages, table
 from pdgen.evaluate.errors import EvaluationError
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablation_shapes.py"
@@ -60,33 +59,6 @@ def test_sweeps_that_cannot_be(changed, words):
         sweep(**changed)
 
 
-@pytest.fixture
-def commands(tmp_path):
-    """A folder of commands: one counts its calls, one fails."""
-    (tmp_path / "count.py").write_text("import sys; open(sys.argv[1], 'a').write('x')")
-    (tmp_path / "fails.py").write_text("import sys; print('all is lost'); sys.exit(2)")
-    return tmp_path
-
-
-def test_a_stage_that_has_ended_is_left_out(commands):
-    calls = commands / "calls"
-    stage = Stage("count", commands / "cell", (str(calls),))
-    said = []
-    run(stage, commands, said.append)
-    run(stage, commands, said.append)
-    assert calls.read_text() == "x" and len(said) == 1
-    with pytest.raises(EvaluationError, match="was made by other arguments"):
-        run(stage._replace(arguments=(str(calls), "more")), commands, said.append)
-
-
-def test_a_stage_that_fails_is_named_and_runs_again(commands):
-    stage = Stage("fails", commands / "cell", ())
-    for _ in range(2):
-        with pytest.raises(EvaluationError, match=r"fails ended with status 2: all is lost .*fails\.log"):
-            run(stage, commands, lambda line: None)
-    assert not (commands / "cell" / "fails.done").exists()
-
-
 def results(folder, tag_scores):
     folder.mkdir(parents=True)
     lines = []
@@ -127,9 +99,3 @@ def test_the_table_averages_images_and_seeds(tmp_path):
     (tmp_path / "b" / "1" / "scores" / "summary.json").unlink()
     with pytest.raises(EvaluationError, match=r"summary.json: no summary of an evaluation"):
         table(sweep(), "critiques", tmp_path)
-
-
-def test_commands_are_this_pythons(commands):
-    (commands / "which.py").write_text("import sys; open(sys.argv[1], 'w').write(sys.executable)")
-    run(Stage("which", commands / "cell", (str(commands / "python"),)), commands, lambda line: None)
-    assert (commands / "python").read_text() == sys.executable

@@ -132,5 +132,6 @@ def test_cast_and_overwrite(folder, tmp_path):
     assert run(f"--source={folder}", f"--target={target}").returncode == 0
     done = run(f"--source={folder}", f"--target={target}", "--dtype=bfloat16", "--overwrite")
     assert done.returncode == 0, done.stderr
-    assert {tensor.dtype for tensor in read_manifest(target).tensors} == {"bfloat16"}
+    dtypes = {(tensor.file, tensor.dtype) for tensor in read_manifest(target).tensors}
+    assert dtypes == {(WEIGHTS, "bfloat16"), ("ae.safetensors", "float32")}
     assert [path.name for path in tmp_path.iterdir()] == ["pdgen"]

@@ -1,0 +1,172 @@
+"""The command that trains a shipped model and replaces it: one tiny run from end to end, and what is refused."""
+
+import json
+import os
+import pathlib
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pdgen.assets import shapes_folder
+from pdgen.convert.both_ways import to_bagel
+from pdgen.convert.shipped import BASE
+from pdgen.convert.torch_checkpoint import read_bagel_folder
+from pdgen.data.records import read_dataset, write_index
+from pdgen.evaluate.ablation import Sweep, stages
+from pdgen.train import shipping
+from pdgen.train.export import chosen_weights
+from pdgen.train.run_config import RunError
+from tests.convert.folders import all_bytes
+
+ROOT = pathlib.Path(__file__).parents[2]
+# The command line of argv[2:], which replaces the models of the folder argv[1].
+DRIVER = """
+import pathlib, runpy, sys
+from pdgen.train import shipping
+models = pathlib.Path(sys.argv[1])
+shipping.shapes_folder = lambda name: models / name
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+SIZE = ("--scale=0.0002", "--train_key=num_steps=2", "--train_key=held_out=0", "--train_key=rows=1",
+        "--train_key=draws=1")  # fmt: skip
+QUICK = (*SIZE, "--train_key=optimizer.warmup_steps=1")
+
+
+def ship(models, *arguments):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    }  # fmt: skip
+    command = [sys.executable, "-c", DRIVER, str(models), "launch/ship.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A copy of the shipped base, the output of a command that failed once and was started again, and both ends."""
+    models, output = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("ship")
+    shutil.copytree(shapes_folder(BASE), models / BASE)
+    arguments = (f"--model={BASE}", f"--output={output}")
+    failed = ship(models, *arguments, *SIZE)  # the config's warm-up is longer than two steps
+    return models / BASE, output, failed, ship(models, *arguments, *QUICK)
+
+
+@pytest.fixture
+def target(shipped, tmp_path, monkeypatch):
+    """A copy of the replaced model, which ``replace_shipped`` replaces again."""
+    folder = shutil.copytree(shipped[0], tmp_path / BASE)
+    monkeypatch.setattr(shipping, "shapes_folder", lambda name: tmp_path / name)
+    return folder
+
+
+@pytest.fixture
+def workdir(shipped, tmp_path):
+    """A copy of the run."""
+    return shutil.copytree(shipped[1] / BASE / "0" / "run", tmp_path / "run")
+
+
+def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
+    folder, output, _, done = shipped
+    assert done.returncode == 0, done.stderr[-3000:]
+    workdir = output / BASE / "0" / "run"
+    assert done.stdout.splitlines()[-1] == f"{folder}: holds the ema weights of {workdir}"
+    before, after = all_bytes(shapes_folder(BASE)), all_bytes(folder)
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} == {"ema.safetensors"}
+    assert {str(tensor.dtype) for tensor in load_file(folder / "ema.safetensors").values()} == {"bfloat16"}
+    assert json.loads((workdir / "config.json").read_text())["num_steps"] == 2
+
+
+def test_started_again_it_continues(shipped):
+    folder, output, failed, done = shipped
+    assert failed.returncode == 2 and "warmup_steps" in failed.stderr.splitlines()[-1]
+    assert "start again to go on" in failed.stderr.splitlines()[-1]
+    assert "build_data.py" in failed.stdout
+    assert "train.py" in done.stdout and "build_data.py" not in done.stdout
+    before = all_bytes(folder)
+    again = ship(folder.parent, f"--model={BASE}", f"--output={output}", *QUICK)
+    assert again.returncode == 0 and len(again.stdout.splitlines()) == 1
+    assert all_bytes(folder) == before
+    other = ship(folder.parent, f"--model={BASE}", f"--output={output}", "--scale=0.1")
+    assert other.returncode == 2 and "build_data.done: was made by other arguments" in other.stderr
+    assert all_bytes(folder) == before
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_the_weights_are_the_chosen_ones(target, workdir, tmp_path, weights):
+    (target / "config.json").unlink()
+    kept = [target / name for name in ("ae.safetensors", "tokenizer.model")]
+    before = [file.stat().st_ino for file in kept]
+    assert shipping.replace_shipped(BASE, workdir, weights, lambda line: None) == target
+    assert [file.stat().st_ino for file in kept] == before
+    with chosen_weights(workdir, weights, lambda line: None) as source:
+        to_bagel(source, tmp_path / "wanted", say=lambda line: None)
+    params, stored = (read_bagel_folder(path)[1]["model"] for path in (tmp_path / "wanted", target))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(ml_dtypes.bfloat16), b), params, stored)
+
+
+def refused(workdir, target, words):
+    before = all_bytes(target)
+    with pytest.raises(RunError, match=words) as fault:
+        shipping.replace_shipped(BASE, workdir, "raw", lambda line: None)
+    assert str(fault.value).startswith(f"{workdir}: ") and "\n" not in str(fault.value)
+    assert all_bytes(target) == before
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "tokenizer"])
+def test_a_run_on_other_latents_or_tokens_is_refused(target, workdir, tmp_path, part):
+    config = json.loads((workdir / "config.json").read_text())
+    dataset = read_dataset(config["data"])
+    (tmp_path / "data").mkdir()
+    other = msgspec.structs.replace(dataset, origin=msgspec.structs.replace(dataset.origin, **{part: "0" * 64}))
+    write_index(tmp_path / "data", other)
+    (workdir / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "data")}))
+    refused(workdir, target, f"its data was made with another {part} than {target} holds; train again")
+
+
+def test_a_run_from_a_base_that_was_replaced_is_refused(target, workdir, tmp_path):
+    config = json.loads((workdir / "config.json").read_text())
+    old = tmp_path / "shapes_base-0123456789ab"
+    (workdir / "config.json").write_text(json.dumps(config | {"init": str(old)}))
+    refused(workdir, target, f"started from {old}, which is not shipped")
+
+
+def test_the_process_model_is_the_ablations_full_cell(tmp_path):
+    """Its commands in order are those of the sweep with the first seed, without the evaluations."""
+    done = ship(tmp_path, "--model=shapes", "--output=out/x", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    words = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
+    assert [pathlib.Path(line[0]).name for line in words] == ["build_data.py", "train.py"] * 2
+    config = runpy.run_path(str(ROOT / "configs" / "ablation_shapes.py"))["get_config"]()
+    sweep = msgspec.convert(config.to_dict(), Sweep)
+    of_sweep = [list(stage.arguments) for stage in stages(sweep, ["rewritten_critique"], pathlib.Path("out/x"))]
+    assert all(line[1:] in of_sweep for line in words)
+    assert all("--config.seed=0" in line for line in words[1::2])
+    assert "--config.conflict.checkpoint=out/x/rewritten/0/run" in words[2]
+    assert not (ROOT / "out" / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--model"),
+        (["--model=shapes_large"], "--model=shapes_large"),
+        (["--train_key=num_steps:2"], "--train_key=num_steps:2: write KEY=VALUE"),
+        (["stray"], "stray is no flag"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(tmp_path, arguments, words):
+    model = [] if words == "--model" else ["--model=shapes_base"]
+    done = ship(tmp_path, *model, f"--output={tmp_path / 'out'}", "--dry_run", *arguments)
+    assert (done.returncode, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
+    assert len(done.stderr.splitlines()) == 1 and words in done.stderr
