@@ -74,7 +74,7 @@ def _shown(cell: Cell) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """The table for a document, without title and note: two decimals, from 100 none; an empty cell for None."""
+    """The table for a document, without title and note: two decimals, from 10 none; an empty cell for None."""
     columns, rows = folded(table, _short)
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -82,7 +82,7 @@ def as_markdown(table: Table) -> str:
 
 def _short(cell: Cell) -> str:
     if isinstance(cell, float):
-        return f"{cell:.2f}" if abs(cell) < 100 else f"{cell:,.0f}"
+        return f"{cell:.2f}" if abs(cell) < 10 else f"{cell:,.0f}"
     return "" if cell is None else str(cell)
 
 
