@@ -32,6 +32,9 @@ from pdgen.files import new_file
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
+# Contexts have room for the longest trajectory that these allow: with the sampler's own, 512 and 256, one takes
+# about twice as long. Of 400 training trajectories no prompt has more than 72 tokens and no plan more than 84.
+LIMITS = ("max_prompt_tokens=128", "text.max_tokens=128")
 
 
 def define_flags() -> None:
@@ -114,7 +117,7 @@ def main(argv: list[str]) -> None:
     # An exception ends the evaluation that runs; it goes on where it was.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     common = [f"--samples={FLAGS.samples}", *([f"--count={FLAGS.count}"] if FLAGS.count else [])]
-    common += [f"--setting={text}" for text in FLAGS.setting]
+    common += [f"--setting={text}" for text in (*LIMITS, *FLAGS.setting)]
     output, every = pathlib.Path(FLAGS.output), rows(FLAGS.best_of, FLAGS.stepwise, FLAGS.parm)
     stages = {row.name: evaluations(row, FLAGS.base, FLAGS.process, output, common) for row in every}
     try:

@@ -16,7 +16,8 @@ _PAPER = "paper, GenEval: "
 def markdown(rows: Numbers) -> str:
     """All tables, each under its title and followed by its note."""
     made = (strategies(rows), tasks(rows), differences(rows), objects(rows), process(rows), complexity(rows))
-    return "\n".join(f"## {table.title}\n\n{as_markdown(table)}\n\n{table.note}\n" for table in made)
+    parts = [part for table in made for part in (f"## {table.title}", as_markdown(table), table.note) if part]
+    return "\n\n".join(parts)
 
 
 def strategies(rows: Numbers) -> Table:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from benchmarks import miniature_tables
-from benchmarks.miniature import evaluations, measure, rows
+from benchmarks.miniature import LIMITS, evaluations, measure, rows
 from benchmarks.miniature_plots import PLOTS
 from benchmarks.miniature_results import Row, collect, read_run, scores_by_objects
 from pdgen.evaluate import shapes
@@ -74,7 +74,7 @@ def test_every_row_is_a_recipe():
     recipes = {}
     for row in every:
         checkpoint = {"base": "shapes_base", "process": "shapes"}[row.model]
-        recipes[row.name] = read_recipe(checkpoint, row.strategy, read_values(row.settings)).facts()
+        recipes[row.name] = read_recipe(checkpoint, row.strategy, read_values([*LIMITS, *row.settings])).facts()
     assert recipes["best_of_2"]["mode"] == recipes["best_of_4"]["mode"] == "single_pass"
     drawn = {name: recipe["strategy.n"] for name, recipe in recipes.items() if "strategy.n" in recipe}
     assert drawn == {"best_of_2": 2, "best_of_4": 4, "parm_20": 20, "stepwise_3": 3}
