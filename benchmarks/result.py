@@ -21,10 +21,10 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
-def write_json(name: str, result: Mapping[str, Any]) -> pathlib.Path:
-    """Writes ``results/<name>.json``, whole or not at all."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_json(name: str, result: Mapping[str, Any], folder: pathlib.Path = RESULTS) -> pathlib.Path:
+    """Writes ``<name>.json`` into the folder, whole or not at all."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.rename(path)

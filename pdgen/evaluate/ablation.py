@@ -123,9 +123,9 @@ def _overrides(keys: Mapping[str, Any]) -> Iterator[str]:
 def table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:
     """One of ``TABLES`` from the finished cells: each row's scores with intervals, the published number beside.
 
-    A prompt's score is its mean over images and seeds. The intervals are by prompt: of the score, and of what the row
-    scores more than the first one on the same prompts. "over seeds" is the standard deviation over the seeds' runs,
-    which the intervals do not hold.
+    A prompt's score is its mean over images. The intervals are over prompts and seeds, crossed: of the score, and of
+    what the row scores more than the first one on the same prompts, seed by seed. "over seeds" is the standard
+    deviation over the seeds' runs.
 
     Raises:
       EvaluationError: a cell's results or summary are missing or broken.
@@ -141,8 +141,8 @@ def table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:
         runs = [by_task(read_results(folder / RESULTS)) for folder in folders]
         for column, stated in zip(paper.columns, paper.rows.get(row, (None,) * len(paper.columns)), strict=True):
             scores = np.stack([run[column].mean(1) for run in runs])  # [seeds, prompts]
-            ours, first = estimate([scores.mean(0)]), base.setdefault(column, scores.mean(0))
-            more = difference([first], [scores.mean(0)]) if row != named[0][0] else None
+            ours, first = estimate([scores]), base.setdefault(column, scores)
+            more = difference([first], [scores]) if row != named[0][0] else None
             apart = spread(scores.mean(1)).deviation
             gained = (more.value, more.low, more.high) if more else (None,) * 3
             rows.append((row, column, ours.value, ours.low, ours.high, apart, *gained, ours.n, stated))
@@ -152,12 +152,12 @@ def table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:
                  "difference high", "prompts", "published"),
         rows=rows,
         note="\n".join([
-            f"Difference: to {named[0][0]!r}, on the same prompts. Trainings of each row: {len(sweep.seeds)}; the "
-            "intervals are by prompt and do not hold what another training would change: that is \"over seeds\", a "
-            "standard deviation.",
+            f"Difference: to {named[0][0]!r}, on the same prompts, seed by seed. Trainings of each row: "
+            f"{len(sweep.seeds)}. \"Over seeds\": a standard deviation.",
             f"Published: on GenEval, {published.SOURCE}; comparable in direction alone.",
             *leaks,
         ]),
+        drawn="prompt" if len(sweep.seeds) == 1 else "prompt and training seed",
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Process facts of many trajectories as tables; every interval is by prompt."""
 
 import collections
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -9,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from pdgen.evaluate.process import ProcessFacts
-from pdgen.evaluate.statistics import pooled
+from pdgen.evaluate.statistics import Estimate, pooled
 from pdgen.evaluate.tables import Cell, Table, interval
 from pdgen.interleave.images import CHANGE
 from pdgen.interleave.trajectory import Trajectory
@@ -106,16 +105,30 @@ def tables(facts: Sequence[ProcessFacts]) -> list[Table]:
     return [table for table in made if table.rows]
 
 
+def measured(
+    runs: Sequence[Sequence[_Known]], values: Callable[[_Known], Sequence[float | bool]]
+) -> tuple[Estimate, int] | None:
+    """The mean of all values, its interval over prompts and runs, and how many values there are; None without any.
+
+    Args:
+      runs: by training seed, facts of trajectories for the same prompts.
+      values: of one trajectory, see ``MEASURES``.
+    """
+    by_prompt: dict[str, list[list[float]]] = {}
+    for number, facts in enumerate(runs):
+        for one in facts:
+            by_prompt.setdefault(one.prompt, [[] for _ in runs])[number].extend(map(float, values(one)))
+    known = [own for own in by_prompt.values() if any(own)]
+    if not known:
+        return None
+    return pooled(list(zip(*known))), sum(len(part) for own in known for part in own)
+
+
 def _row(
     name: str, facts: Sequence[_Known], values: Callable[[_Known], Sequence[float | bool]]
 ) -> tuple[Cell, ...] | None:
-    by_prompt: dict[str, list[float]] = {}
-    for one in facts:
-        by_prompt.setdefault(one.prompt, []).extend(map(float, values(one)))
-    groups = [group for group in by_prompt.values() if group]
-    if not groups:
-        return None
-    return (name, *interval(pooled(groups)), len(list(itertools.chain(*groups))))
+    found = measured([facts], values)
+    return found and (name, *interval(found[0]), found[1])
 
 
 def trajectory_folders(folder: pathlib.Path) -> list[pathlib.Path]:

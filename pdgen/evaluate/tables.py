@@ -1,8 +1,9 @@
-"""Tables as plain data, and as text, CSV and JSON."""
+"""Tables as plain data, and as text, Markdown, CSV and JSON."""
 
 import csv
 import io
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -18,12 +19,14 @@ class Table(msgspec.Struct, frozen=True):
       columns: one name for each cell of a row.
       rows: None is what cannot be told.
       note: what a reader must know to read it.
+      drawn: what the intervals draw anew.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[Cell, ...]]
     note: str = ""
+    drawn: Literal["prompt", "prompt and training seed"] = "prompt"
 
     def __post_init__(self) -> None:
         if wrong := [row for row in self.rows if len(row) != len(self.columns)]:
@@ -60,7 +63,7 @@ def as_text(table: Table) -> str:
     cells = [columns, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
-    title = f"{table.title} (intervals: {LEVEL:.0%}, bootstrap by prompt)"
+    title = f"{table.title} (intervals: {LEVEL:.0%}, bootstrap by {table.drawn})"
     return "\n".join([title, *lines, *([table.note] if table.note else [])])
 
 
@@ -68,6 +71,19 @@ def _shown(cell: Cell) -> str:
     if cell is None:
         return "-"
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def as_markdown(table: Table) -> str:
+    """The table for a document, without title and note: two decimals, from 10 none; an empty cell for None."""
+    columns, rows = folded(table, _short)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _short(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.2f}" if abs(cell) < 10 else f"{cell:,.0f}"
+    return "" if cell is None else str(cell)
 
 
 def as_csv(table: Table) -> str:

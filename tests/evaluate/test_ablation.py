@@ -10,6 +10,7 @@ import pytest
 from pdgen.evaluate import ablation
 from pdgen.evaluate.ablation import Cell, Sweep, in_order, stages, table
 from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.tables import as_text
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablation_shapes.py"
 ROWS = {"scene graph": "a", "self-sampled": "b", "none": "c"}
@@ -90,11 +91,14 @@ def test_the_table_averages_images_and_seeds(tmp_path):
     assert dict(zip(made.columns, made.rows[4]))["score"] == 0.25
     first = dict(zip(made.columns, made.rows[0]))
     assert first["published"] is None and first["difference"] is None and first["score"] == 0.75
-    # The first prompt 1 in place of 1, the second 0.5 in place of 0.5: the same, prompt by prompt.
-    assert (row["difference"], row["difference low"], row["difference high"]) == (0, 0, 0)
+    # The second prompt: 0 in place of 0.5 with the first seed, 1 in place of 0.5 with the second. The means over seeds
+    # are alike, the seeds are not: one of eight draws holds the second prompt twice and the first seed.
+    assert (row["difference"], row["difference low"], row["difference high"]) == (0, -0.5, 0.5)
     # Position: the first prompt 0.5 in place of 0.
     position = dict(zip(made.columns, made.rows[4]))
     assert (position["difference"], position["difference low"], position["difference high"]) == (0.25, 0, 0.5)
+    assert "bootstrap by prompt and training seed" in as_text(made)
+    assert "bootstrap by prompt)" in as_text(table(sweep(seeds=(0,)), "critiques", tmp_path))
     assert all(f"Leaks: {cell}." in made.note for cell in "abc") and "to 'none'" in made.note
     (tmp_path / "b" / "1" / "scores" / "summary.json").unlink()
     with pytest.raises(EvaluationError, match=r"summary.json: no summary of an evaluation"):

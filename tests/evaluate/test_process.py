@@ -8,7 +8,15 @@ import PIL.Image
 import pytest
 
 from pdgen.evaluate.process import process_facts, shapes_untouched
-from pdgen.evaluate.process_tables import MEASURES, cost_table, length_table, lost_table, process_table, tables
+from pdgen.evaluate.process_tables import (
+    MEASURES,
+    cost_table,
+    length_table,
+    lost_table,
+    measured,
+    process_table,
+    tables,
+)
 from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.painter import paint
@@ -211,3 +219,16 @@ def test_tables():
     drawn = [trajectory(BOTH, network_evaluations=20.0), trajectory(BOTH, network_evaluations=26.0)]
     assert cost_table(drawn).rows == [("network_evaluations", 23.0, None, None, 1, 2)]
     assert [table.title for table in tables([two])] == ["Process", "Costs", "Length"]
+
+
+def test_a_measure_over_training_seeds():
+    """Two images with the first seed and one with the second, of two prompts alike: the seeds alone differ."""
+    two, one = facts(FIRST, ONE, AGREES, SECOND, BOTH), facts(FIRST, ONE)
+    runs = [[msgspec.structs.replace(found, prompt=f"{n}") for n in range(2)] for found in (two, one)]
+    found, count = measured(runs, MEASURES["images"])
+    assert (found.value, found.low, found.high, found.n, count) == (1.5, 1, 2, 2, 4)
+    # Only one of the prompts has an inspection, and with the first seed alone.
+    runs[0][1] = msgspec.structs.replace(runs[0][1], inspections=[])
+    found, count = measured(runs, MEASURES["false alarms"])
+    assert (found.value, found.low, found.n, count) == (0, None, 1, 1)
+    assert measured(runs, MEASURES["refinements that mend"]) is None

@@ -1,4 +1,4 @@
-"""Intervals against closed forms, scipy's bootstrap and coverage; differences of paired runs."""
+"""Intervals against closed forms, scipy's bootstrap and coverage; differences of paired runs; prompts and seeds."""
 
 import itertools
 
@@ -118,12 +118,99 @@ def test_the_spread_over_seeds():
     ],
 )
 def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole(groups, value):
-    found = pooled(groups)
+    found = pooled([groups])
     assert found.value == pytest.approx(value) and found.n == len(groups)
     # All ways to draw as many prompts, alike likely.
     ways = [np.concatenate(way).mean() for way in itertools.product(groups, repeat=len(groups))]
     low, high = np.quantile(ways, [0.025, 0.975], method="inverted_cdf")
     assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.02)
-    assert pooled([[1.0, 0.0]]).low is None
+    assert pooled([[[1.0, 0.0]]]).low is None
     with pytest.raises(ValueError, match="at least one value"):
-        pooled([[1.0], []])
+        pooled([[[1.0], []]])
+
+
+def crossed(rng, seeds, prompts, of_seed, of_prompt, of_both):
+    """Scores [seeds, prompts] about 0: effects of each seed, each prompt and each pair, with these deviations."""
+    both = rng.normal(0, of_both, (seeds, prompts))
+    return rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_prompt, prompts) + both
+
+
+def crossed_variance(scores):
+    """Of a mean over S - 1 seeds and C prompts drawn apart: each effect's mean square over the draws that it takes."""
+    seeds, prompts = scores.shape
+    of_seed, of_prompt = scores.mean(1, keepdims=True) - scores.mean(), scores.mean(0, keepdims=True) - scores.mean()
+    of_both = scores - scores.mean() - of_seed - of_prompt
+    parts = (of_seed, seeds - 1), (of_prompt, prompts), (of_both, (seeds - 1) * prompts)
+    return sum(np.mean(effect**2) / drawn for effect, drawn in parts)
+
+
+def test_seeds_and_prompts_are_drawn_apart():
+    tasks = [crossed(RNG, 30, 80, *deviations) for deviations in ((0.3, 1, 2), (0.1, 2, 1))]
+    one = estimate(tasks[:1])
+    assert (one.value, one.n) == (pytest.approx(tasks[0].mean()), 80)
+    assert half(one) == pytest.approx(1.96 * np.sqrt(crossed_variance(tasks[0])), rel=0.05)
+    # Prompts are drawn for each task alone, seeds for all at once: two tasks with the same scores share those alone.
+    seeds, prompts = RNG.normal(size=(30, 1)) + np.zeros(80), RNG.normal(size=80) + np.zeros((30, 1))
+    assert half(estimate([seeds, seeds])) == pytest.approx(half(estimate([seeds])), rel=0.05)
+    assert half(estimate([prompts, prompts])) == pytest.approx(half(estimate([prompts])) / np.sqrt(2), rel=0.05)
+    with pytest.raises(ValueError, match=r"the tasks are of \[30, 29\] training seeds"):
+        estimate([tasks[0], tasks[1][1:]])
+
+
+def test_one_seed_is_drawn_by_prompt_alone():
+    scores = [RNG.random(40), RNG.random(20)]
+    assert estimate([one[None] for one in scores]) == estimate(scores)
+
+
+def test_intervals_over_seeds_hold_the_truth_of_a_crossed_model():
+    """Three seeds whose effects are a little larger than those of 50 prompts; prompts alone do not show them."""
+    held = {"prompts and seeds": 0, "prompts": 0}
+    for seed in range(200):
+        scores = crossed(np.random.default_rng(seed), 3, 50, 0.15, 0.5, 0.3)
+        for name, strata in (("prompts and seeds", [scores]), ("prompts", [scores.mean(0)])):
+            one = estimate(strata, seed=seed)
+            held[name] += one.low <= 0 <= one.high
+    # 0.95 of 200 with a standard deviation of 3.1; three seeds are few. Prompts alone: their deviation is 0.075 of
+    # 0.114 in all, and 1.96 times 0.075 holds the truth in 0.80 of the cases.
+    assert 178 <= held["prompts and seeds"] <= 199
+    assert held["prompts"] == pytest.approx(160, abs=3 * np.sqrt(200 * 0.8 * 0.2))
+
+
+def test_one_seed_fewer_is_drawn_than_there_are():
+    seeds = np.array([[0.0], [1.0], [10.0], [20.0]])
+    one = estimate([seeds + np.zeros(2)])
+    ways = [np.mean(way) for way in itertools.product(seeds[:, 0], repeat=3)]
+    assert one.value == 7.75
+    assert (one.low, one.high) == pytest.approx(np.quantile(ways, [0.025, 0.975], method="inverted_cdf"))
+
+
+def test_three_seeds_alone_hold_the_truth_in_three_cases_of_four():
+    """All above it or all below: 2 / 2**3."""
+    held = 0
+    for seed in range(300):
+        one = estimate([crossed(np.random.default_rng(seed), 3, 4, 1, 0, 0)], seed=seed)
+        held += one.low <= 0 <= one.high
+    assert held == pytest.approx(225, abs=3 * np.sqrt(300 * 0.75 * 0.25))
+
+
+def test_a_difference_over_seeds_is_paired_in_both():
+    first, effect = crossed(RNG, 25, 60, 0.5, 1, 0.2), crossed(RNG, 25, 60, 0.1, 0.2, 0.3) + 0.25
+    one = difference([first], [first + effect])
+    assert one.value == pytest.approx(effect.mean())
+    assert half(one) == pytest.approx(1.96 * np.sqrt(crossed_variance(effect)), rel=0.05)
+    base = first[:1]
+    for alone in (base, base[0]):
+        found = difference([alone], [base + effect])
+        assert (found.value, found.low, found.high) == pytest.approx((one.value, one.low, one.high))
+    with pytest.raises(ValueError, match=r"of \[24, 25\] training seeds; compare as many, or one"):
+        difference([first[1:]], [first])
+
+
+def test_pooled_draws_seeds_too():
+    """Values of as many of each prompt are a plain mean; a run that has none of a prompt gives it no weight."""
+    scores = crossed(RNG, 30, 80, 0.3, 1, 0.5)
+    one = pooled([[[value, value] for value in run] for run in scores])
+    assert one.value == pytest.approx(scores.mean())
+    assert half(one) == pytest.approx(1.96 * np.sqrt(crossed_variance(scores)), rel=0.05)
+    found = pooled([[[1.0, 0.0], []], [[], [1.0]]])
+    assert found.value == pytest.approx(2 / 3) and found.n == 2 and 0.5 <= found.low <= found.high <= 1

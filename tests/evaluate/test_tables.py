@@ -3,7 +3,7 @@
 import csv
 import io
 
-from pdgen.evaluate.tables import Table, as_csv, as_text, folded
+from pdgen.evaluate.tables import Table, as_csv, as_markdown, as_text, folded
 
 TWO_RUNS = Table(
     "Scores",
@@ -37,3 +37,17 @@ def test_csv_keeps_every_figure_in_a_column_of_its_own():
     header, first, second = csv.reader(io.StringIO(as_csv(TWO_RUNS)))
     assert tuple(header) == TWO_RUNS.columns
     assert first[1:4] == ["0.5", "0.25", "0.75"] and second[1:4] == ["", "", ""]
+
+
+def test_a_document_has_short_figures():
+    table = Table(
+        "Costs",
+        ("what", "value", "low", "high", "paper", "prompts"),
+        [("a", 0.376, 0.25, 0.5, None, 4), ("b", 1234.5, None, None, 0.8, 4)],
+    )
+    assert as_markdown(table).splitlines() == [
+        "| what | value | paper | prompts |",
+        "| --- | --- | --- | --- |",
+        "| a | 0.38 [0.25, 0.50] |  | 4 |",
+        "| b | 1,234 | 0.80 | 4 |",
+    ]

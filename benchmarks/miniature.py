@@ -1,0 +1,141 @@
+"""The paper's tables in miniature: ways to come to an image, on the benchmark of shapes world, at known cost.
+
+    python -m benchmarks.miniature --base=out/base --process=out/process_0 --process=out/process_1 \
+        --process=out/process_2 --output=out/miniature
+
+Each way is an evaluation by ``launch/evaluate.py``: of the base, or of every process model. The process models are one
+fine-tuning of that base from different training seeds. Evaluations that have ended are left out, so a killed run goes
+on. Prints the tables of ``docs/miniature.md``, and writes ``benchmarks/results/miniature.json`` and
+``docs/miniature_*.png``; with ``--count`` both into OUTPUT. A quick look with the models that the package brings along:
+
+    python -m benchmarks.miniature --base=shapes_base --process=shapes --count=2 --samples=1 --best_of=2 --parm=4 \
+        --setting=image.num_timesteps=8
+"""
+
+import pathlib
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from absl import app, flags
+from tqdm import tqdm
+
+from benchmarks.miniature_plots import PLOTS
+from benchmarks.miniature_results import Numbers, Row, collect, read_run
+from benchmarks.miniature_tables import markdown
+from benchmarks.result import RESULTS, cpu_name, versions, write_json
+from pdgen.command import fail, parse
+from pdgen.evaluate import published
+from pdgen.evaluate.ablation import Stage, run
+from pdgen.files import new_file
+
+FLAGS = flags.FLAGS
+ROOT = pathlib.Path(__file__).parents[1]
+# Contexts have room for the longest trajectory that these allow: with the sampler's own, 512 and 256, one takes
+# about twice as long. Of 400 training trajectories no prompt has more than 72 tokens and no plan more than 84.
+LIMITS = ("max_prompt_tokens=128", "text.max_tokens=128")
+
+
+def define_flags() -> None:
+    """The command line of this benchmark alone."""
+    flags.DEFINE_string("base", "shapes_base", "the base: a checkpoint, a run's workdir, a shipped model's name")
+    flags.DEFINE_multi_string("process", None, "a process model, one for each training seed", required=True)
+    flags.DEFINE_string("output", "out/miniature", "folder of the evaluations, ROW/NUMBER/scores each")
+    flags.DEFINE_integer("samples", 2, "images of a prompt", lower_bound=1)
+    flags.DEFINE_integer("count", None, "prompts of a task at most, for a quick look", lower_bound=1)
+    flags.DEFINE_multi_string("setting", [], "NAME=VALUE of the sampler for all rows (repeat it)")
+    flags.DEFINE_multi_integer("best_of", [4, 8], "single passes that best of n draws (repeat it)", lower_bound=1)
+    flags.DEFINE_integer("stepwise", 2, "candidates of each step of stepwise best of n", lower_bound=1)
+    flags.DEFINE_integer("parm", 20, "candidates of PARM; the paper's has 20", lower_bound=1)
+
+
+def rows(best_of: Sequence[int], stepwise: int, parm: int) -> list[Row]:
+    """The rows of the tables; what others are compared with comes first.
+
+    The paper's rivals think outside of the model or draw many images, so they run on the base. Steps can only be picked
+    of a model that takes steps.
+    """
+    geneval, ways = (
+        {name: scores[table.columns.index("overall")] for name, scores in table.rows.items()}
+        for table in (published.GENEVAL, published.STRATEGIES)
+    )
+    single = "mode=single_pass"
+    return [
+        Row("single_pass", "base, single pass", "base", "single_pass", paper=geneval["BAGEL-7B"]),
+        Row("planner", "base, outside planner", "base", "planner", paper=ways["BAGEL and a GPT planner"]),
+        Row("inspector", "base, outside inspector, one round", "base", "inspector",
+            paper=ways["BAGEL and a GPT inspector, one round"]),
+        *(Row(f"best_of_{n}", f"base, best of {n}", "base", "best_of_n", (single, f"strategy.n={n}")) for n in best_of),
+        Row(f"parm_{parm}", f"base, PARM, best of {parm}", "base", "parm", (f"strategy.n={parm}",),
+            ways["PARM, best of 20"] if parm == 20 else None),
+        Row("process_single_pass", "process model, single pass", "process", "single_pass"),
+        Row("process", "process-driven", "process", "process", paper=ways["process-driven"]),
+        Row(f"stepwise_{stepwise}", f"process-driven, stepwise best of {stepwise}", "process", "stepwise_best_of_n",
+            (f"strategy.n={stepwise}",)),
+    ]  # fmt: skip
+
+
+def evaluations(
+    row: Row, base: str, process: Sequence[str], output: pathlib.Path, common: Sequence[str]
+) -> list[Stage]:
+    """The evaluations of a row, one for each of its models.
+
+    Args:
+      common: flags of ``launch/evaluate.py`` for all rows.
+    """
+    stages = []
+    for number, model in enumerate([base] if row.model == "base" else process):
+        folder = output / row.name / str(number)
+        own = ("--benchmark=shapes", f"--checkpoint={model}", f"--strategy={row.strategy}",
+               f"--output={folder / 'scores'}")  # fmt: skip
+        stages.append(Stage("evaluate", folder, (*own, *common, *(f"--setting={text}" for text in row.settings))))
+    return stages
+
+
+def measure(every: Sequence[Row], stages: Mapping[str, Sequence[Stage]], launch: pathlib.Path) -> Numbers:
+    """Evaluates what is missing; the numbers of all rows, see ``miniature_results.collect``, with their "commands".
+
+    Args:
+      stages: by row its evaluations.
+      launch: folder of ``evaluate.py``.
+
+    Raises:
+      EvaluationError: an evaluation failed, had ended with other arguments, or does not fit to the others.
+    """
+    for stage in tqdm([stage for own in stages.values() for stage in own], unit=" evaluations"):
+        run(stage, launch, tqdm.write)
+    found = collect(every, {name: [read_run(one.folder / "scores") for one in own] for name, own in stages.items()})
+    for name, own in stages.items():
+        found[name]["commands"] = [shlex.join(["python", "launch/evaluate.py", *stage.arguments]) for stage in own]
+    return found
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    # An exception ends the evaluation that runs; it goes on where it was.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    common = [f"--samples={FLAGS.samples}", *([f"--count={FLAGS.count}"] if FLAGS.count else [])]
+    common += [f"--setting={text}" for text in (*LIMITS, *FLAGS.setting)]
+    output, every = pathlib.Path(FLAGS.output), rows(FLAGS.best_of, FLAGS.stepwise, FLAGS.parm)
+    stages = {row.name: evaluations(row, FLAGS.base, FLAGS.process, output, common) for row in every}
+    try:
+        found = measure(every, stages, ROOT / "launch")
+    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
+        fail(fault)
+    command = shlex.join(["python", "-m", "benchmarks.miniature", *sys.argv[1:]])
+    told = {"cpu": cpu_name(), **versions("jax", "pdgen"), "command": command, "samples": FLAGS.samples}
+    print(markdown(found))
+    results, docs = (RESULTS, ROOT / "docs") if FLAGS.count is None else (output, output)
+    print(write_json("miniature", {**told, "rows": found}, results))
+    for name, plot in PLOTS.items():
+        path = docs / f"miniature_{name}.png"
+        with new_file(path) as partial:
+            plot(found).savefig(partial, dpi=100, format="png")
+        print(path)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=parse)

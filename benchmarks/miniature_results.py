@@ -1,0 +1,168 @@
+"""The numbers of ``benchmarks.miniature``: every row's scores, differences, costs and process measures, as JSON.
+
+Intervals are over prompts and training seeds, see ``pdgen.evaluate.statistics``. A row of the base has one training,
+so its intervals are over prompts alone.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from jaxtyping import Float
+
+from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.geneval import Result
+from pdgen.evaluate.process import ProcessFacts
+from pdgen.evaluate.process_tables import MEASURES, measured
+from pdgen.evaluate.scoring import RESULTS, Scores, by_task, read_results
+from pdgen.evaluate.statistics import Estimate, difference, estimate
+from pdgen.evaluate.tables import interval
+from pdgen.scenes.metadata import decode_metadata
+
+Numbers = dict[str, dict[str, Any]]  # by row
+COSTS = {
+    "network evaluations": lambda f: [f.costs["network_evaluations"]],
+    "tokens written": lambda f: [f.costs["text_tokens"]],
+}
+
+
+class Row(NamedTuple):
+    """A way to come to an image.
+
+    Attributes:
+      name: its key and the name of its folder.
+      says: what tables call it.
+      model: which of the two kinds of models draws.
+      strategy: of ``pdgen.sample.strategies.STRATEGIES``.
+      settings: NAME=VALUE of sampler and strategy, over those of all rows.
+      paper: the published overall score on GenEval, if there is one.
+    """
+
+    name: str
+    says: str
+    model: Literal["base", "process"]
+    strategy: str
+    settings: tuple[str, ...] = ()
+    paper: float | None = None
+
+
+class Run(NamedTuple):
+    """One evaluation; ``model`` is the digest of the manifest of what drew."""
+
+    results: list[Result]
+    facts: list[ProcessFacts]
+    model: str
+
+
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads what ``launch/evaluate.py`` wrote. Raises EvaluationError naming the file at fault."""
+    try:
+        lines = (folder / "process.jsonl").read_bytes().splitlines()
+        facts = [msgspec.json.decode(line, type=ProcessFacts) for line in lines]
+        model = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["made_by"]["manifest"]
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise EvaluationError(f"{folder}: process.jsonl or summary.json is not of an evaluation of shapes ({fault}); "
+                              f"remove {folder.parent} and start again") from None  # fmt: skip
+    return Run(read_results(folder / RESULTS), facts, model)
+
+
+def collect(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) -> Numbers:
+    """The numbers of every row by name.
+
+    "scores" by task and "overall", "objects" by the number of objects asked for, "length" and "share" by the kinds of
+    things asked for, "measures" by name. "than_first" and "than_own", with "_objects" too, are differences: to the
+    first row, and to the first row of the same kind of model, which lack their own. "right" holds, by training seed and
+    task, how many images of each prompt are.
+
+    Args:
+      rows: the first is what all are compared with.
+      runs: of each row, one for each training seed.
+
+    Raises:
+      EvaluationError: rows of one kind of model were drawn by different ones, or two of its models are the same.
+    """
+    found: Numbers = {}
+    own: dict[str, Row] = {}
+    for row in rows:
+        reference = own.setdefault(row.model, row)
+        models = [one.model for one in runs[row.name]]
+        _check_models(row, models, reference, [one.model for one in runs[reference.name]])
+        compared = {"than_first": rows[0].name, "than_own": reference.name}
+        others = {name: runs[other] for name, other in compared.items() if other != row.name}
+        found[row.name] = {**row._asdict(), "models": models, **_numbers(runs[row.name], others)}
+    return found
+
+
+def _check_models(row: Row, models: list[str], reference: Row, expected: list[str]) -> None:
+    if models != expected:
+        raise EvaluationError(f"{row.name}: was drawn by other models than {reference.name}; choose another --output")
+    if len(set(models)) < len(models):
+        raise EvaluationError(f"{row.name}: two of its models are the same; name each training seed's once")
+
+
+def _numbers(runs: Sequence[Run], compared: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    by_objects = _over_seeds([scores_by_objects(one.results) for one in runs])
+    tasks = _over_seeds([by_task(one.results) for one in runs])
+    facts = [one.facts for one in runs]
+    measures = {name: measured(facts, values) for name, values in (COSTS | MEASURES).items()}
+    found = {
+        "scores": _estimates(tasks),
+        "by_seed": np.mean([scores.mean(1) for scores in tasks.values()], axis=0).tolist(),
+        "objects": {name: _flat(estimate([scores])) for name, scores in by_objects.items()},
+        "measures": {name: _flat(one[0]) | {"values": one[1]} for name, one in measures.items() if one},
+        "length": by_kinds(facts, "images"),
+        "share": by_kinds(facts, "final score"),
+        "right": [{task: _joined(scores) for task, scores in by_task(one.results).items()} for one in runs],
+    }
+    for name, reference in compared.items():
+        others = _over_seeds([by_task(one.results) for one in reference])
+        found[name] = _differences(others, tasks)
+        others = _over_seeds([scores_by_objects(one.results) for one in reference])
+        found[f"{name}_objects"] = {n: _flat(difference([others[n]], [own])) for n, own in by_objects.items()}
+    return found
+
+
+def scores_by_objects(results: Sequence[Result]) -> Scores:
+    """As ``by_task``, by the number of objects that the prompt asks for."""
+    counts = [sum(one.count for one in decode_metadata(result.metadata).include) for result in results]
+    scores = by_task([result._replace(tag=str(count)) for result, count in zip(results, counts)])
+    return {count: scores[count] for count in sorted(scores, key=int)}
+
+
+def by_kinds(runs: Sequence[Sequence[ProcessFacts]], measure: str) -> dict[str, dict[str, Any]]:
+    """A measure of ``MEASURES`` by how many kinds of things the prompt asks for."""
+    found = {}
+    for kinds in sorted({one.entities for one in runs[0]}):
+        one = measured([[fact for fact in facts if fact.entities == kinds] for facts in runs], MEASURES[measure])
+        if one:
+            found[str(kinds)] = _flat(one[0])
+    return found
+
+
+Tasks = dict[str, Float[np.ndarray, "seeds prompts"]]
+
+
+def _over_seeds(runs: Sequence[Scores]) -> Tasks:
+    return {task: np.stack([run[task].mean(1) for run in runs]) for task in runs[0]}
+
+
+def _estimates(tasks: Tasks) -> dict[str, dict[str, Any]]:
+    found = {"overall": estimate(list(tasks.values()))} | {task: estimate([own]) for task, own in tasks.items()}
+    return {name: _flat(one) for name, one in found.items()}
+
+
+def _differences(first: Tasks, second: Tasks) -> dict[str, dict[str, Any]]:
+    found = {"overall": difference(list(first.values()), list(second.values()))}
+    found |= {task: difference([first[task]], [own]) for task, own in second.items()}
+    return {name: _flat(one) for name, one in found.items()}
+
+
+def _flat(one: Estimate) -> dict[str, Any]:
+    return dict(zip(("value", "low", "high", "prompts"), interval(one)))
+
+
+def _joined(scores: Float[np.ndarray, "prompts samples"]) -> str:
+    return " ".join(f"{count:.0f}" for count in scores.sum(1))
