@@ -3,6 +3,8 @@
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
 python launch/train.py --config=configs/shapes_base.py --workdir=out/base
 
+Starts from what configs/shapes_places.py has learnt.
+
 1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A step draws noise for about 120 images. What the
 run reaches, and how long it takes: docs/learning.md.
 """
@@ -14,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The keys are those of ``pdgen.train.run_config.RunConfig``."""
     config = ml_collections.ConfigDict()
     config.data = "out/base_data"
-    config.init = ""
+    config.init = "out/places"
     config.model = "shapes_nano"
     config.num_steps = 20_000
     config.rows = 2
