@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from pdgen.scenes import language
+from pdgen.scenes.differences import differences
 from pdgen.scenes.graph import COLORS, SceneError, SceneGraph
 from pdgen.scenes.grow import grow
 from pdgen.scenes.held_out import held_out
@@ -85,11 +86,16 @@ def refuse_leak(settings: Settings, prompt: str) -> None:
 def make_story(
     rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None = None, rewritten: float = 0.0
 ) -> Story:
-    """A story from a prompt of a file, or from a random scene. Raises Rejected."""
+    """A story from a prompt of a file, or from a random scene. Raises Rejected.
+
+    Only the last step shows all that the prompt asks for and nothing else.
+    """
     task, text, asked, graph = _asked(rng, settings, teachers, prompt)
     vocabulary = SHAPES_VOCABULARY if prompt is None else OTHER_WORDS
-    steps = grow(rng, graph, settings.max_images)
-    steps = rewrite(rng, steps, rewritten, vocabulary, max_images=settings.max_images)
+    grown = grow(rng, graph, settings.max_images)
+    steps = rewrite(rng, grown, rewritten, vocabulary, max_images=settings.max_images)
+    if not all(differences(asked, step.graph) for step in steps[:-1]):
+        steps = grown  # a way round what nobody asks for would continue after a picture that is complete
     story = placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
     return stating_places(rng, story, settings.places) if settings.places and teachers.placement else story
 

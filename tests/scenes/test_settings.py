@@ -9,6 +9,7 @@ import pytest
 from pdgen.scenes.endpoint import Settings as EndpointSettings
 from pdgen.scenes.settings import (
     SUBSETS,
+    TASK_SHARES,
     Alignment,
     Conflict,
     Edit,
@@ -40,6 +41,10 @@ def test_the_configs_have_the_papers_counts(name):
     assert [settings.lacking(s) for s in SUBSETS[:3]] == [None] * 3
     tenth = scaled(settings, 0.1)
     assert [tenth.counts(s)[0] for s in SUBSETS] == [3201, 1520, 1500, 0, 0, 0]
+
+
+def test_the_config_of_shapes_world_has_the_default_shares_of_tasks():
+    assert read("data_shapes").tasks == TASK_SHARES and sum(TASK_SHARES.values()) == pytest.approx(1)
 
 
 def test_the_small_config_has_multi_turn_samples_alone():
