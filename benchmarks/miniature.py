@@ -32,9 +32,9 @@ from pdgen.files import new_file
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
-# Contexts have room for the longest trajectory that these allow: with the sampler's own, 512 and 256, one takes
-# about twice as long. Of 400 training trajectories no prompt has more than 72 tokens and no plan more than 84.
-LIMITS = ("max_prompt_tokens=128", "text.max_tokens=128")
+# Contexts have room for the longest trajectory that these allow; with the sampler's own, 512 and 256, one takes 1.7
+# times as long. Of 400 training trajectories no prompt has more than 72 tokens and no plan more than 84.
+LIMITS = ("max_prompt_tokens=96", "text.max_tokens=96")
 
 
 def define_flags() -> None:
