@@ -11,7 +11,7 @@ import pytest
 
 from pdgen.interleave.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
 from pdgen.scenes.differences import differences
-from pdgen.scenes.graph import SceneGraph
+from pdgen.scenes.graph import SceneGraph, implies
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.language import COMPLETE
 from pdgen.scenes.painter import ShapesPainter
