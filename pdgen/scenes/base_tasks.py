@@ -22,7 +22,7 @@ from pdgen.scenes.captions import caption, seen
 from pdgen.scenes.edits import clear, edit_steps
 from pdgen.scenes.graph import SceneGraph, Step
 from pdgen.scenes.painter import png_bytes
-from pdgen.scenes.prompts import PROMPT_TASK, chosen, placed, refuse_leak, understood
+from pdgen.scenes.prompts import PROMPT_TASK, chosen, placed, refuse_leak, stating_places, understood
 from pdgen.scenes.questions import asker
 from pdgen.scenes.sample import prompt_graph, sample_graph
 from pdgen.scenes.settings import Settings
@@ -47,8 +47,8 @@ def _whole(
     return COMPOSITION, sample_graph(rng, COMPOSITION, things=_things(rng, shares))
 
 
-def _laid_out(rng: np.random.Generator, teachers: Teachers, steps: Sequence[Step]) -> tuple[Scene, ...]:
-    return placed(rng, teachers, Story("", "", steps[-1].graph, tuple(steps), ())).scenes
+def _laid_out(rng: np.random.Generator, teachers: Teachers, steps: Sequence[Step]) -> Story:
+    return placed(rng, teachers, Story("", "", steps[-1].graph, tuple(steps), ()))
 
 
 def _drawn(graph: SceneGraph) -> Step:
@@ -76,7 +76,7 @@ def text_to_image(
     else:
         graph = sample_graph(rng, task)
     step = _drawn(graph)
-    (scene,) = _laid_out(rng, teachers, [step])
+    (scene,) = _laid_out(rng, teachers, [step]).scenes
     asked, text = graph, prompt
     if wording in ("caption", "places"):
         places = wording == "places"
@@ -108,7 +108,7 @@ def understand(
     ask = asker(rng, kind)
     for _ in range(SCENES):
         _, graph = _whole(rng, settings, teachers, prompt, settings.understand.things)
-        (scene,) = _laid_out(rng, teachers, [_drawn(graph)])
+        (scene,) = _laid_out(rng, teachers, [_drawn(graph)]).scenes
         question = ask(scene)
         if question is not None:
             break
@@ -142,8 +142,8 @@ def edit(
         steps = edit_steps(rng, graph, operation)
         if steps is None:
             continue
-        first, second = steps
-        before, after = _laid_out(rng, teachers, steps)
+        story = stating_places(rng, _laid_out(rng, teachers, steps), settings.edit.places)
+        (first, second), (before, after) = story.steps, story.scenes
         if clear(second, before, after):
             break
     else:

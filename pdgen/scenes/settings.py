@@ -156,15 +156,18 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       count: samples.
       things: shares of scenes of 1, 2, ... things; what is removed or still to be added is one more or less.
       operations: shares of ``graph.OPERATIONS``.
+      places: share of single things that are added where the instruction says.
     """
 
     count: int = 0
     things: tuple[float, ...] = THING_SHARES
+    places: float = 0.5
     operations: dict[str, float] = msgspec.field(default_factory=lambda: dict(OPERATION_SHARES))
 
     def __post_init__(self) -> None:
         _check_count("edit.count", self.count)
         _check_numbers("edit.things", self.things)
+        _check_rate("edit.places", self.places)
         _check_shares("edit.operations", self.operations, OPERATIONS)
 
 

@@ -19,10 +19,11 @@ from pdgen.interleave.trajectory import Image, check_grammar, decode_record, enc
 from pdgen.report.dataset import browser_chunk, dataset_page, summarise
 from pdgen.scenes.detect import background, detect
 from pdgen.scenes.edits import clear
-from pdgen.scenes.graph import OPERATIONS, Entity, SceneGraph, Step
+from pdgen.scenes.graph import OPERATIONS, PLACES, Entity, SceneGraph, Step
 from pdgen.scenes.instruction import carry_out, instruct
 from pdgen.scenes.judge import ExactJudge
 from pdgen.scenes.leaks import leak
+from pdgen.scenes.lexicon import place_phrase
 from pdgen.scenes.painter import ShapesPainter
 from pdgen.scenes.parse import canonical, parse, parse_instruction
 from pdgen.scenes.picture_check import check_promises, check_untouched, read
@@ -229,11 +230,24 @@ def test_pictures_that_are_only_looked_at_have_no_latents(made):
 
 def test_prompts_of_a_file_are_drawn_asked_about_and_edited():
     prompt = "a green square and a blue circle"
-    settings = Settings(text_to_image=TextToImage(2), understand=Understand(2), edit=Edit(2))
+    settings = Settings(text_to_image=TextToImage(2), understand=Understand(2), edit=Edit(2, places=0.0))
     for subset in SUBSETS:
         for record in make_samples(settings, TEACHERS, subset, range(2), [prompt]).records:
             told = record.scene.get("graph") or record.scene["steps"][-1]["graph"]
             assert canonical(graph(told)) == canonical(parse(prompt))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_instructions_say_where_to_add_things(rate):
+    settings = Settings(edit=Edit(40, operations={"add": 1.0}, places=rate))
+    for record in make_samples(settings, TEACHERS, "edit", range(40)).records:
+        (step,) = record.scene["steps"]
+        added = [e for e in graph(step["graph"]).entities if e.id in step["entities"] and e.count == 1]
+        text = record.segments[1].text
+        if rate:
+            assert all(place_phrase(e.attributes["place"]) in text for e in added)
+        elif not any("place" in e.attributes for e in added):
+            assert not any(place_phrase(place) in text for place in PLACES)
 
 
 def test_the_page_of_a_data_set_shows_them(made):
