@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.entities = ()
     config.rewritten = 0.2
-    config.places = 0.7
+    config.places = 0.9
     config.max_images = 5
     config.allow_leaks = False
     config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.03})

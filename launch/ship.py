@@ -3,9 +3,10 @@
 python launch/ship.py --model=shapes_base --output=out/ship    the base
 python launch/ship.py --model=shapes --output=out/ship         the process model, from the base that is shipped then
 
-Run it in the checkout's root. Killed and started again, it continues. The process model is a cell of
-configs/ablation_shapes.py: a model trained on multi-turn samples writes the plans of the conflict subset, then the
-shipped one learns from all three. --dry_run prints the commands.
+Run it in the checkout's root. Killed and started again, it continues. The base learns from texts that say where
+everything is, then all that it is to do. The process model is a cell of configs/ablation_shapes.py: a model trained on
+multi-turn samples writes the plans of the conflict subset, then the shipped one learns from all three. --dry_run prints
+the commands.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from pdgen.command import fail, parse
 from pdgen.convert.shipped import BASE, SHIPPED
-from pdgen.evaluate.ablation import Cell, Sweep, stages
+from pdgen.evaluate.ablation import Sweep, stages
 from pdgen.stages import Stage, run
 from pdgen.train.shipping import replace_shipped
 
@@ -38,41 +39,50 @@ LAUNCH = pathlib.Path(__file__).parent
 ABLATION, FULL = "configs/ablation_shapes.py", "rewritten_critique"
 
 
-def recipe(model: str) -> tuple[Sweep, str]:
-    """The sweep that trains a model, and the model's cell. Raises ValueError outside of a checkout's root."""
-    if not pathlib.Path(ABLATION).is_file():
-        raise ValueError(f"{ABLATION}: no such file here; run this in the root of pdgen's checkout")
-    if model == BASE:
-        cells = {BASE: Cell()}
-        return Sweep("configs/data_shapes_base.py", "configs/shapes_base.py", cells, tables={}), BASE
+def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
+    """The commands that train the base: first on texts that say where everything is, then on all that it is to do."""
+    made: list[Stage] = []
+    for name, init in (("places", ""), ("base", str(output / "places" / "run"))):
+        folder = output / name
+        config = f"configs/data_shapes_{name}.py"
+        made.append(Stage("build_data", folder, (f"--config={config}", f"--output={folder}/data", f"--scale={scale}")))
+        keys = {"data": f"{folder}/data", "init": init}
+        train = (f"--config=configs/shapes_{name}.py", f"--workdir={folder}/run")
+        made.append(Stage("train", folder, (*train, *(f"--config.{key}={value}" for key, value in keys.items()))))
+    return made
+
+
+def process_stages(output: pathlib.Path, scale: float | None) -> list[Stage]:
+    """The commands that train the process model: the ablation's full cell with its first seed, less the evaluations."""
     config = runpy.run_path(ABLATION)["get_config"]()
     sweep = msgspec.convert(config.to_dict(), Sweep)
-    return msgspec.structs.replace(sweep, seeds=sweep.seeds[:1]), FULL
+    sweep = msgspec.structs.replace(sweep, seeds=sweep.seeds[:1], scale=sweep.scale if scale is None else scale)
+    return [stage for stage in stages(sweep, [FULL], output) if stage.name != "evaluate"]
 
 
-def recipe_stages() -> tuple[list[Stage], pathlib.Path]:
-    """The stages of the recipe as the flags change it, in order, and the workdir of the run to ship."""
-    sweep, cell = recipe(MODEL.value)
-    if SCALE.value is not None:
-        sweep = msgspec.structs.replace(sweep, scale=SCALE.value)
+def recipe() -> list[Stage]:
+    """The stages that the flags ask for, in order; the last one trains the model. Raises ValueError."""
+    if not pathlib.Path(ABLATION).is_file():
+        raise ValueError(f"{ABLATION}: no such file here; run this in the root of pdgen's checkout")
     if wrong := [text for text in TRAIN_KEYS.value if "=" not in text]:
         raise ValueError(f"--train_key={wrong[0]}: write KEY=VALUE, such as num_steps=300")
+    output, scale = pathlib.Path(OUTPUT.value), SCALE.value
+    base = MODEL.value == BASE
+    made = base_stages(output, 1.0 if scale is None else scale) if base else process_stages(output, scale)
     keys = tuple(f"--config.{text}" for text in TRAIN_KEYS.value)
-    output = pathlib.Path(OUTPUT.value)
-    made = [stage for stage in stages(sweep, [cell], output) if stage.name != "evaluate"]
-    made = [s._replace(arguments=(*s.arguments, *keys)) if s.name == "train" else s for s in made]
-    return made, output / cell / str(sweep.seeds[0]) / "run"
+    return [s._replace(arguments=(*s.arguments, *keys)) if s.name == "train" else s for s in made]
 
 
 def ship() -> None:
     """Runs what is missing and replaces the model. Raises ValueError or OSError in one line."""
-    made, workdir = recipe_stages()
+    made = recipe()
     if DRY_RUN.value:
         for stage in made:
             print(shlex.join(stage.command(LAUNCH)))
         return
     for stage in tqdm(made, unit=" stages"):
         run(stage, LAUNCH, tqdm.write)
+    workdir = made[-1].folder / "run"
     folder = replace_shipped(MODEL.value, workdir, WEIGHTS.value)
     print(f"{folder}: holds the {WEIGHTS.value} weights of {workdir}")
 

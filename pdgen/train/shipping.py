@@ -15,7 +15,7 @@ from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.records import read_dataset
 from pdgen.files import Say, new_file, to_stderr
 from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.train.export import chosen_weights, read_workdir
+from pdgen.train.export import chosen_weights, is_run, read_workdir
 from pdgen.train.run_config import RunError
 from pdgen.train.state import Weights
 
@@ -56,7 +56,8 @@ def check_suits(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     """Checks that a run may be shipped beside the autoencoder and the tokenizer in ``folder``.
 
     Raises:
-      RunError: its data set was made with others, or it started from a model that is not shipped any more.
+      RunError: its data set, or that of a run that it started from, was made with others; or it started from a model
+        that is not shipped any more.
     """
     run = read_workdir(workdir)
     origin = read_dataset(run.data).origin
@@ -68,6 +69,9 @@ def check_suits(workdir: pathlib.Path, folder: pathlib.Path) -> None:
         if used != shipped:
             raise RunError(f"{workdir}: its data was made with another {part} than {folder} holds; train again in a "
                            "new folder")  # fmt: skip
-    if run.init and shipped_name(run.init) is None:
+    origin_run = pathlib.Path(run.init).parent
+    if run.init and is_run(origin_run):
+        check_suits(origin_run, folder)
+    elif run.init and shipped_name(run.init) is None:
         raise RunError(f"{workdir}: started from {run.init}, which is not shipped (any more); train again in a new "
                        "folder")  # fmt: skip
