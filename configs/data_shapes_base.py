@@ -2,7 +2,7 @@
 
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
 
-Comes to 110,000 records: 60,000 prompts with pictures, 25,000 questions with answers, 25,000 edits. Look at
+Comes to 135,000 records: 60,000 prompts with pictures, 50,000 questions with answers, 25,000 edits. Look at
 out/base_data/index.html.
 """
 
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.text_to_image = ml_collections.ConfigDict({"count": 60000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
-    config.understand = ml_collections.ConfigDict({"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
+    config.understand = ml_collections.ConfigDict({"count": 50000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
     config.edit = ml_collections.ConfigDict({"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
     config.multi_turn = ml_collections.ConfigDict({"count": 0})
     config.conflict = ml_collections.ConfigDict({"positive": 0, "negative": 0})

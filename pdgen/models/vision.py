@@ -34,7 +34,7 @@ def spec(config: VisionConfig) -> parameters.Spec:
             "fc2": parameters.linear((C,), (F,), ("embed",), ("mlp",), bias=True),
         },
     }  # fmt: skip
-    table = parameters.Leaf((config.max_side**2, C), (None, None), parameters.normal())
+    table = parameters.Leaf((config.max_side**2, C), (None, None), parameters.normal(C**-0.5))
     return {
         "patch_embedding": parameters.linear((C,), (config.patch_dim,), ("embed",), (None,), bias=True),
         "position_embedding": {"embedding": table},

@@ -27,7 +27,7 @@ class SettingsError(ValueError):
 
 THING_SHARES = (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)
 WORDING_SHARES = {"prompt": 0.5, "description": 0.1, "caption": 0.1, "places": 0.3}
-QUESTION_SHARES = {"caption": 0.25, "places": 0.15, "color": 0.12, "count": 0.14, "place": 0.12, "check": 0.22}
+QUESTION_SHARES = {"caption": 0.15, "places": 0.3, "color": 0.1, "count": 0.12, "place": 0.13, "check": 0.2}
 OPERATION_SHARES = {"add": 0.25, "modify": 0.2, "swap": 0.1, "move": 0.15, "replace": 0.15, "remove": 0.15}
 
 

@@ -49,7 +49,7 @@ def nano():
 
 
 def test_fresh_parameters(nano):
-    """Norms of 1, biases of 0, embeddings of 0.02, kernels scaled by fan-in; the layers of a stack differ.
+    """Norms of 1, biases of 0, embeddings of 0.02, patches' positions and kernels scaled by width; the layers of a stack differ.
 
     What is added to the residual stream is smaller by sqrt(2 L); the velocity begins at 0.
     """
@@ -69,7 +69,8 @@ def test_fresh_parameters(nano):
         elif path == "latent_out/kernel":
             np.testing.assert_array_equal(leaf, 0)
         elif path.endswith("/embedding"):
-            assert abs(np.std(leaf) / 0.02 - 1) < 0.05, path
+            expected = vision.hidden_size**-0.5 if path.startswith("vision/") else 0.02
+            assert abs(np.std(leaf) / expected - 1) < 0.05, path
         elif not path.endswith("/table"):
             width = vision.hidden_size if path.startswith("vision/") else language.hidden_size
             expected = next((n for end, n in inputs.items() if path.endswith(f"{end}/kernel")), width) ** -0.5
