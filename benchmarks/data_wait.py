@@ -20,7 +20,7 @@ from benchmarks.result import cpu_name, versions, write_json
 from pdgen.train.run_log import read_run_log
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", "configs/shapes_nano.py", "of the run")
+flags.DEFINE_string("config", "configs/shapes_process.py", "of the run")
 flags.DEFINE_string("data", None, "data set of the run; by default one is built")
 flags.DEFINE_integer("samples", 400, "trajectories of the one that is built", lower_bound=20)
 flags.DEFINE_integer("steps", 100, "steps of the run", lower_bound=20)
@@ -41,7 +41,7 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     data = FLAGS.data
     if data is None:
         data = str(folder / "data")
-        run("build_data.py", "--config=configs/data_shapes_small.py", f"--output={data}", f"--count={FLAGS.samples}")
+        run("build_data.py", "--config=configs/data_shapes.py", f"--output={data}", f"--count={FLAGS.samples}")
     workdir = folder / "run"
     run(
         "train.py", f"--config={FLAGS.config}", f"--workdir={workdir}", f"--config.data={data}",

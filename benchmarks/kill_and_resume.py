@@ -43,7 +43,7 @@ flags.DEFINE_integer("seed", 0, "of the moments")
 flags.DEFINE_string("folder", None, "where to work and leave everything; by default a temporary folder")
 
 ROOT = pathlib.Path(__file__).parents[1]
-SAMPLES, SAVE_EVERY = 40, 5
+SAMPLES, SAVE_EVERY = 80, 5  # half of the samples are multi-turn
 BEFORE = 1 / 3  # share of the kills before the first step
 LANGUAGE = dataclasses.replace(NANO.language, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
 MODEL = dataclasses.replace(NANO, language=LANGUAGE)
@@ -51,8 +51,8 @@ MODEL = dataclasses.replace(NANO, language=LANGUAGE)
 
 def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
     """Writes data set, first checkpoint and config into ``folder``; returns the config's path."""
-    build = [sys.executable, str(ROOT / "launch/build_data.py"), f"--config={ROOT / 'configs/data_shapes_small.py'}",
-             f"--output={folder / 'data'}", f"--count={SAMPLES}", "--workers=1"]  # fmt: skip
+    build = [sys.executable, str(ROOT / "launch/build_data.py"), f"--config={ROOT / 'configs/data_shapes.py'}",
+             f"--output={folder / 'data'}", f"--count={SAMPLES}", "--stages=multi_turn", "--workers=1"]  # fmt: skip
     subprocess.run(build, check=True, env=environment(folder))
     params = jax.jit(functools.partial(bagel.init_params, MODEL))(jax.random.key(0))
     autoencoder = read_autoencoder(shapes_folder(), MODEL.autoencoder)
@@ -62,7 +62,7 @@ def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
     )  # fmt: skip
     config = {
         "data": str(folder / "data"), "init": str(folder / "init"), "model": "", "num_steps": steps, "rows": 1,
-        "budgets": {"text": 512, "vit": 128, "vae": 896}, "mesh": (1, 1, 1), "save_every": SAVE_EVERY, "keep": 2,
+        "budgets": {"text": 640, "vit": 128, "vae": 896}, "mesh": (1, 1, 1), "save_every": SAVE_EVERY, "keep": 2,
         "log_every": 1, "held_out": 4, "held_out_every": 10, "spike_factor": 3.0,
         "dropout": {"text": 0.05, "vae": 0.05, "vit": 0.05},
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 10, "ema_decay": 0.9},

@@ -6,7 +6,7 @@ python launch/train.py --config=configs/shapes_base.py --workdir=out/base
 Starts from what configs/shapes_places.py has learnt.
 
 1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A step draws noise for about 120 images. What the
-run reaches, and how long it takes: docs/learning.md.
+run reaches, and how long it takes: docs/learning.md. launch/ship.py --model=shapes_base does both and ships it.
 """
 
 import ml_collections

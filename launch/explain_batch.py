@@ -1,6 +1,6 @@
 """Explains a pack of a training run token by token: stage, stream, expert, positions, what is seen, targets.
 
-python launch/explain_batch.py --config=configs/shapes_nano.py --pack=0 --output=out/pack0
+python launch/explain_batch.py --config=configs/shapes_process.py --pack=0 --output=out/pack0
 
 Prints every text token and every run of image tokens in sequence order. With --output also writes index.html with the
 pack's fill, documents and attention mask, and a page for each document.
@@ -21,7 +21,7 @@ from pdgen.train.base import load_model
 from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
-CONFIG = define_run_config("A training run's file, such as configs/shapes_nano.py.")
+CONFIG = define_run_config("A training run's file, such as configs/shapes_process.py.")
 DATA = flags.DEFINE_string("data", None, "Data set, in place of the config's.")
 PACK = flags.DEFINE_integer("pack", 0, "Number of the pack in the run, from 0.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write the pages to.")

@@ -1,6 +1,6 @@
 """How a data set fills packs: fill of each stream, lengths, and budgets that would suit it better.
 
-python launch/pack_report.py --config=configs/shapes_nano.py [--data=out/shapes] [--packs=1000] [--json]
+python launch/pack_report.py --config=configs/shapes_process.py [--data=out/shapes] [--packs=1000] [--json]
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from pdgen.train.base import load_model
 from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
-CONFIG = define_run_config("A training run's file, such as configs/shapes_nano.py.")
+CONFIG = define_run_config("A training run's file, such as configs/shapes_process.py.")
 DATA = flags.DEFINE_string("data", None, "Data set, in place of the config's.")
 PACKS = flags.DEFINE_integer("packs", 1000, "Packs to plan.", lower_bound=1)
 TOTAL = flags.DEFINE_integer("total", 0, "Tokens of a proposed pack, at most; 0 = the config's.", lower_bound=0)

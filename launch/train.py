@@ -1,6 +1,6 @@
 """Trains a model and exports it as a pdgen checkpoint; started again, it goes on where it stopped.
 
-python launch/train.py --config=configs/shapes_nano.py --workdir=out/nano [--config.num_steps=300]
+python launch/train.py --config=configs/shapes_base.py --workdir=out/base [--config.num_steps=300]
 
 Parameters come from the newest whole checkpoint of the workdir; if there is none, from the checkpoint that config.init
 names; if it names none, they are fresh. SIGTERM, or one Ctrl-C, ends the current step, saves and leaves with status
@@ -22,7 +22,7 @@ from pdgen.train.processes import join_processes, say_once
 from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
-CONFIG = define_run_config("File such as configs/shapes_nano.py.")
+CONFIG = define_run_config("File such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
 

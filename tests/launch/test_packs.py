@@ -13,9 +13,9 @@ from pdgen.interleave.trajectory import Image
 from tests.data.small_records import records
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = f"--config={ROOT / 'configs' / 'shapes_nano.py'}"
+CONFIG = f"--config={ROOT / 'configs' / 'shapes_process.py'}"
 BUDGETS = {"text": 512, "vit": 128, "vae": 256}
-SIZES = [f"--config.budgets.{name}={size}" for name, size in BUDGETS.items()] + ["--config.held_out=0"]
+SIZES = ["--config.held_out=0", "--config.init=", *(f"--config.budgets.{k}={v}" for k, v in BUDGETS.items())]
 
 
 def run(name, *arguments):

@@ -24,7 +24,7 @@ def installed(packages):
 
 
 def test_it_compiles_or_says_what_to_install():
-    done = run("--config=configs/shapes_nano.py", "--config.rows=8", "--topology=h100:8", "--json")
+    done = run("--config=configs/shapes_process.py", "--config.rows=8", "--topology=h100:8", "--json")
     if installed(CHIPS["h100"].packages):
         assert done.returncode == 0, done.stderr
         (line,) = done.stdout.splitlines()
@@ -48,7 +48,7 @@ def test_it_compiles_or_says_what_to_install():
     ],
 )
 def test_wrong_input_is_one_line(arguments, words):
-    done = run("--config=configs/shapes_nano.py", *arguments)
+    done = run("--config=configs/shapes_process.py", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(words)

@@ -67,9 +67,9 @@ def test_two_processes_train_one_model(slurm, tmp_path):
     write_dataset(tmp_path / "data", records(20), Origin(seed=0))
     workdir = tmp_path / "run"
     done = submit(
-        slurm, "configs/shapes_nano.py", workdir, f"--config.data={tmp_path / 'data'}", "--config.num_steps=2",
-        "--config.rows=2", "--config.optimizer.warmup_steps=1", "--config.log_every=1", "--config.held_out=0",
-        "--config.pictures_every=0", "--config.budgets.text=512", "--config.budgets.vit=128",
+        slurm, "configs/shapes_process.py", workdir, f"--config.data={tmp_path / 'data'}", "--config.num_steps=2",
+        "--config.init=", "--config.rows=2", "--config.optimizer.warmup_steps=1", "--config.log_every=1",
+        "--config.held_out=0", "--config.pictures_every=0", "--config.budgets.text=512", "--config.budgets.vit=128",
         "--config.budgets.vae=896",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -97,7 +97,7 @@ def test_what_follows_a_status(slurm, tmp_path, status, restarts, left, again):
 
 
 def test_a_forgotten_argument(slurm):
-    done = submit(slurm, "configs/shapes_nano.py")
+    done = submit(slurm, "configs/shapes_process.py")
     assert (done.returncode, done.stderr.startswith("usage: sbatch")) == (2, True)
 
 

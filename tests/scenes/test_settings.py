@@ -47,12 +47,6 @@ def test_the_config_of_shapes_world_has_the_default_shares_of_tasks():
     assert read("data_shapes").tasks == TASK_SHARES and sum(TASK_SHARES.values()) == pytest.approx(1)
 
 
-def test_the_small_config_has_multi_turn_samples_alone():
-    small = read("data_shapes_small")
-    assert [small.counts(s)[0] for s in SUBSETS] == [8000, 0, 0, 0, 0, 0]
-    assert scaled(small, 0.5).counts("multi_turn") == (4000, 0)
-
-
 def test_the_base_config_has_what_the_base_model_learns_alone():
     base = read("data_shapes_base")
     assert [base.counts(s)[0] for s in SUBSETS] == [0, 0, 0, 60000, 25000, 25000]
