@@ -49,9 +49,9 @@ def test_the_config_of_shapes_world_has_the_default_shares_of_tasks():
 
 def test_the_base_config_has_what_the_base_model_learns_alone():
     base = read("data_shapes_base")
-    assert [base.counts(s)[0] for s in SUBSETS] == [0, 0, 0, 60000, 25000, 25000]
+    assert [base.counts(s)[0] for s in SUBSETS] == [0, 0, 0, 60000, 50000, 25000]
     assert [base.lacking(s) for s in SUBSETS] == [None] * 6
-    assert scaled(base, 1, 11).counts("edit") == (2, 0)
+    assert scaled(base, 1, 27).counts("edit") == (5, 0)
 
 
 def test_a_count_is_shared_out_in_proportion():
