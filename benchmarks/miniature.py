@@ -27,8 +27,8 @@ from benchmarks.miniature_tables import markdown
 from benchmarks.result import RESULTS, cpu_name, versions, write_json
 from pdgen.command import fail, parse
 from pdgen.evaluate import published
-from pdgen.evaluate.ablation import Stage, run
 from pdgen.files import new_file
+from pdgen.stages import Stage, run
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
