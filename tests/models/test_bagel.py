@@ -49,7 +49,7 @@ def nano():
 
 
 def test_fresh_parameters(nano):
-    """Norms of 1, biases of 0, words of 0.02, patch positions and kernels scaled by width; the layers of a stack differ.
+    """Norms of 1, biases of 0, words of 0.02, patch positions and kernels scaled by width; stacked layers differ.
 
     What is added to the residual stream is smaller by sqrt(2 L); the velocity begins at 0.
     """
