@@ -1,12 +1,12 @@
 """The base of shapes world: one model that draws from text, answers questions about pictures, and edits them.
 
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
-python launch/train.py --config=configs/shapes_base.py --workdir=out/base
+python launch/train.py --config=configs/shapes_base.py --workdir=out/base --config.init=out/places
 
-Starts from what configs/shapes_places.py has learnt.
+Starts from what configs/shapes_places.py has learnt; launch/ship.py --model=shapes_base trains one after the other.
 
-1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A step draws noise for about 120 images. What the
-run reaches, and how long it takes: docs/learning.md. launch/ship.py --model=shapes_base does both and ships it.
+1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A step draws noise for about 90 images. What the
+run reaches, and how long it takes: docs/learning.md.
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The keys are those of ``pdgen.train.run_config.RunConfig``."""
     config = ml_collections.ConfigDict()
     config.data = "out/base_data"
-    config.init = "out/places"
+    config.init = ""
     config.model = "shapes_nano"
     config.num_steps = 20_000
     config.rows = 2

@@ -46,9 +46,9 @@ def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
         folder = output / name
         config = f"configs/data_shapes_{name}.py"
         made.append(Stage("build_data", folder, (f"--config={config}", f"--output={folder}/data", f"--scale={scale}")))
-        keys = {"data": f"{folder}/data", "init": init}
-        train = (f"--config=configs/shapes_{name}.py", f"--workdir={folder}/run")
-        made.append(Stage("train", folder, (*train, *(f"--config.{key}={value}" for key, value in keys.items()))))
+        train = (f"--config=configs/shapes_{name}.py", f"--workdir={folder}/run", f"--config.data={folder}/data",
+                 f"--config.init={init}")  # fmt: skip
+        made.append(Stage("train", folder, train))
     return made
 
 
