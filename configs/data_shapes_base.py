@@ -18,13 +18,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.latents = True
     config.tasks = ml_collections.ConfigDict(
         {
-            "single_object": 0.08,
-            "two_object": 0.08,
-            "counting": 0.08,
-            "colors": 0.08,
-            "position": 0.08,
-            "color_attr": 0.08,
-            "composition": 0.52,
+            "single_object": 0.06,
+            "two_object": 0.12,
+            "counting": 0.14,
+            "colors": 0.06,
+            "position": 0.16,
+            "color_attr": 0.1,
+            "composition": 0.36,
         }
     )
     config.text_to_image = ml_collections.ConfigDict({"count": 60000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
