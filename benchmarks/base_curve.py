@@ -3,8 +3,9 @@
     python -m benchmarks.base_curve --run=out/base --checkpoint=2000=out/base_2000 --checkpoint=20000=out/base
 
 A checkpoint is named with its step. Each answers the same prompts, ``--count`` of every row of ``ROWS`` (see
-``pdgen.evaluate.abilities``); a killed run goes on. Image draws are steps times noised images of a step, which the
-run's metrics tell, or ``--images_per_step``. Writes ``benchmarks/results/base_curve.json`` and ``docs/base_curve.png``.
+``pdgen.evaluate.abilities.prompts``); a killed run resumes. Image draws are steps times the noised images of a step,
+which the run's metrics tell, or ``--images_per_step``. Writes ``benchmarks/results/base_curve.json`` and
+``docs/base_curve.png``.
 """
 
 import pathlib
@@ -18,18 +19,18 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.evaluate.abilities import Draw, draws
-from pdgen.evaluate.ability_run import ability_settings, run_draws
-from pdgen.evaluate.ability_scores import Outcome, by_prompt
+from pdgen.evaluate.abilities.prompts import Draw, draws
+from pdgen.evaluate.abilities.run import ability_settings, run_draws
+from pdgen.evaluate.abilities.scores import Outcome, by_prompt
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import read_values
 from pdgen.evaluate.statistics import estimate
 from pdgen.evaluate.tables import interval
 from pdgen.files import new_file
-from pdgen.report.curves import COLOURS
 from pdgen.sample.compiled import keep_compiled
 from pdgen.train.export import find_checkpoint
-from pdgen.train.run_log import read_run_log
+from pdgen.train.monitor.curves import COLOURS
+from pdgen.train.monitor.run_log import read_run_log
 
 FLAGS = flags.FLAGS
 PLOT = pathlib.Path(__file__).parents[1] / "docs" / "base_curve.png"

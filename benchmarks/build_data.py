@@ -22,10 +22,10 @@ from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.data.build import REPORT, STATE, Shard, make_and_write
-from pdgen.scenes import shards
-from pdgen.scenes.settings import SUBSETS, Settings, scaled
-from pdgen.scenes.subsets import make_samples
+from pdgen.synthesis import shards
+from pdgen.synthesis.build import REPORT, STATE, Shard, make_and_write
+from pdgen.synthesis.settings import SUBSETS, Settings, scaled
+from pdgen.synthesis.subsets import make_samples
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("samples", 200, "samples of each subset", lower_bound=1)

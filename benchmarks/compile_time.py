@@ -15,10 +15,10 @@ from absl import app, flags
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, preset
-from pdgen.interleave.layout import Budgets
+from pdgen.sequence.layout import Budgets
 from pdgen.sharding import make_mesh
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.plan import compile_step
+from pdgen.train.planning.plan import compile_step
 from pdgen.train.state import StepConfig
 
 FLAGS = flags.FLAGS

@@ -22,11 +22,11 @@ import ml_dtypes
 import numpy as np
 from absl import app, flags
 
+from pdgen.checkpoints import safetensors_file
+from pdgen.checkpoints.bagel_json import fresh_json
+from pdgen.checkpoints.mapping import array_shapes, expected_tensors
+from pdgen.checkpoints.pdgen_checkpoint import TORCH_FILES
 from pdgen.config import NANO, LanguageConfig, ModelConfig
-from pdgen.convert import safetensors_file
-from pdgen.convert.bagel_json import fresh_json
-from pdgen.convert.mapping import array_shapes, expected_tensors
-from pdgen.convert.pdgen_checkpoint import TORCH_FILES
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 3.0, "Size of the checkpoint, in 10^9 bytes.", lower_bound=0.3)
 FOLDER = flags.DEFINE_string("folder", None, "Where to make the temporary folder; by default the system's.")

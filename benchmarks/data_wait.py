@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.train.run_log import read_run_log
+from pdgen.train.monitor.run_log import read_run_log
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("config", "configs/shapes_process.py", "of the run")

@@ -5,7 +5,7 @@
 Parts (``--parts``), each at the sizes of the flags:
   train      a whole training step at the model's width with ``--layers`` layers, as many as fit, and from these the
              time of all layers: what lies outside of them counts once. Tokens a second, and MFU as
-             ``pdgen.train.flops`` counts it (absent for a device whose peak is not known).
+             ``pdgen.train.monitor.flops`` counts it (absent for a device whose peak is not known).
   attention  one layer's attention, forward and backward, over a pack of ``--tokens``
   image      one picture of ``--side`` pixels with the whole model: all steps with guidance, and the decoder; also with
              steps extrapolated by TaylorSeer
@@ -34,14 +34,14 @@ from benchmarks.process_pack import process_pack
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, preset
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents, network_evaluations
-from pdgen.interleave.images import position_ids
-from pdgen.interleave.layout import Pack, stack
 from pdgen.models import autoencoder, bagel
 from pdgen.models.attention import Intervals, Tile
 from pdgen.models.context import add_text, empty_cache
 from pdgen.sample.image import ImageGrid, decode, image_grid
+from pdgen.sequence.images import position_ids
+from pdgen.sequence.layout import Pack, stack
 from pdgen.sharding import RULES, make_mesh
-from pdgen.train.flops import model_flops, peak_flops
+from pdgen.train.monitor.flops import model_flops, peak_flops
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, init_state, state_shardings
 from pdgen.train.step import compiled_step, run_key

@@ -13,8 +13,8 @@ import torch
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents
-from pdgen.interleave.images import patchify, position_ids
 from pdgen.models.context import Cache, add_text, add_vit, empty_cache
+from pdgen.sequence.images import patchify, position_ids
 from tests.torch_reference import cases, sampling
 
 WORDS = 45  # of the prompt and of the plan

@@ -25,16 +25,16 @@ import numpy as np
 from absl import app, flags, logging
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.manifest import read_manifest
+from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO
-from pdgen.convert.manifest import read_manifest
-from pdgen.convert.pdgen_checkpoint import write_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder
-from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.models import bagel
+from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.checkpoint import CHECKPOINTS, DIGESTS, finished_steps
 from pdgen.train.export import EXPORT
-from pdgen.train.meter import TIMED
-from pdgen.train.watch import HELD_OUT, METRICS
+from pdgen.train.monitor.meter import TIMED
+from pdgen.train.monitor.watch import HELD_OUT, METRICS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("kills", 20, "kills", lower_bound=1)

@@ -25,10 +25,10 @@ from benchmarks.miniature_plots import PLOTS
 from benchmarks.miniature_results import Numbers, Row, collect, read_run
 from benchmarks.miniature_tables import markdown
 from benchmarks.result import RESULTS, cpu_name, versions, write_json
-from pdgen.command import fail, parse
+from pdgen.cli import fail, parse
 from pdgen.evaluate import published
 from pdgen.files import new_file
-from pdgen.stages import Stage, run
+from pdgen.train.release.stages import Stage, run
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.miniature_results import Numbers
-from pdgen.report.curves import COLOURS, number
+from pdgen.train.monitor.curves import COLOURS, number
 
 MARKERS = "os^vDPX*h<>"
 _SIZE = (9.0, 4.0)  # inches; the legend stands beside the axes

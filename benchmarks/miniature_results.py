@@ -15,12 +15,12 @@ from jaxtyping import Float
 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Result
-from pdgen.evaluate.process import ProcessFacts
-from pdgen.evaluate.process_tables import MEASURES, measured
+from pdgen.evaluate.metadata import decode_metadata
+from pdgen.evaluate.process.measures import ProcessFacts
+from pdgen.evaluate.process.tables import MEASURES, measured
 from pdgen.evaluate.scoring import RESULTS, Scores, by_task, read_results
 from pdgen.evaluate.statistics import Estimate, difference, estimate
 from pdgen.evaluate.tables import interval
-from pdgen.scenes.metadata import decode_metadata
 
 Numbers = dict[str, dict[str, Any]]  # by row
 COSTS = {
@@ -36,7 +36,7 @@ class Row(NamedTuple):
       name: its key and the name of its folder.
       says: what tables call it.
       model: which of the two kinds of models draws.
-      strategy: of ``pdgen.sample.strategies.STRATEGIES``.
+      strategy: of ``pdgen.sample.strategies.table.STRATEGIES``.
       settings: NAME=VALUE of sampler and strategy, over those of all rows.
       paper: the published overall score on GenEval, if there is one.
     """

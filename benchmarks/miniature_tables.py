@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.miniature_results import COSTS, Numbers
 from pdgen.evaluate import published
-from pdgen.evaluate.process_tables import MEASURES
+from pdgen.evaluate.process.tables import MEASURES
 from pdgen.evaluate.tables import Cell, Table, as_markdown
 
 THINKS = ("process", "stepwise_best_of_n", "planner", "inspector")  # strategies whose trajectories hold texts

@@ -33,11 +33,11 @@ from pdgen.data.loader import Batches, LoaderConfig
 from pdgen.data.packing import Packer
 from pdgen.data.records import Origin, RecordSource, write_dataset
 from pdgen.data.stream import Stream
-from pdgen.interleave.images import encode_png
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.segments import ConditionDropout
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image, Record, Text, format_plan
+from pdgen.sequence.images import encode_png
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.segments import ConditionDropout
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image, Record, Text, format_plan
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("size", "512", ["64", "512"], "pixels of a picture's side")

@@ -9,8 +9,9 @@ import types
 import numpy as np
 
 from pdgen.config import ModelConfig
-from pdgen.interleave.images import position_ids
-from pdgen.interleave.layout import (
+from pdgen.sample.image import image_grid
+from pdgen.sequence.images import position_ids
+from pdgen.sequence.layout import (
     Budgets,
     LatentSegment,
     Layout,
@@ -21,7 +22,6 @@ from pdgen.interleave.layout import (
     assemble,
     lay_out,
 )
-from pdgen.sample.image import image_grid
 
 PROMPT, PLAN, INSPECT = 40, 100, 40  # tokens of the texts, about the paper's
 IMAGES = (3, 4)  # of a trajectory, in turns: the paper's have 3.51

@@ -43,17 +43,17 @@ from benchmarks.result import cpu_name, versions, write_json
 from pdgen.assets import shapes_folder
 from pdgen.config import ComputeConfig, ModelConfig, preset
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.grammar import SWITCHES
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Mode, Trajectory
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
-from pdgen.sample import strategies
 from pdgen.sample.engine import Sampler
-from pdgen.sample.search import StepwiseBestOfN
 from pdgen.sample.settings import SampleSettings
-from pdgen.sample.task import Task
+from pdgen.sample.strategies.search import StepwiseBestOfN
+from pdgen.sample.strategies.table import table as strategies
+from pdgen.sample.strategies.task import Task
 from pdgen.sample.text import TextSettings, room, write_text
+from pdgen.sequence.grammar import SWITCHES
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Mode, Trajectory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(

@@ -32,8 +32,8 @@ from tqdm import tqdm
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, preset
 from pdgen.data.loader import loader
-from pdgen.interleave import layout
 from pdgen.models import bagel
+from pdgen.sequence import layout
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
 from pdgen.train.loss import loss_sums, total_loss
 from pdgen.train.preflight import preflight

@@ -7,7 +7,7 @@ python launch/encode.py --data=out/bagel --checkpoint=bagel --output=out/bagel-e
 
 The first command prints calls and price and sends nothing. prompts.txt holds your prompts, one a line; those that are
 GenEval's are left out. genref/ holds GenRef's archives. Kontext needs 34 GB of GPU memory and the extra `teachers`;
-mind its licence (pdgen/scenes/kontext.py). For self-sampled conflicts build and train on multi_turn first, then set
+mind its licence (pdgen/teachers/kontext.py). For self-sampled conflicts build and train on multi_turn first, then set
 conflict.variant to "self" and conflict.checkpoint.
 """
 
@@ -15,7 +15,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.scenes.settings.Settings``."""
+    """The keys are those of ``pdgen.synthesis.settings.Settings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.shard_size = 10

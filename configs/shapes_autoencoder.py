@@ -16,7 +16,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Scenes are drawn with ``train.seed``; ``train`` holds the keys of ``pdgen.train.autoencoder.Settings``."""
+    """Scenes are drawn with ``train.seed``; ``train`` has the keys of ``pdgen.train.release.autoencoder.Settings``."""
     config = ml_collections.ConfigDict()
     config.model = "nano"  # the preset whose autoencoder is trained
     config.image_size = 64

@@ -14,11 +14,11 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from pdgen.command import fail, parse
+from pdgen.cli import fail, parse
 from pdgen.evaluate.ablation import TABLES, Sweep, stages, table
 from pdgen.evaluate.tables import as_csv, as_json, as_text
 from pdgen.files import new_file
-from pdgen.stages import run
+from pdgen.train.release.stages import run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep.", required=True)

@@ -19,19 +19,18 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
-from pdgen.command import fail, parse
-from pdgen.data import build, runners
-from pdgen.data.importers.samples import files_of
+from pdgen.cli import fail, parse
 from pdgen.data.records import Dataset, Origin, write_index
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.report.dataset import browser_index, dataset_page, figures
 from pdgen.sample.engine import Sampler
 from pdgen.sample.plans import first_plans
-from pdgen.scenes import shards
-from pdgen.scenes.endpoint import Endpoint
-from pdgen.scenes.leaks import geneval_digests
-from pdgen.scenes.self_sampling import TOGETHER
-from pdgen.scenes.settings import SUBSETS, Settings, SettingsError, scaled
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.synthesis import build, runners, shards
+from pdgen.synthesis.importers.samples import files_of
+from pdgen.synthesis.leaks import geneval_digests
+from pdgen.synthesis.page import browser_index, dataset_page, figures
+from pdgen.synthesis.self_sampling import TOGETHER
+from pdgen.synthesis.settings import SUBSETS, Settings, SettingsError, scaled
+from pdgen.teachers.endpoint import Endpoint
 from pdgen.train.export import find_checkpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")

@@ -12,12 +12,12 @@ import pathlib
 
 from absl import app, flags
 
-from pdgen.command import fail, parse
+from pdgen.cli import fail, parse
 from pdgen.evaluate.comparison import TOTAL, Run, comparison, evaluations, judged_differently, read_runs, scores_of
+from pdgen.evaluate.page import Cost, evaluation_page
 from pdgen.evaluate.published import GENEVAL, STRATEGIES, WISE
 from pdgen.evaluate.tables import as_csv, as_json, as_text
 from pdgen.files import new_file
-from pdgen.report.evaluation import Cost, evaluation_page
 
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the page and the tables.", required=True)
 PAPER = {"geneval": (GENEVAL, STRATEGIES), "shapes": (GENEVAL, STRATEGIES), "wise": (WISE,)}

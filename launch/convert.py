@@ -15,10 +15,10 @@ import sys
 import jax.numpy as jnp
 from absl import app, flags
 
-from pdgen.command import fail, parse
+from pdgen.checkpoints.both_ways import check, to_bagel, to_pdgen
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.cli import fail, parse
 from pdgen.config import ConfigError
-from pdgen.convert.both_ways import check, to_bagel, to_pdgen
-from pdgen.convert.errors import CheckpointError
 from pdgen.files import FolderError
 from pdgen.train.export import chosen_weights
 from pdgen.train.run_config import RunError

@@ -13,14 +13,14 @@ import numpy as np
 from absl import app, flags, logging
 
 from pdgen.assets import shapes_folder
-from pdgen.command import fail, parse
+from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
+from pdgen.cli import fail, parse
 from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
-from pdgen.convert.pdgen_checkpoint import load_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
-from pdgen.interleave.images import image_sizes
 from pdgen.sample.compiled import keep_compiled
+from pdgen.sequence.images import image_sizes
 from pdgen.train.export import find_checkpoint
 
 DATA = flags.DEFINE_string("data", None, "Data set to read.", required=True)

@@ -28,28 +28,31 @@ from absl import app, flags, logging
 from msgspec import to_builtins
 from tqdm import tqdm
 
-from pdgen.command import fail, parse
-from pdgen.convert.shipped import BASE, PROCESS, shipped_name
-from pdgen.evaluate import abilities, ability_run, folder, process_tables, published, scoring, shapes, tables, wise
-from pdgen.evaluate.ability_scores import ability_tables
-from pdgen.evaluate.detectors import DETECTORS, load_detector
+from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
+from pdgen.cli import fail, parse
+from pdgen.evaluate import folder, published, scoring, shapes, tables, wise
+from pdgen.evaluate.abilities.prompts import prompts as abilities
+from pdgen.evaluate.abilities.prompts import run as ability_run
+from pdgen.evaluate.abilities.scores import ability_tables
+from pdgen.evaluate.detectors.exact import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
+from pdgen.evaluate.gallery import TRAJECTORIES, Gallery, ability_galleries, entries, galleries, wise_galleries
 from pdgen.evaluate.generator import make_generate, read_recipe, read_values
 from pdgen.evaluate.geneval import Prompt, check_prompts
 from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
-from pdgen.evaluate.process import ProcessFacts, process_facts, shapes_untouched
+from pdgen.evaluate.page import evaluation_page
+from pdgen.evaluate.process.measures import ProcessFacts, process_facts, shapes_untouched
+from pdgen.evaluate.process.measures import tables as process_tables
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
-from pdgen.interleave.trajectory import load_trajectory
-from pdgen.report.evaluation import evaluation_page
-from pdgen.report.gallery import TRAJECTORIES, Gallery, ability_galleries, entries, galleries, wise_galleries
 from pdgen.report.page import trajectory_page
 from pdgen.sample.compiled import keep_compiled
-from pdgen.sample.strategies import STRATEGIES
-from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
-from pdgen.scenes.endpoint import Endpoint
-from pdgen.scenes.endpoint import Settings as EndpointSettings
-from pdgen.scenes.judge import ExactJudge
+from pdgen.sample.strategies.table import STRATEGIES
+from pdgen.sequence.trajectory import load_trajectory
+from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
+from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.endpoint import Settings as EndpointSettings
+from pdgen.teachers.judge import ExactJudge
 from pdgen.train.export import find_checkpoint
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]

@@ -10,13 +10,13 @@ import pathlib
 
 from absl import app, flags, logging
 
-from pdgen.command import fail, parse
+from pdgen.cli import fail, parse
 from pdgen.data.explain import explain_pack
 from pdgen.data.loader import Batches
+from pdgen.data.page import INDEX, document_lines, pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.files import new_folder
-from pdgen.interleave.explained import ExplainedPack
-from pdgen.report.pack import INDEX, document_lines, pack_pages
+from pdgen.sequence.explained import ExplainedPack
 from pdgen.train.base import load_model
 from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config

@@ -12,8 +12,8 @@ import sys
 
 from absl import app, flags
 
-from pdgen.command import fail, parse
-from pdgen.data.importers import FORMATS, import_dataset
+from pdgen.cli import fail, parse
+from pdgen.synthesis.importers import FORMATS, import_dataset
 
 FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "What the source is.", required=True)
 SOURCE = flags.DEFINE_string("source", None, "File to read, or a folder of such files.", required=True)

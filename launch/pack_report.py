@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from pdgen.command import fail, parse
+from pdgen.cli import fail, parse
 from pdgen.data.budgets import Proposal, propose_budgets
 from pdgen.data.documents import Documents, PackingError, make_documents
 from pdgen.data.lengths import LengthIndex, length_index
@@ -18,7 +18,7 @@ from pdgen.data.loader import subset_documents
 from pdgen.data.packing import Packer
 from pdgen.data.records import RecordSource
 from pdgen.data.stream import Stream
-from pdgen.interleave.layout import STREAMS
+from pdgen.sequence.layout import STREAMS
 from pdgen.train.base import load_model
 from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config

@@ -10,10 +10,10 @@ import sys
 
 from absl import app, flags
 
-from pdgen.command import fail, parse
-from pdgen.scenes.graph import SceneError
-from pdgen.scenes.metadata import Metadata, agrees, decode_metadata
-from pdgen.scenes.parse import parse as parse_prompt
+from pdgen.cli import fail, parse
+from pdgen.evaluate.metadata import Metadata, agrees, decode_metadata
+from pdgen.shapes.graph import SceneError
+from pdgen.shapes.parse import parse as parse_prompt
 
 METADATA = flags.DEFINE_string("metadata", None, "GenEval's evaluation_metadata.jsonl.", required=True)
 

@@ -15,10 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compilers' notes about
 import jax
 from absl import app, flags, logging
 
-from pdgen.command import fail, parse
-from pdgen.train.plan import plan, table
+from pdgen.cli import fail, parse
+from pdgen.train.planning.plan import plan, table
+from pdgen.train.planning.topology import parse_topology
 from pdgen.train.run_config import define_run_config, read_run_config
-from pdgen.train.topology import parse_topology
 
 CONFIG = define_run_config("File such as configs/bagel_7b_process.py.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as h100:8, h100:64 or v5p:2x2x2.", required=True)

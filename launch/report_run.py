@@ -11,11 +11,11 @@ import pathlib
 
 from absl import app, flags
 
-from pdgen.command import fail, parse
+from pdgen.cli import fail, parse
 from pdgen.files import new_file
-from pdgen.report.run import run_page
+from pdgen.train.monitor.page import run_page
+from pdgen.train.monitor.run_log import read_run_log
 from pdgen.train.run_config import RunError
-from pdgen.train.run_log import read_run_log
 
 PAGE = "report.html"
 OUTPUT = flags.DEFINE_string("output", None, f"File to write; by default {PAGE} in the workdir, if there is one alone.")

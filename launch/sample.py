@@ -31,25 +31,25 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from pdgen.command import fail, parse
-from pdgen.convert.shipped import PROCESS
+from pdgen.checkpoints.shipped import PROCESS
+from pdgen.cli import fail, parse
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
-from pdgen.interleave.modes import MODES
-from pdgen.interleave.trajectory import ImageStage, Trajectory, load_trajectory, save_trajectory
-from pdgen.sample import strategies
 from pdgen.sample.compiled import Stopwatch, keep_compiled
 from pdgen.sample.engine import Sampler
 from pdgen.sample.folders import PAGE, Run, RunError, locked, missing, next_branch, opened, read_run, trajectories
 from pdgen.sample.output import Gallery
 from pdgen.sample.prompts import Job, Line, PromptError, jobs_of, read_picture, read_prompts
 from pdgen.sample.settings import MAX_TOGETHER, SampleSettings, base_settings
+from pdgen.sample.strategies.table import table as strategies
 from pdgen.sample.text import TextSettings
-from pdgen.scenes.advisers import Advisers, endpoint_advisers, exact_advisers
-from pdgen.scenes.endpoint import Endpoint
-from pdgen.scenes.endpoint import Settings as EndpointSettings
+from pdgen.sequence.modes import MODES
+from pdgen.sequence.trajectory import ImageStage, Trajectory, load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
-from pdgen.train.processes import join_processes, say_once
+from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
+from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.endpoint import Settings as EndpointSettings
+from pdgen.train.planning.processes import join_processes, say_once
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
 _PAGE_EVERY = 60  # seconds between two pages of a run on its way

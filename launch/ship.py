@@ -19,11 +19,11 @@ import msgspec
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from pdgen.command import fail, parse
-from pdgen.convert.shipped import BASE, SHIPPED
+from pdgen.checkpoints.shipped import BASE, SHIPPED
+from pdgen.cli import fail, parse
 from pdgen.evaluate.ablation import Sweep, stages
-from pdgen.stages import Stage, run
-from pdgen.train.shipping import replace_shipped
+from pdgen.train.release.shipping import replace_shipped
+from pdgen.train.release.stages import Stage, run
 
 MODEL = flags.DEFINE_enum("model", None, SHIPPED, "The model to replace.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for data and runs.", required=True)

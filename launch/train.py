@@ -14,11 +14,11 @@ import sys
 
 from absl import app, flags, logging
 
-from pdgen.command import fail, parse, use_huge_pages
+from pdgen.cli import fail, parse, use_huge_pages
 from pdgen.sample.compiled import keep_compiled
-from pdgen.sample.pictures import Pictures
 from pdgen.train.loop import train
-from pdgen.train.processes import join_processes, say_once
+from pdgen.train.monitor.pictures import Pictures
+from pdgen.train.planning.processes import join_processes, say_once
 from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 

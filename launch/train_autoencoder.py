@@ -10,13 +10,13 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import trange
 
-from pdgen.command import fail, parse
+from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
+from pdgen.cli import fail, parse
 from pdgen.config import AutoencoderConfig, preset
-from pdgen.convert.torch_checkpoint import AUTOENCODER, read_autoencoder
-from pdgen.scenes.painter import paint
-from pdgen.scenes.placement import FREE, LATTICE
-from pdgen.scenes.world import MAX_OBJECTS, random_scene
-from pdgen.train.autoencoder import DivergedError, Quality, Settings, measure, train, write_autoencoder
+from pdgen.shapes.painter import paint
+from pdgen.shapes.placement import FREE, LATTICE
+from pdgen.shapes.world import MAX_OBJECTS, random_scene
+from pdgen.train.release.autoencoder import DivergedError, Quality, Settings, measure, train, write_autoencoder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_autoencoder.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write ae.safetensors into.", required=True)

@@ -14,19 +14,19 @@ import numpy as np
 import sentencepiece
 from absl import app, flags
 
-from pdgen.command import fail, parse
-from pdgen.interleave.trajectory import TAG
-from pdgen.scenes import language
-from pdgen.scenes.differences import differences
-from pdgen.scenes.faults import corrupt
-from pdgen.scenes.graph import COLORS, SceneGraph, Step
-from pdgen.scenes.grow import grow
-from pdgen.scenes.lexicon import NUMBERS, plural, sentence
-from pdgen.scenes.plan_check import inconsistency
-from pdgen.scenes.questions import KINDS, asker
-from pdgen.scenes.rewrite import rewrite
-from pdgen.scenes.sample import TASKS, prompt_graph, sample_graph
-from pdgen.scenes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, place
+from pdgen.cli import fail, parse
+from pdgen.sequence.trajectory import TAG
+from pdgen.shapes import language
+from pdgen.shapes.differences import differences
+from pdgen.shapes.graph import COLORS, SceneGraph, Step
+from pdgen.shapes.grow import grow
+from pdgen.shapes.lexicon import NUMBERS, plural, sentence
+from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, place
+from pdgen.synthesis.base.questions import KINDS, asker
+from pdgen.synthesis.faults import corrupt
+from pdgen.synthesis.rewrite import rewrite
+from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
+from pdgen.teachers.plan_check import inconsistency
 
 OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
 COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)

@@ -225,7 +225,7 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
     """Reads config.json, llm_config.json and vit_config.json of a BAGEL-layout folder.
 
     What config.json lacks takes FLUX's and BAGEL's values. The tensors have the last word on the sizes
-    that published json files get wrong: see ``pdgen.convert.torch_checkpoint``.
+    that published json files get wrong: see ``pdgen.checkpoints.torch_checkpoint``.
 
     Raises:
       ConfigError: a file is missing or malformed, or a key is missing or of the wrong type.

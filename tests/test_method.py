@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
-from pdgen.interleave.explained import readable
-from pdgen.interleave.segments import CLEAN, NOISED, TEXT, VIT, document_units, switch_targets, unit_kinds
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image, Record, Text, check_grammar
 from pdgen.models.parameters import Leaf
+from pdgen.sequence.explained import readable
+from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, document_units, switch_targets, unit_kinds
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image, Record, Text, check_grammar
 from pdgen.train.optimizer import MUON_RMS, OptimizerConfig, make_optimizer
 
 METHOD = (pathlib.Path(__file__).parents[1] / "docs" / "method.md").read_text()

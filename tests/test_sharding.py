@@ -6,7 +6,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pdgen.models import bagel
 from pdgen.sharding import MESH_AXES, RULES, ShardingError, has_mesh, make_mesh, out_spec, parameter_specs
-from tests.small import CONFIG
+from tests.support.small import CONFIG
 
 
 def test_specs():

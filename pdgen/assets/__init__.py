@@ -5,7 +5,7 @@ import pathlib
 
 
 def shapes_folder(name: str = "shapes") -> pathlib.Path:
-    """The BAGEL folder of a model of shapes world (see ``pdgen.convert.shipped``).
+    """The BAGEL folder of a model of shapes world (see ``pdgen.checkpoints.shipped``).
 
     ``tokenizer.model`` and ``ae.safetensors`` are the same in all of them.
     """
@@ -13,7 +13,7 @@ def shapes_folder(name: str = "shapes") -> pathlib.Path:
 
 
 def geneval_prompts_file() -> pathlib.Path:
-    """The SHA-256 of each of GenEval's 553 prompts in normal form (``pdgen.scenes.leaks``), one a line."""
+    """The SHA-256 of each of GenEval's 553 prompts in normal form (``pdgen.synthesis.leaks``), one a line."""
     return pathlib.Path(str(importlib.resources.files(__name__) / "geneval_prompts.sha256"))
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Int32
 from pdgen.data.documents import Documents, PackingError
 from pdgen.data.packing import plan
 from pdgen.data.stream import Stream
-from pdgen.interleave.layout import STREAMS, TEXT, Budgets
-from pdgen.interleave.segments import stream_lengths
+from pdgen.sequence.layout import STREAMS, TEXT, Budgets
+from pdgen.sequence.segments import stream_lengths
 
 TILE = 128  # tokens; attention and matrix products work on tiles, of which a partial one costs a whole
 _SAMPLE = 512  # documents planned for each candidate

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Int8, Int32, Int64
 
 from pdgen.data.lengths import LengthIndex
-from pdgen.interleave.layout import STREAMS, Budgets
-from pdgen.interleave.segments import NOISED, stream_lengths
+from pdgen.sequence.layout import STREAMS, Budgets
+from pdgen.sequence.segments import NOISED, stream_lengths
 
 Turns = Literal["whole", "single"]
 TooLong = Literal["refuse", "cut"]

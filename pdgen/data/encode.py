@@ -35,8 +35,8 @@ from pdgen.data.records import (
     write_index,
 )  # fmt: skip
 from pdgen.files import check_target, new_file, replace_folder
-from pdgen.interleave.images import ImageError, SizeRule
-from pdgen.interleave.trajectory import Record
+from pdgen.sequence.images import ImageError, SizeRule
+from pdgen.sequence.trajectory import Record
 
 WORK = "work.json"
 RECORDS_TOGETHER = 256  # whose pictures are grouped by size and held in memory

@@ -6,11 +6,11 @@ from pdgen.config import ModelConfig
 from pdgen.data.lengths import record_name
 from pdgen.data.loader import Batches
 from pdgen.data.packing import Document
-from pdgen.interleave.explained import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
-from pdgen.interleave.layout import Budgets, assemble, lay_out
-from pdgen.interleave.segments import CLEAN, NOISED, TEXT, document_units, record_segments, turns
-from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import Record
+from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
+from pdgen.sequence.layout import Budgets, assemble, lay_out
+from pdgen.sequence.segments import CLEAN, NOISED, TEXT, document_units, record_segments, turns
+from pdgen.sequence.tokenizer import Tokenizer
+from pdgen.sequence.trajectory import Record
 
 _COPIES = {TEXT: "text", NOISED: "noised VAE copy", CLEAN: "clean VAE copy"}  # else a ViT copy
 

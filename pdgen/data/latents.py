@@ -15,9 +15,9 @@ from flax import traverse_util
 from jaxtyping import Float32, UInt8
 
 from pdgen.config import AutoencoderConfig
-from pdgen.interleave.images import SizeRule, decode_image, encode_png, resize
-from pdgen.interleave.trajectory import Image, Record, Text
 from pdgen.models import autoencoder
+from pdgen.sequence.images import SizeRule, decode_image, encode_png, resize
+from pdgen.sequence.trajectory import Image, Record, Text
 
 Moments = tuple[Float32[np.ndarray, "n h w z"], Float32[np.ndarray, "n h w z"]]
 Encode = Callable[[UInt8[np.ndarray, "n height width 3"]], Moments]

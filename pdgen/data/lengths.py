@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from pdgen.config import ModelConfig
 from pdgen.data.records import INDEX, RecordError, RecordSource
-from pdgen.interleave.images import image_sizes
-from pdgen.interleave.segments import Outline, SegmentError, outline
-from pdgen.interleave.tokenizer import Tokenizer, TokenizerError
+from pdgen.sequence.images import image_sizes
+from pdgen.sequence.segments import Outline, SegmentError, outline
+from pdgen.sequence.tokenizer import Tokenizer, TokenizerError
 
 Broken = Literal["stop", "skip"]  # what a broken record does
 _VERSION = 3  # of what is stored; a new number makes old files unused
@@ -32,7 +32,7 @@ class LengthIndex:
       ids: the records' ids, "" for a broken one.
       broken: numbers of the broken records, ascending.
       faults: what is wrong with each of them; the line names file and record.
-      kinds: kind of each unit, as in ``interleave.segments``.
+      kinds: kind of each unit, as in ``sequence.segments``.
       tokens: the unit's tokens without switch tokens.
       starts: record i owns units [starts[i], starts[i + 1]).
       turns: (first, end) of each turn, see ``segments.Outline``, counted from the record's first unit.

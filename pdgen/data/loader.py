@@ -25,10 +25,10 @@ from pdgen.data.documents import Documents, TooLong, Turns, make_documents
 from pdgen.data.lengths import Broken, length_index, record_name
 from pdgen.data.packing import Document, Packer, document_rng
 from pdgen.data.records import RecordError, RecordSource
-from pdgen.interleave import layout
-from pdgen.interleave.layout import Budgets, Layout, Pack
-from pdgen.interleave.segments import ChangedError, ConditionDropout, SegmentError, record_segments
-from pdgen.interleave.tokenizer import Tokenizer
+from pdgen.sequence import layout
+from pdgen.sequence.layout import Budgets, Layout, Pack
+from pdgen.sequence.segments import ChangedError, ConditionDropout, SegmentError, record_segments
+from pdgen.sequence.tokenizer import Tokenizer
 
 
 class LoaderError(ValueError):

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from pdgen.data.documents import Documents
 from pdgen.data.stream import Stream, Window
-from pdgen.interleave.layout import STREAMS, Budgets
-from pdgen.interleave.segments import ConditionDropout, stream_lengths
+from pdgen.sequence.layout import STREAMS, Budgets
+from pdgen.sequence.segments import ConditionDropout, stream_lengths
 
 POOL = 256  # documents a pack chooses from; twice as many gain less than 1 % of fill
 BY_AGE = 0.5  # of a pack: with 0, the documents left over at a window's end fill packs badly

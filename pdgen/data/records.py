@@ -24,8 +24,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from pdgen.files import new_file, new_folder
-from pdgen.interleave.images import why_unreadable
-from pdgen.interleave.trajectory import (
+from pdgen.sequence.images import why_unreadable
+from pdgen.sequence.trajectory import (
     VERSION,
     Image,
     Record,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from pdgen.data.documents import Documents, PackingError, ranges, sum_units
-from pdgen.interleave.segments import ConditionDropout, kept, stream_lengths
+from pdgen.sequence.segments import ConditionDropout, kept, stream_lengths
 
 WINDOW = 2048  # documents; the last pack of a window is partly filled, which then costs about 0.1 % of fill
 SMALLEST_WINDOW = 256  # for data sets of fewer documents than a window

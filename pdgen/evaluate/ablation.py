@@ -1,6 +1,6 @@
 """Ablations: a sweep over training data, each cell a data set, training runs and their evaluation, ending in tables.
 
-A sweep runs in stages (``pdgen.stages``) and may be stopped and started again.
+A sweep runs in stages (``pdgen.train.release.stages``) and may be stopped and started again.
 
     OUTPUT/<cell>/data                 build_data.py
     OUTPUT/<cell>/<seed>/run           train.py
@@ -21,7 +21,7 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.scoring import RESULTS, by_task, read_results
 from pdgen.evaluate.statistics import difference, estimate, spread
 from pdgen.evaluate.tables import Table
-from pdgen.stages import Stage
+from pdgen.train.release.stages import Stage
 
 TABLES: Mapping[str, published.PublishedTable] = {
     "rewriting": published.REWRITING, "critiques": published.CRITIQUES, "subsets": published.SUBSETS,

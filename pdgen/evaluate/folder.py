@@ -14,10 +14,10 @@ import PIL.ImageOps
 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Prompt
+from pdgen.evaluate.metadata import decode_metadata
 from pdgen.files import new_file
-from pdgen.interleave.trajectory import Trajectory, save_trajectory
-from pdgen.scenes.graph import SceneError
-from pdgen.scenes.metadata import decode_metadata
+from pdgen.sequence.trajectory import Trajectory, save_trajectory
+from pdgen.shapes.graph import SceneError
 
 DIGITS = 5
 SAMPLES = 4  # images of a prompt in GenEval's protocol

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from flax import traverse_util
 
-from pdgen.convert.manifest import MANIFEST, digest
+from pdgen.checkpoints.manifest import MANIFEST, digest
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import Generate, Sample
 from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.strategies import Strategy, Task, make_strategy, run
-from pdgen.scenes.advisers import Advisers
+from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run
+from pdgen.teachers.advisers import Advisers
 from pdgen.train.export import find_checkpoint
 
 STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as trajectories name them

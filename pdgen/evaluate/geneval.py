@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.scenes.graph import COLORS
-from pdgen.scenes.metadata import Included, Metadata
-from pdgen.scenes.world import relations_between
+from pdgen.evaluate.metadata import Included, Metadata
+from pdgen.shapes.graph import COLORS
+from pdgen.shapes.world import relations_between
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 

@@ -1,6 +1,6 @@
 """Whether a training set holds a benchmark's prompts: compared to the letter and in normal form, told at the head.
 
-A score on prompts that were trained on says little. ``pdgen.scenes.leaks`` keeps GenEval's own out of the data that
+A score on prompts that were trained on says little. ``pdgen.synthesis.leaks`` keeps GenEval's own out of the data that
 this project builds; here any training set is compared with any list.
 """
 
@@ -12,7 +12,7 @@ import msgspec
 
 from pdgen.data.records import RecordSource, is_dataset
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.scenes.leaks import normalise
+from pdgen.synthesis.leaks import normalise
 
 
 class Leaks(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from pdgen.evaluate.detectors import Detector
+from pdgen.evaluate.detectors.exact import Detector
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import read_image
 from pdgen.evaluate.geneval import Prompt, Result, check_prompts, judge, keep, result

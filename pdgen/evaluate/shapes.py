@@ -1,7 +1,7 @@
 """The benchmark of shapes world: GenEval's six tasks and long compositions, in GenEval's form, kept from training.
 
 What a task can keep from training is a pair of color and noun or a triple noun-relation-noun
-(``pdgen.scenes.held_out``): every prompt of "colors", "position", "color_attr" and "composition" asks for such a
+(``pdgen.shapes.held_out``): every prompt of "colors", "position", "color_attr" and "composition" asks for such a
 one, which no training prompt, plan or picture was made from. "single_object", "two_object" and "counting" have no
 pairs to keep: they are the easy tasks, and their prompts occur in training.
 """
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from pdgen.evaluate.geneval import TASKS, Prompt
-from pdgen.scenes.graph import COLORS, Entity, Relation, SceneGraph
-from pdgen.scenes.held_out import held_out
-from pdgen.scenes.language import GENEVAL_FORM
-from pdgen.scenes.language import prompt as write_prompt
-from pdgen.scenes.layout import RELATIONS
-from pdgen.scenes.metadata import decode_metadata
-from pdgen.scenes.phrases import scene
-from pdgen.scenes.sample import ENTITY_RATES, sample_graph
-from pdgen.scenes.world import SHAPES
+from pdgen.evaluate.metadata import decode_metadata
+from pdgen.shapes.graph import COLORS, Entity, Relation, SceneGraph
+from pdgen.shapes.held_out import held_out
+from pdgen.shapes.language import GENEVAL_FORM
+from pdgen.shapes.language import prompt as write_prompt
+from pdgen.shapes.layout import RELATIONS
+from pdgen.shapes.phrases import scene
+from pdgen.shapes.world import SHAPES
+from pdgen.synthesis.sample import ENTITY_RATES, sample_graph
 
 SEED = 0
 # Of each task at most; of "single_object", "counting" and "colors" that takes all there are.

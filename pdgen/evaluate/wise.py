@@ -31,10 +31,10 @@ from pdgen.evaluate.folder import Job, listed
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, interval
 from pdgen.files import new_file
-from pdgen.interleave.images import why_unreadable
-from pdgen.scenes.chat import AnswerError, Request
-from pdgen.scenes.endpoint import Endpoint
-from pdgen.scenes.teachers import TeacherError
+from pdgen.sequence.images import why_unreadable
+from pdgen.teachers.chat import AnswerError, Request
+from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.protocols import TeacherError
 
 VERSION = 1  # of the questions; part of every answer's key in the cache
 

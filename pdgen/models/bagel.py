@@ -25,7 +25,7 @@ from pdgen.models.mot import Order
 from pdgen.sharding import out_spec, place
 
 if TYPE_CHECKING:
-    from pdgen.interleave.layout import Pack
+    from pdgen.sequence.layout import Pack
 
 FIXED_TABLES = ("vit_position", "latent_position")
 

@@ -12,7 +12,7 @@ import PIL.Image
 import scipy.ndimage
 from jaxtyping import Bool
 
-from pdgen.interleave.images import changed_pixels
+from pdgen.sequence.images import changed_pixels
 
 # Cells of the outline's grid along the longer side; a cell is inside where at least a quarter of it has changed.
 _CELLS = 64

@@ -11,9 +11,9 @@ from typing import Any
 
 import jinja2
 
-from pdgen.interleave.images import CHANGE, encode_png
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
 from pdgen.report.changes import Change, changes
+from pdgen.sequence.images import CHANGE, encode_png
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}

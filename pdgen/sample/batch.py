@@ -13,16 +13,16 @@ import numpy as np
 import PIL.Image
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.grammar import KINDS, START_AFTER, SWITCHES
-from pdgen.interleave.images import to_rgb
-from pdgen.interleave.modes import END
-from pdgen.interleave.trajectory import ImageStage, Stage, TextStage, Trajectory, image_file
 from pdgen.sample import steps
 from pdgen.sample.compiled import Stopwatch
 from pdgen.sample.drawing import Drawing
 from pdgen.sample.image import ImageGrid, grid_of, image_grid, prepare
 from pdgen.sample.rows import PIECE, Picture, Piece, Row, pieces, text_stage
 from pdgen.sample.settings import SampleError, SampleSettings
+from pdgen.sequence.grammar import KINDS, START_AFTER, SWITCHES
+from pdgen.sequence.images import to_rgb
+from pdgen.sequence.modes import END
+from pdgen.sequence.trajectory import ImageStage, Stage, TextStage, Trajectory, image_file
 
 if TYPE_CHECKING:
     from pdgen.sample.engine import Sampler

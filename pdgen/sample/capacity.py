@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from pdgen.interleave.modes import Mode
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
 from pdgen.sample.image import grid_of, image_grid
 from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sample.text import room
+from pdgen.sequence.modes import Mode
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
 if TYPE_CHECKING:
     from pdgen.sample.engine import Sampler

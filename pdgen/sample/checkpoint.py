@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pdgen.checkpoints.manifest import MANIFEST, digest
+from pdgen.checkpoints.pdgen_checkpoint import TOKENIZER, load_checkpoint, open_checkpoint
+from pdgen.checkpoints.shipped import shipped_name
 from pdgen.config import ModelConfig
-from pdgen.convert.manifest import MANIFEST, digest
-from pdgen.convert.pdgen_checkpoint import TOKENIZER, load_checkpoint, open_checkpoint
-from pdgen.convert.shipped import shipped_name
-from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
 from pdgen.models import autoencoder, bagel
+from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
 from pdgen.sharding import ShardingError, parameter_shardings
 from pdgen.train.export import find_checkpoint
 

@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 
 from pdgen.flow.denoise import Denoiser, ImageSettings, Progress, network_evaluations
-from pdgen.interleave.images import from_pixels
 from pdgen.sample import steps
 from pdgen.sample.compiled import Stopwatch
 from pdgen.sample.image import ImageGrid
+from pdgen.sequence.images import from_pixels
 
 if TYPE_CHECKING:
     from pdgen.sample.batch import Batch

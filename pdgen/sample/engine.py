@@ -18,11 +18,6 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from pdgen.config import ComputeConfig, ModelConfig
-from pdgen.interleave.grammar import Automaton, build_automaton
-from pdgen.interleave.images import to_rgb
-from pdgen.interleave.modes import TrajectoryError
-from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import ImageStage, Trajectory, image_file
 from pdgen.sample import checkpoint as checkpoints
 from pdgen.sample import steps
 from pdgen.sample.batch import Batch, Event, Review
@@ -31,6 +26,11 @@ from pdgen.sample.compiled import Compiler
 from pdgen.sample.image import check_size
 from pdgen.sample.settings import MAX_TOGETHER, SampleError, SampleSettings, from_flat
 from pdgen.sample.text import Grammar
+from pdgen.sequence.grammar import Automaton, build_automaton
+from pdgen.sequence.images import to_rgb
+from pdgen.sequence.modes import TrajectoryError
+from pdgen.sequence.tokenizer import Tokenizer
+from pdgen.sequence.trajectory import ImageStage, Trajectory, image_file
 
 MAX_GIVEN_PIXELS = 2**26  # 8192 x 8192: more is a mistake, or an attack
 

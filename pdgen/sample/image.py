@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Float32, UInt32
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow import denoise
 from pdgen.flow.denoise import Contexts, Denoiser
-from pdgen.interleave.images import image_sizes, patchify, position_ids, resize, resize_size, to_pixels, unpatchify
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import Cache, add_latents, add_vit
+from pdgen.sequence.images import image_sizes, patchify, position_ids, resize, resize_size, to_pixels, unpatchify
 from pdgen.sharding import map_shards, place
 
 _PIXELS, _TOKENS = ("batch", None, None, None), ("batch", None, None)

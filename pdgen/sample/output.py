@@ -4,11 +4,11 @@ import pathlib
 import textwrap
 
 from pdgen.files import new_file
-from pdgen.interleave.trajectory import TextStage, Trajectory, TrajectoryError, load_trajectory
 from pdgen.report.animation import save_animation
 from pdgen.report.page import Entry, split_tags, trajectory_page
 from pdgen.report.strip import strip
 from pdgen.sample.folders import PAGE, RunError, trajectories
+from pdgen.sequence.trajectory import TextStage, Trajectory, TrajectoryError, load_trajectory
 
 STRIP, STROKES = "strip.png", "strokes.webp"
 _CAPTION = 140  # characters

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import msgspec
 import PIL.Image
 
-from pdgen.interleave.images import ImageError, decode_image, image_size
 from pdgen.sample.engine import MAX_GIVEN_PIXELS
+from pdgen.sequence.images import ImageError, decode_image, image_size
 
 
 class PromptError(ValueError):

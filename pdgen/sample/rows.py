@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from pdgen.interleave.grammar import KINDS, SWITCHES, Automaton
-from pdgen.interleave.modes import END, MODES, TrajectoryError, check_kinds, image_stage
-from pdgen.interleave.trajectory import (
+from pdgen.sample.image import ImageGrid
+from pdgen.sample.settings import SampleSettings
+from pdgen.sequence.grammar import KINDS, SWITCHES, Automaton
+from pdgen.sequence.modes import END, MODES, TrajectoryError, check_kinds, image_stage
+from pdgen.sequence.trajectory import (
     ImageStage,
     Stage,
     StopReason,
@@ -20,8 +22,6 @@ from pdgen.interleave.trajectory import (
     parse_plan,
     segment_kind,
 )
-from pdgen.sample.image import ImageGrid
-from pdgen.sample.settings import SampleSettings
 
 PIECE = 64  # tokens of a finished text that are read at a time; fewer are padded
 

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.modes import MODES, Mode
 from pdgen.sample.text import TextSettings
+from pdgen.sequence.modes import MODES, Mode
 
 # What the base model was trained to obey in "think" mode; it stands before everything else.
 THINK = (
@@ -29,7 +29,7 @@ class SampleSettings:
     """How trajectories are sampled.
 
     Attributes:
-      mode: which grammar they follow; see ``interleave.modes.MODES``.
+      mode: which grammar they follow; see ``sequence.modes.MODES``.
       height, width: of every drawn image, in pixels; 0 = as the last image that is given or drawn already, else
         the largest square that the model's tables hold. Both or none.
       max_images: drawn images of one trajectory, at most; 0 writes the first plan alone.

@@ -49,7 +49,7 @@ class TextSettings:
 
 
 class Grammar(NamedTuple):
-    """The automaton's tables on the device; see ``interleave.grammar.Automaton``."""
+    """The automaton's tables on the device; see ``sequence.grammar.Automaton``."""
 
     table: Int[Array, "E N"]
     closings: Int[Array, "E W"]

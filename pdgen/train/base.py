@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import ModelConfig, preset
-from pdgen.convert.pdgen_checkpoint import load_checkpoint, open_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder
-from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
+from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
 from pdgen.train.run_config import RunConfig
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from pdgen.convert.arrays import short
+from pdgen.checkpoints.arrays import short
 from pdgen.files import DISK_FULL, Say
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState

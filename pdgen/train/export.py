@@ -19,11 +19,11 @@ import numpy as np
 import tensorstore as ts
 from flax import traverse_util
 
-from pdgen.convert.arrays import short
-from pdgen.convert.errors import CheckpointError
-from pdgen.convert.pdgen_checkpoint import TOKENIZER, is_checkpoint, write_checkpoint
-from pdgen.convert.shipped import SHIPPED, shipped_checkpoint, shipped_name
-from pdgen.convert.torch_checkpoint import WHOLE_TOKENIZERS, is_bagel_folder
+from pdgen.checkpoints.arrays import short
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.pdgen_checkpoint import TOKENIZER, is_checkpoint, write_checkpoint
+from pdgen.checkpoints.shipped import SHIPPED, shipped_checkpoint, shipped_name
+from pdgen.checkpoints.torch_checkpoint import WHOLE_TOKENIZERS, is_bagel_folder
 from pdgen.files import Say, new_file, to_stderr
 from pdgen.train.base import load_base
 from pdgen.train.checkpoint import CHECKPOINTS, damage, finished_steps, meet

@@ -23,13 +23,13 @@ from pdgen.data.loader import Batches
 from pdgen.data.packing import Document, plan
 from pdgen.data.records import RecordError
 from pdgen.flow.rectified import velocity_target
-from pdgen.interleave.layout import Pack, stack
-from pdgen.interleave.segments import patched_latents, taught, turns
-from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import Image, Record, Text
+from pdgen.sequence.layout import Pack, stack
+from pdgen.sequence.segments import patched_latents, taught, turns
+from pdgen.sequence.tokenizer import Tokenizer
+from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.sharding import RULES, out_spec
 from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, no_loss
-from pdgen.train.metrics import loss_metrics, present
+from pdgen.train.monitor.metrics import loss_metrics, present
 from pdgen.train.state import Params, StepConfig, TrainState, model_params
 
 SEED = 1  # folded into the run's key
@@ -71,7 +71,7 @@ class HeldOut:
         self._add = jax.jit(functools.partial(_add, config), donate_argnums=0)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """The losses of the raw parameters as in ``pdgen.train.metrics``, ``unigram_ce`` and ``constant_mse``."""
+        """Losses of the raw parameters as in ``pdgen.train.monitor.metrics``, ``unigram_ce`` and ``constant_mse``."""
         sums = self._nothing()
         for pack in self._packs:
             rows = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._sharding, leaf), pack)

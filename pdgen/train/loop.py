@@ -11,16 +11,17 @@ import jax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
-from pdgen.convert.pdgen_checkpoint import load_checkpoint
+from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.data.loader import Loader, loader
 from pdgen.files import Say
-from pdgen.interleave.layout import Pack
 from pdgen.models import bagel
+from pdgen.sequence.layout import Pack
 from pdgen.sharding import RULES, parameter_shardings
 from pdgen.train.base import Base
 from pdgen.train.checkpoint import Checkpoints, meet
 from pdgen.train.export import EXPORT, export_newest, resolved_by_all
 from pdgen.train.held_out import HeldOut
+from pdgen.train.monitor.watch import Draw, Watch
 from pdgen.train.preflight import claimed, preflight
 from pdgen.train.run_config import RunConfig
 from pdgen.train.state import (
@@ -33,7 +34,6 @@ from pdgen.train.state import (
 )
 from pdgen.train.step import compiled_step, run_key
 from pdgen.train.stop import Stopped, StopSignals
-from pdgen.train.watch import Draw, Watch
 
 
 def train(

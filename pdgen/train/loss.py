@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow.rectified import draw_timesteps, interpolate, velocity_target
-from pdgen.interleave.layout import TARGETS, Pack
 from pdgen.models import bagel
+from pdgen.sequence.layout import TARGETS, Pack
 
 BANDS = 4  # of equal width in [0, 1], by which the flow's losses are told apart
 

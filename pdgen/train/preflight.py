@@ -23,12 +23,12 @@ from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import Say, new_file
-from pdgen.interleave.segments import NOISED
-from pdgen.interleave.tokenizer import Tokenizer
-from pdgen.interleave.trajectory import Record, Text
+from pdgen.sequence.segments import NOISED
+from pdgen.sequence.tokenizer import Tokenizer
+from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
 from pdgen.train.base import Base, load_base
-from pdgen.train.board import check_wandb
+from pdgen.train.monitor.board import check_wandb
 from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 

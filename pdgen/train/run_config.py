@@ -12,8 +12,8 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.data.documents import TooLong, Turns
 from pdgen.data.lengths import Broken
 from pdgen.data.loader import LoaderConfig
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.segments import ConditionDropout
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.segments import ConditionDropout
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig

@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from pdgen.interleave.layout import Pack
+from pdgen.sequence.layout import Pack
 from pdgen.sharding import out_spec
 from pdgen.train.ema import update_ema
 from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, no_loss, target_weights, total_loss
-from pdgen.train.metrics import Metrics, batch_metrics, loss_metrics, norms
+from pdgen.train.monitor.metrics import Metrics, batch_metrics, loss_metrics, norms
 from pdgen.train.optimizer import learning_rate
 from pdgen.train.spikes import judge, unless
 from pdgen.train.state import StepConfig, TrainState, make_run_optimizer, model_params
@@ -28,7 +28,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -
       key: the run's key; noise is drawn from it and each pack's number, never from the step.
 
     Returns:
-      The next state and scalars, float32 but for ``skipped_spikes`` and ``finite``: see ``pdgen.train.metrics``.
+      The next state and scalars (``pdgen.train.monitor.metrics``), float32 but for ``skipped_spikes`` and ``finite``.
       ``grad_norm`` is before clipping, ``update_norm`` that of an update even if it is left out, ``param_norm``
       after it. ``finite`` tells whether loss, gradients and parameters are.
     """

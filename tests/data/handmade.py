@@ -5,7 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 
-from pdgen.interleave.trajectory import Image, Record, Text, format_inspection, format_plan
+from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, format_plan
 
 
 def png(seed, width=32, height=32):

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import PIL.Image
 
-from pdgen.data import build, runners
-from pdgen.interleave.trajectory import Image, Record, Text
+from pdgen.sequence.trajectory import Image, Record, Text
+from pdgen.synthesis import build, runners
 
 SHARDS = [*build.cut("one", 22, 4), *build.cut("two", 5, 4)]
 SETTINGS = {"one": {"count": 22}, "two": {"count": 5}}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pdgen.data.lengths import Counted, LengthIndex, make_index
-from pdgen.interleave.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
+from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
 
 
 def index_of(records) -> LengthIndex:

@@ -4,8 +4,8 @@ import numpy as np
 import PIL.Image
 
 from pdgen.config import SHAPES_NANO
-from pdgen.interleave.images import encode_png
-from pdgen.interleave.trajectory import Image, Record, Text, format_inspection, format_plan
+from pdgen.sequence.images import encode_png
+from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, format_plan
 
 WORDS = ("red", "green", "circle", "square", "left", "of", "above", "small", "two", "stars")
 

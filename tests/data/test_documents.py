@@ -5,8 +5,8 @@ import pytest
 
 from pdgen.data.documents import PackingError, make_documents
 from pdgen.data.lengths import Counted, make_index
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
 
 IMAGE = [Unit(NOISED, 64), Unit(CLEAN, 64), Unit(VIT, 16)]
 # Prompt and plan, image; a draft that is context with its plan, its inspection and refinement; a last inspection.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER, SHAPES_NANO
-from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data import encode as encoding
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import LatentError, autoencoder_fingerprint, batched_encoder
@@ -22,10 +22,10 @@ from pdgen.data.records import (
     write_index,
 )
 from pdgen.files import FolderError
-from pdgen.interleave.images import decode_image, image_sizes
-from pdgen.interleave.segments import record_segments
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image
+from pdgen.sequence.images import decode_image, image_sizes
+from pdgen.sequence.segments import record_segments
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image
 
 from . import handmade
 

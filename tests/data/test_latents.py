@@ -11,9 +11,9 @@ import pytest
 from pdgen.config import AutoencoderConfig
 from pdgen.data import latents
 from pdgen.data.latents import LatentError, add_latents, batched_encoder
-from pdgen.interleave.images import ImageError, SizeRule, decode_image
-from pdgen.interleave.trajectory import Image, Text
 from pdgen.models import autoencoder
+from pdgen.sequence.images import ImageError, SizeRule, decode_image
+from pdgen.sequence.trajectory import Image, Text
 
 from . import handmade
 

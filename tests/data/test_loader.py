@@ -22,10 +22,10 @@ from pdgen.data.documents import PackingError
 from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
 from pdgen.data.packing import Document, document_rng
 from pdgen.data.records import Origin, RecordError, RecordSource, write_dataset
-from pdgen.interleave.layout import Budgets, pack_shapes
-from pdgen.interleave.segments import NO_DROPOUT, ConditionDropout, taught
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image
+from pdgen.sequence.layout import Budgets, pack_shapes
+from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, taught
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image
 from tests.data.small_records import records
 
 TOKENIZER = load_tokenizer(shapes_folder())

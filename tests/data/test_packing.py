@@ -14,8 +14,8 @@ from pdgen.data.budgets import propose_budgets
 from pdgen.data.documents import make_documents
 from pdgen.data.packing import Packer, plan
 from pdgen.data.stream import SMALLEST_WINDOW, WINDOW, Stream
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.segments import NO_DROPOUT, NOISED, TEXT, ConditionDropout, Unit
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.segments import NO_DROPOUT, NOISED, TEXT, ConditionDropout, Unit
 from tests.data.small_index import index_of, paper_like, shapes_like
 
 DROPOUT = ConditionDropout(0.1, 0.3, 0.3)

@@ -21,7 +21,7 @@ from pdgen.data.records import (
     write_index,
 )
 from pdgen.files import FolderError
-from pdgen.interleave.trajectory import Image
+from pdgen.sequence.trajectory import Image
 
 from . import handmade
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pdgen.data.documents import PackingError, make_documents
 from pdgen.data.stream import Stream, shares
-from pdgen.interleave.segments import NO_DROPOUT, ConditionDropout, kept, stream_lengths
+from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, kept, stream_lengths
 from tests.data.small_index import shapes_like
 
 SUBSETS = {"multi_turn": range(300), "conflict": range(300, 450), "alignment": range(450, 600)}

@@ -4,10 +4,10 @@ import numpy as np
 import PIL.Image
 
 from pdgen.evaluate.folder import Sample
-from pdgen.scenes.graph import COLORS, Entity, SceneGraph, Step
-from pdgen.scenes.painter import paint
-from pdgen.scenes.parse import parse
-from pdgen.scenes.world import place
+from pdgen.shapes.graph import COLORS, Entity, SceneGraph, Step
+from pdgen.shapes.painter import paint
+from pdgen.shapes.parse import parse
+from pdgen.shapes.world import place
 
 
 def painted(prompt: str, seed: int, size: int = 64) -> PIL.Image.Image:

@@ -10,7 +10,7 @@ import pytest
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.shapes import benchmark
-from pdgen.interleave.trajectory import ImageStage, Trajectory, load_trajectory
+from pdgen.sequence.trajectory import ImageStage, Trajectory, load_trajectory
 from tests.evaluate.painted import generate
 
 PROMPTS = benchmark({"single_object": 2, "position": 1})

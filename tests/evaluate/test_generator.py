@@ -7,12 +7,12 @@ import shutil
 import PIL.Image
 import pytest
 
-from pdgen.convert.both_ways import to_pdgen
+from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.evaluate import generator
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory
-from pdgen.sample.strategies import StrategyError
-from pdgen.scenes.advisers import exact_advisers
+from pdgen.sample.strategies.table import StrategyError
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
+from pdgen.teachers.advisers import exact_advisers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
 

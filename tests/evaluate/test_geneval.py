@@ -8,7 +8,7 @@ import pytest
 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Detection, Prompt, Thresholds, check_prompts, judge, keep, result
-from pdgen.scenes.metadata import decode_metadata
+from pdgen.evaluate.metadata import decode_metadata
 
 CASES = pathlib.Path(os.environ.get("PDGEN_GENEVAL_CASES", pathlib.Path(__file__).parent / "geneval_cases.jsonl"))
 

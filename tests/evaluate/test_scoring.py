@@ -8,10 +8,10 @@ import pytest
 
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate import scoring
-from pdgen.evaluate.detectors import ShapesDetector
+from pdgen.evaluate.detectors.exact import ShapesDetector
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Detection, Prompt, Result, Thresholds
-from pdgen.scenes.metadata import decode_metadata
+from pdgen.evaluate.metadata import decode_metadata
 from tests.evaluate.painted import generate
 
 RAW = [

@@ -6,16 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from pdgen.evaluate.detectors import ShapesDetector
+from pdgen.evaluate.detectors.exact import ShapesDetector
 from pdgen.evaluate.geneval import TASKS, check_prompts, judge, keep
+from pdgen.evaluate.metadata import agrees, decode_metadata
 from pdgen.evaluate.shapes import COUNTS, benchmark
-from pdgen.scenes import language
-from pdgen.scenes.held_out import held_out
-from pdgen.scenes.leaks import normalise
-from pdgen.scenes.metadata import agrees, decode_metadata
-from pdgen.scenes.parse import parse
-from pdgen.scenes.sample import prompt_graph, sample_graph
-from pdgen.scenes.world import SHAPES
+from pdgen.shapes import language
+from pdgen.shapes.held_out import held_out
+from pdgen.shapes.parse import parse
+from pdgen.shapes.world import SHAPES
+from pdgen.synthesis.leaks import normalise
+from pdgen.synthesis.sample import prompt_graph, sample_graph
 from tests.evaluate.painted import painted
 
 KEPT_FROM_TRAINING = ("colors", "position", "color_attr", "composition")

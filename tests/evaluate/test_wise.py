@@ -13,9 +13,9 @@ import pytest
 
 from pdgen.evaluate import wise
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.scenes.endpoint import Endpoint, Settings
-from pdgen.scenes.transport import Patience
-from tests.scenes.chat_server import ChatServer, completion, refuses, says
+from pdgen.teachers.endpoint import Endpoint, Settings
+from pdgen.teachers.transport import Patience
+from tests.support.chat_server import ChatServer, completion, refuses, says
 
 GRADED = {"graded": wise.JUDGEMENTS["graded"]}
 GRADES = '{"consistency": 2, "realism": 1, "aesthetic_quality": 0}'

@@ -20,7 +20,7 @@ from pdgen.flow.denoise import (
 )
 from pdgen.flow.rectified import schedule
 from pdgen.models.context import add_text, empty_cache
-from tests.small import CONFIG, SWITCHES, shaken_params
+from tests.support.small import CONFIG, SWITCHES, shaken_params
 
 COMPUTE = ComputeConfig(block_q=16, block_k=12)
 ROWS, TOKENS = 4, 6

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.convert.torch_checkpoint import read_autoencoder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.models import autoencoder
 
 

@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from pdgen.interleave import layout
-from pdgen.interleave.images import patchify, position_ids
-from pdgen.interleave.layout import Budgets, LatentSegment, Layout, TextSegment, VitSegment
+from pdgen.sequence import layout
+from pdgen.sequence.images import patchify, position_ids
+from pdgen.sequence.layout import Budgets, LatentSegment, Layout, TextSegment, VitSegment
 
 
 def switch_tokens(expected):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pdgen.interleave.images import SizeRule, position_ids, resize_size
+from pdgen.sequence.images import SizeRule, position_ids, resize_size
 
 
 def test_resize_table(golden):

@@ -2,8 +2,8 @@
 
 import unicodedata
 
-from pdgen.interleave.grammar import build_automaton
-from pdgen.interleave.tokenizer import PAD, SPECIALS, load_tokenizer
+from pdgen.sequence.grammar import build_automaton
+from pdgen.sequence.tokenizer import PAD, SPECIALS, load_tokenizer
 
 
 def test_the_reference_ids(golden):

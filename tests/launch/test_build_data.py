@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.records import RecordSource, broken_records
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5")

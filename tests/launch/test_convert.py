@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from pdgen.convert.manifest import read_manifest
+from pdgen.checkpoints.manifest import read_manifest
 
-from ..convert.folders import WEIGHTS, all_bytes, copy_of_golden, edit_json
+from tests.checkpoints.folders import WEIGHTS, all_bytes, copy_of_golden, edit_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -110,7 +110,7 @@ def test_a_terminated_run_cleans_up(folder, tmp_path):
     """SIGTERM in the middle: sent by the run itself at its 50th tensor, so that it is never too late."""
     script = f"""
 import os, runpy, signal, sys
-from pdgen.convert import arrays
+from pdgen.checkpoints import arrays
 write, count = arrays.Arrays.write, []
 def terminate(*arguments):
     count.append(1)

@@ -12,14 +12,14 @@ import threading
 import jax
 import pytest
 
-from pdgen.convert.both_ways import to_pdgen
+from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.scoring import read_results
 from pdgen.evaluate.shapes import COUNTS, benchmark
-from pdgen.interleave.trajectory import load_trajectory
+from pdgen.sequence.trajectory import load_trajectory
 from tests.evaluate.painted import generate
 from tests.evaluate.test_wise import judges, record
-from tests.scenes.chat_server import ChatServer, refuses, says
+from tests.support.chat_server import ChatServer, refuses, says
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = benchmark({"single_object": 2, "colors": 2, "position": 2})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdgen.data.records import Origin, write_dataset
-from pdgen.interleave.trajectory import Image
+from pdgen.sequence.trajectory import Image
 from tests.data.small_records import records
 
 ROOT = pathlib.Path(__file__).parents[2]

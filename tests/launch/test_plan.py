@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pdgen.train.topology import CHIPS
+from pdgen.train.planning.topology import CHIPS
 
 ROOT = pathlib.Path(__file__).parents[2]
 

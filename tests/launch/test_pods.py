@@ -14,7 +14,7 @@ import yaml
 
 from pdgen.data.records import Origin, write_dataset
 from pdgen.sample.checkpoint import load
-from pdgen.train.topology import USABLE
+from pdgen.train.planning.topology import USABLE
 from tests.data.small_records import records
 
 ROOT = pathlib.Path(__file__).parents[2]

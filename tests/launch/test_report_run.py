@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.report.test_run import write_run
+from tests.train.monitor.test_page import write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 

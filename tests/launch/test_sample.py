@@ -15,9 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.convert.both_ways import to_pdgen
-from pdgen.interleave.trajectory import ImageStage, load_trajectory
+from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.sample.folders import read_run, trajectories
+from pdgen.sequence.trajectory import ImageStage, load_trajectory
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = ("--prompt=a red circle left of a blue square", "--prompt=two cats")

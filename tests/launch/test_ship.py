@@ -17,21 +17,21 @@ import pytest
 from safetensors.numpy import load_file
 
 from pdgen.assets import shapes_folder
-from pdgen.convert.both_ways import to_bagel
-from pdgen.convert.shipped import BASE
-from pdgen.convert.torch_checkpoint import read_bagel_folder
+from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.shipped import BASE
+from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.data.records import read_dataset, write_index
 from pdgen.evaluate.ablation import Sweep, stages
-from pdgen.train import shipping
 from pdgen.train.export import chosen_weights
+from pdgen.train.release import shipping
 from pdgen.train.run_config import RunError
-from tests.convert.folders import all_bytes
+from tests.checkpoints.folders import all_bytes
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The command line of argv[2:], which replaces the models of the folder argv[1].
 DRIVER = """
 import pathlib, runpy, sys
-from pdgen.train import shipping
+from pdgen.train.release import shipping
 models = pathlib.Path(sys.argv[1])
 shipping.shapes_folder = lambda name: models / name
 del sys.argv[:2]

@@ -10,14 +10,14 @@ import jax
 import pytest
 
 from pdgen.evaluate.scoring import read_results
-from pdgen.interleave.trajectory import load_trajectory
-from tests.shipped import write_models
+from pdgen.sequence.trajectory import load_trajectory
+from tests.support.shipped import write_models
 
 ROOT = pathlib.Path(__file__).parents[2]
 # The command line of argv[2:] with the models of the folder argv[1].
 DRIVER = """
 import pathlib, runpy, sys
-from pdgen.convert import shipped
+from pdgen.checkpoints import shipped
 models = pathlib.Path(sys.argv[1])
 shipped.shapes_folder = lambda name="shapes": models / name
 del sys.argv[:2]

@@ -8,8 +8,8 @@ import sys
 import jax
 import pytest
 
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.convert.torch_checkpoint import read_autoencoder
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=configs/shapes_autoencoder.py"

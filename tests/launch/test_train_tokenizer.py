@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.sequence.tokenizer import load_tokenizer
 
 LAUNCHER = pathlib.Path(__file__).parents[2] / "launch" / "train_tokenizer.py"
 

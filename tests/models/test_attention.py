@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.extend import core
 
-from pdgen.interleave.layout import intervals as document_intervals
 from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense, permute
+from pdgen.sequence.layout import intervals as document_intervals
 
 BATCH, QUERIES, HEADS, KV_HEADS, SIZE = 2, 37, 4, 2, 8
 KEYS = (29, 50)  # of two parts

@@ -11,10 +11,10 @@ from flax import traverse_util
 from flax.linen import unbox
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from pdgen.checkpoints.mapping import array_shapes, expected_tensors
 from pdgen.config import BAGEL_7B, NANO, PRESETS, ComputeConfig
-from pdgen.convert.mapping import array_shapes, expected_tensors
-from pdgen.interleave.layout import Budgets, pack_shapes
 from pdgen.models import autoencoder, bagel
+from pdgen.sequence.layout import Budgets, pack_shapes
 from pdgen.sharding import MESH_AXES, RULES, parameter_specs
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, abstract_state, state_shardings

@@ -9,14 +9,14 @@ import nbformat
 import pytest
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import preset
-from pdgen.convert.both_ways import to_pdgen
-from pdgen.convert.pdgen_checkpoint import write_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder
-from pdgen.interleave.modes import MODES
-from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.models import bagel
-from pdgen.sample.strategies import STRATEGIES
+from pdgen.sample.strategies.table import STRATEGIES
+from pdgen.sequence.modes import MODES
+from pdgen.sequence.tokenizer import load_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 BAGEL = ROOT / "tests" / "golden" / "bagel-nano"

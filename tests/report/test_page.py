@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 from pdgen.report.page import Entry, families, render, split_tags, trajectory_page
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 
 VOID = {"meta", "img", "input", "path"}
 

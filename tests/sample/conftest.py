@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.convert.both_ways import to_pdgen
+from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.grammar import FORBIDDEN, Automaton, build_automaton
-from pdgen.interleave.tokenizer import Tokenizer, load_tokenizer
-from pdgen.interleave.trajectory import Trajectory
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.image import Pictures
 from pdgen.sample.steps import Rows, State
 from pdgen.sample.text import Grammar, TextSettings
+from pdgen.sequence.grammar import FORBIDDEN, Automaton, build_automaton
+from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
+from pdgen.sequence.trajectory import Trajectory
 
 NANO = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
 SETTINGS = SampleSettings(

@@ -14,13 +14,13 @@ import pytest
 
 from pdgen.config import ComputeConfig
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents
-from pdgen.interleave import layout
-from pdgen.interleave.images import encode_png, from_pixels, image_sizes, position_ids, resize_size
-from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment
-from pdgen.interleave.segments import record_segments
-from pdgen.interleave.trajectory import Image, Record, Text
 from pdgen.models import bagel
 from pdgen.sample.image import clean_latents, prepare
+from pdgen.sequence import layout
+from pdgen.sequence.images import encode_png, from_pixels, image_sizes, position_ids, resize_size
+from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, VitSegment
+from pdgen.sequence.segments import record_segments
+from pdgen.sequence.trajectory import Image, Record, Text
 
 TOLERANCE = 1e-4
 COMPUTE = ComputeConfig()

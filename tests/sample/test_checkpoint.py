@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
-from pdgen.convert.errors import CheckpointError
-from pdgen.convert.torch_checkpoint import read_bagel_folder
 from pdgen.sample.engine import Sampler
 from pdgen.train.export import EXPORT, find_checkpoint
 from tests.sample.conftest import NANO

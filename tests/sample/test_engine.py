@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from pdgen.config import ComputeConfig
-from pdgen.interleave import layout
-from pdgen.interleave.grammar import KINDS, SWITCHES
-from pdgen.interleave.modes import check_kinds, image_stage
-from pdgen.interleave.trajectory import (
+from pdgen.models.context import add_text, empty_cache
+from pdgen.sample.batch import Change
+from pdgen.sample.engine import SampleError, Sampler
+from pdgen.sample.text import room
+from pdgen.sequence import layout
+from pdgen.sequence.grammar import KINDS, SWITCHES
+from pdgen.sequence.modes import check_kinds, image_stage
+from pdgen.sequence.trajectory import (
     ImageStage,
     TextStage,
     parse_plan,
     parse_refine,
     segment_kind,
 )
-from pdgen.models.context import add_text, empty_cache
-from pdgen.sample.batch import Change
-from pdgen.sample.engine import SampleError, Sampler
-from pdgen.sample.text import room
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, outcome, recording, restrict, use
 
 

@@ -13,7 +13,6 @@ import msgspec
 import pytest
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.interleave.trajectory import TextStage, Trajectory, save_trajectory
 from pdgen.sample.folders import (
     PAGE,
     RUN,
@@ -28,6 +27,7 @@ from pdgen.sample.folders import (
 )
 from pdgen.sample.prompts import Given, Line, jobs_of
 from pdgen.sample.settings import SampleSettings
+from pdgen.sequence.trajectory import TextStage, Trajectory, save_trajectory
 
 PLAN = Trajectory(
     prompt="a", stages=[TextStage("plan", "<ins>a</ins> <des>b</des>")], stop_reason="step limit", seed=0, checkpoint=""

@@ -7,9 +7,9 @@ import msgspec
 import PIL.Image
 import pytest
 
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, save_trajectory
 from pdgen.sample.folders import RunError
 from pdgen.sample.output import Gallery, captions
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, save_trajectory
 
 
 def made(prompt="a cat"):

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from pdgen.interleave.grammar import SWITCHES
-from pdgen.interleave.modes import END, MODES
-from pdgen.interleave.trajectory import ImageStage, TextStage, Trajectory, image_file
 from pdgen.sample import capacity as capacities
 from pdgen.sample.engine import SampleError, SampleSettings
 from pdgen.sample.rows import PIECE, Row, pieces
+from pdgen.sequence.grammar import SWITCHES
+from pdgen.sequence.modes import END, MODES
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, image_file
 from pdgen.sharding import make_mesh
 from tests.sample.conftest import SETTINGS
 from tests.sample.test_modes import picture

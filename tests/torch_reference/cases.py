@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdgen.checkpoints.bagel_json import MODEL_JSON, fresh_json
+from pdgen.checkpoints.mapping import places
 from pdgen.config import ModelConfig
-from pdgen.convert.bagel_json import MODEL_JSON, fresh_json
-from pdgen.convert.mapping import places
-from pdgen.interleave import layout
+from pdgen.sequence import layout
 from pdgen.train.loss import FlowInputs
 
 from .bagel import Bagel

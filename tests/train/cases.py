@@ -10,12 +10,12 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pdgen.config import ComputeConfig
-from pdgen.interleave.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
+from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
 from pdgen.sharding import RULES, has_mesh, make_mesh
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, TrainState, start_state, state_shardings
 from pdgen.train.step import compiled_step, run_key
-from tests.small import CONFIG, SWITCHES, shaken_params
+from tests.support.small import CONFIG, SWITCHES, shaken_params
 
 ROWS = 8
 COMPUTE = ComputeConfig(block_q=16, block_k=12, loss_chunk=10)

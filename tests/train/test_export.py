@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
 from pdgen.config import NANO
-from pdgen.convert.both_ways import to_bagel
-from pdgen.convert.errors import CheckpointError
-from pdgen.convert.pdgen_checkpoint import load_checkpoint, write_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder, read_bagel_folder
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.tokenizer import load_tokenizer
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.checkpoint import CHECKPOINTS, Checkpoints
 from pdgen.train.export import EXPORT, EXPORTED, chosen_weights, export_run, find_checkpoint, resolved
 from pdgen.train.lora import LoraConfig

@@ -12,9 +12,9 @@ from pdgen.config import SHAPES_NANO, ComputeConfig
 from pdgen.data.loader import Batches, LoaderConfig, LoaderError, held_out_records
 from pdgen.data.packing import Document
 from pdgen.data.records import Origin, RecordSource, write_dataset
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image
 from pdgen.sharding import make_mesh
 from pdgen.train import held_out as module
 from pdgen.train.held_out import HeldOut, held_out_documents, own_packs, simple_predictors

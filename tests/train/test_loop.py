@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.config import preset
-from pdgen.convert.pdgen_checkpoint import load_checkpoint
 from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.models import bagel
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train import loop
-from pdgen.train.meter import TIMED, Meter
+from pdgen.train.monitor.meter import TIMED, Meter
+from pdgen.train.monitor.watch import cut
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from pdgen.train.stop import Stopped
-from pdgen.train.watch import cut
-from tests.shapes import trajectories
+from tests.support.shapes_records import trajectories
 
 
 def _moments(pictures):

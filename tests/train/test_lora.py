@@ -15,7 +15,7 @@ from pdgen.models import bagel
 from pdgen.sharding import RULES
 from pdgen.train.lora import LoraConfig, adapter_spec, merge
 from pdgen.train.state import model_params, start_state, trained_factors
-from tests.small import CONFIG, shaken_params
+from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import STEP, after_one_step, flat
 
 LORA = LoraConfig(rank=2, alpha=6.0, kernels="language/layers/.*|connector/fc1/kernel")

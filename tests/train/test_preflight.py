@@ -14,14 +14,14 @@ import pytest
 from flax import linen as nn
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO
-from pdgen.convert.pdgen_checkpoint import write_checkpoint
-from pdgen.convert.torch_checkpoint import read_autoencoder
 from pdgen.data.records import Dataset, Origin, read_dataset, write_dataset, write_files, write_index
-from pdgen.interleave.layout import Budgets
-from pdgen.interleave.tokenizer import load_tokenizer
-from pdgen.interleave.trajectory import Image, Text
 from pdgen.models import bagel
+from pdgen.sequence.layout import Budgets
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image, Text
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.preflight import MAY_CHANGE, claimed, mesh_shape, preflight

@@ -10,7 +10,7 @@ import pytest
 
 from pdgen.train.lora import LoraConfig
 from pdgen.train.run_config import RunError, read_run_config, run_json
-from tests.small import CONFIG
+from tests.support.small import CONFIG
 
 NEEDED = {"data": "d", "num_steps": 7, "rows": 4, "budgets": {"text": 1, "vit": 1, "vae": 1}}
 FACTORS = (("vision/.*", 0), ("(?!vision/).*", 0.5))
@@ -40,7 +40,7 @@ def test_a_key_that_the_file_leaves_out_is_a_flag(tmp_path):
     )
     code = """
 import sys
-from pdgen.command import parse
+from pdgen.cli import parse
 from pdgen.train.run_config import define_run_config, read_run_config, run_json
 config = define_run_config("Some file.")
 parse(sys.argv)

@@ -9,7 +9,7 @@ import pytest
 
 from pdgen.train.spikes import DECAY, judge, start_spikes
 from pdgen.train.state import start_state
-from tests.small import shaken_params
+from tests.support.small import shaken_params
 from tests.train.cases import KEY, STEP, compile_step, make_batch
 
 

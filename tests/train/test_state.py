@@ -13,7 +13,7 @@ from jax.extend import core
 from pdgen.models import bagel
 from pdgen.train.state import abstract_state, model_params, trained_factors
 from pdgen.train.step import train_step
-from tests.small import CONFIG, shaken_params
+from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import KEY, OPTIMIZER, STEP, after_one_step, flat, make_batch
 
 # The generation expert alone is trained, at half the learning rate; its norms at all of it.

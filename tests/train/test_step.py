@@ -10,9 +10,8 @@ import pytest
 from jax.extend import core
 
 from pdgen.config import ComputeConfig
-from pdgen.interleave.layout import TARGETS, Budgets, pack_shapes
 from pdgen.models import bagel
-from pdgen.train.flops import model_flops
+from pdgen.sequence.layout import TARGETS, Budgets, pack_shapes
 from pdgen.train.loss import (
     FlowInputs,
     LossSums,
@@ -22,10 +21,11 @@ from pdgen.train.loss import (
     token_losses,
     total_loss,
 )
-from pdgen.train.metrics import loss_metrics, present
+from pdgen.train.monitor.flops import model_flops
+from pdgen.train.monitor.metrics import loss_metrics, present
 from pdgen.train.state import abstract_state, start_state
 from pdgen.train.step import gradients, train_step
-from tests.small import CONFIG, shaken_params
+from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, flat, make_batch
 
 

@@ -1,0 +1,148 @@
+"""A tree of arrays on disk as Orbax stores it, one Zarr 3 array per leaf, read and written by layers.
+
+An array's files each hold one layer, or part of one, so a tree is written layer by layer. Within a file lie
+chunks of at most 1 MiB, each with a CRC-32C: a device reads little more than its shard, and a damaged byte
+makes a restore fail.
+"""
+
+import errno
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.mapping import Place
+from pdgen.checkpoints.stream import block_rows
+from pdgen.files import DISK_FULL
+
+_CHUNK_BYTES = 2**20
+# A run that is killed leaves no manifest, so nothing is gained by waiting for each file to reach the disk.
+_CONTEXT = {"file_io_sync": False}
+
+
+def chunk_shapes(slot: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of one layer's array: the shape of the part in one file, and of the chunks within that file.
+
+    The longest axis is halved (rounding up) until a chunk has at most 1 MiB. A file holds whole chunks; it
+    may reach beyond the array's end.
+    """
+    chunk = list(slot)
+    while math.prod(chunk) * itemsize > _CHUNK_BYTES:
+        longest = chunk.index(max(chunk))
+        chunk[longest] = -(-chunk[longest] // 2)
+    whole = [-(-size // part) * part for size, part in zip(slot, chunk, strict=True)]
+    rows = block_rows(slot, itemsize) // chunk[0] * chunk[0]
+    return (min(max(rows, chunk[0]), whole[0]), *whole[1:]), tuple(chunk)
+
+
+def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
+    location = str(folder / path.replace("/", "."))
+    # every chunk exists, zeros too: a missing one is a damage
+    chunks = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": location}, "context": _CONTEXT} | chunks
+
+
+def _metadata(shape: tuple[int, ...], stacked: bool, dtype: np.dtype) -> dict[str, Any]:
+    file, chunk = chunk_shapes(shape[stacked:], dtype.itemsize)
+    one = (1,) * stacked
+    checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    parts = {"chunk_shape": [*one, *chunk], "codecs": checked, "index_codecs": checked}
+    return {
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "fill_value": 0.0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*one, *file]}},
+        "codecs": [{"name": "sharding_indexed", "configuration": parts}],
+    }
+
+
+def _write_tree_metadata(folder: pathlib.Path, paths: Iterable[str]) -> None:
+    """Orbax's own record of a tree: with it and the arrays in place, Orbax restores what it never saved."""
+    tree = {}
+    for path in paths:
+        keys = path.split("/")
+        tree[str(tuple(keys))] = {
+            "key_metadata": [{"key": key, "key_type": 2} for key in keys],  # 2: the key of a dict
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+    options = {"use_ocdbt": False, "use_zarr3": True, "store_array_data_equal_to_fill_value": True}
+    (folder / "_METADATA").write_text(json.dumps({"tree_metadata": tree} | options))
+
+
+class Arrays:
+    """The open arrays of one tree; ``read`` and ``write`` may be called from several threads.
+
+    Rows are counted along axis 0 of a place's slot.
+    """
+
+    def __init__(self, folder: pathlib.Path, arrays: Mapping[str, ts.TensorStore]):
+        self._folder, self._arrays = folder, arrays
+
+    def _slot(self, place: Place) -> ts.TensorStore:
+        array = self._arrays[place.path]
+        return array if place.layer is None else array[place.layer]
+
+    def read(self, place: Place, start: int, rows: np.ndarray) -> None:
+        """Fills ``rows`` from row ``start`` on. Raises CheckpointError if they are damaged or missing."""
+        try:
+            ts.array(rows).write(self._slot(place)[start : start + rows.shape[0]]).result()
+        except ValueError as fault:
+            raise CheckpointError(f"{self._folder}: {place.name} is damaged ({short(fault)})") from None
+
+    def write(self, place: Place, start: int, rows: np.ndarray) -> None:
+        """Writes ``rows`` from row ``start`` on, which begins a file of ``chunk_shapes``. Raises OSError."""
+        try:
+            self._slot(place)[start : start + rows.shape[0]].write(rows).result()
+        except ValueError as fault:  # TensorStore's error for everything; its text holds the system's
+            text = short(fault)
+            number = next((n for n in DISK_FULL if os.strerror(n) in text), errno.EIO)
+            raise OSError(number, text, str(self._folder)) from None
+
+
+def short(fault: BaseException) -> str:
+    """The first cause of an error, in one line, without TensorStore's source locations."""
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    return " ".join(str(fault).split(" [source locations")[0].split())
+
+
+def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], bool, np.dtype]]) -> Arrays:
+    """Makes an empty tree in ``folder``.
+
+    Args:
+      folder: where; it is made.
+      leaves: by path the shape, whether axis 0 stacks layers, and the dtype.
+    """
+    folder.mkdir()
+    _write_tree_metadata(folder, leaves)
+    opened = {path: ts.open(_spec(folder, path) | {"metadata": _metadata(*leaf)}, create=True)
+              for path, leaf in leaves.items()}  # fmt: skip
+    return Arrays(folder, {path: future.result() for path, future in opened.items()})
+
+
+def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Arrays:
+    """Opens the tree in ``folder``, whose leaves must have these shapes and dtypes.
+
+    Raises:
+      CheckpointError: an array is missing, damaged or of another shape or dtype; all are named.
+    """
+    opened = {path: ts.open(_spec(folder, path), open=True, read=True) for path in leaves}
+    arrays, faults = {}, []
+    for path, (shape, dtype) in leaves.items():
+        try:
+            array = opened[path].result()
+        except ValueError as fault:
+            faults.append(f"{path} cannot be opened ({short(fault)})")
+            continue
+        if array.shape != shape or array.dtype.numpy_dtype != dtype:
+            faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}")
+        arrays[path] = array
+    if faults:
+        raise CheckpointError(f"{folder}: " + "; ".join(faults))
+    return Arrays(folder, arrays)

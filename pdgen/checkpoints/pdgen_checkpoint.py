@@ -1,0 +1,315 @@
+"""pdgen's checkpoint: a folder that Orbax restores onto any mesh, with a manifest of PyTorch's tensors.
+
+manifest.json       name, shape, dtype and SHA-256 of every tensor; written last
+model_config.json   pdgen.config.ModelConfig
+params/             {"model": tree, "autoencoder": tree}; see ``pdgen.checkpoints.arrays``
+source/             the json files of the BAGEL folder that it came from, if any
+tokenizer/          the tokenizer's files, if any
+"""
+
+import dataclasses
+import math
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from pdgen import config as model_config
+from pdgen.checkpoints import stream
+from pdgen.checkpoints.arrays import Arrays, chunk_shapes, create_arrays, open_arrays, short
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.manifest import MANIFEST, Manifest, TensorRecord, digest, read_manifest
+from pdgen.checkpoints.mapping import PARTS, Place, array_shapes, places
+from pdgen.checkpoints.safetensors_file import DTYPES
+from pdgen.config import ModelConfig
+from pdgen.files import Say, new_folder, to_stderr
+
+PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
+TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
+_DTYPES = {dtype.name: dtype for dtype in DTYPES.values()}
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What is to be written, but for the values.
+
+    Attributes:
+      config: the sizes.
+      tensors: PyTorch's tensors in the order of their files and bytes; each with its place in the tree, the
+        dtype to store it as, and the safetensors file that it belongs to.
+      headers: ``__metadata__`` of each safetensors file.
+      source_json: the BAGEL folder's json files, by name.
+      tokenizer: the tokenizer's files, by name.
+    """
+
+    config: ModelConfig
+    tensors: Sequence[tuple[Place, np.dtype, str]]
+    headers: Mapping[str, Mapping[str, str]]
+    source_json: Mapping[str, bytes]
+    tokenizer: Mapping[str, bytes]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values."""
+        return sum(math.prod(place.shape) * dtype.itemsize for place, dtype, _ in self.tensors)
+
+    def jobs(self) -> list[tuple[Place, np.dtype, int]]:
+        """The tensors as ``pdgen.checkpoints.stream.move`` takes them; a block is one file of an array."""
+        return [(place, dtype, chunk_shapes(place.slot, dtype.itemsize)[0][0]) for place, dtype, _ in self.tensors]
+
+    def manifest(self, digests: Mapping[str, str], files: Mapping[str, bytes]) -> Manifest:
+        """The manifest, given each tensor's digest and the other files."""
+        tensors = [TensorRecord(place.name, place.shape, dtype.name, digests[place.name], file)
+                   for place, dtype, file in self.tensors]  # fmt: skip
+        headers = {name: dict(header) for name, header in self.headers.items()}
+        return Manifest(tensors, headers, {name: digest(data) for name, data in files.items()})
+
+
+def is_checkpoint(path: pathlib.Path) -> bool:
+    """Whether ``path`` looks like a pdgen checkpoint."""
+    return (path / MANIFEST).is_file()
+
+
+def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, overwrite: bool, say: Say) -> Manifest:
+    """Writes a whole checkpoint to ``target``, or nothing.
+
+    Args:
+      target: the folder to make.
+      content: what to write.
+      read: gives the values; see ``pdgen.checkpoints.stream.move``.
+      overwrite: whether an existing checkpoint at ``target`` is replaced.
+      say: takes one line for the user.
+
+    Raises:
+      FolderError: see ``pdgen.files.new_folder``; and what ``read`` raises.
+    """
+    files = {CONFIG: model_config.to_json(content.config).encode()}
+    files |= {f"{SOURCE}/{name}": data for name, data in content.source_json.items()}
+    files |= {f"{TOKENIZER}/{name}": data for name, data in content.tokenizer.items()}
+    shapes = array_shapes(content.config)
+    leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
+    with new_folder(
+        target, content.nbytes, kind="checkpoint", replaceable=is_checkpoint, overwrite=overwrite, say=say
+    ) as folder:
+        for name, data in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
+        arrays = create_arrays(folder / PARAMS, leaves)
+        manifest = content.manifest(stream.move(content.jobs(), read, arrays.write, title="writing"), files)
+        (folder / MANIFEST).write_text(manifest.text())
+    return manifest
+
+
+def write_checkpoint(
+    path: str | pathlib.Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    tokenizer_files: Sequence[pathlib.Path] = (),
+    source_json: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+    say: Say = to_stderr,
+) -> Manifest:
+    """Writes parameters in memory as a checkpoint.
+
+    Args:
+      path: the folder to make.
+      config: the sizes.
+      params: ``{"model": tree, "autoencoder": tree}`` of float32, float16 or bfloat16 arrays, without
+        boxes; all of this process's own devices. Others than jax's may be read lazily: ``leaf[layer]`` is asked
+        for layer by layer where axis 0 stacks them.
+      tokenizer_files: files to copy along.
+      source_json: json files of the BAGEL folder that the model comes from (``Checkpoint.source_json``), for
+        converting back; without them they are made up from ``config``.
+      overwrite: whether an existing checkpoint at ``path`` is replaced.
+      say: takes one line for the user.
+
+    Raises:
+      CheckpointError: arrays are missing, unknown or of another shape or dtype (all are named), or ``path``
+        cannot be written.
+    """
+    path = pathlib.Path(path)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    _check_leaves(path, config, flat)
+    tensors = []
+    for part in PARTS:
+        # safetensors' own order: wide dtypes first, then by name
+        found = [(place, np.dtype(flat[place.path].dtype)) for place in places(config, (part,)).values()]
+        found.sort(key=lambda item: (-item[1].itemsize, item[0].name))
+        tensors += [(place, dtype, TORCH_FILES[part]) for place, dtype in found]
+
+    last = threading.local()  # each thread asks for the blocks of one tensor after another
+
+    def read(place: Place, start: int, rows: np.ndarray) -> None:
+        if getattr(last, "name", None) != place.name:
+            last.name, last.values = place.name, _on_host(flat[place.path], place.layer)
+        rows[...] = last.values[start : start + rows.shape[0]]
+
+    headers = {name: {"format": "pt"} for name in TORCH_FILES.values()}
+    tokenizer = {file.name: file.read_bytes() for file in tokenizer_files}
+    content = Content(config, tensors, headers, source_json or {}, tokenizer)
+    return write_content(path, content, read, overwrite=overwrite, say=say)
+
+
+def _on_host(leaf: Any, layer: int | None) -> np.ndarray:
+    """One layer of an array, or all of it, however it is spread over devices; no more is copied from them."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf if layer is None else leaf[layer])
+    values = np.empty(leaf.shape if layer is None else leaf.shape[1:], leaf.dtype)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id:
+            continue
+        if layer is None:
+            values[shard.index] = np.asarray(shard.data)
+            continue
+        start, stop, _ = shard.index[0].indices(leaf.shape[0])
+        if start <= layer < stop:
+            values[shard.index[1:]] = np.asarray(shard.data[layer - start])
+    return values
+
+
+def _check_leaves(path: pathlib.Path, config: ModelConfig, flat: Mapping[str, Any]) -> None:
+    shapes = array_shapes(config)
+    faults = [f"array {name} is missing" for name in shapes if name not in flat]
+    for name, leaf in flat.items():
+        if name not in shapes:
+            faults.append(f"array {name} is unknown")
+        elif leaf.shape != shapes[name]:
+            faults.append(f"array {name} is {list(leaf.shape)}, expected {list(shapes[name])}")
+        elif np.dtype(leaf.dtype) not in _DTYPES.values():
+            faults.append(f"array {name} is {leaf.dtype}; supported are {', '.join(_DTYPES)}")
+        elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            faults.append(f"array {name} lies on devices of several processes")
+    if faults:
+        raise CheckpointError(f"{path}: not written, the parameters do not fit the config: " + "; ".join(faults))
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder, sizes and manifest, without its values."""
+
+    path: pathlib.Path
+    config: ModelConfig
+    manifest: Manifest
+
+    def _files(self, folder: str) -> dict[str, bytes]:
+        names = [name for name in self.manifest.files if name.startswith(f"{folder}/")]
+        return {name.removeprefix(f"{folder}/"): (self.path / name).read_bytes() for name in names}
+
+    def content(self) -> Content:
+        """All but the values."""
+        where = places(self.config)
+        tensors = [(where[t.name], _DTYPES[t.dtype], t.file) for t in self.manifest.tensors]
+        return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
+
+    def arrays(self) -> Arrays:
+        """The open arrays. Raises CheckpointError naming all that are missing or misshapen."""
+        shapes = array_shapes(self.config)
+        leaves = {p.path: (shapes[p.path], dtype) for p, dtype, _ in self.content().tensors}
+        return open_arrays(self.path / PARAMS, leaves)
+
+
+def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+    """Opens a checkpoint; compares its small files with the manifest, but reads no values.
+
+    Raises:
+      CheckpointError: no (whole) checkpoint, a damaged file, or a manifest that does not fit the config.
+      ConfigError: the model config cannot be read.
+    """
+    path = pathlib.Path(path)
+    manifest = read_manifest(path)
+    faults = []
+    for name, stated in manifest.files.items():
+        if not (path / name).is_file():
+            faults.append(f"{name} is missing")
+        elif digest((path / name).read_bytes()) != stated:
+            faults.append(f"{name} has changed since it was written")
+    if CONFIG not in manifest.files:
+        faults.append(f"{MANIFEST} does not list {CONFIG}")
+    if faults:
+        raise CheckpointError(f"{path}: " + "; ".join(faults) + "; convert again")
+    config = model_config.from_json((path / CONFIG).read_text(), str(path / CONFIG))
+    expected = {name: place.shape for name, place in places(config).items()}
+    found = {tensor.name: tensor.shape for tensor in manifest.tensors}
+    if (
+        found != expected
+        or len(manifest.tensors) != len(expected)
+        or any(t.dtype not in _DTYPES for t in manifest.tensors)
+    ):
+        raise CheckpointError(f"{path}: {MANIFEST} does not fit {CONFIG}; convert again")
+    return Checkpoint(path, config, manifest)
+
+
+def verify(path: str | pathlib.Path) -> Manifest:
+    """Reads all of a checkpoint and compares every digest with the manifest.
+
+    Raises:
+      CheckpointError: something is missing or has changed; all such tensors are named.
+    """
+    checkpoint = open_checkpoint(path)
+    jobs, read = checkpoint.content().jobs(), checkpoint.arrays().read
+    compare_digests(checkpoint, stream.move(jobs, read, None, title="checking"))
+    return checkpoint.manifest
+
+
+def compare_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
+    """Raises CheckpointError naming every tensor whose digest is not the manifest's."""
+    changed = [t.name for t in checkpoint.manifest.tensors if digests[t.name] != t.sha256]
+    if changed:
+        raise CheckpointError(f"{checkpoint.path}: values differ from {MANIFEST}: {', '.join(changed)}; convert again")
+
+
+def load_checkpoint(
+    path: str | pathlib.Path, shardings: Any = None, parts: Sequence[str] = PARTS
+) -> tuple[ModelConfig, Params]:
+    """Restores a checkpoint with Orbax.
+
+    Args:
+      path: the checkpoint.
+      shardings: a tree like the parameters (``{"model": .., "autoencoder": ..}``, those of ``parts``) of
+        ``jax.sharding.Sharding``: each process then reads the shards of its own devices alone. Or of
+        ``jax.ShapeDtypeStruct`` with shardings: then values are also cast to the struct's dtype. None
+        restores everything onto the default device.
+      parts: which of "model" and "autoencoder" to restore.
+
+    Returns:
+      The sizes, and ``{part: tree}`` of jax arrays with the stored dtypes.
+
+    Raises:
+      CheckpointError: no whole checkpoint, damaged values, or shardings of another tree.
+    """
+    checkpoint = open_checkpoint(path)
+    wanted = array_shapes(checkpoint.config, parts)
+    dtypes = {place.path: dtype for place, dtype, _ in checkpoint.content().tensors}
+    if shardings is None:
+        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        flat = dict.fromkeys(wanted, default)
+    else:
+        flat = traverse_util.flatten_dict(shardings, sep="/")
+    if set(flat) != set(wanted):
+        different = sorted(set(flat) ^ set(wanted))
+        raise CheckpointError(f"{path}: shardings and parameters differ in {', '.join(different)}")
+    target, restore = {}, {}
+    for name, given in flat.items():
+        struct = isinstance(given, jax.ShapeDtypeStruct)
+        dtype, sharding = (given.dtype, given.sharding) if struct else (dtypes[name], given)
+        target[name] = jax.ShapeDtypeStruct(wanted[name], dtype, sharding=sharding)
+        restore[name] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, global_shape=wanted[name])
+    args = ocp.args.PyTreeRestore(
+        item=traverse_util.unflatten_dict(target, sep="/"),
+        restore_args=traverse_util.unflatten_dict(restore, sep="/"),
+        partial_restore=True,
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
+    with ocp.Checkpointer(handler) as checkpointer:
+        try:
+            return checkpoint.config, checkpointer.restore((checkpoint.path / PARAMS).absolute(), args=args)
+        except Exception as fault:  # Orbax raises no narrower class around what TensorStore says
+            raise CheckpointError(f"{path}: cannot be restored ({short(fault)}); convert again") from fault

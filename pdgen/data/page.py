@@ -1,0 +1,154 @@
+"""A pack as text and as pages: an overview with its documents and its mask, and the tokens of each document."""
+
+import base64
+import dataclasses
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Int8, Int32
+
+from pdgen.report.page import render
+from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, Run
+from pdgen.sequence.layout import STREAMS
+
+INDEX = "index.html"
+_SIDE = 640  # pixels of a mask's side, about
+# What a key is, in the mask: name and colour, visible on light and dark pages.
+KEYS = (("text", "#3f74c4"), ("ViT", "#c08a1e"), ("clean VAE", "#4f9434"), ("noised VAE", "#cf4a36"))
+_NOISED = 3
+_HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>6} {'sees':>13} {'seen by':>13}  target"
+_LINE = (128, 128, 128, 90)  # between documents
+
+
+def mask_picture(
+    intervals: Int32[np.ndarray, "4 n"], keys: Int8[np.ndarray, " n"], starts: Sequence[int] = (), side: int = _SIDE
+) -> PIL.Image.Image:
+    """The attention mask as an RGBA picture: a row a query, a column a key, transparent where nothing is seen.
+
+    Larger masks are scaled down: a pixel's opacity is the share of its pairs that are allowed, its colour the
+    mean of their keys' colours. Smaller ones are scaled up by a whole number.
+
+    Args:
+      intervals: k_start, k_end, q_start, q_end of slots 0 .. n - 1.
+      keys: what each slot is, a number into ``KEYS``.
+      starts: slots before which a line is drawn.
+      side: of the picture, at most (or n, where that is less than half of it, times a whole number).
+    """
+    k_start, k_end, q_start, q_end = intervals
+    length = len(keys)
+    cells = min(side, length)
+    edges = np.linspace(0, length, cells + 1).astype(np.int64)
+    cell = np.repeat(np.arange(cells), np.diff(edges))
+    pairs = np.zeros((cells, cells, len(KEYS)))
+    for row, (start, end) in enumerate(itertools.pairwise(edges)):
+        low, high = int(k_start[start:end].min()), int(k_end[start:end].max())
+        query, key = np.arange(start, end)[:, None], np.arange(low, high)
+        allowed = (k_start[query] <= key) & (key < k_end[query]) & (q_start[key] <= query) & (query < q_end[key])
+        bins = cell[key] * len(KEYS) + keys[key]
+        pairs[row] = np.bincount(bins, allowed.sum(axis=0), cells * len(KEYS)).reshape(cells, -1)
+    share = pairs.sum(axis=2)
+    colours = np.array([[int(colour[n : n + 2], 16) for n in (1, 3, 5)] for _, colour in KEYS])
+    pixels = np.zeros((cells, cells, 4), np.uint8)
+    pixels[..., :3] = np.round(pairs @ colours / np.maximum(share, 1)[..., None])
+    pixels[..., 3] = np.round(255 * share / np.outer(np.diff(edges), np.diff(edges)))
+    for line in cell[list(starts)]:
+        pixels[line, pixels[line, :, 3] == 0] = pixels[pixels[:, line, 3] == 0, line] = _LINE
+    picture = PIL.Image.fromarray(pixels)
+    scale = max(1, side // cells)
+    return picture.resize((cells * scale, cells * scale), PIL.Image.Resampling.NEAREST)
+
+
+def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
+    """HTML pages by file name: ``index.html`` and ``document-<3 digits>.html`` for each document."""
+    names = [f"document-{number:03d}.html" for number in range(len(pack.documents))]
+    keys = _keys(pack)
+    used = np.bincount(pack.streams[: pack.used], minlength=len(STREAMS))
+    sizes = dataclasses.astuple(pack.budgets)
+    pages = {
+        INDEX: render(
+            "pack.html",
+            title=title,
+            slots=(pack.used, pack.budgets.total),
+            fills=[_fill(name, int(tokens), size) for name, tokens, size in zip(STREAMS, used, sizes)],
+            documents=[_summary(document) | {"link": name} for document, name in zip(pack.documents, names)],
+            mask=_mask(pack.intervals, keys, (0, pack.used), [document.start for document in pack.documents[1:]]),
+            keys=KEYS,
+        )
+    }
+    for number, (document, name) in enumerate(zip(pack.documents, names)):
+        pages[name] = render(
+            "pack_document.html",
+            title=f"{title}, document {number}",
+            document=_summary(document),
+            groups=_groups(document.runs),
+            mask=_mask(pack.intervals, keys, (document.start, document.end)),
+            keys=KEYS,
+            previous=names[number - 1] if number else None,
+            next=names[number + 1] if number + 1 < len(names) else None,
+        )
+    return pages
+
+
+def _keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:
+    keys = pack.streams.copy()
+    for run in (run for document in pack.documents for run in document.runs if run.noised):
+        keys[run.start : run.end] = _NOISED
+    return keys
+
+
+def _mask(
+    intervals: Int32[np.ndarray, "4 S"], keys: np.ndarray, slots: tuple[int, int], starts: Sequence[int] = ()
+) -> str:
+    """A data URI of the mask of slots [start, end), which see nothing beyond them; "" of no slots."""
+    start, end = slots
+    if start == end:
+        return ""
+    buffer = io.BytesIO()
+    mask_picture(intervals[:, start:end] - start, keys[start:end], starts).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _fill(name: str, used: int, size: int) -> dict[str, Any]:
+    return {"name": name, "used": used, "size": size, "share": used / size if size else 1.0}
+
+
+def _summary(document: ExplainedDocument) -> dict[str, Any]:
+    tokens = {name: sum(r.end - r.start for r in document.runs if r.stream == name) for name in STREAMS}
+    targets = sum(run.end - run.start for run in document.runs if run.target)
+    return {"document": document, "tokens": tokens, "targets": targets}
+
+
+def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The runs by split, each with its stage and what copy of an image it is."""
+    groups = []
+    for _, own in itertools.groupby(runs, key=lambda run: run.split):
+        own = list(own)
+        holds = next((run.kind for run in own if run.stream != "text"), "")
+        groups.append({"stage": own[0].stage, "holds": holds, "slots": own[-1].end - own[0].start, "runs": own})
+    return groups
+
+
+def document_lines(document: ExplainedDocument, number: int) -> list[str]:
+    """A document as text, a line for each run under a line for each split."""
+    head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
+    made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
+    split = None
+    for run in document.runs:
+        if run.split != split:
+            made.append(f"  -- {run.stage}")
+            split = run.split
+        made.append(_line(run))
+    return made
+
+
+def _line(run: Run) -> str:
+    """A run as text."""
+    ranges = ((run.start, run.end), run.sees, run.seen_by)
+    slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
+    what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"
+    target = f"{run.target} (weight {run.weight:.3g})" if run.target else ""
+    return f"{what} {run.rotary:>6} {sees:>13} {seen_by:>13}  {target}".rstrip()

@@ -1,0 +1,136 @@
+"""Process facts of many trajectories as tables; every interval is by prompt."""
+
+import collections
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from pdgen.evaluate.process.measures import ProcessFacts
+from pdgen.evaluate.statistics import Estimate, pooled
+from pdgen.evaluate.tables import Cell, Table, interval
+from pdgen.sequence.images import CHANGE
+from pdgen.sequence.trajectory import Trajectory
+
+_Known = TypeVar("_Known", ProcessFacts, Trajectory)
+# An estimate of a benchmark draws within each task; trajectories do not say what task their prompt is of.
+_RESAMPLED = "Intervals draw prompts anew from all tasks together, each with all its values."
+
+# Each measure's values in one trajectory; its figure is the mean of all trajectories' values.
+MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
+    "final score": lambda f: [f.final] if f.final is not None else [],
+    "first draft's score": lambda f: [f.first] if f.first is not None else [],
+    "final beats first draft": lambda f: [f.final > f.first] if None not in (f.first, f.final) else [],
+    "final below first draft": lambda f: [f.final < f.first] if None not in (f.first, f.final) else [],
+    "steps kept": lambda f: [step.kept for step in f.steps if step.kept is not None],
+    "plans that agree with the prompt": lambda f: [
+        step.planned for step in f.steps if step.plan is not None and step.planned is not None
+    ],
+    "pictures as planned": lambda f: [step.shown for step in f.steps if step.shown is not None],
+    "rest left alone": lambda f: [step.untouched for step in f.steps if step.untouched is not None],
+    "pixels changed by a step": lambda f: [step.changed for step in f.steps if step.changed is not None],
+    "inspection precision": lambda f: [i.fault for i in f.inspections if i.alarm and i.fault is not None],
+    "inspection recall": lambda f: [i.alarm for i in f.inspections if i.fault],
+    "false alarms": lambda f: [i.alarm for i in f.inspections if i.fault is False],
+    "false alarms on what is not drawn yet": lambda f: [
+        i.alarm for i in f.inspections if i.fault is False and i.unfinished
+    ],
+    "refinements that mend": lambda f: [r.effect == "mends" for r in f.refinements if r.effect is not None],
+    "refinements that do nothing": lambda f: [r.effect == "nothing" for r in f.refinements if r.effect is not None],
+    "refinements that harm": lambda f: [r.effect == "harms" for r in f.refinements if r.effect is not None],
+    "images": lambda f: [f.images],
+    "finished": lambda f: [f.finished],
+}  # fmt: skip
+
+
+def process_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Every measure that any trajectory has a value of, with its interval; n counts values and prompts."""
+    rows = [_row(name, facts, values) for name, values in MEASURES.items()]
+    return Table(
+        title="Process",
+        columns=("measure", "value", "low", "high", "prompts", "values"),
+        rows=[row for row in rows if row is not None],
+        note="Means over all known values of all trajectories; a plan that cannot be read gives none. A step without a "
+        "plan has the prompt as its plan. Precision: share of <refine> where the judge sees a fault; recall: share of "
+        f"the judge's faults with <refine>. A pixel has changed where a channel differs by more than {CHANGE} of 255. "
+        f"{_RESAMPLED}",
+    )
+
+
+def cost_table(facts: Sequence[ProcessFacts | Trajectory]) -> Table:
+    """The cost ledger: mean of every cost for a trajectory, which need not be judged."""
+    names = list(dict.fromkeys(name for one in facts for name in one.costs))
+    rows = [_row(name, facts, lambda f, name=name: [f.costs[name]] if name in f.costs else []) for name in names]
+    return Table(
+        title="Costs",
+        columns=("for a trajectory", "value", "low", "high", "prompts", "values"),
+        rows=[row for row in rows if row is not None],
+        note=f"Evaluations of the network count every guidance branch. {_RESAMPLED}",
+    )
+
+
+def length_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Images drawn and final score by how many kinds of things the prompt asks for."""
+    groups: dict[int, list[ProcessFacts]] = {}
+    for one in facts:
+        groups.setdefault(one.entities, []).append(one)
+    rows = []
+    for entities, group in sorted(groups.items()):
+        images = float(np.mean([one.images for one in group]))
+        scores = [one.final for one in group if one.final is not None]
+        prompts = len({one.prompt for one in group})
+        rows.append((str(entities), images, float(np.mean(scores)) if scores else None, prompts))
+    return Table("Length", ("things asked for", "images", "final score", "prompts"), rows)
+
+
+def lost_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Where the trajectories whose last image is not what was asked for lost it, most first."""
+    scored = [one for one in facts if one.final is not None]
+    counts = collections.Counter(f"step {f.lost_at[0] + 1}: {f.lost_at[1]}" for f in scored if f.lost_at is not None)
+    rows = [(where, n, len(scored)) for where, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return Table(
+        "Lost",
+        ("first thing wrong", "trajectories", "of"),
+        rows,
+        note='"plan": it contradicts the prompt; "picture": it does not show its plan, or the prompt where there is no '
+        'plan; "unfinished": all steps were kept and the trajectory ended too early; "unknown": the plan cannot be '
+        "read, so that nobody can tell whether it was lost there or later.",
+    )
+
+
+def tables(facts: Sequence[ProcessFacts]) -> list[Table]:
+    """All of them, without those that have no row."""
+    made = [process_table(facts), cost_table(facts), length_table(facts), lost_table(facts)]
+    return [table for table in made if table.rows]
+
+
+def measured(
+    runs: Sequence[Sequence[_Known]], values: Callable[[_Known], Sequence[float | bool]]
+) -> tuple[Estimate, int] | None:
+    """The mean of all values, its interval over prompts and runs, and how many values there are; None without any.
+
+    Args:
+      runs: by training seed, facts of trajectories for the same prompts.
+      values: of one trajectory, see ``MEASURES``.
+    """
+    by_prompt: dict[str, list[list[float]]] = {}
+    for number, facts in enumerate(runs):
+        for one in facts:
+            by_prompt.setdefault(one.prompt, [[] for _ in runs])[number].extend(map(float, values(one)))
+    known = [own for own in by_prompt.values() if any(own)]
+    if not known:
+        return None
+    return pooled(list(zip(*known))), sum(len(part) for own in known for part in own)
+
+
+def _row(
+    name: str, facts: Sequence[_Known], values: Callable[[_Known], Sequence[float | bool]]
+) -> tuple[Cell, ...] | None:
+    found = measured([facts], values)
+    return found and (name, *interval(found[0]), found[1])
+
+
+def trajectory_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All trajectories below a folder, in order."""
+    return sorted(path.parent for path in folder.rglob("trajectory.json"))

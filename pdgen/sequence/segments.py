@@ -1,0 +1,394 @@
+"""From a training record to the segments of its document: copies of images, targets, condition dropout.
+
+A record's text is one **unit**; an image is up to three, in this order: noised VAE tokens (if it is a flow
+target; several draws of noise are so many units), clean VAE tokens, ViT tokens. Copies that nothing reads are left
+out: those of a last image that no switch follows, and the VAE tokens of what is only looked at. ``outline`` lists
+the units with their token counts, which is all that packing needs; ``record_segments`` makes the segments
+themselves.
+
+A **turn** is what stands between one drawn image and the next, with that next image; what follows the last
+image belongs to the last turn. A document may teach a whole record, its first turns alone (a cut), or a
+single turn after all before it as context. The switch that announces a segment belongs to that segment's
+turn, so the single turns of a record together teach exactly what the record teaches, each target once.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
+
+from pdgen.config import ModelConfig
+from pdgen.sequence import images
+from pdgen.sequence.layout import (
+    DroppedImage,
+    LatentSegment,
+    Segment,
+    SwitchTokens,
+    TextSegment,
+    VitSegment,
+)
+from pdgen.sequence.tokenizer import Tokenizer
+from pdgen.sequence.trajectory import TAG, Image, Record, Text
+
+TEXT, NOISED, CLEAN, VIT = range(4)  # kinds of unit
+
+
+class SegmentError(ValueError):
+    """A record cannot become a document of this model; the line names the record, the segment, the remedy."""
+
+
+class ChangedError(SegmentError):
+    """A record has not the turns or units that were counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionDropout:
+    """Probabilities of dropping conditions, so that guidance has models of what it leaves out.
+
+    Attributes:
+      text: all texts between two images, together (sampling's text-guidance context).
+      vae: the clean VAE copy of an image.
+      vit: the ViT copy of an image.
+
+    Raises:
+      ValueError: a value is no probability.
+    """
+
+    text: float = 0.1
+    vae: float = 0.3
+    vit: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"condition dropout of {name} is {value}, expected a probability")
+
+
+NO_DROPOUT = ConditionDropout(0.0, 0.0, 0.0)
+
+
+class Unit(NamedTuple):
+    """One unit of a document: its kind and its tokens without switch tokens."""
+
+    kind: int
+    tokens: int
+
+
+class Outline(NamedTuple):
+    """A record's units in order, nothing dropped, and where its turns stand among them.
+
+    ``turns`` holds (first, end) of each turn: its own units begin at ``first``, and the document that teaches
+    it alone is the units before ``end``, without the noised copies before ``first``; ``end`` is 0 where the
+    turn teaches nothing.
+    """
+
+    units: list[Unit]
+    turns: list[tuple[int, int]]
+
+
+def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: int = 1) -> Outline:
+    """What packing needs to know of a record.
+
+    Args:
+      record, tokenizer, config, draws: see ``record_segments``.
+
+    Raises:
+      SegmentError: see ``record_segments``.
+    """
+    units: list[Unit] = []
+    places = [0]  # segment n's units are [places[n], places[n + 1])
+    for number, (segment, kinds) in enumerate(zip(record.segments, unit_kinds(record, draws))):
+        where = f"record {record.id}: segment {number}"
+        if isinstance(segment, Text):
+            units.append(Unit(TEXT, len(_ids(segment, tokenizer, config, where))))
+        else:
+            grids = {VIT: _vit_grid(segment, config, where)}
+            if set(kinds) != {VIT}:
+                grids[NOISED] = grids[CLEAN] = _latent_grid(segment, config, where)
+            units += [Unit(kind, math.prod(grids[kind])) for kind in kinds]
+        places.append(len(units))
+    ends = [places[len(taught(record, tokenizer, n, n + 1)[0])] for n in range(len(turns(record)))]
+    return Outline(units, [(places[turn.first], end) for turn, end in zip(turns(record), ends)])
+
+
+def stream_lengths(kinds: Sequence[int], tokens: Sequence[int]) -> Int32[np.ndarray, "units 3"]:
+    """Tokens that each unit puts into the text, vit and vae stream; its two switch tokens are text."""
+    kinds, tokens = np.asarray(kinds), np.asarray(tokens)
+    text = np.where(kinds == TEXT, tokens + 2, 2)
+    vae = np.where((kinds == NOISED) | (kinds == CLEAN), tokens, 0)
+    return np.stack([text, np.where(kinds == VIT, tokens, 0), vae], axis=-1).astype(np.int32)
+
+
+def kept(
+    kinds: Int8[np.ndarray, " units"],
+    starts: Int64[np.ndarray, " documents+1"],
+    dropout: ConditionDropout,
+    draws: Float[np.ndarray, " units"],
+) -> Bool[np.ndarray, " units"]:
+    """Which units condition dropout leaves of many documents; a unit goes where its draw is below its rate.
+
+    Noised copies stay. The texts before an image go together, by the draw of the first of them; texts that
+    no image follows condition nothing and stay. Where nothing would be left of a document, all of it stays.
+
+    Args:
+      kinds: of the documents' units, one document after the other.
+      starts: document i owns units [starts[i], starts[i + 1]), at least one.
+      dropout: probabilities.
+      draws: uniform in [0, 1), one per unit.
+    """
+    numbers, counts = np.arange(len(kinds)), np.diff(starts)
+    text = kinds == TEXT
+    opens = ~text | ~np.roll(text, 1)  # the first unit of a run of texts, and every other unit
+    opens[starts[:-1]] = True
+    decider = np.maximum.accumulate(np.where(opens, numbers, 0))
+    last_image = np.maximum.reduceat(np.where(text, -1, numbers), starts[:-1])
+    rates = np.array([dropout.text, 0.0, dropout.vae, dropout.vit])[kinds]
+    rates[text & (numbers > np.repeat(last_image, counts))] = 0
+    keep = draws[decider] >= rates
+    return keep | ~np.repeat(np.logical_or.reduceat(keep, starts[:-1]), counts)
+
+
+class Turn(NamedTuple):
+    """The segments [first, end) of one turn of a record; the first turn begins at the record's beginning."""
+
+    first: int
+    end: int
+
+
+def turns(record: Record) -> list[Turn]:
+    """The record's turns in order; a record that draws no image is one turn."""
+    drawn = [n for n, s in enumerate(record.segments) if isinstance(s, Image) and s.stage != "given"]
+    ends = [n + 1 for n in drawn[:-1]] + [len(record.segments)]
+    return [Turn(first, end) for first, end in zip([0, *ends], ends)]
+
+
+def taught(record: Record, switches: SwitchTokens, first: int, stop: int) -> tuple[list[bool], list[int | None]]:
+    """What a document of turns [first, stop) teaches, from the record's first segment to the last one needed.
+
+    Returns:
+      Whether each segment is a target, and the switch target of each. All turns are the whole record;
+      otherwise the lists end where the turns' last target stands, and are empty where there is none.
+    """
+    bounds = turns(record)
+    labels = switch_targets(record, switches)
+    begin, end = bounds[first].first, bounds[stop - 1].end
+    # The switch of segment n announces segment n + 1, the last one's the end of the record.
+    own_labels = [
+        label if begin <= n + 1 < end or n + 1 == end == len(labels) else None for n, label in enumerate(labels[:end])
+    ]
+    targets = [s.target and n >= begin for n, s in enumerate(record.segments[:end])]
+    if (first, stop) != (0, len(bounds)):
+        needed = (n + 1 for n, (target, label) in enumerate(zip(targets, own_labels)) if target or label is not None)
+        end = max(needed, default=0)
+    return targets[:end], own_labels[:end]
+
+
+def switch_targets(record: Record, switches: SwitchTokens) -> list[int | None]:
+    """What the closing token of each of the record's segments must predict, None where it has no target.
+
+    ``<|vision_start|>`` if an image follows, ``<|im_start|>`` for a text, ``<|im_end|>`` at the end of a
+    complete record, unless its mode always ends there. What is given bears no target (the mode sets the first
+    switch). A switch is taught where the segment before it or the one it announces is a target: that a faulty
+    draft (context) is followed by an inspection belongs to the inspection, but nothing teaches to draw the draft
+    after a plan that was itself wrong.
+    """
+    labels: list[int | None] = []
+    for segment, following in zip(record.segments, [*record.segments[1:], None]):
+        if segment.stage in ("prompt", "given"):
+            labels.append(None)
+        elif following is None:
+            labels.append(switches.im_end if _predicts_end(record) else None)
+        elif not (segment.target or following.target):
+            labels.append(None)
+        else:
+            labels.append(switches.vision_start if isinstance(following, Image) else switches.im_start)
+    return labels
+
+
+def _predicts_end(record: Record) -> bool:
+    return record.complete and record.mode in ("process", "understand")
+
+
+def unit_kinds(record: Record, draws: int = 1, targets: Sequence[bool] | None = None) -> list[tuple[int, ...]]:
+    """The kinds of each segment's units, nothing dropped.
+
+    Args:
+      record: in mode "understand" its images are looked at alone, as in sampling.
+      draws: see ``record_segments``.
+      targets: whether each segment of a document is one, see ``taught``; by default those of the whole record.
+    """
+    targets = [segment.target for segment in record.segments] if targets is None else targets
+    found: list[tuple[int, ...]] = []
+    for number, (segment, target) in enumerate(zip(record.segments, targets)):
+        if isinstance(segment, Text):
+            found.append((TEXT,))
+        elif record.mode == "understand":
+            found.append((VIT,))
+        else:
+            unread = target and number == len(record.segments) - 1 and not _predicts_end(record)
+            found.append((NOISED,) * draws * target + (() if unread else (CLEAN, VIT)))
+    return found
+
+
+def document_units(
+    record: Record, switches: SwitchTokens, only: tuple[int, int] | None = None, draws: int = 1
+) -> list[tuple[int, int]]:
+    """(segment number, kind) of the units of a record's document, nothing dropped; arguments as ``record_segments``."""
+    targets, _ = taught(record, switches, *(only or (0, len(turns(record)))))
+    kinds = unit_kinds(record, draws, targets)
+    return [(number, kind) for number, own in enumerate(kinds) for kind in own]
+
+
+def record_segments(
+    record: Record,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    rng: np.random.Generator | None = None,
+    keep: Sequence[bool] | None = None,
+    only: tuple[int, int] | None = None,
+    draws: int = 1,
+) -> list[Segment]:
+    """The segments of a record's document, with targets.
+
+    Labels come from the whole record; then condition dropout takes units away with their targets. A dropped
+    image copy becomes ``DroppedImage``. An inspection or answer whose image lost its ViT copy bears no loss.
+
+    Args:
+      record: with latent moments in every image that is not looked at alone.
+      tokenizer: the model's.
+      config: the model's sizes.
+      rng: samples the latents, one sample per image for all VAE copies; None takes the posterior's mean.
+      keep: which of the document's units stay, see ``kept``; None: all.
+      only: turns [first, stop) that the document teaches, see ``taught``; None: all.
+      draws: noised copies of every image that is a flow target. They see the same context and nothing of each other.
+
+    Raises:
+      SegmentError: an image has no latents, does not fit the model's grids or cannot be read, or a text
+        has a token outside the model's vocabulary; ChangedError: ``keep`` or ``only`` are another record's.
+    """
+    bounds = turns(record)
+    first, stop = only or (0, len(bounds))
+    if stop > len(bounds):
+        raise ChangedError(f"record {record.id}: has {len(bounds)} turns, turn {stop} is asked for")
+    targets, labels = taught(record, tokenizer, first, stop)
+    kinds = unit_kinds(record, draws, targets)
+    units = sum(map(len, kinds))
+    if keep is not None and len(keep) != units:
+        raise ChangedError(f"record {record.id}: has {units} units, but {len(keep)} are to be kept or dropped")
+    left = iter([True] * units if keep is None else keep)
+    segments: list[Segment] = []
+    seen = True  # the last image's ViT copy is there
+    for number, (segment, target, switch) in enumerate(zip(record.segments, targets, labels)):
+        where = f"record {record.id}: segment {number}"
+        copies = [next(left) for _ in kinds[number]]
+        if isinstance(segment, Image):
+            made = _image_segments(segment, kinds[number], switch, config, rng, where)
+            segments += [s if stays else DroppedImage() for s, stays in zip(made, copies)]
+            seen = copies[-1]
+        elif copies[0]:
+            blind = segment.stage in ("inspect", "answer") and not seen
+            ids = _ids(segment, tokenizer, config, where)
+            stage = segment.stage if segment.stage in ("inspect", "answer") else "plan"
+            refine = _refine(segment.text, ids, tokenizer) if stage == "inspect" else (0, 0)
+            segments.append(TextSegment(ids, target and not blind, None if blind else switch, stage, refine))
+    return segments
+
+
+def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> list[int]:
+    ids = tokenizer.encode(text.text)
+    if max(ids, default=0) >= config.language.vocab_size:
+        raise SegmentError(f"{where}: token {max(ids)} is outside the model's vocabulary of "
+                           f"{config.language.vocab_size}; use the checkpoint's own tokenizer")  # fmt: skip
+    return ids
+
+
+def _refine(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids [first, end) of an inspection that begin between ``<refine>`` and its closing tag."""
+    tags = list(TAG.finditer(text))
+    if not tags:
+        return 0, 0
+    bounds = [len(text[:place].encode()) for place in (tags[0].end(), tags[-1].start())]
+    starts = np.cumsum([0, *(len(tokenizer.token_bytes(number)) for number in ids)])[:-1]
+    first, end = np.searchsorted(starts, bounds)
+    return int(first), int(end)
+
+
+def _latent_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:
+    """(h, w) in VAE tokens."""
+    if image.latent_shape is None:
+        raise SegmentError(f"{where}: has no latents; encode the data set first (launch/encode.py)")
+    height, width, channels = image.latent_shape
+    patch = config.latent_patch_size
+    expected = config.autoencoder.z_channels
+    if channels != expected or height % patch or width % patch:
+        raise SegmentError(f"{where}: latents {image.latent_shape} are not {expected} channels in patches of "
+                           f"{patch}; encode the data set for this model (launch/encode.py)")  # fmt: skip
+    return _checked((height // patch, width // patch), config.max_latent_size, "VAE", where)
+
+
+def _vit_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:
+    """(h, w) in ViT tokens, from the picture's header."""
+    try:
+        size = images.image_size(image.png, where)
+    except images.ImageError as fault:
+        raise SegmentError(str(fault)) from None
+    width, height = images.resize_size(*size, images.image_sizes(config).vit)
+    patch = config.vision.patch_size
+    return _checked((height // patch, width // patch), config.vision.max_side, "ViT", where)
+
+
+def _checked(grid: tuple[int, int], side: int, name: str, where: str) -> tuple[int, int]:
+    if max(grid) > side:
+        raise SegmentError(f"{where}: {grid[0]} x {grid[1]} {name} tokens exceed the model's grid of {side}; "
+                           "make the images smaller")  # fmt: skip
+    return grid
+
+
+def _image_segments(
+    image: Image,
+    kinds: Sequence[int],
+    switch: int | None,
+    config: ModelConfig,
+    rng: np.random.Generator | None,
+    where: str,
+) -> list[LatentSegment | VitSegment]:
+    copies: dict[int, LatentSegment | VitSegment] = {}
+    if set(kinds) != {VIT}:
+        grid = _latent_grid(image, config, where)
+        positions = images.position_ids(grid, config.max_latent_size, config.interpolate_positions)
+        copies[CLEAN] = clean = LatentSegment(patched_latents(image, config, rng, where), positions)
+        copies[NOISED] = dataclasses.replace(clean, noised=True)
+    if VIT in kinds:
+        copies[VIT] = _vit_segment(image, switch, config, where)
+    return [copies[kind] for kind in kinds]
+
+
+def _vit_segment(image: Image, switch: int | None, config: ModelConfig, where: str) -> VitSegment:
+    grid = _vit_grid(image, config, where)
+    try:
+        picture = images.resize(images.decode_image(image.png, where), images.image_sizes(config).vit)
+    except images.ImageError as fault:
+        raise SegmentError(str(fault)) from None
+    patches = images.patchify(images.to_pixels(picture), config.vision.patch_size)
+    ids = images.position_ids(grid, config.vision.max_side, config.interpolate_positions)
+    return VitSegment(patches, ids, switch)
+
+
+def patched_latents(
+    image: Image, config: ModelConfig, rng: np.random.Generator | None, where: str
+) -> Float32[np.ndarray, "n C"]:
+    """VAE tokens of scale * (mean + exp(logvar / 2) * noise - shift); without ``rng`` the noise is 0."""
+    _latent_grid(image, config, where)
+    shape = image.latent_shape
+
+    def moment(data: bytes) -> Float[np.ndarray, "h w z"]:
+        return np.frombuffer(data, np.float16).reshape(shape).astype(np.float32)
+
+    latent = moment(image.latent_mean)
+    if rng is not None:
+        latent = latent + np.exp(moment(image.latent_logvar) / 2) * rng.standard_normal(shape, np.float32)
+    scaled = config.autoencoder.scale_factor * (latent - config.autoencoder.shift_factor)
+    return images.patchify(scaled.astype(np.float32), config.latent_patch_size)

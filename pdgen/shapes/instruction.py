@@ -1,0 +1,205 @@
+"""The instruction of a step as data: made from a step, put in words, carried out on a graph.
+
+``parse.parse_instruction`` is the inverse of ``say``.
+"""
+
+import msgspec
+import numpy as np
+
+from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.shapes.lexicon import join, sentence
+from pdgen.shapes.phrases import name, relations_to, scene, some, statements, the
+
+EXCHANGED = "exchanged"
+
+
+class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to do, without what is there already.
+
+    Attributes:
+      operation: one of ``OPERATIONS``.
+      entities: ids of those concerned; of "replace" the old one and the new one.
+      graph: all that the instruction names. New entities have all their attributes, others as many as tell them
+        apart. Relations and background are those it states.
+      changes: "modify": the attribute's new value; "move": the ``place``, if it is stated; "swap":
+        ``{"color": "exchanged"}`` where colours, not places, are exchanged.
+      for_now: what is drawn is not what the prompt asks for, and is to be put right by a later step.
+    """
+
+    operation: str
+    entities: tuple[int, ...]
+    graph: SceneGraph
+    changes: dict[str, str] = {}
+    for_now: bool = False
+
+
+def instruct(before: SceneGraph | None, step: Step) -> Instruction:
+    """The instruction of a step. Raises SceneError where a step changes nothing that can be said."""
+    before = SceneGraph(()) if before is None else before
+    if step.operation == "add":
+        return _instruct_add(before, step)
+    if step.operation == "replace":
+        old, new = step.entities
+        entity = step.graph.find(new)
+        entity = msgspec.structs.replace(entity, attributes=_without_place(entity))
+        return Instruction("replace", step.entities, SceneGraph((name(before, old), entity)))
+    named = tuple(name(before, i) for i in step.entities)
+    if step.operation == "move":
+        return _instruct_move(before, step)
+    changes = {}
+    if step.operation == "modify":
+        (entity,) = step.entities
+        changes = _changed(before.find(entity), step.graph.find(entity))
+    elif step.operation == "swap" and recolored(before, step):
+        changes = {"color": EXCHANGED}
+    return Instruction(step.operation, step.entities, SceneGraph(named), changes)
+
+
+def recolored(before: SceneGraph, step: Step) -> bool:
+    """Whether a swap exchanges colours; else it exchanges places."""
+    return any("color" in _changed(before.find(i), step.graph.find(i)) for i in step.entities)
+
+
+def _without_place(entity: Entity) -> dict[str, str]:
+    return {k: v for k, v in entity.attributes.items() if k != "place"}
+
+
+def _changed(old: Entity, new: Entity) -> dict[str, str]:
+    return {k: v for k, v in new.attributes.items() if old.attributes.get(k) != v}
+
+
+def _instruct_add(before: SceneGraph, step: Step) -> Instruction:
+    new = set(step.entities)
+    relations = tuple(r for r in step.graph.relations if {r.subject, r.reference} & new)
+    named = new | {i for r in relations for i in (r.subject, r.reference)}
+    entities = tuple(e if e.id in new else name(step.graph, e.id) for e in step.graph.entities if e.id in named)
+    background = step.graph.background if step.graph.background != before.background else None
+    return Instruction("add", step.entities, SceneGraph(entities, relations, background))
+
+
+def _instruct_move(before: SceneGraph, step: Step) -> Instruction:
+    (entity,) = step.entities
+    others = [e.id for e in step.graph.entities if e.id != entity]
+    relations = tuple(relations_to(step.graph, entity, others))
+    references = {r.reference for r in relations}
+    named = tuple(name(before, e.id) for e in before.entities if e.id in references | {entity})
+    place = step.graph.find(entity).attributes.get("place")
+    if place is None and not relations:
+        raise SceneError(f"move of entity {entity}: the graph after it does not say where to")
+    return Instruction("move", step.entities, SceneGraph(named, relations), {} if place is None else {"place": place})
+
+
+def carry_out(before: SceneGraph | None, instruction: Instruction) -> SceneGraph:
+    """The graph after the instruction, whose ids are those of ``before``. Raises SceneError where it does not fit."""
+    before = SceneGraph(()) if before is None else before
+    todo = {
+        "add": _add, "modify": _modify, "swap": _swap, "move": _move, "replace": _replace, "remove": _remove,
+    }  # fmt: skip
+    known = {e.id for e in before.entities}
+    new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
+    for entity in instruction.graph.entities:
+        if (entity.id in known) == (entity.id in new):
+            raise SceneError(f"{instruction.operation}: {the(entity)} is {'' if entity.id in known else 'not '}there")
+    return todo[instruction.operation](before, instruction)
+
+
+def _add(before: SceneGraph, instruction: Instruction) -> SceneGraph:
+    new = tuple(e for e in instruction.graph.entities if e.id in instruction.entities)
+    relations = before.relations + instruction.graph.relations
+    return SceneGraph(before.entities + new, relations, instruction.graph.background or before.background)
+
+
+def _modify(before: SceneGraph, instruction: Instruction) -> SceneGraph:
+    entities = tuple(
+        Entity(e.id, e.noun, e.count, e.attributes | instruction.changes) if e.id in instruction.entities else e
+        for e in before.entities
+    )
+    return SceneGraph(entities, before.relations, before.background)
+
+
+def _swap(before: SceneGraph, instruction: Instruction) -> SceneGraph:
+    a, b = instruction.entities
+    other = {a: b, b: a}
+    key = "color" if instruction.changes else "place"
+    entities = []
+    for e in before.entities:
+        attributes = {k: v for k, v in e.attributes.items() if k != key or e.id not in other}
+        if e.id in other and key in before.find(other[e.id]).attributes:
+            attributes[key] = before.find(other[e.id]).attributes[key]
+        entities.append(Entity(e.id, e.noun, e.count, attributes))
+    relations = before.relations
+    if not instruction.changes:
+        relations = tuple(
+            Relation(other.get(r.subject, r.subject), r.kind, other.get(r.reference, r.reference)) for r in relations
+        )
+    return SceneGraph(tuple(entities), relations, before.background)
+
+
+def _move(before: SceneGraph, instruction: Instruction) -> SceneGraph:
+    (entity,) = instruction.entities
+    entities = tuple(
+        Entity(e.id, e.noun, e.count, _without_place(e) | instruction.changes) if e.id == entity else e
+        for e in before.entities
+    )
+    kept = tuple(r for r in before.relations if entity not in (r.subject, r.reference))
+    return SceneGraph(entities, kept + instruction.graph.relations, before.background)
+
+
+def _replace(before: SceneGraph, instruction: Instruction) -> SceneGraph:
+    old, new = instruction.entities
+    stated = instruction.graph.find(new)
+    entities = tuple(
+        Entity(new, stated.noun, stated.count, e.attributes | stated.attributes) if e.id == old else e
+        for e in before.entities
+    )
+    ids = {old: new}
+    relations = tuple(
+        Relation(ids.get(r.subject, r.subject), r.kind, ids.get(r.reference, r.reference)) for r in before.relations
+    )
+    return SceneGraph(entities, relations, before.background)
+
+
+def _remove(before: SceneGraph, instruction: Instruction) -> SceneGraph:
+    gone = set(instruction.entities)
+    return SceneGraph(
+        entities=tuple(e for e in before.entities if e.id not in gone),
+        relations=tuple(r for r in before.relations if not {r.subject, r.reference} & gone),
+        background=before.background,
+    )
+
+
+# Wordings: {x}, {y} are the entities, {to} what changes or where to.
+ADD = ("Add {x}", "Draw {x}", "Place {x}")
+START = ("Start with {x}", "Draw {x}", "Begin with {x}")
+MODIFY = ("Make {x} {to}", "Turn {x} {to}", "Change {x} to {to}")
+SWAP = ("Swap {x} and {y}", "Exchange {x} and {y}", "Let {x} and {y} change places")
+SWAP_COLORS = (
+    "Swap the colours of {x} and {y}", "Exchange the colours of {x} and {y}", "Let {x} and {y} change colours",
+)  # fmt: skip
+MOVE = ("Move {x} {to}", "Shift {x} {to}", "Bring {x} {to}")
+REPLACE = ("Replace {x} with {y}", "Turn {x} into {y}", "Exchange {x} for {y}")
+REMOVE = ("Remove {x}", "Erase {x}", "Take away {x}")
+
+
+def say(rng: np.random.Generator, instruction: Instruction, first: bool = False) -> str:
+    """The instruction as a sentence; ``first``: nothing is drawn yet.
+
+    Relations without inverse that the sentence has no place for ("on top of") follow in sentences of their own.
+    """
+    graph, concerned = instruction.graph, [instruction.graph.find(i) for i in instruction.entities]
+    x, y, to = the(concerned[0]), the(concerned[-1]), " and ".join(instruction.changes.values())
+    forms = {"modify": MODIFY, "swap": SWAP_COLORS if instruction.changes else SWAP, "move": MOVE,
+             "replace": REPLACE, "remove": REMOVE}.get(instruction.operation, START if first else ADD)  # fmt: skip
+    left: list[Relation] = []
+    if instruction.operation == "add":
+        x, left = scene(graph, instruction.entities)
+    elif instruction.operation == "replace":
+        y = some(concerned[1])
+    elif instruction.operation == "remove":
+        x = join([the(e) for e in concerned])
+    elif instruction.operation == "move":
+        place = instruction.changes.get("place")
+        where = [] if place is None else [f"to the {place}"]
+        to = " and ".join([*where, *(f"{r.kind} {the(graph.find(r.reference))}" for r in graph.relations)])
+    words = forms[rng.integers(len(forms))].format(x=x, y=y, to=to)
+    return " ".join([sentence(f"{words} for now" if instruction.for_now else words), *statements(graph, left)])

@@ -1,0 +1,78 @@
+"""Which entity of one graph is which of another, and which seen object is an instance of which entity.
+
+Graphs that were read from text number their entities in the order of naming, so ids say nothing. The cheapest
+assignment decides: a mismatch of nouns costs most, then colour, then count, then size, fill and place.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from msgspec.structs import replace
+from scipy.optimize import linear_sum_assignment
+
+from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph
+
+NOUN, COLOR, COUNT, OTHER, UNSAID = 4.0, 3.0, 2.0, 1.0, 0.1
+TIE = 0.01  # of two that would do, the one with the same relations and of which the same attributes are said
+UNMATCHED = 4.5  # with another noun and another colour it is another thing
+
+
+def looks_cost(asked: Mapping[str, str], said: Mapping[str, str]) -> float:
+    """How much two descriptions differ: nouns (key "noun") and attributes; what ``said`` leaves open costs little."""
+    cost = 0.0
+    for key, value in asked.items():
+        price = {"noun": NOUN, "color": COLOR}.get(key, OTHER)
+        cost += UNSAID if key not in said else price * (said[key] != value)
+    return cost
+
+
+def words_of(entity: Entity) -> dict[str, str]:
+    """Noun and attributes."""
+    return {"noun": entity.noun, **entity.attributes}
+
+
+def assign(costs: np.ndarray) -> dict[int, int]:
+    """Column by row of the cheapest assignment; a pair that costs more than ``UNMATCHED`` is none.
+
+    Args:
+      costs: [rows, columns]. Every row has the choice of staying alone at ``UNMATCHED``.
+    """
+    rows, columns = costs.shape
+    alone = np.full((rows, rows), UNMATCHED)
+    pairs = zip(*linear_sum_assignment(np.concatenate([costs, alone], axis=1)))
+    return {int(row): int(column) for row, column in pairs if column < columns}
+
+
+def _signature(graph: SceneGraph, entity: int) -> set[tuple[str, str]]:
+    # Its relations by the other one's noun, as seen from the entity.
+    both_ways = [(r.subject, r.kind, r.reference) for r in graph.relations]
+    both_ways += [(r.reference, INVERSE[r.kind], r.subject) for r in graph.relations if r.kind in INVERSE]
+    return {(kind, graph.find(other).noun) for subject, kind, other in both_ways if subject == entity}
+
+
+def _relations_cost(asked: set[tuple[str, str]], said: set[tuple[str, str]]) -> float:
+    opposed = asked & {(INVERSE[kind], noun) for kind, noun in said if kind in INVERSE}
+    return OTHER * len(opposed) + TIE * len(asked ^ said)
+
+
+def aligned(asked: SceneGraph, said: SceneGraph) -> SceneGraph:
+    """``said`` with the ids of ``asked`` where an entity is the same one; those of its own get new ids."""
+    costs = np.zeros((len(said.entities), len(asked.entities)))
+    for i, mine in enumerate(said.entities):
+        for j, theirs in enumerate(asked.entities):
+            costs[i, j] = looks_cost(words_of(theirs), words_of(mine)) + COUNT * (mine.count != theirs.count)
+            costs[i, j] += _relations_cost(_signature(asked, theirs.id), _signature(said, mine.id))
+            costs[i, j] += TIE * len(mine.attributes.keys() - theirs.attributes.keys())
+    matches = assign(costs)
+    fresh = 1 + max((e.id for e in asked.entities), default=-1)
+    ids = {e.id: asked.entities[matches[i]].id if i in matches else fresh + i for i, e in enumerate(said.entities)}
+    return renamed(said, ids)
+
+
+def renamed(graph: SceneGraph, ids: Mapping[int, int]) -> SceneGraph:
+    """The graph with other ids."""
+    return SceneGraph(
+        entities=tuple(replace(e, id=ids[e.id]) for e in graph.entities),
+        relations=tuple(Relation(ids[r.subject], r.kind, ids[r.reference]) for r in graph.relations),
+        background=graph.background,
+    )

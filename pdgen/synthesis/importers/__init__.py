@@ -1,0 +1,51 @@
+"""Other data sets as records: one function per format, each a pure generator of records and skipped samples.
+
+Words of the data sets themselves are targets; what an importer has to make up is context.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator
+
+from pdgen.data.records import Dataset, Origin, is_dataset, write_files, write_index
+from pdgen.files import new_folder
+from pdgen.synthesis.importers import bagel, folder, reasoning, reflection
+from pdgen.synthesis.importers.outcome import ImporterError, Outcome, Tally
+
+FORMATS: dict[str, Callable[[pathlib.Path], Iterator[Outcome]]] = {
+    bagel.TEXT_TO_IMAGE: bagel.read_text_to_image,
+    bagel.EDITING: bagel.read_editing,
+    reasoning.ZEBRA: reasoning.read_zebra_cot,
+    reasoning.THINKMORPH: reasoning.read_thinkmorph,
+    reflection.UNICOT: reflection.read_unicot,
+    reflection.GENREF: reflection.read_genref,
+    folder.FOLDER: folder.read,
+}
+
+
+def import_dataset(
+    name: str, source: pathlib.Path, target: pathlib.Path, *, records_per_file: int = 1000, overwrite: bool = False
+) -> tuple[Dataset, Tally]:
+    """Writes the records of another data set to the folder ``target``, whole or not at all.
+
+    The only subset is called ``name``; what was skipped, and why, stands in ``dataset.json`` under facts.
+
+    Args:
+      name: a key of ``FORMATS``.
+      source: a file of that format or a folder of files.
+      target: the folder to write.
+      records_per_file: of the written files.
+      overwrite: whether an existing data set is replaced.
+
+    Raises:
+      FolderError: the target cannot be written.
+      ImporterError: a file is not of the format, or no sample became a record.
+    """
+    tally = Tally()
+    with new_folder(target, kind="data set", replaceable=is_dataset, overwrite=overwrite) as partial:
+        records = tally.records_of(FORMATS[name](source))
+        files = write_files(partial, records, subset=name, records_per_file=records_per_file)
+        if not files:
+            raise ImporterError(f"{source}: no sample became a record; skipped: {tally.skipped or 'none'}")
+        dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.facts())
+        write_index(partial, dataset)
+    return dataset, tally

@@ -1,0 +1,69 @@
+"""BAGEL's parquet files: text-to-image pairs, and editing in one or several turns.
+
+Text-to-image: columns ``image`` (the file's bytes) and ``captions`` (a JSON object of captions). A row becomes
+prompt, plan, sketch, complete. The prompt is the shortest caption and the plan's description the longest; with
+one caption the plan repeats the prompt and is context, with several it is a target, since it then says more.
+
+Editing: columns ``image_list`` (bytes, at least two) and ``instruction_list`` (a list of wordings for each
+step from one image to the next). A row becomes the first image, given; the instructions of all steps as the
+prompt (first wording each); and a plan and a sketch per step, complete. Plans repeat the prompt's words and
+the data describe no scene, so they are context.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from pdgen.sequence.trajectory import Image, Record, Text
+from pdgen.synthesis.importers import texts
+from pdgen.synthesis.importers.outcome import Outcome, Refused, convert
+from pdgen.synthesis.importers.pictures import MISSING, to_png
+from pdgen.synthesis.importers.samples import parquet_samples
+
+TEXT_TO_IMAGE, EDITING = "bagel_t2i", "bagel_edit"
+
+
+def read_text_to_image(path: pathlib.Path) -> Iterator[Outcome]:
+    """Records of a text-to-image parquet file or a folder of them. Raises ImporterError."""
+    return convert(parquet_samples(path, TEXT_TO_IMAGE, [("image", "captions")]), _pair)
+
+
+def read_editing(path: pathlib.Path) -> Iterator[Outcome]:
+    """Records of an editing parquet file or a folder of them. Raises ImporterError."""
+    return convert(parquet_samples(path, EDITING, [("image_list", "instruction_list")]), _editing)
+
+
+def _pair(record_id: str, row: dict[str, Any]) -> Record:
+    captions = sorted(_captions(row["captions"]), key=len)
+    shortest, longest = captions[0], captions[-1]
+    plan = texts.stated_plan(texts.DRAW, longest, target=longest != shortest)
+    segments = [texts.prompt(shortest), plan]
+    segments.append(texts.drawn(segments, to_png(row["image"], "image")))
+    return Record(id=record_id, source=TEXT_TO_IMAGE, complete=True, segments=segments)
+
+
+def _captions(text: Any) -> list[str]:
+    try:
+        captions = list(json.loads(text).values())
+    except (TypeError, AttributeError, ValueError):
+        raise Refused("captions are no JSON object", f"captions {str(text)[:60]!r}") from None
+    return [texts.words(caption, f"caption {n}") for n, caption in enumerate(captions)] or [texts.words("", "captions")]
+
+
+def _editing(record_id: str, row: dict[str, Any]) -> Record:
+    pictures, wordings = row["image_list"] or [], row["instruction_list"] or []
+    if len(pictures) < 2:
+        raise Refused(MISSING, f"image_list holds {len(pictures)} images, an edit has two at least")
+    if len(wordings) != len(pictures) - 1:
+        raise Refused("images and instructions differ in number",
+                      f"{len(pictures)} images need {len(pictures) - 1} instructions, not {len(wordings)}")  # fmt: skip
+    instructions = [texts.first_wording(w, f"instruction_list[{n}]") for n, w in enumerate(wordings)]
+    pngs = [to_png(picture, f"image_list[{n}]") for n, picture in enumerate(pictures)]
+    segments: list[Text | Image] = [Image(stage="given", png=pngs[0], target=False)]
+    segments.append(texts.prompt(" ".join(instructions)))
+    for instruction, png in zip(instructions, pngs[1:]):
+        description = f"The picture so far, after this: {instruction}"
+        segments.append(texts.stated_plan(instruction, description, target=False))
+        segments.append(texts.drawn(segments, png))
+    return Record(id=record_id, source=EDITING, complete=True, segments=segments)

@@ -1,0 +1,99 @@
+"""The alignment subset from GenRef archives: bad pictures with what to change, good ones with why they fit."""
+
+import collections
+import io
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import PIL.Image
+
+from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, parse_refine
+from pdgen.synthesis.importers.outcome import Outcome, Skipped
+from pdgen.synthesis.leaks import leak
+from pdgen.synthesis.settings import Settings, SettingsError
+from pdgen.synthesis.story import Rejected, Teachers, told
+from pdgen.synthesis.subsets import Samples, is_positive
+from pdgen.teachers.protocols import Declined, Verdict
+
+
+def _judged(teachers: Teachers, plan: str, image: Image) -> Verdict:
+    with PIL.Image.open(io.BytesIO(image.png)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    try:
+        return teachers.judge.picture(plan, pixels)
+    except Declined:
+        raise Rejected("judge declined") from None
+
+
+def _sample(
+    settings: Settings, teachers: Teachers, imported: Record, positive: bool
+) -> tuple[list[Text | Image], Verdict | None]:
+    """The segments of a sample made of GenRef's prompt, plan, bad picture, reflection and good picture.
+
+    And the judge's verdict on the first picture, None where he was not asked.
+    """
+    prompt, plan, bad, reflection, good = imported.segments
+    if not settings.allow_leaks and leak(prompt.text):
+        raise Rejected("benchmark prompt")
+    if positive:
+        verdict = _judged(teachers, plan.text, good)
+        if not verdict.accept:
+            raise Rejected("picture rejected by the judge")
+        sketch = msgspec.structs.replace(good, stage="sketch")
+        explanation = Text(stage="inspect", text=format_inspection(verdict.analysis), target=True)
+        return [prompt, plan, sketch, explanation], verdict
+    verdict = None
+    if teachers.judge_explains:
+        verdict = _judged(teachers, plan.text, bad)
+        if verdict.accept and not teachers.assumed:
+            raise Rejected("fault not seen by the judge")
+        text = format_inspection(verdict.analysis, parse_refine(reflection.text))
+        reflection = msgspec.structs.replace(reflection, text=text)
+    return [prompt, plan, bad, reflection, good], verdict
+
+
+def from_archive(settings: Settings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range) -> Samples:
+    """Those samples of the alignment subset, each from the next of ``outcomes`` that will do.
+
+    Every outcome is used or counted as rejected, so records and rejected together tell how many were taken.
+
+    Args:
+      outcomes: of ``pdgen.synthesis.importers.reflection.read_genref``.
+
+    Raises:
+      SettingsError: there are too few.
+    """
+    records: list[Record] = []
+    rejected: collections.Counter[str] = collections.Counter()
+    for number in numbers:
+        record = None
+        while record is None:
+            outcome = next(outcomes, None)
+            if outcome is None:
+                raise SettingsError(
+                    f"alignment.archive: {settings.alignment.archive} ends at sample {number} of "
+                    f"{settings.counts('alignment')[0]}; lower alignment.positive and alignment.negative"
+                )
+            record = _record(settings, teachers, outcome, number, rejected)
+        records.append(record)
+    return Samples(records, rejected)
+
+
+def _record(
+    settings: Settings, teachers: Teachers, outcome: Outcome, number: int, rejected: collections.Counter[str]
+) -> Record | None:
+    if isinstance(outcome, Skipped):
+        rejected[outcome.reason] += 1
+        return None
+    positive = is_positive(settings, "alignment", number)
+    try:
+        segments, verdict = _sample(settings, teachers, outcome, positive)
+    except Rejected as fault:
+        rejected[fault.reason] += 1
+        return None
+    scene = {"task": "genref", "positive": positive, **(outcome.scene or {}), "note": outcome.id}
+    if verdict is not None:
+        scene |= {"judge": teachers.judge.name, "verdicts": [told(2, verdict)]}
+    name = f"alignment-{settings.seed}-{number:06d}"
+    return Record(id=name, source="alignment", complete=False, segments=segments, scene=scene)

@@ -1,0 +1,136 @@
+"""Reading samples one by one from parquet files, tar archives and JSON lines, with progress."""
+
+import pathlib
+import tarfile
+from collections.abc import Collection, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pdgen.synthesis.importers.outcome import ImporterError, Sample
+
+ROWS = 16  # read together; a row of images may have many megabytes
+
+
+def files_of(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
+    """The file ``path``, or all files below the folder ``path`` that end in ``suffix``; with short names.
+
+    Raises:
+      ImporterError: there is none.
+    """
+    if path.is_file():
+        return [(path, path.name)]
+    if not path.is_dir():
+        raise ImporterError(f"{path}: no such file or folder")
+    found = sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
+    if not found:
+        raise ImporterError(f"{path}: holds no *{suffix} file")
+    return [(file, file.relative_to(path).as_posix()) for file in found]
+
+
+def parquet_samples(path: pathlib.Path, source: str, layouts: Sequence[Collection[str]]) -> Iterator[Sample]:
+    """The rows of parquet files as dictionaries, all columns.
+
+    Args:
+      path: a file, or a folder with ``*.parquet``.
+      source: begins the ids, ``<source>/<file>/<row>``; rows count from 0 in each file.
+      layouts: sets of columns; each file must have all columns of one of them.
+
+    Raises:
+      ImporterError: a file is no parquet, is damaged, or lacks columns.
+    """
+    for file, name in files_of(path, ".parquet"):
+        try:
+            table = pq.ParquetFile(file)
+            _check_columns(file, table.schema_arrow.names, layouts)
+            with tqdm(total=table.metadata.num_rows, desc=name, unit="row", leave=False) as bar:
+                for batch in table.iter_batches(batch_size=ROWS):
+                    for row in batch.to_pylist():
+                        yield Sample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
+                        bar.update()
+        except (pa.ArrowException, OSError) as fault:
+            raise ImporterError(f"{file}: not a whole parquet file ({' '.join(str(fault).split())})") from None
+
+
+def _check_columns(file: pathlib.Path, columns: Sequence[str], layouts: Sequence[Collection[str]]) -> None:
+    if not any(set(layout) <= set(columns) for layout in layouts):
+        wanted = " or ".join(", ".join(layout) for layout in layouts)
+        raise ImporterError(f"{file}: has columns {', '.join(columns)}; expected {wanted}")
+
+
+def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
+    """The samples of webdataset archives: members that share a name up to the first dot, in a row.
+
+    A sample's content is a dictionary from the rest of the name ("prompt.txt") to the member's bytes.
+
+    Args:
+      path: an archive, or a folder with ``*.tar``.
+      source: begins the ids, ``<source>/<file>/<shared name>``.
+
+    Raises:
+      ImporterError: an archive is no tar, or is truncated.
+    """
+    for file, name in files_of(path, ".tar"):
+        key, content = None, {}
+        try:
+            _check_end(file)
+            with (
+                tarfile.open(file, "r:") as archive,
+                tqdm(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
+            ):
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    folder, _, base = member.name.rpartition("/")
+                    first, _, rest = base.partition(".")
+                    if (folder, first) != key:
+                        if content:
+                            yield _tar_sample(file, name, key, source, content)
+                        key, content = (folder, first), {}
+                    content[rest.lower()] = archive.extractfile(member).read()
+                    bar.update(member.offset_data + member.size - bar.n)
+        except (tarfile.TarError, OSError, EOFError) as fault:
+            raise ImporterError(f"{file}: not a whole tar archive ({fault})") from None
+        if content:
+            yield _tar_sample(file, name, key, source, content)
+
+
+def _check_end(file: pathlib.Path) -> None:
+    """Raises TarError where the zeros that end an archive are missing; tarfile itself may not notice."""
+    with file.open("rb") as archive:
+        size = archive.seek(0, 2)
+        archive.seek(max(0, size - tarfile.BLOCKSIZE))
+        if size % tarfile.BLOCKSIZE or any(archive.read()):
+            raise tarfile.ReadError("it is truncated or compressed")
+
+
+def _tar_sample(
+    file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]
+) -> Sample:
+    member = "/".join(part for part in key if part)
+    return Sample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
+
+
+def json_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
+    """The lines of JSON lines files, as bytes; empty lines are passed over.
+
+    Lines count from 1. A sample's content is (the file's folder, the line); its id ``<source>/<file>/<line>``.
+
+    Args:
+      path: a file, or a folder with ``*.jsonl``.
+      source: begins the ids.
+
+    Raises:
+      ImporterError: there is no file.
+    """
+    for file, name in files_of(path, ".jsonl"):
+        with (
+            file.open("rb") as lines,
+            tqdm(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
+        ):
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield Sample(f"{file}: line {number}", f"{source}/{name}/{number}", (file.parent, line))
+                bar.update(len(line))
+

@@ -1,0 +1,97 @@
+"""Leaks: training prompts that are prompts of a benchmark.
+
+The benchmark's prompts themselves are not kept, only the SHA-256 of each in normal form. Anyone can make the file of
+GenEval's again from its list:
+
+    python -m pdgen.synthesis.leaks evaluation_metadata.jsonl > geneval_prompts.sha256
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import sys
+import unicodedata
+from typing import Literal
+
+from pdgen.assets import geneval_prompts_file
+
+
+class LeakError(ValueError):
+    """A list of benchmark prompts cannot be read; the line names the file and its line."""
+
+
+def normalise(prompt: str) -> str:
+    """The prompt in normal form: what punctuation, case and spacing cannot change.
+
+    Unicode is brought to NFKC and lower case (``str.casefold``); whatever is neither a letter nor a digit becomes
+    a blank; blanks in a row become one, and none stand at either end.
+
+    >>> normalise("A  photo of a bench.")
+    'a photo of a bench'
+    """
+    folded = unicodedata.normalize("NFKC", prompt).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
+
+
+def digest(text: str) -> str:
+    """SHA-256 of the text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
+    """The sorted digests of the normalised prompts of a list with one JSON object per line, key "prompt".
+
+    Raises:
+      LeakError: the file cannot be read, a line has no prompt, or there are none.
+    """
+    try:
+        lines = pathlib.Path(metadata).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise LeakError(f"{metadata}: {fault}") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(json.loads(line)["prompt"].strip())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise LeakError(f"{metadata}: line {number}: not a JSON object with a text 'prompt'") from None
+    if not prompts:
+        raise LeakError(f"{metadata}: holds no prompts")
+    return sorted({digest(normalise(prompt)) for prompt in prompts})
+
+
+@functools.cache
+def geneval_digests() -> frozenset[str]:
+    """The digests of GenEval's prompts that the package ships."""
+    return frozenset(geneval_prompts_file().read_text().split())
+
+
+def leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
+    """Whether a prompt is one of a benchmark's: to the letter, only in normal form, or not at all.
+
+    "exact" supposes that the benchmark's own prompts are in normal form, as all of GenEval's are.
+
+    Args:
+      digests: of the benchmark's prompts, by default GenEval's.
+    """
+    digests = geneval_digests() if digests is None else digests
+    if digest(prompt) in digests:
+        return "exact"
+    return "normalised" if digest(normalise(prompt)) in digests else None
+
+
+def main(argv: list[str]) -> int:
+    """Prints the digests of the list that is named; the exit status."""
+    if len(argv) != 2:
+        print("leaks: usage: python -m pdgen.synthesis.leaks METADATA.jsonl", file=sys.stderr)
+        return 2
+    try:
+        print("\n".join(benchmark_digests(argv[1])))
+    except LeakError as fault:
+        print(f"leaks: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,276 @@
+"""The page of a data set: counts beside the paper's, histograms and a browser of samples.
+
+The page and what it shows are files that need no server and no network: ``index.html`` loads the list of samples
+(``report/index.js``), and the samples of one shard (``report/<shard>.js``) when they come to be shown.
+"""
+
+import base64
+import collections
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import PIL.Image
+
+from pdgen.report.page import render, split_tags
+from pdgen.sequence.trajectory import Image, Record, Text
+
+# Pixels of a thumbnail's longer side; a picture that is no larger is shown as it is.
+THUMBNAIL = 128
+_BIN = 20  # characters of a prompt, in the histogram
+VERDICTS = ("", "positive", "negative")
+
+
+class Paper(NamedTuple):
+    """A row of the paper's Table 1; None where it tells nothing."""
+
+    samples: int
+    positive: int | None = None
+    negative: int | None = None
+    prompt_length: float | None = None
+    images: float | None = None
+    max_images: int | None = None
+
+
+# arXiv 2604.04746, Table 1.
+PAPER = {
+    "multi_turn": Paper(32012, prompt_length=152.8, images=3.51, max_images=5),
+    "conflict": Paper(15201, positive=6905, negative=8296),
+    "alignment": Paper(15000, positive=5000, negative=10000),
+}
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """What samples are filtered by."""
+
+    task: str
+    operations: list[str]
+    verdict: str
+
+
+class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Counts over records.
+
+    Attributes:
+      images: records by number of drawn images.
+      prompt_lengths: records by characters of the prompt.
+      operations: steps by operation.
+      tasks: records by task.
+      verdicts: records by "positive", "negative" or "" (neither).
+      faults: drafts that an inspection faults.
+      rows: one per record, in order.
+    """
+
+    images: dict[int, int] = {}
+    prompt_lengths: dict[int, int] = {}
+    operations: dict[str, int] = {}
+    tasks: dict[str, int] = {}
+    verdicts: dict[str, int] = {}
+    faults: int = 0
+    rows: list[Row] = []
+
+    @property
+    def records(self) -> int:
+        """How many were counted."""
+        return len(self.rows)
+
+
+def _row(record: Record) -> Row:
+    scene = record.scene or {}
+    operations = [step["operation"] for step in scene.get("steps", ())]
+    verdict = {True: "positive", False: "negative", None: ""}[scene.get("positive")]
+    return Row(task=scene.get("task", ""), operations=operations, verdict=verdict)
+
+
+def summarise(records: Iterable[Record]) -> Summary:
+    """Counts over the records; tasks, operations and verdicts are those their ``scene`` names, if it does."""
+    images: collections.Counter[int] = collections.Counter()
+    lengths: collections.Counter[int] = collections.Counter()
+    rows, faults = [], 0
+    for record in records:
+        images[sum(isinstance(s, Image) and s.stage != "given" for s in record.segments)] += 1
+        lengths[next(len(s.text) for s in record.segments if s.stage == "prompt")] += 1
+        faults += sum(isinstance(s, Text) and "<refine>" in s.text for s in record.segments)
+        rows.append(_row(record))
+    return Summary(
+        images=_ordered(images),
+        prompt_lengths=_ordered(lengths),
+        operations=_ordered(collections.Counter(o for row in rows for o in row.operations)),
+        tasks=_ordered(collections.Counter(row.task for row in rows)),
+        verdicts=_ordered(collections.Counter(row.verdict for row in rows)),
+        faults=faults,
+        rows=rows,
+    )
+
+
+def _ordered(counts: Mapping[Any, int]) -> dict[Any, int]:
+    return dict(sorted(counts.items()))
+
+
+def merge(summaries: Sequence[Summary]) -> Summary:
+    """The summary of all their records together."""
+
+    def added(name: str) -> dict[Any, int]:
+        total: collections.Counter[Any] = collections.Counter()
+        for one in summaries:
+            total.update(getattr(one, name))
+        return _ordered(total)
+
+    names = ("images", "prompt_lengths", "operations", "tasks", "verdicts")
+    return Summary(
+        **{name: added(name) for name in names},
+        faults=sum(one.faults for one in summaries),
+        rows=[row for one in summaries for row in one.rows],
+    )
+
+
+def mean(counts: Mapping[int, int]) -> float:
+    """The mean of a histogram (value: how often); 0 of none."""
+    return sum(value * count for value, count in counts.items()) / max(1, sum(counts.values()))
+
+
+def figures(summary: Summary) -> Paper:
+    """Ours, as the paper's Table 1 tells it."""
+    return Paper(
+        samples=summary.records,
+        positive=summary.verdicts.get("positive"),
+        negative=summary.verdicts.get("negative"),
+        prompt_length=mean(summary.prompt_lengths),
+        images=mean(summary.images),
+        max_images=max(summary.images, default=0),
+    )
+
+
+def browser_chunk(name: str, records: Iterable[Record]) -> str:
+    """A script that hands the page the samples of one shard."""
+    samples = [_sample(record) for record in records]
+    return f"pdgen_chunk({_json(name)},{_json(samples)});\n"
+
+
+def browser_index(shards: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
+    """A script that hands the page the list of all samples.
+
+    Args:
+      shards: (name, subset, rows) of each, in order.
+    """
+    rows = [row for _, _, rows in shards for row in rows]
+    tasks = sorted({row.task for row in rows})
+    operations = sorted({operation for row in rows for operation in row.operations})
+    task_number = {task: number for number, task in enumerate(tasks)}
+    operation_bit = {operation: 1 << number for number, operation in enumerate(operations)}
+    index = {
+        "shards": [(name, subset, len(rows)) for name, subset, rows in shards],
+        "tasks": tasks,
+        "operations": operations,
+        "verdicts": VERDICTS,
+        # Per sample: its task's number, its operations as bits, its verdict's number.
+        "task": [task_number[row.task] for row in rows],
+        "bits": [sum({operation_bit[o] for o in row.operations}) for row in rows],
+        "verdict": [VERDICTS.index(row.verdict) for row in rows],
+    }
+    return f"pdgen_index({_json(index)});\n"
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _sample(record: Record) -> dict[str, Any]:
+    row = _row(record)
+    verdicts = {one["segment"]: one for one in (record.scene or {}).get("verdicts", ())}
+    return {
+        "id": record.id,
+        "task": row.task,
+        "verdict": row.verdict,
+        "complete": record.complete,
+        "operations": row.operations,
+        "note": (record.scene or {}).get("note", ""),
+        "segments": [_shown(segment, verdicts.get(number)) for number, segment in enumerate(record.segments)],
+    }
+
+
+def _shown(segment: Text | Image, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {"stage": segment.stage, "target": segment.target}
+    if verdict is not None:
+        shown["judged"] = {"accept": verdict["accept"], "analysis": verdict["analysis"]}
+    if isinstance(segment, Text):
+        return shown | {"spans": split_tags(segment.text)}
+    kind, data, size = thumbnail(segment.png)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return shown | {"source": source, "size": size}
+
+
+def thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
+    """(format, file, (width, height) of the picture itself): its bytes, or a WebP of ``THUMBNAIL`` pixels."""
+    with PIL.Image.open(io.BytesIO(png)) as picture:
+        size = picture.size
+        if max(size) <= THUMBNAIL:
+            return "png", png, size
+        picture = picture.convert("RGB")
+        picture.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=80)
+        return "webp", buffer.getvalue(), size
+
+
+class Chart(NamedTuple):
+    """A bar chart: ``rows`` of (label, count per subset)."""
+
+    title: str
+    rows: list[tuple[str, dict[str, int]]]
+
+    @property
+    def longest(self) -> int:
+        """The largest sum of a row, at least 1."""
+        return max((sum(counts.values()) for _, counts in self.rows), default=1) or 1
+
+
+def _charts(subsets: Mapping[str, Summary]) -> list[Chart]:
+    binned = {
+        name: summary.prompt_lengths and _binned(summary.prompt_lengths) for name, summary in subsets.items()
+    }
+    return [
+        _chart("Images of a sample", {name: s.images for name, s in subsets.items()}, str),
+        _chart("Characters of a prompt", binned, lambda start: f"{start} to {start + _BIN - 1}"),
+        _chart("Steps by operation", {name: s.operations for name, s in subsets.items()}, str),
+        _chart("Samples by task", {name: s.tasks for name, s in subsets.items()}, lambda task: task or "none"),
+    ]
+
+
+def _binned(lengths: Mapping[int, int]) -> dict[int, int]:
+    bins: collections.Counter[int] = collections.Counter()
+    for length, count in lengths.items():
+        bins[length // _BIN * _BIN] += count
+    return dict(bins)
+
+
+def _chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any) -> Chart:
+    keys = sorted({key for one in counts.values() for key in one})
+    if keys and isinstance(keys[0], int):  # no gaps
+        step = _BIN if "Characters" in title else 1
+        keys = list(range(keys[0], keys[-1] + 1, step))
+    return Chart(title, [(label(key), {name: one.get(key, 0) for name, one in counts.items()}) for key in keys])
+
+
+def dataset_page(
+    title: str, subsets: Mapping[str, Summary], facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """``index.html`` of a data set.
+
+    Args:
+      title: its heading.
+      subsets: the summary of each subset, in order.
+      facts: of ``dataset.json``: "rejected" (by subset and reason), "leaks" and "versions" are shown.
+      settings: what it was made from.
+    """
+    rows = [(name, PAPER.get(name), figures(summary), summary) for name, summary in subsets.items()]
+    return render(
+        "dataset.html",
+        title=title,
+        rows=rows,
+        charts=_charts(subsets),
+        facts=facts,
+        settings=settings,
+        subsets=list(subsets),
+    )

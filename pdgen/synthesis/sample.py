@@ -1,0 +1,254 @@
+"""Random scenes of shapes world, as graphs: what is to be seen, and what a prompt says of it.
+
+A scene begins as a layout on the 3 x 3 cells of ``PLACES``; its relations and places are read off that layout, so
+that they can all be true at once. At most ``MAX_OBJECTS`` shapes stand in a scene.
+
+No training scene says what ``held_out`` keeps from training; every test scene of a task that speaks of such pairs
+asks for one.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
+from pdgen.shapes.held_out import held_out, held_out_relation
+from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, can_be_outlined
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
+ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
+MORE_RATE = 0.2  # an entity of a composition stands for two or more things
+RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
+MOST = 4  # things of one entity
+FEW = 4  # things among which one can be large
+
+Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
+
+
+def has_room(graph: SceneGraph) -> bool:
+    """Whether things are few enough to find places: ``MAX_OBJECTS``; with a large one four, and no second one."""
+    things = sum(e.count for e in graph.entities)
+    large = sum(e.count for e in graph.entities if e.attributes.get("size") == "large")
+    return things <= MAX_OBJECTS if not large else things <= FEW and large == 1
+
+
+@functools.cache
+def _blocks(count: int) -> tuple[Cells, ...]:
+    # All rows, columns and squares of that many cells: things of one entity stand together.
+    sides = [(w, count // w) for w in range(1, 4) if count % w == 0 and count // w <= 3]
+    return tuple(
+        tuple((column + i, row + j) for i in range(width) for j in range(height))
+        for width, height in sides
+        for column in range(4 - width)
+        for row in range(4 - height)
+    )
+
+
+def _layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
+    # The largest groups choose first; where they leave no room for the rest, all choose again.
+    order = sorted(range(len(counts)), key=lambda i: -counts[i])
+    while True:
+        taken: dict[int, Cells] = {}
+        for i in order:
+            used = set(itertools.chain(*taken.values()))
+            free = [block for block in _blocks(counts[i]) if not used & set(block)]
+            if not free:
+                break
+            taken[i] = free[rng.integers(len(free))]
+        else:
+            return [taken[i] for i in range(len(counts))]
+
+
+def _relation(subject: Cells, reference: Cells) -> str | None:
+    # The one relation that clearly holds for every pair of things: further along one axis than along the other.
+    offsets = np.array([(a - c, b - d) for a, b in subject for c, d in reference])
+    for axis, (less, more) in enumerate((("left of", "right of"), ("above", "below"))):
+        along, across = offsets[:, axis], np.abs(offsets[:, 1 - axis])
+        if np.all(-along > across):
+            return less
+        if np.all(along > across):
+            return more
+    return None
+
+
+def _shown(layout: list[Cells]) -> set[Relation]:
+    # What is true of any two things of two entities, by GenEval's rule: on a diagonal two relations.
+    numbers = range(len(layout))
+    pairs = ((i, j, a, b) for i, j in itertools.combinations(numbers, 2) for a in layout[i] for b in layout[j])
+    shown = set()
+    for i, j, (a, b), (c, d) in pairs:
+        if abs(a - c) >= abs(b - d):
+            shown.add(Relation(i, "left of" if a < c else "right of", j))
+        if abs(b - d) >= abs(a - c):
+            shown.add(Relation(i, "above" if b < d else "below", j))
+    return shown
+
+
+def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
+    # A random forest over the entities: with no cycle, no relation follows from others.
+    group = list(range(len(layout)))
+    relations = []
+    pairs = list(itertools.permutations(range(len(layout)), 2))
+    for subject, reference in [pairs[i] for i in rng.permutation(len(pairs))]:
+        kind = _relation(layout[subject], layout[reference])
+        if kind is None or group[subject] == group[reference]:
+            continue
+        old, new = group[subject], group[reference]
+        group = [new if g == old else g for g in group]
+        if rng.random() < rate:
+            relations.append(Relation(subject=subject, kind=kind, reference=reference))
+    return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
+
+
+def _counts(
+    rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None
+) -> list[int]:
+    if task == "counting":
+        return [int(rng.integers(2, 5))]
+    if task != "composition":
+        return [1] if task in ("single_object", "colors") else [1, 1]
+    if things is not None:
+        return _shared_out(rng, things)
+    counts = [1] * int(rng.choice(list(entity_rates), p=list(entity_rates.values())))
+    for i in range(len(counts)):
+        if rng.random() < MORE_RATE:
+            counts[i] += int(rng.integers(0, min(3, MAX_OBJECTS - sum(counts)) + 1))
+    return counts
+
+
+def _shared_out(rng: np.random.Generator, things: int) -> list[int]:
+    # Each thing joins the entity before it or is the first of the next one.
+    counts = [1]
+    for joins in rng.random(things - 1) < MORE_RATE:
+        if joins and counts[-1] < MOST:
+            counts[-1] += 1
+        else:
+            counts.append(1)
+    return [counts[i] for i in rng.permutation(len(counts))]
+
+
+def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[list[Cells], tuple[Relation, ...]]:
+    if task != "position":
+        layout = _layout(rng, counts)
+        return layout, _relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
+    while True:  # Until the two do not stand on a diagonal.
+        layout = _layout(rng, counts)
+        kind = _relation(*layout)
+        if kind is not None:
+            return layout, (Relation(subject=0, kind=kind, reference=1),)
+
+
+def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
+    # Attributes apart from colour. What ``has_room`` says of large shapes is kept; among many, more are small.
+    crowded = sum(counts) > FEW
+    size_rate, fill_rate, place_rate = (0.3 + 0.2 * crowded, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
+    may_be_large = not crowded
+    styles = []
+    for count, cells in zip(counts, layout):
+        sized, outlined, placed = rng.random(3) < (size_rate, fill_rate, place_rate)
+        style = {}
+        if sized:
+            large = may_be_large and count == 1 and rng.random() < 0.5
+            may_be_large &= not large
+            style["size"] = "large" if large else "small"
+        if outlined:
+            style["fill"] = "outlined"
+        if placed and count == 1:
+            (column, row) = cells[0]
+            style["place"] = tuple(PLACES)[3 * row + column]
+        styles.append(style)
+    return styles
+
+
+def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
+    # (noun, colour) of each entity: no two alike, and where a prompt leaves colours out, no two nouns alike.
+    if task == "composition":
+        picks = rng.permutation(len(SHAPES) * len(COLORS))[:number]
+        return [(SHAPES[i // len(COLORS)], COLORS[i % len(COLORS)]) for i in picks]
+    nouns, colors = rng.permutation(len(SHAPES))[:number], rng.permutation(len(COLORS))[:number]
+    return [(SHAPES[n], COLORS[c]) for n, c in zip(nouns, colors)]
+
+
+def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
+    # The style without what shapes world cannot paint of that noun.
+    return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
+
+
+def sample_graph(
+    rng: np.random.Generator,
+    task: str,
+    split: str = "train",
+    entity_rates: Mapping[int, float] = ENTITY_RATES,
+    things: int | None = None,
+) -> SceneGraph:
+    """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
+
+    The relations (0 to entities - 1; exactly one of ``position``) contain no cycle and are true together of a
+    layout of 3 x 3 cells. A background is stated for most compositions and some other scenes.
+
+    Args:
+      split: "train": the graph says nothing that is held out, and the layout that it is read off shows nothing such.
+        "test": what the prompt says holds a held-out pair or triple, if the task is ``colors``, ``position``,
+        ``color_attr`` or ``composition``; others as "train".
+      entity_rates: probability of each number of entities, 1 to ``MAX_OBJECTS``, in a composition.
+      things: how many things the entities of a composition are together, 1 to ``MAX_OBJECTS``; then ``entity_rates``
+        do not count.
+
+    Raises:
+      ValueError: the task or split is unknown, or ``entity_rates`` or ``things`` are of other numbers.
+    """
+    if task not in TASKS or split not in ("train", "test"):
+        raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
+    if not entity_rates.keys() <= set(range(1, MAX_OBJECTS + 1)):
+        raise ValueError(f"entity_rates are for {sorted(entity_rates)} entities; a scene has 1 to {MAX_OBJECTS}")
+    if things is not None and not 1 <= things <= MAX_OBJECTS:
+        raise ValueError(f"things={things}: a scene has 1 to {MAX_OBJECTS}")
+    counts = _counts(rng, task, entity_rates, things)
+    layout, relations = _arrange(rng, task, counts)
+    styles = _styles(rng, task, counts, layout)
+    has_background = rng.random() < (0.75 if task == "composition" else 0.25)
+    background = str(rng.choice(BACKGROUNDS)) if has_background else None
+    wanted = split == "test" and task in ("colors", "position", "color_attr", "composition")
+    shown = () if wanted else _shown(layout)
+    while True:
+        looks = _looks(rng, task, len(counts))
+        nouns = [noun for noun, _ in looks]
+        if any(held_out_relation(nouns[r.subject], r.kind, nouns[r.reference]) for r in shown):
+            continue
+        entities = tuple(
+            Entity(id=i, noun=noun, count=count, attributes={"color": color} | _possible(noun, style))
+            for i, ((noun, color), count, style) in enumerate(zip(looks, counts, styles))
+        )
+        graph = SceneGraph(entities, relations, background)
+        if held_out(_asked(graph, task) if wanted else graph) == wanted:
+            return graph
+
+
+def _asked(graph: SceneGraph, task: str) -> SceneGraph:
+    # What a prompt of the task must say; of a composition all, since each entity may be told by its looks alone.
+    if task == "composition":
+        return graph
+    with_color = task in ("colors", "color_attr")
+    entities = tuple(
+        Entity(e.id, e.noun, e.count, {"color": e.attributes["color"]} if with_color else {}) for e in graph.entities
+    )
+    return SceneGraph(entities, graph.relations if task == "position" else ())
+
+
+def prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
+    """What the prompt says of ``graph``, a scene made for ``task``; ``graph`` implies it.
+
+    GenEval's tasks say no more than their templates. A composition says all but, now and then, the background
+    and places, which are then for the plan to decide.
+    """
+    asked = _asked(graph, task)
+    if task != "composition":
+        return asked
+    keep_background, keep_places = rng.random(2) < (0.85, 0.5)
+    entities = tuple(
+        Entity(e.id, e.noun, e.count, {k: v for k, v in e.attributes.items() if k != "place" or keep_places})
+        for e in asked.entities
+    )
+    return SceneGraph(entities, asked.relations, asked.background if keep_background else None)

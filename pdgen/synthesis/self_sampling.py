@@ -1,0 +1,153 @@
+"""The conflict subset by self-sampling: plans that a trained model writes, judged against the raw prompt.
+
+A plan that the judge accepts makes a positive sample. One that he does not makes a negative sample: his analysis and
+correction, then the right plan and its picture. One that says what ``held_out`` keeps from training makes none.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pdgen.sequence.trajectory import Record, TrajectoryError, format_inspection, parse_plan
+from pdgen.shapes.graph import SceneError, SceneGraph, Step, subgraph
+from pdgen.shapes.held_out import held_out
+from pdgen.shapes.instruction import carry_out
+from pdgen.shapes.matching import aligned
+from pdgen.shapes.parse import parse_instruction
+from pdgen.shapes.world import Scene, place
+from pdgen.synthesis.prompts import make_story, placed
+from pdgen.synthesis.settings import SUBSETS, Settings, SettingsError
+from pdgen.synthesis.story import HELD_OUT, WRONG_PICTURE, Drawing, Rejected, Story, Teachers
+from pdgen.synthesis.subsets import ATTEMPTS, Samples, is_positive
+from pdgen.teachers.protocols import Declined
+
+# The first plan that a model writes for each prompt, and the seeds it is to use.
+PlanWriter = Callable[[Sequence[str], Sequence[int]], list[str]]
+TOGETHER = 32  # plans asked for at once
+
+
+def _refuse_held_out(words: str, description: SceneGraph) -> None:
+    """Raises Rejected where a plan says what is held out from training, or its instruction leaves it there."""
+    try:
+        instruction = parse_instruction(words)
+        new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
+        before = subgraph(instruction.graph, {e.id for e in instruction.graph.entities} - {*new})
+        after = carry_out(before, instruction)
+    except SceneError:
+        raise Rejected("plan not understood") from None
+    if any(map(held_out, (instruction.graph, after, description))):
+        raise Rejected(HELD_OUT)
+
+
+def _drawable(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[Step, Scene | None]:
+    """The plan as a step, and its placed scene where the painter draws such. Raises Rejected."""
+    try:
+        instruction, description = parse_plan(plan)
+        graph = teachers.writer.parse(description)
+        if teachers.placement:
+            _refuse_held_out(instruction, graph)
+        step = Step("add", tuple(e.id for e in graph.entities), graph)
+        scenes = place(rng, [step], teachers.placement) if teachers.placement else [None]
+    except (TrajectoryError, Declined):
+        raise Rejected("plan not understood") from None
+    except SceneError:
+        raise Rejected("not a scene of shapes world") from None
+    if scenes is None:
+        raise Rejected("no layout found")
+    return step, scenes[0]
+
+
+def _corrected(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
+    """The story of the right plan: of what the prompt asks for, that which the wrong one seems to mean."""
+    whole = story.steps[-1].graph
+    asked = {e.id for e in whole.entities}
+    meant = [e.id for e in aligned(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
+    step = Step("add", tuple(meant), subgraph(whole, meant))
+    return placed(rng, teachers, Story(story.task, story.prompt, story.asked, (step,), ()))
+
+
+def judged_plan(
+    rng: np.random.Generator, teachers: Teachers, story: Story, plan: str
+) -> tuple[bool, Callable[[str], Record]]:
+    """Whether the judge accepts a story's first plan, and the sample that comes of it. Raises Rejected."""
+    step, scene = _drawable(rng, teachers, plan)
+    drawing = Drawing(story, teachers, rng)
+    drawing.plan(step, plan)
+    verdict = drawing.judged_plan()
+    if verdict.accept:
+        drawing.sketch(scene, None)
+        drawing.inspect(format_inspection(verdict.analysis))
+        finish = functools.partial(drawing.record, source="conflict", complete=False, positive=True)
+        return True, finish
+    drawing = Drawing(_corrected(rng, teachers, story, step), teachers, rng)
+    drawing.plan(step, plan, target=False)
+    drawing.verdicts[1] = verdict
+    drawing.draft(scene, None, True, WRONG_PICTURE)
+    drawing.inspect(format_inspection(verdict.analysis, verdict.correction))
+    drawing.plan_step(0)
+    drawing.sketch(drawing.story.scenes[0], None, "refine")
+    return False, functools.partial(drawing.record, source="conflict", complete=False, positive=False)
+
+
+def self_sampled(
+    settings: Settings, teachers: Teachers, numbers: range, write: PlanWriter, prompts: Sequence[str] = ()
+) -> Samples:
+    """Those samples of the conflict subset, in order.
+
+    They come of candidates 0, 1, ..., each a function of (settings, seed, ``numbers.start``) and its number; those of
+    a verdict of which there are enough are counted as rejected.
+
+    Raises:
+      SettingsError: too few of one verdict among ``ATTEMPTS`` candidates a sample.
+    """
+    wanted = {kind: [n for n in numbers if is_positive(settings, "conflict", n) == kind] for kind in (True, False)}
+    found: dict[int, Record] = {}
+    rejected: collections.Counter[str] = collections.Counter()
+    for first in range(0, ATTEMPTS * len(numbers), TOGETHER):
+        if len(found) == len(numbers):
+            break
+        for rng, story, plan in _candidates(settings, teachers, numbers.start, first, write, prompts, rejected):
+            try:
+                kind, finish = judged_plan(rng, teachers, story, plan)
+            except Rejected as fault:
+                rejected[fault.reason] += 1
+                continue
+            if not wanted[kind]:
+                rejected[f"{'positive' if kind else 'negative'} samples are enough"] += 1
+                continue
+            number = wanted[kind].pop(0)
+            found[number] = finish(f"conflict-{settings.seed}-{number:06d}")
+    if len(found) < len(numbers):
+        short = {kind: len(numbers_left) for kind, numbers_left in wanted.items()}
+        raise SettingsError(
+            f"conflict: {short[True]} positive and {short[False]} negative samples are missing after "
+            f"{ATTEMPTS * len(numbers):,} plans of the checkpoint ({dict(rejected.most_common(4))}); raise "
+            "conflict.temperature, or take conflict.variant=graph"
+        )
+    return Samples([found[number] for number in numbers], rejected)
+
+
+def _candidates(
+    settings: Settings,
+    teachers: Teachers,
+    start: int,
+    first: int,
+    write: PlanWriter,
+    prompts: Sequence[str],
+    rejected: collections.Counter[str],
+) -> list[tuple[np.random.Generator, Story, str]]:
+    """``TOGETHER`` stories and the plans that the model writes for them."""
+    stories = []
+    for candidate in range(first, first + TOGETHER):
+        rng = np.random.default_rng((settings.seed, SUBSETS.index("conflict"), start, candidate))
+        prompt = prompts[rng.integers(len(prompts))] if prompts else None
+        try:
+            stories.append((rng, make_story(rng, settings, teachers, prompt), int(rng.integers(2**32))))
+        except Rejected as fault:
+            rejected[fault.reason] += 1
+    if not stories:
+        return []
+    plans = write([story.prompt for _, story, _ in stories], [seed for _, _, seed in stories])
+    return [(rng, story, plan) for (rng, story, _), plan in zip(stories, plans)]

@@ -1,0 +1,325 @@
+"""What a data set is made of: the keys of configs such as ``configs/data_shapes.py``."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from pdgen.shapes.graph import OPERATIONS
+from pdgen.shapes.world import MAX_OBJECTS
+from pdgen.synthesis.sample import TASKS
+from pdgen.teachers.endpoint import Settings as EndpointSettings
+from pdgen.teachers.kontext import Settings as KontextSettings
+
+# Random numbers depend on a subset's place in this list.
+SUBSETS = ("multi_turn", "conflict", "alignment", "text_to_image", "understand", "edit")
+# Compositions have prompts as long as the paper's; the rest are GenEval's tasks, of which a small model needs many.
+TASK_SHARES = {
+    "single_object": 0.06, "two_object": 0.06, "counting": 0.06, "colors": 0.06, "position": 0.06,
+    "color_attr": 0.06, "composition": 0.64,
+}  # fmt: skip
+
+
+class SettingsError(ValueError):
+    """A setting is out of range, or a stage lacks something; the line names the key and the remedy."""
+
+
+THING_SHARES = (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)
+WORDING_SHARES = {"prompt": 0.5, "description": 0.1, "caption": 0.1, "places": 0.3}
+QUESTION_SHARES = {"caption": 0.15, "places": 0.3, "color": 0.1, "count": 0.12, "place": 0.13, "check": 0.2}
+OPERATION_SHARES = {"add": 0.25, "modify": 0.2, "swap": 0.1, "move": 0.15, "replace": 0.15, "remove": 0.15}
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 0:
+        raise SettingsError(f"{name}={value} is below 0")
+
+
+def _check_rate(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise SettingsError(f"{name}={value} is no probability")
+
+
+class MultiTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Multi-turn generation: whole trajectories.
+
+    Attributes:
+      count: samples.
+      fault_rate: of steps whose first draft is faulty, as long as the sample has no more than ``max_images``.
+    """
+
+    count: int = 32012
+    fault_rate: float = 0.03
+
+    def __post_init__(self) -> None:
+        _check_count("multi_turn.count", self.count)
+        _check_rate("multi_turn.fault_rate", self.fault_rate)
+
+
+class Conflict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Instruction-intermediate conflict: plans that contradict the prompt, and plans that are merely incomplete.
+
+    Attributes:
+      positive, negative: samples.
+      variant: "self" judges plans that ``checkpoint`` writes; "graph" makes wrong ones from the scene graph.
+      checkpoint: a pdgen checkpoint or the workdir of a training run on multi-turn samples; with "self" alone.
+      temperature: of the written plans.
+    """
+
+    positive: int = 6905
+    negative: int = 8296
+    variant: Literal["graph", "self"] = "graph"
+    checkpoint: str = ""
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_count("conflict.positive", self.positive)
+        _check_count("conflict.negative", self.negative)
+        if self.temperature < 0:
+            raise SettingsError(f"conflict.temperature={self.temperature} is below 0")
+
+
+class Alignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Image-instruction alignment: pictures that show what their plan says, and faulty ones.
+
+    Attributes:
+      positive, negative: samples.
+      archive: a GenRef archive (.tar) or a folder of them; "" corrupts scenes of shapes world.
+    """
+
+    positive: int = 5000
+    negative: int = 10000
+    archive: str = ""
+
+    def __post_init__(self) -> None:
+        _check_count("alignment.positive", self.positive)
+        _check_count("alignment.negative", self.negative)
+
+
+def _check_shares(name: str, shares: dict[str, float], keys: Sequence[str]) -> None:
+    for key, share in shares.items():
+        if key not in keys or not (math.isfinite(share) and share >= 0):
+            raise SettingsError(f"{name}: {key}={share}: expected a share of one of {', '.join(keys)}")
+    if not sum(shares.values()) > 0:
+        raise SettingsError(f"{name}: the shares sum to 0")
+
+
+def _check_numbers(name: str, shares: tuple[float, ...]) -> None:
+    if not 1 <= len(shares) <= MAX_OBJECTS or min(shares) < 0 or not sum(shares) > 0:
+        raise SettingsError(f"{name}={shares}: expected up to {MAX_OBJECTS} shares that do not sum to 0")
+
+
+class TextToImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prompt and its picture at once, as the base model draws. ``tasks`` are those of the whole data set.
+
+    Attributes:
+      count: samples.
+      things: shares of compositions, descriptions and captions of 1, 2, ... things.
+      wordings: shares of texts. "prompt": as a user asks; "description": as a plan describes the whole scene;
+        "caption": as an answer describes the picture; "places": as one that also says where everything is.
+    """
+
+    count: int = 0
+    things: tuple[float, ...] = THING_SHARES
+    wordings: dict[str, float] = msgspec.field(default_factory=lambda: dict(WORDING_SHARES))
+
+    def __post_init__(self) -> None:
+        _check_count("text_to_image.count", self.count)
+        _check_numbers("text_to_image.things", self.things)
+        _check_shares("text_to_image.wordings", self.wordings, tuple(WORDING_SHARES))
+
+
+class Understand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture, a question and its answer.
+
+    Attributes:
+      count: samples.
+      things: shares of pictures of 1, 2, ... things.
+      questions: shares of ``questions.KINDS``.
+    """
+
+    count: int = 0
+    things: tuple[float, ...] = THING_SHARES
+    questions: dict[str, float] = msgspec.field(default_factory=lambda: dict(QUESTION_SHARES))
+
+    def __post_init__(self) -> None:
+        _check_count("understand.count", self.count)
+        _check_numbers("understand.things", self.things)
+        _check_shares("understand.questions", self.questions, tuple(QUESTION_SHARES))
+
+
+class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture, an instruction and the changed picture.
+
+    Attributes:
+      count: samples.
+      things: shares of scenes of 1, 2, ... things; what is removed or still to be added is one more or less.
+      operations: shares of ``graph.OPERATIONS``.
+      places: share of single things that are added where the instruction says.
+    """
+
+    count: int = 0
+    things: tuple[float, ...] = THING_SHARES
+    places: float = 0.5
+    operations: dict[str, float] = msgspec.field(default_factory=lambda: dict(OPERATION_SHARES))
+
+    def __post_init__(self) -> None:
+        _check_count("edit.count", self.count)
+        _check_numbers("edit.things", self.things)
+        _check_rate("edit.places", self.places)
+        _check_shares("edit.operations", self.operations, OPERATIONS)
+
+
+class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who paints, judges and writes.
+
+    Attributes:
+      painter: "shapes", or "kontext" for FLUX.1-Kontext as ``kontext`` says.
+      judge: "exact" for shapes world, or "endpoint" as ``endpoint`` says.
+      writer: "rules", or "endpoint"; it parses prompts from a file.
+      prompts: a text file of prompts, one a line; "" makes prompts of shapes world.
+      redraws: further tries of a picture that the judge rejects.
+    """
+
+    painter: Literal["shapes", "kontext"] = "shapes"
+    judge: Literal["exact", "endpoint"] = "exact"
+    writer: Literal["rules", "endpoint"] = "rules"
+    prompts: str = ""
+    redraws: int = 0
+    endpoint: EndpointSettings | None = None
+    kontext: KontextSettings = KontextSettings()
+
+    def __post_init__(self) -> None:
+        _check_count("teachers.redraws", self.redraws)
+        if "endpoint" in (self.judge, self.writer) and self.endpoint is None:
+            raise SettingsError("teachers.endpoint is missing: the endpoint's url, model and cache")
+        if self.painter == "kontext" and not self.prompts:
+            raise SettingsError("teachers.prompts is missing: Kontext paints prompts from a file, one a line")
+        if self.painter == "shapes" and self.writer == "endpoint":
+            raise SettingsError("teachers.writer=endpoint reads what shapes world cannot paint; take writer=rules")
+
+    @property
+    def remote(self) -> bool:
+        """Whether any answer costs money."""
+        return "endpoint" in (self.judge, self.writer)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A data set.
+
+    Attributes:
+      seed: every sample is a function of it, of the sample's subset and number, and of these settings.
+      image_size: pixels of a picture's side in shapes world.
+      positions: of objects in shapes world: on the "lattice" of the VAE tokens, or "free".
+      shard_size: samples of a file; a killed build loses no more.
+      latents: add the latents of shapes world's autoencoder; without, ``launch/encode.py`` adds any.
+      tasks: shares of ``sample.TASKS``; they are divided by their sum.
+      entities: shares of compositions with 1, 2, ... entities; empty for ``sample.ENTITY_RATES``.
+      rewritten: share of multi-turn and alignment samples whose steps also modify, swap, move, replace and remove.
+      places: share of single things whose place the plans of shapes world state, whether or not the prompt does.
+      max_images: of a sample.
+      allow_leaks: keep prompts that are GenEval's; they are counted and named either way.
+
+    Raises:
+      SettingsError: a value is out of range; the line names the key.
+    """
+
+    seed: int = 0
+    image_size: int = 64
+    positions: Literal["lattice", "free"] = "lattice"
+    shard_size: int = 250
+    latents: bool = True
+    tasks: dict[str, float] = msgspec.field(default_factory=lambda: dict(TASK_SHARES))
+    entities: tuple[float, ...] = ()
+    rewritten: float = 0.2
+    places: float = 0.0
+    max_images: int = 5
+    allow_leaks: bool = False
+    multi_turn: MultiTurn = MultiTurn()
+    conflict: Conflict = Conflict()
+    alignment: Alignment = Alignment()
+    text_to_image: TextToImage = TextToImage()
+    understand: Understand = Understand()
+    edit: Edit = Edit()
+    teachers: TeacherSettings = TeacherSettings()
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("image_size", 16), ("shard_size", 1), ("max_images", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name}={getattr(self, name)}: at least {least} is needed")
+        _check_rate("rewritten", self.rewritten)
+        _check_rate("places", self.places)
+        _check_shares("tasks", self.tasks, TASKS)
+        if self.entities:
+            _check_numbers("entities", self.entities)
+        if self.multi_turn.fault_rate and self.teachers.painter != "shapes":
+            raise SettingsError("multi_turn.fault_rate: only shapes world can draw a faulty draft; set it to 0")
+
+    def counts(self, subset: str) -> tuple[int, int]:
+        """(samples, positive ones among them) of a subset; most do not tell them apart and have none."""
+        part = getattr(self, subset)
+        if "count" in part.__struct_fields__:
+            return part.count, 0
+        return part.positive + part.negative, part.positive
+
+    def of(self, subset: str) -> dict[str, Any]:
+        """The settings of one subset as plain data."""
+        return msgspec.to_builtins(getattr(self, subset))
+
+    def common(self) -> dict[str, Any]:
+        """The settings that all subsets share, as plain data, less what decides nothing but speed and price."""
+        shared = {k: v for k, v in msgspec.to_builtins(self).items() if k not in SUBSETS}
+        if endpoint := shared["teachers"]["endpoint"]:
+            shared["teachers"]["endpoint"] = {k: endpoint[k] for k in ("url", "model", "parameters", "answers")}
+        return shared
+
+    def lacking(self, subset: str) -> str | None:
+        """What a stage needs and does not have, in a line; None if nothing."""
+        needs_scenes = self.teachers.painter != "shapes"
+        if subset == "conflict" and self.conflict.variant == "self" and not self.conflict.checkpoint:
+            return (
+                "conflict: variant 'self' needs a checkpoint trained on multi-turn samples; build --stages=multi_turn, "
+                "train on it and pass --config.conflict.checkpoint=WORKDIR, or take --config.conflict.variant=graph"
+            )
+        if subset == "alignment" and not self.alignment.archive and needs_scenes:
+            return (
+                "alignment: only shapes world can corrupt scenes; "
+                "name a GenRef archive by --config.alignment.archive=TAR"
+            )
+        if subset in ("text_to_image", "understand", "edit") and needs_scenes:
+            return f"{subset}: only shapes world knows what its pictures show; set --config.{subset}.count=0"
+        unexplained = self.alignment.archive and self.alignment.positive and self.teachers.judge == "exact"
+        if subset == "alignment" and unexplained:
+            return (
+                "alignment: GenRef does not say why an image fits, so positive samples need "
+                "--config.teachers.judge=endpoint, or set --config.alignment.positive=0"
+            )
+        return None
+
+
+def scaled(settings: Settings, factor: float, count: int | None = None) -> Settings:
+    """The settings with all numbers of samples multiplied by ``factor``.
+
+    Args:
+      count: samples of all subsets together, in the settings' proportions, before they are multiplied.
+
+    Raises:
+      SettingsError: the factor is no positive number, or no sample is left.
+    """
+    if not (math.isfinite(factor) and factor > 0):
+        raise SettingsError(f"--scale={factor} is no positive number")
+    total = sum(settings.counts(subset)[0] for subset in SUBSETS)
+    if count is not None:
+        if count < 1 or not total:
+            raise SettingsError(f"--count={count}: at least 1 sample is needed")
+        factor *= count / total
+    changed = {}
+    for subset in SUBSETS:
+        part = getattr(settings, subset)
+        keys = [key for key in ("count", "positive", "negative") if key in part.__struct_fields__]
+        changed[subset] = msgspec.structs.replace(part, **{key: round(getattr(part, key) * factor) for key in keys})
+    new = msgspec.structs.replace(settings, **changed)
+    if not any(new.counts(subset)[0] for subset in SUBSETS):
+        raise SettingsError(f"no sample is left of {total} at --scale={factor:g}")
+    return new

@@ -1,0 +1,181 @@
+"""Shards of the subsets: who is hired for them, and how each shard comes to its records and latents."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from pdgen.assets import shapes_folder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
+from pdgen.config import SHAPES_AUTOENCODER
+from pdgen.data.latents import Encode, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.sequence.trajectory import Record, Text, format_plan
+from pdgen.shapes.painter import ShapesPainter
+from pdgen.shapes.placement import PLACEMENTS
+from pdgen.synthesis.build import Made, Shard
+from pdgen.synthesis.importers.genref import from_archive
+from pdgen.synthesis.importers.reflection import read_genref
+from pdgen.synthesis.leaks import leak
+from pdgen.synthesis.prompts import read_prompts
+from pdgen.synthesis.self_sampling import PlanWriter, self_sampled
+from pdgen.synthesis.settings import Conflict, Settings
+from pdgen.synthesis.story import Teachers
+from pdgen.synthesis.subsets import Samples, make_samples
+from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.kontext import KontextPainter
+from pdgen.teachers.protocols import Picture, Stroke
+from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter
+from pdgen.teachers.writer import RulesWriter
+
+
+@dataclasses.dataclass
+class BlankPainter:
+    """Paints nothing, and counts what it is asked for: the painter of a dry run."""
+
+    size: int
+    pictures: int = 0
+    name: str = "blank"
+
+    def paint(self, stroke: Stroke) -> Picture:
+        """A grey picture."""
+        self.pictures += 1
+        return np.full((self.size, self.size, 3), 128, np.uint8)
+
+
+def hire(settings: Settings, endpoint: Endpoint | None = None) -> Teachers:
+    """The teachers that the settings name.
+
+    Args:
+      endpoint: asked in place of one made from the settings; a dry one makes a dry run of all teachers.
+
+    Raises:
+      TeacherError: the endpoint's key is missing.
+    """
+    wanted = settings.teachers
+    if endpoint is None and wanted.remote:
+        endpoint = Endpoint(wanted.endpoint)
+    dry = endpoint is not None and endpoint.dry_run
+    painter = ShapesPainter(settings.image_size) if wanted.painter == "shapes" else KontextPainter(wanted.kontext)
+    if dry and wanted.painter == "kontext":
+        painter = BlankPainter(wanted.kontext.size)
+    return Teachers(
+        painter=painter,
+        judge=EndpointJudge(endpoint) if wanted.judge == "endpoint" else ExactJudge(),
+        writer=EndpointWriter(endpoint) if wanted.writer == "endpoint" else RulesWriter(),
+        placement=PLACEMENTS[settings.positions] if wanted.painter == "shapes" else None,
+        judge_explains=wanted.judge == "endpoint",
+        redraws=wanted.redraws,
+        assumed=dry,
+    )
+
+
+@functools.cache
+def shapes_encoder() -> tuple[Encode, str]:
+    """The encoder of shapes world's autoencoder, compiled once in a process, and its fingerprint."""
+    weights = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
+    return batched_encoder(SHAPES_AUTOENCODER, weights), autoencoder_fingerprint(weights)
+
+
+@functools.lru_cache(1)
+def _hired(settings: bytes) -> tuple[Settings, Teachers]:
+    decoded = msgspec.json.decode(settings, type=Settings)
+    return decoded, hire(decoded)
+
+
+def noted_leaks(records: Sequence[Record]) -> dict[str, list[str]]:
+    """The ids of records whose prompt is one of GenEval's, by "exact" and "normalised"."""
+    noted: dict[str, list[str]] = {}
+    for record in records:
+        prompt = next(s for s in record.segments if isinstance(s, Text) and s.stage == "prompt")
+        if kind := leak(prompt.text):
+            noted.setdefault(kind, []).append(record.id)
+    return noted
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """Makes any shard of the settings; it goes to other processes and knows no more than it needs.
+
+    Attributes:
+      settings: ``Settings`` as JSON.
+      prompts: of a file, if they come from one.
+    """
+
+    settings: bytes
+    prompts: tuple[str, ...] = ()
+
+    def __call__(self, shard: Shard) -> Made:
+        settings, teachers = _hired(self.settings)
+        threads = settings.teachers.endpoint.concurrency if settings.teachers.remote else 1
+        numbers = range(shard.start, shard.stop)
+        return finish(settings, make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads))
+
+
+def finish(settings: Settings, samples: Samples) -> Made:
+    """The samples with latents, if the settings want them, and their leaks."""
+    records = add_latents(samples.records, shapes_encoder()[0]) if settings.latents else samples.records
+    return Made(records, samples.rejected, noted_leaks(records))
+
+
+def maker(settings: Settings) -> Maker:
+    """The maker of the settings' shards. Raises SettingsError where the prompts' file cannot be read."""
+    path = settings.teachers.prompts
+    return Maker(msgspec.json.encode(settings), tuple(read_prompts(path)) if path else ())
+
+
+def self_sampling_maker(settings: Settings, teachers: Teachers, write: PlanWriter) -> Callable[[Shard], Made]:
+    """Makes shards of the conflict subset in this process, where the sampler is."""
+    prompts = maker(settings).prompts
+
+    def make(shard: Shard) -> Made:
+        numbers = range(shard.start, shard.stop)
+        return finish(settings, self_sampled(settings, teachers, numbers, write, prompts))
+
+    return make
+
+
+def archive_maker(settings: Settings, teachers: Teachers, used: Callable[[Shard], int]) -> Callable[[Shard], Made]:
+    """Makes shards of the alignment subset from GenRef, in order and in this process.
+
+    Args:
+      used: how many of the archive's samples the shards before one have used or rejected.
+    """
+    position, outcomes = 0, iter(())  # type: int, Iterator[Outcome]
+
+    def make(shard: Shard) -> Made:
+        nonlocal position, outcomes
+        start = used(shard)
+        if start < position or position == 0:
+            position, outcomes = 0, read_genref(pathlib.Path(settings.alignment.archive))
+        for _ in itertools.islice(outcomes, start - position):
+            pass
+        samples = from_archive(settings, teachers, outcomes, range(shard.start, shard.stop))
+        position = start + len(samples.records) + sum(samples.rejected.values())
+        return finish(settings, samples)
+
+    return make
+
+
+def dry_samples(settings: Settings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str]) -> None:
+    """Asks what those samples of a subset would ask, of teachers that only count it.
+
+    Every plan of self-sampling is taken for accepted; a dry run has no checkpoint that writes any.
+    """
+    if subset == "conflict" and settings.conflict.variant == "self":
+        total, _ = settings.counts(subset)
+        alike = msgspec.structs.replace(settings, conflict=Conflict(positive=total, negative=0))
+        self_sampled(alike, teachers, numbers, _prompts_as_plans, prompts)
+    elif subset == "alignment" and settings.alignment.archive:
+        from_archive(settings, teachers, read_genref(pathlib.Path(settings.alignment.archive)), numbers)
+    else:
+        threads = settings.teachers.endpoint.concurrency
+        make_samples(settings, teachers, subset, numbers, prompts, threads)
+
+
+def _prompts_as_plans(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    return [format_plan("Draw it.", prompt) for prompt in prompts]

@@ -1,0 +1,275 @@
+"""A client for any OpenAI-compatible chat endpoint: pictures in, validated structured answers out, none paid twice.
+
+``Endpoint.ask`` turns a ``Request`` into the answer type that it names. Every answer that was paid for lies in the
+cache folder, one file per request, whether it is of use or not. What a request comes to is a function of that file
+alone, so a build that is killed and started again comes to the same and pays for nothing a second time.
+
+With ``dry_run=True`` nothing is sent: what the cache lacks is counted and priced, and answered by the request's own
+assumption.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from pdgen.teachers.answer_cache import AnswerCache, Paid
+from pdgen.teachers.chat import AnswerError, Request, ask_again, decode_reply, read_answer
+from pdgen.teachers.protocols import TeacherError
+from pdgen.teachers.transport import Patience, post
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to ask, what it costs and how long to wait.
+
+    Attributes:
+      url: base of the interface, such as "https://api.openai.com/v1"; "/chat/completions" is added.
+      model: name sent with every request.
+      cache: folder of the answers.
+      key_variable: environment variable that holds the key; "" for a server that asks for none.
+      parameters: sent as they are; some models want other names, such as ``max_completion_tokens``.
+      concurrency: requests under way at the same time, in this process.
+      answers: how often a request is asked until it is answered well, malformed answers included.
+      input_price, output_price: of a million tokens, in any currency.
+      patience: timeouts and retries.
+
+    Raises:
+      TeacherError: naming the value that cannot be.
+    """
+
+    url: str
+    model: str
+    cache: str
+    key_variable: str = ""
+    parameters: dict[str, Any] = msgspec.field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024})
+    concurrency: int = 8
+    answers: int = 3
+    input_price: float = 0.0
+    output_price: float = 0.0
+    patience: Patience = Patience()
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # an impossible port or address
+            complete = False
+        if not complete or not self.url.isprintable() or " " in self.url:
+            raise TeacherError("url: not the base of an interface, such as 'https://host/v1'")
+        if parts.username or parts.password or parts.query:
+            raise TeacherError(f"url of {parts.hostname}: holds credentials or a query; a key goes into key_variable")
+        if not (self.model and self.cache):
+            raise TeacherError("model and cache must be named")
+        for name in ("concurrency", "answers"):
+            if getattr(self, name) < 1:
+                raise TeacherError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+
+
+class Usage(msgspec.Struct):
+    """What one task took: answers paid for now (or, in a dry run, to be paid), answers found, tokens paid for."""
+
+    calls: int = 0
+    cached: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Ledger:
+    """Counts of an endpoint, safe among threads.
+
+    Attributes:
+      tasks: usage by ``Request.task``.
+      retried: failed attempts that bore no answer, by reason.
+      rejected: answers paid for and of no use, by reason.
+    """
+
+    def __init__(self, settings: Settings, dry_run: bool):
+        self.tasks: dict[str, Usage] = {}
+        self.retried: collections.Counter[str] = collections.Counter()
+        self.rejected: collections.Counter[str] = collections.Counter()
+        self._settings = settings
+        self._dry_run = dry_run
+        self._lock = threading.Lock()
+
+    def retry(self, reason: str) -> None:
+        """Counts an attempt that failed."""
+        with self._lock:
+            self.retried[reason] += 1
+
+    def reject(self, reason: str) -> None:
+        """Counts an answer of no use."""
+        with self._lock:
+            self.rejected[reason] += 1
+
+    def add(self, task: str, **counts: int) -> None:
+        """Adds to the fields of the task's ``Usage``."""
+        with self._lock:
+            usage = self.tasks.setdefault(task, Usage())
+            for name, count in counts.items():
+                setattr(usage, name, getattr(usage, name) + count)
+
+    def total(self) -> Usage:
+        """The sum over all tasks."""
+        with self._lock:
+            return Usage(*(sum(getattr(u, name) for u in self.tasks.values()) for name in Usage.__struct_fields__))
+
+    def price(self, usage: Usage) -> float:
+        """What the tokens cost, in the currency of the settings."""
+        s = self._settings
+        return (usage.input_tokens * s.input_price + usage.output_tokens * s.output_price) / 1e6
+
+    def report(self) -> str:
+        """A few lines for the reader: each task and their sum, and what was retried and rejected."""
+        header = f"{'task':<20} {'to send' if self._dry_run else 'sent':>9} {'cached':>9} {'tokens in':>12} "
+        lines = [header + f"{'tokens out':>12} {'price':>10}{' (estimates)' if self._dry_run else ''}"]
+        for task, u in [*sorted(self.tasks.items()), ("all", self.total())]:
+            lines.append(f"{task:<20} {u.calls:>9,} {u.cached:>9,} {u.input_tokens:>12,} {u.output_tokens:>12,} "
+                         f"{self.price(u):>10,.2f}")  # fmt: skip
+        for name, counts in (("retried", self.retried), ("rejected", self.rejected)):
+            if counts:
+                lines.append(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()))
+        return "\n".join(lines)
+
+
+class Endpoint:
+    """A chat endpoint with its cache and its ledger. All methods may be called from several threads.
+
+    Raises:
+      TeacherError: the key's environment variable is missing or holds no key (not in a dry run).
+    """
+
+    def __init__(self, settings: Settings, dry_run: bool = False):
+        self.settings = settings
+        self.dry_run = dry_run
+        self.ledger = Ledger(settings, dry_run)
+        self._cache = AnswerCache(settings.cache)
+        self._slots = threading.Semaphore(settings.concurrency)
+        self._assumed: set[str] = set()
+        self._lock = threading.Lock()
+        if not dry_run:
+            _key(settings)
+
+    def ask(self, request: Request) -> Any:
+        """The answer, an instance of ``request.answer``, from the cache or the server.
+
+        Raises:
+          AnswerError: the model refuses, or ``settings.answers`` answers were malformed.
+          TeacherError: the server cannot be used (its status, no answer in all attempts).
+        """
+        return self._ask(request, threading.Event())
+
+    def map(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """The answers in the order of the requests, which are taken a few ahead; an AnswerError stands for itself.
+
+        Interrupted, or closed early, it drops what waits, and what is under way finishes into the cache.
+
+        Raises:
+          TeacherError: as ``ask``.
+        """
+        cancelled = threading.Event()
+        pool = concurrent.futures.ThreadPoolExecutor(self.settings.concurrency)
+        waiting: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+        try:
+            for request in requests:
+                waiting.append(pool.submit(self._outcome, request, cancelled))
+                if len(waiting) >= 4 * self.settings.concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            cancelled.set()  # what waits ends before it is sent
+            pool.shutdown()
+
+    def _outcome(self, request: Request, cancelled: threading.Event) -> Any:
+        try:
+            return self._ask(request, cancelled)
+        except AnswerError as fault:
+            return fault
+
+    def _ask(self, request: Request, cancelled: threading.Event) -> Any:
+        body = request.body(self.settings.model, self.settings.parameters)
+        content = json.dumps([request.version, body], sort_keys=True).encode()
+        key = hashlib.sha256(content).hexdigest()
+        if self.dry_run:
+            return self._assume(request, key)
+        with self._cache.locked(key):
+            paid = self._cache.read(key)
+            self.ledger.add(request.task, cached=bool(paid))
+            while (answer := self._settle(request, paid)) is None or isinstance(answer, AnswerError):
+                attempt = ask_again(body, paid[-1], answer) if paid else body
+                paid = [*paid, self._pay(request, attempt, cancelled)]
+                self._cache.write(key, self.settings.model, request.task, paid)
+            return answer
+
+    def _settle(self, request: Request, paid: Sequence[Paid]) -> Any:
+        # What the answers so far come to: the last one, or its fault where it pays to ask again; None if none.
+        if not paid:
+            return None
+        try:
+            return read_answer(request, paid[-1])
+        except AnswerError as fault:
+            if fault.reason == "refused" or len(paid) >= self.settings.answers:
+                raise
+            return fault
+
+    def _pay(self, request: Request, body: dict[str, Any], cancelled: threading.Event) -> Paid:
+        url = self.settings.url.rstrip("/") + "/chat/completions"
+        if cancelled.is_set():
+            raise TeacherError(f"{url}: cancelled")
+        data = json.dumps(body).encode()
+        key = _key(self.settings)
+        with self._slots:
+            reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.retry)
+        choice = reply.choices[0]
+        guess = request.estimated_tokens()  # for servers that do not count
+        paid = Paid(
+            content=choice.message.content or "",
+            refusal=choice.message.refusal,
+            finish_reason=choice.finish_reason,
+            input_tokens=reply.usage.prompt_tokens if reply.usage else guess[0],
+            output_tokens=reply.usage.completion_tokens if reply.usage else guess[1],
+        )
+        counts = {"input_tokens": paid.input_tokens, "output_tokens": paid.output_tokens}
+        self.ledger.add(request.task, calls=1, **counts)
+        try:
+            read_answer(request, paid)
+        except AnswerError as fault:
+            self.ledger.reject(fault.reason)
+        return paid
+
+    def _assume(self, request: Request, key: str) -> Any:
+        paid = self._cache.read(key)
+        answer = self._settle(request, paid)
+        if answer is not None and not isinstance(answer, AnswerError):
+            self.ledger.add(request.task, cached=1)
+            return answer
+        with self._lock:
+            first = key not in self._assumed
+            self._assumed.add(key)
+        if first:
+            tokens = request.estimated_tokens()
+            self.ledger.add(request.task, calls=1, input_tokens=tokens[0], output_tokens=tokens[1])
+        else:  # by then it would be in the cache
+            self.ledger.add(request.task, cached=1)
+        return request.assumed
+
+
+def _key(settings: Settings) -> str:
+    # Read where it is used and held by no object, so that no repr and no dump can show it.
+    if not settings.key_variable:
+        return ""
+    key = os.environ.get(settings.key_variable, "").strip()
+    if not re.fullmatch(r"[!#-\[\]-~]+", key):  # visible ASCII that JSON writes as it is
+        raise TeacherError(
+            f"environment variable {settings.key_variable} holds no key; export it, or set key_variable to '' "
+            "for a server that asks for none"
+        )
+    return key

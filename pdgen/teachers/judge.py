@@ -1,0 +1,103 @@
+"""The exact judge of shapes world: it reads the words and detects the shapes, and knows nothing else.
+
+It has no access to the scene that was painted, nor to the graph that a prompt was made from.
+"""
+
+import functools
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdgen.sequence.trajectory import TrajectoryError, parse_plan, parse_refine
+from pdgen.shapes.detect import Found, background, detect
+from pdgen.shapes.graph import SceneError, SceneGraph
+from pdgen.shapes.instruction import Instruction
+from pdgen.shapes.matching import aligned
+from pdgen.shapes.parse import parse, parse_instruction
+from pdgen.shapes.phrases import scene
+from pdgen.teachers.picture_check import check_promises, check_untouched, read
+from pdgen.teachers.plan_check import check_plan, still_to_come
+from pdgen.teachers.protocols import Declined, Picture, TeacherError, Verdict
+
+
+class ExactJudge:
+    """``teachers.Judge`` of shapes world. Equal questions get equal verdicts; ``seed`` decides their wording."""
+
+    name = "exact"
+
+    def __init__(self, seed: int = 0):
+        self._seed = seed
+
+    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+        """Whether the last plan agrees with the prompt, with the plan before it, and its parts with each other.
+
+        A contradiction is another colour, noun, count, relation, size, fill, place or background than the prompt
+        asks for, or something that it does not ask for. What the plan does not say yet is none.
+
+        Raises:
+          Declined: a text is no plan, or says what is not understood; the line names it.
+          TeacherError: there is no plan.
+        """
+        if not plans:
+            raise TeacherError("exact judge: there is no plan to judge")
+        rng = self._rng(prompt, *plans)
+        try:
+            asked = parse(prompt)
+            before = _read_plan(plans[-2])[1] if len(plans) > 1 else None
+            instruction, description = _read_plan(plans[-1])
+            if (text := check_plan(rng, asked, before, instruction, description)) is not None:
+                return as_verdict(text)
+        except (SceneError, TrajectoryError) as fault:
+            raise Declined(f"exact judge: {fault}") from None
+        rest = still_to_come(asked, aligned(asked, description))
+        return Verdict(accept=True, analysis=f"The plan agrees with the prompt; {rest}.")
+
+    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+        """Whether the picture shows all that the plan's description says, and no further shape.
+
+        With ``previous``, also whether all that the instruction does not concern is as it was; ``picture_check``
+        states the tolerances.
+
+        Raises:
+          Declined: the text is no plan or not understood.
+          ValueError: a picture is no square of 32 pixels or more.
+        """
+        try:
+            instruction, description = _read_plan(plan)
+            rng = self._rng(plan, zlib.crc32(picture.tobytes()))
+            found = detected(picture)
+            text = check_promises(rng, read(found, background(picture), description), description)
+            if text is None and previous is not None:
+                text = check_untouched(rng, instruction, (previous, detected(previous)), (picture, found))
+        except (SceneError, TrajectoryError) as fault:
+            raise Declined(f"exact judge: {fault}") from None
+        if text is not None:
+            return as_verdict(text)
+        shown, _ = scene(description, [e.id for e in description.entities])
+        return Verdict(accept=True, analysis=f"The picture shows {shown}, as planned.")
+
+    def _rng(self, *parts: str | int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, *(zlib.crc32(str(part).encode()) for part in parts)))
+
+
+def _read_plan(text: str) -> tuple[Instruction, SceneGraph]:
+    instruction, description = parse_plan(text)
+    return parse_instruction(instruction), parse(description)
+
+
+def detected(picture: Picture) -> tuple[Found, ...]:
+    """The shapes of a picture; see ``detect``."""
+    return _detect(picture.tobytes(), picture.shape)
+
+
+@functools.lru_cache(maxsize=64)  # the picture of a step is the one before of the next
+def _detect(data: bytes, shape: tuple[int, ...]) -> tuple[Found, ...]:
+    return tuple(detect(np.frombuffer(data, np.uint8).reshape(shape)))
+
+
+def as_verdict(inspection: str) -> Verdict:
+    """The verdict of an inspection that found a fault."""
+    return Verdict(
+        accept=False, analysis=inspection.partition("<refine>")[0].strip(), correction=parse_refine(inspection)
+    )

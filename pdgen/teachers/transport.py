@@ -1,0 +1,187 @@
+"""One JSON request over HTTP until it is answered: deadlines, retries with backoff, and no key in any message.
+
+On the standard library alone (proxies of the environment are obeyed), so that a build machine needs no extra
+package. Redirects are not followed: the key goes to the host that the settings name and to no other.
+"""
+
+import email.utils
+import http.client
+import itertools
+import json
+import random
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from pdgen.teachers.protocols import TeacherError
+
+CHUNK = 1 << 16
+LONGEST_MESSAGE = 300
+TRANSIENT = (408, 409, 425, 429)
+T = TypeVar("T")
+
+
+class Patience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long to wait for an answer, in seconds.
+
+    Attributes:
+      timeout: one attempt, from connecting to the last byte.
+      attempts: of one request, all told.
+      backoff: wait after the first failed attempt; it doubles with each further one, and half of it is random.
+      longest_wait: bound of the wait; a server that asks for more by ``Retry-After`` ends the request.
+
+    Raises:
+      TeacherError: no attempt, no time or a negative wait.
+    """
+
+    timeout: float = 120.0
+    attempts: int = 6
+    backoff: float = 1.0
+    longest_wait: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.timeout <= 0 or min(self.backoff, self.longest_wait) < 0:
+            raise TeacherError(f"{self}: at least one attempt, a timeout above 0 and no negative wait are needed")
+
+
+class _Transient(Exception):
+    # A failure that may pass: the reason as it is counted, and how long the server asks to wait.
+    def __init__(self, reason: str, message: str = "", wait: float = 0.0):
+        super().__init__(f"{reason}: {message}" if message else reason)
+        self.reason = reason
+        self.wait = wait
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+def post(
+    url: str,
+    body: bytes,
+    key: str,
+    decode: Callable[[bytes], T],
+    patience: Patience,
+    cancelled: threading.Event,
+    count: Callable[[str], None],
+) -> T:
+    """What the server answers to ``body`` (JSON), after as many attempts as ``patience`` grants.
+
+    Timeouts, cut connections, answers that ``decode`` refuses and the statuses 408, 409, 425, 429 and 5xx are
+    tried again after max(backoff, ``Retry-After``). The key is blotted out of whatever comes back.
+
+    Args:
+      key: bearer token; "" for a server without one.
+      decode: reads the answer; a ValueError says that it is none.
+      cancelled: set from elsewhere, it ends the waiting between attempts.
+      count: told the reason of every failed attempt ("timeout", "HTTP 429", "cut connection", ...).
+
+    Raises:
+      TeacherError: another status, a wait that is too long, no attempt left, or cancelled.
+    """
+    for attempt in itertools.count(1):
+        try:
+            data = _attempt(url, body, key, patience.timeout)
+            try:
+                return decode(data)
+            except ValueError:
+                raise _Transient("garbage", _line(data)[:60]) from None
+        except _Transient as fault:
+            count(fault.reason)
+            if attempt == patience.attempts:
+                raise TeacherError(f"{url}: no answer in {attempt} attempts; the last: {fault}") from None
+            if fault.wait > patience.longest_wait:
+                raise TeacherError(f"{url}: {fault}: asks to wait {fault.wait:.0f} s, "
+                                   f"longest_wait is {patience.longest_wait:.0f} s") from None  # fmt: skip
+            doubled = min(patience.backoff * 2 ** (attempt - 1), patience.longest_wait)
+            if cancelled.wait(max(fault.wait, doubled * random.uniform(0.5, 1.0))):
+                raise TeacherError(f"{url}: cancelled while waiting after: {fault}") from None
+
+
+def _attempt(url: str, body: bytes, key: str, timeout: float) -> bytes:
+    headers = {"Content-Type": "application/json", "User-Agent": "pdgen"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, data=body, headers=headers, method="POST")
+    deadline = time.monotonic() + timeout
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as response:
+            return _blot(_read(response, deadline), key)
+    except urllib.error.HTTPError as fault:
+        with fault:
+            raise _refusal(url, fault, key) from None
+    except (OSError, http.client.HTTPException) as fault:
+        raise _Transient(_reason(fault)) from None
+
+
+def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    # The socket's timeout bounds a single read; a server that drips bytes is bounded by the deadline.
+    chunks = []
+    while chunk := response.read1(CHUNK):
+        chunks.append(chunk)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if response.length:  # read1 takes an early end of the stream for its regular one
+        raise http.client.IncompleteRead(b"".join(chunks), response.length)
+    return b"".join(chunks)
+
+
+def _reason(fault: Exception) -> str:
+    cause = getattr(fault, "reason", fault)  # URLError wraps what happened while connecting
+    if isinstance(cause, TimeoutError):
+        return "timeout"
+    if isinstance(cause, http.client.HTTPException | ConnectionResetError | BrokenPipeError):
+        return "cut connection"
+    return f"no connection ({cause})"
+
+
+def _refusal(url: str, fault: urllib.error.HTTPError, key: str) -> Exception:
+    try:
+        message = _server_message(_blot(fault.read(CHUNK), key))
+    except (OSError, http.client.HTTPException):
+        message = "(message cut)"
+    if fault.code in TRANSIENT or fault.code >= 500:
+        return _Transient(f"HTTP {fault.code}", message, _retry_after(fault.headers.get("Retry-After", "")))
+    if 300 <= fault.code < 400:
+        target = _blot(fault.headers.get("Location", "nowhere").encode(), key)
+        message = f"redirected to {_line(target)}; name that in url"
+    return TeacherError(f"{url}: HTTP {fault.code}: {message}")
+
+
+def _retry_after(value: str) -> float:
+    # RFC 9110: seconds, or a date.
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _server_message(data: bytes) -> str:
+    # {"error": {"message": ...}}, {"error": ...}, or whatever the server sent.
+    try:
+        error = json.loads(data)["error"]
+        data = str(error["message"] if isinstance(error, dict) else error).encode()
+    except (ValueError, KeyError, TypeError):
+        pass
+    return _line(data)[:LONGEST_MESSAGE] or "(no message)"
+
+
+def _line(data: bytes) -> str:
+    return " ".join(data.decode("utf-8", "replace").split())
+
+
+def _blot(data: bytes, key: str) -> bytes:
+    if not key:
+        return data
+    # JSON may write a slash with a backslash before it, and JSON inside JSON with more of them.
+    parts = (re.escape(part) for part in key.encode().split(b"/"))
+    return re.sub(rb"\\*/".join(parts), b"[key]", data)

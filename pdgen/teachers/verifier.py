@@ -1,0 +1,180 @@
+"""Pictures against their prompts: critics say what is wrong, verifiers how much is right.
+
+Exact ones for shapes world, which read the prompt and detect the shapes; and any vision model behind a chat endpoint.
+"""
+
+import itertools
+import zlib
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from pdgen.sequence.trajectory import format_inspection
+from pdgen.shapes.detect import background
+from pdgen.shapes.graph import SceneError, SceneGraph
+from pdgen.shapes.matching import words_of
+from pdgen.shapes.painter import png_bytes
+from pdgen.shapes.parse import parse
+from pdgen.shapes.world import relations_between
+from pdgen.teachers.chat import Request
+from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.judge import as_verdict, detected
+from pdgen.teachers.picture_check import Seen, inspections, looks_of, read
+from pdgen.teachers.protocols import Declined, Picture, Verdict
+from pdgen.teachers.remote_teachers import JudgeAnswer
+
+PROMPT_VERSION = 1
+
+CRITIC_RULES = """\
+You see a picture that was drawn for a prompt, and say what of it is not as the prompt asks: things that are missing \
+or too many, another kind, number, colour, size, position or relation, another background, prominent things that \
+nobody asked for, things broken beyond recognition. Details that the prompt leaves open are no faults. Count \
+carefully. Left and right are the viewer's.
+
+Answer with JSON of the given schema:
+- analysis: one to three short plain sentences (at most 60 words) on what you compared and every fault you see.
+- accept: true if there is no fault, else false.
+- correction: null if you accept; else short imperative sentences, one for each fault, that an image editor can \
+follow without seeing the prompt ("Make the car red. Remove the dog on the left.").
+No tags, no lists. Never mention this task, the schema or yourself.
+"""
+
+VERIFIER_RULES = """\
+You see a picture that was drawn for a prompt. List what the prompt asks for as separate checks and say of each \
+whether the picture shows it: for every kind of thing one check that it is there, one of its number, one of each \
+stated attribute; one of each stated position or relation; one of the background if it is stated. Add one check \
+that is not right for each prominent thing that the prompt does not ask for. A check of something that is not there \
+is not right. Count carefully. Left and right are the viewer's.
+
+Answer with JSON of the given schema: checks, each with what (a few words, such as "two dogs") and right (true or \
+false). At least one check.
+"""
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing asked for, and whether it is there."""
+
+    what: str
+    right: bool
+
+
+class VerifierAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A verifier's checks as the model writes them."""
+
+    checks: list[Check]
+
+    def __post_init__(self) -> None:
+        if not self.checks or not all(check.what.strip() for check in self.checks):
+            raise ValueError("there is no check, or one that does not say what")
+
+    def score(self) -> float:
+        """The share of checks that are right."""
+        return sum(check.right for check in self.checks) / len(self.checks)
+
+
+_ACCEPTED = JudgeAnswer("The picture shows all that the prompt asks for, in the right number and colour.", True, None)
+_SCORED = VerifierAnswer([Check(f"thing number {i}, which the prompt asks for", True) for i in range(6)])
+
+
+def critique_request(prompt: str, picture: Picture) -> Request:
+    """The question what is wrong with a picture; answered by a JudgeAnswer."""
+    content = (f"Prompt:\n{prompt}", "The picture:", png_bytes(picture))
+    return Request("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
+
+
+def score_request(prompt: str, picture: Picture) -> Request:
+    """The question how much of a picture is right; answered by a VerifierAnswer."""
+    content = (f"Prompt:\n{prompt}", "The picture:", png_bytes(picture))
+    return Request("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
+
+
+class ExactCritic:
+    """``teachers.Critic`` of shapes world. Equal questions get equal answers; ``seed`` decides their wording."""
+
+    name = "exact"
+
+    def __init__(self, seed: int = 0):
+        self._seed = seed
+
+    def critique(self, prompt: str, picture: Picture) -> Verdict:
+        """All faults of the picture, and the corrections that put them right.
+
+        Raises:
+          Declined: the prompt is not understood.
+          ValueError: the picture is no square of 32 pixels or more.
+        """
+        seen, graph = _read("critic", prompt, picture)
+        words = (self._seed, zlib.crc32(prompt.encode()), zlib.crc32(picture.tobytes()))
+        found = [as_verdict(text) for text in inspections(np.random.default_rng(words), seen, graph)]
+        if not found:
+            return Verdict(accept=True, analysis="The picture shows all that the prompt asks for.")
+        analysis, correction = (" ".join(parts) for parts in zip(*((v.analysis, v.correction) for v in found)))
+        return as_verdict(format_inspection(analysis, correction))
+
+
+class ExactVerifier:
+    """``teachers.Verifier`` of shapes world."""
+
+    name = "exact"
+
+    def score(self, prompt: str, picture: Picture) -> float:
+        """Promises kept over promises made.
+
+        A prompt promises each entity's number, noun and attributes, which all its instances have, each relation,
+        which holds between all instances of both, and its background. Of what is missing no promise is kept, and
+        every further shape counts as a broken one.
+
+        Raises:
+          Declined: the prompt is not understood.
+          ValueError: the picture is no square of 32 pixels or more.
+        """
+        kept = list(_promises(*_read("verifier", prompt, picture)))
+        return sum(kept) / len(kept)
+
+
+def _read(who: str, prompt: str, picture: Picture) -> tuple[Seen, SceneGraph]:
+    try:
+        graph = parse(prompt)
+    except SceneError as fault:
+        raise Declined(f"{who} 'exact': {fault}") from None
+    return read(detected(picture), background(picture), graph), graph
+
+
+def _promises(seen: Seen, graph: SceneGraph) -> Iterator[bool]:
+    """Whether each promise is kept; at least one."""
+    for entity in graph.entities:
+        shown = [looks_of(o.found) for o in seen.of(entity.id)]
+        yield len(shown) == entity.count
+        for key, value in words_of(entity).items():
+            yield bool(shown) and all(looks.get(key) == value for looks in shown)
+    for relation in graph.relations:
+        pairs = list(itertools.product(seen.of(relation.subject), seen.of(relation.reference)))
+        yield bool(pairs) and all(relation.kind in relations_between(a, b) for a, b in pairs)
+    if graph.background is not None:
+        yield graph.background == seen.background
+    yield from (False for _ in seen.extra)
+
+
+class EndpointCritic:
+    """``teachers.Critic`` on a chat endpoint."""
+
+    def __init__(self, endpoint: Endpoint):
+        self.name = endpoint.settings.model
+        self._endpoint = endpoint
+
+    def critique(self, prompt: str, picture: Picture) -> Verdict:
+        """The model's critique. Raises AnswerError where it gives none of use."""
+        return self._endpoint.ask(critique_request(prompt, picture)).verdict()
+
+
+class EndpointVerifier:
+    """``teachers.Verifier`` on a chat endpoint."""
+
+    def __init__(self, endpoint: Endpoint):
+        self.name = endpoint.settings.model
+        self._endpoint = endpoint
+
+    def score(self, prompt: str, picture: Picture) -> float:
+        """The share of the model's checks that are right. Raises AnswerError where it gives none of use."""
+        return self._endpoint.ask(score_request(prompt, picture)).score()

@@ -1,0 +1,349 @@
+"""Strategies on the golden nano model: what is picked, what goes on from it, and what was evaluated, counted by hand.
+
+Every Euler step of the settings lies in the guidance interval: two branches without an image in the context, three
+with one. All batches have four places and work on two rows at a time, so that they share what is compiled.
+"""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from pdgen.flow.rectified import schedule
+from pdgen.models import autoencoder
+from pdgen.sample.image import image_grid
+from pdgen.sample.strategies.outside import OutsideInspector, OutsidePlanner
+from pdgen.sample.strategies.search import BestOfN, Parm, StepwiseBestOfN
+from pdgen.sample.strategies.table import Process, SinglePass, make_strategy, run
+from pdgen.sample.strategies.task import StrategyError, Task, candidate_seed
+from pdgen.sequence.images import from_pixels, unpatchify
+from pdgen.sequence.trajectory import format_plan
+from pdgen.teachers.advisers import exact_advisers
+from tests.sample.conftest import SETTINGS, Recorder, recording
+
+PROMPT, SEED = "a red circle left of a blue square", 17
+CANDIDATES = [candidate_seed(SEED, number) for number in range(4)]
+STEPS = 3  # Euler steps of an image
+TWO = dataclasses.replace(SETTINGS, max_images=2, together=2)
+
+
+class Favour:
+    """A verifier by a function of the picture, who keeps what he saw."""
+
+    name = "favour"
+
+    def __init__(self, score):
+        self.of, self.seen = score, []
+
+    def score(self, prompt, picture):
+        self.seen.append(picture)
+        return self.of(picture)
+
+
+class TwoSteps:
+    """A planner of two steps."""
+
+    name = "two steps"
+
+    def plan(self, prompt):
+        return [format_plan("Draw a circle.", "There is a circle."), format_plan("Add a star.", "And a star.")]
+
+
+def brightness(picture):
+    return float(np.mean(picture) / 255)
+
+
+def task(sampler, seeds=(SEED,), **advisers):
+    return Task(sampler, [PROMPT] * len(seeds), seeds, TWO, exact_advisers()._replace(**advisers))
+
+
+def outcome(trajectory):
+    """All but times, costs and settings."""
+    stages = [(stage.stage, getattr(stage, "text", None)) for stage in trajectory.stages]
+    return stages, [np.asarray(image).tobytes() for image in trajectory.images], trajectory.stop_reason
+
+
+def same(picture, image):
+    return np.array_equal(picture, np.asarray(image))
+
+
+@pytest.fixture(scope="module")
+def processes(sampler):
+    """What the model draws from each candidate's seed by itself."""
+    return run(Process(), task(sampler, CANDIDATES))
+
+
+@pytest.fixture(scope="module")
+def singles(sampler):
+    """The same in a single pass."""
+    return run(SinglePass(), task(sampler, CANDIDATES))
+
+
+def recorded(sampler, strategy, given):
+    """A strategy's trajectories and the compiled calls."""
+    compiler = sampler.compiler
+    sampler.compiler = Recorder(compiler)
+    try:
+        return run(strategy, given), sampler.compiler
+    finally:
+        sampler.compiler = compiler
+
+
+def evaluated(record):
+    """Forward passes of all draws: rows times steps times branches."""
+    passes = 0
+    for call in record.named("draw"):
+        _, _, (first, last), image_guidance = call.static
+        passes += len(call.rows) * (last - first) * (3 if image_guidance else 2)
+    return passes
+
+
+def written(record):
+    """Words of all texts."""
+    return sum(int(call.result[1].count[place]) for call in record.named("write_text") for place, _ in call.rows)
+
+
+# Best of n.
+
+
+def test_best_of_n_is_the_best_of_the_trajectories_of_its_seeds(sampler, processes):
+    [best] = run(BestOfN(n=4), task(sampler, verifier=Favour(brightness)))
+    assert outcome(best) == outcome(max(processes, key=lambda one: brightness(one.images[-1])))
+    assert best.seed in CANDIDATES
+    for name in ("network_evaluations", "guidance_branches", "text_tokens", "prefilled_tokens"):
+        assert best.costs[name] == sum(one.costs[name] for one in processes) > 0
+
+
+# Stepwise.
+
+
+def test_stepwise_with_equal_scores_is_the_first_candidate_s_trajectory(sampler, processes):
+    """Who goes on with its own seed, as if it were alone."""
+    [stepwise] = run(StepwiseBestOfN(n=4), task(sampler, verifier=Favour(lambda picture: 0.5)))
+    assert outcome(stepwise) == outcome(processes[0])
+
+
+@pytest.fixture(scope="module")
+def stepwise(sampler):
+    """The brightest of four at every step, its verifier and its record."""
+    verifier = Favour(brightness)
+    [one], record = recorded(sampler, StepwiseBestOfN(n=4), task(sampler, verifier=verifier))
+    return one, verifier, record
+
+
+def test_the_verifier_picks_every_step_and_all_candidates_go_on_from_it(stepwise):
+    one, verifier, _ = stepwise
+    one.check()
+    assert one.seed == SEED and len(one.images) == 2
+    for number, image in enumerate(one.images):
+        candidates = verifier.seen[4 * number : 4 * number + 4]
+        assert len({candidate.tobytes() for candidate in candidates}) == 4
+        assert same(max(candidates, key=brightness), image)
+    assert one.settings["strategy.score"] == brightness(one.images[-1])
+
+
+def test_candidates_of_the_second_step_share_the_winner_s_history(stepwise):
+    """Their contexts up to the first image are one and the same, whichever rows they had been."""
+    _, _, record = stepwise
+    first, second = [], []
+    for call in record.named("draw"):
+        slots = [slot for _, slot in call.rows]
+        views = [call.state.full.k[:, slot, : call.state.view_length[slot]].tobytes() for slot in slots]
+        (second if call.static[-1] else first).extend(views)
+    assert len(first) == len(second) == 4
+    assert len(set(second)) == 1 and len(next(iter(second))) > len(first[0])
+
+
+def test_stepwise_costs_are_those_of_all_candidates(stepwise):
+    one, verifier, record = stepwise
+    assert one.costs["network_evaluations"] == evaluated(record) == 4 * STEPS * 2 + 4 * STEPS * 3
+    assert one.costs["guidance_branches"] == 4 * STEPS * 1 + 4 * STEPS * 2
+    assert one.costs["text_tokens"] == written(record) > 0
+    assert one.costs["questions"] == len(verifier.seen)
+
+
+def test_a_candidate_that_ends_at_once_is_picked_under_the_trajectory_s_seed(sampler):
+    """The darkest of two, which is the second."""
+    [one] = run(StepwiseBestOfN(n=2), task(sampler, [33], verifier=Favour(lambda picture: -brightness(picture))))
+    [alone] = run(Process(), task(sampler, [candidate_seed(33, 1)]))
+    assert outcome(one) == outcome(alone) and one.seed == 33
+
+
+# Several trajectories side by side.
+
+
+@pytest.mark.parametrize("strategy", [StepwiseBestOfN(n=2), Parm(n=2, judged=(0.5,))])
+def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy):
+    """Two at a time fill the four rows, and the third has them for itself; one ends before the others."""
+    prompts, seeds = [PROMPT, "two cats", PROMPT], [33, 5, SEED]
+
+    def searched(chosen):
+        return recorded(sampler, strategy, Task(
+            sampler, [prompts[n] for n in chosen], [seeds[n] for n in chosen],
+            dataclasses.replace(TWO, together=4), exact_advisers()._replace(verifier=Favour(brightness)),
+        ))  # fmt: skip
+
+    together, record = searched([0, 1, 2])
+    each = [searched([n]) for n in range(3)]
+    for one, prompt, ([alone], _) in zip(together, prompts, each, strict=True):
+        assert outcome(one) == outcome(alone) and (one.prompt, one.seed) == (prompt, alone.seed)
+        for name in ("network_evaluations", "guidance_branches", "text_tokens", "prefilled_tokens", "questions"):
+            assert one.costs[name] == alone.costs[name] > 0 or (name, strategy.name) == ("text_tokens", "parm")
+    counts = [sum(len(call.rows) for call in calls.named("draw")) for calls in (record, *(r for _, r in each))]
+    assert counts[0] == sum(counts[1:]) and len(record.named("draw")) < sum(len(r.named("draw")) for _, r in each)
+
+
+# Drawing in stretches.
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every stretch, and every decoding, takes a second."""
+    monkeypatch.setattr("pdgen.sample.drawing.Stopwatch", lambda compiler: types.SimpleNamespace(seconds=1.0))
+
+
+@pytest.fixture
+def drawing(sampler, clock):
+    """The first image of four rows, before its first step, and its batch."""
+    settings = dataclasses.replace(TWO, mode="single_pass")
+    batch = sampler.batch(sampler.starts([PROMPT] * 4, CANDIDATES, settings), settings)
+    return batch.begin(range(4)), batch
+
+
+def test_an_estimate_is_where_the_last_velocity_leads(sampler, drawing):
+    """x - t v at the timestep that was reached, decoded; at the end the image itself."""
+    now, batch = drawing
+    grid, coder = image_grid(sampler.config, 32, 32), sampler.params["autoencoder"]
+    for step in (1, 2, STEPS):
+        with recording(sampler) as recorder:
+            now.advance(step)
+        estimates = now.estimates()
+        t = schedule(TWO.image.num_timesteps, TWO.image.timestep_shift)[step]
+        for call in recorder.named("draw"):
+            values = unpatchify(call.result.x - t * call.result.v, grid.latents, sampler.config.latent_patch_size)
+            pixels = autoencoder.decode(sampler.config.autoencoder, coder, values)
+            for place, slot in call.rows:
+                wanted = from_pixels(np.clip(pixels[place], -1, 1))
+                assert np.abs(np.asarray(estimates[slot], int) - np.asarray(wanted, int)).max() <= 1
+    now.finish()
+    assert [same(estimates[slot], batch.rows[slot].images[0]) for slot in range(4)] == [True] * 4
+
+
+def test_an_image_has_the_seconds_of_all_its_stretches(drawing):
+    now, batch = drawing
+    for step in (1, STEPS):
+        now.advance(step)
+    now.finish()
+    assert [row.stages[0].seconds for row in batch.rows] == [3.0] * 4  # two stretches and the decoding
+
+
+def test_a_row_that_is_given_up_has_cost_its_seconds(drawing):
+    """Two stretches and an estimate; the others another stretch and the decoding."""
+    now, batch = drawing
+    now.advance(1)
+    now.estimates()
+    now.advance(2)
+    now.keep([0, 2])
+    now.finish()
+    assert [row.costs["seconds"] for row in batch.rows] == [5.0, 3.0, 5.0, 3.0]
+    assert [row.stages[0].seconds for row in batch.rows[::2]] == [5.0] * 2
+
+
+def test_taylorseer_extrapolates_over_a_cut_from_each_row_s_own_steps(sampler):
+    """Five full steps and two extrapolated ones: in one go, and by two rows that had been in different groups."""
+    image = dataclasses.replace(TWO.image, num_timesteps=8, text_scale=1.0, taylorseer=True)
+    settings = dataclasses.replace(TWO, mode="single_pass", image=image, keep_latents=True)
+    whole = sampler([PROMPT] * 4, CANDIDATES, settings)
+    batch = sampler.batch(sampler.starts([PROMPT] * 4, CANDIDATES, settings), settings)
+    now = batch.begin(range(4))
+    now.advance(5)
+    now.keep([1, 2])
+    now.finish()
+    assert [one.costs["network_evaluations"] for one in whole] == [5] * 4
+    assert [row.costs["network_evaluations"] for row in batch.rows] == [5] * 4
+    for slot in (1, 2):
+        [latents] = batch.rows[slot].latents.values()
+        np.testing.assert_allclose(latents, whole[slot].latents["01_sketch.png"], atol=1e-4)
+        assert np.abs(latents - whole[3 - slot].latents["01_sketch.png"]).max() > 0.1
+
+
+# PARM.
+
+
+@pytest.mark.parametrize(("n", "drawn"), [(4, [2, 2, 2, 1]), (3, [2, 1, 2, 1])])
+def test_parm_s_stopped_candidates_cost_their_steps_and_no_more(sampler, clock, n, drawn):
+    """Four or three for a step, two for another, one for the last; two branches each. All are decoded to be judged."""
+    verifier = Favour(brightness)
+    strategy = Parm(n=n, judged=(0.3, 0.7), keep=0.5)
+    [one], record = recorded(sampler, strategy, task(sampler, verifier=verifier))
+    one.check()
+    assert one.costs["network_evaluations"] == evaluated(record) == 2 * (n + 2 + 1)
+    assert one.costs["guidance_branches"] == n + 2 + 1
+    assert one.costs["seconds"] == 2 * (n + 2 + 1)
+    assert one.costs["questions"] == len(verifier.seen) == n + 2 + 1
+    assert [len(call.rows) for call in record.named("draw")] == drawn
+    assert same(verifier.seen[-1], one.images[-1])
+    assert one.settings["strategy.judged"] == "0.3 0.7" and one.stop_reason == "finished"
+
+
+@pytest.mark.parametrize("favourite", [0, 1, 3])
+def test_parm_finds_the_candidate_that_the_verifier_wants(sampler, singles, favourite):
+    """Who scores by likeness to what that candidate becomes, drawn in one go."""
+    target = np.asarray(singles[favourite].images[0], np.float32)
+    verifier = Favour(lambda picture: 1 - float(np.abs(picture - target).mean()) / 255)
+    [one] = run(Parm(n=4, judged=(0.3, 0.7), keep=0.5), task(sampler, verifier=verifier))
+    assert one.seed == CANDIDATES[favourite]
+    assert np.abs(np.asarray(one.images[0], np.float32) - target).max() <= 1  # a level, by rounding
+
+
+def test_parm_judges_no_step_twice_and_never_the_last(sampler, singles):
+    """Steps 1 and 2 of 3; all go on, and the best of all in the end is picked."""
+    strategy = Parm(n=4, judged=(0.1, 0.3, 0.7, 0.99), keep=1.0)
+    [one] = run(strategy, task(sampler, verifier=Favour(brightness)))
+    assert one.costs["questions"] == 3 * 4 and one.costs["network_evaluations"] == 4 * STEPS * 2
+    assert one.seed == max(singles, key=lambda single: brightness(single.images[0])).seed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"judged": [0.5, 0.2]}, r"judged=\(0.5, 0.2\): must ascend within \(0, 1\)"),
+        ({"judged": [1.0]}, "must ascend"),
+        ({"keep": 0.0}, "keep=0.0: must be above 0"),
+        ({"n": 0}, "n=0: must be at least 1"),
+        ({"n": "many"}, "strategy parm: Expected `int`, got `str`"),
+    ],
+)
+def test_impossible_settings(wrong, message):
+    with pytest.raises(StrategyError, match=message):
+        make_strategy("parm", **wrong)
+
+
+# Others think, the model draws.
+
+
+def test_the_planner_s_first_step_is_drawn_and_the_second_edits_it(sampler):
+    given = task(sampler, CANDIDATES[:3], planner=TwoSteps())
+    drawn, record = recorded(sampler, OutsidePlanner(), given)
+    for one in drawn:
+        one.check()
+        assert [stage.stage for stage in one.stages] == ["plan", "sketch"] * 2
+        assert one.costs["network_evaluations"] == STEPS * 2 + STEPS * 3
+    assert evaluated(record) == sum(one.costs["network_evaluations"] for one in drawn)
+    edits = [call.static[0].settings for call in record.named("draw") if call.static[-1]]
+    for edit in edits:
+        assert (edit.image_scale, edit.interval, edit.renorm) == (2.0, (0.0, 1.0), "text_channel")
+        assert edit.num_timesteps == STEPS + 1
+    firsts = [call for call in record.named("draw") if not call.static[-1]]
+    assert {call.static[0].settings for call in firsts} == {TWO.image} and edits
+
+
+def test_the_inspector_s_critique_stands_between_draft_and_refinement(sampler, singles):
+    drawn = run(OutsideInspector(), task(sampler, CANDIDATES[:3]))
+    for one, draft in zip(drawn, singles):
+        one.check()
+        assert [stage.stage for stage in one.stages] == ["sketch", "inspect", "refine"]
+        assert outcome(one)[1][0] == outcome(draft)[1][0] != outcome(one)[1][1]
+        assert one.costs["network_evaluations"] == draft.costs["network_evaluations"] + STEPS * 3
+        assert one.costs["prefilled_tokens"] > 2 * draft.costs["prefilled_tokens"]  # the history is read again

@@ -1,0 +1,40 @@
+"""Small records of shapes world, made at once: nobody judges them."""
+
+from pdgen.shapes.painter import ShapesPainter
+from pdgen.synthesis.settings import MultiTurn, Settings
+from pdgen.synthesis.story import Teachers
+from pdgen.synthesis.subsets import make_samples
+from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.protocols import Verdict
+from pdgen.teachers.writer import RulesWriter
+
+
+class Trusting:
+    """A judge who accepts whatever he is shown."""
+
+    name = "trusting"
+
+    def plan(self, prompt, plans):
+        return Verdict(accept=True, analysis="It agrees.")
+
+    def picture(self, plan, picture, previous=None):
+        return Verdict(accept=True, analysis="It is as planned.")
+
+
+# "assumed": a fault that a trusting judge does not see is none to reject a sample for.
+ASSUMED = Teachers(ShapesPainter(64), Trusting(), RulesWriter(), assumed=True)
+EXACT = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
+
+
+def trajectories(count, seed=0, fault_rate=0.3):
+    """Multi-turn records of one to three things, without latents."""
+    settings = Settings(
+        seed=seed,
+        tasks={"composition": 1.0},
+        entities=(0.3, 0.45, 0.25),
+        rewritten=0.0,
+        multi_turn=MultiTurn(count=count, fault_rate=fault_rate),
+    )
+    return make_samples(settings, ASSUMED, "multi_turn", range(count)).records
+
+

@@ -1,0 +1,196 @@
+"""Captions, questions and checks: what they say is what the detector sees."""
+
+import collections
+import re
+
+import numpy as np
+import pytest
+
+from pdgen.shapes.detect import background, detect
+from pdgen.shapes.graph import COLORS, Step
+from pdgen.shapes.lexicon import NUMBERS, place_phrase, plural
+from pdgen.shapes.painter import paint
+from pdgen.shapes.parse import canonical, parse
+from pdgen.shapes.world import BACKGROUNDS, SHAPES, Scene, place, place_of, violations
+from pdgen.synthesis.base.captions import caption, seen
+from pdgen.synthesis.base.checks import KINDS as CHECKS
+from pdgen.synthesis.base.checks import YES, aim, check
+from pdgen.synthesis.base.questions import KINDS, NONE, PATIENCE, asker
+from pdgen.synthesis.sample import sample_graph
+from pdgen.synthesis.settings import QUESTION_SHARES
+from pdgen.teachers.picture_check import read
+from tests.support.kept_out import kept_out, of_graph, scanned
+from tests.support.stories import thing
+
+_NOUN = {form: noun for noun in SHAPES for form in (noun, plural(noun))}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Scenes of one to six things, and what is detected in their pictures."""
+    made = []
+    for seed in range(250):
+        rng = np.random.default_rng((5, seed))
+        graph = sample_graph(rng, "composition", things=1 + seed % 6)
+        found = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
+        if found is not None:
+            picture = paint(found[0], 64)
+            made.append((found[0], detect(picture), background(picture)))
+    return made
+
+
+def asked(scenes, kind):
+    """(question, scene, what is detected, background) of every scene that has a question of that kind."""
+    every = ((asker(np.random.default_rng((6, n)), kind)(one[0]), *one) for n, one in enumerate(scenes))
+    return [one for one in every if one[0] is not None]
+
+
+def looks(found, places):
+    """Nouns, attributes as captions say them and number of all that is detected."""
+    counted = collections.Counter()
+    for one in found:
+        said = {"color": one.color}
+        said |= {"size": "large"} if one.size == "large" else {}
+        said |= {"fill": "outlined"} if one.fill == "outlined" else {}
+        said |= {"place": place_of(one)} if places else {}
+        counted[one.shape, tuple(sorted(said.items()))] += 1
+    return tuple(sorted((noun, count, said) for (noun, said), count in counted.items()))
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_a_caption_says_what_is_seen(scenes, places):
+    numbers = set()
+    for scene, found, ground in scenes:
+        said = canonical(parse(caption(scene, places)))
+        assert said == (looks(found, places), (), ground)
+        numbers.add(len(found))
+    assert numbers == {1, 2, 3, 4, 5, 6}
+
+
+def test_things_are_named_in_reading_order():
+    star, ring, other = thing(0, 24, 0, 7, "blue", "star"), thing(1, 0, 8, 15, "red", "ring"), thing(2, 0, 0, 7, "red")
+    alike = thing(3, 24, 24, 7, "blue", "star")
+    scene = Scene((alike, ring, star, other), "beige")
+    shown = "a red circle, two blue stars and a large red ring on a beige background"
+    assert caption(scene) == f"The picture shows {shown}."
+    assert caption(scene, places=True) == (
+        "The picture shows a red circle at the top left, a blue star at the top right, a large red ring on the left "
+        "and a blue star at the bottom right on a beige background."
+    )
+    assert [e.count for e in seen(scene).entities] == [1, 2, 1]
+
+
+def test_things_alike_at_one_place_are_named_together():
+    scene = Scene((thing(0, 8, 8, 7), thing(1, 16, 16, 7)), "beige")
+    assert caption(scene, places=True) == "The picture shows two red circles in the centre on a beige background."
+
+
+def test_colours_are_those_seen(scenes):
+    answers = asked(scenes, "color")
+    for question, _, found, ground in answers:
+        (noun,) = re.findall(r"the (\w+)", question.text)
+        colors = {f.color for f in found if f.shape == _NOUN.get(noun)} if noun != "background" else {ground}
+        assert question.answer == f"{colors.pop().capitalize()}." and not colors
+    grounds = sum("background" in q.text for q, *_ in answers)
+    assert len(answers) > 200 and 0.1 < grounds / len(answers) < 0.35
+
+
+def test_numbers_are_those_seen(scenes):
+    answers = collections.Counter()
+    for question, _, found, _ in asked(scenes, "count"):
+        words = re.search(r"How many (?:(\w+) )??(\w+) (?:are|does)", question.text)
+        same = [f for f in found if words[1] in (None, f.color) and words[2] in ("things", plural(f.shape))]
+        assert question.answer == (f"{NUMBERS[len(same) - 1].capitalize()}." if same else NONE)
+        answers[question.answer] += 1
+    assert {NONE, *(f"{n.capitalize()}." for n in NUMBERS[:6])} == set(answers)
+
+
+def test_any_number_will_do_after_many_scenes():
+    """One circle is one circle and one thing; six of anything it does not have, nor will other scenes of one thing."""
+    scene, answers = Scene((thing(0, 0, 0, 7),)), collections.Counter()
+    for seed in range(100):
+        ask = asker(np.random.default_rng(seed), "count")
+        first = [ask(scene) for _ in range(PATIENCE)]
+        answers[(first[0].answer if first[0] else None, ask(scene).answer)] += 1
+        assert len({q.answer if q else None for q in first}) == 1
+    assert answers.keys() == {(NONE, "One."), ("One.", "One."), (None, "One.")}
+    assert answers[None, "One."] > 50
+
+
+def test_places_are_those_seen(scenes):
+    answers = asked(scenes, "place")
+    for question, _, found, _ in answers:
+        color, noun = re.search(rf"the (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})\b", question.text).groups()
+        (one,) = [f for f in found if f.shape == noun and color in (None, f.color)]
+        assert question.answer.lower() == f"{place_phrase(place_of(one))}."
+    assert len(answers) > 200 and len({q.answer for q, *_ in answers}) == 9
+
+
+@pytest.fixture(scope="module")
+def checks(scenes):
+    """Many checks of all scenes, with what is detected."""
+    made = []
+    for seed in range(900):
+        rng = np.random.default_rng((7, seed))
+        wanted = aim(rng)
+        order = (scenes[i] for i in rng.permutation(len(scenes)))
+        found = ((check(rng, one[0], wanted), *one) for one in order)
+        made.append(next(one for one in found if one[0] is not None))
+    return made
+
+
+def test_what_is_confirmed_is_seen_and_what_is_denied_is_not(checks):
+    for made, _, found, ground in checks:
+        said = parse(made.words)
+        assert canonical(said) == canonical(made.said)
+        assert made.right == (made.answer == YES)
+        assert made.right == (not violations(read(found, ground, said), said)), made
+    rights = sum(made.right for made, *_ in checks)
+    assert 0.45 < rights / len(checks) < 0.55
+
+
+def test_a_denial_says_what_is_seen_instead(checks):
+    """Words after "not" are asked for and words before are seen, so both can be read off question and picture."""
+    counted = collections.Counter()
+    for made, _, found, ground in checks:
+        counted[made.kind, made.right] += 1
+        if made.right:
+            continue
+        truth, _, asked_for = made.answer.removeprefix("No, ").rstrip(".").partition(", not ")
+        if made.kind in ("color", "size", "fill"):
+            color, noun = re.search(rf"the (?:({'|'.join(COLORS)}) )?(\w+)", truth).groups()
+            same = [f for f in found if f.shape == _NOUN[noun] and color in (None, f.color)]
+            assert same and {getattr(f, made.kind) for f in same} == {truth.split()[-1]}
+            assert asked_for in made.words
+        elif made.kind in ("shape", "count"):
+            (entity,) = parse(truth.replace("one", "a")).entities
+            here = [f for f in found if (f.color, f.shape) == (entity.attributes["color"], entity.noun)]
+            assert len(here) == entity.count and asked_for.split()[-1] in made.words
+        elif made.kind == "background":
+            assert truth == f"the background is {ground}" and asked_for in BACKGROUNDS
+        elif made.kind == "place":
+            color, noun = re.search(r"the (\w+) (\w+) is", truth).groups()
+            (one,) = [f for f in found if (f.color, f.shape) == (color, noun)]
+            assert truth.endswith(f"is {place_phrase(place_of(one))}") and asked_for in made.words
+        elif made.kind == "missing":
+            color, noun = truth.split()[-2:]
+            assert not any(f.shape == _NOUN[noun] or f.color == color for f in found)
+    assert len(counted) == 2 * len(CHECKS) and min(counted.values()) >= 30, counted
+
+
+def test_the_words_of_a_check_do_not_tell_its_answer(checks):
+    """Sizes, fills and backgrounds are named about as often where the answer is yes as where it is no."""
+    for word in ("small", "large", "outlined", "solid", "background", " of a ", "left of"):
+        rates = [np.mean([word in c.words for c, *_ in checks if c.right == right]) for right in (True, False)]
+        assert abs(rates[0] - rates[1]) < 0.06, (word, rates)
+
+
+def test_nothing_held_out_is_asked_or_answered(scenes, checks):
+    for kind in KINDS:
+        for question, *_ in asked(scenes, kind):
+            assert not kept_out(scanned(question.text) | scanned(question.answer)), question
+    assert not any(kept_out(of_graph(made.said) | scanned(made.answer)) for made, *_ in checks)
+
+
+def test_every_kind_of_question_has_a_share():
+    assert [*KINDS] == [*QUESTION_SHARES]

@@ -1,0 +1,263 @@
+"""What the base model learns: records that keep their grammar, and show and say what they tell."""
+
+import collections
+import io
+
+import msgspec
+import numpy as np
+import PIL.Image
+import pytest
+from msgspec.structs import replace
+
+from pdgen.assets import shapes_folder
+from pdgen.config import SHAPES_NANO
+from pdgen.data.latents import add_latents
+from pdgen.sequence.layout import VitSegment
+from pdgen.sequence.segments import record_segments
+from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Image, check_grammar, decode_record, encode_record
+from pdgen.shapes.detect import background, detect
+from pdgen.shapes.graph import OPERATIONS, PLACES, Entity, SceneGraph, Step
+from pdgen.shapes.instruction import carry_out, instruct
+from pdgen.shapes.lexicon import place_phrase
+from pdgen.shapes.painter import ShapesPainter
+from pdgen.shapes.parse import canonical, parse, parse_instruction
+from pdgen.shapes.world import Scene, place, place_of, relations_between, violations
+from pdgen.synthesis.edits import clear
+from pdgen.synthesis.leaks import leak
+from pdgen.synthesis.page import browser_chunk, dataset_page, summarise
+from pdgen.synthesis.sample import TASKS
+from pdgen.synthesis.settings import Edit, Settings, TextToImage, Understand
+from pdgen.synthesis.story import Teachers
+from pdgen.synthesis.subsets import make_sample, make_samples
+from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.picture_check import check_promises, check_untouched, read
+from pdgen.teachers.writer import RulesWriter
+from tests.support.kept_out import kept_out, of_graph, of_instruction, of_picture, scanned
+
+TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
+COUNT = 300
+SETTINGS = Settings(
+    tasks=dict.fromkeys(TASKS, 0.08) | {"composition": 0.5},
+    text_to_image=TextToImage(COUNT),
+    understand=Understand(COUNT),
+    edit=Edit(COUNT),
+)
+SUBSETS = {"text_to_image": "single_pass", "understand": "understand", "edit": "edit"}
+
+
+def pixels(segment):
+    return np.asarray(PIL.Image.open(io.BytesIO(segment.png)))
+
+
+def graph(data):
+    return msgspec.convert(data, SceneGraph)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Records of every subset."""
+    return {subset: make_samples(SETTINGS, TEACHERS, subset, range(COUNT)).records for subset in SUBSETS}
+
+
+@pytest.fixture(scope="module")
+def edits(made):
+    """(record, graph before, step) of every edit."""
+    told = [(r, r.scene["before"], r.scene["steps"]) for r in made["edit"]]
+    return [(record, graph(before), msgspec.convert(step, Step)) for record, before, (step,) in told]
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS])
+def test_records_are_grammatical_and_come_back(made, subset):
+    for number, record in enumerate(made[subset]):
+        check_grammar(record)
+        assert (record.id, record.source) == (f"{subset}-0-{number:06d}", subset)
+        assert record.complete and record.mode == SUBSETS[subset]
+        assert [s.target for s in record.segments] == [s.stage in ("answer", "sketch") for s in record.segments]
+        assert {pixels(s).shape for s in record.segments if isinstance(s, Image)} == {(64, 64, 3)}
+        assert decode_record(encode_record(record)).segments == record.segments
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS])
+def test_a_sample_depends_on_settings_subset_and_number_alone(made, subset):
+    again = [make_sample(SETTINGS, TEACHERS, subset, n)[0] for n in (7, 3)]
+    assert [encode_record(r) for r in again] == [encode_record(made[subset][n]) for n in (7, 3)]
+    other = make_samples(msgspec.structs.replace(SETTINGS, seed=1), TEACHERS, subset, range(3)).records
+    assert [r.segments for r in other] != [r.segments for r in made[subset][:3]]
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS])
+def test_nothing_held_out_is_said_or_shown(made, subset):
+    readers = {"text_to_image": lambda text: of_graph(parse(text)), "edit": of_instruction, "understand": scanned}
+    for record in made[subset]:
+        for segment in record.segments:
+            read_text = scanned if segment.stage == "answer" else readers[subset]
+            said = of_picture(segment.png) if isinstance(segment, Image) else read_text(segment.text)
+            assert not kept_out(said), (record.id, segment.stage)
+
+
+def test_a_picture_shows_what_its_prompt_asks_for(made):
+    tasks, wordings, things = collections.Counter(), collections.Counter(), collections.Counter()
+    for record in made["text_to_image"]:
+        prompt, image = record.segments
+        asked, picture = parse(prompt.text), pixels(image)
+        assert canonical(asked) == canonical(graph(record.scene["prompt_graph"]))
+        found = detect(picture)
+        assert check_promises(np.random.default_rng(0), read(found, background(picture), asked), asked) is None
+        assert not leak(prompt.text)
+        tasks[record.scene["task"]] += 1
+        wordings[record.scene["wording"]] += 1
+        things[len(found)] += 1
+    assert tasks.keys() == {*TASKS} and things.keys() == {1, 2, 3, 4, 5, 6}
+    assert wordings["prompt"] > wordings["description"] > wordings["caption"] > COUNT // 15
+
+
+def test_numbers_of_things_come_in_their_shares():
+    part = TextToImage(60, things=(0, 0, 1, 0, 0, 3), wordings={"description": 1})
+    settings = Settings(tasks={"composition": 1.0}, text_to_image=part)
+    records = make_samples(settings, TEACHERS, "text_to_image", range(60)).records
+    counted = collections.Counter(len(detect(pixels(r.segments[1]))) for r in records)
+    assert counted.keys() == {3, 6} and counted[6] > 35
+    assert {r.scene["wording"] for r in records} == {"description"}
+
+
+def test_questions_come_in_their_shares(made):
+    counted = collections.Counter(r.scene["task"] for r in made["understand"])
+    for kind, share in SETTINGS.understand.questions.items():
+        assert abs(counted[kind] / COUNT - share) < 0.08
+    checks = [r for r in made["understand"] if r.scene["task"] == "check"]
+    assert 0.3 < np.mean([r.scene["positive"] for r in checks]) < 0.7
+    for record in checks:
+        picture, said = pixels(record.segments[0]), graph(record.scene["prompt_graph"])
+        right = not violations(read(detect(picture), background(picture), said), said)
+        assert right == record.scene["positive"] == (record.segments[2].text == "Yes.")
+
+
+def test_numbers_that_are_asked_for_come_equally_often():
+    """Zero to six are a seventh each; 0.05 is more than three standard deviations of 600 draws."""
+    settings = Settings(understand=Understand(600, questions={"count": 1.0}))
+    records = make_samples(settings, TEACHERS, "understand", range(600)).records
+    shares = collections.Counter(record.segments[2].text for record in records)
+    assert len(shares) == 7 and shares["None."] < 600 / 5
+    assert all(abs(number / 600 - 1 / 7) < 0.05 for number in shares.values()), shares
+
+
+def test_an_edit_does_what_it_says_and_nothing_else(edits):
+    rng, counted = np.random.default_rng(0), collections.Counter()
+    for record, before, step in edits:
+        given, prompt, image = record.segments
+        old, new = ((p, detect(p)) for p in (pixels(given), pixels(image)))
+        for (picture, found), shown in ((old, before), (new, step.graph)):
+            assert check_promises(rng, read(found, background(picture), shown), shown) is None
+        assert parse_instruction(prompt.text).operation == step.operation
+        instruction = instruct(before, step)
+        assert canonical(carry_out(before, instruction)) == canonical(step.graph)
+        assert check_untouched(rng, instruction, old, new) is None
+        changed = (old[0] != new[0]).any(-1)
+        assert changed.any()
+        for one in (*old[1], *new[1]):
+            same = next((o for o in (old, new)[one in old[1]][1] if o == one), None)
+            left, top, right, bottom = (2 * v for v in one.box)
+            if same is None:
+                changed[top:bottom, left:right] = False
+        assert not changed.any(), record.id
+        counted[step.operation] += 1
+    assert counted.keys() == {*OPERATIONS}
+    for operation, share in SETTINGS.edit.operations.items():
+        assert abs(counted[operation] / COUNT - share) < 0.08
+
+
+@pytest.mark.parametrize("operation", ["move", "swap"])
+def test_what_is_asked_for_is_not_there_yet(operation):
+    """As the detector reads the pictures: no given one is as the moved thing should be, every swap is seen."""
+    settings = Settings(edit=Edit(200, operations={operation: 1.0}))
+    for record in make_samples(settings, TEACHERS, "edit", range(200)).records:
+        given, _, image = record.segments
+        (step,) = (msgspec.convert(step, Step) for step in record.scene["steps"])
+        if operation == "swap":
+            assert (pixels(given) != pixels(image)).any(), record.id
+        else:
+            moved = {*step.entities}
+            stated = [r for r in step.graph.relations if moved & {r.subject, r.reference}]
+            (entity,) = (e for e in step.graph.entities if e.id in moved)
+            found = detect(pixels(given))
+            assert not _holds(found, step.graph, entity, stated), record.id
+
+
+def _holds(found, whole, entity, stated):
+    """Whether of the detected shapes the entity's have the place and the relations that are stated."""
+
+    def like(one):
+        return [f for f in found if (f.shape, f.color) == (one.noun, one.attributes["color"])]
+
+    place = entity.attributes.get("place")
+    places = all(place_of(f) == place for f in like(entity)) if place else True
+    return places and all(
+        r.kind in relations_between(a, b)
+        for r in stated
+        for a in like(whole.find(r.subject))
+        for b in like(whole.find(r.reference))
+    )
+
+
+def test_a_swap_of_things_that_look_alike_is_not_seen():
+    looks = {"color": "red"}
+    before, after = (
+        SceneGraph(tuple(Entity(i, "star", 1, looks | {"place": place}) for i, place in enumerate(places)))
+        for places in (("left", "right"), ("right", "left"))
+    )
+    swap = Step("swap", (0, 1), after)
+    scenes = place(np.random.default_rng(0), [Step("add", (0, 1), before), swap])
+    assert not clear(swap, *scenes)
+    other = Scene((scenes[0].objects[0], replace(scenes[0].objects[1], color="blue")), scenes[0].background)
+    assert clear(swap, other, scenes[1])
+
+
+def test_pictures_that_are_only_looked_at_have_no_latents(made):
+    pictures = []
+
+    def encode(batch):
+        pictures.extend(batch)
+        return (np.zeros((len(batch), 8, 8, 16), np.float32),) * 2
+
+    looked_at, *drawn = (made[subset][0] for subset in ("understand", "edit", "text_to_image"))
+    filled = add_latents([looked_at, *drawn], encode)
+    assert filled[0] == looked_at and len(pictures) == 3
+    assert all(s.latent_shape == (8, 8, 16) for r in filled[1:] for s in r.segments if isinstance(s, Image))
+    segments = record_segments(looked_at, load_tokenizer(shapes_folder()), SHAPES_NANO)
+    assert isinstance(segments[0], VitSegment) and [s.loss for s in segments[1:]] == [False, True]
+
+
+def test_prompts_of_a_file_are_drawn_asked_about_and_edited():
+    prompt = "a green square and a blue circle"
+    settings = Settings(text_to_image=TextToImage(2), understand=Understand(2), edit=Edit(2, places=0.0))
+    for subset in SUBSETS:
+        for record in make_samples(settings, TEACHERS, subset, range(2), [prompt]).records:
+            told = record.scene.get("graph") or record.scene["steps"][-1]["graph"]
+            assert canonical(graph(told)) == canonical(parse(prompt))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_instructions_say_where_to_add_things(rate):
+    settings = Settings(edit=Edit(40, operations={"add": 1.0}, places=rate))
+    for record in make_samples(settings, TEACHERS, "edit", range(40)).records:
+        (step,) = record.scene["steps"]
+        added = [e for e in graph(step["graph"]).entities if e.id in step["entities"] and e.count == 1]
+        text = record.segments[1].text
+        if rate:
+            assert all(place_phrase(e.attributes["place"]) in text for e in added)
+        elif not any("place" in e.attributes for e in added):
+            assert not any(place_phrase(place) in text for place in PLACES)
+
+
+def test_the_page_of_a_data_set_shows_them(made):
+    """An edit counts its operation, a question its kind; what is answered is shown."""
+    summaries = {subset: summarise(records) for subset, records in made.items()}
+    assert summaries["understand"].images == {0: COUNT} and summaries["edit"].images == {1: COUNT}
+    assert summaries["understand"].tasks.keys() == {*SETTINGS.understand.questions}
+    assert summaries["edit"].operations.keys() == {*OPERATIONS}
+    facts = {"rejected": {}, "leaks": {"exact": 0, "normalised": 0, "records": []}, "versions": {}}
+    page = dataset_page("base", summaries, facts, {})
+    assert all(subset in page for subset in SUBSETS)
+    chunk = browser_chunk("understand-00000", made["understand"][:1])
+    assert made["understand"][0].segments[2].text in chunk and '"stage":"answer"' in chunk

@@ -1,0 +1,66 @@
+"""Small files of the public formats, and records put so that they can be compared by eye."""
+
+import io
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image as PilImage
+
+from pdgen.sequence.images import decode_image
+from pdgen.sequence.trajectory import Image
+from pdgen.synthesis.importers.outcome import Skipped
+
+COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white")
+
+
+def picture(color, format="PNG", size=(8, 6)):
+    """A file of one colour."""
+    buffer = io.BytesIO()
+    PilImage.new("RGB", size, color).save(buffer, format, **({"quality": 95} if format == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def hub(data):
+    """An image as the data sets library stores it."""
+    return {"bytes": data, "path": None}
+
+
+def write_parquet(path, rows):
+    """A file with the rows' keys as columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def write_tar(path, samples):
+    """A webdataset archive of {key: {suffix: bytes}}."""
+    with tarfile.open(path, "w") as archive:
+        for key, members in samples.items():
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def color_of(png):
+    """The name in COLORS that the middle pixel is nearest to."""
+    image = decode_image(png)
+    pixel = image.getpixel((image.width // 2, image.height // 2))
+    known = {c: PilImage.new("RGB", (1, 1), c).getpixel((0, 0)) for c in COLORS}
+    return min(known, key=lambda c: sum(abs(a - b) for a, b in zip(known[c], pixel)))
+
+
+def seen(record):
+    """Every segment as (stage, words or colour, target)."""
+    return [
+        (s.stage, color_of(s.png) if isinstance(s, Image) else s.text, s.target) for s in record.segments
+    ]
+
+
+def split(outcomes):
+    """(records, skipped) of an importer's outcomes."""
+    outcomes = list(outcomes)
+    skipped = [o for o in outcomes if isinstance(o, Skipped)]
+    return [o for o in outcomes if not isinstance(o, Skipped)], skipped

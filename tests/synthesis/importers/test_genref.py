@@ -1,0 +1,108 @@
+"""The alignment subset from GenRef archives: what becomes of its pictures, and what the judge adds."""
+
+import numpy as np
+import pytest
+
+from pdgen.sequence.trajectory import check_grammar, parse_refine
+from pdgen.shapes.painter import ShapesPainter
+from pdgen.synthesis.importers.genref import from_archive
+from pdgen.synthesis.importers.reflection import read_genref
+from pdgen.synthesis.settings import Alignment, Settings, SettingsError
+from pdgen.synthesis.story import Teachers
+from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.protocols import Declined, Verdict
+from pdgen.teachers.writer import RulesWriter
+from tests.support.shapes_records import Trusting
+from tests.synthesis.importers.made import picture, write_tar
+
+GOOD, BAD = (20, 200, 20), (200, 20, 20)
+SETTINGS = Settings(alignment=Alignment(positive=1, negative=2, archive="genref.tar"))
+
+
+class Seeing(Trusting):
+    """Accepts green pictures; says nothing of a prompt with "silence"."""
+
+    def picture(self, plan, picture, previous=None):
+        if "silence" in plan:
+            raise Declined("no answer")
+        green = picture[0, 0, 1] > picture[0, 0, 0]
+        return Verdict(bool(green), "It is green." if green else "It is red.", None if green else "Make it green.")
+
+
+SEEING = Teachers(ShapesPainter(32), Seeing(), RulesWriter(), placement=None, judge_explains=True)
+
+
+def sample(prompt, **changes):
+    members = {
+        "prompt.txt": prompt.encode(),
+        "reflection.txt": b"Make the dog green.",
+        "bad_image.jpg": picture(BAD, "JPEG"),
+        "good_image.jpg": picture(GOOD, "JPEG"),
+        "subset.txt": b"rules",
+    }
+    return members | changes
+
+
+@pytest.fixture
+def archive(tmp_path):
+    samples = [
+        sample("a dog"),
+        sample("a photo of a bench"),  # a prompt of GenEval
+        sample("a cat", **{"bad_image.jpg": picture(GOOD, "JPEG")}),  # no fault to be seen
+        sample("silence"),
+        sample("a hen", **{"good_image.jpg": b"damaged"}),
+        sample("a cow"),
+        sample("a pig"),
+        sample("an owl"),
+    ]
+    return write_tar(tmp_path / "genref.tar", {str(n): s for n, s in enumerate(samples)})
+
+
+def test_each_sample_takes_the_next_that_will_do(archive):
+    outcomes = read_genref(archive)
+    samples = from_archive(SETTINGS, SEEING, outcomes, range(3))
+    prompts = [r.segments[0].text for r in samples.records]
+    assert prompts == ["a dog", "a cow", "a pig"]
+    assert samples.rejected == {
+        "benchmark prompt": 1, "fault not seen by the judge": 1, "judge declined": 1, "unreadable picture": 1,
+    }  # fmt: skip
+    assert next(outcomes).segments[0].text == "an owl"  # what was taken is what is told
+    first, second, third = samples.records
+    for record in samples.records:
+        check_grammar(record)
+        assert record.source == "alignment" and record.scene["subset"] == "rules"
+    assert [r.scene["positive"] for r in samples.records] == [False, False, True]
+    inspection = second.segments[3].text
+    assert inspection == "It is red. <refine>Make the dog green.</refine>"
+    assert [s.target for s in first.segments] == [False, False, False, True, True]
+    assert [s.target for s in third.segments] == [False, False, True, True]
+    assert third.segments[-1].text == "It is green."
+
+
+def test_without_a_judge_that_explains_reflections_stand_as_they_are(archive):
+    settings = Settings(alignment=Alignment(positive=0, negative=2, archive="genref.tar"))
+    teachers = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter(), placement=None)
+    samples = from_archive(settings, teachers, read_genref(archive), range(2))
+    assert [r.segments[0].text for r in samples.records] == ["a dog", "a cat"]
+    assert all(parse_refine(r.segments[3].text) == "Make the dog green." for r in samples.records)
+
+
+def test_an_archive_with_too_few_is_told(archive):
+    settings = Settings(alignment=Alignment(positive=3, negative=6, archive="genref.tar"))
+    with pytest.raises(SettingsError, match=r"genref.tar ends at sample 4 of 9; lower alignment.positive"):
+        from_archive(settings, SEEING, read_genref(archive), range(9))
+
+
+def test_pictures_reach_the_judge_as_pixels(archive):
+    seen = []
+
+    class Looking(Seeing):
+        def picture(self, plan, picture, previous=None):
+            seen.append(picture)
+            return super().picture(plan, picture, previous)
+
+    teachers = Teachers(ShapesPainter(32), Looking(), RulesWriter(), placement=None, judge_explains=True)
+    from_archive(SETTINGS, teachers, read_genref(archive), range(1))
+    (only,) = seen
+    assert only.shape == (6, 8, 3) and only.dtype == np.uint8
+    assert np.abs(only.astype(int) - BAD).max() < 20

@@ -1,0 +1,372 @@
+"""The exact judge against hand-made plans and pictures, every kind of fault, and thousands of right ones."""
+
+import collections
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from pdgen.sequence.trajectory import format_inspection, format_plan
+from pdgen.shapes import language
+from pdgen.shapes.differences import differences
+from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph, Step
+from pdgen.shapes.grow import grow
+from pdgen.shapes.matching import aligned
+from pdgen.shapes.painter import paint
+from pdgen.shapes.parse import canonical, parse
+from pdgen.shapes.placement import LATTICE, PLACEMENTS
+from pdgen.shapes.world import BACKGROUNDS, SHAPES, Object, Scene, place
+from pdgen.synthesis.faults import FAULTS, corrupt
+from pdgen.synthesis.rewrite import rewrite
+from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
+from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.protocols import Declined, Judge, TeacherError
+
+JUDGE: Judge = ExactJudge()
+WORDINGS = 12  # seeds, so that each wording of a fault is met
+TWO = "a photo of a red circle left of a blue square"
+
+
+def plan(instruction, description):
+    return format_plan(instruction, description)
+
+
+FIRST = plan("Start with a red circle.", "The picture shows a red circle.")
+SECOND = plan("Add a blue square right of the red circle.", "The picture shows a red circle left of a blue square.")
+
+AGREEING = [
+    # What is not drawn yet is no fault, nor is what the prompt leaves open.
+    (TWO, [FIRST], "a blue square is still to come"),
+    (TWO, [FIRST, SECOND], "nothing is missing"),
+    (TWO, [plan("Draw a small red circle on the left.", "There is a small red circle on the left.")], "a blue square"),
+    ("a photo of a circle", [plan("Draw a green circle.", "There is a green circle.")], "nothing is missing"),
+    ("draw a circle and a star", [plan("Draw a pink star.", "There is a pink star.")], "a circle is still to come"),
+    (TWO, [plan("Draw a red circle on a beige background.", "There is a red circle on a beige background.")], "come"),
+    # The same relation told from its other end; a description that leaves the relation out.
+    (TWO, [FIRST, plan("Add a blue square right of the red circle.", "There is a red circle and a blue square.")], ""),
+    # A background that the instruction leaves to what is there.
+    ("draw a star on a beige background", [plan("Draw a star.", "There is a star on a beige background.")], "nothing"),
+    # Drawn in another order than named, and looks that tell which is which.
+    ("draw a star and a red star", [plan("Draw a red star.", "There is a red star.")], "a star is still to come"),
+    # A way round: something extra goes, something wrong is put right.
+    (TWO, [plan("Draw a green circle.", "There is a green circle."),
+           plan("Make the green circle red.", "There is a red circle.")], "a blue square"),
+    (TWO, [plan("Draw a red circle and a star.", "There is a red circle and a star."),
+           plan("Remove the star.", "There is a red circle.")], "a blue square"),
+    # "The circle" is the one of which no more is said.
+    ("draw a red circle", [plan("Draw a red circle and a circle.", "There is a red circle and a circle."),
+                           plan("Remove the circle.", "There is a red circle.")], "nothing is missing"),
+    # Drawn for now, on purpose, and still there at the next step.
+    (TWO, [plan("Draw a green circle for now.", "There is a green circle.")], "a blue square"),
+    (TWO, [plan("Draw a red circle and a star for now.", "There is a red circle and a star."),
+           plan("Add a blue square right of the red circle.",
+                "There is a red circle left of a blue square, and a star.")], "nothing is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "plans", "words"), AGREEING)
+def test_plans_that_agree(prompt, plans, words):
+    verdict = JUDGE.plan(prompt, plans)
+    assert verdict.accept, verdict
+    assert words in verdict.analysis
+
+
+PLACES_SWAPPED = "There is a red circle on the right and a blue square on the left."
+CONFLICTING = [
+    # (prompt, plans, words of the analysis)
+    (TWO, [plan("Draw a green circle.", "There is a green circle.")], ["red", "green"]),
+    (TWO, [plan("Draw a red star.", "There is a red star.")], ["circle", "star"]),
+    (TWO, [plan("Draw two red circles.", "There are two red circles.")], ["one red circle", "two"]),
+    (TWO, [plan("Draw a red circle and a star.", "There is a red circle and a star.")], ["star"]),
+    (TWO, [plan("Draw a red circle right of a blue square.", "There is a red circle right of a blue square.")],
+     ["left of", "right of"]),
+    (TWO, [plan("Draw a red circle above a blue square.", "There is a red circle above a blue square.")], ["left of"]),
+    # What was wrong before is no news, what is wrong besides is.
+    (TWO, [plan("Draw a green circle for now.", "There is a green circle."),
+           plan("Add a star.", "There is a green circle and a star.")], ["star"]),
+    ("a small circle", [plan("Draw a large red circle.", "There is a large red circle.")], ["small", "large"]),
+    ("an outlined circle", [plan("Draw a solid circle.", "There is a solid circle.")], ["outlined", "solid"]),
+    ("a circle on the left", [plan("Draw a circle at the top.", "There is a circle at the top.")], ["left", "top"]),
+    ("a circle on a beige background",
+     [plan("Draw a circle on a lavender background.", "There is a circle on a lavender background.")],
+     ["beige", "lavender"]),
+    # Ruled out by places, and by two relations together.
+    (TWO, [plan("Draw a red circle on the right and a blue square on the left.", PLACES_SWAPPED)], ["left of"]),
+    ("Draw a red circle, a star and a blue square. The red circle is left of the blue square.",
+     [plan("Draw a blue square left of a star, and a red circle right of the star.",
+           "There is a blue square left of a star, and a red circle right of the star.")], ["left of"]),
+    # Only the instruction is at fault.
+    (TWO, [FIRST, plan("Add a green square right of the red circle.", "There is a red circle and a square.")],
+     ["blue", "green"]),
+    (TWO, [FIRST, SECOND, plan("Remove the red circle.", "There is a blue square.")], ["a red circle", "away"]),
+    # The two parts do not agree: something drawn is left out, or something nobody draws is described.
+    (TWO, [FIRST, plan("Add a blue square right of the red circle.", "There is a blue square.")],
+     ["red circle", "leaves it out"]),
+    (TWO, [plan("Draw a red circle.", "There is a red circle left of a blue square.")],
+     ["a blue square", "no step draws it"]),
+    ("draw two stars", [plan("Draw two red stars.", "There are two blue stars.")], ["two red stars", "blue"]),
+    ("draw a star", [plan("Draw a star on the left.", "There is a star on the right.")], ["left", "right"]),
+    ("draw a star", [plan("Draw a star on a beige background.", "There is a star on a lavender background.")],
+     ["a beige background", "lavender"]),
+    ("draw a star and a ring", [plan("Draw a star above a ring.", "There is a star below a ring.")], ["above the"]),
+    # The instruction names something that is not there.
+    (TWO, [FIRST, plan("Make the blue square green.", "There is a red circle.")], ["the blue square", "not there"]),
+]  # fmt: skip
+
+
+def told_of(words, verdicts):
+    """All reject, in texts that can stand in a record; each word is in some of their wordings."""
+    assert not any(v.accept for v in verdicts), verdicts
+    texts = [format_inspection(v.analysis, v.correction).lower() for v in verdicts]
+    for word in words:
+        assert any(word in text for text in texts), texts
+
+
+@pytest.mark.parametrize(("prompt", "plans", "words"), CONFLICTING)
+def test_plans_that_contradict(prompt, plans, words):
+    told_of(words, [ExactJudge(seed).plan(prompt, plans) for seed in range(WORDINGS)])
+    assert JUDGE.plan(prompt, plans) == JUDGE.plan(prompt, plans)
+
+
+def test_texts_that_are_not_understood_are_declined():
+    for prompt, text, word in (
+        ("a fluffy circle", FIRST, "fluffy"),
+        (TWO, plan("Draw a red blob.", "There is a red circle."), "blob"),
+        (TWO, plan("Draw a red circle.", "There is a red blob."), "blob"),
+        (TWO, "Draw a red circle.", "not a plan"),
+    ):
+        with pytest.raises(Declined, match=f"exact judge: .*{word}"):
+            JUDGE.plan(prompt, [text])
+    with pytest.raises(TeacherError, match="no plan to judge"):
+        JUDGE.plan(TWO, [])
+    with pytest.raises(Declined, match="blob"):
+        JUDGE.picture(plan("Draw a red circle.", "There is a red blob."), paint(Scene(())))
+    with pytest.raises(ValueError, match="squares of 32 pixels"):
+        JUDGE.picture(FIRST, np.zeros((16, 16, 3), np.uint8))
+
+
+def story(seed, share=0.5, placement=LATTICE):
+    """(rng, prompt graph, prompt, steps, scenes) of a random trajectory."""
+    rng = np.random.default_rng((11, seed))
+    task = TASKS[seed % len(TASKS)]
+    scenes = None
+    while scenes is None:
+        graph = sample_graph(rng, task)
+        asked = prompt_graph(rng, graph, task)
+        steps = rewrite(rng, grow(rng, graph), share)
+        scenes = place(rng, steps, placement)
+    return rng, asked, language.prompt(rng, asked, task), steps, scenes
+
+
+both = pytest.mark.parametrize(("name", "size"), [("lattice", 64), ("free", 32)])
+
+
+def contradictions(asked, graph):
+    """What contradicts the prompt, by ids; the judge has the words alone."""
+    return {d for d in differences(asked, graph) if d.said is not None} if graph is not None else set()
+
+
+@both
+def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name, size):
+    count = 0
+    for seed in range(112):
+        rng, asked, prompt, steps, scenes = story(seed, placement=PLACEMENTS[name])
+        plans, before, previous = [], None, None
+        for step, scene in zip(steps, scenes):
+            mistaken = [*plans, language.plan(rng, before, step)]
+            plans.append(language.plan(rng, before, step, asked))
+            picture = paint(scene, size)
+            verdict = JUDGE.picture(plans[-1], picture, previous)
+            assert verdict.accept, (plans, verdict)
+            # On the way round a step may contradict the prompt on purpose, if it says that this is for now.
+            verdict = JUDGE.plan(prompt, plans)
+            assert verdict.accept, (prompt, plans, verdict)
+            contradicts = bool(contradictions(asked, step.graph) - contradictions(asked, before))
+            verdict = JUDGE.plan(prompt, mistaken)
+            assert verdict.accept is not contradicts, (prompt, mistaken, verdict)
+            before, previous = step.graph, picture
+            count += 1
+    assert count > 200
+
+
+@both
+def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words(name, size):
+    seen = collections.Counter()
+    for seed in range(90):
+        rng, _, _, steps, scenes = story(seed, share=0.0, placement=PLACEMENTS[name])
+        before = previous = None
+        for step, scene in zip(steps, scenes):
+            text = language.plan(rng, before, step)
+            for entity in step.graph.entities:
+                draft, kind = corrupt(rng, scene, step.graph, entity.id, PLACEMENTS[name])
+                verdict = JUDGE.picture(text, paint(draft, size), previous)
+                assert not verdict.accept, (kind, text)
+                seen[kind] += 1
+                right, wrong = entity.attributes["color"], {o.color for o in draft.of(entity.id)}
+                if kind == "color":
+                    assert right in verdict.analysis + verdict.correction and wrong.pop() in verdict.analysis
+                elif kind in ("missing", "shape"):
+                    assert entity.noun in verdict.analysis + verdict.correction
+            before, previous = step.graph, paint(scene, size)
+    assert seen.keys() == set(FAULTS) and min(seen.values()) >= 5
+
+
+def wrong_graphs(rng, asked, graph):
+    """(kind, graph) with one contradiction of ``asked`` each."""
+    for e in graph.entities:
+        try:
+            right = asked.find(e.id)
+        except KeyError:
+            continue
+        nouns = {x.noun for g in (asked, graph) for x in g.entities}
+        colors = {x.attributes.get("color") for g in (asked, graph) for x in g.entities}
+        changes = {"noun": replace(e, noun=str(rng.choice([s for s in SHAPES if s not in nouns]))),
+                   "count": replace(e, count=e.count + 1)}  # fmt: skip
+        words = {"color": [c for c in COLORS if c not in colors], "size": ["medium"],
+                 "place": [p for p in PLACES if p != e.attributes.get("place")]}  # fmt: skip
+        for key in words.keys() & right.attributes.keys():
+            changes[key] = replace(e, attributes=e.attributes | {key: str(rng.choice(words[key]))})
+        for kind, changed in changes.items():
+            entities = tuple(changed if x.id == e.id else x for x in graph.entities)
+            yield kind, SceneGraph(entities, () if kind == "place" else graph.relations, graph.background)
+        extra = Entity(99, changes["noun"].noun, 1, {"color": words["color"][0]})
+        yield "extra", SceneGraph((*graph.entities, extra), graph.relations, graph.background)
+    for r in graph.relations:
+        if r in asked.relations:
+            turned = Relation(r.reference, r.kind, r.subject)
+            relations = tuple(turned if x is r else x for x in graph.relations)
+            yield "relation", SceneGraph(graph.entities, relations, graph.background)
+    if asked.background is not None:
+        other = BACKGROUNDS[BACKGROUNDS.index(asked.background) - 1]
+        yield "background", SceneGraph(graph.entities, graph.relations, other)
+
+
+def test_every_kind_of_contradiction_is_caught():
+    seen = collections.Counter()
+    for seed in range(100):
+        rng, asked, prompt, steps, _ = story(seed, share=0.0)
+        last = steps[-1].graph
+        for kind, graph in wrong_graphs(rng, asked, last):
+            step = Step("add", tuple(e.id for e in graph.entities), graph)
+            verdict = JUDGE.plan(prompt, [language.plan(rng, None, step)])
+            assert not verdict.accept, (kind, prompt, graph)
+            seen[kind] += 1
+    assert seen.keys() == {"noun", "count", "color", "size", "place", "extra", "relation", "background"}
+    assert min(seen.values()) >= 5
+
+
+CIRCLE = Object(0, 0, "circle", "red", 10, 2, 11)
+SQUARE = Object(1, 1, "square", "blue", 10, 20, 11)
+STAR = Object(2, 2, "star", "yellow", 10, 11, 22)
+BOTH = Scene((CIRCLE, SQUARE))
+
+
+PICTURES = [
+    # (plan, scene, scene before, what the analysis or the correction says; None: accepted)
+    (SECOND, BOTH, None, None),
+    (SECOND, BOTH, Scene((CIRCLE,)), None),
+    (SECOND, Scene((CIRCLE, replace(SQUARE, color="green"))), Scene((CIRCLE,)), ["green", "blue"]),
+    (SECOND, Scene((CIRCLE, replace(SQUARE, shape="diamond"))), Scene((CIRCLE,)), ["diamond", "square"]),
+    (SECOND, Scene((CIRCLE,)), Scene((CIRCLE,)), ["blue square"]),
+    (SECOND, Scene((CIRCLE, replace(SQUARE, x=2, y=0))), Scene((CIRCLE,)), ["left of"]),
+    (SECOND, Scene((CIRCLE, SQUARE, STAR)), Scene((CIRCLE,)), ["yellow star"]),
+    (SECOND, Scene((CIRCLE, SQUARE, replace(SQUARE, id=5, y=0))), Scene((CIRCLE,)), ["two", "one"]),
+    (FIRST, Scene(()), None, ["red circle"]),
+    (plan("Draw a small circle.", "There is a small circle."), Scene((CIRCLE,)), None, ["small", "medium"]),
+    (plan("Draw an outlined circle.", "There is an outlined circle."), Scene((CIRCLE,)), None, ["solid"]),
+    (plan("Draw a circle.", "There is a circle on the left."), Scene((replace(CIRCLE, x=20),)), None, ["right"]),
+    (plan("Draw a circle.", "There is a circle on a beige background."), Scene((CIRCLE,)), None, ["light grey"]),
+    (plan("Draw three stars.", "There are three stars."),
+     Scene((STAR, replace(STAR, id=3, x=0), replace(STAR, id=4, x=22))), None, None),
+    (plan("Draw three stars.", "There are three stars."), Scene((STAR, replace(STAR, id=3, x=0))), None, ["three"]),
+    # One of two is wrong.
+    (plan("Draw two yellow stars.", "There are two yellow stars."),
+     Scene((STAR, replace(STAR, id=3, x=22, color="pink"))), None, ["pink", "yellow"]),
+    # The same looks but for one word: which is which is decided for all together.
+    (plan("Draw a star and a small star.", "There is a star and a small star."),
+     Scene((replace(STAR, id=3, size=7, x=0), STAR)), None, None),
+    # Bystanders: moved, recoloured, gone, exchanged though the description still holds; and the ground.
+    (SECOND, Scene((replace(CIRCLE, x=5), SQUARE)), Scene((CIRCLE,)), ["red circle has moved"]),
+    (plan("Add a star.", "There is a circle and a star."), Scene((replace(CIRCLE, color="pink"), STAR)),
+     Scene((CIRCLE,)), ["the red circle is now a pink circle"]),
+    (plan("Add a star.", "There is a star."), Scene((STAR,)), Scene((CIRCLE,)), ["the red circle is gone"]),
+    (SECOND, Scene((CIRCLE, SQUARE), "beige"), Scene((CIRCLE,)), ["beige", "light grey"]),
+    (plan("Add a blue square on a beige background.", "There is a red circle and a blue square."),
+     Scene((CIRCLE, SQUARE), "beige"), Scene((CIRCLE,)), None),
+    # What the instruction names may change, and nothing else.
+    (plan("Make the blue square green.", "There is a red circle and a green square."),
+     Scene((CIRCLE, replace(SQUARE, color="green"))), BOTH, None),
+    (plan("Make the blue square green.", "There is a circle and a green square."),
+     Scene((replace(CIRCLE, color="pink"), replace(SQUARE, color="green"))), BOTH, ["now a pink circle"]),
+    (plan("Swap the red circle and the blue square.", "There is a red circle right of a blue square."),
+     Scene((replace(CIRCLE, x=20), replace(SQUARE, x=2))), BOTH, None),
+    (plan("Move the red circle above the blue square.", "There is a red circle above a blue square."),
+     Scene((replace(CIRCLE, x=20, y=0), SQUARE)), BOTH, None),
+    (plan("Replace the blue square with a star.", "There is a red circle and a star."),
+     Scene((CIRCLE, replace(STAR, x=20, y=11))), BOTH, None),
+    (plan("Remove the blue square.", "There is a red circle."), Scene((CIRCLE,)), BOTH, None),
+    (plan("Remove the red circle.", "There is a square."), Scene((replace(SQUARE, y=0),)), BOTH, ["square has moved"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("text", "scene", "before", "words"), PICTURES)
+def test_pictures_made_by_hand(text, scene, before, words, size):
+    pictures = (paint(scene, size), None if before is None else paint(before, size))
+    verdicts = [ExactJudge(seed).picture(text, *pictures) for seed in range(WORDINGS)]
+    if words is None:
+        assert all(v.accept and "as planned" in v.analysis for v in verdicts), verdicts
+    else:
+        told_of(words, verdicts)
+
+
+def test_noise_is_no_fault_and_a_stain_is():
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        pictures = [paint(scene) + rng.normal(0, 10, (32, 32, 3)) for scene in (Scene((CIRCLE,)), BOTH)]
+        before, after = (np.clip(np.rint(p), 0, 255).astype(np.uint8) for p in pictures)
+        verdict = JUDGE.picture(SECOND, after, before)
+        assert verdict.accept, verdict
+    before, stained = paint(Scene((CIRCLE,))), paint(BOTH)
+    stained[:2, 12:] -= 60
+    verdict = JUDGE.picture(SECOND, stained, before)
+    assert (verdict.accept, "changed at the top that" in verdict.analysis) == (False, True)
+    # Without the picture before, nobody knows that it was not there.
+    assert JUDGE.picture(SECOND, stained).accept
+
+
+def test_the_seed_decides_the_wording_alone():
+    text = plan("Draw a green circle.", "There is a green circle.")
+    verdicts = [ExactJudge(seed).plan(TWO, [text]) for seed in range(12)]
+    assert {v.accept for v in verdicts} == {False}
+    assert len({v.analysis for v in verdicts}) > 1
+    assert verdicts[3] == ExactJudge(3).plan(TWO, [text])
+    assert ExactJudge().name == "exact"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_alignment_finds_the_ids_of_the_same_graph_in_other_order(seed):
+    rng, _, _, steps, _ = story(seed, share=0.0)
+    graph = steps[-1].graph
+    read = parse(language.description(rng, SceneGraph(graph.entities[::-1], graph.relations, graph.background)))
+    assert canonical(read) == canonical(graph)
+    again = aligned(graph, read)
+    assert {e.id: e for e in again.entities} == {e.id: e for e in graph.entities}
+    assert aligned(graph, SceneGraph(())) == SceneGraph(())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "match"),
+    [
+        ("a red circle and a blue square", "a blue circle", {"color": "red"}),
+        ("two circles and an outlined circle", "a circle", {"fill": "outlined"}),
+        ("a star and a red star", "a red star", {"color": "red"}),
+        ("a star left of a ring and a pink star", "a ring and a star right of the ring", {"color": "pink"}),
+        ("a red circle", "a blue square", None),
+    ],
+)
+def test_alignment_weighs_noun_colour_count_and_relations(asked, said, match):
+    asked, said = parse(asked), parse(said)
+    last = aligned(asked, said).entities[-1]
+    same = [e.attributes for e in asked.entities if e.id == last.id]
+    assert same == ([] if match is None else [match])

@@ -1,0 +1,40 @@
+"""Stages: what has ended is left out, what fails is named and runs again."""
+
+import sys
+
+import pytest
+
+from pdgen.train.release.stages import Stage, StageError, run
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """A folder of commands: one counts its calls, one fails."""
+    (tmp_path / "count.py").write_text("import sys; open(sys.argv[1], 'a').write('x')")
+    (tmp_path / "fails.py").write_text("import sys; print('all is lost'); sys.exit(2)")
+    return tmp_path
+
+
+def test_a_stage_that_has_ended_is_left_out(commands):
+    calls = commands / "calls"
+    stage = Stage("count", commands / "cell", (str(calls),))
+    said = []
+    run(stage, commands, said.append)
+    run(stage, commands, said.append)
+    assert calls.read_text() == "x" and len(said) == 1
+    with pytest.raises(StageError, match="was made by other arguments"):
+        run(stage._replace(arguments=(str(calls), "more")), commands, said.append)
+
+
+def test_a_stage_that_fails_is_named_and_runs_again(commands):
+    stage = Stage("fails", commands / "cell", ())
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"fails ended with status 2: all is lost .*fails\.log"):
+            run(stage, commands, lambda line: None)
+    assert not (commands / "cell" / "fails.done").exists()
+
+
+def test_commands_are_this_pythons(commands):
+    (commands / "which.py").write_text("import sys; open(sys.argv[1], 'w').write(sys.executable)")
+    run(Stage("which", commands / "cell", (str(commands / "python"),)), commands, lambda line: None)
+    assert (commands / "python").read_text() == sys.executable
