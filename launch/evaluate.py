@@ -52,7 +52,7 @@ from pdgen.sequence.trajectory import load_trajectory
 from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import Settings as EndpointSettings
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.train.export import find_checkpoint
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]

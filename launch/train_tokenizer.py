@@ -17,16 +17,16 @@ from absl import app, flags
 from pdgen.cli import fail, parse
 from pdgen.sequence.trajectory import TAG
 from pdgen.shapes import language
-from pdgen.shapes.differences import differences
 from pdgen.shapes.graph import COLORS, SceneGraph, Step
 from pdgen.shapes.grow import grow
 from pdgen.shapes.lexicon import NUMBERS, plural, sentence
+from pdgen.shapes.matching import differences
 from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, place
 from pdgen.synthesis.base.questions import KINDS, asker
 from pdgen.synthesis.faults import corrupt
 from pdgen.synthesis.rewrite import rewrite
 from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
-from pdgen.teachers.plan_check import inconsistency
+from pdgen.teachers.exact.plan_check import inconsistency
 
 OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
 COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)

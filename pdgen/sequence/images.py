@@ -17,6 +17,8 @@ MAX_PIXELS = 14 * 14 * 9 * 1024  # the base model's own limit, for ViT and autoe
 # A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
 CHANGE = 40
 
+Picture = UInt8[np.ndarray, "height width 3"]  # RGB, 0 to 255
+
 
 class ImageError(ValueError):
     """Bytes are no readable image, or an image does not suit the model; one line names the remedy."""
@@ -120,10 +122,10 @@ def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
         raise ImageError(f"{name}: not a readable PNG or JPEG ({why_unreadable(fault)})") from None
 
 
-def encode_png(image: PIL.Image.Image) -> bytes:
+def encode_png(image: PIL.Image.Image | Picture) -> bytes:
     """The image as PNG bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    (PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

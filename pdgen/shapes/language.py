@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection, format_plan
-from pdgen.shapes.differences import Difference, differences, relation_of
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
 from pdgen.shapes.instruction import Instruction, instruct, recolored, say
 from pdgen.shapes.lexicon import RELATIONS, join, number, place_phrase, sentence
+from pdgen.shapes.matching import Difference, differences, relation_of
 from pdgen.shapes.phrases import (
     USUAL,
     Wording,

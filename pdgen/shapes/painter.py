@@ -5,15 +5,14 @@ object leaves every pixel outside the boxes concerned bit for bit as it was. Not
 """
 
 import functools
-import io
 import math
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
+from pdgen.sequence.images import Picture
 from pdgen.shapes.world import GRID, Object, Scene
-from pdgen.teachers.protocols import Picture, Stroke, TeacherError
 
 SUPERSAMPLING = 16
 LINE_WIDTH = 1.5  # of an outlined shape's contour, in grid units
@@ -138,28 +137,3 @@ def paint(scene: Scene, size: int = GRID) -> Picture:
     for item in scene.objects:
         _blend(picture, item, size / GRID)
     return np.rint(picture).astype(np.uint8)
-
-
-class ShapesPainter:
-    """Paints a stroke's placed scene; a ``teachers.Painter``."""
-
-    name = "shapes"
-
-    def __init__(self, size: int = GRID) -> None:
-        """``size``: pixels of a picture's side. Raises ValueError below ``MIN_SIZE``."""
-        if size < MIN_SIZE:
-            raise ValueError(f"a picture of {size} pixels: shapes become unrecognisable below {MIN_SIZE}")
-        self.size = size
-
-    def paint(self, stroke: Stroke) -> Picture:
-        """The stroke's scene. Raises TeacherError if it has none."""
-        if stroke.scene is None:
-            raise TeacherError(f"{self.name} painter: the stroke {stroke.instruction!r} comes without a placed scene")
-        return paint(stroke.scene, self.size)
-
-
-def png_bytes(image: Picture) -> bytes:
-    """RGB uint8 [height, width, 3] as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()

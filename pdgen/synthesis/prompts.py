@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes import language
-from pdgen.shapes.differences import differences
 from pdgen.shapes.graph import COLORS, SceneError, SceneGraph
 from pdgen.shapes.grow import grow
 from pdgen.shapes.held_out import held_out
+from pdgen.shapes.matching import differences
 from pdgen.shapes.world import place
 from pdgen.synthesis.leaks import leak
 from pdgen.synthesis.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite

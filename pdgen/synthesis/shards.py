@@ -13,8 +13,8 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.latents import Encode, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.sequence.images import Picture
 from pdgen.sequence.trajectory import Record, Text, format_plan
-from pdgen.shapes.painter import ShapesPainter
 from pdgen.shapes.placement import PLACEMENTS
 from pdgen.synthesis.build import Made, Shard
 from pdgen.synthesis.importers.genref import from_archive
@@ -26,11 +26,12 @@ from pdgen.synthesis.settings import Conflict, Settings
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import Samples, make_samples
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.kontext import KontextPainter
-from pdgen.teachers.protocols import Picture, Stroke
+from pdgen.teachers.protocols import Stroke
 from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter
-from pdgen.teachers.writer import RulesWriter
 
 
 @dataclasses.dataclass

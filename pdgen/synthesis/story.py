@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import Image, Record, Text, parse_plan
 from pdgen.shapes import language
 from pdgen.shapes.graph import SceneGraph, Step
-from pdgen.shapes.painter import png_bytes
 from pdgen.shapes.placement import LATTICE, Placement
 from pdgen.shapes.world import Scene
 from pdgen.synthesis.faults import corrupt
-from pdgen.teachers.protocols import Declined, Judge, Painter, Picture, Stroke, Verdict, Writer
+from pdgen.teachers.protocols import Declined, Judge, Painter, Stroke, Verdict, Writer
 
 WRONG_PICTURE = "picture rejected by the judge"
 HELD_OUT = "held out from training"
@@ -122,7 +122,7 @@ class Drawing:
     def add(self, picture: Picture, verdict: Verdict, stage: str = "sketch", target: bool = True) -> None:
         """Adds a picture and the judge's verdict on it."""
         self.verdicts[len(self.segments)] = verdict
-        self.segments.append(Image(stage=stage, png=png_bytes(picture), target=target))
+        self.segments.append(Image(stage=stage, png=encode_png(picture), target=target))
         self.picture = picture
 
     def judged(self, picture: Picture, previous: Picture | None) -> Verdict:

@@ -23,9 +23,8 @@ import numpy as np
 
 from pdgen.sequence.trajectory import Record
 from pdgen.shapes import language
-from pdgen.shapes.differences import differences
 from pdgen.shapes.graph import Entity, SceneGraph, Step
-from pdgen.shapes.matching import renamed
+from pdgen.shapes.matching import differences, renamed
 from pdgen.synthesis.base import tasks as base_tasks
 from pdgen.synthesis.faults import corrupt
 from pdgen.synthesis.prompts import OTHER_WORDS, PROMPT_TASK, make_story, placed

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from pdgen.teachers.protocols import Picture, Stroke, TeacherError
+from pdgen.sequence.images import Picture
+from pdgen.teachers.protocols import Stroke, TeacherError
 
 CHECKPOINT = "black-forest-labs/FLUX.1-Kontext-dev"
 

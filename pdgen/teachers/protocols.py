@@ -1,8 +1,8 @@
 """What builds data and guides sampling beside the model: painters, judges, writers, planners, critics and verifiers.
 
-Shapes world has exact ones of each (``painter``, ``judge``, ``writer``, ``advisers``); ``kontext`` paints with
-FLUX.1-Kontext, all others also work through any OpenAI-compatible server (``endpoint``). Whoever takes a teacher
-takes these types.
+Shapes world has exact ones of each (``exact``, ``planner``, ``verifier``). ``kontext`` paints with FLUX.1-Kontext.
+All others also work through any OpenAI-compatible server (``endpoint``). A function that takes a teacher takes
+these types.
 """
 
 import dataclasses
@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
-import numpy as np
-from jaxtyping import UInt8
 
+from pdgen.sequence.images import Picture
 from pdgen.shapes.graph import SceneGraph
 from pdgen.shapes.world import Scene
-
-Picture = UInt8[np.ndarray, "height width 3"]  # RGB, 0 to 255
 
 
 class TeacherError(ValueError):

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import TAG, format_inspection
 from pdgen.shapes.graph import MAX_COUNT, PLACES, Entity, SceneGraph
-from pdgen.shapes.painter import png_bytes
 from pdgen.teachers.chat import Request
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.protocols import Declined, Picture, TeacherError, Verdict
+from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
 PROMPT_VERSION = 1
 
@@ -159,8 +159,8 @@ def plan_request(prompt: str, plans: Sequence[str]) -> Request:
 
 def picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> Request:
     """The question whether the picture shows what the plan promises; answered by a JudgeAnswer."""
-    before = () if previous is None else ("The picture before the step:", png_bytes(previous))
-    content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", png_bytes(picture))
+    before = () if previous is None else ("The picture before the step:", encode_png(previous))
+    content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
     return Request("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
 
 

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.detect import background
+from pdgen.shapes.detector import background
 from pdgen.shapes.graph import SceneError, SceneGraph
 from pdgen.shapes.matching import words_of
-from pdgen.shapes.painter import png_bytes
 from pdgen.shapes.parse import parse
 from pdgen.shapes.world import relations_between
 from pdgen.teachers.chat import Request
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.judge import as_verdict, detected
-from pdgen.teachers.picture_check import Seen, inspections, looks_of, read
-from pdgen.teachers.protocols import Declined, Picture, Verdict
+from pdgen.teachers.exact.judge import as_verdict, detected
+from pdgen.teachers.exact.picture_check import Seen, inspections, looks_of, read
+from pdgen.teachers.protocols import Declined, Verdict
 from pdgen.teachers.remote_teachers import JudgeAnswer
 
 PROMPT_VERSION = 1
@@ -79,13 +79,13 @@ _SCORED = VerifierAnswer([Check(f"thing number {i}, which the prompt asks for", 
 
 def critique_request(prompt: str, picture: Picture) -> Request:
     """The question what is wrong with a picture; answered by a JudgeAnswer."""
-    content = (f"Prompt:\n{prompt}", "The picture:", png_bytes(picture))
+    content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
     return Request("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
 
 
 def score_request(prompt: str, picture: Picture) -> Request:
     """The question how much of a picture is right; answered by a VerifierAnswer."""
-    content = (f"Prompt:\n{prompt}", "The picture:", png_bytes(picture))
+    content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
     return Request("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
 
 

@@ -139,3 +139,10 @@ def test_a_pixel_has_changed_where_a_channel_differs_by_more_than_40():
     np.testing.assert_array_equal(images.changed_pixels(before, after), [[False, False, True, True, False]])
     with pytest.raises(ValueError, match=r"\(1, 5, 3\) and \(1, 3, 3\)"):
         images.changed_pixels(before, after[:, :3])
+
+
+def test_png_gives_the_picture_back():
+    picture = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
+    png = images.encode_png(picture)
+    assert png == images.encode_png(PIL.Image.fromarray(picture))
+    assert (np.asarray(images.decode_image(png)) == picture).all()

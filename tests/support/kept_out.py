@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from pdgen.sequence.trajectory import parse_plan
-from pdgen.shapes.detect import detect
+from pdgen.shapes.detector import detect
 from pdgen.shapes.graph import COLORS, INVERSE
 from pdgen.shapes.instruction import carry_out
 from pdgen.shapes.lexicon import NUMBERS, RELATIONS, plural

@@ -1,12 +1,12 @@
 """Small records of shapes world, made at once: nobody judges them."""
 
-from pdgen.shapes.painter import ShapesPainter
 from pdgen.synthesis.settings import MultiTurn, Settings
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_samples
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import Verdict
-from pdgen.teachers.writer import RulesWriter
 
 
 class Trusting:

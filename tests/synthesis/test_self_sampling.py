@@ -6,14 +6,14 @@ import pytest
 from pdgen.sequence.trajectory import Image, check_grammar, encode_record, parse_plan, parse_refine, segment_kind
 from pdgen.shapes import language
 from pdgen.shapes.graph import Step
-from pdgen.shapes.painter import ShapesPainter
 from pdgen.shapes.parse import parse
 from pdgen.synthesis.self_sampling import TOGETHER, self_sampled
 from pdgen.synthesis.settings import Conflict, Settings, SettingsError
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import is_positive
-from pdgen.teachers.judge import ExactJudge
-from pdgen.teachers.writer import RulesWriter
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 
 TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 CONFLICT = Conflict(positive=6, negative=10, variant="self")

@@ -12,8 +12,7 @@ import PIL.Image
 import pytest
 
 from pdgen.sequence.trajectory import Image
-from pdgen.shapes.detect import detect
-from pdgen.shapes.painter import ShapesPainter
+from pdgen.shapes.detector import detect
 from pdgen.shapes.parse import parse
 from pdgen.shapes.placement import FREE, LATTICE
 from pdgen.synthesis import shards
@@ -23,10 +22,11 @@ from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_samples
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import Settings as EndpointSettings
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import TeacherError, Verdict
 from pdgen.teachers.remote_teachers import EndpointJudge
-from pdgen.teachers.writer import RulesWriter
 from tests.support.chat_server import ChatServer, says
 from tests.support.shapes_records import Trusting
 from tests.synthesis.importers.made import write_tar

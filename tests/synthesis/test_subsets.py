@@ -10,18 +10,18 @@ import PIL.Image
 import pytest
 
 from pdgen.sequence.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
-from pdgen.shapes.differences import differences
 from pdgen.shapes.graph import SceneGraph, implies
 from pdgen.shapes.language import COMPLETE
-from pdgen.shapes.painter import ShapesPainter
+from pdgen.shapes.matching import differences
 from pdgen.shapes.parse import parse
 from pdgen.synthesis.prompts import PROMPT_TASK, make_story, read_prompts
 from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError
 from pdgen.synthesis.story import Rejected, Teachers
 from pdgen.synthesis.subsets import is_positive, make_sample, make_samples
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import Verdict
-from pdgen.teachers.writer import RulesWriter
 from tests.support.shapes_records import ASSUMED, EXACT, Trusting
 
 SETTINGS = Settings(

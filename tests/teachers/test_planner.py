@@ -9,7 +9,7 @@ from pdgen.shapes import language
 from pdgen.shapes.parse import canonical, parse
 from pdgen.teachers.chat import AnswerError, answer_schema
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.planner import EndpointPlanner, ExactPlanner, PlanAnswer
 from pdgen.teachers.protocols import Declined, Planner
 from tests.support.chat_server import says

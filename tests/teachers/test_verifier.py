@@ -21,7 +21,7 @@ from pdgen.synthesis.faults import corrupt
 from pdgen.synthesis.sample import sample_graph
 from pdgen.teachers.chat import AnswerError, answer_schema
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.plan_check import in_terms_of
+from pdgen.teachers.exact.plan_check import in_terms_of
 from pdgen.teachers.protocols import Critic, Declined, Verdict, Verifier
 from pdgen.teachers.verifier import EndpointCritic, EndpointVerifier, ExactCritic, ExactVerifier, VerifierAnswer
 from tests.support.chat_server import says

@@ -25,13 +25,13 @@ from pdgen.shapes.graph import OPERATIONS, SceneGraph, Step
 from pdgen.shapes.held_out import held_out
 from pdgen.shapes.instruction import Instruction, instruct
 from pdgen.shapes.lexicon import NUMBERS
-from pdgen.shapes.painter import ShapesPainter
 from pdgen.synthesis.base.questions import KINDS
 from pdgen.synthesis.settings import Edit, Settings, TextToImage, Understand
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_sample
-from pdgen.teachers.judge import ExactJudge
-from pdgen.teachers.writer import RulesWriter
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 
 COUNT = 300  # prompts of a row, and images that are drawn for it at least
 SIZE = 64  # pixels of a given picture's side, as in the data

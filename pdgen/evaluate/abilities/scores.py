@@ -14,15 +14,15 @@ import numpy as np
 from pdgen.evaluate.abilities.prompts import GROUPS, Case
 from pdgen.evaluate.statistics import estimate
 from pdgen.evaluate.tables import Cell, Table, interval
-from pdgen.shapes.detect import Found, background, detect
+from pdgen.sequence.images import Picture
+from pdgen.shapes.detector import Found, background, detect
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.lexicon import sentence
 from pdgen.shapes.matching import words_of
 from pdgen.shapes.parse import canonical, parse
 from pdgen.shapes.phrases import be, the, was
-from pdgen.teachers.picture_check import SHIFT, check_promises, check_untouched, looks_of, read
-from pdgen.teachers.protocols import Picture
+from pdgen.teachers.exact.picture_check import SHIFT, check_promises, check_untouched, looks_of, read
 
 IMAGES = "images"  # folder of all pictures
 OVERALL = "overall"

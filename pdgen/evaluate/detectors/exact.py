@@ -8,7 +8,7 @@ import PIL.Image
 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Detection, Detections, Thresholds
-from pdgen.shapes.detect import detect
+from pdgen.shapes.detector import detect
 from pdgen.shapes.world import GRID, SHAPES
 
 

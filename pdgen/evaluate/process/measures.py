@@ -20,13 +20,13 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from pdgen.sequence.images import changed_pixels
+from pdgen.sequence.images import Picture, changed_pixels
 from pdgen.sequence.trajectory import ImageStage, Trajectory, TrajectoryError, parse_plan, parse_refine
 from pdgen.shapes.graph import SceneError
 from pdgen.shapes.parse import parse_instruction
-from pdgen.teachers.judge import detected
-from pdgen.teachers.picture_check import check_untouched
-from pdgen.teachers.protocols import Declined, Judge, Picture, Verifier
+from pdgen.teachers.exact.judge import detected
+from pdgen.teachers.exact.picture_check import check_untouched
+from pdgen.teachers.protocols import Declined, Judge, Verifier
 
 Effect = Literal["mends", "nothing", "harms"]
 Lost = Literal["plan", "picture", "unfinished", "unknown"]

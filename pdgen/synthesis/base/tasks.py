@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pdgen.sequence.images import encode_png
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.shapes import language
 from pdgen.shapes.graph import SceneGraph, Step
-from pdgen.shapes.painter import png_bytes
 from pdgen.shapes.world import Scene
 from pdgen.synthesis.base.captions import caption, seen
 from pdgen.synthesis.base.questions import asker
@@ -57,7 +57,7 @@ def _drawn(graph: SceneGraph) -> Step:
 
 def _image(teachers: Teachers, words: str, scene: Scene, given: bool = False) -> Image:
     picture = teachers.painter.paint(Stroke(words, None, scene, 0))
-    return Image(stage="given" if given else "sketch", png=png_bytes(picture), target=not given)
+    return Image(stage="given" if given else "sketch", png=encode_png(picture), target=not given)
 
 
 def _record(name: str, source: str, mode: Mode, segments: list[Text | Image], told: dict[str, Any]) -> Record:

@@ -12,7 +12,7 @@ from pdgen.evaluate.abilities.prompts import DRAWING, EDITING, GROUPS, READING, 
 from pdgen.evaluate.abilities.run import ability_settings
 from pdgen.evaluate.abilities.scores import Outcome, ability_tables, judge, judge_answer, judge_drawing, judge_edit
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.shapes.detect import background, detect
+from pdgen.shapes.detector import background, detect
 from pdgen.shapes.graph import Entity, Relation, SceneGraph, Step
 from pdgen.shapes.held_out import held_out
 from pdgen.shapes.instruction import Instruction, carry_out, instruct

@@ -20,7 +20,7 @@ from pdgen.evaluate.process.tables import (
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 from pdgen.shapes.painter import paint
 from pdgen.shapes.world import Object, Scene
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.verifier import ExactVerifier
 
 PROMPT = "a photo of a red circle left of a blue square"

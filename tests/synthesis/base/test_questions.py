@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from pdgen.shapes.detect import background, detect
+from pdgen.shapes.detector import background, detect
 from pdgen.shapes.graph import COLORS, Step
 from pdgen.shapes.lexicon import NUMBERS, place_phrase, plural
 from pdgen.shapes.painter import paint
@@ -18,7 +18,7 @@ from pdgen.synthesis.base.checks import YES, aim, check
 from pdgen.synthesis.base.questions import KINDS, NONE, PATIENCE, asker
 from pdgen.synthesis.sample import sample_graph
 from pdgen.synthesis.settings import QUESTION_SHARES
-from pdgen.teachers.picture_check import read
+from pdgen.teachers.exact.picture_check import read
 from tests.support.kept_out import kept_out, of_graph, scanned
 from tests.support.stories import thing
 

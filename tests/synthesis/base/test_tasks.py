@@ -16,11 +16,10 @@ from pdgen.sequence.layout import VitSegment
 from pdgen.sequence.segments import record_segments
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, check_grammar, decode_record, encode_record
-from pdgen.shapes.detect import background, detect
+from pdgen.shapes.detector import background, detect
 from pdgen.shapes.graph import OPERATIONS, PLACES, Entity, SceneGraph, Step
 from pdgen.shapes.instruction import carry_out, instruct
 from pdgen.shapes.lexicon import place_phrase
-from pdgen.shapes.painter import ShapesPainter
 from pdgen.shapes.parse import canonical, parse, parse_instruction
 from pdgen.shapes.world import Scene, place, place_of, relations_between, violations
 from pdgen.synthesis.edits import clear
@@ -30,9 +29,10 @@ from pdgen.synthesis.sample import TASKS
 from pdgen.synthesis.settings import Edit, Settings, TextToImage, Understand
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_sample, make_samples
-from pdgen.teachers.judge import ExactJudge
-from pdgen.teachers.picture_check import check_promises, check_untouched, read
-from pdgen.teachers.writer import RulesWriter
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.picture_check import check_promises, check_untouched, read
+from pdgen.teachers.exact.writer import RulesWriter
 from tests.support.kept_out import kept_out, of_graph, of_instruction, of_picture, scanned
 
 TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from pdgen.sequence.trajectory import check_grammar, parse_refine
-from pdgen.shapes.painter import ShapesPainter
 from pdgen.synthesis.importers.genref import from_archive
 from pdgen.synthesis.importers.reflection import read_genref
 from pdgen.synthesis.settings import Alignment, Settings, SettingsError
 from pdgen.synthesis.story import Teachers
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
+from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import Declined, Verdict
-from pdgen.teachers.writer import RulesWriter
 from tests.support.shapes_records import Trusting
 from tests.synthesis.importers.made import picture, write_tar
 

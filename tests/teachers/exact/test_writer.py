@@ -6,8 +6,8 @@ import pytest
 from pdgen.sequence.trajectory import parse_plan
 from pdgen.shapes import language
 from pdgen.shapes.parse import canonical, parse, parse_instruction
+from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import TeacherError, Writer
-from pdgen.teachers.writer import RulesWriter
 from tests.support.stories import story
 
 WRITER: Writer = RulesWriter()

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pdgen.sequence.images import Picture
 from pdgen.sequence.trajectory import TrajectoryError, parse_plan, parse_refine
-from pdgen.shapes.detect import Found, background, detect
+from pdgen.shapes.detector import Found, background, detect
 from pdgen.shapes.graph import SceneError, SceneGraph
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.matching import aligned
 from pdgen.shapes.parse import parse, parse_instruction
 from pdgen.shapes.phrases import scene
-from pdgen.teachers.picture_check import check_promises, check_untouched, read
-from pdgen.teachers.plan_check import check_plan, still_to_come
-from pdgen.teachers.protocols import Declined, Picture, TeacherError, Verdict
+from pdgen.teachers.exact.picture_check import check_promises, check_untouched, read
+from pdgen.teachers.exact.plan_check import check_plan, still_to_come
+from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
 
 class ExactJudge:

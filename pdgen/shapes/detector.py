@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from pdgen.sequence.images import Picture
 from pdgen.shapes.graph import COLORS
 from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, LINE_WIDTH, coverage
 from pdgen.shapes.placement import SIZES
 from pdgen.shapes.world import FILLS, GRID, SHAPES, can_be_outlined, size_word
-from pdgen.teachers.protocols import Picture
 
 WIDTHS = tuple(width for widths in SIZES.values() for width in widths)
 THRESHOLD = 0.5

@@ -8,10 +8,9 @@ from msgspec.structs import replace
 
 from pdgen.sequence.trajectory import format_inspection, format_plan
 from pdgen.shapes import language
-from pdgen.shapes.differences import differences
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph, Step
 from pdgen.shapes.grow import grow
-from pdgen.shapes.matching import aligned
+from pdgen.shapes.matching import aligned, differences
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import canonical, parse
 from pdgen.shapes.placement import LATTICE, PLACEMENTS
@@ -19,7 +18,7 @@ from pdgen.shapes.world import BACKGROUNDS, SHAPES, Object, Scene, place
 from pdgen.synthesis.faults import FAULTS, corrupt
 from pdgen.synthesis.rewrite import rewrite
 from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
-from pdgen.teachers.judge import ExactJudge
+from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.protocols import Declined, Judge, TeacherError
 
 JUDGE: Judge = ExactJudge()

@@ -12,7 +12,7 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.models import autoencoder
-from pdgen.shapes.detect import THRESHOLD, background, detect
+from pdgen.shapes.detector import THRESHOLD, background, detect
 from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, paint
 from pdgen.shapes.placement import FREE, LATTICE, PLACEMENTS
 from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Object, Scene, random_scene, relations_between

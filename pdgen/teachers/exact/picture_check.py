@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from pdgen.sequence.images import Picture
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.detect import Found, background
+from pdgen.shapes.detector import Found, background
 from pdgen.shapes.graph import Entity, SceneGraph
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.language import background_fault, fault
@@ -21,7 +22,6 @@ from pdgen.shapes.lexicon import sentence
 from pdgen.shapes.matching import assign, looks_cost, words_of
 from pdgen.shapes.phrases import known
 from pdgen.shapes.world import GRID, Violation, place_of, relations_between, violations
-from pdgen.teachers.protocols import Picture
 
 _Watched = tuple[Picture, Sequence[Found]]  # and what is detected in it
 SURPLUS = 2.0  # cost of being one more than the count; of another colour or noun it is rather something else

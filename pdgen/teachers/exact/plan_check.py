@@ -3,12 +3,11 @@
 import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.differences import Difference, differences, relation_of
 from pdgen.shapes.graph import INVERSE, PLACES, Entity, Relation, SceneGraph
 from pdgen.shapes.instruction import Instruction, carry_out
 from pdgen.shapes.language import conflict
 from pdgen.shapes.lexicon import join, place_phrase, sentence
-from pdgen.shapes.matching import aligned, renamed, words_of
+from pdgen.shapes.matching import Difference, aligned, differences, relation_of, renamed, words_of
 from pdgen.shapes.phrases import background_phrase, be, fact, known, look, name, some
 
 _NOTHING = SceneGraph(())
