@@ -1,12 +1,23 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, then renamed."""
+"""Files and folders that outlive a kill, the lock on them, and their digests.
+
+A file or a folder appears whole or not at all: it is written under a temporary name, then renamed. A folder that a
+killed run resumes follows one set of rules:
+
+    locked        one process works in it at a time
+    check_begun   it is resumed with the settings that it was begun with, or not at all
+    new_file      each finished piece of work is a file or folder of its own; what is there is not made again
+"""
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 Say = Callable[[str], None]
 
@@ -20,6 +31,91 @@ class FolderError(ValueError):
 def to_stderr(line: str) -> None:
     """Prints a line for the user where no result is expected."""
     print(line, file=sys.stderr)
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file in lower-case hex; the file is read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def file_lock(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[bool]:
+    """Holds the operating system's lock on ``path``, which ends with the process, however that ends.
+
+    Gives whether the lock is held: False where another process or thread holds it. With ``wait`` it waits for that one.
+    ``path`` is a folder, or a file, which is made where it is missing.
+
+    Raises:
+      OSError: ``path`` cannot be opened, or its file system has no locks.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDONLY | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            # The last holder may have removed the file that this one waited for: then it locks nothing any more.
+            if _is_open_as(path, descriptor):
+                yield True
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_open_as(path: str | os.PathLike[str], descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(
+    folder: pathlib.Path, work: str, *, lock: pathlib.Path | None = None, error: type[Exception] = FolderError
+) -> Iterator[None]:
+    """Keeps other processes out of ``folder``.
+
+    Args:
+      folder: what the message names.
+      work: what another process may be doing, such as "sampling into it".
+      lock: the file or folder that is locked, by default ``folder``.
+      error: raised where another process holds the lock, or it cannot be taken.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(file_lock(lock or folder))
+        except OSError as fault:
+            raise error(f"{folder}: cannot be locked ({fault.strerror}); choose a folder on another disk") from None
+        if not held:
+            raise error(f"{folder}: another process is {work}; wait for its end")
+        yield
+
+
+def check_begun(
+    folder: pathlib.Path,
+    begun: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    *,
+    remedy: str,
+    error: type[Exception] = FolderError,
+    show: Callable[[Any], Any] = lambda value: value,
+) -> None:
+    """Raises ``error``, with the first key that differs, where a folder was begun with other settings than ``wanted``.
+
+    ``show`` makes a value short enough for the message.
+    """
+    for key in [*wanted, *sorted(begun.keys() - wanted.keys())]:
+        if begun.get(key) != wanted.get(key):
+            was, now = show(begun.get(key)), show(wanted.get(key))
+            raise error(f"{folder}: was begun with {key}={was}, now it is {now}; {remedy}")
 
 
 def cache_folder() -> pathlib.Path:

@@ -1,6 +1,5 @@
 """The manifest of a checkpoint: every PyTorch tensor with shape, dtype and SHA-256."""
 
-import hashlib
 import math
 import pathlib
 from typing import Literal
@@ -72,8 +71,3 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         return msgspec.json.decode(file.read_bytes(), type=Manifest)
     except msgspec.MsgspecError as fault:
         raise CheckpointError(f"{file}: damaged ({fault}); convert again") from None
-
-
-def digest(data: bytes) -> str:
-    """SHA-256 (hex) of a small file."""
-    return hashlib.sha256(data).hexdigest()

@@ -23,11 +23,11 @@ from pdgen import config as model_config
 from pdgen.checkpoints import stream
 from pdgen.checkpoints.arrays import Arrays, chunk_shapes, create_arrays, open_arrays, short
 from pdgen.checkpoints.errors import CheckpointError
-from pdgen.checkpoints.manifest import MANIFEST, Manifest, TensorRecord, digest, read_manifest
+from pdgen.checkpoints.manifest import MANIFEST, Manifest, TensorRecord, read_manifest
 from pdgen.checkpoints.mapping import PARTS, Place, array_shapes, places
 from pdgen.checkpoints.safetensors_file import DTYPES
 from pdgen.config import ModelConfig
-from pdgen.files import Say, new_folder, to_stderr
+from pdgen.files import Say, new_folder, sha256, to_stderr
 
 PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
 TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
@@ -69,7 +69,7 @@ class Content:
         tensors = [TensorRecord(place.name, place.shape, dtype.name, digests[place.name], file)
                    for place, dtype, file in self.tensors]  # fmt: skip
         headers = {name: dict(header) for name, header in self.headers.items()}
-        return Manifest(tensors, headers, {name: digest(data) for name, data in files.items()})
+        return Manifest(tensors, headers, {name: sha256(data) for name, data in files.items()})
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:
@@ -229,7 +229,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     for name, stated in manifest.files.items():
         if not (path / name).is_file():
             faults.append(f"{name} is missing")
-        elif digest((path / name).read_bytes()) != stated:
+        elif sha256((path / name).read_bytes()) != stated:
             faults.append(f"{name} has changed since it was written")
     if CONFIG not in manifest.files:
         faults.append(f"{MANIFEST} does not list {CONFIG}")

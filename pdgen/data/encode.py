@@ -10,7 +10,6 @@ of what ``work.json`` says, so the result is byte for byte that of a run that wa
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -28,13 +27,12 @@ from pdgen.data.records import (
     Dataset,
     RecordError,
     RecordSource,
-    file_sha256,
     is_dataset,
     open_file,
     write_file,
     write_index,
 )  # fmt: skip
-from pdgen.files import check_target, new_file, replace_folder
+from pdgen.files import check_begun, check_target, file_sha256, locked, new_file, replace_folder
 from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
 
@@ -97,12 +95,7 @@ def encode_dataset(
 def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Iterator[pathlib.Path]:
     """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LatentError(f"{folder}: another process is encoding into it; wait for its end") from None
+    with locked(folder, "encoding into it", error=LatentError):
         path = folder / WORK
         if not path.is_file():  # killed before it began, or while its finished folder was being renamed
             for leftover in folder.iterdir():
@@ -110,12 +103,8 @@ def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Iterator[pathlib.
             with new_file(path) as partial:
                 partial.write_bytes(msgspec.json.encode(work) + b"\n")
         begun = msgspec.json.decode(path.read_bytes())
-        if changed := [key for key in work if begun.get(key) != work[key]]:
-            raise LatentError(f"{folder}: holds unfinished work with another {', '.join(changed)}; "
-                              "finish it, or delete the folder")  # fmt: skip
+        check_begun(folder, begun, work, remedy="finish that work, or delete the folder", error=LatentError)
         yield folder
-    finally:
-        os.close(lock)
 
 
 def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder) -> list[DataFile]:

@@ -1,7 +1,6 @@
 """Token counts of every record, computed once per data set and model and kept beside the data."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from pdgen.config import ModelConfig
 from pdgen.data.records import INDEX, RecordError, RecordSource
+from pdgen.files import sha256
 from pdgen.sequence.images import image_sizes
 from pdgen.sequence.segments import Outline, SegmentError, outline
 from pdgen.sequence.tokenizer import Tokenizer, TokenizerError
@@ -144,10 +144,10 @@ def _digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, dra
         "sizes": dataclasses.asdict(image_sizes(config)),
         "latent_patch": config.latent_patch_size,
         "draws": draws,
-        "dataset": hashlib.sha256((source.folder / INDEX).read_bytes()).hexdigest(),
+        "dataset": sha256((source.folder / INDEX).read_bytes()),
         "files": [(stat.st_size, stat.st_mtime_ns) for stat in stats],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256(json.dumps(facts, sort_keys=True).encode())[:16]
 
 
 def _read(path: pathlib.Path) -> LengthIndex | None:

@@ -7,7 +7,6 @@ checked whenever the folder is opened. Files and folders are written under a tem
 """
 
 import bisect
-import hashlib
 import io
 import itertools
 import pathlib
@@ -23,7 +22,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from pdgen.files import new_file, new_folder
+from pdgen.files import file_sha256, new_file, new_folder
 from pdgen.sequence.images import why_unreadable
 from pdgen.sequence.trajectory import (
     VERSION,
@@ -118,12 +117,6 @@ def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
         finally:
             writer.close()
     return count
-
-
-def file_sha256(path: str | pathlib.Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode(record: Record, name: str) -> bytes:

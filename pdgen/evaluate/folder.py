@@ -15,7 +15,7 @@ import PIL.ImageOps
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Prompt
 from pdgen.evaluate.metadata import decode_metadata
-from pdgen.files import new_file
+from pdgen.files import check_begun, new_file
 from pdgen.sequence.trajectory import Trajectory, save_trajectory
 from pdgen.shapes.graph import SceneError
 
@@ -180,14 +180,11 @@ def begin(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequence[Job]) ->
     if path.exists():
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
-            changed = [key for key in made_by | begun["made_by"] if made_by.get(key) != begun["made_by"].get(key)]
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            before, jobs_before = dict(begun["made_by"]), begun["jobs"]
+        except (ValueError, KeyError, TypeError) as fault:
             raise EvaluationError(f"{path}: not the record of a generation ({fault}); choose another folder") from None
-        if changed:
-            key = changed[0]
-            raise EvaluationError(f"{folder}: was begun with {key} = {begun['made_by'].get(key)!r}, not "
-                                  f"{made_by.get(key)!r}; choose another folder")  # fmt: skip
-        if begun["jobs"] != record["jobs"]:
+        check_begun(folder, before, made_by, remedy="choose another folder", error=EvaluationError, show=repr)
+        if jobs_before != record["jobs"]:
             raise EvaluationError(f"{folder}: was begun with other prompts, seeds or samples; choose another folder")
         return
     if any(folder.rglob("*.png")):

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 from flax import traverse_util
 
-from pdgen.checkpoints.manifest import MANIFEST, digest
+from pdgen.checkpoints.manifest import MANIFEST
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import Generate, Sample
+from pdgen.files import sha256
 from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run
 from pdgen.teachers.advisers import Advisers
@@ -47,7 +48,7 @@ class Recipe:
 
 def manifest_digest(checkpoint: pathlib.Path) -> str:
     """SHA-256 (hexadecimal) of a checkpoint's manifest, which tells any two models apart."""
-    return digest((checkpoint / MANIFEST).read_bytes())
+    return sha256((checkpoint / MANIFEST).read_bytes())
 
 
 def read_recipe(checkpoint: str, strategy: str, values: Mapping[str, Any]) -> Recipe:

@@ -1,6 +1,5 @@
 """A folder of images against GenEval's rule: verdicts of every image, in batches, resumable; the official files."""
 
-import hashlib
 import itertools
 import json
 import pathlib
@@ -17,7 +16,7 @@ from pdgen.evaluate.folder import read_image
 from pdgen.evaluate.geneval import Prompt, Result, check_prompts, judge, keep, result
 from pdgen.evaluate.statistics import Estimate, Spread, difference, estimate, spread
 from pdgen.evaluate.tables import Table, interval
-from pdgen.files import new_file
+from pdgen.files import new_file, sha256
 
 RESULTS = "results.jsonl"
 PROGRESS = "judged.jsonl"
@@ -86,7 +85,7 @@ def _digest(item: _Item, detector: Detector) -> str:
     except OSError as fault:
         raise EvaluationError(f"{item.path}: {fault}") from None
     what = json.dumps([item.prompt.raw, detector.identity, repr(detector.thresholds)])
-    return hashlib.sha256(what.encode() + b"\0" + content).hexdigest()
+    return sha256(what.encode() + b"\0" + content)
 
 
 def _known(log: pathlib.Path) -> dict[str, Result]:

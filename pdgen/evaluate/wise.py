@@ -14,7 +14,6 @@ The questions are put in this project's own words (``VERSION``), with the criter
 takes others, such as the original's.
 """
 
-import hashlib
 import io
 import itertools
 import json
@@ -30,7 +29,7 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import Job, listed
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, interval
-from pdgen.files import new_file
+from pdgen.files import new_file, sha256
 from pdgen.sequence.images import why_unreadable
 from pdgen.teachers.chat import AnswerError, Request
 from pdgen.teachers.endpoint import Endpoint
@@ -189,7 +188,7 @@ def read_wise(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
 def digest(prompts: Sequence[WisePrompt]) -> str:
     """SHA-256 (hexadecimal) of a list's ids, texts and explanations: equal for equal prompts in any order."""
     told = sorted((p.prompt_id, p.text, p.explanation) for p in prompts)
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return sha256(json.dumps(told).encode())
 
 
 def misfit(scoring: Scoring, prompts: Sequence[WisePrompt]) -> str:

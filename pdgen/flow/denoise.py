@@ -9,6 +9,8 @@ Axis legend: B batch, M VAE tokens, C values of a VAE token, R branches, D width
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ from pdgen.flow.rectified import schedule
 from pdgen.models import bagel, mot
 from pdgen.models.attention import Intervals
 from pdgen.models.context import Cache, image_order
-from pdgen.models.mot import Order, Past
+from pdgen.models.mot import Order, Past, Streams
 from pdgen.sharding import place
 
 
@@ -118,6 +120,20 @@ class Progress(NamedTuple):
     differences: Float[Array, "B O T D"]
 
 
+class _Step(NamedTuple):
+    """What one Euler step needs of the schedule; stacked over the steps of a scan.
+
+    Attributes:
+      t: the timestep it starts from.
+      dt: how far it goes.
+      plan: whether TaylorSeer computes or extrapolates here.
+    """
+
+    t: Float[Array, "*steps"]
+    dt: Float[Array, "*steps"]
+    plan: taylor.Plan
+
+
 def begin(denoiser: Denoiser, noise: Float[Array, "B M C"], image_guidance: bool) -> Progress:
     """An image before its first step; ``noise`` is standard normal."""
     x, settings = place(noise.astype(jnp.float32), "batch", None, None), denoiser.settings
@@ -142,14 +158,15 @@ def advance(
     settings = denoiser.settings
     t = schedule(settings.num_timesteps, settings.timestep_shift)
     start, end = settings.guided_steps
-    full, distance, known = taylor.plan(len(t) - 1, start if end else 0)
-    xs = (t[:-1], t[:-1] - t[1:], full, distance, known)
+    whole = _Step(t[:-1], t[:-1] - t[1:], taylor.plan(len(t) - 1, start if end else 0))
     guided = num_branches(settings, contexts.image is not None)
+    # Three scans, since the number of branches is a shape: before, within and after the guidance interval.
     for first, last, count in ((0, start, 1), (start, end, guided), (end, len(t) - 1, 1)):
         first, last = max(first, steps[0]), min(last, steps[1])
         if first < last:
-            step = functools.partial(_step, denoiser, params, contexts, positions, count)
-            progress, _ = jax.lax.scan(step, progress, tuple(x[first:last] for x in xs))
+            run = functools.partial(_run_step, denoiser, params, contexts, positions, count)
+            part = slice(first, last)
+            progress, _ = jax.lax.scan(run, progress, jax.tree.map(operator.itemgetter(part), whole))
     return progress
 
 
@@ -189,71 +206,104 @@ def network_evaluations(settings: ImageSettings, image_guidance: bool, steps: in
     """Forward passes of an image's first ``steps`` steps (all by default); TaylorSeer's skips are none."""
     start, end = settings.guided_steps
     count = settings.num_timesteps - 1
-    full = taylor.plan(count, start)[0] if settings.taylorseer else np.ones(count, bool)
+    full = taylor.plan(count, start).full if settings.taylorseer else np.ones(count, bool)
     full = full[:steps]
     guidance = (num_branches(settings, image_guidance) - 1) * int(full[start:end].sum())
     return Evaluations(int(full.sum()) + guidance, guidance)
 
 
-def _step(
-    denoiser: Denoiser, params: dict, contexts: Contexts, positions: Array, branches: int, state: Progress, xs: tuple
+def _run_step(
+    denoiser: Denoiser,
+    params: dict,
+    contexts: Contexts,
+    positions: Array,
+    branches: int,
+    progress: Progress,
+    step: _Step,
 ) -> tuple[Progress, None]:
     """One Euler step with ``branches`` evaluated."""
-    (x, _, differences), (t, dt, full, distance, known) = state, xs
-    settings = denoiser.settings
-
-    def compute() -> Array:
-        return _last_layer(denoiser, params, contexts, (x, positions, t), branches)
-
-    if settings.taylorseer:
-        tokens = branches * x.shape[1]
-        own = jnp.moveaxis(differences[:, :, :tokens], 1, 0)
-        per_token = jnp.where(jnp.arange(tokens) < x.shape[1], known[0], known[1])
-        own = jax.lax.cond(full, lambda: taylor.renew(own, compute(), distance, per_token), lambda: own)
-        hidden = jnp.where(full, own[0], taylor.extrapolate(own, distance)).astype(denoiser.compute.dtype)
-        differences = differences.at[:, :, :tokens].set(jnp.moveaxis(own, 0, 1))
+    evaluate = functools.partial(_last_layer, denoiser, params, contexts, positions, branches, progress.x, step.t)
+    if denoiser.settings.taylorseer:
+        hidden, differences = _compute_or_extrapolate(step.plan, positions.shape[1], branches, progress, evaluate)
+        hidden = hidden.astype(denoiser.compute.dtype)
     else:
-        hidden = compute()
+        hidden, differences = evaluate(), progress.differences
     hidden = mot.final_norm(denoiser.config.language, params["language"]["norm"], "gen", hidden)
-    v = jnp.split(bagel.velocity(params, hidden), branches, axis=1)
-    if branches > 1:
-        image = v[2] if branches == 3 else None
-        guided = guide(v[0], v[1], image, contexts.has_image, scales=(settings.text_scale, settings.image_scale),
-                       renorm=settings.renorm, renorm_min=settings.renorm_min)  # fmt: skip
-    else:
-        guided = v[0]
-    return Progress(x - dt * guided, guided, differences), None
+    velocities = jnp.split(bagel.velocity(params, hidden), branches, axis=1)
+    v = _combine(denoiser.settings, velocities, contexts.has_image)
+    return Progress(progress.x - step.dt * v, v, differences), None
 
 
-def _last_layer(denoiser: Denoiser, params: dict, contexts: Contexts, image: tuple, branches: int) -> Array:
-    """Last layer's output of the VAE tokens of every branch, [B, R * M, D], before the final norm."""
-    (x, positions, t), (config, compute) = image, (denoiser.config, denoiser.compute)
+def _compute_or_extrapolate(
+    plan: taylor.Plan, tokens: int, branches: int, progress: Progress, evaluate: Callable[[], Array]
+) -> tuple[Float[Array, "B T D"], Float[Array, "B O T D"]]:
+    """TaylorSeer's last layer, float32, and its differences after the step; ``tokens`` of each branch."""
+    count = branches * tokens
+    # Differences come first in ``taylor``. A step with fewer branches leaves those of the others as they are.
+    own = jnp.moveaxis(progress.differences[:, :, :count], 1, 0)
+    known = jnp.where(jnp.arange(count) < tokens, plan.known[0], plan.known[1])
+    own = jax.lax.cond(plan.full, lambda: taylor.renew(own, evaluate(), plan.distance, known), lambda: own)
+    hidden = jnp.where(plan.full, own[0], taylor.extrapolate(own, plan.distance))
+    return hidden, progress.differences.at[:, :, :count].set(jnp.moveaxis(own, 0, 1))
+
+
+def _combine(settings: ImageSettings, velocities: list[Array], has_image: Array) -> Float[Array, "B M C"]:
+    """The guided velocity of the branches' own: full context, without texts, without images."""
+    if len(velocities) == 1:
+        return velocities[0]
+    full, text, *image = velocities
+    return guide(
+        full,
+        text,
+        image[0] if image else None,
+        has_image,
+        scales=(settings.text_scale, settings.image_scale),
+        renorm=settings.renorm,
+        renorm_min=settings.renorm_min,
+    )
+
+
+def _last_layer(
+    denoiser: Denoiser, params: dict, contexts: Contexts, positions: Array, branches: int, x: Array, t: Array
+) -> Float[Array, "B T D"]:
+    """Last layer's output of the VAE tokens of every branch, T = branches * M, before the final norm."""
+    config, compute = denoiser.config, denoiser.compute
     batch, tokens = positions.shape
     switches = jnp.tile(jnp.asarray(denoiser.switches, jnp.int32), (batch, branches))
     und = bagel.embed_text(compute, params, switches)
+    # The branches differ in what they see alone: the same noisy image is embedded once for all.
     gen = bagel.embed_latents(config, compute, params, x, positions, jnp.full(positions.shape, t))
-    streams = (und, jnp.tile(gen, (1, branches, 1)))
-    order, past = _geometry(contexts, tokens, branches)
-    (_, gen), _ = mot.run_layers(config.language, compute, params["language"]["layers"], streams, order, past)
-    return gen
+    streams = Streams(und, jnp.tile(gen, (1, branches, 1)))
+    order, past = _arrange_branches(contexts, tokens, branches)
+    streams, _ = mot.run_layers(config.language, compute, params["language"]["layers"], streams, order, past)
+    return streams.gen
 
 
-def _geometry(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Past, ...]]:
+class _View(NamedTuple):
+    """What one branch sees, per row: its rotary position and how many tokens of the two contexts."""
+
+    rotary: Int[Array, " B"]
+    in_full: Int[Array, " B"]
+    in_image: Int[Array, " B"]
+
+
+def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Past, ...]]:
     """Branches as documents of one sequence: each sees its own context and its own tokens."""
     full, image = contexts.full, contexts.image
     batch, span = full.length.shape[0], tokens + 2
     zero = jnp.zeros(batch, jnp.int32)
-    views = [(full.rotary, full.length, zero), (contexts.text_rotary, contexts.text_length, zero)]
+    # The texts since the last image end the context, so the branch without them sees a shorter piece of the same cache.
+    views = [_View(full.rotary, full.length, zero), _View(contexts.text_rotary, contexts.text_length, zero)]
     if branches == 3:
-        views.append((image.rotary, zero, image.length))
-    spread = lambda i: jnp.repeat(jnp.stack([v[i] for v in views[:branches]], 1), span, axis=1)  # noqa: E731
-    rotary, in_full, in_image = (spread(i) for i in range(3))
+        views.append(_View(image.rotary, zero, image.length))
+    rotary, in_full, in_image = (jnp.repeat(jnp.stack(x, 1), span, axis=1) for x in zip(*views[:branches]))
+
     to_sequence = image_order(tokens, branches)
     to_stream = np.argsort(to_sequence)
-    rows = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (batch, branches * span))  # noqa: E731
     own = np.arange(branches * span) // span * span
+    rows = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (batch, branches * span))  # noqa: E731
     among = Intervals(rows(own), rows(own + span))
-    order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, stretches=branches)
+    order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, isolated_spans=branches)
     past = [Past(full.k, full.v, Intervals(rows(0), in_full))]
     if branches == 3:
         past.append(Past(image.k, image.v, Intervals(rows(0), in_image)))

@@ -41,16 +41,20 @@ def guide(
     if renorm not in RENORMS:
         raise ValueError(f"renorm {renorm!r} is unknown; choose {', '.join(RENORMS)}")
 
-    def image_step(g: Array) -> Array:
-        if v_image is None:
-            return g
-        return jnp.where(has_image[:, None, None], v_image + scales[1] * (g - v_image), g)
-
-    def rescale(g: Array) -> Array:
-        axes = (1, 2) if renorm == "global" else (2,)
-        norms = (jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (v, g))
-        size, guided_size = norms
-        return g * jnp.clip(size / (guided_size + 1e-8), renorm_min, 1.0)
-
     g = v_text + scales[0] * (v - v_text)
-    return image_step(rescale(g)) if renorm == "text_channel" else rescale(image_step(g))
+    if renorm == "text_channel":
+        return _guide_by_image(_rescale(g, v, renorm, renorm_min), v_image, has_image, scales[1])
+    return _rescale(_guide_by_image(g, v_image, has_image, scales[1]), v, renorm, renorm_min)
+
+
+def _guide_by_image(g: Array, v_image: Array | None, has_image: Array, scale: float) -> Array:
+    if v_image is None:
+        return g
+    return jnp.where(has_image[:, None, None], v_image + scale * (g - v_image), g)
+
+
+def _rescale(g: Array, v: Array, renorm: str, renorm_min: float) -> Array:
+    # Guidance lengthens the velocity, which oversaturates the image: it is brought back to the length of ``v``.
+    axes = (1, 2) if renorm == "global" else (2,)
+    size, guided_size = (jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (v, g))
+    return g * jnp.clip(size / (guided_size + 1e-8), renorm_min, 1.0)

@@ -9,27 +9,37 @@ differences exist, follows from the schedule alone, so it is worked out before c
 """
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 ORDER = 6
 WARM_UP = 5  # steps 0..4 are full
 EVERY = 3
 
 
-def plan(num_steps: int, joins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which steps are full, steps since the last full one, and how many differences each branch then has.
+class Plan(NamedTuple):
+    """What each step does.
+
+    Attributes:
+      full: whether the step computes the last layer's output.
+      distance: steps since the last full one; at a full step to the previous full one (1 at the first).
+      known: differences D_1.. that a full step can renew, in the main branch and in the guidance branches.
+    """
+
+    full: Bool[np.ndarray, " steps"]
+    distance: Int[np.ndarray, " steps"]
+    known: Int[np.ndarray, "steps 2"]
+
+
+def plan(num_steps: int, joins: int) -> Plan:
+    """Plans the full steps of a schedule.
 
     Args:
       num_steps: Euler steps.
       joins: first step of the guidance branches; it is full, for they have nothing to extrapolate from.
-
-    Returns:
-      full [steps] bool; distance [steps] int32, at a full step to the previous full one (1 at the first);
-      known [steps, 2] int32: differences D_1.. that a full step can renew, in the main branch and in the
-      guidance branches.
     """
     full, distance = np.zeros(num_steps, bool), np.ones(num_steps, np.int32)
     known = np.zeros((num_steps, 2), np.int32)
@@ -44,7 +54,7 @@ def plan(num_steps: int, joins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
                     orders[branch] = min(ORDER, orders[branch] + 1) if grows else 0
                     known[step, branch] = orders[branch]
             last = step
-    return full, distance, known
+    return Plan(full, distance, known)
 
 
 def renew(

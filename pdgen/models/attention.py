@@ -18,13 +18,16 @@ Example: two documents, a text of two tokens and then a clean image of three; a 
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from pdgen.config import ComputeConfig
 
 ATTENTION = "attention"  # checkpoint name of what the backward pass needs of the forward pass
 MASKED = -1e30  # finite, so that a row with nothing to see never computes inf - inf
@@ -44,6 +47,13 @@ class Intervals(NamedTuple):
     q_end: Int[Array, "B S"] | None = None
 
 
+class KeysValues(NamedTuple):
+    """Keys (normalised and rotated) and values."""
+
+    k: Float[Array, "*L B S K h"]
+    v: Float[Array, "*L B S K h"]
+
+
 class Part(NamedTuple):
     """Keys and values [B, S, K, h] and who may see them."""
 
@@ -60,6 +70,13 @@ class Tile(NamedTuple):
 
 
 DEFAULT_TILE = Tile()
+
+
+def run_attention(compute: ComputeConfig, q: Float[Array, "B Q H h"], parts: list[Part]) -> Float[Array, "B Q H h"]:
+    """Attention as ``compute.attention`` asks for it: "dense", or else by tiles of the sizes in ``compute``."""
+    if compute.attention == "dense":
+        return attend_dense(q, parts)
+    return attend(q, parts, Tile(compute.block_q, compute.block_k))
 
 
 def allowed_matrix(intervals: Intervals, num_keys: int) -> Bool[Array, "B Q S"]:
@@ -81,6 +98,7 @@ def attend_dense(q: Float[Array, "B Q H h"], parts: list[Part]) -> Float[Array, 
     grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], size)
     logits = jnp.einsum("bqkgh,bskh->bkgqs", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
     mask = mask[:, None, None]
+    # Masked twice: a row that sees nothing would otherwise share its weight among all keys.
     weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
     weights = jnp.where(mask, weights, 0).astype(v.dtype)
     return jnp.einsum("bkgqs,bskh->bqkgh", weights, v).reshape(q.shape)
@@ -101,17 +119,22 @@ def attend(q: Float[Array, "B Q H h"], parts: list[Part], tile: Tile = DEFAULT_T
     if not q.shape[1]:  # a stream that this run has no tokens of
         return q
 
-    def rows(q: jax.Array, parts: list[Part]) -> jax.Array:
-        return _attend(tile, q, tuple((p.k, p.v) for p in parts), tuple(p.intervals for p in parts))
-
+    parts = tuple(parts)
     if q.shape[1] <= tile.q or q.shape[0] == 1:
-        return rows(q, parts)
-    return lax.map(lambda row: rows(*jax.tree.map(lambda x: x[None], row))[0], (q, parts))
+        return _attend(tile, q, parts)
+    # A loop's bounds cover all rows that share it, so each long row gets a loop of its own.
+    return lax.map(functools.partial(_attend_row, tile), (q, parts))
+
+
+def _attend_row(tile: Tile, row: tuple[jax.Array, tuple[Part, ...]]) -> jax.Array:
+    """One row of the batch, without the batch axis."""
+    q, parts = jax.tree.map(lambda x: x[None], row)
+    return _attend(tile, q, parts)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> jax.Array:
-    return _forward(tile, q, keys_values, intervals)[0]
+def _attend(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> jax.Array:
+    return _forward(tile, q, parts)[0]
 
 
 def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
@@ -142,6 +165,7 @@ def _unblocks(blocks: jax.Array, length: int, axis: int) -> jax.Array:
 def _bounds(intervals: Intervals, size: int) -> tuple[jax.Array, jax.Array]:
     """First and last+1 key block that any query of the block may see."""
     start, end = intervals.k_start, intervals.k_end
+    # A query that sees nothing (padding, say) must not widen what the whole block visits.
     empty = end <= start
     low = jnp.min(jnp.where(empty, jnp.iinfo(jnp.int32).max, start))
     high = jnp.max(jnp.where(empty, 0, end))
@@ -152,6 +176,7 @@ def _key_block(j: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Arr
     """Where block j starts (the last one is moved left to fit) and the key numbers it answers for."""
     start = jnp.minimum(j * size, length - size)
     index = start + jnp.arange(size)
+    # The last block then overlaps the one before: its first keys are masked, or they would count twice.
     return start, jnp.where(index >= j * size, index, -1)
 
 
@@ -180,36 +205,81 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
-def _query_blocks(tile: Tile, q: jax.Array, intervals: tuple) -> tuple:
-    """What a loop over query blocks visits: block number and each part's key bounds of its queries."""
-    numbers = jnp.arange(-(-q.shape[1] // tile.q))
-    return numbers, tuple((_blocks(i.k_start, tile.q, 1), _blocks(i.k_end, tile.q, 1)) for i in intervals)
+class _KeyRange(NamedTuple):
+    """The keys that each query of a block may see: first and last+1, [B, q]."""
+
+    start: jax.Array
+    end: jax.Array
 
 
-def _forward(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> tuple[jax.Array, jax.Array]:
+class _QueryBlock(NamedTuple):
+    """What a loop over query blocks visits.
+
+    Attributes:
+      number: of the block.
+      queries: what belongs to its queries, arrays [B, K, G, q, ...].
+      seen: of each part.
+    """
+
+    number: jax.Array
+    queries: Any
+    seen: tuple[_KeyRange, ...]
+
+    def index(self, size: int) -> jax.Array:
+        """[q], the numbers of its queries in the sequence; ``size`` is that of every block."""
+        return self.number * size + jnp.arange(size)
+
+    def restrict(self, parts: tuple[Part, ...]) -> Iterator[Part]:
+        """The parts with the intervals of this block's queries."""
+        for part, seen in zip(parts, self.seen):
+            yield part._replace(intervals=part.intervals._replace(k_start=seen.start, k_end=seen.end))
+
+
+def _query_blocks(size: int, queries: Any, parts: tuple[Part, ...]) -> _QueryBlock:
+    """All blocks, stacked along a new first axis; ``queries`` are arrays [B, K, G, Q, ...]."""
+    length = parts[0].intervals.k_start.shape[1]
+    numbers = jnp.arange(-(-length // size))
+    seen = tuple(
+        _KeyRange(_blocks(part.intervals.k_start, size, 1), _blocks(part.intervals.k_end, size, 1)) for part in parts
+    )
+    return _QueryBlock(numbers, jax.tree.map(lambda x: _blocks(x, size, 3), queries), seen)
+
+
+class _Softmax(NamedTuple):
+    """The online softmax of a query block over the keys visited so far; rows R = G * q.
+
+    Attributes:
+      out: sum of exp(logit - top) times the value.
+      top: the largest logit.
+      total: sum of exp(logit - top).
+    """
+
+    out: Float[Array, "B K R h"]
+    top: Float[Array, "B K R"]
+    total: Float[Array, "B K R"]
+
+
+def _forward(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, jax.Array]:
     """Output [B, Q, H, h] and log-sum-exp [B, K, G, Q] (0 where nothing is seen), by online softmax."""
     length = q.shape[1]
     tile = Tile(min(tile.q, length), tile.k)
-    kv_heads = keys_values[0][0].shape[2]
-
-    def query_block(block: tuple) -> tuple[jax.Array, jax.Array]:
-        number, q_block, bounds = block
-        q_index = number * tile.q + jnp.arange(tile.q)
-        batch, _, groups, size, width = q_block.shape
-        shape = (batch, kv_heads, groups * size)
-        state = (jnp.zeros((*shape, width), jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
-        for kv, bound, interval in zip(keys_values, bounds, intervals):
-            interval = interval._replace(k_start=bound[0], k_end=bound[1])
-            state = _visit_keys(tile.k, (q_index, _rows(q_block)), kv, interval, state)
-        out, top, total = state
-        seen = total > 0
-        out = out / jnp.where(seen, total, 1)[..., None]
-        lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1)), 0)
-        return out.reshape(q_block.shape).astype(q.dtype), lse.reshape(q_block.shape[:-1])
-
-    numbers, bounds = _query_blocks(tile, q, intervals)
-    out, lse = lax.map(query_block, (numbers, _blocks(_by_head(q, kv_heads), tile.q, 3), bounds))
+    blocks = _query_blocks(tile.q, _by_head(q, parts[0].k.shape[2]), parts)
+    out, lse = lax.map(functools.partial(_forward_block, tile, parts), blocks)
     return _from_heads(_unblocks(out, length, 3)), _unblocks(lse, length, 3)
+
+
+def _forward_block(tile: Tile, parts: tuple[Part, ...], block: _QueryBlock) -> tuple[jax.Array, jax.Array]:
+    """Output [B, K, G, q, h] and log-sum-exp [B, K, G, q] of one query block."""
+    index, rows = block.index(tile.q), _rows(block.queries)
+    shape = rows.shape[:-1]
+    state = _Softmax(jnp.zeros(rows.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
+    for part in block.restrict(parts):
+        state = _visit_keys(tile.k, index, rows, part, state)
+    # Padding and rows that see nothing have a total of 0: they get zeros, and no division by 0.
+    seen = state.total > 0
+    out = state.out / jnp.where(seen, state.total, 1)[..., None]
+    lse = jnp.where(seen, state.top + jnp.log(jnp.where(seen, state.total, 1)), 0)
+    return out.reshape(block.queries.shape).astype(rows.dtype), lse.reshape(block.queries.shape[:-1])
 
 
 def _grouped_mask(mask: jax.Array, rows: int) -> jax.Array:
@@ -218,98 +288,149 @@ def _grouped_mask(mask: jax.Array, rows: int) -> jax.Array:
     return jnp.broadcast_to(mask[:, None, None], (batch, 1, rows // q, q, k)).reshape(batch, 1, rows, k)
 
 
-def _visit_keys(size: int, queries: tuple, key_value: tuple, interval: Intervals, state: tuple) -> tuple:
-    """Online softmax of one query block over the key blocks it may see; state = (sum, max, total)."""
-    (q_index, q_rows), (k, v) = queries, key_value
-    size = min(size, k.shape[1])
+def _visit_keys(size: int, index: jax.Array, rows: jax.Array, part: Part, state: _Softmax) -> _Softmax:
+    """Adds the key blocks of one part that a query block may see; ``index`` [q], ``rows`` [B, K, R, h]."""
+    size = min(size, part.k.shape[1])
 
-    def visit(j: jax.Array, state: tuple) -> tuple:
-        start, k_index = _key_block(j, size, k.shape[1])
-        mask = _tile_mask(interval, q_index, start, k_index)
+    def visit(j: jax.Array, state: _Softmax) -> _Softmax:
+        start, k_index = _key_block(j, size, part.k.shape[1])
+        mask = _tile_mask(part.intervals, index, start, k_index)
+        add = functools.partial(_add_tile, rows, part, mask, start)
+        # The bounds are the block's outermost; a tile between them may still be empty.
+        return lax.cond(mask.any(), add, lambda state: state, state)
 
-        def update(state: tuple) -> tuple:
-            out, top, total = state
-            allowed = _grouped_mask(mask, q_rows.shape[2])
-            k_tile, v_tile = _key_tile(k, start, size), _key_tile(v, start, size)
-            logits = _product("bkqh,bksh->bkqs", q_rows, k_tile) * q_rows.shape[-1] ** -0.5
-            logits = jnp.where(allowed, logits, MASKED)
-            new_top = jnp.maximum(top, logits.max(-1))
-            weights = jnp.where(allowed, jnp.exp(logits - new_top[..., None]), 0)
-            shrink = jnp.exp(top - new_top)
-            added = _product("bkqs,bksh->bkqh", weights.astype(v.dtype), v_tile)
-            return out * shrink[..., None] + added, new_top, total * shrink + weights.sum(-1)
-
-        return lax.cond(mask.any(), update, lambda state: state, state)
-
-    return lax.fori_loop(*_bounds(interval, size), visit, state)
+    return lax.fori_loop(*_bounds(part.intervals, size), visit, state)
 
 
-def _attend_fwd(tile: Tile, q: jax.Array, keys_values: tuple, intervals: tuple) -> tuple:
+def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, state: _Softmax) -> _Softmax:
+    """One step of the online softmax; ``mask`` [B, q, k] is of the keys from ``start`` on."""
+    size = mask.shape[2]
+    allowed = _grouped_mask(mask, rows.shape[2])
+    k_tile, v_tile = _key_tile(part.k, start, size), _key_tile(part.v, start, size)
+    logits = _product("bkqh,bksh->bkqs", rows, k_tile) * rows.shape[-1] ** -0.5
+    logits = jnp.where(allowed, logits, MASKED)
+    top = jnp.maximum(state.top, logits.max(-1))
+    # exp(MASKED - top) is 1 in a row that has seen nothing yet, so masked weights are set to 0 once more.
+    weights = jnp.where(allowed, jnp.exp(logits - top[..., None]), 0)
+    shrink = jnp.exp(state.top - top)
+    added = _product("bkqs,bksh->bkqh", weights.astype(part.v.dtype), v_tile)
+    return _Softmax(state.out * shrink[..., None] + added, top, state.total * shrink + weights.sum(-1))
+
+
+class _Saved(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    q: jax.Array
+    parts: tuple[Part, ...]
+    out: jax.Array
+    lse: jax.Array
+
+
+def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, _Saved]:
     # Named for remat policies: rebuilding these two costs the whole forward pass.
-    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, keys_values, intervals))
-    return out, (q, keys_values, intervals, out, lse)
+    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, parts))
+    return out, _Saved(q, parts, out, lse)
 
 
-def _attend_bwd(tile: Tile, saved: tuple, d_out: jax.Array) -> tuple:
+class _Rows(NamedTuple):
+    """What the backward pass knows of each query; rows R = G * q.
+
+    Attributes:
+      q, d_out: the query and its output's gradient.
+      lse: log-sum-exp of its logits.
+      delta: its output times the output's gradient, summed over h.
+    """
+
+    q: Float[Array, "B K R h"]
+    d_out: Float[Array, "B K R h"]
+    lse: Float[Array, "B K R"]
+    delta: Float[Array, "B K R"]
+
+
+class _Gradients(NamedTuple):
+    """Sums over the tiles visited so far: of a block's query rows, and of one part's keys and values, tokens last."""
+
+    q: Float[Array, "B K R h"]
+    k: Float[Array, "B K h S"]
+    v: Float[Array, "B K h S"]
+
+
+def _attend_bwd(tile: Tile, saved: _Saved, d_out: jax.Array) -> tuple:
     """One pass over the tiles: weights are rebuilt from the merged log-sum-exp of all parts."""
-    q, keys_values, intervals, out, lse = saved
+    q, parts, out, lse = saved
     length = q.shape[1]
     tile = Tile(min(tile.q, length), tile.k)
-    kv_heads = keys_values[0][0].shape[2]
+    kv_heads = parts[0].k.shape[2]
+    # d logit = weight * (d weight - delta): the softmax's own gradient, without its matrix of weights.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
-
-    def query_block(d_kv: tuple, block: tuple) -> tuple:
-        number, rows, bounds = block
-        q_index = number * tile.q + jnp.arange(tile.q)
-        shape = rows[0].shape
-        rows = [_rows(x) for x in rows]
-        d_q = jnp.zeros(rows[0].shape, jnp.float32)
-        d_parts = []
-        for kv, bound, interval, d_part in zip(keys_values, bounds, intervals, d_kv):
-            interval = interval._replace(k_start=bound[0], k_end=bound[1])
-            d_q, d_part = _revisit_keys(tile.k, (q_index, rows), kv, interval, (d_q, d_part))
-            d_parts.append(d_part)
-        return tuple(d_parts), d_q.reshape(shape)
-
-    numbers, bounds = _query_blocks(tile, q, intervals)
-    rows = (_by_head(q, kv_heads), _by_head(d_out, kv_heads), lse, _by_head(delta, kv_heads))
-    zeros = jax.tree.map(lambda x: jnp.zeros(jnp.moveaxis(x, 1, 3).shape, jnp.float32), keys_values)
-    d_kv, d_q = lax.scan(query_block, zeros, (numbers, tuple(_blocks(r, tile.q, 3) for r in rows), bounds))
+    rows = _Rows(_by_head(q, kv_heads), _by_head(d_out, kv_heads), lse, _by_head(delta, kv_heads))
+    zeros = tuple(KeysValues(_zeros_tokens_last(part.k), _zeros_tokens_last(part.v)) for part in parts)
+    blocks = _query_blocks(tile.q, rows, parts)
+    d_parts, d_q = lax.scan(functools.partial(_backward_block, tile, parts), zeros, blocks)
     d_q = _from_heads(_unblocks(d_q, length, 3)).astype(q.dtype)
-    return d_q, jax.tree.map(lambda d, x: jnp.moveaxis(d, 3, 1).astype(x.dtype), d_kv, keys_values), None
+    # Intervals are integers, which have no gradient.
+    return d_q, tuple(
+        Part(_tokens_first(d.k).astype(part.k.dtype), _tokens_first(d.v).astype(part.v.dtype), None)
+        for d, part in zip(d_parts, parts)
+    )
 
 
-def _revisit_keys(size: int, queries: tuple, key_value: tuple, interval: Intervals, state: tuple) -> tuple:
-    """Gradients of one query block's tiles, added into (d_q rows, (d_k, d_v) of the whole part, tokens last)."""
-    q_index, (q, d_out, lse, delta) = queries
-    k, v = key_value
-    size = min(size, k.shape[1])
+def _zeros_tokens_last(x: jax.Array) -> jax.Array:
+    """Float32 zeros [B, K, h, S] for keys or values [B, S, K, h]."""
+    return jnp.zeros(jnp.moveaxis(x, 1, 3).shape, jnp.float32)
 
-    def visit(j: jax.Array, state: tuple) -> tuple:
-        start, k_index = _key_block(j, size, k.shape[1])
-        mask = _tile_mask(interval, q_index, start, k_index)
 
-        def update(state: tuple) -> tuple:
-            d_q, (d_k, d_v) = state
-            scale = q.shape[-1] ** -0.5
-            k_tile, v_tile = _key_tile(k, start, size), _key_tile(v, start, size)
-            logits = _product("bkqh,bksh->bkqs", q, k_tile) * scale
-            weights = jnp.where(_grouped_mask(mask, q.shape[2]), jnp.exp(logits - lse[..., None]), 0)
-            d_weights = _product("bkqh,bksh->bkqs", d_out, v_tile)
-            d_logits = (weights * (d_weights - delta[..., None]) * scale).astype(q.dtype)
-            d_q += _product("bkqs,bksh->bkqh", d_logits, k_tile)
-            d_k = _add_slice(d_k, _product("bkqh,bkqs->bkhs", q, d_logits), start)
-            d_v = _add_slice(d_v, _product("bkqh,bkqs->bkhs", d_out, weights.astype(q.dtype)), start)
-            return d_q, (d_k, d_v)
+def _tokens_first(x: jax.Array) -> jax.Array:
+    """[B, K, h, S] to [B, S, K, h]."""
+    return jnp.moveaxis(x, 3, 1)
 
-        return lax.cond(mask.any(), update, lambda state: state, state)
 
-    return lax.fori_loop(*_bounds(interval, size), visit, state)
+def _backward_block(
+    tile: Tile, parts: tuple[Part, ...], d_parts: tuple[KeysValues, ...], block: _QueryBlock
+) -> tuple[tuple[KeysValues, ...], jax.Array]:
+    """The parts' gradients with one query block's share, and the gradient [B, K, G, q, h] of its queries."""
+    index, rows = block.index(tile.q), _Rows(*(_rows(x) for x in block.queries))
+    d_q = jnp.zeros(rows.q.shape, jnp.float32)
+    done = []
+    for part, d_part in zip(block.restrict(parts), d_parts):
+        d_q, d_k, d_v = _revisit_keys(tile.k, index, rows, part, _Gradients(d_q, *d_part))
+        done.append(KeysValues(d_k, d_v))
+    return tuple(done), d_q.reshape(block.queries.q.shape)
+
+
+def _revisit_keys(size: int, index: jax.Array, rows: _Rows, part: Part, gradients: _Gradients) -> _Gradients:
+    """Adds the gradients of the tiles that ``_visit_keys`` visited."""
+    size = min(size, part.k.shape[1])
+
+    def visit(j: jax.Array, gradients: _Gradients) -> _Gradients:
+        start, k_index = _key_block(j, size, part.k.shape[1])
+        mask = _tile_mask(part.intervals, index, start, k_index)
+        add = functools.partial(_add_tile_gradients, rows, part, mask, start)
+        return lax.cond(mask.any(), add, lambda gradients: gradients, gradients)
+
+    return lax.fori_loop(*_bounds(part.intervals, size), visit, gradients)
+
+
+def _add_tile_gradients(
+    rows: _Rows, part: Part, mask: jax.Array, start: jax.Array, gradients: _Gradients
+) -> _Gradients:
+    size, scale = mask.shape[2], rows.q.shape[-1] ** -0.5
+    k_tile, v_tile = _key_tile(part.k, start, size), _key_tile(part.v, start, size)
+    logits = _product("bkqh,bksh->bkqs", rows.q, k_tile) * scale
+    weights = jnp.where(_grouped_mask(mask, rows.q.shape[2]), jnp.exp(logits - rows.lse[..., None]), 0)
+    d_weights = _product("bkqh,bksh->bkqs", rows.d_out, v_tile)
+    d_logits = (weights * (d_weights - rows.delta[..., None]) * scale).astype(rows.q.dtype)
+    return _Gradients(
+        gradients.q + _product("bkqs,bksh->bkqh", d_logits, k_tile),
+        # Tokens last, so that a tile's product is added to a slice of the sum as it comes.
+        _add_slice(gradients.k, _product("bkqh,bkqs->bkhs", rows.q, d_logits), start),
+        _add_slice(gradients.v, _product("bkqh,bkqs->bkhs", rows.d_out, weights.astype(rows.q.dtype)), start),
+    )
 
 
 def _add_slice(total: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
-    here = lax.dynamic_slice_in_dim(total, start, piece.shape[3], axis=3)
-    return lax.dynamic_update_slice_in_dim(total, here + piece, start, axis=3)
+    old = lax.dynamic_slice_in_dim(total, start, piece.shape[3], axis=3)
+    return lax.dynamic_update_slice_in_dim(total, old + piece, start, axis=3)
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

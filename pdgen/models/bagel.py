@@ -21,7 +21,7 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import mot, parameters, vision
 from pdgen.models.attention import Intervals
 from pdgen.models.embeddings import sincos_table, timestep_features
-from pdgen.models.mot import Order
+from pdgen.models.mot import Order, Streams
 from pdgen.sharding import out_spec, place
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def spec(config: ModelConfig) -> parameters.Spec:
             "fc2": linear((D,), (D,), (None,), ("embed",)),
         },
         "latent_in": linear((D,), (C,), ("embed",), (None,)),
+        # Zeros, so that a fresh model's velocity is 0 and its first losses are those of the data alone.
         "latent_out": linear((C,), (D,), (None,), ("embed",), scale=0.0),
     }
 
@@ -69,7 +70,7 @@ class Bagel(nn.Module):
     compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
-    def __call__(self, pack: Pack, latents: Array, t: Array) -> tuple[Array, Array]:
+    def __call__(self, pack: Pack, latents: Array, t: Array) -> Streams:
         """See ``encode_pack``."""
         return encode_pack(self.config, self.compute, self.declare(), pack, latents, t)
 
@@ -124,6 +125,7 @@ def connect(params: dict[str, Any], x: Float[Array, "B V C"]) -> Float[Array, "B
 
 def embed_timestep(config: ModelConfig, params: dict[str, Any], t: Float[Array, "B G"]) -> Float[Array, "B G D"]:
     """MLP of the timestep's features, float32; t in [0, 1] after the shift, 0 = a clean image."""
+    # In float32, whatever the compute dtype: bfloat16 would merge neighbouring timesteps.
     x = timestep_features(t, config.time_frequency_dim)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params["time_embedder"])
     return _dense(wide["fc2"], jax.nn.silu(_dense(wide["fc1"], x)))
@@ -144,6 +146,7 @@ def embed_latents(
 
 def logits(params: dict[str, Any], hidden: Float[Array, "B T D"]) -> Float[Array, "B T N"]:
     """Language head on normed hidden states, float32 (a softmax over 152,064 needs more than bfloat16)."""
+    # The products are bfloat16's, the sums float32's: hidden states need not be cast up.
     kernel = params["language"]["head"]["kernel"].astype(hidden.dtype)
     spec = out_spec("batch", None, "vocab")
     return jnp.einsum("btd,nd->btn", hidden, kernel, preferred_element_type=jnp.float32, out_sharding=spec)
@@ -161,8 +164,8 @@ def embed_pack(
     pack: Pack,
     latents: Float[Array, "B G C"],
     t: Float[Array, "B G"],
-) -> tuple[Float[Array, "B T+V D"], Float[Array, "B G D"]]:
-    """Input embeddings of a batch of packs, one dense array per expert.
+) -> Streams:
+    """Input embeddings of a batch of packs: text and then ViT tokens, and VAE tokens.
 
     Args:
       pack: a batch of packs (leading axis B).
@@ -170,9 +173,11 @@ def embed_pack(
       t: timestep of each VAE token, 0 if clean.
     """
     text = embed_text(compute, params, pack.text_ids)
+    # Several images lie in one row of patches; each patch names the first and last+1 of its own image.
     image = (pack.vit_start, pack.vit_end)
     vit = embed_vit(config, compute, params, pack.vit_patches, pack.vit_positions, image)
-    return jnp.concatenate([text, vit], axis=1), embed_latents(config, compute, params, latents, pack.vae_positions, t)
+    und = jnp.concatenate([text, vit], axis=1)
+    return Streams(und, embed_latents(config, compute, params, latents, pack.vae_positions, t))
 
 
 def encode_pack(
@@ -182,7 +187,7 @@ def encode_pack(
     pack: Pack,
     latents: Float[Array, "B G C"],
     t: Float[Array, "B G"],
-) -> tuple[Float[Array, "B T+V D"], Float[Array, "B G D"]]:
+) -> Streams:
     """Hidden states after the final norms, stream by stream; arguments as ``embed_pack``."""
     streams = embed_pack(config, compute, params, pack, latents, t)
     order = Order(
@@ -190,8 +195,7 @@ def encode_pack(
     )
     language = params["language"]
     streams, _ = mot.run_layers(config.language, compute, language["layers"], streams, order)
-    und, gen = (mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams))
-    return und, gen
+    return Streams(*(mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)))
 
 
 def _dense(p: dict[str, Array], x: Array) -> Array:

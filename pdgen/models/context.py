@@ -7,7 +7,7 @@ Axis legend: B batch, C capacity, M tokens of the segment, K key/value heads, h 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, mot
 from pdgen.models.attention import Intervals
-from pdgen.models.mot import Order, Past
+from pdgen.models.mot import Order, Past, Streams
 from pdgen.sharding import map_shards, out_spec, place
 
 # Keys and values are split over a mesh by row and head; lengths, which decide what happens, are everywhere.
@@ -39,6 +39,24 @@ class Cache:
     v: Float[Array, "L B C K h"]
     length: Int[Array, " B"]
     rotary: Int[Array, " B"]
+
+
+class _Segment(NamedTuple):
+    """New tokens for a context.
+
+    Attributes:
+      streams: their embeddings.
+      to_sequence: the stream index at each place of the segment, the same in every row.
+      rotary: their positions.
+      among: what they see of each other; both in the order of the segment.
+      count: how many of each row are to be stored: the first ones.
+    """
+
+    streams: Streams
+    to_sequence: Int[np.ndarray, " M"]
+    rotary: Int[Array, "B M"]
+    among: Intervals
+    count: Int[Array, " B"]
 
 
 def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
@@ -70,11 +88,11 @@ def add_text(
     batch, length = ids.shape
     slots = jnp.arange(length)
     real = slots < count[:, None]
+    # Causal: each token sees the text up to itself. What is beyond ``count`` sees nothing and is not stored.
     among = Intervals(jnp.zeros((batch, length), jnp.int32), jnp.where(real, slots + 1, 0))
     und = bagel.embed_text(compute, params, ids)
-    streams = (und, und[:, :0])
-    rotary = cache.rotary[:, None] + slots
-    cache, hidden = _extend(config, compute, params, cache, streams, (np.arange(length), rotary, among), count)
+    segment = _Segment(Streams(und, und[:, :0]), np.arange(length), cache.rotary[:, None] + slots, among, count)
+    cache, hidden = _extend(config, compute, params, cache, segment)
     return dataclasses.replace(cache, rotary=cache.rotary + count), hidden
 
 
@@ -99,7 +117,8 @@ def add_latents(
     """
     values, positions = latents
     gen = bagel.embed_latents(config, compute, params, values, positions, jnp.zeros(positions.shape))
-    return _add_image(config, compute, params, cache, (switches, gen, "gen"), active)
+    und = _embed_switches(compute, params, switches, gen.shape[0])
+    return _add_image(config, compute, params, cache, Streams(und, gen), active)
 
 
 def add_vit(
@@ -115,7 +134,8 @@ def add_vit(
     values, positions = patches
     whole = (jnp.zeros_like(positions), jnp.full_like(positions, positions.shape[1]))
     vit = bagel.embed_vit(config, compute, params, values, positions, whole)
-    return _add_image(config, compute, params, cache, (switches, vit, "und"), active)
+    und = jnp.concatenate([_embed_switches(compute, params, switches, vit.shape[0]), vit], 1)
+    return _add_image(config, compute, params, cache, Streams(und, vit[:, :0]), active)
 
 
 def image_order(tokens: int, branches: int = 1) -> np.ndarray:
@@ -128,53 +148,54 @@ def image_order(tokens: int, branches: int = 1) -> np.ndarray:
     return np.concatenate([2 * first, image, 2 * first + 1], axis=1).reshape(-1)
 
 
+def _embed_switches(compute: ComputeConfig, params: dict, switches: tuple[int, int], batch: int) -> Array:
+    ids = jnp.broadcast_to(jnp.asarray(switches, jnp.int32), (batch, 2))
+    return bagel.embed_text(compute, params, ids)
+
+
 def _add_image(
-    config: ModelConfig, compute: ComputeConfig, params: dict, cache: Cache, image: tuple, active: Array
+    config: ModelConfig, compute: ComputeConfig, params: dict, cache: Cache, streams: Streams, active: Array
 ) -> tuple[Cache, Array]:
-    switches, tokens, expert = image
-    batch, count = tokens.shape[0], tokens.shape[1] + 2
-    ends = jnp.broadcast_to(jnp.asarray(switches, jnp.int32), (batch, 2))
-    und = bagel.embed_text(compute, params, ends)
-    streams = (und, tokens) if expert == "gen" else (jnp.concatenate([und, tokens], 1), tokens[:, :0])
-    among = Intervals(jnp.zeros((batch, count), jnp.int32), jnp.where(active[:, None], count, 0) * jnp.ones(count, int))
-    rotary = jnp.broadcast_to(cache.rotary[:, None], (batch, count))
-    geometry = (image_order(count - 2), rotary, among)
-    cache, hidden = _extend(config, compute, params, cache, streams, geometry, jnp.where(active, count, 0))
+    """Adds an image: its pair of switch tokens comes first in the understanding stream."""
+    batch, length = streams.und.shape[0], streams.und.shape[1] + streams.gen.shape[1]
+    # An image's tokens all see each other and share one position: they are at one point of the text.
+    end = jnp.where(active[:, None], length, 0) * jnp.ones(length, int)
+    among = Intervals(jnp.zeros((batch, length), jnp.int32), end)
+    rotary = jnp.broadcast_to(cache.rotary[:, None], (batch, length))
+    segment = _Segment(streams, image_order(length - 2), rotary, among, jnp.where(active, length, 0))
+    cache, hidden = _extend(config, compute, params, cache, segment)
     return dataclasses.replace(cache, rotary=cache.rotary + active), hidden
 
 
 def _extend(
-    config: ModelConfig,
-    compute: ComputeConfig,
-    params: dict,
-    cache: Cache,
-    streams: tuple,
-    geometry: tuple,
-    count: Array,
-) -> tuple[Cache, Array]:
-    """Runs new tokens over the cache and stores the first ``count`` of each row, in sequence order."""
-    to_sequence, rotary, among = geometry
-    batch, length = rotary.shape
+    config: ModelConfig, compute: ComputeConfig, params: dict, cache: Cache, segment: _Segment
+) -> tuple[Cache, Float[Array, "B M D"]]:
+    """Runs a segment over the cache and stores it; the hidden states are in the order of the segment."""
+    to_sequence, count = segment.to_sequence, segment.count
+    batch, length = segment.rotary.shape
     both = (to_sequence, np.argsort(to_sequence))
-    order = Order(rotary, *(jnp.broadcast_to(jnp.asarray(o, jnp.int32), (batch, length)) for o in both), among)
+    order = Order(
+        segment.rotary, *(jnp.broadcast_to(jnp.asarray(o, jnp.int32), (batch, length)) for o in both), segment.among
+    )
     taken = jnp.arange(length) < count[:, None]
-    seen = Intervals(jnp.zeros_like(among.k_start), jnp.where(taken, cache.length[:, None], 0))
+    seen = Intervals(jnp.zeros_like(segment.among.k_start), jnp.where(taken, cache.length[:, None], 0))
     language = params["language"]
     past = (Past(cache.k, cache.v, seen),)
-    streams, (k, v) = mot.run_layers(config.language, compute, language["layers"], streams, order, past)
+    streams, new = mot.run_layers(config.language, compute, language["layers"], segment.streams, order, past)
     hidden = [mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)]
     spec = out_spec("batch", None, None)
     hidden = jnp.concatenate(hidden, axis=1).at[:, to_sequence].get(out_sharding=spec)
     # Slots beyond count go to the capacity, which does not exist: they are dropped, never clamped into place.
     slot = jnp.where(taken, cache.length[:, None] + jnp.arange(length), cache.k.shape[2])
-
-    def store(slot: Array, old: Array, new: Array) -> Array:
-        rows = jnp.arange(slot.shape[0])[:, None]
-        return old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop")
-
-    store = map_shards(store, (("batch", None), _SPLIT, _SPLIT), _SPLIT)
-    k, v = (store(slot, old, new) for old, new in ((cache.k, k), (cache.v, v)))
+    store = map_shards(_store, (("batch", None), _SPLIT, _SPLIT), _SPLIT)
+    k, v = store(slot, cache.k, new.k), store(slot, cache.v, new.v)
     return Cache(k, v, cache.length + count, cache.rotary), hidden
+
+
+def _store(slot: Int[Array, "B M"], old: Float[Array, "L B C K h"], new: Float[Array, "L B M K h"]) -> Array:
+    """``old`` with ``new`` in the slots; each device writes its own rows and heads."""
+    rows = jnp.arange(slot.shape[0])[:, None]
+    return old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop")
 
 
 def take_rows(cache: Cache, index: Int[Array, " G"]) -> Cache:

@@ -18,33 +18,41 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, LanguageConfig
 from pdgen.models import parameters
-from pdgen.models.attention import Intervals, Part, Tile, attend, attend_dense, permute
+from pdgen.models.attention import Intervals, KeysValues, Part, permute, run_attention
 from pdgen.models.embeddings import rms_norm, rotary_angles, rotate
 from pdgen.models.vision import compute_remat
 from pdgen.sharding import map_shards, out_spec
 
-EXPERTS = ("und", "gen")
+
+class Streams(NamedTuple):
+    """The hidden states of each expert's tokens, in the compute dtype. Either stream may be empty."""
+
+    und: Float[Array, "B U D"]
+    gen: Float[Array, "B G D"]
+
+
+EXPERTS = Streams._fields
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Where the tokens stand. Stream order is und then gen; sequence order is the documents' own.
+    """Positions of the tokens. Stream order is und then gen; sequence order is the documents' own.
 
     Attributes:
       rotary: [B, S] rotary positions, stream order.
       to_sequence: [B, S], the stream index at each place of the sequence.
       to_stream: [B, S], its inverse.
       intervals: of the tokens among themselves, sequence order.
-      stretches: of one length each, one after the other in the sequence, that by their intervals see nothing of each
-        other: attention visits each for itself and builds no tile of two.
+      isolated_spans: number of spans of equal length, one after the other in the sequence, whose intervals let them
+        see nothing of each other. Attention runs on each alone and builds no tile of two.
     """
 
     rotary: Int[Array, "B S"]
     to_sequence: Int[Array, "B S"]
     to_stream: Int[Array, "B S"]
     intervals: Intervals
-    stretches: int = dataclasses.field(default=1, metadata={"static": True})
+    isolated_spans: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 class Past(NamedTuple):
@@ -55,11 +63,36 @@ class Past(NamedTuple):
     intervals: Intervals
 
 
+class _Heads(NamedTuple):
+    """Queries, keys and values of the new tokens."""
+
+    q: Float[Array, "B S H h"]
+    k: Float[Array, "B S K h"]
+    v: Float[Array, "B S K h"]
+
+
+class _Shared(NamedTuple):
+    """What all layers have in common: the order of the tokens, their rotary angles, what they see of each past."""
+
+    order: Order
+    cos: Float[Array, "B S h/2"]
+    sin: Float[Array, "B S h/2"]
+    past: tuple[Intervals, ...]
+
+
+class _Layer(NamedTuple):
+    """What one layer has of its own: its parameters and its slice [B, C, K, h] of each past."""
+
+    params: dict[str, Any]
+    caches: tuple[KeysValues, ...]
+
+
 def layer_spec(config: LanguageConfig) -> parameters.Spec:
     """Declares one layer: the same parameters for both experts.
 
     What is added to the residual stream starts smaller by sqrt(2 L), so that its sum over all layers does not grow.
     """
+    # One attention and one mlp in each layer make 2 L summands.
     into_stream = (2 * config.num_layers) ** -0.5
     D, F, size = config.hidden_size, config.intermediate_size, config.head_dim
     queries = parameters.linear((config.num_heads, size), (D,), ("heads", None), ("embed",), bias=True)
@@ -86,25 +119,25 @@ def run_layers(
     config: LanguageConfig,
     compute: ComputeConfig,
     params: dict[str, Any],
-    streams: tuple[Float[Array, "B U D"], Float[Array, "B G D"]],
+    streams: Streams,
     order: Order,
     past: tuple[Past, ...] = (),
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Runs every layer. Either stream may be empty (its expert is then not evaluated).
+) -> tuple[Streams, KeysValues | None]:
+    """Runs every layer. An empty stream's expert is not evaluated.
 
     Args:
       params: the stacked layers, ``{"und": ..., "gen": ...}``.
-      streams: und and gen hidden states in the compute dtype.
       past: caches, read in place.
 
     Returns:
       Both streams after the last layer, before the final norm; and the new keys (normalised and rotated)
       and values [L, B, S, K, h] in sequence order if there is a ``past`` (else None).
     """
-    angles = rotary_angles(order.rotary, config.head_dim, config.rope_theta)
-    body = functools.partial(_layer, config, compute, order, angles, tuple(p.intervals for p in past))
-    caches = tuple((p.k, p.v) for p in past)
-    return jax.lax.scan(compute_remat(compute, body), streams, (params, caches))
+    cos, sin = rotary_angles(order.rotary, config.head_dim, config.rope_theta)
+    shared = _Shared(order, cos, sin, tuple(p.intervals for p in past))
+    layers = _Layer(params, tuple(KeysValues(p.k, p.v) for p in past))
+    run = functools.partial(_run_layer, config, compute, shared)
+    return jax.lax.scan(compute_remat(compute, run), streams, layers)
 
 
 def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: Array) -> Array:
@@ -112,62 +145,81 @@ def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: A
     return rms_norm(x, params[expert]["scale"], config.rms_norm_eps)
 
 
-def _layer(
-    config: LanguageConfig, compute: ComputeConfig, order: Order, angles: tuple, past: tuple, streams: tuple, xs: tuple
-) -> tuple:
-    params, caches = xs
-    used = [(name, x) for name, x in zip(EXPERTS, streams) if x.shape[1]]
-    params = jax.tree.map(lambda leaf: leaf.astype(used[0][1].dtype), {name: params[name] for name, _ in used})
-    heads = [_project(config, params[name], x) for name, x in used]
-    q, k, v = (jnp.concatenate(tensors, axis=1) for tensors in zip(*heads))
-    q, k = rotate(q, *angles), rotate(k, *angles)
-    mixed, kv = _mix(compute, order, past, (q, k, v), caches)
-    lengths = [x.shape[1] for _, x in used]
-    pieces = jnp.split(mixed, lengths[:1], axis=1) if len(used) == 2 else [mixed]
-    done = {name: _finish(config, params[name], x, piece) for (name, x), piece in zip(used, pieces)}
-    return tuple(done.get(name, x) for name, x in zip(EXPERTS, streams)), kv if caches else None
+def _run_layer(
+    config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: _Layer
+) -> tuple[Streams, KeysValues | None]:
+    # An expert without tokens is left out while tracing, so that it costs neither weights nor products.
+    present = {name: x for name, x in streams._asdict().items() if x.shape[1]}
+    dtype = next(iter(present.values())).dtype
+    # Parameters may be kept in float32: each layer's are cast as it runs, never all of them at once.
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), {name: layer.params[name] for name in present})
+
+    # Each expert projects its own tokens; from here to the split they are one sequence.
+    projected = [_project(config, params[name], x) for name, x in present.items()]
+    heads = _Heads(*(jnp.concatenate(tensors, axis=1) for tensors in zip(*projected)))
+    heads = heads._replace(q=rotate(heads.q, shared.cos, shared.sin), k=rotate(heads.k, shared.cos, shared.sin))
+    mixed, new = _attend_mesh(compute, shared, heads, layer.caches)
+
+    lengths = [x.shape[1] for x in present.values()]
+    pieces = jnp.split(mixed, lengths[:1], axis=1) if len(present) == 2 else [mixed]
+    done = {name: _finish(config, params[name], x, piece) for (name, x), piece in zip(present.items(), pieces)}
+    # Without a past nothing will be cached: training must not stack every layer's keys and values.
+    return streams._replace(**done), new if layer.caches else None
 
 
-def _project(config: LanguageConfig, p: dict, x: Array) -> tuple[Array, Array, Array]:
-    """Queries, keys and values of one expert; queries and keys normalised per head, not yet rotated."""
+def _project(config: LanguageConfig, p: dict, x: Array) -> _Heads:
+    """One expert's projections; queries and keys are normalised per head, not yet rotated."""
     y = rms_norm(x, p["input_norm"]["scale"], config.rms_norm_eps)
     attention = p["attention"]
-
-    def project(name: str, axis: str) -> Array:
-        spec = out_spec("batch", None, axis, None)
-        return jnp.einsum("bsd,nhd->bsnh", y, attention[name]["kernel"], out_sharding=spec) + attention[name]["bias"]
-
-    q = rms_norm(project("q", "heads"), attention["q_norm"]["scale"], config.rms_norm_eps)
-    k = rms_norm(project("k", "kv_heads"), attention["k_norm"]["scale"], config.rms_norm_eps)
-    return q, k, project("v", "kv_heads")
+    # The norm comes before the rotation, which keeps lengths, so the logits stay bounded at every position.
+    q = rms_norm(_linear_heads(attention["q"], y, "heads"), attention["q_norm"]["scale"], config.rms_norm_eps)
+    k = rms_norm(_linear_heads(attention["k"], y, "kv_heads"), attention["k_norm"]["scale"], config.rms_norm_eps)
+    return _Heads(q, k, _linear_heads(attention["v"], y, "kv_heads"))
 
 
-def _mix(compute: ComputeConfig, order: Order, past: tuple, qkv: tuple, caches: tuple) -> tuple[Array, tuple]:
-    """Attention in sequence order; takes and returns queries in stream order, keys and values in sequence order."""
-    tile = Tile(compute.block_q, compute.block_k)
-    run = attend_dense if compute.attention == "dense" else functools.partial(attend, tile=tile)
+def _linear_heads(p: dict, y: Array, axis: str) -> Array:
+    """[B, S, D] to [B, S, heads, h]; ``axis`` is the logical name of the heads."""
+    spec = out_spec("batch", None, axis, None)
+    return jnp.einsum("bsd,nhd->bsnh", y, p["kernel"], out_sharding=spec) + p["bias"]
 
-    def local(order: Order, past: tuple, qkv: tuple, caches: tuple) -> tuple[Array, tuple]:
-        q, k, v = (permute(x, order.to_sequence, order.to_stream) for x in qkv)
-        span = q.shape[1] // order.stretches
 
-        def stretch(first: int) -> Array:
-            own = lambda x: x[:, first : first + span]  # noqa: E731
-            among = jax.tree.map(lambda x: own(x) - first, order.intervals)
-            earlier = [Part(*kv, jax.tree.map(own, intervals)) for kv, intervals in zip(caches, past)]
-            return run(own(q), [Part(own(k), own(v), among), *earlier])
+def _attend_mesh(
+    compute: ComputeConfig, shared: _Shared, heads: _Heads, caches: tuple[KeysValues, ...]
+) -> tuple[Float[Array, "B S H h"], KeysValues]:
+    """Attention on every device's own rows and heads; queries and result in stream order, the rest in sequence order.
 
-        mixed = jnp.concatenate([stretch(n * span) for n in range(order.stretches)], axis=1)
-        return permute(mixed, order.to_stream, order.to_sequence), (k, v)
-
+    Rows and heads never meet in attention, so no device needs anything of another.
+    """
     row, queries, keys = ("batch", None), ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-    names = lambda tree: jax.tree.map(lambda _: row, tree)  # noqa: E731
-    mapped = map_shards(
-        local,
-        (names(order), names(past), (queries, keys, keys), jax.tree.map(lambda _: keys, caches)),
-        (queries, (keys, keys)),
-    )
-    return mapped(order, past, qkv, caches)
+    order, past = jax.tree.map(lambda _: row, (shared.order, shared.past))
+    in_names = (order, past, _Heads(queries, keys, keys), jax.tree.map(lambda _: keys, caches))
+    attend = map_shards(functools.partial(_attend_shard, compute), in_names, (queries, KeysValues(keys, keys)))
+    return attend(shared.order, shared.past, heads, caches)
+
+
+def _attend_shard(
+    compute: ComputeConfig,
+    order: Order,
+    past: tuple[Intervals, ...],
+    heads: _Heads,
+    caches: tuple[KeysValues, ...],
+) -> tuple[Array, KeysValues]:
+    # Intervals speak of places in the sequence, so the tokens are brought into its order and back.
+    q, k, v = (permute(x, order.to_sequence, order.to_stream) for x in heads)
+    span = q.shape[1] // order.isolated_spans
+    mixed = []
+    for number in range(order.isolated_spans):
+        first = number * span
+        own = functools.partial(_slice_tokens, first=first, length=span)
+        # Among themselves the span's tokens are numbered from 0; slots of a past keep their numbers.
+        among = Intervals(*(None if x is None else own(x) - first for x in order.intervals))
+        earlier = [Part(cache.k, cache.v, jax.tree.map(own, seen)) for cache, seen in zip(caches, past)]
+        mixed.append(run_attention(compute, own(q), [Part(own(k), own(v), among), *earlier]))
+    return permute(jnp.concatenate(mixed, axis=1), order.to_stream, order.to_sequence), KeysValues(k, v)
+
+
+def _slice_tokens(x: Array, first: int, length: int) -> Array:
+    return x[:, first : first + length]
 
 
 def _finish(config: LanguageConfig, p: dict, x: Array, mixed: Array) -> Array:

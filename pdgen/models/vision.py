@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, VisionConfig
 from pdgen.models import parameters
-from pdgen.models.attention import ATTENTION, Intervals, Part, Tile, attend, attend_dense
+from pdgen.models.attention import ATTENTION, Intervals, Part, run_attention
 from pdgen.models.embeddings import layer_norm
 from pdgen.sharding import map_shards, out_spec
 
@@ -94,8 +94,9 @@ def _layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Ar
     q, k, v = (jnp.einsum("bvc,nhc->bvnh", y, p["attention"][n]["kernel"], out_sharding=heads)
                + p["attention"][n]["bias"] for n in "qkv")
     names = ("batch", None, "heads", None)
-    span = (("batch", None), ("batch", None))
-    mixed = map_shards(functools.partial(_attention, compute), (names, names, names, span), names)(q, k, v, image)
+    interval = (("batch", None), ("batch", None))
+    attend = map_shards(functools.partial(_attend_images, compute), (names, names, names, interval), names)
+    mixed = attend(q, k, v, image)
     x += jnp.einsum("bvnh,cnh->bvc", mixed, p["attention"]["o"]["kernel"], out_sharding=rows)
     x += p["attention"]["o"]["bias"]
     y = layer_norm(x, **p["norm2"], eps=config.layer_norm_eps)
@@ -105,8 +106,6 @@ def _layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Ar
     return x + y, None
 
 
-def _attention(compute: ComputeConfig, q: jax.Array, k: jax.Array, v: jax.Array, image: tuple) -> jax.Array:
-    parts = [Part(k, v, Intervals(*image))]
-    if compute.attention == "dense":
-        return attend_dense(q, parts)
-    return attend(q, parts, Tile(compute.block_q, compute.block_k))
+def _attend_images(compute: ComputeConfig, q: jax.Array, k: jax.Array, v: jax.Array, image: tuple) -> jax.Array:
+    # A patch sees the keys of its own image, and they see it: the same interval both ways needs no second half.
+    return run_attention(compute, q, [Part(k, v, Intervals(*image))])

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdgen.checkpoints.manifest import MANIFEST, digest
+from pdgen.checkpoints.manifest import MANIFEST
 from pdgen.checkpoints.pdgen_checkpoint import TOKENIZER, load_checkpoint, open_checkpoint
 from pdgen.checkpoints.shipped import shipped_name
 from pdgen.config import ModelConfig
+from pdgen.files import sha256
 from pdgen.models import autoencoder, bagel
 from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
 from pdgen.sharding import ShardingError, parameter_shardings
@@ -60,4 +61,4 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None) -> Loaded:
     tokenizer = load_tokenizer(folder / TOKENIZER)
     config, params = load_checkpoint(folder, shardings(open_checkpoint(folder).config, mesh) if mesh else None)
     name = shipped_name(folder) or str(folder)
-    return Loaded(config, params, tokenizer, name, digest((folder / MANIFEST).read_bytes()))
+    return Loaded(config, params, tokenizer, name, sha256((folder / MANIFEST).read_bytes()))

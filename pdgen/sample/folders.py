@@ -11,7 +11,6 @@ a run.json exactly while the old run lies there whole: it comes last on the way 
 """
 
 import contextlib
-import fcntl
 import itertools
 import os
 import pathlib
@@ -22,7 +21,8 @@ from typing import Any
 
 import msgspec
 
-from pdgen.files import new_file
+from pdgen import files
+from pdgen.files import check_begun, new_file
 from pdgen.sample.prompts import Job
 from pdgen.sample.settings import SampleSettings
 
@@ -115,21 +115,15 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
       RunError: there is no such folder, or another process is sampling into it.
     """
     try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.listdir(folder)
     except OSError as fault:
         raise RunError(f"{folder}: {fault.strerror}; expected the folder of a sampled run") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder}: another process is sampling into it; wait for its end") from None
+    with files.locked(folder, "sampling into it", error=RunError):
         _settle(folder)
         for path in folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
-    finally:
-        os.close(lock)
 
 
 def _is_run(folder: pathlib.Path) -> bool:
@@ -171,12 +165,8 @@ def _settle(folder: pathlib.Path) -> None:
 def _agree(folder: pathlib.Path, begun: Run, wanted: Run) -> None:
     """Raises RunError where a run would go on otherwise than it was begun; where the checkpoint lies is no matter."""
     stored = msgspec.json.decode(msgspec.json.encode(wanted), type=Run)  # tuples are lists there
-    before, now = _told(begun), _told(stored)
-    for key in [*now, *sorted(before.keys() - now.keys())]:
-        if before.get(key) != now.get(key):
-            was, is_now = _words(before.get(key)), _words(now.get(key))
-            raise RunError(f"{folder}: was begun with {key}={was}, now it is {is_now}; "
-                           "pass --overwrite to begin anew, or name another folder")  # fmt: skip
+    remedy = "pass --overwrite to begin anew, or name another folder"
+    check_begun(folder, _told(begun), _told(stored), remedy=remedy, error=RunError, show=_words)
 
 
 def _told(run: Run) -> dict[str, Any]:

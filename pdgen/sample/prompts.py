@@ -1,6 +1,5 @@
 """What is to be sampled: prompts with their seeds and given images, from flags or from a file."""
 
-import hashlib
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import PIL.Image
 
+from pdgen.files import sha256
 from pdgen.sample.engine import MAX_GIVEN_PIXELS
 from pdgen.sequence.images import ImageError, decode_image, image_size
 
@@ -109,7 +109,7 @@ def read_picture(path: str | pathlib.Path) -> PIL.Image.Image:
 
 
 def _digest(path: pathlib.Path) -> str:
-    return hashlib.sha256(_bytes(path)).hexdigest()
+    return sha256(_bytes(path))
 
 
 def _bytes(path: pathlib.Path) -> bytes:

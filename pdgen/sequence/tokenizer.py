@@ -7,13 +7,14 @@ no text a user brings can open or close a segment.
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 import re
 from collections.abc import Callable, Iterable
 
 import sentencepiece
 import tokenizers
+
+from pdgen.files import sha256
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
@@ -152,7 +153,7 @@ def _load_bpe(folder: pathlib.Path) -> Tokenizer:
         functools.partial(_encode_bpe, bpe),
         *(_find(path, name, vocabulary.get(name), pieces) for name in (*SPECIALS, PAD)),
         files=tuple(folder / name for name in _BPE_FILES if (folder / name).exists()),
-        fingerprint=hashlib.sha256(data).hexdigest(),
+        fingerprint=sha256(data),
     )
 
 
@@ -175,7 +176,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
         *special,
         pad,
         files=(path,),
-        fingerprint=hashlib.sha256(data).hexdigest(),
+        fingerprint=sha256(data),
     )
 
 

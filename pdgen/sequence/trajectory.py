@@ -5,7 +5,6 @@ A plan reads ``<ins>instruction</ins> <des>description</des>``, an inspection th
 """
 
 import dataclasses
-import hashlib
 import itertools
 import pathlib
 import re
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.files import new_folder
+from pdgen.files import new_folder, sha256
 from pdgen.sequence.modes import Mode, TrajectoryError, check_kinds, corrected, image_stage
 
 VERSION = 1
@@ -194,7 +193,7 @@ class Trajectory:
     @property
     def fingerprint(self) -> str:
         """12 hexadecimal digits that tell it from others: of the SHA-256 of its JSON."""
-        return hashlib.sha256(msgspec.json.encode(self.file)).hexdigest()[:12]
+        return sha256(msgspec.json.encode(self.file))[:12]
 
     @property
     def kinds(self) -> list[str]:

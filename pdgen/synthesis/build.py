@@ -13,17 +13,15 @@ whatever the runner and the number of workers.
 
 import collections
 import contextlib
-import fcntl
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from pdgen.data.records import INDEX, SUFFIX, DataFile, file_sha256, write_file
-from pdgen.files import new_file
+from pdgen.data.records import INDEX, SUFFIX, DataFile, write_file
+from pdgen.files import check_begun, file_sha256, locked, new_file
 from pdgen.sequence.trajectory import Record
 from pdgen.synthesis.page import Summary, browser_chunk, merge, summarise
 
@@ -185,18 +183,11 @@ def opened(
         raise BuildError(f"{folder}: exists and was not begun by build_data ({STATE}/ is missing); name another folder")
     state.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).mkdir(exist_ok=True)
-    lock = os.open(state, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BuildError(f"{folder}: another process is building in it; wait for its end") from None
+    with locked(folder, "building in it", lock=state, error=BuildError):
         for leftover in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
             leftover.unlink()
         _agree(folder, common, stages, overwrite)
         yield
-    finally:
-        os.close(lock)
 
 
 def _agree(
@@ -221,13 +212,8 @@ def _agree(
 
 
 def _compare(folder: pathlib.Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool) -> None:
-    for key in sorted(begun.keys() | wanted.keys()):
-        if begun.get(key) != wanted.get(key):
-            remedy = "build all its stages again" if overwrite else "pass --overwrite to replace it"
-            raise BuildError(
-                f"{folder}: was begun with {key}={begun.get(key)}, now it is {wanted.get(key)}; "
-                f"{remedy}, or name another folder"
-            )
+    remedy = "build all its stages again" if overwrite else "pass --overwrite to replace it"
+    check_begun(folder, begun, wanted, remedy=f"{remedy}, or name another folder", error=BuildError)
 
 
 def _discard(folder: pathlib.Path, subset: str) -> None:

@@ -7,7 +7,6 @@ GenEval's again from its list:
 """
 
 import functools
-import hashlib
 import json
 import pathlib
 import sys
@@ -15,6 +14,7 @@ import unicodedata
 from typing import Literal
 
 from pdgen.assets import geneval_prompts_file
+from pdgen.files import sha256
 
 
 class LeakError(ValueError):
@@ -36,7 +36,7 @@ def normalise(prompt: str) -> str:
 
 def digest(text: str) -> str:
     """SHA-256 of the text in UTF-8, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode())
 
 
 def benchmark_digests(metadata: str | pathlib.Path) -> list[str]:

@@ -1,15 +1,13 @@
 """Answers that were paid for, kept by content: one file per request, shared by threads and processes."""
 
 import contextlib
-import fcntl
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import msgspec
 from absl import logging
 
-from pdgen.files import new_file
+from pdgen.files import file_lock, new_file
 
 
 class Paid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,20 +61,8 @@ class AnswerCache:
         """Whoever holds ``key`` is alone with it among all threads and processes; a killed holder lets go."""
         path = self._path(key).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            with open(path, "w") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                # Whoever waited may hold a file that its last holder has removed: then it is no lock any more.
-                if _is(path, handle.fileno()):
-                    try:
-                        yield
-                    finally:
-                        path.unlink()
-                    return
-
-
-def _is(path: pathlib.Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        with file_lock(path, wait=True):
+            try:
+                yield
+            finally:
+                path.unlink()

@@ -10,7 +10,6 @@ assumption.
 
 import collections
 import concurrent.futures
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from pdgen.files import sha256
 from pdgen.teachers.answer_cache import AnswerCache, Paid
 from pdgen.teachers.chat import AnswerError, Request, ask_again, decode_reply, read_answer
 from pdgen.teachers.protocols import TeacherError
@@ -197,7 +197,7 @@ class Endpoint:
     def _ask(self, request: Request, cancelled: threading.Event) -> Any:
         body = request.body(self.settings.model, self.settings.parameters)
         content = json.dumps([request.version, body], sort_keys=True).encode()
-        key = hashlib.sha256(content).hexdigest()
+        key = sha256(content)
         if self.dry_run:
             return self._assume(request, key)
         with self._cache.locked(key):

@@ -9,7 +9,6 @@ folder with a number for a name is whole; Orbax alone sees neither a flipped byt
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from pdgen.checkpoints.arrays import short
-from pdgen.files import DISK_FULL, Say
+from pdgen.files import DISK_FULL, Say, file_sha256
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
@@ -32,7 +31,6 @@ _ORBAX_METADATA = "_CHECKPOINT_METADATA"  # holds times alone; Orbax writes into
 _LEFT_BEHIND = ("*.orbax-checkpoint-tmp*", "*.removed")
 _LAYER_BYTES = 2**26  # a stacked array beyond this has a file per layer, so that a layer can be read alone
 _TIMEOUT = 3600  # seconds that processes wait for each other's writing and for the digests
-_READ_BYTES = 2**23
 _THREADS = 8  # SHA-256 is slower than most disks
 _meetings = itertools.count()  # a barrier needs a name of its own
 
@@ -204,8 +202,9 @@ def write_digests(folder: pathlib.Path) -> None:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if name not in (DIGESTS, _ORBAX_METADATA)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(_digest, [folder / name for name in names])
-        files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in zip(names, digests)}
+        digests = pool.map(file_sha256, [folder / name for name in names])
+        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+                 for name, digest in zip(names, digests)}  # fmt: skip
     (folder / DIGESTS).write_text(json.dumps(files, indent=1) + "\n")
 
 
@@ -236,17 +235,7 @@ def _difference(path: pathlib.Path, size: int, digest: str) -> str:
         return "is missing"
     if path.stat().st_size != size:
         return f"has {path.stat().st_size:,} bytes, not {size:,}"
-    return "" if _digest(path)[1] == digest else "has changed since it was written"
-
-
-def _digest(path: pathlib.Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file of any size."""
-    size, digest = 0, hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            size += len(block)
-            digest.update(block)
-    return size, digest.hexdigest()
+    return "" if file_sha256(path) == digest else "has changed since it was written"
 
 
 def _agreed_damage(folder: pathlib.Path) -> str:

@@ -5,7 +5,6 @@ what to do.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import pathlib
@@ -22,7 +21,7 @@ from pdgen.data.documents import ranges
 from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
-from pdgen.files import Say, new_file
+from pdgen.files import Say, file_lock, new_file
 from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
@@ -212,11 +211,10 @@ def claimed(run: RunConfig, workdir: pathlib.Path, say: Say) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK).open("a") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _agree(f"{workdir}: another run is training here; wait for its end, or name another --workdir")
+            if not stack.enter_context(file_lock(workdir / LOCK)):
+                _agree(f"{workdir}: another run is training here; wait for its end, or name another --workdir")
         except OSError as fault:
             say(f"{workdir}: cannot be locked ({fault.strerror}); see to it that no other run is started here")
         _agree("")
