@@ -48,7 +48,7 @@ from pdgen.files import new_file
 from pdgen.report.page import trajectory_page
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
-from pdgen.sequence.trajectory import load_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import Settings as EndpointSettings

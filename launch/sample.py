@@ -44,7 +44,8 @@ from pdgen.sample.settings import MAX_TOGETHER, SampleSettings, base_settings
 from pdgen.sample.strategies.table import table as strategies
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.modes import MODES
-from pdgen.sequence.trajectory import ImageStage, Trajectory, load_trajectory, save_trajectory
+from pdgen.sequence.trajectory import ImageStage, Trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
 from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.teachers.endpoint import Endpoint

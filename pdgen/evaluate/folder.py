@@ -16,7 +16,8 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Prompt
 from pdgen.evaluate.metadata import decode_metadata
 from pdgen.files import check_begun, new_file
-from pdgen.sequence.trajectory import Trajectory, save_trajectory
+from pdgen.sequence.trajectory import Trajectory
+from pdgen.sequence.trajectory_folder import save_trajectory
 from pdgen.shapes.graph import SceneError
 
 DIGITS = 5

@@ -15,7 +15,7 @@ from pdgen.evaluate.abilities.scores import Outcome, image_path
 from pdgen.evaluate.geneval import Result
 from pdgen.evaluate.wise import Judged, WisePrompt
 from pdgen.report.page import Entry
-from pdgen.sequence.trajectory import load_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 
 SHOWN = 12  # images of a task of each outcome; of WISE, which has no two outcomes, twice as many
 TRAJECTORIES = "trajectories.html"  # beside the page; its trajectories are found by their names

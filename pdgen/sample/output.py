@@ -8,7 +8,8 @@ from pdgen.report.animation import save_animation
 from pdgen.report.page import Entry, split_tags, trajectory_page
 from pdgen.report.strip import strip
 from pdgen.sample.folders import PAGE, RunError, trajectories
-from pdgen.sequence.trajectory import TextStage, Trajectory, TrajectoryError, load_trajectory
+from pdgen.sequence.trajectory import TextStage, Trajectory, TrajectoryError
+from pdgen.sequence.trajectory_folder import load_trajectory
 
 STRIP, STROKES = "strip.png", "strokes.webp"
 _CAPTION = 140  # characters

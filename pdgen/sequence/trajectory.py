@@ -1,4 +1,4 @@
-"""Trajectories: the training record, and the sampled trajectory with its folder. ``modes`` says what may follow what.
+"""Trajectories: the training record and the sampled trajectory. ``modes`` says what may follow what.
 
 A plan reads ``<ins>instruction</ins> <des>description</des>``, an inspection that found a fault ends with
 ``<refine>correction</refine>``. The closing tags ``<\\ins>`` occur in the wild: read, never written.
@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.files import new_folder, sha256
+from pdgen.files import sha256
 from pdgen.sequence.modes import Mode, TrajectoryError, check_kinds, corrected, image_stage
 
 VERSION = 1
@@ -24,7 +23,6 @@ TAG = re.compile(r"<[/\\]?(?:ins|des|refine)>")
 _PLAN = re.compile(r"<ins>(.*?)<[/\\]ins>\s*<des>(.*?)<[/\\]des>\s*", re.DOTALL)
 _REFINE = re.compile(r"(.*?)<refine>(.*?)<[/\\]refine>\s*", re.DOTALL)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JSON, _LATENTS = "trajectory.json", "latents.npz"
 
 StopReason = Literal["finished", "step limit", "token limit", "stopped"]
 Origin = Literal["model", "outside"]
@@ -382,72 +380,3 @@ def decode_record(data: bytes, name: str = "record") -> Record:
         if isinstance(segment, Image) and not segment.png.startswith(_PNG_SIGNATURE):
             raise TrajectoryError(f"{name}: record {record.id}: segment {number}: not a PNG")
     return record
-
-
-def save_trajectory(folder: str | pathlib.Path, trajectory: Trajectory) -> None:
-    """Writes ``trajectory.json``, one PNG per image stage and the latents; the folder appears whole or not at all.
-
-    Args:
-      folder: must not exist (its parents are made).
-
-    Raises:
-      TrajectoryError: the folder exists, or the trajectory breaks its grammar.
-    """
-    folder = pathlib.Path(folder)
-    if folder.exists():
-        raise TrajectoryError(f"{folder}: exists already; name another folder or remove it")
-    _check_in(folder, trajectory)
-    files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
-    with new_folder(folder, kind="trajectory", replaceable=lambda _: False) as partial:
-        for file, image in zip(files, trajectory.images):
-            image.save(partial / file)
-        if trajectory.latents is not None:
-            np.savez(partial / _LATENTS, **trajectory.latents)
-        text = msgspec.json.format(msgspec.json.encode(trajectory.file), indent=1)
-        (partial / _JSON).write_bytes(text + b"\n")
-
-
-def _check_in(folder: pathlib.Path, trajectory: Trajectory) -> None:
-    try:
-        trajectory.check()
-    except TrajectoryError as fault:
-        raise TrajectoryError(f"{folder}: {fault}") from None
-
-
-def load_trajectory(folder: str | pathlib.Path) -> Trajectory:
-    """The trajectory in ``folder``, with its images (RGB) and, where they were kept, its latents.
-
-    Raises:
-      TrajectoryError: a file is missing or malformed, an image has another size than its stage says, or the
-        stages break the mode's grammar.
-    """
-    folder = pathlib.Path(folder)
-    path = folder / _JSON
-    try:
-        stored = msgspec.json.decode(path.read_bytes(), type=TrajectoryFile)
-    except OSError as fault:
-        raise TrajectoryError(f"{path}: {fault.strerror or fault}; expected a folder that sampling wrote") from None
-    except msgspec.DecodeError as fault:
-        raise TrajectoryError(f"{path}: {fault}") from None
-    images = [_load_image(folder / stage.file) for stage in stored.stages if isinstance(stage, ImageStage)]
-    latents = _load_latents(folder / _LATENTS) if (folder / _LATENTS).exists() else None
-    values = {name: getattr(stored, name) for name in stored.__struct_fields__ if name != "version"}
-    trajectory = Trajectory(**values, images=images, latents=latents)
-    _check_in(folder, trajectory)
-    return trajectory
-
-
-def _load_image(path: pathlib.Path) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as fault:  # Pillow raises the second for a broken chunk
-        raise TrajectoryError(f"{path}: {fault}") from None
-
-
-def _load_latents(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile) as fault:
-        raise TrajectoryError(f"{path}: {fault}") from None

@@ -10,7 +10,8 @@ import pytest
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.shapes import benchmark
-from pdgen.sequence.trajectory import ImageStage, Trajectory, load_trajectory
+from pdgen.sequence.trajectory import ImageStage, Trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.evaluate.painted import generate
 
 PROMPTS = benchmark({"single_object": 2, "position": 1})

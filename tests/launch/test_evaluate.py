@@ -16,7 +16,7 @@ from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.scoring import read_results
 from pdgen.evaluate.shapes import COUNTS, benchmark
-from pdgen.sequence.trajectory import load_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.evaluate.painted import generate
 from tests.evaluate.test_wise import judges, record
 from tests.support.chat_server import ChatServer, refuses, says

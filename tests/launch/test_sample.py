@@ -17,7 +17,8 @@ import pytest
 
 from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.sample.folders import read_run, trajectories
-from pdgen.sequence.trajectory import ImageStage, load_trajectory
+from pdgen.sequence.trajectory import ImageStage
+from pdgen.sequence.trajectory_folder import load_trajectory
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = ("--prompt=a red circle left of a blue square", "--prompt=two cats")

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from pdgen.evaluate.scoring import read_results
-from pdgen.sequence.trajectory import load_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.support.shipped import write_models
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -27,7 +27,8 @@ from pdgen.sample.folders import (
 )
 from pdgen.sample.prompts import Given, Line, jobs_of
 from pdgen.sample.settings import SampleSettings
-from pdgen.sequence.trajectory import TextStage, Trajectory, save_trajectory
+from pdgen.sequence.trajectory import TextStage, Trajectory
+from pdgen.sequence.trajectory_folder import save_trajectory
 
 PLAN = Trajectory(
     prompt="a", stages=[TextStage("plan", "<ins>a</ins> <des>b</des>")], stop_reason="step limit", seed=0, checkpoint=""

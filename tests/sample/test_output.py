@@ -9,7 +9,8 @@ import pytest
 
 from pdgen.sample.folders import RunError
 from pdgen.sample.output import Gallery, captions
-from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, save_trajectory
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
+from pdgen.sequence.trajectory_folder import save_trajectory
 
 
 def made(prompt="a cat"):

@@ -10,7 +10,7 @@ import pytest
 from pdgen.sample.batch import Change, Stop
 from pdgen.sample.engine import SampleError
 from pdgen.sequence.modes import TrajectoryError
-from pdgen.sequence.trajectory import load_trajectory, save_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, outcome, recording
 
 PLAN = "<ins>Add a dog.</ins> <des>A dog.</des>"

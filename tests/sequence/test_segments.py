@@ -5,21 +5,18 @@ import itertools
 
 import msgspec
 import numpy as np
-import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_NANO
-from pdgen.sequence.images import encode_png, patchify
-from pdgen.sequence.layout import TARGETS, DroppedImage, LatentSegment, TextSegment, VitSegment, lay_out
+from pdgen.sequence.images import patchify
+from pdgen.sequence.layout import TARGETS, LatentSegment, TextSegment, lay_out
 from pdgen.sequence.segments import (
     CLEAN,
     NOISED,
     TEXT,
     VIT,
-    ChangedError,
     ConditionDropout,
     SegmentError,
     kept,
@@ -27,75 +24,22 @@ from pdgen.sequence.segments import (
     record_segments,
     stream_lengths,
     switch_targets,
-    taught,
-    turns,
 )
-from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.sequence.trajectory import Image, Record, Text, check_grammar
-
-TOKENIZER = load_tokenizer(shapes_folder())
-SEE, OPEN, END = TOKENIZER.vision_start, TOKENIZER.im_start, TOKENIZER.im_end
-PLAN = "<ins>Add a red circle.</ins> <des>A red circle.</des>"
-FAULT = "The circle is blue. <refine>Make it red.</refine>"
-SHAPE = (8, 8, 16)
-
-
-def text(stage, words="a red circle", target=None):
-    return Text(stage=stage, text=words, target=stage != "prompt" if target is None else target)
-
-
-def image(stage, target=None, seed=0):
-    rng = np.random.default_rng(seed)
-    png = encode_png(PIL.Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)))
-    mean, logvar = rng.normal(size=SHAPE), rng.normal(size=SHAPE) - 2
-    moments = {"latent_mean": mean, "latent_logvar": logvar}
-    return Image(
-        stage=stage,
-        png=png,
-        target=stage != "given" if target is None else target,
-        latent_shape=SHAPE,
-        **{name: value.astype(np.float16).tobytes() for name, value in moments.items()},
-    )
-
-
-def record(*parts, complete=True, mode="process"):
-    made = Record(id="r1", source="test", complete=complete, segments=list(parts), mode=mode)
-    check_grammar(made)
-    return made
-
-
-CORRECTED = record(
-    image("given", seed=1),
-    text("prompt"),
-    text("plan", PLAN),
-    image("sketch", target=False, seed=2),
-    text("inspect", FAULT),
-    image("refine", seed=3),
-    text("inspect", "All is right."),
+from tests.sequence.corrected import (
+    CORRECTED,
+    END,
+    FAULT,
+    LOOKED_AT,
+    OPEN,
+    PLAN,
+    SEE,
+    SHAPE,
+    TOKENIZER,
+    describe,
+    image,
+    record,
+    text,
 )
-
-
-# Two pictures to look at, and what the model says of them.
-LOOKED_AT = record(
-    image("given", seed=4), image("given", seed=5), text("prompt", "a star"), text("answer", "two stars"),
-    mode="understand",
-)  # fmt: skip
-
-
-def describe(segments):
-    """Kind, loss and switch target of each segment."""
-    described = []
-    for segment in segments:
-        if isinstance(segment, DroppedImage):
-            described.append("gap")
-        elif isinstance(segment, TextSegment):
-            described.append(("text", segment.loss, segment.switch_target))
-        elif isinstance(segment, VitSegment):
-            described.append(("vit", segment.switch_target))
-        else:
-            described.append(("noised" if segment.noised else "clean", segment.switch_target))
-    return described
-
 
 KINDS = np.array([unit.kind for unit in outline(CORRECTED, TOKENIZER, SHAPES_NANO).units], np.int8)
 HALF = ConditionDropout(0.5, 0.5, 0.5)
@@ -441,94 +385,3 @@ def test_probabilities_are_checked():
 def test_every_unit_kind_has_its_streams():
     lengths = stream_lengths([TEXT, NOISED, CLEAN, VIT], [5, 64, 64, 16])
     np.testing.assert_array_equal(lengths, [[7, 0, 0], [2, 0, 64], [2, 0, 64], [2, 16, 0]])
-
-
-def test_turns_end_with_their_images():
-    """Given image, prompt, plan and draft; inspection and refined image with the last inspection."""
-    assert turns(CORRECTED) == [(0, 4), (4, 7)]
-    step = text("plan", PLAN), image("sketch")
-    two = record(text("prompt"), *step, text("inspect", "Right."), *step)
-    assert turns(two) == [(0, 3), (3, 6)]
-    assert turns(record(text("prompt"), text("plan", PLAN), complete=False)) == [(0, 2)]
-
-
-def test_single_turns_of_a_corrected_draft():
-    """The draft is context: the first turn needs none of it, the second all but its noised copy."""
-    one, two = (record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=(n, n + 1)) for n in (0, 1))
-    given_part = [("clean", None), ("vit", None), ("text", False, None)]
-    assert describe(one) == [*given_part, ("text", True, SEE)]
-    assert describe(two) == [
-        *given_part,
-        ("text", False, None),
-        ("clean", None),
-        ("vit", OPEN),  # announces the inspection, which this turn teaches
-        ("text", True, SEE),
-        ("noised", None),
-        ("clean", None),
-        ("vit", OPEN),
-        ("text", True, END),
-    ]
-
-
-def test_single_turns_and_a_cut_of_drawn_steps():
-    """What the next turn begins with is announced there, and an image once taught is context without noise."""
-    parts = [text("prompt"), text("plan", PLAN), image("sketch"), text("inspect", "Right."), text("plan", PLAN)]
-    made = record(*parts, image("sketch"))
-    whole = describe(record_segments(made, TOKENIZER, SHAPES_NANO))
-    first, last = (describe(record_segments(made, TOKENIZER, SHAPES_NANO, only=(n, n + 1))) for n in (0, 1))
-    assert first == [("text", False, None), ("text", True, SEE), ("noised", None), ("clean", None), ("vit", None)]
-    context = [("text", False, None), ("text", False, None), ("clean", None)]
-    assert last == [*context, ("vit", OPEN), *whole[5:]] and whole[-1] == ("vit", END)
-    three = record(*made.segments, text("plan", PLAN), image("sketch"))
-    assert describe(record_segments(three, TOKENIZER, SHAPES_NANO, only=(0, 2))) == [*whole[:-1], ("vit", None)]
-
-
-segment_kinds = st.sampled_from(["step", "faulty", "inspected"])
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(segment_kinds, min_size=1, max_size=4), st.booleans(), st.data())
-def test_single_turns_teach_every_target_and_switch_once(kinds, complete, data):
-    parts = [text("prompt")]
-    for kind in kinds:
-        parts.append(text("plan", PLAN, target=data.draw(st.booleans())))
-        if kind == "faulty":
-            parts += [image("sketch", target=False), text("inspect", FAULT), image("refine")]
-        else:
-            parts.append(image("sketch", target=data.draw(st.booleans())))
-        if kind == "inspected":
-            parts.append(text("inspect", "Right.", target=data.draw(st.booleans())))
-    made = record(*parts, complete=complete)
-    count, length = len(turns(made)), len(made.segments)
-    seen = np.zeros((2, length), int)
-    for number in range(count):
-        targets, labels = taught(made, TOKENIZER, number, number + 1)
-        assert len(targets) == len(labels) <= turns(made)[number].end
-        for segment, (target, label) in enumerate(zip(targets, labels)):
-            seen[:, segment] += target, label is not None
-    whole = taught(made, TOKENIZER, 0, count)
-    np.testing.assert_array_equal(seen[0], whole[0])
-    np.testing.assert_array_equal(seen[1], [label is not None for label in whole[1]])
-    assert whole == ([s.target for s in made.segments], switch_targets(made, TOKENIZER))
-
-
-@pytest.mark.parametrize("draws", [1, 3])
-@pytest.mark.parametrize("only", [(0, 1), (1, 2), (0, 2)])
-def test_outline_tells_the_units_of_turns(only, draws):
-    """The index cuts its units as the segments are made."""
-    assert outline(CORRECTED, TOKENIZER, SHAPES_NANO).turns == [(0, 4), (6, 11)]
-    found = outline(CORRECTED, TOKENIZER, SHAPES_NANO, draws)
-    assert found.turns == [(0, 4), (6, 10 + draws)]
-    first, end = found.turns[only[0]][0], found.turns[only[1] - 1][1]
-    units = [u for n, u in enumerate(found.units[:end]) if u.kind != NOISED or n >= first]
-    segments = record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=only, draws=draws)
-    np.testing.assert_array_equal(
-        stream_lengths(*zip(*units)).sum(axis=0), lay_out(segments, TOKENIZER, SHAPES_NANO).lengths
-    )
-
-
-def test_another_records_turns_or_units_are_noticed():
-    with pytest.raises(ChangedError, match="record r1: has 2 turns, turn 3 is asked for"):
-        record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=(2, 3))
-    with pytest.raises(ChangedError, match="record r1: has 11 units, but 12 are to be kept or dropped"):
-        record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, keep=[True] * 12)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pdgen.sequence import modes
 from pdgen.sequence import trajectory as tr
+from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 
 LETTERS = {"g": "given", "p": "prompt", "l": "plan", "i": "image", "n": "inspect", "r": "inspect+refine"}
 ANSWER = {"a": "answer"}  # in records of mode "understand"
@@ -282,11 +283,11 @@ def trajectory(letters, mode="process", **changes):
 def test_a_sampled_trajectory_comes_back(tmp_path):
     made = trajectory("gli", latents={"02_sketch.png": np.arange(6, dtype=np.float32).reshape(2, 3)})
     folder = tmp_path / "new" / "00003"
-    tr.save_trajectory(folder, made)
+    save_trajectory(folder, made)
     files = {"01_given.png", "02_sketch.png", "latents.npz", "trajectory.json"}
     assert {path.name for path in folder.iterdir()} == files
     assert list(folder.parent.iterdir()) == [folder]
-    read = tr.load_trajectory(folder)
+    read = load_trajectory(folder)
     assert read == made and read.fingerprint == made.fingerprint
     for picture, image in zip(read.images, made.images, strict=True):
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(image))
@@ -326,18 +327,18 @@ def _fits(letters, mode):
 def test_saving_leaves_nothing_half_written(tmp_path, monkeypatch):
     made = trajectory("gli")
     with pytest.raises(modes.TrajectoryError, match="2 image stages need as many images"):
-        tr.save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[:1]))
+        save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[:1]))
     with pytest.raises(modes.TrajectoryError, match=r"a: 01_given.png: is 4x8 pixels, its stage says 6x5"):
-        tr.save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[::-1]))
+        save_trajectory(tmp_path / "a", dataclasses.replace(made, images=made.images[::-1]))
     monkeypatch.setattr(pathlib.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        tr.save_trajectory(tmp_path / "a", made)
+        save_trajectory(tmp_path / "a", made)
     assert not list(tmp_path.iterdir())
 
 
 def test_saving_never_overwrites(tmp_path):
     with pytest.raises(modes.TrajectoryError, match="exists already"):
-        tr.save_trajectory(tmp_path, trajectory("li"))
+        save_trajectory(tmp_path, trajectory("li"))
     assert not list(tmp_path.iterdir())
 
 
@@ -349,9 +350,9 @@ def test_an_image_file_stays_in_its_folder():
 
 def test_a_damaged_folder_is_named(tmp_path):
     with pytest.raises(modes.TrajectoryError, match=r"none/trajectory.json: No such file"):
-        tr.load_trajectory(tmp_path / "none")
+        load_trajectory(tmp_path / "none")
     folder = tmp_path / "t"
-    tr.save_trajectory(folder, trajectory("gli", latents={}))
+    save_trajectory(folder, trajectory("gli", latents={}))
     text = (folder / "trajectory.json").read_text()
     nonsense = {
         PLAN: ("a cat", "not a plan"),
@@ -362,18 +363,18 @@ def test_a_damaged_folder_is_named(tmp_path):
     for old, (new, message) in nonsense.items():
         (folder / "trajectory.json").write_text(text.replace(old, new))
         with pytest.raises(modes.TrajectoryError, match=rf"t(/trajectory.json)?: .*{message}"):
-            tr.load_trajectory(folder)
+            load_trajectory(folder)
     (folder / "trajectory.json").write_text(text)
-    tr.load_trajectory(folder)
+    load_trajectory(folder)
     (folder / "latents.npz").write_bytes(b"no zip")
     with pytest.raises(modes.TrajectoryError, match=r"t/latents.npz: "):
-        tr.load_trajectory(folder)
+        load_trajectory(folder)
     (folder / "02_sketch.png").write_bytes(b"no picture")
     with pytest.raises(modes.TrajectoryError, match=r"t/02_sketch.png: "):
-        tr.load_trajectory(folder)
+        load_trajectory(folder)
     (folder / "02_sketch.png").unlink()
     with pytest.raises(modes.TrajectoryError, match=r"t/02_sketch.png: .*No such file"):
-        tr.load_trajectory(folder)
+        load_trajectory(folder)
 
 
 def test_a_damaged_picture_is_never_another_fault(tmp_path):
@@ -381,17 +382,17 @@ def test_a_damaged_picture_is_never_another_fault(tmp_path):
     stage = tr.ImageStage("given", "0.png", 200, 200)
     folder = tmp_path / "t"
     images = [PIL.Image.fromarray(noise)]
-    tr.save_trajectory(folder, dataclasses.replace(trajectory(""), stages=[stage], images=images, stop_reason=None))
+    save_trajectory(folder, dataclasses.replace(trajectory(""), stages=[stage], images=images, stop_reason=None))
     path = folder / "0.png"
     whole = path.read_bytes()
     assert whole.count(b"IDAT") > 1
     for position in [*range(60), *(m.start() for m in re.finditer(b"IDAT", whole)), len(whole) // 2]:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
         with contextlib.suppress(modes.TrajectoryError):
-            tr.load_trajectory(folder)
+            load_trajectory(folder)
     path.write_bytes(whole[:position])
     with pytest.raises(modes.TrajectoryError, match=r"t/0.png: "):
-        tr.load_trajectory(folder)
+        load_trajectory(folder)
 
 
 def test_a_branch_keeps_what_stands_before():

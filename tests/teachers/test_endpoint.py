@@ -18,7 +18,6 @@ from pdgen.teachers.answer_cache import AnswerCache
 from pdgen.teachers.chat import AnswerError
 from pdgen.teachers.protocols import TeacherError
 from pdgen.teachers.remote_teachers import picture_request
-from pdgen.teachers.transport import Patience
 from tests.support.chat_server import completion, drips, hangs_up, refuses, says, sends
 from tests.teachers.conftest import KEY, PLAN, YES, Word, echo, request
 
@@ -390,70 +389,6 @@ def test_a_corrupt_cache_file_is_one_warning_and_asked_again(server, settings, c
     assert len(server.bodies) == 2
     assert path.read_bytes() == whole
     assert [p.suffix for p in pathlib.Path(settings.cache).rglob("*.*")] == [".json"]
-
-
-def test_the_key_is_nowhere(server, settings, tmp_path, caplog, capfd):
-    caplog.set_level("DEBUG")
-    echoed = f"Incorrect key {KEY}, also written {json.dumps(KEY)} and {KEY.replace('/', chr(92) + '/')}"
-    faults = []
-    client = ep.Endpoint(settings)
-    server.script.extend([says(json.dumps({"word": echoed})), refuses(500, echoed), sends(echoed.encode())])
-    assert "[key]" in client.ask(request()).word
-    client.ask(request("two"))
-    location = f"http://127.0.0.1:9/?key={KEY}"
-    for act in (refuses(401, echoed), refuses(302, Location=location), says(None, refusal=echoed)):
-        server.script.append(act)
-        with pytest.raises(TeacherError) as fault:
-            client.ask(request(f"fault {len(faults)}"))
-        faults.append(str(fault.value))
-    texts = [*faults, repr(client), repr(vars(client)), repr(settings), repr(vars(client.ledger)), caplog.text]
-    texts += [client.ledger.report(), *capfd.readouterr()]
-    texts += [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(list(tmp_path.rglob("*.json"))) == 3
-    for text in texts:
-        assert "very" not in text and "0123456789" not in text
-
-
-@pytest.mark.parametrize("value", [None, "", "two words", "new\nline", 'quo"te', "ключ"])
-def test_a_missing_or_impossible_key_is_told_by_its_variable(settings, monkeypatch, value):
-    monkeypatch.delenv("TEST_KEY")
-    if value is not None:
-        monkeypatch.setenv("TEST_KEY", value)
-    with pytest.raises(TeacherError, match="environment variable TEST_KEY holds no key; export it") as fault:
-        ep.Endpoint(settings)
-    assert not value or value not in str(fault.value)
-    ep.Endpoint(settings, dry_run=True)
-
-
-def test_no_key_variable_no_header(server, settings):
-    ep.Endpoint(structs.replace(settings, key_variable="")).ask(request())
-    assert "Authorization" not in server.headers[0]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"url": "api.openai.com/v1"}, "not the base of an interface"),
-        ({"url": "ftp://host/v1"}, "not the base of an interface"),
-        ({"url": "http://host/v1\r\nX: y"}, "not the base of an interface"),
-        ({"url": "http://host:port/v1"}, "not the base of an interface"),
-        ({"url": "https://me:hidden@host/v1"}, "url of host: holds credentials"),
-        ({"url": "https://host/v1?key=hidden"}, "url of host: holds credentials"),
-        ({"model": ""}, "must be named"),
-        ({"concurrency": 0}, "concurrency = 0: at least 1"),
-        ({"answers": 0}, "answers = 0: at least 1"),
-    ],
-)
-def test_impossible_settings(settings, changes, words):
-    with pytest.raises(TeacherError, match=words) as fault:
-        structs.replace(settings, **changes)
-    assert "hidden" not in str(fault.value)
-
-
-@pytest.mark.parametrize("changes", [{"attempts": 0}, {"timeout": 0.0}, {"backoff": -1.0}, {"longest_wait": -1.0}])
-def test_impossible_patience(changes):
-    with pytest.raises(TeacherError, match="at least one attempt"):
-        Patience(**changes)
 
 
 def test_a_dry_run_over_a_full_cache_costs_nothing(server, settings):

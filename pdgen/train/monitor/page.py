@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 
 from pdgen.report.page import render, split_tags
-from pdgen.sequence.trajectory import ImageStage, Trajectory, load_trajectory
+from pdgen.sequence.trajectory import ImageStage, Trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.synthesis.page import thumbnail
 from pdgen.train.monitor.curves import COLOURS, LEVEL, Line, chart, number
 from pdgen.train.monitor.run_log import RunLog

@@ -12,7 +12,8 @@ from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.engine import Sampler
 from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sequence.tokenizer import Tokenizer
-from pdgen.sequence.trajectory import Trajectory, save_trajectory
+from pdgen.sequence.trajectory import Trajectory
+from pdgen.sequence.trajectory_folder import save_trajectory
 from pdgen.sharding import without_mesh
 from pdgen.train.base import Base
 from pdgen.train.monitor.run_log import pictures_folder

@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_plan, save_trajectory
+from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_plan
+from pdgen.sequence.trajectory_folder import save_trajectory
 from pdgen.train.monitor.curves import Line, chart, number, smooth, thin
 from pdgen.train.monitor.page import duration, flat, run_page
 from pdgen.train.monitor.run_log import Log, pictures_folder, read_log, read_run_log

@@ -12,7 +12,7 @@ from pdgen.models import bagel
 from pdgen.sample.settings import SampleSettings
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.layout import Budgets
-from pdgen.sequence.trajectory import load_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.sharding import make_mesh, parameter_shardings
 from pdgen.train.base import load_base
 from pdgen.train.monitor.pictures import Pictures
