@@ -134,9 +134,9 @@ def test_unfinished_work_with_other_settings_is_not_mixed_in(source, encoder, pa
         with pytest.raises(Killed):
             encode_dataset(source, tmp_path / "out", encoder)
     other = jax.tree.map(lambda leaf: leaf * 1.01, params)
-    with pytest.raises(LatentError, match=r".out.encoding: holds unfinished work with another autoencoder; finish"):
+    with pytest.raises(LatentError, match=r".out.encoding: was begun with autoencoder=.*; finish that work"):
         encode_dataset(source, tmp_path / "out", Encoder(SHAPES_AUTOENCODER, other, RULE, 8))
-    with pytest.raises(LatentError, match="another batch_size; finish it, or delete the folder"):
+    with pytest.raises(LatentError, match="batch_size=8, now it is 9; finish that work, or delete the folder"):
         encode_dataset(source, tmp_path / "out", Encoder(SHAPES_AUTOENCODER, params, RULE, 9))
     with (
         encoding._claimed(tmp_path / ".new.encoding", {"source": "x"}),

@@ -108,7 +108,7 @@ def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
 
 
 def test_a_folder_is_not_mixed(images, tmp_path):
-    with pytest.raises(EvaluationError, match="was begun with strategy = 'painted', not 'process'"):
+    with pytest.raises(EvaluationError, match="was begun with strategy='painted', now it is 'process'"):
         folders.begin(images, {"strategy": "process"}, JOBS)
     with pytest.raises(EvaluationError, match="other prompts, seeds or samples"):
         folders.begin(images, {"strategy": "painted"}, folders.geneval_jobs(PROMPTS, 2, 8))

@@ -87,7 +87,7 @@ def test_abilities_are_those_of_the_base_and_go_on_where_they_were(run, tmp_path
     assert sorted(whole) == sorted(lines[-2:]) and cut == lines[-2][:40]
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     other = run("evaluate.py", *arguments, "--setting=image.num_timesteps=3")
-    assert other.returncode == 2 and "was begun with single_pass.image.num_timesteps = 2, not 3" in other.stderr
+    assert other.returncode == 2 and "was begun with single_pass.image.num_timesteps=2, now it is 3" in other.stderr
 
 
 def test_sampling_takes_the_process_model(run, tmp_path):
