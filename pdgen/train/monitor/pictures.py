@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from pdgen.checkpoints.runs.base import Base
 from pdgen.files import FolderError, Say, new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.engine import Sampler
@@ -14,7 +15,6 @@ from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Trajectory, save_trajectory
 from pdgen.sharding import without_mesh
-from pdgen.train.base import Base
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
 
