@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
+from pdgen.checkpoints.load import find
 from pdgen.evaluate.abilities.prompts import Draw, draws
 from pdgen.evaluate.abilities.run import ability_settings, run_draws
 from pdgen.evaluate.abilities.scores import Outcome, by_prompt
@@ -28,7 +29,6 @@ from pdgen.evaluate.statistics import estimate
 from pdgen.evaluate.tables import interval
 from pdgen.files import new_file
 from pdgen.sample.compiled import keep_compiled
-from pdgen.train.export import find_checkpoint
 from pdgen.train.monitor.curves import COLOURS
 from pdgen.train.monitor.run_log import read_run_log
 
@@ -112,7 +112,7 @@ def measure(step: int, path: str, every: Sequence[Draw], values: Mapping[str, An
     """The outcomes of one checkpoint. Raises ValueError of any error class of pdgen."""
     settings, folder = ability_settings(values), pathlib.Path(FLAGS.output) / f"{step:08d}"
     with tqdm(total=len(every), unit=" draws", desc=f"step {step}", smoothing=0.1) as bar:
-        return run_draws(every, find_checkpoint(path), settings, folder, bar.update)
+        return run_draws(every, find(path), settings, folder, bar.update)
 
 
 def main(argv: list[str]) -> None:

@@ -27,12 +27,11 @@ from absl import app, flags, logging
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.manifest import read_manifest
 from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, DIGESTS, EXPORT, finished_steps
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO
 from pdgen.models import bagel
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.checkpoint import CHECKPOINTS, DIGESTS, finished_steps
-from pdgen.train.export import EXPORT
 from pdgen.train.monitor.meter import TIMED
 from pdgen.train.monitor.watch import HELD_OUT, METRICS
 

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.load import find
 from pdgen.cli import fail, parse
 from pdgen.data.records import Dataset, Origin, write_index
 from pdgen.sample.engine import Sampler
@@ -31,7 +32,6 @@ from pdgen.synthesis.page import browser_index, dataset_page, figures
 from pdgen.synthesis.self_sampling import TOGETHER
 from pdgen.synthesis.settings import SUBSETS, Settings, SettingsError, scaled
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.train.export import find_checkpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
@@ -68,7 +68,7 @@ def check_inputs(settings: Settings, stages: Sequence[str]) -> None:
     shards.maker(settings)
     shards.hire(settings)
     if "conflict" in stages and settings.conflict.variant == "self":
-        find_checkpoint(settings.conflict.checkpoint)
+        find(settings.conflict.checkpoint)
     if "alignment" in stages and settings.alignment.archive:
         files_of(pathlib.Path(settings.alignment.archive), ".tar")
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
+from pdgen.checkpoints.load import load_autoencoder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.cli import fail, parse
 from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
@@ -21,7 +21,6 @@ from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sequence.images import image_sizes
-from pdgen.train.export import find_checkpoint
 
 DATA = flags.DEFINE_string("data", None, "Data set to read.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; --data itself needs --overwrite.", required=True)
@@ -46,8 +45,8 @@ def read_encoder() -> Encoder:
     if CHECKPOINT.value is not None:
         if AUTOENCODER.value is not None:
             raise ValueError("--checkpoint has an autoencoder; leave --autoencoder out, or give --model instead")
-        config, parts = load_checkpoint(find_checkpoint(CHECKPOINT.value), parts=("autoencoder",))
-        return made(config, parts["autoencoder"])
+        config, params = load_autoencoder(CHECKPOINT.value)
+        return made(config, params)
     config = PRESETS[MODEL.value]
     if AUTOENCODER.value is None and config.autoencoder != SHAPES_AUTOENCODER:
         raise ValueError(f"--model={MODEL.value} needs --autoencoder, a folder with its ae.safetensors")

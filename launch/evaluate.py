@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from msgspec import to_builtins
 from tqdm import tqdm
 
+from pdgen.checkpoints.load import find
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
 from pdgen.cli import fail, parse
 from pdgen.evaluate import folder, published, scoring, shapes, tables, wise
@@ -53,7 +54,6 @@ from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import Settings as EndpointSettings
 from pdgen.teachers.exact.judge import ExactJudge
-from pdgen.train.export import find_checkpoint
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
 BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.", required=True)
@@ -293,7 +293,7 @@ def run_geneval(output: pathlib.Path) -> int:
 def run_abilities(output: pathlib.Path) -> int:
     """What a base model can do: samples, judges, tells; returns the exit status."""
     values = {"together": BATCH.value} | read_values(SETTING.value)
-    settings, checkpoint = ability_run.ability_settings(values), find_checkpoint(chosen_checkpoint())
+    settings, checkpoint = ability_run.ability_settings(values), find(chosen_checkpoint())
     draws = abilities.draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()
     with tqdm(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:

@@ -10,6 +10,7 @@ import pathlib
 
 from absl import app, flags, logging
 
+from pdgen.checkpoints.runs.base import load_model
 from pdgen.cli import fail, parse
 from pdgen.data.explain import explain_pack
 from pdgen.data.loader import Batches
@@ -17,7 +18,6 @@ from pdgen.data.page import INDEX, document_lines, pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.files import new_folder
 from pdgen.sequence.explained import ExplainedPack
-from pdgen.train.base import load_model
 from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
@@ -35,7 +35,7 @@ def read_run(values: dict) -> RunConfig:
 
 def explain(run: RunConfig, number: int) -> ExplainedPack:
     """Pack ``number`` of the run. Raises a ValueError that names what is wrong with the config or the data."""
-    config, tokenizer = load_model(run)
+    config, tokenizer = load_model(run.init, run.model)
     return explain_pack(Batches(config, RecordSource(run.data), tokenizer, run.loader), number)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from pdgen.checkpoints.runs.base import load_model
 from pdgen.cli import fail, parse
 from pdgen.data.budgets import Proposal, propose_budgets
 from pdgen.data.documents import Documents, PackingError, make_documents
@@ -19,7 +20,6 @@ from pdgen.data.packing import Packer
 from pdgen.data.records import RecordSource
 from pdgen.data.stream import Stream
 from pdgen.sequence.layout import STREAMS
-from pdgen.train.base import load_model
 from pdgen.train.export import resolved
 from pdgen.train.run_config import RunConfig, define_run_config, read_run_config
 
@@ -35,7 +35,7 @@ QUANTILES = {"least": 0, "median": 0.5, "95 %": 0.95, "most": 1}
 
 def report(run: RunConfig, packs: int, total: int) -> dict[str, Any]:
     """Everything that is printed. Raises a ValueError that names what is wrong with the config or the data."""
-    config, tokenizer = load_model(run)
+    config, tokenizer = load_model(run.init, run.model)
     source = RecordSource(run.data)
     index = length_index(source, tokenizer, config, run.broken, run.draws)
     everything = make_documents(index, turns=run.turns)

@@ -64,6 +64,12 @@ class Content:
         """The tensors as ``pdgen.checkpoints.stream.move`` takes them; a block is one file of an array."""
         return [(place, dtype, chunk_shapes(place.slot, dtype.itemsize)[0][0]) for place, dtype, _ in self.tensors]
 
+    def files(self) -> dict[str, bytes]:
+        """All other files but the manifest, by their paths in the checkpoint."""
+        files = {CONFIG: model_config.to_json(self.config).encode()}
+        files |= {f"{SOURCE}/{name}": data for name, data in self.source_json.items()}
+        return files | {f"{TOKENIZER}/{name}": data for name, data in self.tokenizer.items()}
+
     def manifest(self, digests: Mapping[str, str], files: Mapping[str, bytes]) -> Manifest:
         """The manifest, given each tensor's digest and the other files."""
         tensors = [TensorRecord(place.name, place.shape, dtype.name, digests[place.name], file)
@@ -90,11 +96,9 @@ def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, 
     Raises:
       FolderError: see ``pdgen.files.new_folder``; and what ``read`` raises.
     """
-    files = {CONFIG: model_config.to_json(content.config).encode()}
-    files |= {f"{SOURCE}/{name}": data for name, data in content.source_json.items()}
-    files |= {f"{TOKENIZER}/{name}": data for name, data in content.tokenizer.items()}
     shapes = array_shapes(content.config)
     leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
+    files = content.files()
     with new_folder(
         target, content.nbytes, kind="checkpoint", replaceable=is_checkpoint, overwrite=overwrite, say=say
     ) as folder:
@@ -135,7 +139,22 @@ def write_checkpoint(
       CheckpointError: arrays are missing, unknown or of another shape or dtype (all are named), or ``path``
         cannot be written.
     """
-    path = pathlib.Path(path)
+    content, read = make_content(str(path), config, params, tokenizer_files, source_json or {})
+    return write_content(pathlib.Path(path), content, read, overwrite=overwrite, say=say)
+
+
+def make_content(
+    path: str,
+    config: ModelConfig,
+    params: Params,
+    tokenizer_files: Sequence[pathlib.Path],
+    source_json: Mapping[str, bytes],
+) -> tuple[Content, stream.Read]:
+    """Parameters in memory as ``write_content`` takes them; ``path`` is named in errors, the rest as there.
+
+    Raises:
+      CheckpointError: arrays are missing, unknown or of another shape or dtype; all are named.
+    """
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_leaves(path, config, flat)
     tensors = []
@@ -154,8 +173,7 @@ def write_checkpoint(
 
     headers = {name: {"format": "pt"} for name in TORCH_FILES.values()}
     tokenizer = {file.name: file.read_bytes() for file in tokenizer_files}
-    content = Content(config, tensors, headers, source_json or {}, tokenizer)
-    return write_content(path, content, read, overwrite=overwrite, say=say)
+    return Content(config, tensors, headers, source_json, tokenizer), read
 
 
 def _on_host(leaf: Any, layer: int | None) -> np.ndarray:
@@ -175,7 +193,7 @@ def _on_host(leaf: Any, layer: int | None) -> np.ndarray:
     return values
 
 
-def _check_leaves(path: pathlib.Path, config: ModelConfig, flat: Mapping[str, Any]) -> None:
+def _check_leaves(path: str, config: ModelConfig, flat: Mapping[str, Any]) -> None:
     shapes = array_shapes(config)
     faults = [f"array {name} is missing" for name in shapes if name not in flat]
     for name, leaf in flat.items():

@@ -10,21 +10,19 @@ from typing import Any
 import msgspec
 from flax import traverse_util
 
-from pdgen.checkpoints.manifest import MANIFEST
+from pdgen.checkpoints.load import digest_of, find
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import Generate, Sample
-from pdgen.files import sha256
 from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run
 from pdgen.teachers.advisers import Advisers
-from pdgen.train.export import find_checkpoint
 
 STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as trajectories name them
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A checkpoint's folder, the strategy and the sampler's settings."""
+    """A model's folder, as ``find`` gives it, the strategy and the sampler's settings."""
 
     checkpoint: pathlib.Path
     strategy: Strategy
@@ -39,23 +37,18 @@ class Recipe:
         settings = traverse_util.flatten_dict(dataclasses.asdict(self.settings), sep=".")
         del settings["together"]
         facts = {
-            "manifest": manifest_digest(self.checkpoint),
+            "manifest": digest_of(self.checkpoint),
             **{f"strategy{name}": value for name, value in strategy.items()},
             **settings,
         }
         return json.loads(json.dumps(facts))
 
 
-def manifest_digest(checkpoint: pathlib.Path) -> str:
-    """SHA-256 (hexadecimal) of a checkpoint's manifest, which tells any two models apart."""
-    return sha256((checkpoint / MANIFEST).read_bytes())
-
-
 def read_recipe(checkpoint: str, strategy: str, values: Mapping[str, Any]) -> Recipe:
     """A recipe from what a user names.
 
     Args:
-      checkpoint: as ``find_checkpoint`` takes it.
+      checkpoint: see ``pdgen.checkpoints.load.find``.
       strategy: of ``STRATEGIES``.
       values: settings by the names that stand in a trajectory's settings: "image.num_timesteps", "strategy.n".
 
@@ -66,7 +59,7 @@ def read_recipe(checkpoint: str, strategy: str, values: Mapping[str, Any]) -> Re
     own = {key: value for key, value in values.items() if key.startswith(STRATEGY_PREFIX)}
     chosen = make_strategy(strategy, **{key.removeprefix(STRATEGY_PREFIX): value for key, value in own.items()})
     settings = changed(SampleSettings(), {key: value for key, value in values.items() if key not in own})
-    return Recipe(find_checkpoint(checkpoint), chosen, settings)
+    return Recipe(find(checkpoint), chosen, settings)
 
 
 def changed(settings: SampleSettings, values: Mapping[str, Any]) -> SampleSettings:

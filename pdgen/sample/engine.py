@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import PIL.Image
 from jax.sharding import Mesh
 
+from pdgen.checkpoints.load import load, shardings
 from pdgen.config import ComputeConfig, ModelConfig
-from pdgen.sample import checkpoint as checkpoints
 from pdgen.sample import steps
 from pdgen.sample.batch import Batch, Event, Review
 from pdgen.sample.capacity import check_memory
@@ -71,7 +71,7 @@ class Sampler:
     ) -> None:
         stored = params["model"]["language"]["head"]["kernel"].dtype.name
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
-        self.params = jax.device_put(params, checkpoints.shardings(config, mesh) if mesh else None)
+        self.params = jax.device_put(params, shardings(config, mesh) if mesh else None)
         self.checkpoint, self.model_hash = checkpoint, model_hash
         self.compute = compute or ComputeConfig(dtype=stored)
         self.automaton: Automaton = build_automaton(tokenizer, config.language.vocab_size)
@@ -89,8 +89,8 @@ class Sampler:
         """A sampler of the checkpoint at ``path``.
 
         Args:
-          path: a pdgen checkpoint, the workdir of a training run that has exported one, or the name of a model that
-            the package brings along: "shapes" or "shapes_base".
+          path: a pdgen checkpoint, the workdir of a training run or one of its steps, or the name of a model that the
+            package brings along: "shapes" or "shapes_base". Nothing is written there.
           compute, mesh, quick: as for the class.
 
         Raises:
@@ -98,9 +98,9 @@ class Sampler:
             tokenizer; one line says what to do.
           ShardingError: as for the class.
         """
-        loaded = checkpoints.load(path, mesh)
+        loaded = load(path, mesh)
         return cls(
-            loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.model_hash, mesh, quick
+            loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.digest, mesh, quick
         )
 
     def __call__(

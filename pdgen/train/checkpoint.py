@@ -1,16 +1,10 @@
-"""Checkpoints of a training run: Orbax, asynchronous, every process its own shards, with digests.
+"""Saving and restoring a run's state: Orbax, asynchronous, every process its own shards, with digests.
 
-checkpoints/<step>/               every leaf of the state as a Zarr 3 array, and digests.json
-checkpoints/<step>.damaged/       set aside on a resume, since a file was not what digests.json says
-
-``digests.json`` (size and SHA-256 of every file) is written before Orbax renames the folder to its final name, so a
-folder with a number for a name is whole; Orbax alone sees neither a flipped byte nor a truncated file.
+How the files lie is told in ``pdgen.checkpoints.runs.workdir``.
 """
 
-import concurrent.futures
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -22,16 +16,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from pdgen.checkpoints.arrays import short
-from pdgen.files import DISK_FULL, Say, file_sha256
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, find_corruption, finished_steps, write_digests
+from pdgen.files import DISK_FULL, Say
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
-CHECKPOINTS, DIGESTS = "checkpoints", "digests.json"
-_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # holds times alone; Orbax writes into it until the end
 _LEFT_BEHIND = ("*.orbax-checkpoint-tmp*", "*.removed")
 _LAYER_BYTES = 2**26  # a stacked array beyond this has a file per layer, so that a layer can be read alone
 _TIMEOUT = 3600  # seconds that processes wait for each other's writing and for the digests
-_THREADS = 8  # SHA-256 is slower than most disks
 _meetings = itertools.count()  # a barrier needs a name of its own
 
 class _Handler(ocp.PyTreeCheckpointHandler):
@@ -97,7 +89,7 @@ class Checkpoints:
           RunError: all are damaged, or it is another model's.
         """
         for step in reversed(steps := finished_steps(self.folder)):
-            if not (fault := _agreed_damage(self.folder / str(step))):
+            if not (fault := _agree_on_corruption(self.folder / str(step))):
                 self._say(f"resuming from step {step}")
                 return self._restore(step, abstract, shardings)
             if step == steps[0]:
@@ -192,56 +184,10 @@ class Checkpoints:
             shutil.rmtree(removed, ignore_errors=True)
 
 
-def finished_steps(folder: pathlib.Path) -> list[int]:
-    """Steps of the checkpoints in ``folder``, ascending."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
-
-
-def write_digests(folder: pathlib.Path) -> None:
-    """Writes ``digests.json`` of all files in ``folder``."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if name not in (DIGESTS, _ORBAX_METADATA)]
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(file_sha256, [folder / name for name in names])
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-                 for name, digest in zip(names, digests)}  # fmt: skip
-    (folder / DIGESTS).write_text(json.dumps(files, indent=1) + "\n")
-
-
-def damage(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> str:
-    """What is wrong with the first file of a checkpoint that is not as its digests say; "" if all are.
-
-    Args:
-      process: (index, count): every count-th file alone is read, from index on.
-    """
-    try:
-        stated = json.loads((folder / DIGESTS).read_text())
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in stated.items()}
-    except FileNotFoundError:
-        return f"{DIGESTS} is missing"
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return f"{DIGESTS} cannot be read"
-    names = sorted(expected)[process[0] :: process[1]]
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, *expected[name]), names)):
-            if line:
-                pool.shutdown(cancel_futures=True)
-                return f"{name} {line}"
-    return ""
-
-
-def _difference(path: pathlib.Path, size: int, digest: str) -> str:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != size:
-        return f"has {path.stat().st_size:,} bytes, not {size:,}"
-    return "" if file_sha256(path) == digest else "has changed since it was written"
-
-
-def _agreed_damage(folder: pathlib.Path) -> str:
-    """``damage`` of the whole folder, of which each process reads its part; all come to the same."""
+def _agree_on_corruption(folder: pathlib.Path) -> str:
+    """``find_corruption`` of the whole folder, of which each process reads its part; all come to the same."""
     index, count = jax.process_index(), jax.process_count()
-    fault = damage(folder, (index, count))
+    fault = find_corruption(folder, (index, count))
     if count == 1:
         return fault
     found = multihost_utils.process_allgather(np.frombuffer(fault.encode()[:256].ljust(256), np.uint8))

@@ -12,14 +12,15 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
+from pdgen.checkpoints.runs.base import Base
+from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.data.loader import Loader, loader
 from pdgen.files import Say
 from pdgen.models import bagel
 from pdgen.sequence.layout import Pack
 from pdgen.sharding import RULES, parameter_shardings
-from pdgen.train.base import Base
 from pdgen.train.checkpoint import Checkpoints, meet
-from pdgen.train.export import EXPORT, export_newest, resolved_by_all
+from pdgen.train.export import export_newest, resolved_by_all
 from pdgen.train.held_out import HeldOut
 from pdgen.train.monitor.watch import Draw, Watch
 from pdgen.train.preflight import claimed, preflight

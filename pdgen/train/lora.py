@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): a linear kernel W is trained as W + scale * B A, W itself frozen.
 
-The sum is taken on the stacked kernels before the model sees them, so the model's code knows nothing of adapters,
-and merging for export is the same function.
+``pdgen.models.lora.merge`` takes the sum on the stacked kernels before the model sees them, for training and reading
+alike, so the model's code knows nothing of adapters.
 
 Axis legend: L layers (where kernels are stacked), o.. output axes, i.. input axes, r rank.
 """
@@ -10,14 +10,10 @@ import dataclasses
 import re
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from jaxtyping import Array, Float
 
 from pdgen.models import parameters
-from pdgen.sharding import has_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,29 +79,3 @@ def _adapter(rank: int, kernel: parameters.Leaf) -> dict[str, parameters.Leaf]:
         "a": parameters.Leaf(a_shape, a_names, uniform),
         "b": parameters.Leaf(b_shape, b_names, nn.initializers.zeros),
     }
-
-
-def merge(params: dict[str, Any], adapters: dict[str, Any], scale: float) -> dict[str, Any]:
-    """``params`` with W + scale * B A for every adapted kernel, summed in float32, in the kernel's own dtype.
-
-    Args:
-      params: nested dict of the model's parameters.
-      adapters: nested dict with ``{"a", "b"}`` where an adapted kernel is in ``params``.
-      scale: ``LoraConfig.scale``.
-    """
-    merged, flat = traverse_util.flatten_dict(params, sep="/"), traverse_util.flatten_dict(adapters, sep="/")
-    for name in sorted({name.rpartition("/")[0] for name in flat}):
-        merged[name] = _merged(merged[name], flat[f"{name}/a"], flat[f"{name}/b"], scale)
-    return traverse_util.unflatten_dict(merged, sep="/")
-
-
-def _merged(
-    kernel: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
-) -> Float[Array, "..."]:
-    stacked = a.ndim + b.ndim - 2 - kernel.ndim  # 1 if both factors have the layer axis, else 0
-    layer, outputs, inputs = "L"[:stacked], "opq"[: b.ndim - stacked - 1], "ijk"[: a.ndim - stacked - 1]
-    product = jnp.einsum(
-        f"{layer}{outputs}r,{layer}r{inputs}->{layer}{outputs}{inputs}", b, a,
-        precision="highest", out_sharding=jax.typeof(kernel).sharding if has_mesh() else None,
-    )  # fmt: skip
-    return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)

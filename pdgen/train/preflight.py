@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pdgen.checkpoints.runs.base import Base, load_base
+from pdgen.checkpoints.runs.workdir import CONFIG_FILE
 from pdgen.config import ModelConfig, preset
 from pdgen.data.documents import ranges
 from pdgen.data.latents import autoencoder_fingerprint
@@ -26,9 +28,8 @@ from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
-from pdgen.train.base import Base, load_base
 from pdgen.train.monitor.board import check_wandb
-from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
+from pdgen.train.run_config import RunConfig, RunError, run_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 LOCK = "lock"
@@ -63,7 +64,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     """
     check_watching(run)
     mesh = run_mesh(run, devices)
-    base = load_base(run)
+    base = load_base(run.init, run.model)
     check_model(run, base.config, base.tokenizer)
     step = run.step(base.config)
     check_divides(step, mesh)

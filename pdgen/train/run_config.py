@@ -18,8 +18,6 @@ from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig
 
-CONFIG_FILE = "config.json"  # the resolved config, in the run's folder
-
 
 class RunError(ValueError):
     """A run that cannot start or go on; one line names the key or file and the remedy."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from jaxtyping import Array, Int
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, parameters
+from pdgen.models.lora import merge
 from pdgen.sharding import parameter_shardings
 from pdgen.train.ema import start_ema
-from pdgen.train.lora import LoraConfig, adapter_spec, merge
+from pdgen.train.lora import LoraConfig, adapter_spec
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer, match_factors
 from pdgen.train.spikes import Spikes, start_spikes
 
 Params = dict[str, Any]
-Weights = Literal["raw", "ema"]
 
 
 @dataclasses.dataclass(frozen=True)

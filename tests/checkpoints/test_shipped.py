@@ -10,6 +10,7 @@ import pytest
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints import shipped
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.load import find
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint
 from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.data.latents import add_latents
@@ -19,7 +20,6 @@ from pdgen.sample.engine import Sampler
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train import loop
-from pdgen.train.export import find_checkpoint
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig
 from tests.support.shapes_records import trajectories
@@ -46,37 +46,37 @@ def test_a_model_is_converted_at_its_first_use_and_found_at_the_second(own, tmp_
     calls = []
     convert = shipped.to_pdgen
     monkeypatch.setattr(shipped, "to_pdgen", lambda *a, **k: calls.append(a) or convert(*a, **k))
-    folder = find_checkpoint("shapes")
+    folder = find("shapes")
     assert folder.parent == tmp_path / "cache" / "pdgen" / "checkpoints"
     assert folder.name.startswith("shapes-") and len(calls) == 1
     held = load_checkpoint(folder)[1]["model"]
     jax.tree.map(np.testing.assert_array_equal, held, read_bagel_folder(own / "shapes")[1]["model"])
-    assert find_checkpoint("shapes") == folder and len(calls) == 1
-    assert find_checkpoint("shapes_base") != folder and len(calls) == 2
+    assert find("shapes") == folder and len(calls) == 1
+    assert find("shapes_base") != folder and len(calls) == 2
 
 
 def test_another_releases_model_has_another_folder(own):
-    first, base = find_checkpoint("shapes"), find_checkpoint("shapes_base")
+    first, base = find("shapes"), find("shapes_base")
     with open(own / "shapes" / "ema.safetensors", "r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    second = find_checkpoint("shapes")
+    second = find("shapes")
     assert second != first and first.is_dir() and second.is_dir()
-    assert find_checkpoint("shapes_base") == base
+    assert find("shapes_base") == base
 
 
 def test_a_conversion_that_has_vanished_is_made_again(own):
-    folder = find_checkpoint("shapes_base")
+    folder = find("shapes_base")
     before = open_checkpoint(folder).manifest
     shutil.rmtree(folder)
-    assert find_checkpoint(folder) == folder and open_checkpoint(folder).manifest == before
+    assert find(folder) == folder and open_checkpoint(folder).manifest == before
 
 
 @pytest.mark.parametrize("name", ["shapes", "shapes_base"])
 def test_a_trajectory_tells_the_models_name(own, name):
-    samplers = [Sampler.from_checkpoint(path) for path in (name, find_checkpoint(name))]
+    samplers = [Sampler.from_checkpoint(path) for path in (name, find(name))]
     for sampler in samplers:
         (start,) = sampler.starts(["a red circle"])
         assert start.checkpoint == sampler.checkpoint == name
@@ -86,19 +86,19 @@ def test_a_cache_folder_that_cannot_be_written_ends_in_a_line_with_the_remedy(ow
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(FolderError) as caught:
-        find_checkpoint("shapes")
+        find("shapes")
     line = str(caught.value)
     assert line.startswith(f"{tmp_path / 'file'}/pdgen/checkpoints/shapes-") and "\n" not in line
     assert "(Not a directory)" in line and "environment variable XDG_CACHE_HOME" in line
 
 
 def test_what_lies_in_the_way_is_not_replaced(own):
-    folder = find_checkpoint("shapes")
+    folder = find("shapes")
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "mine.txt").write_text("")
     with pytest.raises(FolderError, match=r"exists and is no checkpoint.*XDG_CACHE_HOME"):
-        find_checkpoint("shapes")
+        find("shapes")
     assert (folder / "mine.txt").exists()
 
 
@@ -107,9 +107,9 @@ def test_weights_that_are_not_there_are_named(own):
     (own / "shapes" / "config.json").unlink()
     for name in ("shapes", "shapes_base"):
         with pytest.raises(CheckpointError, match=f"^{name}: this installation lacks the model's weights in {own}"):
-            find_checkpoint(name)
+            find(name)
     with pytest.raises(CheckpointError, match=r"^nowhere: no such folder; .* or shapes or shapes_base"):
-        find_checkpoint("nowhere")
+        find("nowhere")
 
 
 def moments(pictures):
@@ -127,7 +127,7 @@ def test_a_run_begins_with_a_models_weights(own, tmp_path):
         init="shapes_base", optimizer=OptimizerConfig(learning_rate=0.0),
     )  # fmt: skip
     loop.train(run, tmp_path / "run", lambda line: None, devices=jax.devices()[:1])
-    paths = [find_checkpoint(path) for path in (tmp_path / "run", "shapes_base", "shapes")]
+    paths = [find(path) for path in (tmp_path / "run", "shapes_base", "shapes")]
     trained, base, other = (load_checkpoint(path)[1]["model"] for path in paths)
     jax.tree.map(np.testing.assert_array_equal, trained, base)
     assert not np.array_equal(base["language"]["head"]["kernel"], other["language"]["head"]["kernel"])

@@ -12,8 +12,8 @@ import sys
 import pytest
 import yaml
 
+from pdgen.checkpoints.load import load
 from pdgen.data.records import Origin, write_dataset
-from pdgen.sample.checkpoint import load
 from pdgen.train.planning.topology import USABLE
 from tests.data.small_records import records
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from benchmarks import kill_and_resume
-from pdgen.train.checkpoint import CHECKPOINTS, finished_steps
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, finished_steps
 from pdgen.train.stop import EXIT_STATUS
 
 ROOT = pathlib.Path(__file__).parents[2]

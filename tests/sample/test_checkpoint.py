@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.load import find
+from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
 from pdgen.sample.engine import Sampler
-from pdgen.train.export import EXPORT, find_checkpoint
 from tests.sample.conftest import NANO
 
 
@@ -42,5 +43,5 @@ def test_other_folders_are_refused(checkpoint, tmp_path):
         bald: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
     }.items():
         with pytest.raises(CheckpointError, match=re.escape(f"{folder}: {words}")) as fault:
-            find_checkpoint(folder)
+            find(folder)
         assert "\n" not in str(fault.value)

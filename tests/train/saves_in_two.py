@@ -10,7 +10,8 @@ import time
 import jax
 from jax.experimental import multihost_utils
 
-from pdgen.train.checkpoint import CHECKPOINTS, Checkpoints, meet
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS
+from pdgen.train.checkpoint import Checkpoints, meet
 from pdgen.train.stop import StopSignals
 from tests.train.test_checkpoint import KERNEL, abstract, assert_state, flip, shardings, state_at
 

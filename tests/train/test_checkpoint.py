@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pdgen.checkpoints.runs.workdir import DIGESTS, find_corruption, finished_steps
 from pdgen.sharding import make_mesh
 from pdgen.train import checkpoint
-from pdgen.train.checkpoint import DIGESTS, Checkpoints, damage, finished_steps
+from pdgen.train.checkpoint import Checkpoints
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
@@ -131,13 +132,13 @@ def flip(path, offset=-1):
 
 def test_a_flipped_bit_in_any_file_is_seen(tmp_path):
     folder = saved(tmp_path, 1) / "1"
-    assert damage(folder) == ""
+    assert find_corruption(folder) == ""
     for name in json.loads((folder / DIGESTS).read_text()):
         if (folder / name).stat().st_size:
             flip(folder / name)
-            assert damage(folder) == f"{name} has changed since it was written"
+            assert find_corruption(folder) == f"{name} has changed since it was written"
             flip(folder / name)
-    assert damage(folder) == ""
+    assert find_corruption(folder) == ""
 
 
 KERNEL = "trained.a.kernel/c/0/0"

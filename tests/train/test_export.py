@@ -15,15 +15,16 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.both_ways import to_bagel
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
 from pdgen.config import NANO
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.checkpoint import CHECKPOINTS, Checkpoints
-from pdgen.train.export import EXPORT, EXPORTED, chosen_weights, export_run, find_checkpoint, resolved
+from pdgen.train.checkpoint import Checkpoints
+from pdgen.train.export import chosen_weights, export_checkpoint, export_run, resolved
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.run_config import CONFIG_FILE, RunConfig, RunError, run_json
+from pdgen.train.run_config import RunConfig, run_json
 from pdgen.train.state import abstract_state, model_params
 
 LANGUAGE = dataclasses.replace(NANO.language, hidden_size=32, intermediate_size=48, num_layers=2, head_dim=8)
@@ -100,16 +101,16 @@ def test_a_workdir_is_its_newest_whole_step(workdir):
         values = folder / CHECKPOINTS / str(step) / "trained.connector.fc1.kernel" / "c" / "0" / "0"
         assert values.is_file()
     os.truncate(values, 10)
-    assert find_checkpoint(folder, lines.append) == folder / EXPORT
+    assert export_checkpoint(folder, lines.append) == folder / EXPORT
     what = rf"{folder}/checkpoints/5: step 5 is damaged, .*/c/0/0 has 10 bytes, not [\d,]+; an older one is used"
     assert re.fullmatch(what, lines[0])
     assert_model(folder / EXPORT, RUN, 3)
     before = (folder / EXPORT).stat().st_ino
-    find_checkpoint(folder, lambda line: None)
+    export_checkpoint(folder, lambda line: None)
     assert (folder / EXPORT).stat().st_ino == before  # step 5 is still damaged, so nothing is written
     with Checkpoints(folder, 5, 0, print) as checkpoints:
         checkpoints.save(7, state_at(RUN.step(MODEL), 7))
-    find_checkpoint(folder, lambda line: None)
+    export_checkpoint(folder, lambda line: None)
     assert_model(folder / EXPORT, RUN, 7)
     assert json.loads((folder / EXPORTED).read_text()) == {"step": 7}
 
@@ -117,10 +118,10 @@ def test_a_workdir_is_its_newest_whole_step(workdir):
 def test_an_export_of_an_unknown_step_is_written_again(workdir):
     """As a process killed between the two leaves it."""
     folder = workdir(3)
-    find_checkpoint(folder, lambda line: None)
+    export_checkpoint(folder, lambda line: None)
     (folder / EXPORTED).unlink()
     before = (folder / EXPORT).stat().st_ino
-    find_checkpoint(folder, lambda line: None)
+    export_checkpoint(folder, lambda line: None)
     assert (folder / EXPORT).stat().st_ino != before
 
 
@@ -156,16 +157,16 @@ def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
             pass
 
     folder = workdir(optimizer=OptimizerConfig(ema_decay=0.0))
-    assert line(CheckpointError, find_checkpoint, folder) == (
+    assert line(CheckpointError, export_checkpoint, folder) == (
         f"{folder}: the training run has no whole checkpoint yet; wait for its first save"
     )
     folder = workdir(3, optimizer=OptimizerConfig(ema_decay=0.0))
-    assert "keeps no moving average" in line(RunError, choose, folder, "ema")
+    assert "keeps no moving average" in line(CheckpointError, choose, folder, "ema")
     assert "leave --weights out" in line(CheckpointError, choose, init, "raw")
     text = (folder / CONFIG_FILE).read_text()
     (folder / CONFIG_FILE).write_text("{")
-    assert f"{folder / CONFIG_FILE}: cannot be read" in line(RunError, find_checkpoint, folder)
+    assert f"{folder / CONFIG_FILE}: cannot be read" in line(CheckpointError, export_checkpoint, folder)
     (folder / CONFIG_FILE).write_text(text)
     (folder / CHECKPOINTS / "3" / "trained.connector.fc1.kernel").rename(tmp_path / "elsewhere")
-    missing = line(RunError, export_run, folder, tmp_path / "x", 3, "raw")
+    missing = line(CheckpointError, export_run, folder, tmp_path / "x", 3, "raw")
     assert "trained.connector.fc1.kernel: cannot be opened" in missing

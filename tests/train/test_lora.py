@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec
 
 from pdgen.config import BAGEL_7B
 from pdgen.models import bagel
+from pdgen.models.lora import merge
 from pdgen.sharding import RULES
-from pdgen.train.lora import LoraConfig, adapter_spec, merge
+from pdgen.train.lora import LoraConfig, adapter_spec
 from pdgen.train.state import model_params, start_state, trained_factors
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import STEP, after_one_step, flat

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from pdgen.checkpoints.runs.base import Base
 from pdgen.files import FolderError, Say, new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.engine import Sampler
@@ -15,7 +16,6 @@ from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
 from pdgen.sharding import without_mesh
-from pdgen.train.base import Base
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
 

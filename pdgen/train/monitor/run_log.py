@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from pdgen.train.checkpoint import CHECKPOINTS, finished_steps
-from pdgen.train.export import exported_step
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, exported_step, finished_steps
 from pdgen.train.monitor.watch import HELD_OUT, METRICS, STOPPED
-from pdgen.train.run_config import CONFIG_FILE, RunError
+from pdgen.train.run_config import RunError
 
 PICTURES = "pictures"
 _DECODER = msgspec.json.Decoder(dict[str, float])

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.runs.step import Weights
+from pdgen.checkpoints.runs.workdir import is_run
 from pdgen.checkpoints.shipped import shipped_name
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, TOKENIZER_FILES, read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
@@ -15,9 +17,8 @@ from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.records import read_dataset
 from pdgen.files import Say, new_file, to_stderr
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.export import chosen_weights, is_run, read_workdir
+from pdgen.train.export import chosen_weights, read_workdir
 from pdgen.train.run_config import RunError
-from pdgen.train.state import Weights
 
 
 def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Say = to_stderr) -> pathlib.Path:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from pdgen.checkpoints.runs.base import load_base
 from pdgen.flow.denoise import ImageSettings
 from pdgen.models import bagel
 from pdgen.sample.settings import SampleSettings
@@ -14,7 +15,6 @@ from pdgen.sample.text import TextSettings
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.sharding import make_mesh, parameter_shardings
-from pdgen.train.base import load_base
 from pdgen.train.monitor.pictures import Pictures
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
@@ -33,7 +33,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def base(run):
-    return load_base(run)
+    return load_base(run.init, run.model)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""One saved step of a training run: its parameters as arrays that are read when they are looked at."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import tensorstore as ts
+from flax import traverse_util
+
+from pdgen.checkpoints.arrays import short
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.mapping import array_shapes
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, is_run
+from pdgen.config import ModelConfig
+from pdgen.models.lora import merge
+
+Weights = Literal["raw", "ema"]
+Index = int | tuple[slice, ...]
+
+
+class _Lora(msgspec.Struct, frozen=True):
+    rank: int = 0
+    alpha: float = 16.0
+
+
+class _Optimizer(msgspec.Struct, frozen=True):
+    ema_decay: float = 0.0
+
+
+class RunFacts(msgspec.Struct, frozen=True):
+    """What of a run's config its parameters cannot be read without; see ``pdgen.train.run_config.RunConfig``."""
+
+    init: str = ""
+    model: str = "nano"
+    lora: _Lora = _Lora()
+    optimizer: _Optimizer = _Optimizer()
+
+
+def read_facts(workdir: pathlib.Path) -> RunFacts:
+    """The facts of the run in ``workdir``. Raises CheckpointError."""
+    path = workdir / CONFIG_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunFacts)
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
+
+
+def is_step(path: pathlib.Path) -> bool:
+    """Whether ``path`` is a saved step of a training run, ``WORKDIR/checkpoints/STEP``."""
+    path = path.absolute()
+    return path.name.isdecimal() and path.parent.name == CHECKPOINTS and is_run(path.parent.parent) and path.is_dir()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An array that is read when it is looked at; ``stored[layer]`` reads one layer."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Index], np.ndarray]
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        return self.read(index)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read((slice(None),) * len(self.shape)), dtype)
+
+
+def open_params(config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weights: Weights) -> dict[str, Any]:
+    """The model's tree of ``Stored`` arrays, adapters merged.
+
+    Args:
+      config: sizes of the model.
+      folder: of the step.
+      weights: "raw", or "ema" for the moving average of what is trained.
+
+    Raises:
+      CheckpointError: an array is missing or has another shape, or the run keeps no average.
+    """
+    if weights == "ema" and not facts.optimizer.ema_decay:
+        raise CheckpointError(f"{folder.parent.parent}: the run keeps no moving average (optimizer.ema_decay is 0); "
+                              "take --weights=raw")  # fmt: skip
+    part = "ema" if weights == "ema" else "trained"
+    leaves = {}
+    for name, shape in array_shapes(config, ("model",)).items():
+        name = name.removeprefix("model/")
+        trained, frozen = (folder / f"{where}/{name}".replace("/", ".") for where in (part, "frozen"))
+        leaves[name] = _open_array(frozen if frozen.is_dir() else trained, shape)
+        factors = [trained.with_name(f"{trained.name}.{factor}") for factor in ("a", "b")]
+        if facts.lora.rank and factors[0].is_dir():
+            a, b = (_open_array(path) for path in factors)
+            read = functools.partial(_read_merged, facts.lora.alpha / facts.lora.rank, (leaves[name], a, b))
+            leaves[name] = dataclasses.replace(leaves[name], read=read)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _read_merged(scale: float, factors: tuple[Stored, Stored, Stored], index: Index) -> np.ndarray:
+    """A part of an adapted kernel, layer by layer, so that its bits are the same however much is read."""
+    kernel, a, b = factors
+    if isinstance(index, int):
+        return _merge(scale, *(stored[index] for stored in factors))
+    if len(a.shape) + len(b.shape) - 2 == len(kernel.shape):  # no axis of layers
+        return _merge(scale, *map(np.asarray, factors))[index]
+    layers = [_read_merged(scale, factors, layer) for layer in range(*index[0].indices(kernel.shape[0]))]
+    return np.stack(layers)[(slice(None), *index[1:])]
+
+
+def _merge(scale: float, kernel: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray(merge({"kernel": kernel}, {"kernel": {"a": a, "b": b}}, scale)["kernel"])
+
+
+def _open_array(path: pathlib.Path, shape: tuple[int, ...] | None = None) -> Stored:
+    kvstore = {"driver": "file", "path": str(path.absolute())}
+    spec = {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False}
+    try:
+        array = ts.open(spec, open=True, read=True).result()
+    except ValueError as fault:
+        raise CheckpointError(f"{path}: cannot be opened ({short(fault)})") from None
+    if shape is not None and array.shape != shape:
+        raise CheckpointError(f"{path}: is {list(array.shape)}, expected {list(shape)}; the checkpoint is of another "
+                              "model")  # fmt: skip
+    return Stored(array.shape, array.dtype.numpy_dtype, lambda index: array[index].read().result())

@@ -1,0 +1,109 @@
+"""The folder of a training run as every reader sees it: which steps are there, and which of them are whole.
+
+config.json                       the resolved config
+checkpoints/<step>/               every leaf of the state as a Zarr 3 array, and digests.json
+checkpoints/<step>.damaged/       set aside on a resume, since a file was not what digests.json says
+export/, export.json              a pdgen checkpoint of the raw weights of one step, and that step
+
+``digests.json`` (size and SHA-256 of every file) is written before Orbax renames the folder to its final name, so a
+folder with a number for a name is whole; Orbax alone sees neither a flipped byte nor a truncated file.
+"""
+
+import concurrent.futures
+import json
+import pathlib
+
+from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
+from pdgen.files import Say, file_sha256
+
+CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
+EXPORT, EXPORTED = "export", "export.json"
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # holds times alone; Orbax writes into it until the end
+_THREADS = 8  # SHA-256 is slower than most disks
+
+
+def is_run(path: pathlib.Path) -> bool:
+    """Whether ``path`` looks like the workdir of a training run."""
+    return (path / CHECKPOINTS).is_dir() and (path / CONFIG_FILE).is_file()
+
+
+def finished_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, ascending."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+def exported_step(workdir: pathlib.Path) -> int | None:
+    """The step of a run's ``export/``; None if there is none or it is not known."""
+    try:
+        step = json.loads((workdir / EXPORTED).read_text())["step"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return step if is_checkpoint(workdir / EXPORT) else None
+
+
+def newest_whole(workdir: pathlib.Path, say: Say, *, beyond_export: bool = True) -> int | None:
+    """The newest step whose files are as their digests say.
+
+    Args:
+      say: takes a line about each damaged step.
+      beyond_export: only a step that is newer than ``export/`` is looked for.
+
+    Returns:
+      None if ``export/`` is newer than, or of, every whole step.
+
+    Raises:
+      CheckpointError: no checkpoint is whole, and no export takes its place.
+    """
+    exported = exported_step(workdir) if beyond_export else None
+    for step in reversed(finished_steps(workdir / CHECKPOINTS)):
+        if exported is not None and step <= exported:
+            break
+        folder = workdir / CHECKPOINTS / str(step)
+        if not (fault := find_corruption(folder)):
+            return step
+        say(f"{folder}: step {step} is damaged, {fault}; an older one is used")
+    if exported is None:
+        raise CheckpointError(f"{workdir}: the training run has no whole checkpoint yet; wait for its first save")
+    return None
+
+
+def write_digests(folder: pathlib.Path) -> None:
+    """Writes ``digests.json`` of all files in ``folder``."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name not in (DIGESTS, _ORBAX_METADATA)]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(file_sha256, [folder / name for name in names])
+        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+                 for name, digest in zip(names, digests)}  # fmt: skip
+    (folder / DIGESTS).write_text(json.dumps(files, indent=1) + "\n")
+
+
+def find_corruption(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> str:
+    """What is wrong with the first file of a checkpoint that is not as its digests say; "" if all are.
+
+    Args:
+      process: (index, count): every count-th file alone is read, from index on.
+    """
+    try:
+        stated = json.loads((folder / DIGESTS).read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in stated.items()}
+    except FileNotFoundError:
+        return f"{DIGESTS} is missing"
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return f"{DIGESTS} cannot be read"
+    names = sorted(expected)[process[0] :: process[1]]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, *expected[name]), names)):
+            if line:
+                pool.shutdown(cancel_futures=True)
+                return f"{name} {line}"
+    return ""
+
+
+def _difference(path: pathlib.Path, size: int, digest: str) -> str:
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size:,} bytes, not {size:,}"
+    return "" if file_sha256(path) == digest else "has changed since it was written"
