@@ -51,8 +51,6 @@ def run_modes(modes: Mapping[str, Mode], default: str = "") -> None:
     name, argv = _choose_mode(sys.argv, modes, default)
     mode = modes.get(name, Mode(lambda: None, ()))  # without a mode only --help is left
     other = _remove_flags(mode)
-    for needed in mode.needs:
-        flags.mark_flag_as_required(needed)
     parser = functools.partial(parse, mode=name, other=other)
     app.run(functools.partial(_run_mode, mode), argv=argv, flags_parser=parser)
 
@@ -83,6 +81,8 @@ def _remove_flags(mode: Mode) -> frozenset[str]:
 def _run_mode(mode: Mode, argv: list[str]) -> NoReturn:
     if argv[1:] and not mode.arguments:
         fail(f"{argv[1]} is no flag; write --flag=value")
+    if missing := [name for name in mode.needs if flags.FLAGS[name].value is None]:
+        fail(f"--{missing[0]} is missing; see --help")
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     try:
         status = mode.run(*argv[1:])

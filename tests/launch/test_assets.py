@@ -264,7 +264,7 @@ def test_an_existing_autoencoder_is_replaced_only_with_permission(autoencoder_fo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--config must have a value"),
+        ([], "--config is missing"),
         ([AUTOENCODER_CONFIG, "--steps=1"], "steps=1: give 2 or more"),
         ([AUTOENCODER_CONFIG, "--config.model=huge"], "model preset 'huge' does not exist"),
         ([AUTOENCODER_CONFIG, "--config.train.colour=3"], "the config has no key colour"),

@@ -218,7 +218,7 @@ def test_prompts_that_fail_or_disagree_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("lines", "words"),
-    [([BENCH, "{"], "metadata.jsonl: line 2: "), ([], "holds no prompt"), (None, "--metadata must have a value")],
+    [([BENCH, "{"], "metadata.jsonl: line 2: "), ([], "holds no prompt"), (None, "--metadata is missing")],
 )
 def test_a_wrong_list_of_prompts_is_one_line(tmp_path, lines, words):
     done = run("prompts", *([] if lines is None else [f"--metadata={write_list(tmp_path, *lines)}"]))
