@@ -47,8 +47,8 @@ from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
 from pdgen.sample.engine import Sampler
 from pdgen.sample.settings import SampleSettings
+from pdgen.sample.strategies import table as strategies
 from pdgen.sample.strategies.search import StepwiseBestOfN
-from pdgen.sample.strategies.table import table as strategies
 from pdgen.sample.strategies.task import Task
 from pdgen.sample.text import TextSettings, room, write_text
 from pdgen.sequence.grammar import SWITCHES

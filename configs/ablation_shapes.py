@@ -5,7 +5,7 @@ python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablatio
 Every cell is a data set, a training run for each seed, and an evaluation of each run. Runs start from the shipped base.
 Killed and started again, the sweep continues. Its 21 runs take many hours on two cores; --config.scale, --config.seeds
 and --config.train_keys.num_steps make it small, --tables takes some of the tables. The cell rewritten_critique with the
-first seed is how the shipped process model is trained (launch/ship.py).
+first seed is how the shipped process model is trained (launch/assets.py ship).
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """The paper's recipe on a pod: 64 H100 and more, a pack for each GPU.
 
-python launch/plan.py --config=configs/bagel_7b_pod.py --topology=h100:64
+python launch/show.py plan --config=configs/bagel_7b_pod.py --topology=h100:64
 sbatch --nodes=8 launch/slurm/train.sh configs/bagel_7b_pod.py out/pod_7b
 kubectl apply -f launch/k8s/train.yaml
 
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.data = "out/process_latents"
     config.init = "out/bagel"
-    config.model = "bagel_7b"  # checked against init; it also lets launch/plan.py do without the checkpoint
+    config.model = "bagel_7b"  # checked against init; it also lets launch/show.py plan do without the checkpoint
     config.num_steps = 1_250  # as many samples as 10,000 steps of 8 packs
     config.rows = 64  # a pack for each GPU
     # See bagel_7b_process.py: the paper's data fill 95 % of these 32,512 slots.

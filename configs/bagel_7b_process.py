@@ -1,8 +1,8 @@
 """The paper's run: BAGEL-7B learns plan, sketch, inspect, refine on 8 H100, all parameters, 10,000 steps.
 
 python launch/convert.py --source=BAGEL-7B-MoT --target=out/bagel
-python launch/encode.py --checkpoint=out/bagel --data=out/process --output=out/process_latents
-python launch/plan.py --config=configs/bagel_7b_process.py --topology=h100:8
+python launch/build_data.py encode --checkpoint=out/bagel --data=out/process --output=out/process_latents
+python launch/show.py plan --config=configs/bagel_7b_process.py --topology=h100:8
 python launch/train.py --config=configs/bagel_7b_process.py --workdir=out/process_7b
 
 Expect 59 GB a GPU (docs/plan.md) and, at 25 % MFU, 7.5 s a step: 10,000 steps in 21 hours. The paper reports GenEval
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.data = "out/process_latents"
     config.init = "out/bagel"
-    config.model = "bagel_7b"  # checked against init; it also lets launch/plan.py do without the checkpoint
+    config.model = "bagel_7b"  # checked against init; it also lets launch/show.py plan do without the checkpoint
     config.num_steps = 10_000
     config.rows = 8  # a pack for each GPU
     # Of 33,000 tokens at most. The paper's three subsets (62,213 samples, prompts of 152.8 characters, 3.51 images in

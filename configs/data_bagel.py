@@ -3,7 +3,7 @@
 export OPENAI_API_KEY=...
 python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --dry_run --scale=0.01
 python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --scale=0.01
-python launch/encode.py --data=out/bagel --checkpoint=bagel --output=out/bagel-encoded
+python launch/build_data.py encode --data=out/bagel --checkpoint=bagel --output=out/bagel-encoded
 
 The first command prints calls and price and sends nothing. prompts.txt holds your prompts, one a line; those that are
 GenEval's are left out. genref/ holds GenRef's archives. Kontext needs 34 GB of GPU memory and the extra `teachers`;

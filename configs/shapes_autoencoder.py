@@ -1,6 +1,6 @@
 """The autoencoder of shapes world, as shipped in pdgen/assets/shapes/ae.safetensors.
 
-python launch/train_autoencoder.py --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
+python launch/assets.py autoencoder --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
 
 Result: 41.9 dB PSNR on 500 held-out scenes; 2.0 MB. The detector reads all of 1,746 objects right after a round trip.
 The 16,000 steps took 66 minutes of processor time. Trained latents, the posterior's noise included, have mean 0.00 to

@@ -2,19 +2,17 @@
 
 python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation [--tables=subsets]
 
-Killed and started again, it goes on where it was. OUTPUT/<table>.csv and tables.json hold the tables that it prints.
+Killed and started again, it resumes. OUTPUT/<table>.csv and tables.json hold the tables that it prints.
 """
 
 import pathlib
-import signal
-import sys
 
 import msgspec
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from pdgen.cli import fail, parse
+from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.evaluate.ablation import TABLES, Sweep, stages, table
 from pdgen.evaluate.tables import as_csv, as_json, as_text
 from pdgen.files import new_file
@@ -27,7 +25,8 @@ flags.mark_flag_as_required("config")
 
 
 def ablate() -> None:
-    """Runs what is missing and writes the tables. Raises ValueError in one line."""
+    """Runs what is missing and writes the tables. Raises ValueError, OSError."""
+    exit_on_sigterm()  # ends the command that runs; it resumes from its last checkpoint
     sweep = msgspec.convert(CONFIG.value.to_dict(), Sweep)
     names = WANTED.value or [name for name in TABLES if name in sweep.tables]
     if unknown := [name for name in names if name not in sweep.tables]:
@@ -46,16 +45,5 @@ def ablate() -> None:
     print(f"wrote {output}/tables.json and a CSV file for each table")
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    # An exception ends the command that runs; it goes on from its last checkpoint.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        ablate()
-    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
-        fail(fault)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_command(ablate)

@@ -1,48 +1,87 @@
-"""Builds training data by stages: the subsets of the method, and what its base model learns.
+"""Builds training data, imports other data sets, and encodes the pictures of any.
 
-python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1
+python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1            build (the default)
+python launch/build_data.py import --format=folder --source=drawings --output=out/drawings          import
+python launch/build_data.py encode --data=out/drawings --checkpoint=bagel --output=out/encoded      encode
+python launch/build_data.py encode --data=out/drawings --model=bagel_7b --autoencoder=BAGEL-7B-MoT --output=...
 
-Killed at any moment and started again, it goes on and comes to the same bytes. Look at OUTPUT/index.html.
+build makes the subsets of the method, or what its base model learns, stage by stage. Look at OUTPUT/index.html.
+
+import reads BAGEL parquet, Zebra-CoT, ThinkMorph, UniCoT, GenRef, or one's own images. It leaves out what does not fit
+the sequence grammar, counts it by reason and names it. pdgen/synthesis/importers describes the formats. Encode the
+result before training.
+
+encode adds autoencoder latents to the pictures, so that training never runs the encoder. It resizes pictures to what
+the model takes.
+
+build and encode resume after a kill and come to the same bytes. For one mode's flags: build_data.py MODE --help.
 """
 
 import functools
-import importlib.metadata
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 import msgspec
-from absl import app, flags, logging
+import numpy as np
+from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.load import find
-from pdgen.cli import fail, parse
-from pdgen.data.records import Dataset, Origin, write_index
+from pdgen.checkpoints.load import find, load_autoencoder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
+from pdgen.cli import Mode, exit_on_sigterm, run_modes
+from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
+from pdgen.data.encode import Encoder, encode_dataset
+from pdgen.data.latents import BATCH_SIZE
+from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.engine import Sampler
 from pdgen.sample.plans import first_plans
-from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.images import image_sizes
 from pdgen.synthesis import build, runners, shards
+from pdgen.synthesis.importers import FORMATS, import_dataset
 from pdgen.synthesis.importers.samples import files_of
-from pdgen.synthesis.leaks import geneval_digests
-from pdgen.synthesis.page import browser_index, dataset_page, figures
 from pdgen.synthesis.self_sampling import TOGETHER
 from pdgen.synthesis.settings import SUBSETS, Settings, SettingsError, scaled
 from pdgen.teachers.endpoint import Endpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
-STAGES = flags.DEFINE_list("stages", list(SUBSETS), f"Of {', '.join(SUBSETS)}.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write; to encode --data in place, pass --overwrite as well.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there; build: also stages of other settings.")
+STAGES = flags.DEFINE_list("stages", list(SUBSETS), f"Subsets to make, of {', '.join(SUBSETS)}.")
 COUNT = flags.DEFINE_integer("count", None, "Samples of all subsets together, in the config's proportions.")
 SCALE = flags.DEFINE_float("scale", 1.0, "Factor on the numbers of samples.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make the stages anew, also where they were made otherwise.")
 RUNNER = flags.DEFINE_enum("runner", "local", ["local", "ray"], "Processes of this machine, or a Ray cluster.")
 WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the local runner; 0 = one a core.", lower_bound=0)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the calls to remote teachers and their price; make nothing.")
-flags.mark_flag_as_required("config")
+
+FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "Format of the source.")
+SOURCE = flags.DEFINE_string("source", None, "File to read, or a folder of such files.")
+RECORDS_PER_FILE = flags.DEFINE_integer("records_per_file", 1000, "Records in a written file.", lower_bound=1)
+
+DATA = flags.DEFINE_string("data", None, "Data set to read.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A pdgen checkpoint or a training run's workdir.")
+MODEL = flags.DEFINE_enum("model", None, sorted(PRESETS), "In place of a checkpoint: the sizes of this model.")
+AUTOENCODER = flags.DEFINE_string(
+    "autoencoder", None, "With --model: folder with its ae.safetensors; nano and tiny have shapes world's own."
+)
+BATCH = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Pictures encoded at a time.", lower_bound=1)
+
+
+def build_subsets() -> None:
+    """Builds what the flags ask for, or prints its price, and prints a line that sums it up. Raises ValueError."""
+    exit_on_sigterm()  # workers leave, and what they have finished stays
+    settings, stages = read_settings()
+    if DRY_RUN.value:
+        print(price_teachers(settings, stages))
+        return
+    check_inputs(settings, stages)
+    folder, common = pathlib.Path(OUTPUT.value), shards.common_settings(settings)
+    with build.opened(folder, common, {stage: settings.of(stage) for stage in stages}, OVERWRITE.value):
+        build_stages(settings, stages, folder)
+        print(build.write_outcome(settings, common, folder))
 
 
 def read_settings() -> tuple[Settings, list[str]]:
@@ -73,14 +112,32 @@ def check_inputs(settings: Settings, stages: Sequence[str]) -> None:
         files_of(pathlib.Path(settings.alignment.archive), ".tar")
 
 
-def stays_here(settings: Settings, stage: str) -> bool:
-    """Whether a stage is made in this process: it holds a checkpoint, a large model, or an archive's position."""
-    alone = {"conflict": settings.conflict.variant == "self", "alignment": bool(settings.alignment.archive)}
-    return alone.get(stage, False) or settings.teachers.painter == "kontext" or settings.teachers.remote
+def build_stages(settings: Settings, stages: Sequence[str], folder: pathlib.Path) -> None:
+    """Makes what the stages lack, with progress: first what other processes may make, then the rest here."""
+    wanted = {stage: build.cut(stage, settings.counts(stage)[0], settings.shard_size) for stage in stages}
+    here = [stage for stage in stages if shards.stays_here(settings, stage)]
+    elsewhere = [shard for stage in stages if stage not in here for shard in wanted[stage]]
+    with tqdm(total=sum(settings.counts(stage)[0] for stage in stages), unit=" samples", smoothing=0.05) as bar:
+
+        def progress(facts: build.ShardFacts) -> None:
+            bar.set_postfix_str(facts.name)
+            bar.update(facts.records)
+
+        build.run(folder, elsewhere, shards.maker(settings), choose_runner(), progress)
+        for stage in here:
+            build.run(folder, wanted[stage], make_stage_maker(settings, stage, folder), runners.here, progress)
 
 
-def stage_maker(settings: Settings, stage: str, folder: pathlib.Path) -> build.Make:
-    """What makes the shards of a stage that stays here."""
+def choose_runner() -> build.Runner:
+    """The runner that the flags name."""
+    if RUNNER.value == "ray":
+        return runners.on_ray
+    workers = WORKERS.value or runners.cores()
+    return runners.here if workers == 1 else functools.partial(runners.in_processes, workers)
+
+
+def make_stage_maker(settings: Settings, stage: str, folder: pathlib.Path) -> build.Make:
+    """Makes what makes the shards of a stage in this process."""
     if stage == "conflict" and settings.conflict.variant == "self":
         sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
         write = first_plans(sampler, settings.conflict.temperature, TOGETHER)
@@ -95,100 +152,8 @@ def stage_maker(settings: Settings, stage: str, folder: pathlib.Path) -> build.M
     return shards.maker(settings)
 
 
-def chosen_runner() -> build.Runner:
-    """The runner that the flags name."""
-    if RUNNER.value == "ray":
-        return runners.on_ray
-    workers = WORKERS.value or runners.cores()
-    return runners.here if workers == 1 else functools.partial(runners.in_processes, workers)
-
-
-def build_stages(settings: Settings, stages: Sequence[str], folder: pathlib.Path) -> None:
-    """Makes what the stages lack, with progress: together what may go to other processes, then the rest here."""
-    wanted = {stage: build.cut(stage, settings.counts(stage)[0], settings.shard_size) for stage in stages}
-    here = [stage for stage in stages if stays_here(settings, stage)]
-    elsewhere = [shard for stage in stages if stage not in here for shard in wanted[stage]]
-    with tqdm(total=sum(settings.counts(stage)[0] for stage in stages), unit=" samples", smoothing=0.05) as bar:
-
-        def progress(facts: build.ShardFacts) -> None:
-            bar.set_postfix_str(facts.name)
-            bar.update(facts.records)
-
-        build.run(folder, elsewhere, shards.maker(settings), chosen_runner(), progress)
-        for stage in here:
-            build.run(folder, wanted[stage], stage_maker(settings, stage, folder), runners.here, progress)
-
-
-def common_settings(settings: Settings) -> dict[str, Any]:
-    """What must be equal for a build to go on: settings, versions, tokenizer and autoencoder."""
-    return {
-        **settings.common(),
-        "tokenizer": load_tokenizer(shapes_folder()).fingerprint,
-        "autoencoder": shards.shapes_encoder()[1] if settings.latents else None,
-        "versions": {name: importlib.metadata.version(name) for name in ("pdgen", "jax", "numpy", "pillow")},
-    }
-
-
-def whole_stages(settings: Settings, folder: pathlib.Path) -> dict[str, list[build.ShardFacts]]:
-    """The facts of every stage in the folder that has all its samples, in order."""
-    found = {}
-    for stage, begun in sorted(build.begun_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
-        facts = build.known_facts(folder, stage)
-        part = msgspec.convert(begun, type(getattr(settings, stage)))
-        count, _ = msgspec.structs.replace(settings, **{stage: part}).counts(stage)
-        if sum(one.records for one in facts) == count:
-            found[stage] = facts
-    return found
-
-
-def told(settings: Settings, common: dict[str, Any], stages: dict[str, list[build.ShardFacts]]) -> dict[str, Any]:
-    """The facts of ``dataset.json``."""
-    every = [one for facts in stages.values() for one in facts]
-    leaked = {kind: [name for one in every for name in one.noted.get(kind, ())] for kind in ("exact", "normalised")}
-    subsets = {}
-    for stage, facts in stages.items():
-        ours = figures(build.total_summary(facts))._asdict()
-        subsets[stage] = {key: value for key, value in ours.items() if value is not None}
-    return {
-        "subsets": subsets,
-        "rejected": {stage: build.total_rejected(facts) for stage, facts in stages.items()},
-        "leaks": {
-            "prompts": sum(one.records for one in every),
-            "benchmark": f"GenEval, {len(geneval_digests())} prompts",
-            "exact": len(leaked["exact"]),
-            "normalised": len(leaked["exact"]) + len(leaked["normalised"]),
-            "records": leaked["exact"] + leaked["normalised"],
-        },
-        "versions": common["versions"],
-    }
-
-
-def write_outcome(settings: Settings, common: dict[str, Any], folder: pathlib.Path) -> str:
-    """Writes ``dataset.json`` and the page; returns a line that sums the data set up."""
-    stages = whole_stages(settings, folder)
-    facts = told(settings, common, stages)
-    begun = build.begun_stages(folder)
-    origin = Origin(
-        seed=settings.seed,
-        tokenizer=common["tokenizer"],
-        autoencoder=common["autoencoder"],
-        settings=settings.common() | {stage: begun[stage] for stage in stages},
-    )
-    every = [one for found in stages.values() for one in found]
-    dataset = Dataset(files=build.data_files(every), origin=origin, facts=facts)
-    rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
-    build.write_whole(folder / build.REPORT / "index.js", browser_index(rows).encode())
-    summaries = {stage: build.total_summary(found) for stage, found in stages.items()}
-    page = dataset_page("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
-    build.write_whole(folder / build.PAGE, page.encode())
-    write_index(folder, dataset)
-    counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())
-    size = sum((folder / file.name).stat().st_size for file in dataset.files)
-    return f"{folder}: {counts} records in {len(dataset.files)} files, {size / 1e6:.1f} MB; see {folder / build.PAGE}"
-
-
-def dry_run(settings: Settings, stages: Sequence[str]) -> str:
-    """What remote teachers would be asked, and its price. Nothing is sent and nothing written but the cache read."""
+def price_teachers(settings: Settings, stages: Sequence[str]) -> str:
+    """The calls to remote teachers and their price as lines. Sends nothing and writes nothing; reads the cache."""
     if not settings.teachers.remote:
         return "no remote teacher is asked: the judge is exact and the writer follows rules"
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
@@ -202,28 +167,75 @@ def dry_run(settings: Settings, stages: Sequence[str]) -> str:
     return "\n".join(lines + ([] if pictures is None else [f"pictures by Kontext: {pictures:,}"]))
 
 
-def run() -> str:
-    """Builds, or runs dry, and returns the lines that sum it up."""
-    settings, stages = read_settings()
-    if DRY_RUN.value:
-        return dry_run(settings, stages)
-    check_inputs(settings, stages)
-    folder, common = pathlib.Path(OUTPUT.value), common_settings(settings)
-    with build.opened(folder, common, {stage: settings.of(stage) for stage in stages}, OVERWRITE.value):
-        build_stages(settings, stages, folder)
-        return write_outcome(settings, common, folder)
+def import_records() -> None:
+    """Imports a data set and prints what was skipped and written. Raises ValueError, OSError."""
+    exit_on_sigterm()
+    folder = pathlib.Path(OUTPUT.value)
+    dataset, tally = import_dataset(
+        FORMAT.value,
+        pathlib.Path(SOURCE.value),
+        folder,
+        records_per_file=RECORDS_PER_FILE.value,
+        overwrite=OVERWRITE.value,
+    )
+    for held in dataset.facts["skipped"].values():
+        print(f"skipped {held['samples']}: {held['first'][0]}")
+    total = sum(tally.skipped.values())
+    print(f"{folder}: {dataset.records} records in {len(dataset.files)} files, {total} skipped")
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # workers leave, their work is kept
-    try:
-        print(run())
-    except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
-        fail(fault)
+def encode_pictures() -> None:
+    """Encodes a data set and prints a line that sums it up. Raises ValueError, OSError."""
+    keep_compiled()
+    source, target = pathlib.Path(DATA.value), pathlib.Path(OUTPUT.value)
+    dataset = encode_dataset(source, target, read_encoder(), overwrite=OVERWRITE.value)
+    size = sum((target / file.name).stat().st_size for file in dataset.files)
+    print(f"{target}: {dataset.records} records in {len(dataset.files)} files, {size / 1e6:.1f} MB")
 
+
+def read_encoder() -> Encoder:
+    """The autoencoder that the flags name, and the model's picture sizes.
+
+    Raises:
+      ValueError: the flags contradict each other.
+      CheckpointError, ConfigError: there is no checkpoint, or it is damaged.
+    """
+    if (CHECKPOINT.value is None) == (MODEL.value is None):
+        raise ValueError("give either --checkpoint or --model")
+    if CHECKPOINT.value is not None:
+        if AUTOENCODER.value is not None:
+            raise ValueError("--checkpoint has an autoencoder; leave --autoencoder out, or give --model instead")
+        config, params = load_autoencoder(CHECKPOINT.value)
+        return make_encoder(config, params)
+    config = PRESETS[MODEL.value]
+    if AUTOENCODER.value is None and config.autoencoder != SHAPES_AUTOENCODER:
+        raise ValueError(f"--model={MODEL.value} needs --autoencoder, a folder with its ae.safetensors")
+    return make_encoder(config, read_autoencoder(AUTOENCODER.value or shapes_folder(), config.autoencoder))
+
+
+def make_encoder(config: ModelConfig, params: dict) -> Encoder:
+    """The encoder of a model. Parameters become float32, so that a checkpoint's dtype changes little."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    return Encoder(config.autoencoder, params, image_sizes(config).vae, BATCH.value)
+
+
+MODES = {
+    "build": Mode(
+        build_subsets,
+        ("config", "output", "overwrite", "stages", "count", "scale", "runner", "workers", "dry_run"),
+        needs=("config", "output"),
+    ),
+    "import": Mode(
+        import_records,
+        ("format", "source", "output", "overwrite", "records_per_file"),
+        needs=("format", "source", "output"),
+    ),
+    "encode": Mode(
+        encode_pictures,
+        ("data", "output", "overwrite", "checkpoint", "model", "autoencoder", "batch_size"),
+        needs=("data", "output"),
+    ),
+}
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_modes(MODES, default="build")

@@ -9,19 +9,15 @@ A training run's workdir may be the source too: its newest whole step is meant, 
 autoencoder as it is, since the latents of a data set suit its exact values alone.
 """
 
-import signal
 import sys
 
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from pdgen.checkpoints.both_ways import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
-from pdgen.cli import fail, parse
-from pdgen.config import ConfigError
-from pdgen.files import FolderError
+from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.train.export import chosen_weights
-from pdgen.train.run_config import RunError
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
@@ -34,19 +30,30 @@ CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its 
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
 
 
-def run() -> None:
-    """Does what the flags ask for. Raises CheckpointError, ConfigError, FolderError, RunError or OSError."""
-    dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
-    if CHECK.value:
-        if TARGET.value is not None or dtype is not None:
-            raise CheckpointError("--check only reads --source; leave --target and --dtype out")
-        with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
-            manifest = check(source)
-        print(manifest.text(), end="")
-        print(f"{SOURCE.value}: {manifest.summary()}, as they must be", file=sys.stderr)
-        return
+def convert() -> None:
+    """Does what the flags ask for. Raises CheckpointError, ConfigError, FolderError, RunError."""
+    exit_on_sigterm()  # removes the partial target
+    try:
+        check_source() if CHECK.value else write_target()
+    except OSError as fault:
+        raise CheckpointError(f"{fault.filename}: {fault.strerror}; choose another folder or mend this one") from None
+
+
+def check_source() -> None:
+    """Verifies the source and prints its manifest."""
+    if TARGET.value is not None or DTYPE.value is not None:
+        raise CheckpointError("--check only reads --source; leave --target and --dtype out")
+    with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+        manifest = check(source)
+    print(manifest.text(), end="")
+    print(f"{SOURCE.value}: {manifest.summary()}, as they must be", file=sys.stderr)
+
+
+def write_target() -> None:
+    """Converts the source in the direction that the flags name."""
     if TARGET.value is None:
         raise CheckpointError("--target is missing; name the folder to write")
+    dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     if REVERSE.value:
         with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
             manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
@@ -57,18 +64,5 @@ def run() -> None:
     print(f"{TARGET.value}: {manifest.summary()}", file=sys.stderr)
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    # so that the partial target is removed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        run()
-    except (CheckpointError, ConfigError, FolderError, RunError) as fault:
-        fail(fault)
-    except OSError as fault:
-        fail(f"{fault.filename}: {fault.strerror}; choose another folder or mend this one")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_command(convert)

@@ -1,68 +1,67 @@
-"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmarks of shapes world.
+"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmarks of shapes world, and compares runs.
 
 python launch/evaluate.py --benchmark=shapes --output=out/scores
 python launch/evaluate.py --benchmark=abilities --checkpoint=out/base --output=out/abilities
 python launch/evaluate.py --benchmark=geneval --metadata=evaluation_metadata.jsonl --images=DIR --output=out/scores
 python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json --images=DIR --output=out/wise \
     --judge_url=https://api.openai.com/v1 --judge_model=gpt-4o --judge_key_variable=OPENAI_API_KEY
+python launch/evaluate.py compare out/scores out/single-pass-scores --output=out/compared
 
-Killed at any moment and started again, it goes on. OUTPUT gets index.html, the benchmark's own files, summary.json and
-a CSV file a table; of shapes world process.jsonl says what the stages of every trajectory are worth. "abilities" asks a
-base model to draw, edit and read; its settings are those of the base model's modes, with image.num_timesteps=25,
+score, the default mode, resumes after a kill. OUTPUT gets index.html, the benchmark's own files, summary.json and a CSV
+file for each table; of shapes world process.jsonl says what the stages of every trajectory are worth. "abilities" asks
+a base model to draw, edit and read; its settings are those of the base model's modes, with image.num_timesteps=25,
 text.max_tokens=80 and max_prompt_tokens=128 where --setting says nothing else. Exit status: 0; 1 where a judge gave no
 valid answer for some image; 2 for a fault of the input.
+
+compare puts runs of mode score side by side: scores, differences to the first one with their intervals, cost against
+score. All are of one benchmark and the same prompts. Runs whose folders have one name are told apart by more of their
+paths. OUTPUT gets index.html, comparison.json and a CSV file for each table.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-from absl import app, flags, logging
+from absl import flags
 from msgspec import to_builtins
 from tqdm import tqdm
 
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
-from pdgen.cli import fail, parse
-from pdgen.evaluate import folder, published, scoring, shapes, tables, wise
-from pdgen.evaluate.abilities.prompts import prompts as abilities
-from pdgen.evaluate.abilities.prompts import run as ability_run
+from pdgen.cli import Mode, exit_on_sigterm, run_modes
+from pdgen.evaluate import folder, scoring, shapes, tables, wise
+from pdgen.evaluate.abilities import prompts as abilities
+from pdgen.evaluate.abilities import run as ability_run
 from pdgen.evaluate.abilities.scores import ability_tables
+from pdgen.evaluate.comparison import write_comparison
 from pdgen.evaluate.detectors.exact import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.gallery import TRAJECTORIES, Gallery, ability_galleries, entries, galleries, wise_galleries
+from pdgen.evaluate.gallery import Gallery, ability_galleries, galleries, wise_galleries
 from pdgen.evaluate.generator import make_generate, read_recipe, read_values
-from pdgen.evaluate.geneval import Prompt, check_prompts
+from pdgen.evaluate.geneval import check_prompts
 from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
-from pdgen.evaluate.page import evaluation_page
-from pdgen.evaluate.process.measures import ProcessFacts, process_facts, shapes_untouched
-from pdgen.evaluate.process.measures import tables as process_tables
+from pdgen.evaluate.page import write_pages, write_summary
+from pdgen.evaluate.process import tables as process_tables
+from pdgen.evaluate.process.trajectories import TRAJECTORIES, cost_tables, judge_trajectories
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
-from pdgen.report.page import trajectory_page
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
-from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import Settings as EndpointSettings
-from pdgen.teachers.exact.judge import ExactJudge
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
-BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.", required=True)
+BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.")
 IMAGES = flags.DEFINE_string("images", None, "A folder of images in the benchmark's own layout.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Makes the images: a pdgen checkpoint or a run's workdir. Without --images by default the "
     f"model that the package brings along: {PROCESS}, for abilities {BASE}."
 )  # fmt: skip
-OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.")
 METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or WISE's prompt files (repeat it).")
 TRAINING_DATA = flags.DEFINE_multi_string(
     "training_data", [], "Compared with the prompts: a data set, or a file with a prompt a line (repeat it)."
@@ -176,21 +175,13 @@ def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathl
     keep_compiled()
     with tqdm(total=len(jobs), unit=" images", desc="drawing", smoothing=0.1) as bar:
         generate = make_generate(recipe, advisers(output))
-        folder.make(images, output / "trajectories", jobs, generate, BATCH.value, bar.update)
+        folder.make(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
     return images, {"checkpoint": named(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
 
 
 def named(checkpoint: pathlib.Path) -> str:
     """A checkpoint's folder, or the name of the model that the package brings along."""
     return shipped_name(checkpoint) or str(checkpoint)
-
-
-def cost_tables(output: pathlib.Path) -> list[Table]:
-    """What the trajectories of a checkpoint have cost."""
-    folders = process_tables.trajectory_folders(output / "trajectories")
-    # Thousands of them, of large pictures, would not fit into the memory.
-    drawn = [dataclasses.replace(load_trajectory(path), images=(), latents=None) for path in folders]
-    return [process_tables.cost_table(drawn)] if drawn else []
 
 
 def leaks(prompts: Sequence[str]) -> Leaks:
@@ -200,56 +191,17 @@ def leaks(prompts: Sequence[str]) -> Leaks:
         return find_leaks(training, prompts, TRAINING_DATA.value)
 
 
-def judged_process(output: pathlib.Path, prompts: Sequence[Prompt]) -> list[ProcessFacts]:
-    """What the stages of all trajectories of shapes world are worth; also written to ``process.jsonl``."""
-    things = {prompt.metadata.prompt: len(prompt.metadata.include) for prompt in prompts}
-    judge, verifier = ExactJudge(), exact_advisers().verifier
-    facts = []
-    for path in tqdm(process_tables.trajectory_folders(output / "trajectories"), unit=" trajectories", desc="judging"):
-        one = load_trajectory(path)
-        facts.append(process_facts(one, judge, verifier, shapes_untouched, things.get(one.prompt, 0)))
-    with new_file(output / "process.jsonl") as partial:
-        partial.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in facts))
-    return facts
-
-
-def write_summary(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table]) -> None:
-    """Writes ``summary.json`` and a CSV file for every table; those of an earlier evaluation go."""
-    files = {f"{table.title.lower()}.csv": table for table in results}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for table in json.loads((output / "summary.json").read_text(encoding="utf-8"))["tables"]:
-            if (name := f"{table['title'].lower()}.csv") not in files:
-                (output / name).unlink(missing_ok=True)
-    with new_file(output / "summary.json") as partial:
-        partial.write_text(json.dumps({**facts, "tables": to_builtins(results)}, indent=1) + "\n", encoding="utf-8")
-    for name, table in files.items():
-        with new_file(output / name) as partial:
-            partial.write_text(tables.as_csv(table), encoding="utf-8")
-
-
-def write_page(output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[Gallery]) -> None:
-    """Writes ``index.html`` and beside it the page of the shown images' trajectories, where they have some."""
-    papers = {"wise": (published.WISE,), "abilities": ()}
-    paper = papers.get(BENCHMARK.value, (published.GENEVAL, published.STRATEGIES))
+def write_results(
+    output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[Gallery]
+) -> None:
+    """Writes the files and the pages of an evaluation."""
+    write_summary(output, facts, results)
     source = {"images": IMAGES.value} if chosen_checkpoint() is None else {
         "strategy": STRATEGY.value, "settings": " ".join(SETTING.value) or "defaults", "first seed": SEED.value,
     }  # fmt: skip
     if BENCHMARK.value == "abilities":
         del source["strategy"]
-    told = {name: value for name, value in facts.items() if isinstance(value, str) and name != "prompts"}
-    told |= {"images of a prompt": str(facts["samples"])} if "samples" in facts else {}
-    for name, value in facts.get("judge", {}).items():
-        words = (f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else [str(value)]
-        told[f"judge's {name}"] = ", ".join(words)
-    pages = {"index.html": evaluation_page(
-        f"Scores on {BENCHMARK.value}", facts["findings"], told | source, results, paper, shown)}  # fmt: skip
-    if drawn := entries(shown, output, output / "trajectories"):
-        pages[TRAJECTORIES] = trajectory_page(drawn, f"Trajectories of {output.resolve().name}")
-    else:
-        (output / TRAJECTORIES).unlink(missing_ok=True)
-    for name, page in pages.items():
-        with new_file(output / name) as partial:
-            partial.write_text(page, encoding="utf-8")
+    write_pages(output, facts, source, results, shown)
 
 
 def run_geneval(output: pathlib.Path) -> int:
@@ -279,9 +231,8 @@ def run_geneval(output: pathlib.Path) -> int:
     made = [table]
     if source:
         exact = BENCHMARK.value == "shapes"
-        made += process_tables.tables(judged_process(output, prompts)) if exact else cost_tables(output)
-    write_summary(output, facts, made)
-    write_page(output, facts, made, galleries(results, output, output / "trajectories" if source else None))
+        made += process_tables.tables(judge_trajectories(output, prompts)) if exact else cost_tables(output)
+    write_results(output, facts, made, galleries(results, output, output / TRAJECTORIES if source else None))
     official = scoring.official_text(results)
     with new_file(output / "summary.txt") as partial:
         partial.write_text(official + "\n", encoding="utf-8")
@@ -306,8 +257,7 @@ def run_abilities(output: pathlib.Path) -> int:
         "made_by": ability_run.made_by(checkpoint, settings),
         "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
     }  # fmt: skip
-    write_summary(output, facts, made)
-    write_page(output, facts, made, ability_galleries(outcomes, output))
+    write_results(output, facts, made, ability_galleries(outcomes, output))
     print("\n\n".join([*facts["findings"], *map(tables.as_text, made)]))
     print(f"\n{output / 'index.html'}")
     return 0
@@ -346,9 +296,8 @@ def run_wise(output: pathlib.Path) -> int:
     facts = {"benchmark": "wise", "judge": judge, "prompts": wise.digest(prompts), **source,
              "leaks": to_builtins(found), "findings": findings}  # fmt: skip
     made = [table, *(cost_tables(output) if source else [])]
-    write_summary(output, facts, made)
-    trajectories = output / "trajectories" if source else None
-    write_page(output, facts, made, wise_galleries(prompts, files, judged, output, trajectories))
+    trajectories = output / TRAJECTORIES if source else None
+    write_results(output, facts, made, wise_galleries(prompts, files, judged, output, trajectories))
     print("\n\n".join([endpoint.ledger.report(), *map(tables.as_text, made)]))
     for line in unanswered:
         print(line, file=sys.stderr)
@@ -356,20 +305,26 @@ def run_wise(output: pathlib.Path) -> int:
     return 1 if unanswered else 0
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        check_flags()
-        check_strays()
-        run = {"wise": run_wise, "abilities": run_abilities}.get(BENCHMARK.value, run_geneval)
-        status = run(pathlib.Path(OUTPUT.value))
-    except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
-        fail(fault)
-    sys.exit(status)
+def score() -> int:
+    """Scores images on the benchmark; returns the exit status. Raises ValueError, OSError."""
+    exit_on_sigterm()
+    check_flags()
+    check_strays()
+    run = {"wise": run_wise, "abilities": run_abilities}.get(BENCHMARK.value, run_geneval)
+    return run(pathlib.Path(OUTPUT.value))
 
+
+def compare(*runs: str) -> None:
+    """Compares evaluated runs, the output folders of mode score. Raises EvaluationError, OSError."""
+    output = pathlib.Path(OUTPUT.value)
+    print(write_comparison([pathlib.Path(run) for run in runs], output))
+    print(f"\n{output / 'index.html'}")
+
+
+MODES = {
+    "score": Mode(score, needs=("benchmark", "output")),
+    "compare": Mode(compare, ("output",), needs=("output",), arguments=True),
+}
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_modes(MODES, default="score")

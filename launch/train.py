@@ -12,9 +12,9 @@ With --distributed this is one of several processes, which launch/slurm/train.sh
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from pdgen.cli import fail, parse, use_huge_pages
+from pdgen.cli import run_command, use_huge_pages
 from pdgen.sample.compiled import keep_compiled
 from pdgen.train.loop import train
 from pdgen.train.monitor.pictures import Pictures
@@ -24,29 +24,27 @@ from pdgen.train.stop import EXIT_STATUS, Stopped
 
 CONFIG = define_run_config("File such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
+flags.mark_flag_as_required("config")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    logging.set_verbosity(logging.WARNING)
-    # what matters of Orbax's tracebacks and warnings is said in one line
+def train_model() -> int:
+    """Trains the run of the flags; returns the exit status. Raises ValueError, OSError."""
+    # Orbax's tracebacks and warnings are left out: one line of ours says what matters of them.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     keep_compiled()
+    run = read_run_config(CONFIG.value.to_dict())
+    if DISTRIBUTED.value:
+        join_processes()
+    workdir = pathlib.Path(WORKDIR.value)
     try:
-        run = read_run_config(CONFIG.value.to_dict())
-        if DISTRIBUTED.value:
-            join_processes()
-        workdir = pathlib.Path(WORKDIR.value)
         train(run, workdir, say_once, lambda base: Pictures(run, workdir, say_once, base))
     except Stopped as line:
         print(f"train: {line}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
-    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
-        fail(fault)
+        return EXIT_STATUS
+    return 0
 
 
 if __name__ == "__main__":
     use_huge_pages()
-    app.run(main, flags_parser=parse)
+    run_command(train_model)

@@ -1,27 +1,123 @@
-"""What every command line has in common: how it begins, and how it ends on a fault of its input.
+"""What all command lines share: they parse flags, choose a mode, and end on a fault of the input.
 
 A fault is one line on stderr that begins with the program's name, and status 2.
 """
 
+import functools
 import os
 import pathlib
 import platform
+import signal
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, NoReturn
 
-from absl import flags
+from absl import app, flags, logging
+
+_HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
 
-def parse(argv: list[str]) -> list[str]:
-    """The flags, for ``app.run(main, flags_parser=parse)``; wrong ones, or a config that cannot be read, ``fail``."""
+class Mode(NamedTuple):
+    """One job of a command line that has several.
+
+    Attributes:
+      run: Does the job and returns the exit status (None: 0). It is called with the arguments that are no flags.
+      flags: Names of the flags that the job uses. None: all that the command line defines.
+      needs: Names of those flags that must be given.
+      arguments: Whether the job takes arguments that are no flags.
+    """
+
+    run: Callable[..., int | None]
+    flags: tuple[str, ...] | None = None
+    needs: tuple[str, ...] = ()
+    arguments: bool = False
+
+
+def run_command(run: Callable[[], int | None]) -> None:
+    """Runs a command line of one job and leaves with the status that ``run`` returns (None: 0)."""
+    app.run(functools.partial(_run_mode, Mode(run)), flags_parser=parse)
+
+
+def run_modes(modes: Mapping[str, Mode], default: str = "") -> None:
+    """Runs the mode that the first argument names and leaves with its status.
+
+    Flags of other modes are removed before parsing. So ``--help`` shows the mode's own flags, and a flag that the mode
+    does not use is refused with one line and status 2.
+
+    Args:
+      modes: The command line's modes by name.
+      default: The mode of a command line that begins with a flag. "": the mode must be named.
+    """
+    name, argv = _choose_mode(sys.argv, modes, default)
+    mode = modes.get(name, Mode(lambda: None, ()))  # without a mode only --help is left
+    other = _remove_flags(mode)
+    parser = functools.partial(parse, mode=name, other=other)
+    app.run(functools.partial(_run_mode, mode), argv=argv, flags_parser=parser)
+
+
+def _choose_mode(argv: list[str], modes: Mapping[str, Mode], default: str) -> tuple[str, list[str]]:
+    """The mode's name and the arguments without it; "" where a command line without default asks for help."""
+    first = argv[1] if len(argv) > 1 else ""
+    if first in modes:
+        return first, [argv[0], *argv[2:]]
+    if first and not first.startswith("-"):
+        fail(f"{first} is no mode; choose one of {', '.join(modes)}")
+    if not default and first not in _HELP:
+        fail(f"name a mode first, one of {', '.join(modes)}")
+    return default, argv
+
+
+def _remove_flags(mode: Mode) -> frozenset[str]:
+    """Removes the command line's flags that the mode does not use, and returns their names."""
+    if mode.flags is None:
+        return frozenset()
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    other = frozenset(own - set(mode.flags))
+    for name in other:
+        delattr(flags.FLAGS, name)
+    return other
+
+
+def _run_mode(mode: Mode, argv: list[str]) -> NoReturn:
+    if argv[1:] and not mode.arguments:
+        fail(f"{argv[1]} is no flag; write --flag=value")
+    if missing := [name for name in mode.needs if flags.FLAGS[name].value is None]:
+        fail(f"--{missing[0]} is missing; see --help")
+    logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
+    try:
+        status = mode.run(*argv[1:])
+    except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
+        fail(fault)
+    sys.exit(status)
+
+
+def parse(argv: list[str], mode: str = "", other: Collection[str] = ()) -> list[str]:
+    """Parses the flags, for ``app.run(main, flags_parser=parse)``, and returns the arguments that are no flags.
+
+    Flags that are wrong, and a config that cannot be read, end in ``fail``.
+
+    Args:
+      argv: The program's name and its arguments.
+      mode: The chosen mode, for the message about a flag of another one.
+      other: Names of the flags that the mode does not use.
+    """
     try:
         return flags.FLAGS(argv)
     except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
         (cause,) = fault.args  # a line, or the KeyError of a key that no other resembles
         key = str(getattr(cause, "args", [cause])[0]).replace("'", "")
         fail(f"--config: the config has no key {key}")
+    except flags.UnrecognizedFlagError as fault:
+        if fault.flagname.partition(".")[0] in other:
+            fail(f"--{fault.flagname}: does nothing in mode {mode}; leave it out")
+        fail(fault)
     except (flags.Error, OSError, ValueError, TypeError) as fault:
         fail(fault)
+
+
+def exit_on_sigterm() -> None:
+    """Makes SIGTERM end the program like an exception, so that it removes what is half written. The status is 143."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def use_huge_pages() -> None:

@@ -11,7 +11,7 @@ LAYERS = (  # from the bottom
     "shapes", "teachers", "synthesis", "sample", "train", "evaluate",
 )  # fmt: skip
 # (importing file, imported layer) that remain to be moved. Nothing may be added.
-EXCEPTIONS = {("pdgen/sample/checkpoint.py", "train")}
+EXCEPTIONS = set()
 
 
 def imported_layers(source):

@@ -22,7 +22,7 @@ SMALLER = {
 EXTRA = {
     "launch/build_data.py": ["--scale=0.01"],
     "launch/train.py": ["--config.optimizer.warmup_steps=1", "--config.held_out=8"],  # fewer steps, fewer records
-    "launch/explain_batch.py": ["--config.held_out=8"],
+    "launch/show.py pack": ["--config.held_out=8"],
 }
 # A newcomer's BAGEL folder; here the small one that the golden tests read.
 GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
@@ -71,7 +71,7 @@ def test_every_command_runs(folder):
     for command in commands:
         words = [_smaller(word) for word in shlex.split(command)]
         assert words[0] == ".venv/bin/python", command
-        argv = [sys.executable, *words[1:], *EXTRA.get(words[1], [])]
+        argv = [sys.executable, *words[1:], *EXTRA.get(words[1], EXTRA.get(" ".join(words[1:3]), []))]
         done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
     assert (folder / "out" / "first" / "003" / "trajectory.json").is_file()

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import itertools
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Int8, Int32
 
+from pdgen.files import new_folder
 from pdgen.report.page import render
 from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, Run
 from pdgen.sequence.layout import STREAMS
@@ -91,6 +93,22 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
             next=names[number + 1] if number + 1 < len(names) else None,
         )
     return pages
+
+
+def write_pack_pages(pack: ExplainedPack, target: pathlib.Path, title: str, overwrite: bool = False) -> pathlib.Path:
+    """Writes the pages of ``pack_pages`` to a folder, whole or not at all, and returns the path of its index.
+
+    Raises:
+      FolderError: The folder cannot be written, or exists already and may not be replaced.
+    """
+    with new_folder(target, kind="explained pack", replaceable=_holds_pages, overwrite=overwrite) as folder:
+        for name, page in pack_pages(pack, title).items():
+            (folder / name).write_text(page, encoding="utf-8")
+    return target / INDEX
+
+
+def _holds_pages(folder: pathlib.Path) -> bool:
+    return (folder / INDEX).is_file() and (folder / "document-000.html").is_file()
 
 
 def _keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:

@@ -4,6 +4,7 @@ A run is an output folder of ``launch/evaluate.py``. Runs are compared by the pr
 same ones in the same order, or not at all.
 """
 
+import collections
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +15,12 @@ import numpy as np
 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Result
+from pdgen.evaluate.page import PUBLISHED, Cost, evaluation_page
 from pdgen.evaluate.scoring import RESULTS, by_task, compare, read_results, summarise
 from pdgen.evaluate.statistics import LEVEL, Estimate, difference
-from pdgen.evaluate.tables import Table, interval
+from pdgen.evaluate.tables import Table, as_csv, as_json, as_text, interval
 from pdgen.evaluate.wise import JUDGEMENTS, LIST, NAMES, SCORINGS, Scored, read_wise, score
+from pdgen.files import new_file
 
 SUMMARY = "summary.json"
 TOTAL = "overall"
@@ -260,3 +263,51 @@ def _caution(first: str, found: Iterable[Estimate]) -> str:
         f" Differences compared: {len(found)}, none corrected for their number; about one interval in "
         f"{1 / (1 - LEVEL):.0f} leaves out the truth by chance alone."
     )
+
+
+def costs(runs: Sequence[Run]) -> list[Cost]:
+    """Cost and total of every run whose cost is known; of WISE the last scoring of which all runs have a total."""
+    own = [scores_of(run) for run in runs]
+    totals = [name for name in own[0] if name.endswith(TOTAL) and all(scores[name] is not None for scores in own)]
+    if not totals:
+        return []
+    found = []
+    for run, scores in zip(runs, own):
+        if spent := evaluations(run):
+            total = scores[totals[-1]]
+            name = run.name if totals[-1] == TOTAL else f"{run.name}, {totals[-1]}"
+            found.append(Cost(name, spent, total.value, total.low, total.high))
+    return found
+
+
+def write_comparison(folders: Sequence[pathlib.Path], output: pathlib.Path) -> str:
+    """Compares evaluated runs and writes ``index.html``, ``comparison.json`` and a CSV file for each table.
+
+    Args:
+      folders: Output folders of ``launch/evaluate.py``, at least two.
+      output: The folder to write.
+
+    Returns:
+      Findings and tables as text.
+
+    Raises:
+      EvaluationError: See ``read_runs`` and ``comparison``.
+      OSError: The folder cannot be written.
+    """
+    runs = read_runs(folders)
+    tables, benchmark = comparison(runs), runs[0].facts.benchmark
+    output.mkdir(parents=True, exist_ok=True)
+    found = collections.defaultdict(list)
+    for run in runs:
+        for line in run.facts.findings:
+            found[line].append(run.name)
+    findings = [*judged_differently(runs), *(f"{', '.join(names)}: {line}" for line, names in found.items())]
+    facts = {run.name: str(run.folder) for run in runs}
+    title = f"{benchmark}: {len(runs)} runs"
+    page = evaluation_page(title, findings, facts, tables, PUBLISHED[benchmark], costs=costs(runs))
+    files = {"index.html": page.encode(), "comparison.json": as_json(tables)}
+    files |= {f"{table.title.lower()}.csv": as_csv(table).encode() for table in tables}
+    for name, content in files.items():
+        with new_file(output / name) as partial:
+            partial.write_bytes(content)
+    return "\n\n".join([*findings, *map(as_text, tables)])

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import PIL.Image
 import PIL.ImageOps
 
+from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Prompt
-from pdgen.evaluate.metadata import decode_metadata
+from pdgen.evaluate.metadata import Metadata
 from pdgen.files import check_begun, new_file
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
-from pdgen.shapes.graph import SceneError
 
 DIGITS = 5
 SAMPLES = 4  # images of a prompt in GenEval's protocol
@@ -40,19 +40,12 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
       EvaluationError: the file cannot be read, is empty, or a line is not of GenEval's form; says which.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise EvaluationError(f"{path}: {fault}; name GenEval's evaluation_metadata.jsonl") from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompts.append(Prompt(decode_metadata(line), json.loads(line)))
-        except SceneError as fault:
-            other = " (this is a list of WISE; pass --benchmark=wise)" if '"prompt_id"' in "".join(lines) else ""
-            raise EvaluationError(f"{path}: line {number} is not of GenEval's form: {fault}{other}") from None
-    if not prompts:
-        raise EvaluationError(f"{path}: holds no prompts; name GenEval's evaluation_metadata.jsonl")
-    return prompts
+        metadata, raw = read_prompt_file(path, Metadata), read_prompt_file(path, dict)
+    except PromptError as fault:
+        wise = path.is_file() and b'"prompt_id"' in path.read_bytes()
+        other = " (this is a list of WISE; pass --benchmark=wise)" if wise else ""
+        raise EvaluationError(f"{fault}; name GenEval's evaluation_metadata.jsonl{other}") from None
+    return [Prompt(asked, line) for asked, line in zip(metadata, raw)]
 
 
 def write_prompts(path: pathlib.Path, prompts: Sequence[Prompt]) -> None:

@@ -4,12 +4,12 @@ A score on prompts that were trained on says little. ``pdgen.synthesis.leaks`` k
 this project builds; here any training set is compared with any list.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.data.records import RecordSource, is_dataset
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.synthesis.leaks import normalise
@@ -91,26 +91,7 @@ def _prompts(path: pathlib.Path) -> Iterator[list[str]]:
             yield [s.text for s in source[number].segments if s.stage == "prompt"]
         return
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise EvaluationError(f"{path}: {fault}; name a data set, or a file with a prompt a line") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield [_prompt(line, f"{path}: line {number}")]
-
-
-def _prompt(line: str, name: str) -> str:
-    if line.lstrip().startswith("["):
-        raise EvaluationError(
-            f"{name}: starts with '[', as a JSON list does; write one prompt or JSON object a line "
-            '(a prompt that starts so as {"prompt": "[..."})'
-        )
-    if not line.lstrip().startswith("{"):
-        return line
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise EvaluationError(f"{name}: not a JSON object with a text 'prompt'")
-    return prompt
+        prompts = read_prompt_texts(path)
+    except PromptError as fault:
+        raise EvaluationError(f"{fault}; name a data set, or a file with a prompt a line") from None
+    yield from ([prompt] for prompt in prompts)

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
+from pdgen.shapes.parse import parse
 from pdgen.shapes.phrases import be, relations_to, some
 
 Kind = Literal["left of", "right of", "above", "below"]
@@ -46,6 +47,14 @@ def decode_metadata(line: bytes | str) -> Metadata:
         return msgspec.json.decode(line, type=Metadata)
     except msgspec.DecodeError as fault:
         raise SceneError(f"metadata: {fault}") from None
+
+
+def find_disagreements(metadata: Metadata) -> list[str]:
+    """In what the parsed prompt and the metadata differ, or why the prompt cannot be parsed; empty where they agree."""
+    try:
+        return [f"{metadata.prompt!r}: {found}" for found in agrees(parse(metadata.prompt), metadata)]
+    except SceneError as fault:
+        return [str(fault)]
 
 
 def agrees(graph: SceneGraph, metadata: Metadata) -> list[str]:

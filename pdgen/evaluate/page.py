@@ -1,14 +1,24 @@
-"""The page of an evaluation, or of several compared: tables, published numbers apart, and images with detections."""
+"""The page and the files of an evaluation, or of several compared: tables, published numbers apart, and images."""
 
+import contextlib
+import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pdgen.evaluate.gallery import TRAJECTORIES, Gallery
-from pdgen.evaluate.published import SOURCE, PublishedTable
+from msgspec import to_builtins
+
+from pdgen.evaluate.gallery import TRAJECTORIES, Gallery, entries
+from pdgen.evaluate.published import GENEVAL, SOURCE, STRATEGIES, WISE, PublishedTable
 from pdgen.evaluate.statistics import LEVEL
-from pdgen.evaluate.tables import Cell, Table, folded
-from pdgen.report.page import render
+from pdgen.evaluate.tables import Cell, Table, as_csv, folded
+from pdgen.files import new_file
+from pdgen.report.page import render, trajectory_page
 from pdgen.train.monitor.curves import COLOURS, Point, scatter
+
+PUBLISHED: Mapping[str, tuple[PublishedTable, ...]] = {
+    "geneval": (GENEVAL, STRATEGIES), "shapes": (GENEVAL, STRATEGIES), "wise": (WISE,), "abilities": (),
+}  # fmt: skip
 
 
 class Cost(NamedTuple):
@@ -70,3 +80,50 @@ def _text(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def write_summary(output: pathlib.Path, facts: Mapping[str, Any], tables: Sequence[Table]) -> None:
+    """Writes ``summary.json`` and a CSV file for every table; those of an earlier evaluation go."""
+    files = {f"{table.title.lower()}.csv": table for table in tables}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for table in json.loads((output / "summary.json").read_text(encoding="utf-8"))["tables"]:
+            if (name := f"{table['title'].lower()}.csv") not in files:
+                (output / name).unlink(missing_ok=True)
+    with new_file(output / "summary.json") as partial:
+        partial.write_text(json.dumps({**facts, "tables": to_builtins(tables)}, indent=1) + "\n", encoding="utf-8")
+    for name, table in files.items():
+        with new_file(output / name) as partial:
+            partial.write_text(as_csv(table), encoding="utf-8")
+
+
+def write_pages(
+    output: pathlib.Path,
+    facts: Mapping[str, Any],
+    source: Mapping[str, Any],
+    tables: Sequence[Table],
+    shown: Sequence[Gallery],
+) -> None:
+    """Writes ``index.html``, and beside it the page of the shown images' trajectories where they have some.
+
+    Args:
+      output: The folder of the evaluation.
+      facts: What ``write_summary`` wrote; "benchmark" and "findings" must be there.
+      source: Where the images come from, in words for the reader.
+      tables: The results.
+      shown: Images with what was detected in them, or how they were judged.
+    """
+    benchmark = facts["benchmark"]
+    told = {name: value for name, value in facts.items() if isinstance(value, str) and name != "prompts"}
+    told |= {"images of a prompt": str(facts["samples"])} if "samples" in facts else {}
+    for name, value in facts.get("judge", {}).items():
+        words = (f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else [str(value)]
+        told[f"judge's {name}"] = ", ".join(words)
+    title, paper = f"Scores on {benchmark}", PUBLISHED[benchmark]
+    pages = {"index.html": evaluation_page(title, facts["findings"], {**told, **source}, tables, paper, shown)}
+    if drawn := entries(shown, output, output / "trajectories"):
+        pages[TRAJECTORIES] = trajectory_page(drawn, f"Trajectories of {output.resolve().name}")
+    else:
+        (output / TRAJECTORIES).unlink(missing_ok=True)
+    for name, page in pages.items():
+        with new_file(output / name) as partial:
+            partial.write_text(page, encoding="utf-8")

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import msgspec
 import PIL.Image
 
+from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.files import sha256
 from pdgen.sample.engine import MAX_GIVEN_PIXELS
 from pdgen.sequence.images import ImageError, decode_image, image_size
-
-
-class PromptError(ValueError):
-    """A prompt, a file of prompts or a given image cannot be used; one line names it and the remedy."""
 
 
 class Given(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,40 +30,29 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a JSON lines file: a prompt, its first seed (by default the run's next) and paths of given images."""
+    """One line of a JSON lines file: a prompt, its first seed (by default the run's next) and paths of given images.
+
+    Raises:
+      PromptError: the prompt is empty.
+    """
 
     prompt: str
     seed: int | None = None
     images: list[str] = []
 
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise PromptError("a prompt is empty; say what to draw")
+
 
 def read_prompts(path: pathlib.Path) -> list[Line]:
-    """The lines of a UTF-8 file: prompts as they stand, or JSON objects if the first begins with "{".
-
-    Lines end at line feeds and carriage returns and nowhere else. Blank ones are no prompts. Images are looked for
-    beside the file.
+    """Reads a file of prompts as ``read_prompt_file`` does, and looks for given images beside the file.
 
     Raises:
-      PromptError: the file is unreadable or empty, or a line is no such object; the line is named.
+      PromptError: the file is unreadable or empty, or a line is no prompt; the line is named.
     """
-    try:
-        rows = [(n, row.strip()) for n, row in enumerate(path.read_text("utf-8-sig").split("\n"), 1) if row.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        raise PromptError(f"{path}: cannot be read as text ({fault})") from None
-    if not rows:
-        raise PromptError(f"{path}: holds no prompt; write one a line")
-    if not rows[0][1].startswith("{"):
-        return [Line(row) for _, row in rows]
-    lines = []
-    for number, row in rows:
-        try:
-            line = msgspec.json.decode(row, type=Line)
-        except msgspec.DecodeError as fault:
-            raise PromptError(f"{path}: line {number}: {fault}; expected keys prompt, seed, images") from None
-        if not line.prompt.strip():
-            raise PromptError(f"{path}: line {number}: the prompt is empty; say what to draw")
-        lines.append(msgspec.structs.replace(line, images=[str(path.parent / image) for image in line.images]))
-    return lines
+    lines = read_prompt_file(path, Line, plain=Line)
+    return [msgspec.structs.replace(line, images=[str(path.parent / image) for image in line.images]) for line in lines]
 
 
 def jobs_of(lines: Sequence[Line], samples: int, seed: int) -> list[Job]:
@@ -77,14 +63,12 @@ def jobs_of(lines: Sequence[Line], samples: int, seed: int) -> list[Job]:
         seeds of that line's samples count.
 
     Raises:
-      PromptError: a prompt is empty, a seed is out of range, or a given image cannot be read or is too large (it is
+      PromptError: a seed is out of range, or a given image cannot be read or is too large (it is
         not decoded here).
     """
     made = []
     digits = max(3, len(str(len(lines) * samples - 1)))
     for line in lines:
-        if not line.prompt.strip():
-            raise PromptError("a prompt is empty; say what to draw")
         images = [Given(image, _digest(pathlib.Path(image))) for image in line.images]
         for sample in range(samples):
             number = len(made)

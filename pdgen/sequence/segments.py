@@ -319,13 +319,13 @@ def _refine(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, int]:
 def _latent_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:
     """(h, w) in VAE tokens."""
     if image.latent_shape is None:
-        raise SegmentError(f"{where}: has no latents; encode the data set first (launch/encode.py)")
+        raise SegmentError(f"{where}: has no latents; encode the data set first (launch/build_data.py encode)")
     height, width, channels = image.latent_shape
     patch = config.latent_patch_size
     expected = config.autoencoder.z_channels
     if channels != expected or height % patch or width % patch:
         raise SegmentError(f"{where}: latents {image.latent_shape} are not {expected} channels in patches of "
-                           f"{patch}; encode the data set for this model (launch/encode.py)")  # fmt: skip
+                           f"{patch}; encode the data set for this model (launch/build_data.py encode)")  # fmt: skip
     return _checked((height // patch, width // patch), config.max_latent_size, "VAE", where)
 
 

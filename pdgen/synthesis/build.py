@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pdgen.data.records import INDEX, SUFFIX, DataFile, write_file
+from pdgen.data.records import INDEX, SUFFIX, DataFile, Dataset, Origin, write_file, write_index
 from pdgen.files import check_begun, file_sha256, locked, new_file
 from pdgen.sequence.trajectory import Record
-from pdgen.synthesis.page import Summary, browser_chunk, merge, summarise
+from pdgen.synthesis.leaks import geneval_digests
+from pdgen.synthesis.page import Summary, browser_chunk, browser_index, dataset_page, figures, merge, summarise
+from pdgen.synthesis.settings import SUBSETS, Settings
 
 STATE, REPORT, PAGE = "build", "report", "index.html"
 _SETTINGS = "settings.json"
@@ -242,3 +244,70 @@ def total_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
 def total_summary(facts: Sequence[ShardFacts]) -> Summary:
     """What the report shows of all shards together."""
     return merge([one.summary for one in facts])
+
+
+def write_outcome(settings: Settings, common: dict[str, Any], folder: pathlib.Path) -> str:
+    """Writes ``dataset.json`` and the page of the stages that are whole.
+
+    Args:
+      settings: The build's settings.
+      common: Its ``pdgen.synthesis.shards.common_settings``.
+      folder: Its folder.
+
+    Returns:
+      A line that sums the data set up.
+    """
+    stages = _whole_stages(settings, folder)
+    facts = _dataset_facts(common, stages)
+    begun = begun_stages(folder)
+    origin = Origin(
+        seed=settings.seed,
+        tokenizer=common["tokenizer"],
+        autoencoder=common["autoencoder"],
+        settings=settings.common() | {stage: begun[stage] for stage in stages},
+    )
+    every = [one for found in stages.values() for one in found]
+    dataset = Dataset(files=data_files(every), origin=origin, facts=facts)
+    rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
+    write_whole(folder / REPORT / "index.js", browser_index(rows).encode())
+    summaries = {stage: total_summary(found) for stage, found in stages.items()}
+    page = dataset_page("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
+    write_whole(folder / PAGE, page.encode())
+    write_index(folder, dataset)
+    counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())
+    size = sum((folder / file.name).stat().st_size for file in dataset.files)
+    return f"{folder}: {counts} records in {len(dataset.files)} files, {size / 1e6:.1f} MB; see {folder / PAGE}"
+
+
+def _whole_stages(settings: Settings, folder: pathlib.Path) -> dict[str, list[ShardFacts]]:
+    """The facts of every stage in the folder that has all its samples, in order."""
+    found = {}
+    for stage, begun in sorted(begun_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
+        facts = known_facts(folder, stage)
+        part = msgspec.convert(begun, type(getattr(settings, stage)))
+        count, _ = msgspec.structs.replace(settings, **{stage: part}).counts(stage)
+        if sum(one.records for one in facts) == count:
+            found[stage] = facts
+    return found
+
+
+def _dataset_facts(common: dict[str, Any], stages: dict[str, list[ShardFacts]]) -> dict[str, Any]:
+    """The facts of ``dataset.json``."""
+    every = [one for facts in stages.values() for one in facts]
+    leaked = {kind: [name for one in every for name in one.noted.get(kind, ())] for kind in ("exact", "normalised")}
+    subsets = {}
+    for stage, facts in stages.items():
+        ours = figures(total_summary(facts))._asdict()
+        subsets[stage] = {key: value for key, value in ours.items() if value is not None}
+    return {
+        "subsets": subsets,
+        "rejected": {stage: total_rejected(facts) for stage, facts in stages.items()},
+        "leaks": {
+            "prompts": sum(one.records for one in every),
+            "benchmark": f"GenEval, {len(geneval_digests())} prompts",
+            "exact": len(leaked["exact"]),
+            "normalised": len(leaked["exact"]) + len(leaked["normalised"]),
+            "records": leaked["exact"] + leaked["normalised"],
+        },
+        "versions": common["versions"],
+    }

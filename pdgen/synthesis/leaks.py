@@ -7,18 +7,14 @@ GenEval's again from its list:
 """
 
 import functools
-import json
 import pathlib
 import sys
 import unicodedata
 from typing import Literal
 
 from pdgen.assets import geneval_prompts_file
+from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.files import sha256
-
-
-class LeakError(ValueError):
-    """A list of benchmark prompts cannot be read; the line names the file and its line."""
 
 
 def normalise(prompt: str) -> str:
@@ -40,23 +36,12 @@ def digest(text: str) -> str:
 
 
 def benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
-    """The sorted digests of the normalised prompts of a list with one JSON object per line, key "prompt".
+    """The sorted digests of the normalised prompts of a list, such as GenEval's: one a line, or as a JSON object.
 
     Raises:
-      LeakError: the file cannot be read, a line has no prompt, or there are none.
+      PromptError: see ``pdgen.data.prompts.read_prompt_file``.
     """
-    try:
-        lines = pathlib.Path(metadata).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise LeakError(f"{metadata}: {fault}") from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            prompts.append(json.loads(line)["prompt"].strip())
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise LeakError(f"{metadata}: line {number}: not a JSON object with a text 'prompt'") from None
-    if not prompts:
-        raise LeakError(f"{metadata}: holds no prompts")
+    prompts = read_prompt_texts(pathlib.Path(metadata))
     return sorted({digest(normalise(prompt)) for prompt in prompts})
 
 
@@ -87,7 +72,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         print("\n".join(benchmark_digests(argv[1])))
-    except LeakError as fault:
+    except PromptError as fault:
         print(f"leaks: {fault}", file=sys.stderr)
         return 2
     return 0

@@ -19,28 +19,12 @@ from pdgen.shapes.world import place
 from pdgen.synthesis.leaks import leak
 from pdgen.synthesis.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite
 from pdgen.synthesis.sample import ENTITY_RATES, prompt_graph, sample_graph
-from pdgen.synthesis.settings import Settings, SettingsError
+from pdgen.synthesis.settings import Settings
 from pdgen.synthesis.story import HELD_OUT, Rejected, Story, Teachers
 from pdgen.teachers.protocols import Declined
 
 PROMPT_TASK = "prompt"  # of samples whose prompts come from a file
 OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
-
-
-def read_prompts(path: str) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are none.
-
-    Raises:
-      SettingsError: the file cannot be read or has no prompt.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            prompts = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as fault:
-        raise SettingsError(f"teachers.prompts: {path}: {fault}") from None
-    if not prompts:
-        raise SettingsError(f"teachers.prompts: {path}: holds no prompt")
-    return prompts
 
 
 def _asked(

@@ -213,7 +213,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       image_size: pixels of a picture's side in shapes world.
       positions: of objects in shapes world: on the "lattice" of the VAE tokens, or "free".
       shard_size: samples of a file; a killed build loses no more.
-      latents: add the latents of shapes world's autoencoder; without, ``launch/encode.py`` adds any.
+      latents: add the latents of shapes world's autoencoder; without, ``launch/build_data.py encode`` adds any.
       tasks: shares of ``sample.TASKS``; they are divided by their sum.
       entities: shares of compositions with 1, 2, ... entities; empty for ``sample.ENTITY_RATES``.
       rewritten: share of multi-turn and alignment samples whose steps also modify, swap, move, replace and remove.

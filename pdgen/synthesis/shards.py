@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,16 +15,17 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.latents import Encode, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.sequence.images import Picture
+from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Record, Text, format_plan
 from pdgen.shapes.placement import PLACEMENTS
 from pdgen.synthesis.build import Made, Shard
 from pdgen.synthesis.importers.genref import from_archive
 from pdgen.synthesis.importers.reflection import read_genref
 from pdgen.synthesis.leaks import leak
-from pdgen.synthesis.prompts import read_prompts
 from pdgen.synthesis.self_sampling import PlanWriter, self_sampled
-from pdgen.synthesis.settings import Conflict, Settings
+from pdgen.synthesis.settings import Conflict, Settings, SettingsError
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import Samples, make_samples
 from pdgen.teachers.endpoint import Endpoint
@@ -123,10 +126,30 @@ def finish(settings: Settings, samples: Samples) -> Made:
     return Made(records, samples.rejected, noted_leaks(records))
 
 
+def common_settings(settings: Settings) -> dict[str, Any]:
+    """What must be equal for a build to resume: settings, versions, tokenizer and autoencoder."""
+    return {
+        **settings.common(),
+        "tokenizer": load_tokenizer(shapes_folder()).fingerprint,
+        "autoencoder": shapes_encoder()[1] if settings.latents else None,
+        "versions": {name: importlib.metadata.version(name) for name in ("pdgen", "jax", "numpy", "pillow")},
+    }
+
+
+def stays_here(settings: Settings, stage: str) -> bool:
+    """Whether this process must make a stage: it holds a checkpoint, a large model, or an archive's position."""
+    alone = {"conflict": settings.conflict.variant == "self", "alignment": bool(settings.alignment.archive)}
+    return alone.get(stage, False) or settings.teachers.painter == "kontext" or settings.teachers.remote
+
+
 def maker(settings: Settings) -> Maker:
     """The maker of the settings' shards. Raises SettingsError where the prompts' file cannot be read."""
     path = settings.teachers.prompts
-    return Maker(msgspec.json.encode(settings), tuple(read_prompts(path)) if path else ())
+    try:
+        prompts = read_prompt_texts(pathlib.Path(path)) if path else []
+    except PromptError as fault:
+        raise SettingsError(f"teachers.prompts: {fault}") from None
+    return Maker(msgspec.json.encode(settings), tuple(prompts))
 
 
 def self_sampling_maker(settings: Settings, teachers: Teachers, write: PlanWriter) -> Callable[[Shard], Made]:

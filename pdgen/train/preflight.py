@@ -151,7 +151,8 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
     own = autoencoder_fingerprint(base.autoencoder)
     if origin.autoencoder not in (None, own):
         raise RunError(f"config: data {run.data} has another autoencoder's latents than the model's "
-                       f"({origin.autoencoder[:8]}, not {own[:8]}); encode it again (launch/encode.py)")  # fmt: skip
+                       f"({origin.autoencoder[:8]}, not {own[:8]}); encode it again "
+                       "(launch/build_data.py encode)")  # fmt: skip
     return source
 
 

@@ -18,6 +18,7 @@ from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig
 
+flags.disclaim_key_flags()  # --config is a flag of the command line that calls define_run_config, and in its --help
 
 class RunError(ValueError):
     """A run that cannot start or go on; one line names the key or file and the remedy."""
@@ -148,7 +149,6 @@ def define_run_config(text: str) -> flags.FlagHolder:
     """The flag ``--config=FILE``, whose every key, in the file or not, is a flag ``--config.KEY`` as well."""
     holder = config_flags.DEFINE_config_file("config", None, text)
     flags.FLAGS["config"].parser = _WithDefaults(flags.FLAGS["config"].parser)
-    flags.mark_flag_as_required("config")
     return holder
 
 

@@ -191,9 +191,9 @@ def test_a_prompt_list_is_read_as_it_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "holds no prompts"),
+        ("", "holds no prompt"),
         (None, "No such file"),
-        ('{"tag": "a", "prompt": "b", "include": []}\n{"tag": "a"}', "line 2 is not of GenEval's form"),
+        ('{"tag": "a", "prompt": "b", "include": []}\n{"tag": "a"}', "line 2: Object missing required field `include`"),
         ('{"Prompt": "a", "Explanation": "b", "prompt_id": 1}', "list of WISE; pass --benchmark=wise"),
         ('[\n {"Prompt": "a",\n "prompt_id": 1}]', "list of WISE; pass --benchmark=wise"),
     ],

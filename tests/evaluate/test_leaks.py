@@ -36,9 +36,13 @@ def test_a_file_has_a_prompt_a_line(tmp_path):
     path.write_text('a dog\n\n{"prompt": "a cat", "tag": "x"}\n')
     told = []
     assert list(training_prompts(path, told.append)) == ["a dog", "a cat"] and sum(told) == 2
-    for line in ('{"text": 1}', '{"prompt": 1}', "{"):
+    for line, words in (
+        ('{"text": 1}', "line 2: Object missing required field `prompt`"),
+        ('{"prompt": 1}', "line 2: Expected `str`"),
+        ("{", "line 2: Input data was truncated"),
+    ):
         path.write_text(f"a dog\n{line}")
-        with pytest.raises(EvaluationError, match="line 2: not a JSON object with a text 'prompt'"):
+        with pytest.raises(EvaluationError, match=words):
             list(training_prompts(path))
     with pytest.raises(EvaluationError, match="No such file"):
         list(training_prompts(tmp_path / "nowhere"))
@@ -56,7 +60,7 @@ def test_a_json_list_is_no_prompt(tmp_path, text):
 def test_nothing_to_compare_with_is_no_finding(tmp_path):
     path = tmp_path / "empty"
     path.write_text(" \n\n")
-    with pytest.raises(EvaluationError, match="empty: holds no prompts; name a data set"):
+    with pytest.raises(EvaluationError, match="empty: holds no prompt; write one a line; name a data set"):
         find_leaks(training_prompts(path), ASKED, ["empty"])
     (tmp_path / "data").mkdir()
     write_index(tmp_path / "data", Dataset(files=[], origin=Origin(seed=0)))

@@ -1,4 +1,4 @@
-"""The data builder's command line: stages, kills and workers leave no trace in the bytes; faults are one line."""
+"""build_data as a command line: kills and workers leave no trace in the bytes; faults are one line."""
 
 import collections
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.latents import autoencoder_fingerprint
-from pdgen.data.records import RecordSource, broken_records
+from pdgen.data.records import Origin, RecordSource, broken_records, write_dataset
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image
+from tests.data import handmade
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5")
@@ -127,11 +129,49 @@ def test_a_folder_of_other_settings_is_replaced_on_demand_alone(folder, tmp_path
         (["--config.falt_rate=0"], "falt_rate"),
         (["--stages=multiturn"], "--stages: 'multiturn' is none of multi_turn, conflict, alignment"),
         (["--config.conflict.variant=self"], "conflict: variant 'self' needs a checkpoint"),
+        (["--format=folder"], "--format: does nothing in mode build; leave it out"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(tmp_path, arguments, words):
     config = [] if arguments[0].startswith("--config=") else ["--config=configs/data_shapes.py"]
     done = run(*config, f"--output={tmp_path / 'data'}", *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("build_data: ") and words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encoding_killed_and_started_again_gives_the_same_bytes(tmp_path):
+    source = tmp_path / "data"
+    write_dataset(source, handmade.records(9), Origin(seed=0), records_per_file=3)
+    flags = [f"--data={source}", "--model=nano", "--batch_size=8"]
+    whole = run("encode", *flags, f"--output={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    assert re.fullmatch(rf"{tmp_path}/whole: 9 records in 3 files, \d+\.\d MB\n", whole.stdout)
+    assert "encoding: 100%" in whole.stderr
+    process = start("encode", *flags, f"--output={tmp_path / 'out'}")
+    unfinished = tmp_path / ".out.encoding"
+    while not list(unfinished.glob("*.array_record")) and process.poll() is None:
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL  # not if it finished within the instant; then it has shown nothing
+    again = run("encode", *flags, f"--output={tmp_path / 'out'}")
+    assert again.returncode == 0, again.stderr
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model=nano", "--checkpoint=x"], "give either --checkpoint or --model"),
+        (["--checkpoint=x", "--autoencoder=y"], "leave --autoencoder out"),
+        (["--model=bagel_7b"], "--model=bagel_7b needs --autoencoder"),
+        (["--model=nano"], "dataset.json: No such file"),
+    ],
+)
+def test_wrong_flags_of_encode_end_in_one_line(tmp_path, arguments, words):
+    done = run("encode", f"--data={tmp_path}", f"--output={tmp_path / 'out'}", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith("build_data: ") and words in done.stderr
     assert list(tmp_path.iterdir()) == []

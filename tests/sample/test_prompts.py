@@ -43,7 +43,7 @@ def test_a_byte_order_mark_is_none_of_the_text_and_a_line_ends_at_line_feeds_alo
         ('{"prompt": "a"}\n{"prompt": 3}', "line 2: Expected `str`"),
         ('{"prompt": "a"}\na cat', "line 2: JSON is malformed"),
         ('{"prompt": "a", "speed": 1}', "line 1: Object contains unknown field `speed`"),
-        ('{"prompt": " "}', "line 1: the prompt is empty"),
+        ('{"prompt": " "}', "line 1: a prompt is empty"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, text, words):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdgen.synthesis.leaks import LeakError, benchmark_digests, digest, geneval_digests, leak, normalise
+from pdgen.data.prompts import PromptError
+from pdgen.synthesis.leaks import benchmark_digests, digest, geneval_digests, leak, normalise
 
 # Two of GenEval's prompts, as its paper prints them.
 KNOWN = ("a photo of a bench", "a photo of a dog right of a teddy bear")
@@ -57,10 +58,10 @@ def test_digests_are_made_again_from_a_list(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"prompt": "a"}\n{"prompt": 3}\n', "line 2: not a JSON object with a text 'prompt'"),
+        ('{"prompt": "a"}\n{"prompt": 3}\n', "line 2: Expected `str`"),
         ("{\n", "line 1"),
         ("[1]\n", "line 1"),
-        ("", "holds no prompts"),
+        ("", "holds no prompt"),
         (None, "No such file"),
     ],
 )
@@ -68,6 +69,6 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path, content, words):
     path = tmp_path / "metadata.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(LeakError, match=words) as caught:
+    with pytest.raises(PromptError, match=words) as caught:
         benchmark_digests(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)

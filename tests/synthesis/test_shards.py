@@ -17,7 +17,7 @@ from pdgen.shapes.parse import parse
 from pdgen.shapes.placement import FREE, LATTICE
 from pdgen.synthesis import shards
 from pdgen.synthesis.build import Shard
-from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings, TeacherSettings
+from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError, TeacherSettings
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_samples
 from pdgen.teachers.endpoint import Endpoint
@@ -198,3 +198,16 @@ def test_when_a_teacher_is_gone_the_others_stop_asking():
     with pytest.raises(TeacherError, match="the server is gone"):
         make_samples(settings, Teachers(ShapesPainter(32), judge, RulesWriter()), "multi_turn", range(60), threads=4)
     assert judge.calls <= 10 + 2 * 4
+
+
+def test_a_file_of_prompts_is_read_and_bad_ones_are_named(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\n  two \n")
+    settings = Settings(teachers=TeacherSettings(prompts=str(path)))
+    assert shards.maker(settings).prompts == ("one", "two")
+    path.write_text("\n")
+    with pytest.raises(SettingsError, match=r"teachers.prompts: .*prompts.txt: holds no prompt"):
+        shards.maker(settings)
+    path.unlink()
+    with pytest.raises(SettingsError, match="No such file"):
+        shards.maker(settings)

@@ -14,7 +14,7 @@ from pdgen.shapes.graph import SceneGraph, implies
 from pdgen.shapes.language import COMPLETE
 from pdgen.shapes.matching import differences
 from pdgen.shapes.parse import parse
-from pdgen.synthesis.prompts import PROMPT_TASK, make_story, read_prompts
+from pdgen.synthesis.prompts import PROMPT_TASK, make_story
 from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError
 from pdgen.synthesis.story import Rejected, Teachers
 from pdgen.synthesis.subsets import is_positive, make_sample, make_samples
@@ -357,17 +357,6 @@ def test_conflicts_of_other_nouns_are_drawn_from_the_graph():
         if not record.scene["positive"]:
             wrong, right = (parse_plan(text)[0] for text in plans(record)[-2:])
             assert "brown dog" not in wrong and "brown dog" in right
-
-
-def test_a_file_of_prompts_is_read_and_bad_ones_are_named(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("one\n\n  two \n")
-    assert read_prompts(str(path)) == ["one", "two"]
-    path.write_text("\n")
-    with pytest.raises(SettingsError, match=r"teachers.prompts: .*prompts.txt: holds no prompt"):
-        read_prompts(str(path))
-    with pytest.raises(SettingsError, match="No such file"):
-        read_prompts(str(tmp_path / "none"))
 
 
 def test_texts_are_ascii_and_pictures_have_their_size(made):

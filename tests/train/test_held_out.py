@@ -62,7 +62,7 @@ def test_held_out_records_are_in_no_batch(batches):
 
 
 def test_record_ids_are_the_batch_s(batches):
-    """Of both rows, in order, as ``explain_batch`` reads them from the packer."""
+    """Of both rows, in order, as ``launch/show.py pack`` reads them from the packer."""
     expected = [batches.source[document.record].id for n in (6, 7) for document in batches.packer.documents(n)]
     assert batches.record_ids(3) == expected
 

@@ -131,7 +131,8 @@ def test_data_without_latents(run, tmp_path):
     made = changed_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
     write_dataset(tmp_path / "data", made, Origin(seed=0))
     line = refused(dataclasses.replace(run, data=str(tmp_path / "data")), tmp_path / "run")
-    assert line.startswith(f"{tmp_path}/data/part-00000.array_record: record 0") and "launch/encode.py" in line
+    assert line.startswith(f"{tmp_path}/data/part-00000.array_record: record 0")
+    assert line.endswith("(launch/build_data.py encode)")
 
 
 def test_data_of_another_tokenizer(run, data, tmp_path):
@@ -143,7 +144,8 @@ def test_data_of_another_tokenizer(run, data, tmp_path):
 def test_latents_of_another_autoencoder(run, data, tmp_path):
     other = with_origin(data, tmp_path / "data", autoencoder="0" * 64)
     line = refused(dataclasses.replace(run, data=other), tmp_path / "run")
-    assert line.startswith(f"config: data {other} has another autoencoder's latents") and "launch/encode.py" in line
+    assert line.startswith(f"config: data {other} has another autoencoder's latents")
+    assert line.endswith("(launch/build_data.py encode)")
 
 
 def test_a_tokenizer_beyond_the_vocabulary(run, tmp_path):

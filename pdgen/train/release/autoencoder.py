@@ -36,6 +36,9 @@ from tqdm import trange
 from pdgen.checkpoints.mapping import autoencoder_places
 from pdgen.config import AutoencoderConfig
 from pdgen.models.autoencoder import decode, encode, init_params, latent_from_moments, sample_posterior
+from pdgen.shapes.painter import paint
+from pdgen.shapes.placement import FREE, LATTICE
+from pdgen.shapes.world import MAX_OBJECTS, random_scene
 
 Params = Mapping[str, Any]
 
@@ -43,6 +46,7 @@ WARMUP_SHARE = 0.05
 CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 MEASURE_BATCH = 50
 NARROW = 0.03  # of the posterior, before the scale, as a large autoencoder has it
+TRAINING, HELD_OUT = 0, 1  # streams of scenes that are independent under one seed
 
 
 class DivergedError(ArithmeticError):
@@ -266,3 +270,21 @@ def write_autoencoder(path: pathlib.Path, config: AutoencoderConfig, params: Par
     partial = path.with_name(f".{path.name}.partial")
     safetensors.numpy.save_file(tensors, partial)
     os.replace(partial, path)
+
+
+def scene_pictures(seed: int, stream: int, count: int, size: int, free_share: float) -> UInt8[np.ndarray, "n H W 3"]:
+    """Paints random scenes of 1 to ``MAX_OBJECTS`` objects.
+
+    Args:
+      seed: The seed of all scenes.
+      stream: ``TRAINING`` or ``HELD_OUT``; scenes of different streams are independent.
+      count: How many scenes, n.
+      size: Height and width in pixels.
+      free_share: The expected share of scenes with objects anywhere, 0 to 1; the others keep to the lattice.
+    """
+    pictures = np.empty((count, size, size, 3), np.uint8)
+    for index in trange(count, desc="painting", unit="picture"):
+        rng = np.random.default_rng((seed, stream, index))
+        placement = FREE if rng.random() < free_share else LATTICE
+        pictures[index] = paint(random_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), placement), size)
+    return pictures

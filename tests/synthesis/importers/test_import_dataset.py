@@ -80,7 +80,7 @@ def test_the_command_line(tmp_path):
     source.write_text(source.read_text() + '{"prompt": "x"}\n')
 
     def run(*arguments):
-        command = [sys.executable, str(ROOT / "launch" / "import_data.py"), *map(str, arguments)]
+        command = [sys.executable, str(ROOT / "launch" / "build_data.py"), "import", *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     flags = ("--format=folder", f"--source={source}", f"--output={tmp_path / 'data'}")
@@ -92,4 +92,4 @@ def test_the_command_line(tmp_path):
     for wrong, words in ((flags, "exists; choose another"), (("--format=x", *flags[1:]), "format")):
         done = run(*wrong)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert done.stderr.startswith("import_data: ") and words in done.stderr
+        assert done.stderr.startswith("build_data: ") and words in done.stderr

@@ -1,4 +1,4 @@
-"""The command that trains a shipped model and replaces it: one tiny run from end to end, and what is refused."""
+"""assets as a command line: each mode makes its files from end to end at small sizes, and refuses bad input."""
 
 import json
 import os
@@ -19,9 +19,11 @@ from safetensors.numpy import load_file
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.both_ways import to_bagel
 from pdgen.checkpoints.shipped import BASE
-from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
+from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.records import read_dataset, write_index
 from pdgen.evaluate.ablation import Sweep, stages
+from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.export import chosen_weights
 from pdgen.train.release import shipping
 from pdgen.train.run_config import RunError
@@ -47,7 +49,7 @@ def ship(models, *arguments):
         "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }  # fmt: skip
-    command = [sys.executable, "-c", DRIVER, str(models), "launch/ship.py", *map(str, arguments)]
+    command = [sys.executable, "-c", DRIVER, str(models), "launch/assets.py", "ship", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -169,8 +171,108 @@ def test_the_process_model_is_the_ablations_full_cell(tmp_path):
         (["stray"], "stray is no flag"),
     ],
 )
-def test_wrong_arguments_end_in_one_line(tmp_path, arguments, words):
+def test_wrong_flags_of_ship_end_in_one_line(tmp_path, arguments, words):
     model = [] if words == "--model" else ["--model=shapes_base"]
     done = ship(tmp_path, *model, f"--output={tmp_path / 'out'}", "--dry_run", *arguments)
     assert (done.returncode, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
     assert len(done.stderr.splitlines()) == 1 and words in done.stderr
+
+
+AUTOENCODER_CONFIG = "--config=configs/shapes_autoencoder.py"
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "launch" / "assets.py"), *map(str, arguments)]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    done = run("tokenizer", f"--output={path}", "--count=200", "--seed=4")
+    assert (done.returncode, done.stderr) == (0, "")
+    pieces = load_tokenizer(path.parent).vocab_size
+    assert done.stdout.startswith(f"{path}: {pieces} pieces, ")
+    assert pieces <= 512
+    return path
+
+
+def test_the_file_is_a_tokenizer_with_a_piece_for_each_word_and_tag(tokenizer_path):
+    tokenizer = load_tokenizer(tokenizer_path.parent)
+    text = "<ins>Add a red circle.</ins> <des>The picture shows a red unit."
+    pieces = [tokenizer.token_bytes(i).decode() for i in tokenizer.encode(text)]
+    assert pieces == [
+        *("<ins>", "Add", " a", " red", " circle", ".", "</ins>", " <des>", "The", " picture", " shows", " a", " red"),
+        *(" ", "u", "n", "i", "t", "."),
+    ]
+
+
+def test_training_again_gives_the_same_bytes_and_needs_permission(tokenizer_path):
+    path = tokenizer_path
+    before = path.read_bytes()
+    refused = run("tokenizer", f"--output={path}", "--count=200", "--seed=4")
+    assert refused.returncode == 2
+    assert refused.stderr == f"assets: {path}: exists already; pass --overwrite to replace it\n"
+    assert run("tokenizer", f"--output={path}", "--count=200", "--seed=4", "--overwrite").returncode == 0
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output=words.txt"], "name a file ending in .model"),
+        (["--output=a.model", "--count=3"], "--count=3"),
+        (["--output=a.model", "stray"], "stray is no flag"),
+        ([], "--output"),
+    ],
+)
+def test_wrong_flags_of_the_tokenizer_end_in_one_line(arguments, words):
+    done = run("tokenizer", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("assets: ") and words in done.stderr
+
+
+@pytest.fixture(scope="module")
+def autoencoder_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work") / "autoencoder"
+    small = ("--config.image_size=16", "--config.pictures=4", "--config.held_out=2", "--config.train.batch_size=2")
+    done = run("autoencoder", AUTOENCODER_CONFIG, f"--workdir={folder}", "--steps=2", *small)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder / 'ae.safetensors'}: 2,0")
+    assert "PSNR on held-out scenes" in done.stdout and "decoder: 100%" in done.stderr
+    return folder
+
+
+def test_the_file_holds_the_autoencoder_and_nothing_else_is_left(autoencoder_folder):
+    folder = autoencoder_folder
+    assert read_autoencoder(folder, SHAPES_AUTOENCODER).keys() == {"encoder", "decoder"}
+    assert [path.name for path in folder.iterdir()] == ["ae.safetensors"]
+
+
+def test_an_existing_autoencoder_is_replaced_only_with_permission(autoencoder_folder):
+    folder = autoencoder_folder
+    before = (folder / "ae.safetensors").read_bytes()
+    refused = run("autoencoder", AUTOENCODER_CONFIG, f"--workdir={folder}")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    path = folder / "ae.safetensors"
+    assert refused.stderr == f"assets: {path}: exists already; pass --overwrite to replace it\n"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--config is missing"),
+        ([AUTOENCODER_CONFIG, "--steps=1"], "steps=1: give 2 or more"),
+        ([AUTOENCODER_CONFIG, "--config.model=huge"], "model preset 'huge' does not exist"),
+        ([AUTOENCODER_CONFIG, "--config.train.colour=3"], "the config has no key colour"),
+        ([AUTOENCODER_CONFIG, "stray"], "stray is no flag"),
+    ],
+)
+def test_wrong_flags_of_the_autoencoder_end_in_one_line(arguments, words, tmp_path):
+    done = run("autoencoder", f"--workdir={tmp_path / 'new'}", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("assets: ") and words in done.stderr
+    assert not (tmp_path / "new").exists()

@@ -1,20 +1,15 @@
-"""Trains the shapes-world sentencepiece tokenizer on generated texts.
-
-python launch/train_tokenizer.py --output=pdgen/assets/shapes/tokenizer.model
-"""
+"""Training the sentencepiece tokenizer of shapes world on generated texts."""
 
 import collections
 import io
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import sentencepiece
-from absl import app, flags
 
-from pdgen.cli import fail, parse
+from pdgen.files import new_file
 from pdgen.sequence.trajectory import TAG
 from pdgen.shapes import language
 from pdgen.shapes.graph import COLORS, SceneGraph, Step
@@ -28,11 +23,6 @@ from pdgen.synthesis.rewrite import rewrite
 from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
 from pdgen.teachers.exact.plan_check import inconsistency
 
-OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .model.", required=True)
-COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts it is trained on.", lower_bound=100)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.", lower_bound=0)
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
-
 VOCAB_SIZE = 512
 MAX_WORDS = 226  # beside 262 bytes and controls, the tags and single characters
 RARE = 20  # how often each noun, colour, background and number is there at least, so that it is among them
@@ -40,7 +30,7 @@ WORD = re.compile(r" ?[A-Za-z]+")
 CONTROL_SYMBOLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
 
-def texts(seed: int, count: int) -> Iterator[str]:
+def make_texts(seed: int, count: int) -> Iterator[str]:
     """All texts of ``count`` random trajectories, a task after the other, and what may be said of their pictures."""
     answers = [*COLORS, *BACKGROUNDS, *NUMBERS[:MAX_OBJECTS]]
     for _ in range(RARE):
@@ -63,18 +53,18 @@ def texts(seed: int, count: int) -> Iterator[str]:
             before = step.graph
         scenes = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
         if scenes is not None:
-            yield fault(rng, graph, scenes[0])
-            yield from questions(rng, scenes[0])
+            yield fault_text(rng, graph, scenes[0])
+            yield from question_texts(rng, scenes[0])
 
 
-def fault(rng: np.random.Generator, graph: SceneGraph, scene: Scene) -> str:
+def fault_text(rng: np.random.Generator, graph: SceneGraph, scene: Scene) -> str:
     """What is said of a draft of the scene with a fault."""
     entity = int(rng.choice([e.id for e in graph.entities]))
     draft, kind = corrupt(rng, scene, graph, entity)
     return language.fault_of_draft(rng, kind, graph, entity, draft)
 
 
-def questions(rng: np.random.Generator, scene: Scene) -> Iterator[str]:
+def question_texts(rng: np.random.Generator, scene: Scene) -> Iterator[str]:
     """Questions of every kind that the scene allows, with their answers."""
     for kind in KINDS:
         question = asker(rng, kind)(scene)
@@ -82,13 +72,13 @@ def questions(rng: np.random.Generator, scene: Scene) -> Iterator[str]:
             yield from (question.text, question.answer)
 
 
-def words(sentences: Iterable[str]) -> list[str]:
+def frequent_words(sentences: Iterable[str]) -> list[str]:
     """The ``MAX_WORDS`` most frequent words, each with the space before it, if there is one."""
     counts = collections.Counter(word for text in sentences for word in WORD.findall(TAG.sub("\n", text)))
     return sorted(word for word, _ in counts.most_common(MAX_WORDS))
 
 
-def train(sentences: list[str]) -> bytes:
+def fit_pieces(sentences: list[str]) -> bytes:
     """A byte-pair model of at most ``VOCAB_SIZE`` pieces that encodes any text and gives it back unchanged.
 
     Tags and the words of the texts are one piece each, wherever they stand; what few pieces remain are learnt from
@@ -106,7 +96,7 @@ def train(sentences: list[str]) -> bytes:
         hard_vocab_limit=False,
         byte_fallback=True,
         control_symbols=list(CONTROL_SYMBOLS),
-        user_defined_symbols=[piece.replace(" ", "\u2581") for piece in (*whole, *words(sentences))],
+        user_defined_symbols=[piece.replace(" ", "\u2581") for piece in (*whole, *frequent_words(sentences))],
         unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -119,25 +109,22 @@ def train(sentences: list[str]) -> bytes:
     return model.getvalue()
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    path = pathlib.Path(OUTPUT.value)
-    if path.suffix != ".model":
-        fail(f"--output={path}: name a file ending in .model")
-    if path.exists() and not OVERWRITE.value:
-        fail(f"{path}: exists already; pass --overwrite to replace it")
-    model = train(list(texts(SEED.value, COUNT.value)))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+def train_tokenizer(path: pathlib.Path, seed: int, count: int) -> tuple[int, int]:
+    """Trains a tokenizer and writes it. The same seed and count give the same bytes.
+
+    Args:
+      path: The file to write; it appears whole or not at all.
+      seed: The seed of the trajectories.
+      count: How many trajectories' texts to train on.
+
+    Returns:
+      The number of pieces and the file's size in bytes.
+
+    Raises:
+      OSError: The file cannot be written.
+    """
+    model = fit_pieces(list(make_texts(seed, count)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
         partial.write_bytes(model)
-        os.replace(partial, path)
-    except OSError as fault:
-        fail(fault)
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-    print(f"{path}: {pieces} pieces, {len(model)} bytes")
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    return sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size(), len(model)

@@ -1,0 +1,153 @@
+"""Shows what a training run reads, what it needs, and what it has done.
+
+python launch/show.py fill --config=configs/shapes_process.py --data=out/shapes      how full its packs are
+python launch/show.py pack --config=configs/shapes_process.py --data=out/shapes      one pack, token by token
+python launch/show.py plan --config=configs/bagel_7b_process.py --topology=h100:8    memory and time on machines
+python launch/show.py run out/process                                                curves and pictures
+python launch/show.py prompts --metadata=evaluation_metadata.jsonl                   how prompts are parsed
+
+fill prints the fill of each stream, the lengths of documents, and budgets that would suit the data better.
+
+pack prints every text token and every run of image tokens in sequence order: stage, stream, expert, positions, what is
+seen, targets. With --output it also writes index.html with the pack's fill, documents and attention mask, and a page
+for each document.
+
+plan compiles the very train step for the topology (h100:8, h100:64, v5p:2x2x2) on any machine, in minutes on a laptop.
+It needs the compilers of the extra "plan", best in an environment of their own.
+
+run works on a run that is still training or was killed, too. Several workdirs give one page that compares them.
+
+prompts parses every prompt and compares the graph with the metadata. Exit status: 1 where some do not agree.
+
+Any value of the config may be overridden, as in training: --config.rows=64. For one mode's flags: show.py MODE --help.
+"""
+
+import json
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides the compilers' notes about hardware that is not there
+
+import jax
+from absl import flags
+
+from pdgen.checkpoints.runs.base import load_model
+from pdgen.cli import Mode, run_modes
+from pdgen.data.explain import explain_pack
+from pdgen.data.fill import fill_table, measure_fill
+from pdgen.data.loader import Batches
+from pdgen.data.page import document_lines, write_pack_pages
+from pdgen.data.records import RecordSource
+from pdgen.evaluate.folder import read_prompts
+from pdgen.evaluate.metadata import find_disagreements
+from pdgen.files import new_file
+from pdgen.train.export import resolved
+from pdgen.train.monitor.page import run_page
+from pdgen.train.monitor.run_log import read_run_log
+from pdgen.train.planning.plan import plan, table
+from pdgen.train.planning.topology import parse_topology
+from pdgen.train.run_config import RunConfig, RunError, define_run_config, read_run_config
+
+PAGE = "report.html"
+
+CONFIG = define_run_config("A training run's file, such as configs/shapes_process.py.")
+DATA = flags.DEFINE_string("data", None, "Data set to read in place of the config's.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON in place of tables.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, f"pack: folder for the pages. run: file for the page (default: {PAGE} in the workdir)."
+)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier --output.")
+PACKS = flags.DEFINE_integer("packs", 1000, "Number of packs to plan.", lower_bound=1)
+TOTAL = flags.DEFINE_integer("total", 0, "Tokens of a proposed pack, at most; 0 = as the config.", lower_bound=0)
+PACK = flags.DEFINE_integer("pack", 0, "Number of the pack in the run, from 0.", lower_bound=0)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, such as h100:8, h100:64 or v5p:2x2x2.")
+MFU = flags.DEFINE_float("mfu", 0.25, "Share of the peak FLOP/s that times are computed for.", 0.01, 1.0)
+SAMPLE_LENGTH = flags.DEFINE_float(
+    "sample_length", 9500.0, "Tokens of the sample that an average token is in; by default of the paper's data.", 1.0
+)
+METADATA = flags.DEFINE_string("metadata", None, "GenEval's evaluation_metadata.jsonl.")
+
+
+def read_run() -> RunConfig:
+    """The config's run with ``--data`` and with its ``init`` found. Raises RunError, CheckpointError."""
+    return resolved(read_run_config(CONFIG.value.to_dict() | ({} if DATA.value is None else {"data": DATA.value})))
+
+
+def show_fill() -> None:
+    """Prints how full the packs of a run are. Raises ValueError, OSError."""
+    run = read_run()
+    model, tokenizer = load_model(run.init, run.model)
+    facts = measure_fill(RecordSource(run.data), tokenizer, model, run.loader, PACKS.value, TOTAL.value)
+    print(json.dumps(facts, indent=1) if JSON.value else "\n".join(fill_table(facts)))
+
+
+def show_pack() -> None:
+    """Prints a pack of a run, and writes its pages with ``--output``. Raises ValueError, OSError."""
+    run = read_run()
+    model, tokenizer = load_model(run.init, run.model)
+    pack = explain_pack(Batches(model, RecordSource(run.data), tokenizer, run.loader), PACK.value)
+    for number, document in enumerate(pack.documents):
+        print("\n".join(document_lines(document, number)))
+    print(f"\nslots {pack.used} to {run.budgets.total - 1}: padding")
+    if OUTPUT.value:
+        title = f"Pack {PACK.value} of {run.data}"
+        print(f"\nwrote {write_pack_pages(pack, pathlib.Path(OUTPUT.value), title, OVERWRITE.value)}")
+
+
+def show_plan() -> None:
+    """Prints what a run needs on devices of a topology. Raises ValueError."""
+    jax.config.update("jax_platforms", "cpu")  # leaves an accelerator of this machine free
+    facts = plan(
+        read_run_config(CONFIG.value.to_dict()), parse_topology(TOPOLOGY.value), SAMPLE_LENGTH.value, MFU.value
+    )
+    print(json.dumps(facts) if JSON.value else "\n".join(table(facts, flags.FLAGS["config"].config_filename)))
+
+
+def show_run(*workdirs: str) -> None:
+    """Writes the page of one or several runs. Raises RunError, OSError."""
+    if not workdirs:
+        raise RunError("name the workdir of a training run")
+    logs = [read_run_log(pathlib.Path(workdir)) for workdir in workdirs]
+    path = choose_page(workdirs)
+    page = run_page(logs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    print(f"{path}: {', '.join(f'{log.name} at step {log.step:,}' for log in logs)}")
+
+
+def choose_page(workdirs: tuple[str, ...]) -> pathlib.Path:
+    """The file of the runs' page, which may replace an earlier page. Raises RunError."""
+    if OUTPUT.value is None and len(workdirs) > 1:
+        raise RunError(f"{len(workdirs)} workdirs make one page; name it: --output=FILE")
+    path = pathlib.Path(workdirs[0]) / PAGE if OUTPUT.value is None else pathlib.Path(OUTPUT.value)
+    if path.is_dir():
+        raise RunError(f"{path}: is a folder; name a file")
+    if path.exists() and not path.read_bytes().startswith(b"<!DOCTYPE html>"):
+        raise RunError(f"{path}: exists and is no page, so it is not replaced; name another --output")
+    return path
+
+
+def show_prompts() -> int:
+    """Prints where parsed prompts and GenEval's metadata differ. Raises EvaluationError."""
+    prompts = read_prompts(pathlib.Path(METADATA.value))
+    agreeing = 0
+    for number, prompt in enumerate(prompts, 1):
+        found = find_disagreements(prompt.metadata)
+        agreeing += not found
+        for line in found:
+            print(f"line {number}: {line}")
+    print(f"{agreeing} of {len(prompts)} prompts agree with their metadata")
+    return 0 if agreeing == len(prompts) else 1
+
+
+MODES = {
+    "fill": Mode(show_fill, ("config", "data", "packs", "total", "json"), needs=("config",)),
+    "pack": Mode(show_pack, ("config", "data", "pack", "output", "overwrite"), needs=("config",)),
+    "plan": Mode(show_plan, ("config", "topology", "mfu", "sample_length", "json"), needs=("config", "topology")),
+    "run": Mode(show_run, ("output",), arguments=True),
+    "prompts": Mode(show_prompts, ("metadata",), needs=("metadata",)),
+}
+
+if __name__ == "__main__":
+    run_modes(MODES)
