@@ -33,6 +33,7 @@ def costs(runs: list[Run]) -> list[Cost]:
     for run, scores in zip(runs, own):
         if spent := evaluations(run):
             total = scores[totals[-1]]
+            assert total is not None  # of all runs, see above
             name = run.name if totals[-1] == TOTAL else f"{run.name}, {totals[-1]}"
             found.append(Cost(name, spent, total.value, total.low, total.high))
     return found

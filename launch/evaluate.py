@@ -31,8 +31,8 @@ from tqdm import tqdm
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
 from pdgen.cli import fail, parse
 from pdgen.evaluate import folder, published, scoring, shapes, tables, wise
-from pdgen.evaluate.abilities.prompts import prompts as abilities
-from pdgen.evaluate.abilities.prompts import run as ability_run
+from pdgen.evaluate.abilities import prompts as abilities
+from pdgen.evaluate.abilities import run as ability_run
 from pdgen.evaluate.abilities.scores import ability_tables
 from pdgen.evaluate.detectors.exact import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
@@ -42,7 +42,7 @@ from pdgen.evaluate.geneval import Prompt, check_prompts
 from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
 from pdgen.evaluate.page import evaluation_page
 from pdgen.evaluate.process.measures import ProcessFacts, process_facts, shapes_untouched
-from pdgen.evaluate.process.measures import tables as process_tables
+from pdgen.evaluate.process.tables import tables as process_tables
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.report.page import trajectory_page

@@ -41,7 +41,7 @@ from pdgen.sample.folders import PAGE, Run, RunError, locked, missing, next_bran
 from pdgen.sample.output import Gallery
 from pdgen.sample.prompts import Job, Line, PromptError, jobs_of, read_picture, read_prompts
 from pdgen.sample.settings import MAX_TOGETHER, SampleSettings, base_settings
-from pdgen.sample.strategies.table import table as strategies
+from pdgen.sample.strategies import table as strategies
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.modes import MODES
 from pdgen.sequence.trajectory import ImageStage, Trajectory, load_trajectory, save_trajectory

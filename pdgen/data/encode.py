@@ -13,7 +13,7 @@ import dataclasses
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,7 +94,7 @@ def encode_dataset(
 
 
 @contextlib.contextmanager
-def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
     """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)

@@ -249,7 +249,7 @@ def _caution(first: str, found: Iterable[Estimate]) -> str:
     """What the differences to the first run say of other prompts."""
     found = list(found)
     note = f"How much more than {first}, on the same prompts. "
-    if any(one.low is not None and one.low < one.high and one.n >= ENOUGH for one in found):
+    if any(one.low is not None and one.high is not None and one.low < one.high and one.n >= ENOUGH for one in found):
         note += (
             f"Where an interval has a width, rests on {ENOUGH} prompts or more and both its ends have one sign, "
             "prompts drawn anew would hardly turn the difference round."

@@ -244,7 +244,7 @@ def _geometry(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tu
     batch, span = full.length.shape[0], tokens + 2
     zero = jnp.zeros(batch, jnp.int32)
     views = [(full.rotary, full.length, zero), (contexts.text_rotary, contexts.text_length, zero)]
-    if branches == 3:
+    if image is not None and branches == 3:
         views.append((image.rotary, zero, image.length))
     spread = lambda i: jnp.repeat(jnp.stack([v[i] for v in views[:branches]], 1), span, axis=1)  # noqa: E731
     rotary, in_full, in_image = (spread(i) for i in range(3))
@@ -255,6 +255,6 @@ def _geometry(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tu
     among = Intervals(rows(own), rows(own + span))
     order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, stretches=branches)
     past = [Past(full.k, full.v, Intervals(rows(0), in_full))]
-    if branches == 3:
+    if image is not None and branches == 3:
         past.append(Past(image.k, image.v, Intervals(rows(0), in_image)))
     return order, tuple(past)

@@ -26,7 +26,8 @@ def velocity_target(image: Float[Array, "... C"], noise: Float[Array, "... C"]) 
 
 def schedule(num_timesteps: int, shift: float) -> Float[np.ndarray, " num_timesteps"]:
     """Falling timesteps linspace(1, 0, n) after the shift, float32; n - 1 Euler steps lie between them."""
-    return shift_timesteps(np.linspace(1, 0, num_timesteps, dtype=np.float32), np.float32(shift))
+    t, s = np.linspace(1, 0, num_timesteps, dtype=np.float32), np.float32(shift)
+    return s * t / (1 + (s - 1) * t)
 
 
 def draw_timesteps(key: Array, count: int, shift: float) -> Float[Array, " count"]:

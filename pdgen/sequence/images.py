@@ -184,4 +184,4 @@ def changed_pixels(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, 
     """Which pixels of two images differ by more than ``CHANGE`` in a channel. Raises ValueError for two sizes."""
     if before.shape != after.shape:
         raise ValueError(f"images of {before.shape} and {after.shape} values have no common pixels to compare")
-    return (np.abs(np.subtract(after, before, dtype=np.int16)) > CHANGE).any(axis=-1)
+    return np.any(np.abs(np.subtract(after, before, dtype=np.int16)) > CHANGE, axis=-1)

@@ -7,7 +7,7 @@ difference of their corners, so that placing one square narrows another's choice
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -115,6 +115,7 @@ def moved(distance: int) -> Table:
 @functools.lru_cache(maxsize=4096)
 def joint(parts: tuple[tuple[str | int, ...], ...]) -> Table:
     """Where all parts hold: each the name of one of the functions above and its arguments."""
+    tables: dict[str | int, Callable[..., Table]]
     tables = {"apart": apart, "related": related, "unrelated": unrelated, "moved": moved}
     return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
 

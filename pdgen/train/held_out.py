@@ -157,7 +157,7 @@ def simple_predictors(batches: Batches) -> Simple:
                 total, tokens = total + latents.sum(axis=0), tokens + len(latents)
     channels = (total / max(tokens, 1)).reshape(config.latent_patch_size**2, -1).mean(axis=0)
     velocity = -np.tile(channels, config.latent_patch_size**2)  # of noise, whose mean is 0, minus image
-    return Simple(np.float32(np.log(counts.sum()) - np.log(counts)), velocity.astype(np.float32))
+    return Simple((np.log(counts.sum()) - np.log(counts)).astype(np.float32), velocity.astype(np.float32))
 
 
 def text_targets(record: Record, tokenizer: Tokenizer) -> list[int]:

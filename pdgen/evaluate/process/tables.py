@@ -21,8 +21,8 @@ _RESAMPLED = "Intervals draw prompts anew from all tasks together, each with all
 MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
     "final score": lambda f: [f.final] if f.final is not None else [],
     "first draft's score": lambda f: [f.first] if f.first is not None else [],
-    "final beats first draft": lambda f: [f.final > f.first] if None not in (f.first, f.final) else [],
-    "final below first draft": lambda f: [f.final < f.first] if None not in (f.first, f.final) else [],
+    "final beats first draft": lambda f: [f.final > f.first] if f.first is not None and f.final is not None else [],
+    "final below first draft": lambda f: [f.final < f.first] if f.first is not None and f.final is not None else [],
     "steps kept": lambda f: [step.kept for step in f.steps if step.kept is not None],
     "plans that agree with the prompt": lambda f: [
         step.planned for step in f.steps if step.plan is not None and step.planned is not None

@@ -14,7 +14,7 @@ so compiling is no part of them.
 import contextlib
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -81,7 +81,7 @@ class Meter:
         return batch
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None, None, None]:
         """Time in here is not part of any step's; it begins when the steps under way have ended."""
         jax.block_until_ready(self._last)
         began = time.perf_counter()
