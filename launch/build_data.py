@@ -191,6 +191,7 @@ def dry_run(settings: Settings, stages: Sequence[str]) -> str:
     """What remote teachers would be asked, and its price. Nothing is sent and nothing written but the cache read."""
     if not settings.teachers.remote:
         return "no remote teacher is asked: the judge is exact and the writer follows rules"
+    assert settings.teachers.endpoint is not None  # the settings check it
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
     teachers, prompts = shards.hire(settings, endpoint), shards.maker(settings).prompts
     for stage in stages:

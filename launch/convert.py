@@ -11,6 +11,7 @@ autoencoder as it is, since the latents of a data set suit its exact values alon
 
 import signal
 import sys
+from typing import cast
 
 import jax.numpy as jnp
 from absl import app, flags
@@ -22,6 +23,7 @@ from pdgen.config import ConfigError
 from pdgen.files import FolderError
 from pdgen.train.export import chosen_weights
 from pdgen.train.run_config import RunError
+from pdgen.train.state import Weights
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
@@ -40,7 +42,7 @@ def run() -> None:
     if CHECK.value:
         if TARGET.value is not None or dtype is not None:
             raise CheckpointError("--check only reads --source; leave --target and --dtype out")
-        with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+        with chosen_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:
             manifest = check(source)
         print(manifest.text(), end="")
         print(f"{SOURCE.value}: {manifest.summary()}, as they must be", file=sys.stderr)
@@ -48,7 +50,7 @@ def run() -> None:
     if TARGET.value is None:
         raise CheckpointError("--target is missing; name the folder to write")
     if REVERSE.value:
-        with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+        with chosen_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:
             manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
     elif WEIGHTS.value is not None:
         raise CheckpointError("--weights chooses what --reverse or --check takes of a training run; leave it out")

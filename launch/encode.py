@@ -43,7 +43,8 @@ def read_encoder() -> Encoder:
     """
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         raise ValueError("give either --checkpoint or --model")
-    if CHECKPOINT.value is not None:
+    if MODEL.value is None:
+        assert CHECKPOINT.value is not None
         if AUTOENCODER.value is not None:
             raise ValueError("--checkpoint has an autoencoder; leave --autoencoder out, or give --model instead")
         config, parts = load_checkpoint(find_checkpoint(CHECKPOINT.value), parts=("autoencoder",))

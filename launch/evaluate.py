@@ -169,7 +169,9 @@ def advisers(output: pathlib.Path) -> Advisers:
 def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder with all images of the jobs, those that lacked made by the checkpoint, and what it made them by."""
     values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
-    recipe = read_recipe(chosen_checkpoint(), STRATEGY.value, values)
+    checkpoint = chosen_checkpoint()
+    assert checkpoint is not None
+    recipe = read_recipe(checkpoint, STRATEGY.value, values)
     images = output / "images"
     made_by = recipe.facts()
     folder.begin(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
@@ -267,6 +269,7 @@ def run_geneval(output: pathlib.Path) -> int:
         images, source = made_images(output, folder.geneval_jobs(prompts, SAMPLES.value, SEED.value))
         folder.write_metadata(images, prompts)
     else:
+        assert IMAGES.value is not None
         images, source = pathlib.Path(IMAGES.value), {}
     files = folder.find_samples(images, prompts, SAMPLES.value)
     output.mkdir(parents=True, exist_ok=True)
@@ -293,7 +296,9 @@ def run_geneval(output: pathlib.Path) -> int:
 def run_abilities(output: pathlib.Path) -> int:
     """What a base model can do: samples, judges, tells; returns the exit status."""
     values = {"together": BATCH.value} | read_values(SETTING.value)
-    settings, checkpoint = ability_run.ability_settings(values), find_checkpoint(chosen_checkpoint())
+    chosen = chosen_checkpoint()
+    assert chosen is not None  # --images is refused for this benchmark
+    settings, checkpoint = ability_run.ability_settings(values), find_checkpoint(chosen)
     draws = abilities.draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()
     with tqdm(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
@@ -322,6 +327,7 @@ def run_wise(output: pathlib.Path) -> int:
     if chosen_checkpoint() is not None:
         images, source = made_images(output, wise.wise_jobs(prompts, SEED.value))
     else:
+        assert IMAGES.value is not None
         images, source = pathlib.Path(IMAGES.value), {}
     files = wise.find_images(images, prompts)
     estimate = Endpoint(settings, dry_run=True)

@@ -9,6 +9,7 @@ in training: --config.rows=64.
 
 import json
 import os
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compilers' notes about the hardware that is not there
 
@@ -39,7 +40,8 @@ def main(argv: list[str]) -> None:
         facts = plan(run, parse_topology(TOPOLOGY.value), SAMPLE_LENGTH.value, MFU.value)
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-    print(json.dumps(facts) if JSON.value else "\n".join(table(facts, flags.FLAGS["config"].config_filename)))
+    flag: Any = flags.FLAGS["config"]  # ml_collections adds the file's name
+    print(json.dumps(facts) if JSON.value else "\n".join(table(facts, flag.config_filename)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import runpy
 import shlex
 import signal
 import sys
+from typing import cast
 
 import msgspec
 from absl import app, flags, logging
@@ -24,6 +25,7 @@ from pdgen.cli import fail, parse
 from pdgen.evaluate.ablation import Sweep, stages
 from pdgen.train.release.shipping import replace_shipped
 from pdgen.train.release.stages import Stage, run
+from pdgen.train.state import Weights
 
 MODEL = flags.DEFINE_enum("model", None, SHIPPED, "The model to replace.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for data and runs.", required=True)
@@ -83,7 +85,7 @@ def ship() -> None:
     for stage in tqdm(made, unit=" stages"):
         run(stage, LAUNCH, tqdm.write)
     workdir = made[-1].folder / "run"
-    folder = replace_shipped(MODEL.value, workdir, WEIGHTS.value)
+    folder = replace_shipped(MODEL.value, workdir, cast(Weights, WEIGHTS.value))
     print(f"{folder}: holds the {WEIGHTS.value} weights of {workdir}")
 
 

@@ -6,12 +6,15 @@ Pixels are float32 in [-1, 1], channels last. ``patchify`` and ``unpatchify`` wo
 
 import dataclasses
 import io
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
+from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from pdgen.config import ModelConfig
+
+Values = TypeVar("Values", np.ndarray, Array)
 
 MAX_PIXELS = 14 * 14 * 9 * 1024  # the base model's own limit, for ViT and autoencoder alike
 # A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
@@ -138,7 +141,7 @@ def from_pixels(pixels: Float32[np.ndarray, "H W 3"]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.round(values).astype(np.uint8))
 
 
-def patchify(values: Shaped[np.ndarray, "... H W C"], patch: int) -> Shaped[np.ndarray, "... hw ppC"]:
+def patchify(values: Shaped[Values, "... H W C"], patch: int) -> Shaped[Values, "... hw ppC"]:
     """Cuts [.., H, W, C] into patches [.., h * w, p * p * C], row-major, each (row, column, channel).
 
     Raises:
@@ -151,9 +154,7 @@ def patchify(values: Shaped[np.ndarray, "... H W C"], patch: int) -> Shaped[np.n
     return grid.swapaxes(-4, -3).reshape(*batch, -1, patch * patch * channels)
 
 
-def unpatchify(
-    tokens: Shaped[np.ndarray, "... hw ppC"], grid: tuple[int, int], patch: int
-) -> Shaped[np.ndarray, "... H W C"]:
+def unpatchify(tokens: Shaped[Values, "... hw ppC"], grid: tuple[int, int], patch: int) -> Shaped[Values, "... H W C"]:
     """The inverse of ``patchify``; ``grid`` is (h, w)."""
     *batch, _, width = tokens.shape
     h, w = grid

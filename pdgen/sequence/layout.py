@@ -59,10 +59,8 @@ class Budgets:
 class Pack:
     """One row of the device's batch: several documents, padded to the budgets. Batches stack on axis 0.
 
-    The leaves are numpy arrays on the host, jax arrays on devices, and shapes where a program is compiled ahead.
-
-    Stream order is concat(text[T], vit[V], vae[G]); sequence order is the documents' own order, padding
-    last. Padding holds 0 everywhere but in ``vae_image`` (-1) and in the two permutations.
+    Leaves are arrays of numpy or jax, or shapes. Stream order is concat(text[T], vit[V], vae[G]); sequence order is
+    the documents' own order, padding last. Padding holds 0 but in ``vae_image`` (-1) and in the two permutations.
 
     Attributes:
       text_ids: token ids of texts and switch tokens.

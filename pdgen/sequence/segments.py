@@ -115,12 +115,13 @@ def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: in
 
 
 def stream_lengths(
-    kinds: Int8[np.ndarray, " units"], tokens: Int32[np.ndarray, " units"]
+    kinds: Sequence[int] | Int8[np.ndarray, " units"], tokens: Sequence[int] | Int32[np.ndarray, " units"]
 ) -> Int32[np.ndarray, "units 3"]:
     """Tokens that each unit puts into the text, vit and vae stream; its two switch tokens are text."""
-    text = np.where(kinds == TEXT, tokens + 2, 2)
-    vae = np.where((kinds == NOISED) | (kinds == CLEAN), tokens, 0)
-    return np.stack([text, np.where(kinds == VIT, tokens, 0), vae], axis=-1).astype(np.int32)
+    kind, count = np.asarray(kinds), np.asarray(tokens)
+    text = np.where(kind == TEXT, count + 2, 2)
+    vae = np.where((kind == NOISED) | (kind == CLEAN), count, 0)
+    return np.stack([text, np.where(kind == VIT, count, 0), vae], axis=-1).astype(np.int32)
 
 
 def kept(

@@ -81,7 +81,7 @@ def _composition(rng: np.random.Generator, graph: SceneGraph) -> str:
     where = "" if background is None else _pick(rng, ("first", "within", "last") if graph.entities else ("within",))
     named = SceneGraph(graph.entities, () if apart else graph.relations, background if where == "within" else None)
     content, left = _content(named, words)
-    if where == "first":
+    if background is not None and where == "first":
         content = f"{background_phrase(background)} with {content}"
     said = statements(graph, graph.relations if apart else left, words)
     end = [f"The background is {background}."] if where == "last" else []

@@ -21,10 +21,11 @@ LOOKS = 24
 RELATIONS = ("left of", "right of", "above", "below")
 
 Domain = Bool[np.ndarray, "top left"]
+Numbers = np.ndarray | np.floating
 Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, offset = second corner - first corner
 
 
-def directions(dx: np.ndarray, dy: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
     """GenEval's four numbers of which each says, beyond 0.5, that a relation of ``RELATIONS`` holds.
 
     offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both extents along each

@@ -224,8 +224,8 @@ def stored_params(config: StepConfig, folder: pathlib.Path, weights: Weights) ->
 
 
 def _merged(scale: float, kernel: Stored, a: Stored, b: Stored, layer: int | None) -> np.ndarray:
-    kernel, a, b = (leaf.read(layer) for leaf in (kernel, a, b))
-    return np.asarray(merge({"kernel": kernel}, {"kernel": {"a": a, "b": b}}, scale)["kernel"])
+    adapter = {"a": a.read(layer), "b": b.read(layer)}
+    return np.asarray(merge({"kernel": kernel.read(layer)}, {"kernel": adapter}, scale)["kernel"])
 
 
 def _open(folder: pathlib.Path, part: str, tree: Any) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class _WithDefaults(flags.ArgumentParser):
         self._parser = parser
 
     def parse(self, argument: str) -> ConfigDict:
-        config = self._parser.parse(argument)
+        config: Any = self._parser.parse(argument)
         with config.unlocked():
             _fill(config, default_values())
         return config.lock()

@@ -262,13 +262,14 @@ def _refinements(
             scores = (was.score, now.score)
             if now.plan is not None:
                 promised = parse_plan(now.plan)[1]
-                scores = tuple(_answer(verifier.score, promised, one.picture) for one in (draft, refined))
+                before, after = (_answer(verifier.score, promised, one.picture) for one in (draft, refined))
+                scores = (before, after)
             yield Refinement(refined.stage, _effect((was.right, now.right), scores))
 
 
 def _effect(*measured: tuple[float | None, float | None]) -> Effect | None:
     """What the first of the measures, each before and after, that has changed says; None if one is unknown instead."""
-    known = [pair for pair in measured if None not in pair]
+    known = [(was, now) for was, now in measured if was is not None and now is not None]
     for was, now in known:
         if was != now:
             return "mends" if now > was else "harms"

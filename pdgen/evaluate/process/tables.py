@@ -88,6 +88,7 @@ def lost_table(facts: Sequence[ProcessFacts]) -> Table:
     """Where the trajectories whose last image is not what was asked for lost it, most first."""
     scored = [one for one in facts if one.final is not None]
     counts = collections.Counter(f"step {f.lost_at[0] + 1}: {f.lost_at[1]}" for f in scored if f.lost_at is not None)
+    rows: list[tuple[str | float | None, ...]]
     rows = [(where, n, len(scored)) for where, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return Table(
         "Lost",

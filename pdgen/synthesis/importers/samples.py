@@ -72,7 +72,8 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
       ImporterError: an archive is no tar, or is truncated.
     """
     for file, name in files_of(path, ".tar"):
-        key, content = None, {}
+        key: tuple[str, str] = ("", "")
+        content: dict[str, bytes] = {}
         try:
             _check_end(file)
             with (

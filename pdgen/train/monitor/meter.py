@@ -54,7 +54,7 @@ class Meter:
         peak = peak_flops(self.device)
         self._peak = peak and peak * len(devices)
         self._local = [device for device in devices if device.process_index == jax.process_index()]
-        self._last: Metrics = {}
+        self._last: dict[str, Any] = {}
         self._unchecked: list[tuple[int, Metrics]] = []
         self._began = 0.0
         self._steps, self._sums, self._waited = 0, dict.fromkeys(_SUMMED, 0.0), 0.0

@@ -173,7 +173,7 @@ def measure(config: AutoencoderConfig, params: Params, pictures: UInt8[np.ndarra
     starts = range(0, len(pictures), MEASURE_BATCH)
     batches = [_moments_and_error(config, params, pictures[i : i + MEASURE_BATCH]) for i in starts]
     mean, variance, error = (np.concatenate(parts).astype(np.float64) for parts in zip(*batches))
-    latents, axes = np.asarray(latent_from_moments(config, mean)), (0, 1, 2)
+    latents, axes = latent_from_moments(config, mean), (0, 1, 2)
     posterior = config.scale_factor**2 * variance.mean(axes)
     return Quality(
         psnr=float(10 * np.log10(4 / error.mean())),
