@@ -12,14 +12,14 @@ def shift_timesteps(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]
 
 
 def interpolate(
-    image: Float[Array, "... C"], noise: Float[Array, "... C"], t: Float[Array, "..."]
-) -> Float[Array, "... C"]:
+    image: Float[Array, "*n C"], noise: Float[Array, "*n C"], t: Float[Array, "*n"]
+) -> Float[Array, "*n C"]:
     """z_t = (1 - t) image + t noise."""
     t = t[..., None]
     return (1 - t) * image + t * noise
 
 
-def velocity_target(image: Float[Array, "... C"], noise: Float[Array, "... C"]) -> Float[Array, "... C"]:
+def velocity_target(image: Float[Array, "*n C"], noise: Float[Array, "*n C"]) -> Float[Array, "*n C"]:
     """d z_t / d t = noise - image."""
     return noise - image
 
