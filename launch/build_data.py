@@ -156,6 +156,7 @@ def price_teachers(settings: Settings, stages: Sequence[str]) -> str:
     """The calls to remote teachers and their price as lines. Sends nothing and writes nothing; reads the cache."""
     if not settings.teachers.remote:
         return "no remote teacher is asked: the judge is exact and the writer follows rules"
+    assert settings.teachers.endpoint is not None  # the settings check it
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
     teachers, prompts = shards.hire(settings, endpoint), shards.maker(settings).prompts
     for stage in stages:

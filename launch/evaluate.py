@@ -168,7 +168,9 @@ def advisers(output: pathlib.Path) -> Advisers:
 def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder with all images of the jobs, those that lacked made by the checkpoint, and what it made them by."""
     values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
-    recipe = read_recipe(chosen_checkpoint(), STRATEGY.value, values)
+    checkpoint = chosen_checkpoint()
+    assert checkpoint is not None
+    recipe = read_recipe(checkpoint, STRATEGY.value, values)
     images = output / "images"
     made_by = recipe.facts()
     folder.begin(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
@@ -219,6 +221,7 @@ def run_geneval(output: pathlib.Path) -> int:
         images, source = made_images(output, folder.geneval_jobs(prompts, SAMPLES.value, SEED.value))
         folder.write_metadata(images, prompts)
     else:
+        assert IMAGES.value is not None
         images, source = pathlib.Path(IMAGES.value), {}
     files = folder.find_samples(images, prompts, SAMPLES.value)
     output.mkdir(parents=True, exist_ok=True)
@@ -272,6 +275,7 @@ def run_wise(output: pathlib.Path) -> int:
     if chosen_checkpoint() is not None:
         images, source = made_images(output, wise.wise_jobs(prompts, SEED.value))
     else:
+        assert IMAGES.value is not None
         images, source = pathlib.Path(IMAGES.value), {}
     files = wise.find_images(images, prompts)
     estimate = Endpoint(settings, dry_run=True)

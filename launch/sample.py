@@ -135,14 +135,14 @@ def converted(words: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{words}: {fault}") from None
 
 
-def given(kind: type) -> dict[str, Any]:
+def given(kind: Any) -> dict[str, Any]:
     """The fields of a settings class that flags of their names give. Raises ValueError for one that does not fit."""
     fields = [field for field in dataclasses.fields(kind) if field.name in flags.FLAGS]
     held = [(field, flags.FLAGS[field.name]) for field in fields if field.name not in (IMAGE.name, REFINE.name)]
     return {field.name: converted(f.serialize(), f.value, field.type) for field, f in held if f.value is not None}
 
 
-def pairs(flag: flags.FlagHolder, kind: type) -> dict[str, Any]:
+def pairs(flag: flags.FlagHolder, kind: Any) -> dict[str, Any]:
     """KEY=VALUE of every occurrence of a flag, lists with commas. Raises ValueError for keys and values of no use."""
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     values = {}
@@ -310,7 +310,8 @@ def in_step(step: Callable[[], _Result]) -> _Result:
     """
     if jax.process_count() == 1:
         return step()
-    result = own = None
+    result: Any = None
+    own = None
     try:
         result = step()
     except BaseException as fault:  # whatever it is, the others would wait for ever
@@ -340,6 +341,7 @@ def sample() -> str:
       ValueError: of any error class of pdgen, for input that cannot be used.
     """
     share, first = in_step(prepare), not jax.process_index()
+    assert OUTPUT.value is not None  # checked with the other flags
     folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.compiler)
     gallery = Gallery(folder, ANIMATE.value)
     with contextlib.ExitStack() as stack:
@@ -369,6 +371,7 @@ def branch() -> str:
     refuse(_OF_RUNS, "a --branch has its run's; leave it out")
     if STEP.value is None:
         raise ValueError("--branch needs --step: the number of the first stage that is not the parent's")
+    assert BRANCH.value is not None
     parent = pathlib.Path(BRANCH.value)
     folder, gallery = parent.resolve().parent, Gallery(parent.resolve().parent, ANIMATE.value)
     draft = None if DRAFT.value is None else read_picture(DRAFT.value)

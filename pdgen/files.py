@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 Say = Callable[[str], None]
@@ -124,7 +124,7 @@ def cache_folder() -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def new_file(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def new_file(target: str | os.PathLike[str]) -> Generator[pathlib.Path, None, None]:
     """Gives a temporary path beside ``target`` that replaces ``target`` if the block ends without an error.
 
     A killed process may leave ``.<target>.partial``; the next one writes over it.

@@ -57,7 +57,7 @@ class SafetensorsFile:
           CheckpointError: the file has become shorter since its header was read.
         """
         info = self.tensors[name]
-        rest = memoryview(values.reshape(-1).view(np.uint8))
+        rest = values.reshape(-1).view(np.uint8).data
         with open(self.path, "rb", buffering=0) as file:
             file.seek(info.begin + offset * info.dtype.itemsize)
             while rest:
@@ -191,7 +191,7 @@ def finish(file: SafetensorsFile) -> None:
 def write(file: SafetensorsFile, name: str, offset: int, values: np.ndarray) -> None:
     """Writes ``values`` (of the tensor's dtype) into tensor ``name`` from value ``offset`` on."""
     info = file.tensors[name]
-    rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    rest = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     with open(file.path, "r+b", buffering=0) as opened:
         opened.seek(info.begin + offset * info.dtype.itemsize)
         while rest:

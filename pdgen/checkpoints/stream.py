@@ -73,7 +73,7 @@ def move(
                 count = min(rows, place.slot[0] - start)
                 block = scratch.take((count, *place.slot[1:]), dtype)
                 read(place, start, block)
-                digest.update(block.reshape(-1).view(np.uint8))
+                digest.update(block.reshape(-1).view(np.uint8).data)
                 if write:
                     write(place, start, block)
                 bar.update(block.nbytes)

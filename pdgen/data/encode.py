@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ def encode_dataset(
 
 
 @contextlib.contextmanager
-def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
     """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "encoding into it", error=LatentError):

@@ -304,6 +304,7 @@ def _leave_with_parent(worker: int, count: int) -> None:
     """Ends this worker process when its parent is gone, even by SIGKILL, which Grain does not notice."""
     del worker, count
     parent = multiprocessing.parent_process()
+    assert parent is not None  # called in workers alone
 
     def wait() -> None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -121,7 +121,7 @@ class Packer:
     def __init__(
         self,
         documents: Documents,
-        subsets: Mapping[str, Sequence[int]],
+        subsets: Mapping[str, Sequence[int] | Int64[np.ndarray, " n"]],
         budgets: Budgets,
         dropout: ConditionDropout,
         seed: int,

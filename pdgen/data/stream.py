@@ -22,7 +22,9 @@ SMALLEST_WINDOW = 256  # for data sets of fewer documents than a window
 _EPOCHS = 4  # of each subset kept in memory
 
 
-def shares(subsets: Mapping[str, Sequence[int]], mixture: Mapping[str, float]) -> dict[str, float]:
+def shares(
+    subsets: Mapping[str, Sequence[int] | Int64[np.ndarray, " n"]], mixture: Mapping[str, float]
+) -> dict[str, float]:
     """The share of each subset among the documents of the stream; they add up to 1.
 
     Args:
@@ -125,7 +127,7 @@ class Stream:
     def __init__(
         self,
         documents: Documents,
-        subsets: Mapping[str, Sequence[int]],
+        subsets: Mapping[str, Sequence[int] | Int64[np.ndarray, " n"]],
         mixture: Mapping[str, float],
         dropout: ConditionDropout,
         seed: int,

@@ -168,16 +168,19 @@ def differences(first: Run, second: Run) -> dict[str, Estimate]:
                 strata[name] = [np.array([run.wise[label][i] for i in scoring.categories[name]])
                                 for run in (first, second)]  # fmt: skip
                 if label in _OWN_CATEGORIES:
-                    found[f"{label} {name}"] = difference(*([one] for one in strata[name]))
+                    found[f"{label} {name}"] = difference([strata[name][0]], [strata[name][1]])
         if a.overall is not None and b.overall is not None:
-            found[f"{label} {TOTAL}"] = difference(*zip(*strata.values()), scoring.weights)
+            found[f"{label} {TOTAL}"] = difference(
+                [own for own, _ in strata.values()], [other for _, other in strata.values()], scoring.weights
+            )
     return found
 
 
 def judged_differently(runs: Sequence[Run]) -> list[str]:
     """A sentence for the head of a report for every judgement that the runs do not owe to the same judge."""
     if runs[0].facts.benchmark == "wise":
-        by = {f" ({name})": {run.name: _judge(run.facts.judge, name) for run in runs if name in run.facts.judge.rules}
+        judges = {run.name: run.facts.judge for run in runs}
+        by = {f" ({name})": {run: _judge(judge, name) for run, judge in judges.items() if judge and name in judge.rules}
               for name in JUDGEMENTS}  # fmt: skip
     else:
         by = {"": {run.name: run.facts.detector for run in runs}}
@@ -252,7 +255,7 @@ def _caution(first: str, found: Iterable[Estimate]) -> str:
     """What the differences to the first run say of other prompts."""
     found = list(found)
     note = f"How much more than {first}, on the same prompts. "
-    if any(one.low is not None and one.low < one.high and one.n >= ENOUGH for one in found):
+    if any(one.low is not None and one.high is not None and one.low < one.high and one.n >= ENOUGH for one in found):
         note += (
             f"Where an interval has a width, rests on {ENOUGH} prompts or more and both its ends have one sign, "
             "prompts drawn anew would hardly turn the difference round."

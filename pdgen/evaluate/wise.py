@@ -99,7 +99,7 @@ class Judgement(NamedTuple):
     """A way of judging: the rules the judge is given, the answer's type and what a price estimate assumes."""
 
     rules: str
-    answer: type
+    answer: Any
     assumed: Any
     file: str
 

@@ -305,6 +305,6 @@ def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[O
     among = Intervals(rows(own), rows(own + span))
     order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, isolated_spans=branches)
     past = [Past(full.k, full.v, Intervals(rows(0), in_full))]
-    if branches == 3:
+    if image is not None and branches == 3:
         past.append(Past(image.k, image.v, Intervals(rows(0), in_image)))
     return order, tuple(past)

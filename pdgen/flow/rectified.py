@@ -12,21 +12,22 @@ def shift_timesteps(t: Float[Array, "..."], shift: float) -> Float[Array, "..."]
 
 
 def interpolate(
-    image: Float[Array, "... C"], noise: Float[Array, "... C"], t: Float[Array, "..."]
-) -> Float[Array, "... C"]:
+    image: Float[Array, "*n C"], noise: Float[Array, "*n C"], t: Float[Array, "*n"]
+) -> Float[Array, "*n C"]:
     """z_t = (1 - t) image + t noise."""
     t = t[..., None]
     return (1 - t) * image + t * noise
 
 
-def velocity_target(image: Float[Array, "... C"], noise: Float[Array, "... C"]) -> Float[Array, "... C"]:
+def velocity_target(image: Float[Array, "*n C"], noise: Float[Array, "*n C"]) -> Float[Array, "*n C"]:
     """d z_t / d t = noise - image."""
     return noise - image
 
 
 def schedule(num_timesteps: int, shift: float) -> Float[np.ndarray, " num_timesteps"]:
     """Falling timesteps linspace(1, 0, n) after the shift, float32; n - 1 Euler steps lie between them."""
-    return shift_timesteps(np.linspace(1, 0, num_timesteps, dtype=np.float32), np.float32(shift))
+    t, s = np.linspace(1, 0, num_timesteps, dtype=np.float32), np.float32(shift)
+    return s * t / (1 + (s - 1) * t)
 
 
 def draw_timesteps(key: Array, count: int, shift: float) -> Float[Array, " count"]:

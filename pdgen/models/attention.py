@@ -83,7 +83,7 @@ def allowed_matrix(intervals: Intervals, num_keys: int) -> Bool[Array, "B Q S"]:
     """The dense mask of ``intervals``: the definition itself, for tests and for drawing."""
     k = jnp.arange(num_keys)
     mask = (intervals.k_start[..., None] <= k) & (k < intervals.k_end[..., None])
-    if intervals.q_start is not None:
+    if intervals.q_start is not None and intervals.q_end is not None:
         q = jnp.arange(intervals.k_start.shape[1])[:, None]
         mask &= (intervals.q_start[:, None] <= q) & (q < intervals.q_end[:, None])
     return mask

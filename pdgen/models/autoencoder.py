@@ -16,10 +16,11 @@ blocks in the middle, one halving or doubling of the image side between resoluti
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -27,6 +28,7 @@ from pdgen.config import AutoencoderConfig
 from pdgen.models.parameters import Leaf, Parameters, Spec, norm
 
 Params = Mapping[str, Any]
+Values = TypeVar("Values", Array, np.ndarray)
 Activations = Float[Array, "B H W C"]
 
 GROUP_NORM_EPS = 1e-6
@@ -272,7 +274,7 @@ def sample_posterior(mean: Array, logvar: Array, key: PRNGKeyArray) -> Array:
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
 
 
-def latent_from_moments(config: AutoencoderConfig, x: Array) -> Array:
+def latent_from_moments(config: AutoencoderConfig, x: Values) -> Values:
     """scale * (x - shift): what the generator works on, from a posterior mean or a draw."""
     return config.scale_factor * (x - config.shift_factor)
 

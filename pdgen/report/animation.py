@@ -31,8 +31,8 @@ def frames(
         frame = PIL.Image.new("RGB", size, "white")
         frame.paste(still, ((size[0] - still.width) // 2, 0))
         if max(size) > _LIMIT:
-            scaled = (max(1, side * _LIMIT // max(size)) for side in size)
-            frame = frame.resize(tuple(scaled), PIL.Image.Resampling.LANCZOS)
+            width, height = (max(1, side * _LIMIT // max(size)) for side in size)
+            frame = frame.resize((width, height), PIL.Image.Resampling.LANCZOS)
         padded.append(frame)
     for before, still in zip([None, *padded], padded):
         if before is not None:

@@ -124,7 +124,7 @@ def _is_drawn(stage: TextStage | ImageStage) -> bool:
 
 def _settings(trajectory: Trajectory) -> dict[str, Any]:
     known = {"mode": trajectory.mode, "checkpoint": trajectory.checkpoint, "model hash": trajectory.model_hash}
-    return known | trajectory.settings
+    return {**known, **trajectory.settings}
 
 
 def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:

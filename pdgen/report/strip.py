@@ -66,7 +66,7 @@ def _scale(image: PIL.Image.Image, height: int) -> PIL.Image.Image:
     return image.resize((width, height), PIL.Image.Resampling.LANCZOS)
 
 
-def _wrap(text: str, font: PIL.ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont, width: int) -> list[str]:
     """Lines no wider than ``width`` pixels where words allow it; a longer word is cut."""
     lines = []
     for paragraph in text.splitlines():

@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -74,7 +74,7 @@ def read_run(folder: pathlib.Path) -> Run:
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path, run: Run, overwrite: bool = False) -> Iterator[None]:
+def opened(folder: pathlib.Path, run: Run, overwrite: bool = False) -> Generator[None, None, None]:
     """Claims ``folder`` for ``run``, which begins there or goes on.
 
     Where the block ends and nothing was sampled, a run that has begun here is removed again, and one that was to be
@@ -108,7 +108,7 @@ def opened(folder: pathlib.Path, run: Run, overwrite: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> Generator[None, None, None]:
     """Keeps other processes out of a run's ``folder``, and puts right what a killed one left there.
 
     Raises:

@@ -6,12 +6,15 @@ Pixels are float32 in [-1, 1], channels last. ``patchify`` and ``unpatchify`` wo
 
 import dataclasses
 import io
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
+from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from pdgen.config import ModelConfig
+
+Values = TypeVar("Values", np.ndarray, Array)
 
 MAX_PIXELS = 14 * 14 * 9 * 1024  # the base model's own limit, for ViT and autoencoder alike
 # A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
@@ -140,7 +143,7 @@ def from_pixels(pixels: Float32[np.ndarray, "H W 3"]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.round(values).astype(np.uint8))
 
 
-def patchify(values: Shaped[np.ndarray, "... H W C"], patch: int) -> Shaped[np.ndarray, "... hw ppC"]:
+def patchify(values: Shaped[Values, "... H W C"], patch: int) -> Shaped[Values, "... hw ppC"]:
     """Cuts [.., H, W, C] into patches [.., h * w, p * p * C], row-major, each (row, column, channel).
 
     Raises:
@@ -153,9 +156,7 @@ def patchify(values: Shaped[np.ndarray, "... H W C"], patch: int) -> Shaped[np.n
     return grid.swapaxes(-4, -3).reshape(*batch, -1, patch * patch * channels)
 
 
-def unpatchify(
-    tokens: Shaped[np.ndarray, "... hw ppC"], grid: tuple[int, int], patch: int
-) -> Shaped[np.ndarray, "... H W C"]:
+def unpatchify(tokens: Shaped[Values, "... hw ppC"], grid: tuple[int, int], patch: int) -> Shaped[Values, "... H W C"]:
     """The inverse of ``patchify``; ``grid`` is (h, w)."""
     *batch, _, width = tokens.shape
     h, w = grid
@@ -186,4 +187,4 @@ def changed_pixels(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, 
     """Which pixels of two images differ by more than ``CHANGE`` in a channel. Raises ValueError for two sizes."""
     if before.shape != after.shape:
         raise ValueError(f"images of {before.shape} and {after.shape} values have no common pixels to compare")
-    return (np.abs(np.subtract(after, before, dtype=np.int16)) > CHANGE).any(axis=-1)
+    return np.any(np.abs(np.subtract(after, before, dtype=np.int16)) > CHANGE, axis=-1)

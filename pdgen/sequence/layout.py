@@ -26,7 +26,7 @@ C values of a VAE token.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -59,8 +59,8 @@ class Budgets:
 class Pack:
     """One row of the device's batch: several documents, padded to the budgets. Batches stack on axis 0.
 
-    Stream order is concat(text[T], vit[V], vae[G]); sequence order is the documents' own order, padding
-    last. Padding holds 0 everywhere but in ``vae_image`` (-1) and in the two permutations.
+    Leaves are arrays of numpy or jax, or shapes. Stream order is concat(text[T], vit[V], vae[G]); sequence order is
+    the documents' own order, padding last. Padding holds 0 but in ``vae_image`` (-1) and in the two permutations.
 
     Attributes:
       text_ids: token ids of texts and switch tokens.
@@ -82,35 +82,40 @@ class Pack:
       row: the pack's number n in the run; noise and timesteps are drawn from it.
     """
 
-    text_ids: Int32[np.ndarray, " T"]
-    text_targets: Int32[np.ndarray, " T"]
-    text_weights: Float32[np.ndarray, " T"]
-    text_kinds: Int32[np.ndarray, " T"]
-    vit_patches: Float32[np.ndarray, "V P"]
-    vit_positions: Int32[np.ndarray, " V"]
-    vit_start: Int32[np.ndarray, " V"]
-    vit_end: Int32[np.ndarray, " V"]
-    vae_latents: Float32[np.ndarray, "G C"]
-    vae_positions: Int32[np.ndarray, " G"]
-    vae_image: Int32[np.ndarray, " G"]
-    vae_weights: Float32[np.ndarray, " G"]
-    rotary: Int32[np.ndarray, " S"]
-    to_sequence: Int32[np.ndarray, " S"]
-    to_stream: Int32[np.ndarray, " S"]
-    k_start: Int32[np.ndarray, " S"]
-    k_end: Int32[np.ndarray, " S"]
-    q_start: Int32[np.ndarray, " S"]
-    q_end: Int32[np.ndarray, " S"]
-    row: Int32[np.ndarray, ""]
+    text_ids: Int32[Any, "*B T"]
+    text_targets: Int32[Any, "*B T"]
+    text_weights: Float32[Any, "*B T"]
+    text_kinds: Int32[Any, "*B T"]
+    vit_patches: Float32[Any, "*B V P"]
+    vit_positions: Int32[Any, "*B V"]
+    vit_start: Int32[Any, "*B V"]
+    vit_end: Int32[Any, "*B V"]
+    vae_latents: Float32[Any, "*B G C"]
+    vae_positions: Int32[Any, "*B G"]
+    vae_image: Int32[Any, "*B G"]
+    vae_weights: Float32[Any, "*B G"]
+    rotary: Int32[Any, "*B S"]
+    to_sequence: Int32[Any, "*B S"]
+    to_stream: Int32[Any, "*B S"]
+    k_start: Int32[Any, "*B S"]
+    k_end: Int32[Any, "*B S"]
+    q_start: Int32[Any, "*B S"]
+    q_end: Int32[Any, "*B S"]
+    row: Int32[Any, "*B"]
 
 
+@runtime_checkable
 class SwitchTokens(Protocol):
     """Ids of the tokens that open and close segments; a ``Tokenizer`` has them."""
 
-    im_start: int
-    im_end: int
-    vision_start: int
-    vision_end: int
+    @property
+    def im_start(self) -> int: ...
+    @property
+    def im_end(self) -> int: ...
+    @property
+    def vision_start(self) -> int: ...
+    @property
+    def vision_end(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +227,11 @@ def advance(rotary: Any, mode: Mode, tokens: int) -> Any:
 
 def intervals(modes: Sequence[Mode], lengths: Sequence[int]) -> tuple[Int32[np.ndarray, " n"], ...]:
     """(k_start, k_end, q_start, q_end) of a document of splits; the worked example stands above."""
-    lengths = np.asarray(lengths, np.int32)
-    ends = np.repeat(np.cumsum(lengths, dtype=np.int32), lengths)
-    starts = ends - np.repeat(lengths, lengths)
-    causal = np.repeat([mode == "causal" for mode in modes], lengths)
-    noise = np.repeat([mode == "noise" for mode in modes], lengths)
+    sizes = np.asarray(lengths, np.int32)
+    ends = np.repeat(np.cumsum(sizes, dtype=np.int32), sizes)
+    starts = ends - np.repeat(sizes, sizes)
+    causal = np.repeat([mode == "causal" for mode in modes], sizes)
+    noise = np.repeat([mode == "noise" for mode in modes], sizes)
     slots = np.arange(len(ends), dtype=np.int32)
     k_end = np.where(causal, slots + 1, ends)
     q_start = np.where(causal, slots, starts)
@@ -246,7 +251,7 @@ class _Placed:
     kinds: Sequence[int]
 
 
-def _place(segment: Segment, switches: SwitchTokens, balance_texts: bool) -> _Placed:
+def _place(segment: TextSegment | LatentSegment | VitSegment, switches: SwitchTokens, balance_texts: bool) -> _Placed:
     switched = segment.switch_target is not None
     switch, switch_weight = segment.switch_target or 0, float(switched)
     switch_kind = TARGETS.index("switch") if switched else 0
@@ -265,11 +270,10 @@ def _place(segment: Segment, switches: SwitchTokens, balance_texts: bool) -> _Pl
             weights=[weight] * (words + 1) + [switch_weight],
             kinds=kinds.tolist(),
         )
-    latent = isinstance(segment, LatentSegment)
     tokens = len(segment.positions)
     return _Placed(
-        mode="noise" if latent and segment.noised else "full",
-        stream=np.array([TEXT, *[VAE if latent else VIT] * tokens, TEXT], np.int8),
+        mode="noise" if isinstance(segment, LatentSegment) and segment.noised else "full",
+        stream=np.array([TEXT, *[VAE if isinstance(segment, LatentSegment) else VIT] * tokens, TEXT], np.int8),
         ids=[switches.vision_start, switches.vision_end],
         targets=[0, switch],
         weights=[0.0, switch_weight],

@@ -114,12 +114,14 @@ def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: in
     return Outline(units, [(places[turn.first], end) for turn, end in zip(turns(record), ends)])
 
 
-def stream_lengths(kinds: Sequence[int], tokens: Sequence[int]) -> Int32[np.ndarray, "units 3"]:
+def stream_lengths(
+    kinds: Sequence[int] | Int8[np.ndarray, " units"], tokens: Sequence[int] | Int32[np.ndarray, " units"]
+) -> Int32[np.ndarray, "units 3"]:
     """Tokens that each unit puts into the text, vit and vae stream; its two switch tokens are text."""
-    kinds, tokens = np.asarray(kinds), np.asarray(tokens)
-    text = np.where(kinds == TEXT, tokens + 2, 2)
-    vae = np.where((kinds == NOISED) | (kinds == CLEAN), tokens, 0)
-    return np.stack([text, np.where(kinds == VIT, tokens, 0), vae], axis=-1).astype(np.int32)
+    kind, count = np.asarray(kinds), np.asarray(tokens)
+    text = np.where(kind == TEXT, count + 2, 2)
+    vae = np.where((kind == NOISED) | (kind == CLEAN), count, 0)
+    return np.stack([text, np.where(kind == VIT, count, 0), vae], axis=-1).astype(np.int32)
 
 
 def kept(
@@ -384,7 +386,8 @@ def patched_latents(
     _latent_grid(image, config, where)
     shape = image.latent_shape
 
-    def moment(data: bytes) -> Float[np.ndarray, "h w z"]:
+    def moment(data: bytes | None) -> Float[np.ndarray, "h w z"]:
+        assert data is not None  # an image with ``latent_shape`` has both moments
         return np.frombuffer(data, np.float16).reshape(shape).astype(np.float32)
 
     latent = moment(image.latent_mean)

@@ -185,7 +185,7 @@ class Trajectory:
     def file(self) -> TrajectoryFile:
         """The part that is stored as JSON."""
         names = [name for name in TrajectoryFile.__struct_fields__ if name != "version"]
-        values = {name: getattr(self, name) for name in names}
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return TrajectoryFile(**values | {"stages": list(self.stages)})
 
     @property

@@ -30,8 +30,8 @@ from pdgen.shapes.world import FILLS, GRID, SHAPES, can_be_outlined, size_word
 WIDTHS = tuple(width for widths in SIZES.values() for width in widths)
 THRESHOLD = 0.5
 OVERLAP = 1  # units by which boxes of two objects may overlap, since each may be one too large
-_COLORS = np.float32([COLOR_RGB[name] for name in COLORS])
-_BACKGROUNDS = np.float32(list(BACKGROUND_RGB.values()))
+_COLORS = np.array([COLOR_RGB[name] for name in COLORS], np.float32)
+_BACKGROUNDS = np.array(list(BACKGROUND_RGB.values()), np.float32)
 
 
 class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -44,7 +44,7 @@ MANY = 3  # things that are named; of more, the number is said
 
 
 def _pick(rng: np.random.Generator, forms: Sequence[str]) -> str:
-    return forms[rng.integers(len(forms))]
+    return forms[int(rng.integers(len(forms)))]
 
 
 # Prompts and plans.
@@ -81,7 +81,7 @@ def _composition(rng: np.random.Generator, graph: SceneGraph) -> str:
     where = "" if background is None else _pick(rng, ("first", "within", "last") if graph.entities else ("within",))
     named = SceneGraph(graph.entities, () if apart else graph.relations, background if where == "within" else None)
     content, left = _content(named, words)
-    if where == "first":
+    if background is not None and where == "first":
         content = f"{background_phrase(background)} with {content}"
     said = statements(graph, graph.relations if apart else left, words)
     end = [f"The background is {background}."] if where == "last" else []
@@ -144,6 +144,8 @@ def _say(rng: np.random.Generator, *forms: str) -> str:
 
 def _reason(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> str:
     graph = step.graph
+    if before is None:  # the first step of a story adds
+        return _reason_of_places(rng, graph, [graph.find(i) for i in step.entities])
     if step.operation == "remove":
         gone = [before.find(i) for i in step.entities]
         subject = f"{join([known(before, e.id) for e in gone])} {be(gone[0]) if len(gone) == 1 else 'are'}"
@@ -238,10 +240,13 @@ def fault(
       SceneError: the kind is unknown, or ``wrong`` is not wrong in this respect.
     """
     if kind == "extra":
+        assert wrong is not None
         return _extra(rng, wrong)
+    assert entity is not None
     right = graph.find(entity)
     if kind == "missing":
         return _missing(rng, graph, right)
+    assert wrong is not None
     if kind == "place":
         return _misplaced(rng, graph, right, wrong, relation)
     if kind not in ("color", "size", "fill", "shape", "count"):

@@ -7,7 +7,7 @@ difference of their corners, so that placing one square narrows another's choice
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,10 +21,11 @@ LOOKS = 24
 RELATIONS = ("left of", "right of", "above", "below")
 
 Domain = Bool[np.ndarray, "top left"]
+Numbers = np.ndarray | np.floating
 Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, offset = second corner - first corner
 
 
-def directions(dx: np.ndarray, dy: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
     """GenEval's four numbers of which each says, beyond 0.5, that a relation of ``RELATIONS`` holds.
 
     offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both extents along each
@@ -115,6 +116,7 @@ def moved(distance: int) -> Table:
 @functools.lru_cache(maxsize=4096)
 def joint(parts: tuple[tuple[str | int, ...], ...]) -> Table:
     """Where all parts hold: each the name of one of the functions above and its arguments."""
+    tables: dict[str | int, Callable[..., Table]]
     tables = {"apart": apart, "related": related, "unrelated": unrelated, "moved": moved}
     return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
 

@@ -121,7 +121,7 @@ def _blend(picture: np.ndarray, item: Object, scale: float) -> None:
     covered = coverage(item.shape, item.fill, (left - x, top - y, right - x, bottom - y), LINE_WIDTH * scale)
     window = picture[y : y + covered.shape[0], x : x + covered.shape[1]]
     covered = covered[: window.shape[0], : window.shape[1], None]
-    window += covered * (np.float32(COLOR_RGB[item.color]) - window)
+    window += covered * (np.array(COLOR_RGB[item.color], np.float32) - window)
 
 
 def paint(scene: Scene, size: int = GRID) -> Picture:

@@ -116,6 +116,7 @@ def scene(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tu
     """``clauses`` and the background as one phrase, and the relations that it leaves out."""
     parts, left = clauses(graph, new, words)
     if not parts:
+        assert graph.background is not None  # a graph of nothing at all is never put into words
         return background_phrase(graph.background), left
     several = len(parts) > 1 and len(left) < len(graph.relations)  # clauses hold more than names
     text = f"{', '.join(parts[:-1])}, and {parts[-1]}" if several else join(parts)

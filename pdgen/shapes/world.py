@@ -7,7 +7,7 @@ what is said of a scene in words; ``layout`` finds the room.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ MAX_OBJECTS = 6
 MOVE = 6  # units along some axis that a moved object goes at least
 
 
+@runtime_checkable
 class Boxed(Protocol):
     """Anything with a box (left, top, right, bottom); right and bottom are exclusive."""
 
@@ -125,7 +126,7 @@ def relation_strengths(subject: Boxed, reference: Boxed) -> dict[str, float]:
     """For each of the four relations, GenEval's number that says beyond 0.5 that it holds; see ``directions``."""
     (al, at, ar, ab), (bl, bt, br, bb) = subject.box, reference.box
     extents = (ar - al + br - bl, ab - at + bb - bt)
-    numbers = directions(*np.float64([(al + ar - bl - br) / 2, (at + ab - bt - bb) / 2, *extents]))
+    numbers = directions(*np.array([(al + ar - bl - br) / 2, (at + ab - bt - bb) / 2, *extents], np.float64))
     return dict(zip(RELATIONS, numbers.tolist()))
 
 
@@ -134,6 +135,7 @@ def relations_between(subject: Boxed, reference: Boxed) -> tuple[str, ...]:
     return tuple(kind for kind, strength in relation_strengths(subject, reference).items() if strength > 0.5)
 
 
+@runtime_checkable
 class Colored(Boxed, Protocol):
     """An object of a scene, or a shape detected in a picture."""
 
@@ -293,7 +295,7 @@ def _constraints(
     """Each slot's extent (that of its largest holder) and domain, and the tables of pairs of slots."""
     extents = [max(sizes[step][entity] for step, entity in slot.holders.items()) for slot in plan.slots]
     domains = [domain(extent, placement.spacing) for extent in extents]
-    keys = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
+    keys: dict[tuple[int, int], set[tuple[str | int, ...]]] = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
     for step, frame, size in zip(steps, plan.held, sizes):
         for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
             keys.setdefault((a, b), set()).add(("apart", extents[a], extents[b], gap))

@@ -68,7 +68,11 @@ _Find = Callable[[np.random.Generator, SceneGraph, Vocabulary, int], _Way | None
 
 
 def _pick(rng: np.random.Generator, values: Sequence[T]) -> T | None:
-    return values[rng.integers(len(values))] if values else None
+    return values[int(rng.integers(len(values)))] if values else None
+
+
+def _one(rng: np.random.Generator, values: Sequence[T]) -> T:
+    return values[int(rng.integers(len(values)))]
 
 
 def _with(graph: SceneGraph, *changed: Entity) -> SceneGraph:
@@ -102,7 +106,7 @@ def _movable_by(graph: SceneGraph, entity: int) -> Relation | None:
 
 
 def _modify(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, fresh: int) -> _Way | None:
-    entity = _pick(rng, graph.entities)
+    entity = _one(rng, graph.entities)
     name = _pick(rng, [name for name in entity.attributes if name != "place"])
     if name is None:
         return None
@@ -114,7 +118,7 @@ def _swap(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, f
     if len(graph.entities) < 2:
         return None
     a, b = (graph.entities[i] for i in rng.permutation(len(graph.entities))[:2])
-    name = _pick(rng, ("color", "place"))
+    name = _one(rng, ("color", "place"))
     mine, theirs = a.attributes.get(name), b.attributes.get(name)
     exchanged = _with(graph, _set(a, name, theirs), _set(b, name, mine))
     if name == "color":
@@ -126,20 +130,20 @@ def _swap(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, f
 
 def _move(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, fresh: int) -> _Way | None:
     # Only an entity that a single fact holds in its place: others would have to be true at both places.
-    entity = _pick(rng, graph.entities)
+    entity = _one(rng, graph.entities)
     place, relation = entity.attributes.get("place"), _movable_by(graph, entity.id)
     if place is not None and not _touching(graph, entity.id):
         other = _pick(rng, [p for p in PLACES if p != place])
         return _Way((entity.id,), _with(graph, _set(entity, "place", other)))
     if place is None and relation is not None:
-        other = replace(relation, kind=_pick(rng, [k for k in INVERSE if k != relation.kind]))
+        other = replace(relation, kind=_one(rng, [k for k in INVERSE if k != relation.kind]))
         relations = tuple(other if r == relation else r for r in graph.relations)
         return _Way((entity.id,), replace(graph, relations=relations))
     return None
 
 
 def _replace(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary, fresh: int) -> _Way | None:
-    entity = _pick(rng, graph.entities)
+    entity = _one(rng, graph.entities)
     noun = _pick(rng, sorted(set(vocabulary.nouns) - {e.noun for e in graph.entities}))
     if noun is None:
         return None
@@ -155,11 +159,11 @@ def _remove(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary,
     if noun is None:
         return None
     names = [n for n in vocabulary.attributes if all(n in e.attributes for e in graph.entities)]
-    extra = Entity(id=fresh, noun=noun, attributes={n: _pick(rng, vocabulary.attributes[n]) for n in names})
+    extra = Entity(id=fresh, noun=noun, attributes={n: _one(rng, vocabulary.attributes[n]) for n in names})
     relations = graph.relations
     reference = _pick(rng, [e for e in graph.entities if "place" not in e.attributes])
     if reference is not None and any(r.kind in INVERSE for r in relations):
-        relations += (Relation(fresh, _pick(rng, tuple(INVERSE)), reference.id),)
+        relations += (Relation(fresh, _one(rng, tuple(INVERSE)), reference.id),)
     return _Way((fresh,), replace(graph, entities=(*graph.entities, extra), relations=relations))
 
 
@@ -261,17 +265,17 @@ def rewrite(
     for operation, weight in weights.items():
         if operation not in OPERATIONS[1:] or weight < 0:
             raise ValueError(f"weight {operation!r}: {weight} is not one of {OPERATIONS[1:]} with at least 0")
-    steps = list(steps)
+    chosen = list(steps)
     names = [name for name, weight in weights.items() if weight > 0]
     if rng.random() >= share or not names:
-        return steps
+        return chosen
     p = np.array([weights[name] for name in names])
     rounds = 1 + int(rng.random() < SECOND_RATE)
     for number in range(rounds):
-        base = _merge(rng, steps) if number == 0 and len(steps) >= max_images else steps
+        base = _merge(rng, chosen) if number == 0 and len(chosen) >= max_images else chosen
         if len(base) >= max_images:
             break
         order = rng.choice(names, size=len(names), replace=False, p=p / p.sum())
         found = (_go_round(rng, base, str(name), vocabulary) for name in order)
-        steps = next((new for new in found if new is not None), steps)
-    return steps
+        chosen = next((new for new in found if new is not None), chosen)
+    return chosen

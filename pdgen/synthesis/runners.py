@@ -5,11 +5,12 @@ All take a picklable function and its arguments and give its results as they com
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ def here(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
 
 
 @contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+def _environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
     """Sets variables of the environment for the processes that are started meanwhile."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -101,7 +102,7 @@ def on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     except ImportError:
         raise RunnerError("the ray runner needs Ray: pip install 'pdgen[cluster]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-    ray.init(log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": _ONE_THREAD})
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _ONE_THREAD})
     try:
         remote = ray.remote(_call)
         waiting = [remote.remote(function, item) for item in items]

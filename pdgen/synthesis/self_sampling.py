@@ -142,7 +142,7 @@ def _candidates(
     stories = []
     for candidate in range(first, first + TOGETHER):
         rng = np.random.default_rng((settings.seed, SUBSETS.index("conflict"), start, candidate))
-        prompt = prompts[rng.integers(len(prompts))] if prompts else None
+        prompt = prompts[int(rng.integers(len(prompts)))] if prompts else None
         try:
             stories.append((rng, make_story(rng, settings, teachers, prompt), int(rng.integers(2**32))))
         except Rejected as fault:

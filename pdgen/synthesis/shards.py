@@ -61,7 +61,7 @@ def hire(settings: Settings, endpoint: Endpoint | None = None) -> Teachers:
       TeacherError: the endpoint's key is missing.
     """
     wanted = settings.teachers
-    if endpoint is None and wanted.remote:
+    if endpoint is None and wanted.endpoint is not None and wanted.remote:
         endpoint = Endpoint(wanted.endpoint)
     dry = endpoint is not None and endpoint.dry_run
     painter = ShapesPainter(settings.image_size) if wanted.painter == "shapes" else KontextPainter(wanted.kontext)
@@ -69,8 +69,8 @@ def hire(settings: Settings, endpoint: Endpoint | None = None) -> Teachers:
         painter = BlankPainter(wanted.kontext.size)
     return Teachers(
         painter=painter,
-        judge=EndpointJudge(endpoint) if wanted.judge == "endpoint" else ExactJudge(),
-        writer=EndpointWriter(endpoint) if wanted.writer == "endpoint" else RulesWriter(),
+        judge=EndpointJudge(endpoint) if endpoint and wanted.judge == "endpoint" else ExactJudge(),
+        writer=EndpointWriter(endpoint) if endpoint and wanted.writer == "endpoint" else RulesWriter(),
         placement=PLACEMENTS[settings.positions] if wanted.painter == "shapes" else None,
         judge_explains=wanted.judge == "endpoint",
         redraws=wanted.redraws,

@@ -6,7 +6,7 @@ everything stands.
 
 import dataclasses
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -119,7 +119,13 @@ class Drawing:
         seed = int(self.rng.integers(2**31))
         return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
 
-    def add(self, picture: Picture, verdict: Verdict, stage: str = "sketch", target: bool = True) -> None:
+    def add(
+        self,
+        picture: Picture,
+        verdict: Verdict,
+        stage: Literal["given", "sketch", "refine"] = "sketch",
+        target: bool = True,
+    ) -> None:
         """Adds a picture and the judge's verdict on it."""
         self.verdicts[len(self.segments)] = verdict
         self.segments.append(Image(stage=stage, png=encode_png(picture), target=target))
@@ -191,7 +197,7 @@ class Drawing:
         self.plan_step(number)
         step, scene, previous = self.story.steps[number], self.story.scenes[number], self.picture
         here = [e.id for e in step.graph.entities if e.id in step.entities]
-        entity = here[self.rng.integers(len(here))]
+        entity = here[int(self.rng.integers(len(here)))]
         draft, kind = corrupt(self.rng, scene, step.graph, entity, self.teachers.placement)
         self.draft(draft, previous, False, "fault not seen by the judge")
         self.inspect(language.fault_of_draft(self.rng, kind, step.graph, entity, draft))

@@ -188,7 +188,7 @@ def _wrong_number(rng: np.random.Generator, teachers: Teachers, story: Story) ->
     """One too many, or one missing of several."""
     number = int(rng.integers(len(story.steps)))
     step, scene = story.steps[number], story.scenes[number]
-    entity = step.entities[rng.integers(len(step.entities))]
+    entity = step.entities[int(rng.integers(len(step.entities)))]
     for _ in range(_TRIES):
         draft, kind = corrupt(rng, scene, step.graph, entity, teachers.placement)
         if kind == "count":
@@ -211,7 +211,7 @@ MAKERS = {
 
 def _prompt(rng: np.random.Generator, prompts: Sequence[str], turn: int, attempt: int) -> str:
     if attempt and turn >= len(prompts):
-        return prompts[rng.integers(len(prompts))]
+        return prompts[int(rng.integers(len(prompts)))]
     return prompts[turn % len(prompts)]
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import msgspec
 from absl import logging
@@ -57,7 +57,7 @@ class AnswerCache:
             partial.write_bytes(data + b"\n")
 
     @contextlib.contextmanager
-    def locked(self, key: str) -> Iterator[None]:
+    def locked(self, key: str) -> Generator[None, None, None]:
         """Whoever holds ``key`` is alone with it among all threads and processes; a killed holder lets go."""
         path = self._path(key).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ these types.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -53,6 +53,7 @@ class Stroke:
     seed: int
 
 
+@runtime_checkable
 class Painter(Protocol):
     """Draws one step after the other."""
 
@@ -62,6 +63,7 @@ class Painter(Protocol):
         """The picture after the step. Raises TeacherError where the stroke lacks what this painter needs."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Accepts or rejects plans and pictures, and says why."""
 
@@ -77,6 +79,7 @@ class Judge(Protocol):
         """Whether the picture shows what ``plan`` promises after the step."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Reads and rewrites text."""
 
@@ -89,6 +92,7 @@ class Writer(Protocol):
         """The same content in other words; tags stay where they are."""
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Divides the drawing of a prompt into steps."""
 
@@ -101,6 +105,7 @@ class Planner(Protocol):
         """
 
 
+@runtime_checkable
 class Critic(Protocol):
     """Says what of a picture is not as its prompt asks, and what to do."""
 
@@ -110,6 +115,7 @@ class Critic(Protocol):
         """Accepts, or analyses all faults and gives a correction for each. Raises Declined with the reason."""
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Compares pictures of the same prompt."""
 

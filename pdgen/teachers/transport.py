@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -59,7 +59,7 @@ class _Transient(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
@@ -103,6 +103,7 @@ def post(
             doubled = min(patience.backoff * 2 ** (attempt - 1), patience.longest_wait)
             if cancelled.wait(max(fault.wait, doubled * random.uniform(0.5, 1.0))):
                 raise TeacherError(f"{url}: cancelled while waiting after: {fault}") from None
+    raise AssertionError("the last attempt has returned or raised")
 
 
 def _attempt(url: str, body: bytes, key: str, timeout: float) -> bytes:

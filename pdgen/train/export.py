@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
 
 import jax
 
@@ -46,7 +45,9 @@ def export_newest(workdir: pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def chosen_weights(source: str | pathlib.Path, weights: Weights | None, say: Say = to_stderr) -> Iterator[pathlib.Path]:
+def chosen_weights(
+    source: str | pathlib.Path, weights: Weights | None, say: Say = to_stderr
+) -> Generator[pathlib.Path, None, None]:
     """The pdgen checkpoint of the chosen weights of a run's newest whole step; of another folder, that folder.
 
     The average is exported for the while alone, into the workdir.

@@ -8,7 +8,7 @@ constant_mse    squared error of the best constant velocity: minus the training 
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ SAMPLE = 2048  # training records, evenly spread, from which the simple predicto
 class Simple(NamedTuple):
     """What the simple predictors know: -log p of every token id [N], float32, and a velocity [C]."""
 
-    surprise: Float[np.ndarray, " N"]
-    velocity: Float[np.ndarray, " C"]
+    surprise: Float[Any, " N"]
+    velocity: Float[Any, " C"]
 
 
 class Sums(NamedTuple):
@@ -157,7 +157,7 @@ def simple_predictors(batches: Batches) -> Simple:
                 total, tokens = total + latents.sum(axis=0), tokens + len(latents)
     channels = (total / max(tokens, 1)).reshape(config.latent_patch_size**2, -1).mean(axis=0)
     velocity = -np.tile(channels, config.latent_patch_size**2)  # of noise, whose mean is 0, minus image
-    return Simple(np.float32(np.log(counts.sum()) - np.log(counts)), velocity.astype(np.float32))
+    return Simple((np.log(counts.sum()) - np.log(counts)).astype(np.float32), velocity.astype(np.float32))
 
 
 def text_targets(record: Record, tokenizer: Tokenizer) -> list[int]:

@@ -148,6 +148,7 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
     def init(params: Any) -> optax.ScaleByAdamState:
         state = adam.init(params)  # an update keeps nu in the dtype that it finds
+        assert isinstance(state, optax.ScaleByAdamState)
         return state._replace(nu=jax.tree.map(lambda leaf: leaf.astype(config.nu_dtype), state.nu))
 
     return optax.GradientTransformation(init, adam.update)

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -91,7 +91,8 @@ def mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
       RunError: they do not multiply to the number of devices, or the rows do not divide among them.
     """
     known = math.prod(size for size in run.mesh if size != -1)
-    shape = tuple(devices // known if size == -1 else size for size in run.mesh)
+    data, fsdp, tensor = (devices // known if size == -1 else size for size in run.mesh)
+    shape = (data, fsdp, tensor)
     if math.prod(shape) != devices:
         named = ", ".join(f"{name} {size}" for name, size in zip(MESH_AXES, run.mesh))
         raise RunError(f"config: mesh is {named}, which {devices} devices do not make; set sizes whose product is "
@@ -200,7 +201,7 @@ def _short(value: object) -> str:
 
 
 @contextlib.contextmanager
-def claimed(run: RunConfig, workdir: pathlib.Path, say: Say) -> Iterator[None]:
+def claimed(run: RunConfig, workdir: pathlib.Path, say: Say) -> Generator[None, None, None]:
     """Writes the resolved config into the run's folder and keeps other runs out of it; the first process does.
 
     The lock is the operating system's: it ends with the process, however that ends.

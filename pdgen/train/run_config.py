@@ -139,7 +139,7 @@ class _WithDefaults(flags.ArgumentParser):
         self._parser = parser
 
     def parse(self, argument: str) -> ConfigDict:
-        config = self._parser.parse(argument)
+        config: Any = self._parser.parse(argument)
         with config.unlocked():
             _fill(config, default_values())
         return config.lock()
@@ -154,7 +154,7 @@ def define_run_config(text: str) -> flags.FlagHolder:
 
 def default_values() -> dict[str, Any]:
     """The keys of a run that a config may leave out, as plain values."""
-    needed = {"data": "", "num_steps": 1, "rows": 1, "budgets": Budgets(1, 1, 1)}
+    needed: dict[str, Any] = {"data": "", "num_steps": 1, "rows": 1, "budgets": Budgets(1, 1, 1)}
     values = dataclasses.asdict(RunConfig(**needed))
     return {name: value for name, value in values.items() if name not in needed}
 

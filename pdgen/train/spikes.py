@@ -3,6 +3,8 @@
 The averages are part of the state, so that a run that is resumed decides as one that was never interrupted.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -37,6 +39,6 @@ def judge(
     return spike, after | {"skipped": spikes["skipped"] + spike}
 
 
-def unless(spike: Bool[Array, ""], new: object, old: object) -> object:
+def unless(spike: Bool[Array, ""], new: Any, old: Any) -> Any:
     """The tree ``new``, or ``old`` where the update is a spike."""
     return jax.tree.map(lambda after, before: jnp.where(spike, before, after), new, old)

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, parameters
@@ -19,7 +19,7 @@ from pdgen.sharding import parameter_shardings
 from pdgen.train.ema import start_ema
 from pdgen.train.lora import LoraConfig, adapter_spec
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer, match_factors
-from pdgen.train.spikes import Spikes, start_spikes
+from pdgen.train.spikes import start_spikes
 
 Params = dict[str, Any]
 
@@ -54,8 +54,10 @@ class StepConfig:
 class TrainState:
     """The model's tree (the autoencoder is not trained here) in two parts, and what goes with the first.
 
+    The leaves are arrays, or what describes them: shapes (``abstract_state``) or shardings (``state_shardings``).
+
     Attributes:
-      step: number of finished steps.
+      step: number of finished steps, int32 [].
       trained: what the optimiser changes: the model's parameters but the frozen ones; with LoRA the adapters.
       frozen: the other parameters; with LoRA all of the model's.
       opt_state: of ``trained``.
@@ -63,12 +65,12 @@ class TrainState:
       spikes: running averages of loss and gradient, {} if no update is ever left out.
     """
 
-    step: Int[Array, ""]
+    step: Any
     trained: Params
     frozen: Params
     opt_state: Any
     ema: Params
-    spikes: Spikes
+    spikes: dict[str, Any]
 
 
 def model_params(config: StepConfig, trained: Params, frozen: Params) -> Params:
@@ -158,8 +160,9 @@ def _abstract_adapters(config: StepConfig) -> Any:
     return jax.eval_shape(parameters.Parameters(_adapters(config)).init, jax.random.key(0))["params"]
 
 
-def _divide(config: StepConfig, params: Any) -> tuple[Any, Any]:
+def _divide(config: StepConfig, params: Params) -> tuple[Params, Params]:
     """A tree like the model's: the part that is trained, and the rest."""
     factors, flat = trained_factors(config), traverse_util.flatten_dict(params, sep="/")
-    parts = [{n: leaf for n, leaf in flat.items() if (n in factors) == trained} for trained in (True, False)]
-    return tuple(traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    trained = {n: leaf for n, leaf in flat.items() if n in factors}
+    frozen = {n: leaf for n, leaf in flat.items() if n not in factors}
+    return traverse_util.unflatten_dict(trained, sep="/"), traverse_util.unflatten_dict(frozen, sep="/")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, no_loss, tar
 from pdgen.train.monitor.metrics import Metrics, batch_metrics, loss_metrics, norms
 from pdgen.train.optimizer import learning_rate
 from pdgen.train.spikes import judge, unless
-from pdgen.train.state import StepConfig, TrainState, make_run_optimizer, model_params
+from pdgen.train.state import Params, StepConfig, TrainState, make_run_optimizer, model_params
 
 
 def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -> tuple[TrainState, Metrics]:
@@ -35,7 +35,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -
     grads, sums = gradients(config, state, batch, key)
     metrics = loss_metrics(sums, config.ce_weight) | norms("grad_norm", grads) | batch_metrics(config.model, batch)
     updates, opt_state = make_run_optimizer(config).update(grads, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    trained = cast(Params, optax.apply_updates(state.trained, updates))
     step, spikes = state.step + 1, state.spikes
     ema = update_ema(config.optimizer, state.ema, trained, step)
     updated = state.step  # the optimiser's own count
@@ -45,7 +45,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Pack, key: Array) -
         new, old = (trained, opt_state, ema), (state.trained, state.opt_state, state.ema)
         trained, opt_state, ema = unless(spike, new, old)
         metrics["skipped_spikes"] = spikes["skipped"]
-    metrics |= norms("update_norm", updates) | norms("param_norm", trained)
+    metrics |= norms("update_norm", cast(Params, updates)) | norms("param_norm", trained)
     metrics["learning_rate"] = jnp.float32(learning_rate(config.optimizer, config.num_steps)(updated))
     metrics["finite"] = jnp.isfinite(sum(metrics[name] for name in ("loss", "grad_norm", "param_norm")))
     return TrainState(step, trained, state.frozen, opt_state, ema, spikes), metrics

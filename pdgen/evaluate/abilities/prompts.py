@@ -19,7 +19,7 @@ import numpy as np
 from pdgen.evaluate.folder import Job
 from pdgen.evaluate.shapes import scenes_of
 from pdgen.sequence.modes import Mode
-from pdgen.sequence.trajectory import Record
+from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.shapes import language
 from pdgen.shapes.graph import OPERATIONS, SceneGraph, Step
 from pdgen.shapes.held_out import held_out
@@ -114,7 +114,7 @@ def _drawing(row: str, count: int, seed: int) -> list[Case]:
         things = DRAWING.index(row) - len(_TASKS) + _COMPOSITIONS.start
         part = TextToImage(count, tuple(float(n == things) for n in range(1, things + 1)), {"prompt": 1.0})
         records = _records("text_to_image", count, _row_seed("drawing", row, seed), text_to_image=part)
-        return [Case("drawing", row, r.segments[0].text, _graph(r.scene["prompt_graph"])) for r in records]
+        return [Case("drawing", row, _text(r.segments[0]), _graph(_scene(r)["prompt_graph"])) for r in records]
     rng = np.random.default_rng(_row_seed("drawing", row, seed))
     every = [graph for graph in scenes_of(_TASKS[row]) if held_out(graph) == (row == UNSEEN)]
     graphs = [every[i] for i in sorted(rng.permutation(len(every))[:count])]
@@ -126,8 +126,8 @@ def _editing(row: str, count: int, seed: int) -> list[Case]:
     cases = []
     for record in _records("edit", count, _row_seed("editing", row, seed), edit=part):
         given, prompt, _ = record.segments
-        before, (step,) = _graph(record.scene["before"]), msgspec.convert(record.scene["steps"], list[Step])
-        cases.append(Case("editing", row, prompt.text, step.graph, given.png, instruct(before, step)))
+        before, (step,) = _graph(_scene(record)["before"]), msgspec.convert(_scene(record)["steps"], list[Step])
+        cases.append(Case("editing", row, _text(prompt), step.graph, _png(given), instruct(before, step)))
     return cases
 
 
@@ -135,7 +135,24 @@ def _reading(row: str, count: int, seed: int) -> list[Case]:
     part = Understand(count, questions={row: 1.0})
     records = _records("understand", count, _row_seed("reading", row, seed), understand=part)
     told = [record.segments for record in records]
-    return [Case("reading", row, prompt.text, given=given.png, answer=answer.text) for given, prompt, answer in told]
+    return [
+        Case("reading", row, _text(prompt), given=_png(given), answer=_text(answer)) for given, prompt, answer in told
+    ]
+
+
+def _text(segment: Text | Image) -> str:
+    assert isinstance(segment, Text)
+    return segment.text
+
+
+def _png(segment: Text | Image) -> bytes:
+    assert isinstance(segment, Image)
+    return segment.png
+
+
+def _scene(record: Record) -> dict[str, Any]:
+    assert record.scene is not None  # every record of shapes world has one
+    return record.scene
 
 
 _MAKERS: dict[str, Callable[[str, int, int], list[Case]]] = {

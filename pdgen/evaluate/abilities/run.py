@@ -73,7 +73,9 @@ def run_draws(
     known = _known(log)
     waiting = [draw for draw in draws if draw.job.name not in known]
     progress(len(draws) - len(waiting))
-    sampler = Sampler.from_checkpoint(checkpoint) if waiting else None
+    if not waiting:
+        return [known[draw.job.name] for draw in draws]
+    sampler = Sampler.from_checkpoint(checkpoint)
     with open(log, "ab") as file:
 
         def keep(draw: Draw, trajectory: Trajectory) -> None:

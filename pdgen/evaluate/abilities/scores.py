@@ -159,8 +159,8 @@ def _analysis(inspection: str | None) -> str | None:
     return None if inspection is None else inspection.partition("<refine>")[0].strip()
 
 
-def _among(asked: Iterable[tuple[str, int]], seen: Iterable[str]) -> bool:
-    wanted: collections.Counter[str] = collections.Counter()
+def _among(asked: Iterable[tuple[str | None, int]], seen: Iterable[str]) -> bool:
+    wanted: collections.Counter[str | None] = collections.Counter()
     for word, count in asked:
         wanted[word] += count
     return wanted <= collections.Counter(seen)
@@ -191,7 +191,9 @@ def judge(case: Case, before: Picture | None, now: Picture | None, answer: str) 
     """
     if case.group == "reading":
         return judge_answer(case.row, answer, case.answer)
+    assert case.asked is not None and now is not None
     if case.group == "editing":
+        assert case.instruction is not None and before is not None
         return judge_edit(case.asked, case.instruction, before, now)
     return judge_drawing(case.asked, now)
 
@@ -226,7 +228,7 @@ def ability_tables(outcomes: Sequence[Outcome]) -> list[Table]:
 def _cells(name: str, strata: Sequence[Sequence[Outcome]], columns: Sequence[str]) -> tuple[Cell, ...]:
     cells: list[Cell] = [name]
     for column in columns:
-        scores = [by_prompt(own, column) for own in strata]
-        cells += interval(estimate(scores))[:3] if all(scores) else (None, None, None)
+        scores = [np.array(by_prompt(own, column)) for own in strata]
+        cells += interval(estimate(scores))[:3] if all(map(len, scores)) else (None, None, None)
     prompts = sum(len(by_prompt(own, "right")) for own in strata)
     return (*cells, prompts, sum(map(len, strata)))

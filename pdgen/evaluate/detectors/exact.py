@@ -1,7 +1,7 @@
 """Detectors of GenEval's rule: what an image shows, as boxes with classes, scores and colours."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -12,6 +12,7 @@ from pdgen.shapes.detector import detect
 from pdgen.shapes.world import GRID, SHAPES
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds objects and tells their colours.
 
@@ -60,7 +61,8 @@ class ShapesDetector:
         scale = image.width / GRID
         objects: dict[str, list[Detection]] = {}
         for item in found:
-            box = tuple(side * scale for side in item.box)
+            left, top, right, bottom = (side * scale for side in item.box)
+            box = (left, top, right, bottom)
             objects.setdefault(item.shape, []).append(Detection(box, item.score, item.color))
         return objects
 

@@ -10,7 +10,7 @@ Legend: q queries, c classes, n instances, h x w the picture.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -39,6 +39,7 @@ _RENAMED = {
 }  # fmt: skip
 
 
+@runtime_checkable
 class ColorScorer(Protocol):
     """Tells the colour of crops."""
 

@@ -165,7 +165,7 @@ def shapes_untouched(plan: str, previous: Picture, picture: Picture) -> bool | N
         instruction = parse_instruction(parse_plan(plan)[0])
     except (SceneError, TrajectoryError):
         return None
-    before, now = ((one, detected(one)) for one in (previous, picture))
+    before, now = (previous, detected(previous)), (picture, detected(picture))
     return check_untouched(np.random.default_rng(0), instruction, before, now) is None
 
 
@@ -221,7 +221,8 @@ def _judged(prompt: str, one: _Drawn, judge: Judge, verifier: Verifier) -> _Judg
         return _Judged(None, True, None if score is None else score >= 1, score)
     planned = _answer(judge.plan, prompt, one.plans)
     shown = _answer(judge.picture, one.plans[-1], one.picture, one.previous)
-    return _Judged(one.plans[-1], planned and planned.accept, shown and shown.accept, score)
+    accepted = (None if verdict is None else verdict.accept for verdict in (planned, shown))
+    return _Judged(one.plans[-1], *accepted, score)
 
 
 def _answer(ask: Callable[..., _Answer], *about: object) -> _Answer | None:
@@ -245,7 +246,7 @@ def _inspections(trajectory: Trajectory, judged: Mapping[int, _Judged]) -> Itera
     for number, stage in enumerate(trajectory.stages):
         if isinstance(stage, ImageStage):
             image = number
-        elif stage.stage == "inspect" and image in judged:
+        elif stage.stage == "inspect" and image is not None and image in judged:
             one = judged[image]
             fault = None if one.right is None else not one.right
             unfinished = one.plan is not None and one.score is not None and one.score < 1
@@ -261,13 +262,14 @@ def _refinements(
             scores = (was.score, now.score)
             if now.plan is not None:
                 promised = parse_plan(now.plan)[1]
-                scores = tuple(_answer(verifier.score, promised, one.picture) for one in (draft, refined))
+                before, after = (_answer(verifier.score, promised, one.picture) for one in (draft, refined))
+                scores = (before, after)
             yield Refinement(refined.stage, _effect((was.right, now.right), scores))
 
 
 def _effect(*measured: tuple[float | None, float | None]) -> Effect | None:
     """What the first of the measures, each before and after, that has changed says; None if one is unknown instead."""
-    known = [pair for pair in measured if None not in pair]
+    known = [(was, now) for was, now in measured if was is not None and now is not None]
     for was, now in known:
         if was != now:
             return "mends" if now > was else "harms"

@@ -21,8 +21,8 @@ _RESAMPLED = "Intervals draw prompts anew from all tasks together, each with all
 MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
     "final score": lambda f: [f.final] if f.final is not None else [],
     "first draft's score": lambda f: [f.first] if f.first is not None else [],
-    "final beats first draft": lambda f: [f.final > f.first] if None not in (f.first, f.final) else [],
-    "final below first draft": lambda f: [f.final < f.first] if None not in (f.first, f.final) else [],
+    "final beats first draft": lambda f: [f.final > f.first] if f.first is not None and f.final is not None else [],
+    "final below first draft": lambda f: [f.final < f.first] if f.first is not None and f.final is not None else [],
     "steps kept": lambda f: [step.kept for step in f.steps if step.kept is not None],
     "plans that agree with the prompt": lambda f: [
         step.planned for step in f.steps if step.plan is not None and step.planned is not None
@@ -88,6 +88,7 @@ def lost_table(facts: Sequence[ProcessFacts]) -> Table:
     """Where the trajectories whose last image is not what was asked for lost it, most first."""
     scored = [one for one in facts if one.final is not None]
     counts = collections.Counter(f"step {f.lost_at[0] + 1}: {f.lost_at[1]}" for f in scored if f.lost_at is not None)
+    rows: list[tuple[str | float | None, ...]]
     rows = [(where, n, len(scored)) for where, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return Table(
         "Lost",

@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -88,6 +88,7 @@ def check_pictures(task: Task, mode: Mode, judge: Critic | Verifier | None = Non
                             "pixels or more; choose such a size, or advisers on an endpoint")  # fmt: skip
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """A strategy with its settings, a frozen dataclass."""
 

@@ -59,7 +59,7 @@ _Falsify = Callable[[np.random.Generator, _Focus], tuple[SceneGraph, str] | None
 
 
 def _pick(rng: np.random.Generator, values: Sequence[str]) -> str | None:
-    return values[rng.integers(len(values))] if values else None
+    return values[int(rng.integers(len(values)))] if values else None
 
 
 class Aim(NamedTuple):

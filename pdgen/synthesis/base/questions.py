@@ -56,7 +56,7 @@ class Question(NamedTuple):
 
 
 def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
-    return values[rng.integers(len(values))]
+    return values[int(rng.integers(len(values)))]
 
 
 def _caption(rng: np.random.Generator, scene: Scene) -> Question:

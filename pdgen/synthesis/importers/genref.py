@@ -34,6 +34,8 @@ def _sample(
     And the judge's verdict on the first picture, None where he was not asked.
     """
     prompt, plan, bad, reflection, good = imported.segments
+    assert isinstance(prompt, Text) and isinstance(plan, Text) and isinstance(reflection, Text)
+    assert isinstance(bad, Image) and isinstance(good, Image)
     if not settings.allow_leaks and leak(prompt.text):
         raise Rejected("benchmark prompt")
     if positive:

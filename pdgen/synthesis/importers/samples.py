@@ -72,7 +72,8 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
       ImporterError: an archive is no tar, or is truncated.
     """
     for file, name in files_of(path, ".tar"):
-        key, content = None, {}
+        key: tuple[str, str] = ("", "")
+        content: dict[str, bytes] = {}
         try:
             _check_end(file)
             with (
@@ -88,7 +89,9 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
                         if content:
                             yield _tar_sample(file, name, key, source, content)
                         key, content = (folder, first), {}
-                    content[rest.lower()] = archive.extractfile(member).read()
+                    opened = archive.extractfile(member)
+                    assert opened is not None  # of a file
+                    content[rest.lower()] = opened.read()
                     bar.update(member.offset_data + member.size - bar.n)
         except (tarfile.TarError, OSError, EOFError) as fault:
             raise ImporterError(f"{file}: not a whole tar archive ({fault})") from None

@@ -161,8 +161,8 @@ def concerned(instruction: Instruction, found: Sequence[Found]) -> set[int]:
 def check_untouched(
     rng: np.random.Generator,
     instruction: Instruction,
-    before: tuple[Picture, list[Found]],
-    now: tuple[Picture, list[Found]],
+    before: _Watched,
+    now: _Watched,
 ) -> str | None:
     """The inspection of a picture in which something changed that the instruction does not concern, else None.
 
@@ -210,7 +210,7 @@ def _change(one: Found, now: Sequence[Found]) -> str:
 def _changed_place(before: _Watched, now: _Watched) -> str | None:
     """The word of ``PLACES`` of the clearest change of the ground, None if there is none."""
     small = [Image.fromarray(p).resize((GRID, GRID), Image.Resampling.BOX) for p, _ in (before, now)]
-    change = np.subtract(*np.float32([np.asarray(p) for p in small]))
+    change = np.subtract(*(np.asarray(p, np.float32) for p in small))
     for one in (*before[1], *now[1]):
         left, top, right, bottom = one.box
         change[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = 0

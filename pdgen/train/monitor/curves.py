@@ -4,7 +4,7 @@ import io
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -21,7 +21,7 @@ _PAGE_COLOURS = {"#010203": "var(--soft)", "#040506": "var(--line)"}  # stand-in
 _TEXT, _GRID = _PAGE_COLOURS
 _DECADE = 8  # values spread over this factor are shown on a log axis
 _MOST_POINTS = 400
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "pdgen", "font.family": "sans-serif", "font.size": 9,
     "text.color": _TEXT, "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT,
     "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.edgecolor": _GRID, "axes.linewidth": 0.8,
@@ -147,7 +147,7 @@ def number(value: float) -> str:
 
 def _draw(axes: Axes, line: Line) -> None:
     colour = COLOURS[line.colour % len(COLOURS)]
-    dots = {"marker": "o", "markersize": 2.6}
+    dots: dict[str, Any] = {"marker": "o", "markersize": 2.6}
     if line.style == "sparse":
         axes.plot(line.steps, line.values, linestyle="--", color=colour, linewidth=1.2, **dots)
         return
@@ -170,8 +170,9 @@ def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| xmlns(:\w+)?="[^"]*"| font-family: [^;]*;', "", svg)  # ids repeat in a page
-    view = re.search(r'viewBox="[^"]*"', svg)[0]
-    svg = f"<svg {view}" + svg[svg.index(">") :]
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view is not None  # matplotlib always gives one
+    svg = f"<svg {view[0]}" + svg[svg.index(">") :]
     for stand_in, colour in _PAGE_COLOURS.items():
         svg = svg.replace(stand_in, colour)
     return svg.strip()

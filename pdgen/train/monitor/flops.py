@@ -9,7 +9,13 @@ so that numbers can be set beside those published for BAGEL (github.com/ByteDanc
 Axis legend: L layers, N vocabulary, D width, F mlp width, H query heads, K key/value heads, h head size.
 """
 
+from typing import TypeVar
+
+from jaxtyping import Array
+
 from pdgen.config import LanguageConfig, ModelConfig
+
+Number = TypeVar("Number", float, Array)
 
 # Dense bf16 peaks in FLOP/s by a name in jax's ``device_kind``, from the makers' data sheets (NVIDIA's SXM figures
 # without sparsity; cloud.google.com/tpu/docs/system-architecture). The first name that is found counts.
@@ -42,7 +48,7 @@ def expert_parameters(config: LanguageConfig) -> int:
     return config.num_layers * (D * heads * config.head_dim + 3 * D * F)
 
 
-def model_flops(config: ModelConfig, tokens: float, squares: float) -> float:
+def model_flops(config: ModelConfig, tokens: Number, squares: Number) -> Number:
     """Operations of one step (forward and backward), for MFU.
 
     Args:

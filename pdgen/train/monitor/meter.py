@@ -14,7 +14,7 @@ so compiling is no part of them.
 import contextlib
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -54,7 +54,7 @@ class Meter:
         peak = peak_flops(self.device)
         self._peak = peak and peak * len(devices)
         self._local = [device for device in devices if device.process_index == jax.process_index()]
-        self._last: Metrics = {}
+        self._last: dict[str, Any] = {}
         self._unchecked: list[tuple[int, Metrics]] = []
         self._began = 0.0
         self._steps, self._sums, self._waited = 0, dict.fromkeys(_SUMMED, 0.0), 0.0
@@ -81,7 +81,7 @@ class Meter:
         return batch
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None, None, None]:
         """Time in here is not part of any step's; it begins when the steps under way have ended."""
         jax.block_until_ready(self._last)
         began = time.perf_counter()

@@ -60,7 +60,8 @@ def batch_metrics(config: ModelConfig, batch: Pack) -> Metrics:
     # A document's slots are one range from k_start on, and 1 + 3 + .. + (2 n - 1) = n ** 2.
     squares = jnp.sum(jnp.where(real, 2.0 * (jnp.arange(slots) - batch.k_start) + 1, 0))
     sizes = (batch.text_ids.shape[1], batch.vit_positions.shape[1], batch.vae_positions.shape[1])
-    tokens, first = {}, 0
+    tokens: dict[str, Any] = {}
+    first = 0
     for name, size in zip(STREAMS, sizes):
         inside = (batch.to_sequence >= first) & (batch.to_sequence < first + size)
         tokens[name], first = jnp.sum(real & inside, dtype=jnp.float32), first + size

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ class Watch:
         self._draw = draw if run.pictures_every and jax.process_count() == 1 else None
         self._params = jax.jit(functools.partial(model_params, config))
         self._board: Board | None = None
-        self._bar: tqdm | None = None
+        self._bar: Any = None  # the progress line, from ``start`` on
 
     def __enter__(self) -> "Watch":
         return self
@@ -65,7 +65,7 @@ class Watch:
         if self._board is not None:
             self._board.close(failed=fault is not None)
             if fault is not None:
-                (self._workdir / STOPPED).write_text(f"{fault or kind.__name__}\n")
+                (self._workdir / STOPPED).write_text(f"{fault or type(fault).__name__}\n")
 
     def start(self, step: int) -> None:
         """Cuts from the files what is past ``step``, after which the run goes on."""
@@ -96,7 +96,7 @@ class Watch:
         return logged
 
     @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _aside(self) -> Generator[None, None, None]:
         """For what is no part of training: with a state that is good, and not timed."""
         self.check()
         with self.meter.paused(), jax.transfer_guard("allow"):

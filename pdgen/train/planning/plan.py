@@ -151,7 +151,9 @@ def plan(run: RunConfig, topology: Topology, sample_length: float, mfu: float) -
     usable = USABLE * topology.chip.memory
     tokens = run.rows * run.budgets.total
     flops = model_flops(model, tokens, tokens * min(sample_length, run.budgets.total))
-    seconds = flops / (len(devices) * peak_flops(kind) * mfu)
+    peak = peak_flops(kind)
+    assert peak is not None  # of every chip that a topology names
+    seconds = flops / (len(devices) * peak * mfu)
     return {
         "topology": topology.name,
         "device": kind,

@@ -127,6 +127,7 @@ def compiler_options(topology: Topology) -> dict[str, Any]:
     if topology.chip.packages == _TPU:
         return {}
     assembler = importlib.util.find_spec("nvidia.cuda_nvcc")
+    assert assembler is not None and assembler.submodule_search_locations  # the extra ``plan`` brings it
     return {
         "xla_gpu_autotune_level": 0,
         "xla_gpu_enable_triton_gemm": False,  # its tiles are chosen by timing them
