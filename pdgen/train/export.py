@@ -10,6 +10,7 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+from collections.abc import Generator
 
 import jax
 
