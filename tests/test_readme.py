@@ -64,6 +64,7 @@ def _ci_lines():
     return [*(f"{line} " for line in lines[:-1]), lines[-1]]
 
 
+@pytest.mark.slow
 def test_every_command_runs(folder):
     commands = [c for c in _commands() if not c.startswith((*SET_UP, SUITE))]
     assert len(commands) >= 5

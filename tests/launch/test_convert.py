@@ -12,7 +12,6 @@ import sys
 import pytest
 
 from pdgen.checkpoints.manifest import read_manifest
-
 from tests.checkpoints.folders import WEIGHTS, all_bytes, copy_of_golden, edit_json
 
 ROOT = pathlib.Path(__file__).parents[2]

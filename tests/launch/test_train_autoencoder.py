@@ -11,6 +11,8 @@ import pytest
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=configs/shapes_autoencoder.py"
 
