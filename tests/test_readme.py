@@ -1,4 +1,4 @@
-"""Every command of the README runs, in order, in one empty folder; only sizes are made smaller."""
+"""Every command of the README and then of the guide runs, in one empty folder; only sizes are made smaller."""
 
 import os
 import pathlib
@@ -29,7 +29,8 @@ GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
 
 
 def _commands():
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
 
