@@ -1,4 +1,4 @@
-"""Every command of the README runs, in order, in one empty folder; only sizes are made smaller."""
+"""Every command of the README and then of the guide runs, in one empty folder; only sizes are made smaller."""
 
 import os
 import pathlib
@@ -29,7 +29,8 @@ GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
 
 
 def _commands():
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
 
@@ -64,6 +65,7 @@ def _ci_lines():
     return [*(f"{line} " for line in lines[:-1]), lines[-1]]
 
 
+@pytest.mark.slow
 def test_every_command_runs(folder):
     commands = [c for c in _commands() if not c.startswith((*SET_UP, SUITE))]
     assert len(commands) >= 5

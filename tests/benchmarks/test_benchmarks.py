@@ -60,6 +60,7 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_every_part_runs(quick_compiler):
     result = gpu.measure(SIZES, list(gpu.PARTS))
     assert list(result) == list(gpu.PARTS)

@@ -118,6 +118,7 @@ def moments(pictures):
     return mean, np.full_like(mean, -6)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_models_weights(own, tmp_path):
     records = add_latents(trajectories(12, seed=3), moments)
     tokenizer = load_tokenizer(shapes_folder()).fingerprint

@@ -198,6 +198,7 @@ def test_workers_give_the_same_batches(folder, batches):
         assert_equal(batch, batches[step].pack)
 
 
+@pytest.mark.slow
 def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
     """A worker holds its parent's standard output, which therefore ends when the last worker has left."""
     script = tmp_path / "train.py"
@@ -312,6 +313,7 @@ def test_changed_records_are_noticed(folder):
                 whole.pack(number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_records_are_skipped_and_counted(folder, tmp_path, workers):
     """Two faults: one is seen when tokens are counted, one only when the picture is decoded."""

@@ -108,6 +108,7 @@ def test_keys_and_values(golden, caches):
 draw = jax.jit(generate_latents, static_argnums=0)
 
 
+@pytest.mark.slow
 def test_drawn_latents(golden, model, caches):
     """Every run's latents, with text guidance as a shorter view of the one cache."""
     expected, infer = golden.expected, golden.expected["infer"]

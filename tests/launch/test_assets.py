@@ -77,6 +77,7 @@ def workdir(shipped, tmp_path):
     return shutil.copytree(shipped[1] / "base" / "run", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
     folder, output, _, done = shipped
     assert done.returncode == 0, done.stderr[-3000:]
@@ -89,6 +90,7 @@ def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
     assert json.loads((workdir / "config.json").read_text())["num_steps"] == 2
 
 
+@pytest.mark.slow
 def test_started_again_it_continues(shipped):
     folder, output, failed, done = shipped
     assert failed.returncode == 2 and "warmup_steps" in failed.stderr.splitlines()[-1]

@@ -97,6 +97,7 @@ def test_the_page_shows_all_samples(folder):
     assert "32,012" in page and "report/index.js" in page
 
 
+@pytest.mark.slow
 def test_by_stages_killed_and_with_one_worker_the_bytes_are_the_same(tmp_path, folder):
     other = tmp_path / "shapes"
     process = start(*CONFIG, f"--output={other}", "--stages=multi_turn", "--workers=1")

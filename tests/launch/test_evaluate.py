@@ -141,6 +141,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_draws_and_goes_on_where_it_was(checkpoint, given, tmp_path):
     output = tmp_path / "out"
     arguments = ("--benchmark=geneval", f"--metadata={given / 'list.jsonl'}", f"--checkpoint={checkpoint}", *QUICK,
@@ -191,6 +192,7 @@ def server(monkeypatch):
     chat.server_close()
 
 
+@pytest.mark.slow
 def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps([record(n) for n in (1, 2, 3)]))
     for number in (1, 2, 3):

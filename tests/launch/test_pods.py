@@ -63,6 +63,7 @@ def submit(environment, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(slurm, tmp_path):
     write_dataset(tmp_path / "data", records(20), Origin(seed=0))
     workdir = tmp_path / "run"

@@ -13,6 +13,8 @@ from pdgen.evaluate.scoring import read_results
 from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.support.shipped import write_models
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 # The command line of argv[2:] with the models of the folder argv[1].
 DRIVER = """

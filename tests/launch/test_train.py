@@ -14,6 +14,8 @@ from benchmarks import kill_and_resume
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, finished_steps
 from pdgen.train.stop import EXIT_STATUS
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 20
 

@@ -169,6 +169,7 @@ def relative_error(actual, truth):
     return float(np.sqrt(error / sum(np.sum(np.square(np.asarray(b, np.float64))) for _, b in pairs)))
 
 
+@pytest.mark.slow
 def test_bfloat16():
     """As near to float32 as PyTorch's bfloat16, and within 2% (values and gradients) or 0.2% (losses) of it.
 

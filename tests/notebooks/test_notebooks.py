@@ -63,6 +63,7 @@ def executed(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [golden, shapes])
 def test_sampling_runs(executed, model, tmp_path):
     model(tmp_path / "nano")
@@ -80,6 +81,7 @@ def test_sampling_runs(executed, model, tmp_path):
     assert sum("image/png" in data for data in shown) >= 7
 
 
+@pytest.mark.slow
 def test_converting_runs_and_comes_to_the_same(executed):
     said = printed(executed("convert", PDGEN_BAGEL=BAGEL))
     assert "equal: True" in said and "False" not in said

@@ -22,6 +22,8 @@ from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, VitSegmen
 from pdgen.sequence.segments import record_segments
 from pdgen.sequence.trajectory import Image, Record, Text
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 COMPUTE = ComputeConfig()
 

@@ -26,6 +26,8 @@ from tests.torch_reference import sampling
 from tests.torch_reference.autoencoder import Autoencoder
 from tests.torch_reference.bagel import Bagel
 
+pytestmark = pytest.mark.slow
+
 # The system text is longer than what is read at a time; one Euler step, guided by texts and images.
 ASKED = dataclasses.replace(SETTINGS, system=THINK, image=ImageSettings(num_timesteps=2))
 SEED = 2  # both rows in which the model writes write something

@@ -23,6 +23,7 @@ def alone(sampler):
     return sampler(*ASKED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 8, 1)], ids=str)
 def test_every_mesh(checkpoint, whole_grammar, alone, shape):
     count = int(np.prod(shape))

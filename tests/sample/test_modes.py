@@ -14,6 +14,8 @@ from pdgen.sample.settings import base_settings, from_flat
 from pdgen.sample.text import TextSettings
 from tests.sample.conftest import SETTINGS, recording
 
+pytestmark = pytest.mark.slow
+
 SYSTEM = "Think."
 STAND = {
     "single_pass": ("prompt", "image"),

@@ -16,6 +16,8 @@ from pdgen.sample.engine import Sampler
 from pdgen.sharding import make_mesh
 from tests.sample.conftest import SETTINGS, TERSE, recording, restrict, use
 
+pytestmark = pytest.mark.slow
+
 # Of the largest value. float32 rounds at 6e-8 of each; two layers, and two steps guided by 4 x 1.5, leave up to 1e-6.
 TOLERANCE = 1e-5
 ASKED = dataclasses.replace(SETTINGS, image=ImageSettings(num_timesteps=3))

@@ -59,6 +59,7 @@ def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
     (whole / "dataset.json").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["here", "processes"])
 def test_killed_again_and_again_the_result_is_the_same(tmp_path, whole, runner):
     folder, kills = tmp_path / "data", 0

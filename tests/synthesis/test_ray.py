@@ -9,6 +9,7 @@ from tests.data import shards
 from tests.synthesis.test_build import content
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_makes_the_same_and_tells_faults_alike(tmp_path):
     shards.main(tmp_path / "here", "here")
     shards.main(tmp_path / "ray", "ray")

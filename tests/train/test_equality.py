@@ -12,6 +12,8 @@ import pytest
 
 from tests.train.cases import OPTIMIZER, STEP, after_one_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def float32_products():

@@ -95,6 +95,7 @@ def test_a_step_as_a_checkpoint(workdir, weights, changes, tmp_path):
     assert_model(tmp_path / "out", dataclasses.replace(RUN, **changes), 3, weights, **close)
 
 
+@pytest.mark.slow
 def test_a_workdir_is_its_newest_whole_step(workdir):
     folder, lines = workdir(3, 5), []
     for step in (3, 5):
@@ -132,6 +133,7 @@ def test_a_run_may_start_from_another_ones_workdir(workdir):
     assert resolved(run) == run
 
 
+@pytest.mark.slow
 def test_a_bagel_folder_of_either_weights(workdir, tmp_path):
     folder = workdir(3)
     for weights in ("raw", "ema"):

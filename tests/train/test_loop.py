@@ -68,6 +68,7 @@ def _lines(workdir, name="metrics.jsonl"):
     return {row["step"]: {k: v for k, v in row.items() if k not in TIMED} for row in rows}
 
 
+@pytest.mark.slow
 def test_it_learns(whole):
     metrics = _lines(whole[0])
     assert sorted(metrics) == [2, 4, 6, 8, 10, 12]
@@ -75,6 +76,7 @@ def test_it_learns(whole):
     assert metrics[12]["ce"] < metrics[2]["ce"] - 1
 
 
+@pytest.mark.slow
 def test_held_out_losses_fall_below_what_knows_nothing(whole):
     """Of the same targets every time; a unigram model is far better than chance, and not yet beaten."""
     lines = _lines(whole[0], "held_out.jsonl")
@@ -87,6 +89,7 @@ def test_held_out_losses_fall_below_what_knows_nothing(whole):
     assert {"ce_plan", "ce_inspect", "ce_refine", "ce_switch", "mse_0", "mse_1", "mse_2", "mse_3"} <= set(lines[4])
 
 
+@pytest.mark.slow
 def test_export_holds_the_last_parameters(whole, run):
     config, params = load_checkpoint(whole[1])
     assert config == preset(run.model)
@@ -94,6 +97,7 @@ def test_export_holds_the_last_parameters(whole, run):
     assert load_tokenizer(whole[1] / "tokenizer").fingerprint == load_tokenizer(shapes_folder()).fingerprint
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkeypatch):
     """Lost after step 6, of which step 4 was saved; stopped by SIGTERM after step 10, which saves that step."""
     original, lines = Meter.line, []
@@ -124,6 +128,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
         assert _lines(tmp_path, name) == _lines(whole[0], name)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
     still = dataclasses.replace(run, init=str(whole[1]), num_steps=2, optimizer=OptimizerConfig(learning_rate=0.0))
     lines = []
@@ -143,6 +148,7 @@ def test_metrics_after_the_restored_step_are_cut(tmp_path):
     assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     wild = dataclasses.replace(run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30))
     with pytest.raises(RunError, match=r"step 1: .*param_norm.* not finite; .* records multi_turn-3-\d+,"):
@@ -150,6 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
     """Every step is due to be saved, none to be logged."""
     wild = dataclasses.replace(
@@ -160,6 +167,7 @@ def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_step_loop_transfers_nothing_unasked(run, tmp_path, monkeypatch):
     """A step that is given a host's array, for which the device would have to wait, raises."""
     monkeypatch.setattr(loop, "compiled_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
@@ -167,6 +175,7 @@ def test_the_step_loop_transfers_nothing_unasked(run, tmp_path, monkeypatch):
         _train(dataclasses.replace(run, held_out=0), tmp_path)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_of_the_average(run, tmp_path):
     """Every second step, of the model's whole tree, in which the frozen tables stand too; no time is counted."""
     drawn = {}

@@ -115,6 +115,7 @@ def test_losses_by_kind_and_band(params, batch, reference):
     assert found >= 3
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(params, batch):
     """Eight packs seen thirty times; the fixed position tables stay as they are."""
     state, losses = jax.jit(functools.partial(start_state, STEP))(params, jax.random.key(0)), []
@@ -191,6 +192,7 @@ def test_timesteps(batch):
     assert len(drawn) == sum(len(np.unique(numbers[numbers >= 0])) for numbers in batch.vae_image)
 
 
+@pytest.mark.slow
 def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
     """What the loss reads of the noise: nothing of a clean image's, all of a target's."""
     flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))

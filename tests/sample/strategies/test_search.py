@@ -22,6 +22,8 @@ from pdgen.sequence.trajectory import format_plan
 from pdgen.teachers.advisers import exact_advisers
 from tests.sample.conftest import SETTINGS, Recorder, recording
 
+pytestmark = pytest.mark.slow
+
 PROMPT, SEED = "a red circle left of a blue square", 17
 CANDIDATES = [candidate_seed(SEED, number) for number in range(4)]
 STEPS = 3  # Euler steps of an image

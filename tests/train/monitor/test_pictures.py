@@ -19,6 +19,8 @@ from pdgen.train.monitor.pictures import Pictures
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = SampleSettings(
     max_images=1, max_prompt_tokens=16, text=TextSettings(max_tokens=8), image=ImageSettings(num_timesteps=3)
 )

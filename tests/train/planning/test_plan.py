@@ -59,6 +59,7 @@ def test_state_of_the_paper_s_run(paper):
     )
 
 
+@pytest.mark.slow
 def test_the_paper_s_run_fits_80_gb_on_8_devices(paper):
     """Training's own step, compiled for 8 devices of this machine with the paper's sizes, remat and packs.
 
