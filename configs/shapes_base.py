@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = "out/base_data"
     config.init = ""
     config.model = "shapes_nano"
-    config.num_steps = 20_000
+    config.num_steps = 16_000
     config.rows = 2
     config.budgets = ml_collections.ConfigDict({"text": 896, "vit": 384, "vae": 896})
     config.draws = 2
