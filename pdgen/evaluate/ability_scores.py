@@ -18,7 +18,7 @@ from pdgen.scenes.detect import Found, background, detect
 from pdgen.scenes.graph import Entity, SceneError, SceneGraph
 from pdgen.scenes.instruction import Instruction
 from pdgen.scenes.lexicon import sentence
-from pdgen.scenes.matching import words_of
+from pdgen.scenes.matching import is_called, words_of
 from pdgen.scenes.parse import canonical, parse
 from pdgen.scenes.phrases import be, the, was
 from pdgen.scenes.picture_check import SHIFT, check_promises, check_untouched, looks_of, read
@@ -130,7 +130,7 @@ def _still_there(instruction: Instruction, old: Sequence[Found], new: Sequence[F
 
 def _boxes(entity: Entity, found: Sequence[Found], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
     words = {key: word for key, word in words_of(entity).items() if not (anywhere and key == "place")}
-    return [one.box for one in found if words.items() <= looks_of(one).items()]
+    return [one.box for one in found if is_called(words, looks_of(one))]
 
 
 def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:

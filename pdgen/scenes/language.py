@@ -11,7 +11,7 @@ import numpy as np
 
 from pdgen.interleave.trajectory import format_inspection, format_plan
 from pdgen.scenes.differences import Difference, differences, relation_of
-from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step, misplaced
 from pdgen.scenes.instruction import Instruction, instruct, recolored, say
 from pdgen.scenes.lexicon import RELATIONS, join, number, place_phrase, sentence
 from pdgen.scenes.phrases import (
@@ -263,8 +263,7 @@ def fault_of_draft(rng: np.random.Generator, kind: str, graph: SceneGraph, entit
     right = graph.find(entity)
     relation = None
     if kind == "place":
-        place = next((o.place for o in seen if o.place != right.attributes.get("place")), first.place)
-        attributes["place"] = place
+        attributes["place"] = next((o.place for o in misplaced(right, seen)), first.place)
         others = [e.id for e in graph.entities if e.id != entity]
         relation = next((r for r in relations_to(graph, entity, others) if not _holds(draft, r)), None)
     wrong = Entity(entity, first.shape, len(seen), attributes)
@@ -318,8 +317,8 @@ def _misplaced(
     if place is None or place == seen:
         raise SceneError(f"entity {right.id}: no place or relation is wrong")
     planned, shown = place_phrase(place), place_phrase(seen)
-    forms = (f"{names} {verb} {shown}, not {planned}", f"{names} should be {planned}",
-             f"{names} {verb} {shown}, but the plan says {planned}")  # fmt: skip
+    here = f"{names} {verb} {shown}" if len({*right.places}) == 1 else f"one of {names} is {shown}"
+    forms = (f"{here}, not {planned}", f"{names} should be {planned}", f"{here}, but the plan says {planned}")
     to = Instruction("move", (right.id,), SceneGraph((name(graph, right.id),)), {"place": place})
     return format_inspection(sentence(_pick(rng, forms)), say(rng, to))
 

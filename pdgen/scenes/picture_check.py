@@ -14,11 +14,11 @@ from PIL import Image
 
 from pdgen.interleave.trajectory import format_inspection
 from pdgen.scenes.detect import Found, background
-from pdgen.scenes.graph import Entity, SceneGraph
+from pdgen.scenes.graph import Entity, SceneGraph, misplaced
 from pdgen.scenes.instruction import Instruction
 from pdgen.scenes.language import background_fault, fault
 from pdgen.scenes.lexicon import sentence
-from pdgen.scenes.matching import assign, looks_cost, words_of
+from pdgen.scenes.matching import assign, is_called, looks_cost, words_of
 from pdgen.scenes.phrases import known
 from pdgen.scenes.teachers import Picture
 from pdgen.scenes.world import GRID, Violation, place_of, relations_between, violations
@@ -140,6 +140,8 @@ def _say(rng: np.random.Generator, violation: Violation, seen: Seen, graph: Scen
             if (a.entity, b.entity) == (r.subject, r.reference) == violation.entities
             and r.kind not in relations_between(a, b)
         )
+    elif kind == "place":
+        wrong = tuple(misplaced(graph.find(subject), wrong))
     elif kind != "count":
         key = "noun" if kind == "shape" else kind
         stated = words_of(graph.find(subject))[key]
@@ -155,7 +157,7 @@ def concerned(instruction: Instruction, found: Sequence[Found]) -> set[int]:
         return set()
     ids = instruction.entities[:1] if instruction.operation == "replace" else instruction.entities
     named = [words_of(instruction.graph.find(i)) for i in ids]
-    return {n for n, one in enumerate(found) if any(words.items() <= looks_of(one).items() for words in named)}
+    return {n for n, one in enumerate(found) if any(is_called(words, looks_of(one)) for words in named)}
 
 
 def check_untouched(

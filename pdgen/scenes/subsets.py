@@ -25,7 +25,7 @@ from pdgen.interleave.trajectory import Record
 from pdgen.scenes import base_tasks, language
 from pdgen.scenes.differences import differences
 from pdgen.scenes.faults import corrupt
-from pdgen.scenes.graph import Entity, SceneGraph, Step
+from pdgen.scenes.graph import Entity, SceneGraph, Step, place_of_all
 from pdgen.scenes.matching import renamed
 from pdgen.scenes.prompts import OTHER_WORDS, PROMPT_TASK, make_story, placed
 from pdgen.scenes.rewrite import SHAPES_VOCABULARY, rewrite
@@ -195,10 +195,11 @@ def _wrong_number(rng: np.random.Generator, teachers: Teachers, story: Story) ->
             break
     else:
         raise Rejected("no conflict found")
-    count = len(draft.of(entity))
-    entities = tuple(
-        Entity(e.id, e.noun, count, e.attributes) if e.id == entity else e for e in step.graph.entities
-    )
+    drawn = draft.of(entity)
+    right = step.graph.find(entity)
+    stated = {"place": place_of_all(o.place for o in drawn)} if right.places else {}
+    wrong = Entity(entity, right.noun, len(drawn), right.attributes | stated)
+    entities = tuple(wrong if e.id == entity else e for e in step.graph.entities)
     graph = SceneGraph(entities, step.graph.relations, step.graph.background)
     return _Found(story, number, Step("add", step.entities, graph), draft, graph)
 
