@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 4096})
     config.dropout = ml_collections.ConfigDict({"text": 0.1, "vae": 0.1, "vit": 0.05})
-    config.mixture = ml_collections.ConfigDict({"text_to_image": 0.4, "understand": 0.4, "edit": 0.2})
+    config.mixture = ml_collections.ConfigDict({"text_to_image": 0.5, "understand": 0.3, "edit": 0.2})
     config.turns = "whole"
     config.too_long = "refuse"
     config.broken = "stop"
