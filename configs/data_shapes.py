@@ -5,8 +5,8 @@ python launch/build_data.py --config=configs/data_shapes.py --output=out/data --
 Look at out/data/index.html. Counts are the paper's, but for faulty drafts: there are 25,000 in place of 10,000, since
 with 10,000 a model of this size saw 0.09 of its own faults. More prompts are short ones of GenEval's six tasks than in
 the paper's data, so that a prompt has about 86 characters on average and not 153 as in its Table 1. A small model
-that hardly sees short prompts does not learn to draw them, and the benchmark of shapes world asks for them in six of its
-seven tasks.
+that hardly sees short prompts does not learn to draw them, and the benchmark of shapes world asks for them in six of
+its seven tasks.
 
 Conflict plans come from the scene graph, which needs no checkpoint. For self-sampling train on the multi-turn subset
 first, then build the others:

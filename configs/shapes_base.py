@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "shapes_nano"
     config.num_steps = 16_000
     config.rows = 2
-    config.budgets = ml_collections.ConfigDict({"text": 896, "vit": 384, "vae": 896})
+    config.budgets = ml_collections.ConfigDict({"text": 896, "vit": 256, "vae": 896})
     config.draws = 2
     config.seed = 0
     config.mesh = (1, -1, 1)

@@ -22,7 +22,8 @@ from pdgen.interleave.tokenizer import load_tokenizer
 from pdgen.interleave.trajectory import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5")
+CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5",
+          "--config.alignment.negative=10000")  # fmt: skip
 
 
 def start(*arguments):
