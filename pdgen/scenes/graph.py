@@ -80,18 +80,15 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stated = words_of_place(self.attributes["place"])
         return stated * self.count if len(stated) == 1 else stated
 
-
-def misplaced(entity: Entity, things: Iterable[_Placed]) -> list[_Placed]:
-    """Those of an entity's things that are where its ``place`` has none left; none where no place is stated."""
-    if not entity.places:
-        return []
-    free, wrong = collections.Counter(entity.places), []
-    for thing in things:
-        if free[thing.place]:
-            free[thing.place] -= 1
-        else:
-            wrong.append(thing)
-    return wrong
+    def misplaced(self, things: Iterable[_Placed]) -> list[_Placed]:
+        """Those of its things that are where ``place`` has none left; none where no place is stated."""
+        free, wrong = collections.Counter(self.places), []
+        for thing in things if self.places else ():
+            if free[thing.place]:
+                free[thing.place] -= 1
+            else:
+                wrong.append(thing)
+        return wrong
 
 
 class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

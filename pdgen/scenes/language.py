@@ -11,7 +11,7 @@ import numpy as np
 
 from pdgen.interleave.trajectory import format_inspection, format_plan
 from pdgen.scenes.differences import Difference, differences, relation_of
-from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step, misplaced
+from pdgen.scenes.graph import Entity, Relation, SceneError, SceneGraph, Step
 from pdgen.scenes.instruction import Instruction, instruct, recolored, say
 from pdgen.scenes.lexicon import RELATIONS, join, number, place_phrase, sentence
 from pdgen.scenes.phrases import (
@@ -263,7 +263,7 @@ def fault_of_draft(rng: np.random.Generator, kind: str, graph: SceneGraph, entit
     right = graph.find(entity)
     relation = None
     if kind == "place":
-        attributes["place"] = next((o.place for o in misplaced(right, seen)), first.place)
+        attributes["place"] = next((o.place for o in right.misplaced(seen)), first.place)
         others = [e.id for e in graph.entities if e.id != entity]
         relation = next((r for r in relations_to(graph, entity, others) if not _holds(draft, r)), None)
     wrong = Entity(entity, first.shape, len(seen), attributes)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pdgen.interleave.trajectory import format_inspection
 from pdgen.scenes.detect import Found, background
-from pdgen.scenes.graph import Entity, SceneGraph, misplaced
+from pdgen.scenes.graph import Entity, SceneGraph
 from pdgen.scenes.instruction import Instruction
 from pdgen.scenes.language import background_fault, fault
 from pdgen.scenes.lexicon import sentence
@@ -141,7 +141,7 @@ def _say(rng: np.random.Generator, violation: Violation, seen: Seen, graph: Scen
             and r.kind not in relations_between(a, b)
         )
     elif kind == "place":
-        wrong = tuple(misplaced(graph.find(subject), wrong))
+        wrong = tuple(graph.find(subject).misplaced(wrong))
     elif kind != "count":
         key = "noun" if kind == "shape" else kind
         stated = words_of(graph.find(subject))[key]

@@ -12,17 +12,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from pdgen.scenes.graph import (
-    COLORS,
-    INVERSE,
-    PLACES,
-    Entity,
-    SceneError,
-    SceneGraph,
-    Step,
-    exchanges_places,
-    misplaced,
-)
+from pdgen.scenes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, SceneGraph, Step, exchanges_places
 from pdgen.scenes.held_out import held_out_look, held_out_relation, unstated
 from pdgen.scenes.layout import GRID, RELATIONS, apart, cell, directions, domain, joint, middles, ninth, solve
 from pdgen.scenes.placement import LATTICE, SIZES, Placement
@@ -179,7 +169,7 @@ def _of_looks(entity: Entity, objects: tuple[Object, ...]) -> Iterator[Violation
             if shown.get(kind) != value:
                 text = f"entity {entity.id}: {kind} of object {item.id} is {shown.get(kind)}, not {value}"
                 yield Violation(kind, (entity.id,), text)
-    wrong = misplaced(entity, objects)
+    wrong = entity.misplaced(objects)
     if len(wrong) > max(len(objects) - entity.count, 0):  # of one too many only the number is wrong
         for item in wrong:
             text = f"entity {entity.id}: place of object {item.id} is {item.place}, not {places}"
