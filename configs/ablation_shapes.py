@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seeds = (0, 1, 2)
     config.train_keys = ml_collections.ConfigDict(
         {
-            "num_steps": 2500,
+            "num_steps": 4000,
             "optimizer": {"warmup_steps": 100},
             "held_out": 0,  # a run is scored on the benchmark
             "pictures_every": 0,

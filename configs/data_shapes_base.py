@@ -27,9 +27,18 @@ def get_config() -> ml_collections.ConfigDict:
             "composition": 0.36,
         }
     )
-    config.text_to_image = ml_collections.ConfigDict({"count": 60000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
+    config.places = 0.9
+    config.text_to_image = ml_collections.ConfigDict(
+        {
+            "count": 60000,
+            "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1),
+            "wordings": {"prompt": 0.4, "description": 0.25, "caption": 0.1, "places": 0.25},
+        }
+    )
     config.understand = ml_collections.ConfigDict({"count": 50000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
-    config.edit = ml_collections.ConfigDict({"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
+    config.edit = ml_collections.ConfigDict(
+        {"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1), "places": 0.7}
+    )
     config.multi_turn = ml_collections.ConfigDict({"count": 0})
     config.conflict = ml_collections.ConfigDict({"positive": 0, "negative": 0})
     config.alignment = ml_collections.ConfigDict({"positive": 0, "negative": 0})

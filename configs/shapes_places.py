@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = "shapes_nano"
     config.num_steps = 2500
     config.rows = 2
-    config.budgets = ml_collections.ConfigDict({"text": 1400, "vit": 64, "vae": 1184})
+    config.budgets = ml_collections.ConfigDict({"text": 1280, "vit": 64, "vae": 1216})
     config.draws = 2
     config.seed = 0
     config.mesh = (1, -1, 1)

@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     config.workers = 0
     config.optimizer = ml_collections.ConfigDict(
-        {"name": "muon", "learning_rate": 1e-3, "warmup_steps": 100, "schedule": "cosine", "eps": 1e-8,
+        {"name": "muon", "learning_rate": 2e-3, "warmup_steps": 100, "schedule": "cosine", "eps": 1e-8,
          "ema_decay": 0.999}
     )  # fmt: skip
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 4096})

@@ -6,12 +6,14 @@ world (``pdgen.shapes.world`` places one). As JSON it is validated by ``decode_g
 schema that a language teacher gets.
 
 Attributes are pairs of lower-case words. Shapes world uses ``color``, ``size`` ("small", "large"), ``fill``
-("outlined") and ``place`` (a key of ``PLACES``); any other is carried along.
+("outlined") and ``place`` (a word of ``PLACES``, or of several things one for each: "top left, right"); any other is
+carried along.
 """
 
+import collections
 import itertools
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -21,10 +23,33 @@ PLACES = (
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 MAX_COUNT = 20
+SEPARATOR = ", "  # of the places of several things
 
 
 class SceneError(ValueError):
     """A scene contradicts itself; the message names the entity, object or relation at fault."""
+
+
+class Placed(Protocol):
+    """An object of a scene or one that is seen."""
+
+    @property
+    def place(self) -> str: ...
+
+
+_Placed = TypeVar("_Placed", bound=Placed)
+
+
+def words_of_place(place: str) -> tuple[str, ...]:
+    """The words of ``PLACES`` that the attribute ``place`` holds."""
+    return tuple(place.split(SEPARATOR))
+
+
+def place_of_all(places: Iterable[str]) -> str:
+    """The attribute ``place`` of things at these places: the word, if they share it, else one for each in order."""
+    order = {place: number for number, place in enumerate(PLACES)}
+    said = sorted(places, key=lambda place: order.get(place, len(order)))
+    return said[0] if len(set(said)) == 1 else SEPARATOR.join(said)
 
 
 class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +68,27 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, value in self.attributes.items():
             if not (name and value) or (name + value) != (name + value).lower():
                 raise SceneError(f"entity {self.id}: attribute {name!r}: {value!r} is not two lower-case words")
+        number = self.attributes.get("place", "").count(SEPARATOR) + 1
+        if number not in (1, self.count):
+            raise SceneError(f"entity {self.id}: {number} places for {self.count} things: {self.attributes['place']!r}")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The place of each of its things; none where it is not stated."""
+        if "place" not in self.attributes:
+            return ()
+        stated = words_of_place(self.attributes["place"])
+        return stated * self.count if len(stated) == 1 else stated
+
+    def misplaced(self, things: Iterable[_Placed]) -> list[_Placed]:
+        """Those of its things that are where ``place`` has none left; none where no place is stated."""
+        free, wrong = collections.Counter(self.places), []
+        for thing in things if self.places else ():
+            if free[thing.place]:
+                free[thing.place] -= 1
+            else:
+                wrong.append(thing)
+        return wrong
 
 
 class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
-from pdgen.shapes.lexicon import join, sentence
+from pdgen.shapes.lexicon import join, sentence, target_phrase
 from pdgen.shapes.phrases import name, relations_to, scene, some, statements, the
 
 EXCHANGED = "exchanged"
@@ -199,7 +199,7 @@ def say(rng: np.random.Generator, instruction: Instruction, first: bool = False)
         x = join([the(e) for e in concerned])
     elif instruction.operation == "move":
         place = instruction.changes.get("place")
-        where = [] if place is None else [f"to the {place}"]
+        where = [] if place is None else [target_phrase(place)]
         to = " and ".join([*where, *(f"{r.kind} {the(graph.find(r.reference))}" for r in graph.relations)])
     words = forms[rng.integers(len(forms))].format(x=x, y=y, to=to)
     return " ".join([sentence(f"{words} for now" if instruction.for_now else words), *statements(graph, left)])

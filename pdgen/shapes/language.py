@@ -268,8 +268,7 @@ def fault_of_draft(rng: np.random.Generator, kind: str, graph: SceneGraph, entit
     right = graph.find(entity)
     relation = None
     if kind == "place":
-        place = next((o.place for o in seen if o.place != right.attributes.get("place")), first.place)
-        attributes["place"] = place
+        attributes["place"] = next((o.place for o in right.misplaced(seen)), first.place)
         others = [e.id for e in graph.entities if e.id != entity]
         relation = next((r for r in relations_to(graph, entity, others) if not _holds(draft, r)), None)
     wrong = Entity(entity, first.shape, len(seen), attributes)
@@ -323,8 +322,8 @@ def _misplaced(
     if place is None or place == seen:
         raise SceneError(f"entity {right.id}: no place or relation is wrong")
     planned, shown = place_phrase(place), place_phrase(seen)
-    forms = (f"{names} {verb} {shown}, not {planned}", f"{names} should be {planned}",
-             f"{names} {verb} {shown}, but the plan says {planned}")  # fmt: skip
+    here = f"{names} {verb} {shown}" if len({*right.places}) == 1 else f"one of {names} is {shown}"
+    forms = (f"{here}, not {planned}", f"{names} should be {planned}", f"{here}, but the plan says {planned}")
     to = Instruction("move", (right.id,), SceneGraph((name(graph, right.id),)), {"place": place})
     return format_inspection(sentence(_pick(rng, forms)), say(rng, to))
 

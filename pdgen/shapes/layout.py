@@ -7,10 +7,12 @@ difference of their corners, so that placing one square narrows another's choice
 
 import functools
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 GRID = 32
 MARGIN = 0.1
@@ -23,6 +25,21 @@ RELATIONS = ("left of", "right of", "above", "below")
 Domain = Bool[np.ndarray, "top left"]
 Numbers = np.ndarray | np.floating
 Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, offset = second corner - first corner
+Ninths = Int[np.ndarray, "top left"]  # by a square's corner, the ninth of the grid that holds its centre
+
+
+class _Link(NamedTuple):
+    """What a square's corner leaves to another one: offsets, and where both are given, any ninth but its own."""
+
+    table: Table
+    here: Ninths | None
+    there: Ninths | None
+
+    def left_over(self, top: int, left: int, choices: Domain) -> Domain:
+        """What a square at (left, top) leaves of the other one's corners."""
+        rows, columns = choices.shape
+        free = choices & self.table[GRID - top : GRID - top + rows, GRID - left : GRID - left + columns]
+        return free if self.here is None else free & (self.there != self.here[top, left])
 
 
 def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
@@ -65,8 +82,15 @@ def cell(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
     return down[:, None] & across[None, :]
 
 
+@functools.lru_cache(maxsize=1024)
+def ninth(extent: int, inset: int, size: int) -> Ninths:
+    """3 x row + column of the ninth, by the corner of the reserved square; arguments as of ``cell``."""
+    third = ((np.arange(GRID - extent + 1) + inset + size / 2) * 3 // GRID).astype(int)
+    return 3 * third[:, None] + third[None, :]
+
+
 @functools.lru_cache
-def ninths(extent: int) -> Domain:
+def middles(extent: int) -> Domain:
     """Corners at which a square is about the middle of a ninth of the grid, or as near to it as it can be."""
     columns = np.zeros(GRID - extent + 1, bool)
     columns[[min(max(middle - extent // 2, 0), GRID - extent) for middle in (5, 16, 27)]] = True
@@ -127,6 +151,7 @@ def solve(
     tables: Mapping[tuple[int, int], Table],
     width: int = 1,
     budget: int = 1,
+    elsewhere: Mapping[tuple[int, int], tuple[Ninths, Ninths]] = types.MappingProxyType({}),
 ) -> list[tuple[int, int]] | None:
     """Corners (left, top) that obey all constraints; None if the search finds none.
 
@@ -140,18 +165,20 @@ def solve(
       tables: by (first, second), indices of ``domains``, each unordered pair at most once.
       width: choices tried for each square.
       budget: dead ends after which the search gives up.
+      elsewhere: pairs of ``tables`` that are to be in two ninths of the grid, and the ninths of both.
     """
-    neighbours: list[dict[int, Table]] = [{} for _ in domains]
+    neighbours: list[dict[int, _Link]] = [{} for _ in domains]
     for (first, second), table in tables.items():
-        neighbours[first][second] = table
-        neighbours[second][first] = table[::-1, ::-1]
+        here, there = elsewhere.get((first, second), (None, None))
+        neighbours[first][second] = _Link(table, here, there)
+        neighbours[second][first] = _Link(table[::-1, ::-1], there, here)
     corners = _search(rng, neighbours, dict(enumerate(domains)), width, [budget])
     return None if corners is None else [corners[i] for i in range(len(domains))]
 
 
 def _search(
     rng: np.random.Generator,
-    neighbours: Sequence[Mapping[int, Table]],
+    neighbours: Sequence[Mapping[int, _Link]],
     waiting: Mapping[int, Domain],
     width: int,
     budget: list[int],
@@ -166,9 +193,9 @@ def _search(
     for choice in rng.permutation(choices)[: LOOKS * width].tolist():
         top, left = divmod(choice, waiting[index].shape[1])
         narrowed = {}
-        for other, table in neighbours[index].items():
+        for other, link in neighbours[index].items():
             if other in rest:
-                narrowed[other] = rest[other] & _seen_from(table, top, left, rest[other])
+                narrowed[other] = link.left_over(top, left, rest[other])
                 if not narrowed[other].any():
                     break
         else:
@@ -184,9 +211,3 @@ def _search(
             return None
     budget[0] -= 1
     return None
-
-
-def _seen_from(table: Table, top: int, left: int, domain: Domain) -> Domain:
-    # The part of a pair's table that a square at (left, top) leaves for the other one's corners.
-    rows, columns = domain.shape
-    return table[GRID - top : GRID - top + rows, GRID - left : GRID - left + columns]

@@ -4,7 +4,7 @@
 classes of COCO by the names that GenEval's prompts give them.
 """
 
-from pdgen.shapes.graph import COLORS
+from pdgen.shapes.graph import COLORS, words_of_place
 from pdgen.shapes.placement import SIZES
 from pdgen.shapes.world import FILLS, SHAPES
 
@@ -56,8 +56,13 @@ def with_article(words: str) -> str:
 
 
 def place_phrase(place: str) -> str:
-    """Where: "on the left", "at the top right"."""
-    return f"{PREPOSITIONS.get(place, 'at')} the {place}"
+    """Where, of the attribute ``place``: "on the left", "at the top right, on the right and at the bottom"."""
+    return join([f"{PREPOSITIONS.get(word, 'at')} the {word}" for word in words_of_place(place)])
+
+
+def target_phrase(place: str) -> str:
+    """Where to: "to the left", "to the top, to the right and to the bottom"."""
+    return join([f"to the {word}" for word in words_of_place(place)])
 
 
 def join(parts: list[str]) -> str:

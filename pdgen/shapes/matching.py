@@ -12,7 +12,7 @@ import numpy as np
 from msgspec.structs import replace
 from scipy.optimize import linear_sum_assignment
 
-from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph
+from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, words_of_place
 from pdgen.shapes.lexicon import number
 
 NOUN, COLOR, COUNT, OTHER, UNSAID = 4.0, 3.0, 2.0, 1.0, 0.1
@@ -25,8 +25,18 @@ def looks_cost(asked: Mapping[str, str], said: Mapping[str, str]) -> float:
     cost = 0.0
     for key, value in asked.items():
         price = {"noun": NOUN, "color": COLOR}.get(key, OTHER)
-        cost += UNSAID if key not in said else price * (said[key] != value)
+        cost += UNSAID if key not in said else price * (not _agrees(key, value, said[key]))
     return cost
+
+
+def _agrees(key: str, stated: str, seen: str) -> bool:
+    # One of several things is at one of their places.
+    return seen == stated or (key == "place" and seen in words_of_place(stated))
+
+
+def is_called(words: Mapping[str, str], looks: Mapping[str, str]) -> bool:
+    """Whether all that ``words`` say (noun and attributes of an entity) is so of something with these ``looks``."""
+    return all(key in looks and _agrees(key, value, looks[key]) for key, value in words.items())
 
 
 def words_of(entity: Entity) -> dict[str, str]:

@@ -12,11 +12,11 @@ A recursive descent over the words, one method per rule; ``parse_instruction`` r
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pdgen.shapes.graph import PLACES, Entity, Relation, SceneError, SceneGraph
+from pdgen.shapes.graph import PLACES, Entity, Relation, SceneError, SceneGraph, place_of_all
 from pdgen.shapes.instruction import EXCHANGED, Instruction
 from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS, place_phrase, plural
 from pdgen.shapes.world import BACKGROUNDS
@@ -194,9 +194,8 @@ class _Reader:
         if not self.take("is") and not self.take("are"):
             raise self.not_understood("'is' or 'are'")
         while True:
-            place = self.take_one(_PLACE) if not self.starts_relation() else None
-            if place is not None:
-                self.set_place(entity, _PLACE[place])
+            if (place := self.place()) is not None:
+                self.set_place(entity, place)
             elif (kind := self.relation_kind()) is not None:
                 self.relations.append(Relation(entity, kind, self.known() if self.word() == "the" else self.new()))
             else:
@@ -263,11 +262,16 @@ class _Reader:
 
     # Places, relations, background.
 
-    def place(self) -> str | None:
-        if self.starts_relation():
-            return None
-        phrase = self.take_one(_PLACE)
-        return None if phrase is None else _PLACE[phrase]
+    def place(self, phrases: Mapping[str, str] = _PLACE) -> str | None:
+        """A place, or one for each of several things, as the attribute ``place`` has it."""
+        found, end = [], self.position
+        while not self.starts_relation() and (phrase := self.take_one(phrases)) is not None:
+            found.append(phrases[phrase])
+            end = self.position
+            self.take(",")
+            self.take("and")
+        self.position = end
+        return place_of_all(found) if found else None
 
     def set_place(self, entity: int, place: str) -> None:
         old = self.entities[entity]
@@ -314,8 +318,8 @@ class _Reader:
 
     def move(self) -> Instruction:
         entity = self.known()
-        target = None if self.starts_relation() else self.take_one(_TARGET)
-        changes = {} if target is None else {"place": _TARGET[target]}
+        target = self.place(_TARGET)
+        changes = {} if target is None else {"place": target}
         if target is None or self.take("and"):
             if not self.starts_relation():
                 raise self.not_understood("a place or relation")

@@ -118,7 +118,8 @@ def scene(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tu
     if not parts:
         assert graph.background is not None  # a graph of nothing at all is never put into words
         return background_phrase(graph.background), left
-    several = len(parts) > 1 and len(left) < len(graph.relations)  # clauses hold more than names
+    listed = any("place" in e.attributes and len({*e.places}) > 1 for e in graph.entities)
+    several = len(parts) > 1 and (len(left) < len(graph.relations) or listed)  # clauses hold more than names
     text = f"{', '.join(parts[:-1])}, and {parts[-1]}" if several else join(parts)
     if graph.background is None:
         return text, left

@@ -14,13 +14,15 @@ TOKEN = 8  # units of a side of the VAE token: a picture is 4 x 4 tokens
 class Attempt(NamedTuple):
     """One search for a layout: empty units between boxes, choices and dead ends of ``solve``.
 
-    ``compact`` takes the smallest sizes and puts them about the middles of the nine places.
+    ``compact`` takes the smallest sizes and puts them about the middles of the nine places. Things of one entity have
+    places of their own, unless they are ``crowded``.
     """
 
     gap: int
     width: int
     budget: int
     compact: bool = False
+    crowded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,12 @@ class Placement:
 # A VAE token sees few crops of a shape: its corners are the token's own.
 LATTICE = Placement(
     TOKEN, {"small": 0.6, "large": 0.4}, {"small": (7,), "large": (15,)},
-    (Attempt(1, 1, 1), Attempt(1, 3, 4), Attempt(1, 9, 100)),
+    (Attempt(1, 1, 1), Attempt(1, 3, 4), Attempt(1, 9, 100), Attempt(1, 9, 100, crowded=True)),
 )  # fmt: skip
 # Widely spread at first, then ever closer.
 FREE = Placement(
     1, {"small": 0.3, "medium": 0.4, "large": 0.3}, SIZES,
-    (Attempt(2, 1, 1), Attempt(2, 1, 1), Attempt(2, 3, 4), Attempt(1, 9, 100, compact=True), Attempt(1, 6, 10)),
+    (Attempt(2, 1, 1), Attempt(2, 1, 1), Attempt(2, 3, 4), Attempt(1, 9, 100, compact=True),
+     Attempt(1, 6, 10, crowded=True)),
 )  # fmt: skip
 PLACEMENTS = {"lattice": LATTICE, "free": FREE}

@@ -14,7 +14,7 @@ import numpy as np
 
 from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, SceneGraph, Step, exchanges_places
 from pdgen.shapes.held_out import held_out_look, held_out_relation, unstated
-from pdgen.shapes.layout import GRID, RELATIONS, apart, cell, directions, domain, joint, ninths, solve
+from pdgen.shapes.layout import GRID, RELATIONS, apart, cell, directions, domain, joint, middles, ninth, solve
 from pdgen.shapes.placement import LATTICE, SIZES, Placement
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "heart", "ring", "crescent", "arrow")
@@ -164,21 +164,26 @@ class Violation(NamedTuple):
 
 def _of_looks(entity: Entity, objects: tuple[Object, ...]) -> Iterator[Violation]:
     stated = {"shape": entity.noun, **entity.attributes}
+    places = stated.pop("place", "")
     for item in objects:
         shown = {"shape": item.shape, "color": item.color, "size": item.size_word, "fill": item.fill}
-        shown["place"] = item.place
         for kind, value in stated.items():
             if shown.get(kind) != value:
                 text = f"entity {entity.id}: {kind} of object {item.id} is {shown.get(kind)}, not {value}"
                 yield Violation(kind, (entity.id,), text)
+    wrong = entity.misplaced(objects)
+    if len(wrong) > max(len(objects) - entity.count, 0):  # of one too many only the number is wrong
+        for item in wrong:
+            text = f"entity {entity.id}: place of object {item.id} is {item.place}, not {places}"
+            yield Violation("place", (entity.id,), text)
 
 
 def violations(scene: Scene, graph: SceneGraph) -> list[Violation]:
     """In what the scene is not as the graph says; nothing that the graph leaves open is a fault.
 
     Every entity has as many objects as its count and no other entity has any; each object has the entity's
-    shape and attributes; each stated relation holds between every instance of its subject and every instance
-    of its reference; a stated background is the scene's.
+    shape and attributes, and their places are those that the entity states; each stated relation holds between every
+    instance of its subject and every instance of its reference; a stated background is the scene's.
     """
     found = []
     for entity in graph.entities:
@@ -205,10 +210,8 @@ def satisfies(scene: Scene, graph: SceneGraph) -> list[str]:
     return [v.text for v in violations(scene, graph)]
 
 
-class _Slot(NamedTuple):
-    """A position that objects hold: which entity's at which steps, in the order of the steps."""
-
-    holders: dict[int, int]  # step -> entity
+_Slot = dict[int, int]  # a position that objects hold: by step, which entity's
+_Pair = tuple[int, int]
 
 
 class _Plan(NamedTuple):
@@ -261,10 +264,10 @@ def _trace(steps: Sequence[Step]) -> _Plan:
         for entity in graph.entities:
             kept = now.get(entity.id, [])[: entity.count]
             fresh = range(len(slots), len(slots) + entity.count - len(kept))
-            slots.extend(_Slot({}) for _ in fresh)
+            slots.extend({} for _ in fresh)
             frame[entity.id] = [*kept, *fresh]
             for slot in frame[entity.id]:
-                slots[slot].holders[number - 1] = entity.id
+                slots[slot][number - 1] = entity.id
             if step.operation == "move" and entity.id in step.entities:
                 moves.extend(itertools.product(last.get(entity.id, []), fresh))
         held.append(frame)
@@ -291,20 +294,26 @@ def _sizes(
 
 def _constraints(
     steps: Sequence[Step], plan: _Plan, sizes: list[dict[int, int]], placement: Placement, gap: int
-) -> tuple[list[int], list[np.ndarray], dict[tuple[int, int], np.ndarray]]:
-    """Each slot's extent (that of its largest holder) and domain, and the tables of pairs of slots."""
-    extents = [max(sizes[step][entity] for step, entity in slot.holders.items()) for slot in plan.slots]
+) -> tuple[list[int], list[np.ndarray], dict[_Pair, np.ndarray], dict[_Pair, tuple[np.ndarray, ...]]]:
+    """Each slot's extent (that of its largest holder) and domain, the tables of pairs of slots, and the pairs that are
+    to be at two places, with the ninths of both."""
+    extents = [max(sizes[step][entity] for step, entity in slot.items()) for slot in plan.slots]
     domains = [domain(extent, placement.spacing) for extent in extents]
-    keys: dict[tuple[int, int], set[tuple[str | int, ...]]] = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
+    spread: dict[_Pair, tuple[np.ndarray, ...]] = {}
+    keys: dict[_Pair, set[tuple[str | int, ...]]] = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
     for step, frame, size in zip(steps, plan.held, sizes):
         for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
             keys.setdefault((a, b), set()).add(("apart", extents[a], extents[b], gap))
         for entity in step.graph.entities:
-            for slot in frame[entity.id] if "place" in entity.attributes else ():
-                place = PLACES.index(entity.attributes["place"])
+            for slot, word in zip(frame[entity.id], entity.places):
+                place = PLACES.index(word)
                 width = size[entity.id]
                 inset = placement.inset(extents[slot], width)
                 domains[slot] = domains[slot] & cell(extents[slot], inset, width, place % 3, place // 3)
+            alike = itertools.combinations(sorted(frame[entity.id]), 2) if len({*entity.places}) != 1 else ()
+            for pair in alike:
+                insets = (placement.inset(extents[i], size[entity.id]) for i in pair)
+                spread[pair] = tuple(ninth(extents[i], inset, size[entity.id]) for i, inset in zip(pair, insets))
         stated = (("related", r) for r in step.graph.relations)
         for name, r in itertools.chain(stated, (("unrelated", r) for r in unstated(step.graph))):
             for a, b in itertools.product(frame[r.reference], frame[r.subject]):
@@ -316,7 +325,7 @@ def _constraints(
                     back = (name, INVERSE[r.kind], size[r.reference], size[r.subject], -shift)
                     keys[b, a].add(back)
     tables = {pair: joint(tuple(sorted(parts))) for pair, parts in keys.items()}
-    return extents, domains, tables
+    return extents, domains, tables, spread
 
 
 def unpaintable(graph: SceneGraph, placement: Placement = LATTICE) -> list[str]:
@@ -327,7 +336,7 @@ def unpaintable(graph: SceneGraph, placement: Placement = LATTICE) -> list[str]:
         if entity.noun not in SHAPES:
             faults.append(f"entity {entity.id}: {entity.noun!r} is no shape of {SHAPES}")
         for name, value in entity.attributes.items():
-            if value not in allowed.get(name, ()):
+            if not {*(entity.places if name == "place" else (value,))} <= {*allowed.get(name, ())}:
                 faults.append(f"entity {entity.id}: shapes world has no {name} {value!r}")
         if "color" not in entity.attributes:
             faults.append(f"entity {entity.id}: a {entity.noun} of shapes world needs a color")
@@ -376,10 +385,10 @@ def place(rng: np.random.Generator, steps: Sequence[Step], placement: Placement 
     backgrounds = _backgrounds(rng, steps)
     for attempt in placement.attempts:
         sizes = _sizes(rng, steps, placement, attempt.compact)
-        extents, domains, tables = _constraints(steps, plan, sizes, placement, attempt.gap)
+        extents, domains, tables, spread = _constraints(steps, plan, sizes, placement, attempt.gap)
         if attempt.compact:
-            domains = [d & ninths(extent) for d, extent in zip(domains, extents)]
-        corners = solve(rng, domains, tables, attempt.width, attempt.budget)
+            domains = [d & middles(extent) for d, extent in zip(domains, extents)]
+        corners = solve(rng, domains, tables, attempt.width, attempt.budget, {} if attempt.crowded else spread)
         if corners is not None:
             boxes = [(*corner, extent) for corner, extent in zip(corners, extents)]
             return _scenes(steps, plan, sizes, boxes, backgrounds, placement)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes import language
-from pdgen.shapes.graph import COLORS, SceneError, SceneGraph
+from pdgen.shapes.graph import COLORS, SceneError, SceneGraph, place_of_all
 from pdgen.shapes.grow import grow
 from pdgen.shapes.held_out import held_out
 from pdgen.shapes.matching import differences
@@ -88,12 +88,13 @@ def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story
     """The story whose steps also say where things are, as its scenes have them: plans decide what prompts leave open.
 
     Args:
-      rate: probability for every single thing that is added and never changed.
+      rate: probability for every entity that is added and never changed.
     """
     changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
     last = story.scenes[-1]
-    singles = [e.id for e in story.steps[-1].graph.entities if e.count == 1 and e.id not in changed]
-    places = {i: last.of(i)[0].place for i, draw in zip(singles, rng.random(len(singles))) if draw < rate}
+    kept = [e.id for e in story.steps[-1].graph.entities if e.id not in changed]
+    stated = [i for i, draw in zip(kept, rng.random(len(kept))) if draw < rate]
+    places = {i: place_of_all(o.place for o in last.of(i)) for i in stated}
 
     def stated(graph: SceneGraph) -> SceneGraph:
         entities = (

@@ -156,7 +156,7 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       count: samples.
       things: shares of scenes of 1, 2, ... things; what is removed or still to be added is one more or less.
       operations: shares of ``graph.OPERATIONS``.
-      places: share of single things that are added where the instruction says.
+      places: share of what is added where the instruction says.
     """
 
     count: int = 0
@@ -217,7 +217,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       tasks: shares of ``sample.TASKS``; they are divided by their sum.
       entities: shares of compositions with 1, 2, ... entities; empty for ``sample.ENTITY_RATES``.
       rewritten: share of multi-turn and alignment samples whose steps also modify, swap, move, replace and remove.
-      places: share of single things whose place the plans of shapes world state, whether or not the prompt does.
+      places: share of what is drawn of which plans of shapes world, and "description", say where it is, whether or not
+        the prompt does.
       max_images: of a sample.
       allow_leaks: keep prompts that are GenEval's; they are counted and named either way.
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from pdgen.sequence.trajectory import Record
 from pdgen.shapes import language
-from pdgen.shapes.graph import Entity, SceneGraph, Step
+from pdgen.shapes.graph import Entity, SceneGraph, Step, place_of_all
 from pdgen.shapes.matching import differences, renamed
 from pdgen.synthesis.base import tasks as base_tasks
 from pdgen.synthesis.faults import corrupt
@@ -195,10 +195,11 @@ def _wrong_number(rng: np.random.Generator, teachers: Teachers, story: Story) ->
             break
     else:
         raise Rejected("no conflict found")
-    count = len(draft.of(entity))
-    entities = tuple(
-        Entity(e.id, e.noun, count, e.attributes) if e.id == entity else e for e in step.graph.entities
-    )
+    drawn = draft.of(entity)
+    right = step.graph.find(entity)
+    stated = {"place": place_of_all(o.place for o in drawn)} if right.places else {}
+    wrong = Entity(entity, right.noun, len(drawn), right.attributes | stated)
+    entities = tuple(wrong if e.id == entity else e for e in step.graph.entities)
     graph = SceneGraph(entities, step.graph.relations, step.graph.background)
     return _Found(story, number, Step("add", step.entities, graph), draft, graph)
 

@@ -24,7 +24,8 @@ from pdgen.sequence.trajectory import Image
 from tests.data import handmade
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5")
+CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5",
+          "--config.alignment.negative=10000")  # fmt: skip
 
 
 def start(*arguments):

@@ -244,6 +244,16 @@ def test_faults_of_place_name_the_relation_or_the_place():
     said = all_wordings(lambda rng: language.fault(rng, "place", placed, 0, thing(0, "circle", place="right")))
     analysis = "The red circle is on the right, not at the top left."
     assert f"{analysis} <refine>Move the red circle to the top left.</refine>" in said
+    three = SceneGraph((thing(0, "heart", 3, color="red", place="top left, right, bottom"),))
+    said = all_wordings(lambda rng: language.fault(rng, "place", three, 0, thing(0, "heart", place="top")))
+    planned = "at the top left, on the right and at the bottom"
+    assert {text.split(" <refine>")[0] for text in said} == {
+        f"One of the three red hearts is at the top, not {planned}.", f"The three red hearts should be {planned}.",
+        f"One of the three red hearts is at the top, but the plan says {planned}.",
+    }  # fmt: skip
+    moved = "Move the three red hearts to the top left, to the right and to the bottom."
+    assert moved in {parse_refine(text) for text in said}
+    assert parse_instruction(moved).changes == {"place": "top left, right, bottom"}
     with pytest.raises(SceneError, match="no place or relation is wrong"):
         language.fault(np.random.default_rng(0), "place", placed, 0, placed.entities[0])
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.shapes import language
-from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneError, SceneGraph, Step, place_of_all
 from pdgen.shapes.instruction import EXCHANGED, Instruction, carry_out, instruct, say
 from pdgen.shapes.lexicon import COCO, NOUNS, plural, with_article
 from pdgen.shapes.parse import canonical, parse, parse_instruction
@@ -65,6 +65,8 @@ def graphs(draw):
     """Any graph in the words of the lexicon, with nouns of which one is the beginning of another's look or name."""
     nouns = st.sampled_from((*NOUNS[:4], "orange", "skis", "sheep", "tv", "tv remote", "hot dog", "dog"))
     parts = draw(st.lists(st.tuples(nouns, st.integers(1, 20), attributes_strategy()), max_size=5))
+    each = {n: draw(st.lists(st.sampled_from(PLACES), min_size=n, max_size=n)) for _, n, a in parts if "place" in a}
+    parts = [(noun, n, a | ({"place": place_of_all(each[n])} if n in each else {})) for noun, n, a in parts]
     entities = {(noun, tuple(sorted(a.items()))): (noun, count, a) for noun, count, a in parts}
     entities = [Entity(i, *entity) for i, entity in enumerate(entities.values())]
     pairs = [(a, b) for a in range(len(entities)) for b in range(a)]
@@ -114,6 +116,13 @@ def test_canonical_is_blind_to_ids_order_and_direction(graph):
         ("a photo of a dog right of a teddy bear", [thing(0, "dog"), thing(1, "teddy bear")], [(0, "right of", 1)]),
         ("draw a big black cat", [thing(0, "cat", size="large", color="black")], []),
         ("a star on the left", [thing(0, "star", place="left")], []),
+        ("two stars on the left", [thing(0, "star", 2, place="left")], []),
+        ("three stars at the bottom, on the left and at the top, and a ring on a beige background",
+         [thing(0, "star", 3, place="top, left, bottom"), thing(1, "ring")], []),
+        ("two stars at the top and on the right and on the left of a ring",
+         [thing(0, "star", 2, place="top, right"), thing(1, "ring")], [(0, "left of", 1)]),
+        ("three stars, and a ring. The stars are at the top, at the top and in the middle.",
+         [thing(0, "star", 3, place="top, top, centre"), thing(1, "ring")], []),
         ("a star on the left of a ring", [thing(0, "star"), thing(1, "ring")], [(0, "left of", 1)]),
         (
             "a star and a ring. The star is in the center and below the ring.",
@@ -165,6 +174,8 @@ def test_every_noun_is_read_in_singular_and_plural():
         ("a dog and a cat. The dog is happy.", "'happy' is not understood where a place or relation is expected"),
         ("a red blue dog", "'blue' is not understood where a noun (its color is red) is expected"),
         ("a dog and a dog", "cannot be told apart"),
+        ("three dogs on the left and at the top", "entity 0: 2 places for 3 things: 'top, left'"),
+        ("a dog on the left and at the top", "entity 0: 2 places for 1 things"),
         ("a dog left of a cat. The cat is left of the dog.", "contradict"),
         ("twenty-one dogs", "'twenty-one' is not understood"),
     ],
@@ -177,6 +188,7 @@ def test_what_is_not_understood_is_named(text, words):
 
 
 RED, BLUE = thing(0, "star", color="red"), thing(1, "ring", color="blue")
+RINGS, STAR = thing(0, "ring", 2), thing(1, "star", color="red")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +209,10 @@ RED, BLUE = thing(0, "star", color="red"), thing(1, "ring", color="blue")
             Instruction("move", (0,), SceneGraph((RED, BLUE), (Relation(0, "below", 1),))),
         ),
         ("Move the red star to the left.", Instruction("move", (0,), SceneGraph((RED,)), {"place": "left"})),
+        (
+            "Move the two rings to the top and to the right and below the red star.",
+            Instruction("move", (0,), SceneGraph((RINGS, STAR), (Relation(0, "below", 1),)), {"place": "top, right"}),
+        ),
         (
             "Move the red star to the left of the blue ring.",
             Instruction("move", (0,), SceneGraph((RED, BLUE), (Relation(0, "left of", 1),))),

@@ -304,6 +304,55 @@ def test_stated_sizes_places_fills_and_backgrounds_are_checked():
     ]
 
 
+@pytest.mark.parametrize(
+    ("where", "wrong"),
+    [
+        (((0, 0), (24, 8)), []),
+        (((24, 8), (0, 0)), []),
+        (((0, 0), (24, 24)), ["entity 0: place of object 1 is bottom right, not top left, right"]),
+        (((24, 0), (24, 24)), ["is top right, not top left, right", "is bottom right, not top left, right"]),
+        # Both are at the same one of two places.
+        (((24, 8), (24, 16)), ["entity 0: place of object 1 is right, not top left, right"]),
+        # Of one too many, or too few, nobody is at the wrong place, as long as the others are at the right ones.
+        (((0, 0),), ["entity 0: 1 of 2 circle"]),
+        (((0, 0), (24, 8), (0, 24)), ["entity 0: 3 of 2 circle"]),
+        (((0, 24),), ["entity 0: 1 of 2 circle", "is bottom left, not top left, right"]),
+    ],
+)
+def test_places_of_several_things_are_taken_in_any_order(where, wrong):
+    scene = world.Scene(tuple(thing(i, x, y, 7, entity=0) for i, (x, y) in enumerate(where)))
+    found = world.satisfies(scene, graph(entity(0, count=2, place="top left, right")))
+    assert len(found) == len(wrong)
+    assert all(text.endswith(words) for words, text in zip(wrong, found))
+
+
+@both
+def test_several_things_of_an_entity_are_at_places_of_their_own(name):
+    crowded, groups = 0, 0
+    for seed in range(300):
+        wanted = graph(entity(0, count=2 + seed % 3), entity(1, "star", 1 + seed % 2, "blue"))
+        (scene,) = placed(name, seed, [Step("add", (0, 1), wanted)])
+        for one in wanted.entities:
+            groups += one.count > 1
+            crowded += len({o.place for o in scene.of(one.id)}) < one.count
+    assert groups == 450 and crowded == 0
+
+
+def test_several_things_share_a_place_where_all_are_said_to_be_there():
+    together = graph(entity(0, count=2, place="centre"))
+    assert {o.place for o in placed("lattice", 0, [Step("add", (0,), together)])[0].objects} == {"centre"}
+
+
+@both
+@pytest.mark.parametrize("seed", range(20))
+def test_stated_places_of_several_things_are_those_of_the_layout(name, seed):
+    rng = np.random.default_rng(seed)
+    words = sorted(rng.permutation(PLACES)[: 2 + seed % 4].tolist(), key=PLACES.index)
+    wanted = graph(entity(0, count=len(words), place=", ".join(words)))
+    (scene,) = placed(name, seed, [Step("add", (0,), wanted)])
+    assert sorted((o.place for o in scene.objects), key=PLACES.index) == words
+
+
 def random_scene(name, seed, count):
     return world.random_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
 

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from pdgen.sequence.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
-from pdgen.shapes.graph import SceneGraph, implies
+from pdgen.shapes.graph import PLACES, SceneGraph, implies
 from pdgen.shapes.language import COMPLETE
 from pdgen.shapes.matching import differences
 from pdgen.shapes.parse import parse
@@ -188,7 +188,7 @@ def test_tasks_come_in_their_shares():
 
 def test_plans_state_the_places_that_their_scenes_have():
     settings = msgspec.structs.replace(SETTINGS, places=1.0)
-    stated = 0
+    stated = collections.Counter()
     for seed in range(60):
         try:
             story = make_story(np.random.default_rng(seed), settings, EXACT, rewritten=0.7)
@@ -198,12 +198,13 @@ def test_plans_state_the_places_that_their_scenes_have():
         for step, scene in zip(story.steps, story.scenes):
             for entity in step.graph.entities:
                 place = entity.attributes.get("place")
-                if entity.count == 1 and entity.id not in changed:
+                if entity.id not in changed:
                     assert place is not None
                 if place is not None:
-                    assert {o.place for o in scene.of(entity.id)} == {place}
-                    stated += 1
-    assert stated > 200
+                    there = sorted((o.place for o in scene.of(entity.id)), key=PLACES.index)
+                    assert place in (", ".join(there), *(there[:1] if len({*there}) == 1 else ()))
+                    stated[entity.count > 1] += 1
+    assert stated[False] > 200 and stated[True] > 30
 
 
 def test_without_a_share_of_places_stories_are_as_their_prompts_say():

@@ -19,7 +19,7 @@ from pdgen.shapes.detector import Found, background, detect
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.lexicon import sentence
-from pdgen.shapes.matching import words_of
+from pdgen.shapes.matching import is_called, words_of
 from pdgen.shapes.parse import canonical, parse
 from pdgen.shapes.phrases import be, the, was
 from pdgen.teachers.exact.picture_check import SHIFT, check_promises, check_untouched, looks_of, read
@@ -130,7 +130,7 @@ def _still_there(instruction: Instruction, old: Sequence[Found], new: Sequence[F
 
 def _boxes(entity: Entity, found: Sequence[Found], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
     words = {key: word for key, word in words_of(entity).items() if not (anywhere and key == "place")}
-    return [one.box for one in found if words.items() <= looks_of(one).items()]
+    return [one.box for one in found if is_called(words, looks_of(one))]
 
 
 def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:

@@ -7,7 +7,7 @@ is outlined, the background always, and nothing that a layout does not decide.
 
 from typing import NamedTuple
 
-from pdgen.shapes.graph import Entity, SceneGraph
+from pdgen.shapes.graph import Entity, SceneGraph, place_of_all
 from pdgen.shapes.phrases import scene as phrase
 from pdgen.shapes.world import Object, Scene
 
@@ -21,19 +21,21 @@ class Group(NamedTuple):
     objects: tuple[Object, ...]
 
 
-def groups(scene: Scene, by_place: bool = False) -> list[Group]:
+def groups(scene: Scene, places: bool = False) -> list[Group]:
     """The things of a scene by their looks, in reading order; the entities' ids are 0, 1, ....
 
     Args:
-      by_place: only those that stand at the same place, too, belong together; the entities say it.
+      places: the entities say where each of their things stands.
     """
     found: dict[tuple[str, ...], list[Object]] = {}
     for item in sorted(scene.objects, key=lambda o: (o.y, o.x)):
-        key = (item.shape, item.color, item.size_word, item.fill, item.place if by_place else "")
+        key = (item.shape, item.color, item.size_word, item.fill)
         found.setdefault(key, []).append(item)
     made = []
-    for number, ((shape, color, size, fill, place), objects) in enumerate(found.items()):
-        attributes = {"color": color, "size": size, "fill": fill} | ({"place": place} if place else {})
+    for number, ((shape, color, size, fill), objects) in enumerate(found.items()):
+        attributes = {"color": color, "size": size, "fill": fill}
+        if places:
+            attributes["place"] = place_of_all(o.place for o in objects)
         made.append(Group(Entity(number, shape, len(objects), attributes), tuple(objects)))
     return made
 

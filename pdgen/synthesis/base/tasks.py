@@ -75,14 +75,16 @@ def text_to_image(
         task, graph = _whole(rng, settings, teachers, prompt, part.things)
     else:
         graph = sample_graph(rng, task)
-    step = _drawn(graph)
-    (scene,) = _laid_out(rng, teachers, [step]).scenes
-    asked, text = graph, prompt
+    story = _laid_out(rng, teachers, [_drawn(graph)])
+    if wording == "description":
+        story = stating_places(rng, story, settings.places)
+    (step,), (scene,) = story.steps, story.scenes
+    asked, text = step.graph, prompt
     if wording in ("caption", "places"):
         places = wording == "places"
         asked, text = seen(scene, places), caption(scene, places)
     elif wording == "description":
-        text = language.description(rng, graph)
+        text = language.description(rng, step.graph)
     elif prompt is None:
         asked = prompt_graph(rng, graph, task)
         # Few things are asked for in a few words, as by GenEval, or in whole sentences.

@@ -19,7 +19,7 @@ from pdgen.shapes.graph import Entity, SceneGraph
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.language import background_fault, fault
 from pdgen.shapes.lexicon import sentence
-from pdgen.shapes.matching import assign, looks_cost, words_of
+from pdgen.shapes.matching import assign, is_called, looks_cost, words_of
 from pdgen.shapes.phrases import known
 from pdgen.shapes.world import GRID, Violation, place_of, relations_between, violations
 
@@ -140,6 +140,8 @@ def _say(rng: np.random.Generator, violation: Violation, seen: Seen, graph: Scen
             if (a.entity, b.entity) == (r.subject, r.reference) == violation.entities
             and r.kind not in relations_between(a, b)
         )
+    elif kind == "place":
+        wrong = tuple(graph.find(subject).misplaced(wrong))
     elif kind != "count":
         key = "noun" if kind == "shape" else kind
         stated = words_of(graph.find(subject))[key]
@@ -155,7 +157,7 @@ def concerned(instruction: Instruction, found: Sequence[Found]) -> set[int]:
         return set()
     ids = instruction.entities[:1] if instruction.operation == "replace" else instruction.entities
     named = [words_of(instruction.graph.find(i)) for i in ids]
-    return {n for n, one in enumerate(found) if any(words.items() <= looks_of(one).items() for words in named)}
+    return {n for n, one in enumerate(found) if any(is_called(words, looks_of(one)) for words in named)}
 
 
 def check_untouched(

@@ -57,9 +57,9 @@ def _implies(plan: SceneGraph, relation: Relation) -> bool:
     start, end = (relation.subject, relation.reference)[:: 1 if kind == relation.kind else -1]
     after = {(r.subject, r.reference) for r in plan.relations if r.kind == kind}
     after |= {(r.reference, r.subject) for r in plan.relations if r.kind == INVERSE[kind]}
-    cells = {e.id: PLACES.index(e.attributes["place"]) for e in plan.entities if e.attributes.get("place") in PLACES}
-    third = {i: cell % 3 if kind == "left of" else cell // 3 for i, cell in cells.items()}
-    after |= {(a, b) for a in third for b in third if third[a] < third[b]}
+    cells = {e.id: [PLACES.index(p) for p in e.places] for e in plan.entities if e.places and {*e.places} <= {*PLACES}}
+    thirds = {i: [cell % 3 if kind == "left of" else cell // 3 for cell in own] for i, own in cells.items()}
+    after |= {(a, b) for a in thirds for b in thirds if max(thirds[a]) < min(thirds[b])}
     reached, waiting = set(), [start]
     while waiting:
         here = waiting.pop()

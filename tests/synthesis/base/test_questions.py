@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pdgen.shapes.detector import background, detect
-from pdgen.shapes.graph import COLORS, Step
+from pdgen.shapes.graph import COLORS, PLACES, Step
 from pdgen.shapes.lexicon import NUMBERS, place_phrase, plural
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import canonical, parse
@@ -47,14 +47,18 @@ def asked(scenes, kind):
 
 def looks(found, places):
     """Nouns, attributes as captions say them and number of all that is detected."""
-    counted = collections.Counter()
+    stand = {}
     for one in found:
         said = {"color": one.color}
         said |= {"size": "large"} if one.size == "large" else {}
         said |= {"fill": "outlined"} if one.fill == "outlined" else {}
-        said |= {"place": place_of(one)} if places else {}
-        counted[one.shape, tuple(sorted(said.items()))] += 1
-    return tuple(sorted((noun, count, said) for (noun, said), count in counted.items()))
+        stand.setdefault((one.shape, tuple(said.items())), []).append(place_of(one))
+    listed = []
+    for (noun, said), where in stand.items():
+        place = where[0] if len({*where}) == 1 else ", ".join(sorted(where, key=PLACES.index))
+        attributes = dict(said) | ({"place": place} if places else {})
+        listed.append((noun, len(where), tuple(sorted(attributes.items()))))
+    return tuple(sorted(listed))
 
 
 @pytest.mark.parametrize("places", [False, True])
@@ -74,8 +78,8 @@ def test_things_are_named_in_reading_order():
     shown = "a red circle, two blue stars and a large red ring on a beige background"
     assert caption(scene) == f"The picture shows {shown}."
     assert caption(scene, places=True) == (
-        "The picture shows a red circle at the top left, a blue star at the top right, a large red ring on the left "
-        "and a blue star at the bottom right on a beige background."
+        "The picture shows a red circle at the top left, two blue stars at the top right and at the bottom right, and "
+        "a large red ring on the left, on a beige background."
     )
     assert [e.count for e in seen(scene).entities] == [1, 2, 1]
 

@@ -42,6 +42,7 @@ SETTINGS = Settings(
     text_to_image=TextToImage(COUNT),
     understand=Understand(COUNT),
     edit=Edit(COUNT),
+    places=0.9,
 )
 SUBSETS = {"text_to_image": "single_pass", "understand": "understand", "edit": "edit"}
 
@@ -98,6 +99,7 @@ def test_nothing_held_out_is_said_or_shown(made, subset):
 
 def test_a_picture_shows_what_its_prompt_asks_for(made):
     tasks, wordings, things = collections.Counter(), collections.Counter(), collections.Counter()
+    stated = collections.Counter()
     for record in made["text_to_image"]:
         prompt, image = record.segments
         asked, picture = parse(prompt.text), pixels(image)
@@ -107,9 +109,12 @@ def test_a_picture_shows_what_its_prompt_asks_for(made):
         assert not leak(prompt.text)
         tasks[record.scene["task"]] += 1
         wordings[record.scene["wording"]] += 1
+        stated.update((record.scene["wording"], "place" in entity.attributes) for entity in asked.entities)
         things[len(found)] += 1
     assert tasks.keys() == {*TASKS} and things.keys() == {1, 2, 3, 4, 5, 6}
     assert wordings["prompt"] > wordings["description"] > wordings["caption"] > COUNT // 15
+    assert stated["description", True] > 4 * stated["description", False] > 0  # a share of 0.9
+    assert stated["places", True] > stated["places", False] == 0
 
 
 def test_numbers_of_things_come_in_their_shares():

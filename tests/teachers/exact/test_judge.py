@@ -70,6 +70,7 @@ def test_plans_that_agree(prompt, plans, words):
     assert words in verdict.analysis
 
 
+STARS = "two stars in the centre and at the bottom right"
 PLACES_SWAPPED = "There is a red circle on the right and a blue square on the left."
 CONFLICTING = [
     # (prompt, plans, words of the analysis)
@@ -89,7 +90,9 @@ CONFLICTING = [
     ("a circle on a beige background",
      [plan("Draw a circle on a lavender background.", "There is a circle on a lavender background.")],
      ["beige", "lavender"]),
-    # Ruled out by places, and by two relations together.
+    # Ruled out by places, also those of several, and by two relations together.
+    ("two stars left of a square", [plan(f"Draw {STARS}, and a square on the left.",
+                                         f"There are {STARS}, and a square on the left.")], ["left of"]),
     (TWO, [plan("Draw a red circle on the right and a blue square on the left.", PLACES_SWAPPED)], ["left of"]),
     ("Draw a red circle, a star and a blue square. The red circle is left of the blue square.",
      [plan("Draw a blue square left of a star, and a red circle right of the star.",
@@ -281,6 +284,11 @@ PICTURES = [
     # One of two is wrong.
     (plan("Draw two yellow stars.", "There are two yellow stars."),
      Scene((STAR, replace(STAR, id=3, x=22, color="pink"))), None, ["pink", "yellow"]),
+    # Each of several has its place.
+    (plan("Draw two stars.", "There are two stars at the bottom left and at the bottom right."),
+     Scene((replace(STAR, x=22), replace(STAR, id=3, x=0))), None, None),
+    (plan("Draw two stars.", "There are two stars at the bottom left and at the top right."),
+     Scene((replace(STAR, x=22), replace(STAR, id=3, x=0))), None, ["bottom right"]),
     # The same looks but for one word: which is which is decided for all together.
     (plan("Draw a star and a small star.", "There is a star and a small star."),
      Scene((replace(STAR, id=3, size=7, x=0), STAR)), None, None),
