@@ -102,8 +102,10 @@ def measure(tokens: int) -> dict[str, Any]:
         for name, run in runs.items():
             seconds[name].append(run())
     for name in tiles:
-        result[name] |= {"seconds": seconds.get(name), "median_s": statistics.median(seconds[name]) if name in runs else
-                         None}  # fmt: skip
+        result[name] |= {
+            "seconds": seconds.get(name),
+            "median_s": statistics.median(seconds[name]) if name in runs else None,
+        }
     if tokens <= 8192:  # the matrix itself is quadratic
         result["density"] = float(allowed_matrix(intervals, result["slots"]).mean())
     return result
@@ -123,10 +125,18 @@ def main(argv: list[str]) -> None:
             told = f"{median:.2f} s" if median else f"not run: above --memory={FLAGS.memory}"
             print(f"{one['tokens']:>6} tokens, {name:9}: {told}, {one[name]['bytes'] / 1e9:.2f} GB")
     result = {
-        "heads": FLAGS.heads, "kv_heads": FLAGS.kv_heads, "size": FLAGS.size, "tile": FLAGS.tile, "dtype": FLAGS.dtype,
-        "side": SIDE, "lengths": lengths, "device": jax.devices()[0].device_kind, "cpu": cpu_name(),
-        "versions": versions("jax"), "load": os.getloadavg()[0],
-    }  # fmt: skip
+        "heads": FLAGS.heads,
+        "kv_heads": FLAGS.kv_heads,
+        "size": FLAGS.size,
+        "tile": FLAGS.tile,
+        "dtype": FLAGS.dtype,
+        "side": SIDE,
+        "lengths": lengths,
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu_name(),
+        "versions": versions("jax"),
+        "load": os.getloadavg()[0],
+    }
     if FLAGS.json:
         print(f"wrote {write_json('attention', result)}")
 

@@ -45,9 +45,13 @@ def timed(settings: Settings, subset: str, count: int, folder: pathlib.Path) -> 
     whole = time.process_time() - start
     pictures = sum(segment.stage in ("sketch", "refine") for r in samples.records for segment in r.segments)
     return {
-        "samples": count, "pictures": pictures, "rejected": sum(samples.rejected.values()), "making_s": made,
-        "whole_s": whole, "samples_per_second": count / whole,
-    }  # fmt: skip
+        "samples": count,
+        "pictures": pictures,
+        "rejected": sum(samples.rejected.values()),
+        "making_s": made,
+        "whole_s": whole,
+        "samples_per_second": count / whole,
+    }
 
 
 def measure(count: int) -> dict[str, Any]:
@@ -65,9 +69,14 @@ def measure(count: int) -> dict[str, Any]:
             subsets[subset] = timed(settings, subset, count, folder)
     seconds = sum(wanted[subset] / subsets[subset]["samples_per_second"] for subset in wanted)
     return {
-        "subsets": subsets, "scale": SCALE, "cores": CORES, "samples": wanted, "minutes": seconds / CORES / 60,
-        "versions": versions("jax", "numpy", "pillow"), "cpu": cpu_name(),
-    }  # fmt: skip
+        "subsets": subsets,
+        "scale": SCALE,
+        "cores": CORES,
+        "samples": wanted,
+        "minutes": seconds / CORES / 60,
+        "versions": versions("jax", "numpy", "pillow"),
+        "cpu": cpu_name(),
+    }
 
 
 def main(argv: list[str]) -> None:

@@ -49,13 +49,20 @@ def main(argv: list[str]) -> None:
         print(f"compile_time: {fault}", file=sys.stderr)
         sys.exit(2)
     for row in rows:
-        print(f"{FLAGS.model}, {row['layers']:>2} layers: traced in {row['trace_s']:.1f} s, "
-              f"compiled in {row['compile_s']:.1f} s")  # fmt: skip
+        print(
+            f"{FLAGS.model}, {row['layers']:>2} layers: traced in {row['trace_s']:.1f} s, "
+            f"compiled in {row['compile_s']:.1f} s"
+        )
     if FLAGS.json:
         result = {
-            "model": FLAGS.model, "tokens": FLAGS.scale * STREAMS.total, "rows": rows, "cpu": cpu_name(),
-            "device": jax.devices()[0].device_kind, "versions": versions("jax"), "load": os.getloadavg()[0],
-        }  # fmt: skip
+            "model": FLAGS.model,
+            "tokens": FLAGS.scale * STREAMS.total,
+            "rows": rows,
+            "cpu": cpu_name(),
+            "device": jax.devices()[0].device_kind,
+            "versions": versions("jax"),
+            "load": os.getloadavg()[0],
+        }
         print(f"wrote {write_json(f'compile_time_{FLAGS.model}', result)}")
 
 

@@ -38,9 +38,14 @@ CONVERT = [sys.executable, str(pathlib.Path(__file__).parents[1] / "launch/conve
 def sizes(gigabytes: float) -> ModelConfig:
     """A narrow BAGEL with as many layers as it takes."""
     one = LanguageConfig(
-        vocab_size=32_000, hidden_size=2048, intermediate_size=8192, num_layers=1, num_heads=16, num_kv_heads=4,
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=1,
+        num_heads=16,
+        num_kv_heads=4,
         head_dim=128,
-    )  # fmt: skip
+    )
     counts = []
     for layers in (1, 2):
         language = dataclasses.replace(one, num_layers=layers)

@@ -44,16 +44,27 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
         run("build_data.py", "--config=configs/data_shapes.py", f"--output={data}", f"--count={FLAGS.samples}")
     workdir = folder / "run"
     run(
-        "train.py", f"--config={FLAGS.config}", f"--workdir={workdir}", f"--config.data={data}",
-        f"--config.num_steps={FLAGS.steps}", f"--config.save_every={FLAGS.steps}", f"--config.log_every={LOG_EVERY}",
-    )  # fmt: skip
+        "train.py",
+        f"--config={FLAGS.config}",
+        f"--workdir={workdir}",
+        f"--config.data={data}",
+        f"--config.num_steps={FLAGS.steps}",
+        f"--config.save_every={FLAGS.steps}",
+        f"--config.log_every={LOG_EVERY}",
+    )
     rows = [row for row in read_run_log(workdir).metrics.rows if "data_wait" in row][1:]
     waits = [row["data_wait"] for row in rows]
     return {
-        "config": FLAGS.config, "steps": FLAGS.steps, "data_wait": statistics.mean(waits), "largest": max(waits),
-        "step_s": statistics.median(row["step_seconds"] for row in rows), "aim": AIM, "cpu": cpu_name(),
-        "versions": versions("jax", "grain"), "load": os.getloadavg()[0],
-    }  # fmt: skip
+        "config": FLAGS.config,
+        "steps": FLAGS.steps,
+        "data_wait": statistics.mean(waits),
+        "largest": max(waits),
+        "step_s": statistics.median(row["step_seconds"] for row in rows),
+        "aim": AIM,
+        "cpu": cpu_name(),
+        "versions": versions("jax", "grain"),
+        "load": os.getloadavg()[0],
+    }
 
 
 def main(argv: list[str]) -> None:

@@ -141,11 +141,17 @@ def train(sizes: Sizes) -> dict[str, Any]:
     seconds = few["seconds"] + each * (whole - few["layers"])
     flops, peak = model_flops(sizes.model, sum(lengths), sum(n * n for n in lengths)), device_peak()
     return {
-        "measured": [few, many], "tokens": sum(lengths), "slots": len(pack.rotary), "samples": len(lengths),
-        "layers": whole, "seconds_a_layer": each, "extrapolated_seconds": seconds,
-        "tokens_per_second": sum(lengths) / seconds, "flops": flops,
+        "measured": [few, many],
+        "tokens": sum(lengths),
+        "slots": len(pack.rotary),
+        "samples": len(lengths),
+        "layers": whole,
+        "seconds_a_layer": each,
+        "extrapolated_seconds": seconds,
+        "tokens_per_second": sum(lengths) / seconds,
+        "flops": flops,
         "mfu": flops / seconds / peak if peak else None,
-    }  # fmt: skip
+    }
 
 
 def device_peak() -> float | None:
@@ -270,9 +276,17 @@ def main(argv: list[str]) -> None:
     for name, part in result.items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in part.items()))
     if FLAGS.json:
-        result |= {"model": FLAGS.model, "dtype": FLAGS.dtype, "remat": FLAGS.remat, "tile": FLAGS.tile,
-                   "device": device, "date": time.strftime("%Y-%m-%d"), "cpu": cpu_name(), "load": os.getloadavg()[0],
-                   "versions": versions("jax", "jaxlib")}  # fmt: skip
+        result |= {
+            "model": FLAGS.model,
+            "dtype": FLAGS.dtype,
+            "remat": FLAGS.remat,
+            "tile": FLAGS.tile,
+            "device": device,
+            "date": time.strftime("%Y-%m-%d"),
+            "cpu": cpu_name(),
+            "load": os.getloadavg()[0],
+            "versions": versions("jax", "jaxlib"),
+        }
         print(f"wrote {write_json('gpu_' + device.replace(' ', '_'), result)}")
 
 

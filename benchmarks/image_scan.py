@@ -42,9 +42,14 @@ class Case:
             text = reference.add_vit_image(prompt, torch.from_numpy(self.pixels).permute(2, 0, 1))
             contexts = reference.add_text(text, self.plan), text, reference.add_text(prompt, self.plan)
         settings = sampling.ImageSettings(
-            self.settings.num_timesteps, self.settings.timestep_shift, self.settings.text_scale,
-            self.settings.image_scale, self.settings.interval, self.settings.renorm, self.settings.renorm_min,
-        )  # fmt: skip
+            self.settings.num_timesteps,
+            self.settings.timestep_shift,
+            self.settings.text_scale,
+            self.settings.image_scale,
+            self.settings.interval,
+            self.settings.renorm,
+            self.settings.renorm_min,
+        )
 
         def draw() -> np.ndarray:
             with torch.no_grad():
@@ -60,9 +65,12 @@ class Case:
         prompt = self._with_text(compute, params, empty_cache(config, 1, 4 * WORDS), self.prompt)
         text = self._with_image(compute, params, prompt)
         contexts = Contexts(
-            self._with_text(compute, params, text, self.plan), text.length, text.rotary,
-            self._with_text(compute, params, prompt, self.plan), jnp.ones(1, bool),
-        )  # fmt: skip
+            self._with_text(compute, params, text, self.plan),
+            text.length,
+            text.rotary,
+            self._with_text(compute, params, prompt, self.plan),
+            jnp.ones(1, bool),
+        )
         positions = position_ids(self.grid, config.max_latent_size, config.interpolate_positions)[None]
         denoiser = Denoiser(config, compute, self.settings, switches)
         scan = jax.jit(generate_latents, static_argnums=0)

@@ -50,22 +50,41 @@ MODEL = dataclasses.replace(NANO, language=LANGUAGE)
 
 def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
     """Writes data set, first checkpoint and config into ``folder``; returns the config's path."""
-    build = [sys.executable, str(ROOT / "launch/build_data.py"), f"--config={ROOT / 'configs/data_shapes.py'}",
-             f"--output={folder / 'data'}", f"--count={SAMPLES}", "--stages=multi_turn", "--workers=1"]  # fmt: skip
+    build = [
+        sys.executable,
+        str(ROOT / "launch/build_data.py"),
+        f"--config={ROOT / 'configs/data_shapes.py'}",
+        f"--output={folder / 'data'}",
+        f"--count={SAMPLES}",
+        "--stages=multi_turn",
+        "--workers=1",
+    ]
     subprocess.run(build, check=True, env=environment(folder))
     params = jax.jit(functools.partial(bagel.init_params, MODEL))(jax.random.key(0))
     autoencoder = read_autoencoder(shapes_folder(), MODEL.autoencoder)
     write_checkpoint(
-        folder / "init", MODEL, {"model": params, "autoencoder": autoencoder},
+        folder / "init",
+        MODEL,
+        {"model": params, "autoencoder": autoencoder},
         tokenizer_files=load_tokenizer(shapes_folder()).files,
-    )  # fmt: skip
+    )
     config = {
-        "data": str(folder / "data"), "init": str(folder / "init"), "model": "", "num_steps": steps, "rows": 1,
-        "budgets": {"text": 640, "vit": 128, "vae": 896}, "mesh": (1, 1, 1), "save_every": SAVE_EVERY, "keep": 2,
-        "log_every": 1, "held_out": 4, "held_out_every": 10, "spike_factor": 3.0,
+        "data": str(folder / "data"),
+        "init": str(folder / "init"),
+        "model": "",
+        "num_steps": steps,
+        "rows": 1,
+        "budgets": {"text": 640, "vit": 128, "vae": 896},
+        "mesh": (1, 1, 1),
+        "save_every": SAVE_EVERY,
+        "keep": 2,
+        "log_every": 1,
+        "held_out": 4,
+        "held_out_every": 10,
+        "spike_factor": 3.0,
         "dropout": {"text": 0.05, "vae": 0.05, "vit": 0.05},
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 10, "ema_decay": 0.9},
-    }  # fmt: skip
+    }
     path = folder / "config.py"
     path.write_text(f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({config!r})\n")
     return path
@@ -173,11 +192,14 @@ def differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
     if read_manifest(alone / EXPORT) != read_manifest(killed / EXPORT):
         found.append("the exported checkpoints differ")
     for name in (METRICS, HELD_OUT):
-        ours, theirs = ([{k: v for k, v in row.items() if k not in TIMED} for row in rows(w, name)]
-                        for w in (alone, killed))  # fmt: skip
+        ours, theirs = (
+            [{k: v for k, v in row.items() if k not in TIMED} for row in rows(w, name)] for w in (alone, killed)
+        )
         if ours != theirs:
-            found.append(f"{name} differs: {len(ours)} rows and {len(theirs)}, first in "
-                         f"{next((a for a, b in zip(ours, theirs) if a != b), 'the number')}")  # fmt: skip
+            found.append(
+                f"{name} differs: {len(ours)} rows and {len(theirs)}, first in "
+                f"{next((a for a, b in zip(ours, theirs) if a != b), 'the number')}"
+            )
     return found
 
 

@@ -64,16 +64,32 @@ def rows(best_of: Sequence[int], stepwise: int, parm: int) -> list[Row]:
     return [
         Row("single_pass", "base, single pass", "base", "single_pass", paper=geneval["BAGEL-7B"]),
         Row("planner", "base, outside planner", "base", "planner", paper=ways["BAGEL and a GPT planner"]),
-        Row("inspector", "base, outside inspector, one round", "base", "inspector",
-            paper=ways["BAGEL and a GPT inspector, one round"]),
+        Row(
+            "inspector",
+            "base, outside inspector, one round",
+            "base",
+            "inspector",
+            paper=ways["BAGEL and a GPT inspector, one round"],
+        ),
         *(Row(f"best_of_{n}", f"base, best of {n}", "base", "best_of_n", (single, f"strategy.n={n}")) for n in best_of),
-        Row(f"parm_{parm}", f"base, PARM, best of {parm}", "base", "parm", (f"strategy.n={parm}",),
-            ways["PARM, best of 20"] if parm == 20 else None),
+        Row(
+            f"parm_{parm}",
+            f"base, PARM, best of {parm}",
+            "base",
+            "parm",
+            (f"strategy.n={parm}",),
+            ways["PARM, best of 20"] if parm == 20 else None,
+        ),
         Row("process_single_pass", "process model, single pass", "process", "single_pass"),
         Row("process", "process-driven", "process", "process", paper=ways["process-driven"]),
-        Row(f"stepwise_{stepwise}", f"process-driven, stepwise best of {stepwise}", "process", "stepwise_best_of_n",
-            (f"strategy.n={stepwise}",)),
-    ]  # fmt: skip
+        Row(
+            f"stepwise_{stepwise}",
+            f"process-driven, stepwise best of {stepwise}",
+            "process",
+            "stepwise_best_of_n",
+            (f"strategy.n={stepwise}",),
+        ),
+    ]
 
 
 def evaluations(
@@ -87,8 +103,12 @@ def evaluations(
     stages = []
     for number, model in enumerate([base] if row.model == "base" else process):
         folder = output / row.name / str(number)
-        own = ("--benchmark=shapes", f"--checkpoint={model}", f"--strategy={row.strategy}",
-               f"--output={folder / 'scores'}")  # fmt: skip
+        own = (
+            "--benchmark=shapes",
+            f"--checkpoint={model}",
+            f"--strategy={row.strategy}",
+            f"--output={folder / 'scores'}",
+        )
         stages.append(Stage("evaluate", folder, (*own, *common, *(f"--setting={text}" for text in row.settings))))
     return stages
 

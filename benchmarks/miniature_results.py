@@ -64,8 +64,10 @@ def read_run(folder: pathlib.Path) -> Run:
         facts = [msgspec.json.decode(line, type=ProcessFacts) for line in lines]
         model = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["made_by"]["manifest"]
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise EvaluationError(f"{folder}: process.jsonl or summary.json is not of an evaluation of shapes ({fault}); "
-                              f"remove {folder.parent} and start again") from None  # fmt: skip
+        raise EvaluationError(
+            f"{folder}: process.jsonl or summary.json is not of an evaluation of shapes ({fault}); "
+            f"remove {folder.parent} and start again"
+        ) from None
     return Run(read_results(folder / RESULTS), facts, model)
 
 

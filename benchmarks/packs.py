@@ -66,9 +66,12 @@ def image(rng: np.random.Generator, config: ModelConfig, side: int) -> Image:
     mean, logvar = rng.normal(size=shape), rng.normal(-6, 1, size=shape)
     moments = {"latent_mean": mean, "latent_logvar": logvar}
     return Image(
-        stage="sketch", png=picture(rng, side), target=True, latent_shape=shape,
+        stage="sketch",
+        png=picture(rng, side),
+        target=True,
+        latent_shape=shape,
         **{name: value.astype(np.float16).tobytes() for name, value in moments.items()},
-    )  # fmt: skip
+    )
 
 
 def words(rng: np.random.Generator, characters: int) -> str:
@@ -114,14 +117,24 @@ def measure(side: int, count: int, packs: int) -> dict[str, Any]:
         tokens = int(sum(batches.packer.used(number).sum() for number in range(1, 1 + packs)))
         fill = batches.packer.fill(range(1, 1 + packs))
     return {
-        "far_pack": FAR, "far_pack_s": seek_seconds(documents, proposal.budgets, dropout),
-        "size": side, "model": name, "records": len(documents), "megabytes": size / 1e6, "packs": packs,
-        "tokens": tokens, "cpu_s": seconds, "wall_s": wall, "tokens_per_second": tokens / seconds,
-        "over_aim": tokens / seconds / AIM, "budgets": dataclasses.asdict(proposal.budgets), "fill": fill,
+        "far_pack": FAR,
+        "far_pack_s": seek_seconds(documents, proposal.budgets, dropout),
+        "size": side,
+        "model": name,
+        "records": len(documents),
+        "megabytes": size / 1e6,
+        "packs": packs,
+        "tokens": tokens,
+        "cpu_s": seconds,
+        "wall_s": wall,
+        "tokens_per_second": tokens / seconds,
+        "over_aim": tokens / seconds / AIM,
+        "budgets": dataclasses.asdict(proposal.budgets),
+        "fill": fill,
         "counting_lengths_s": opened,
         "versions": versions("numpy", "pillow"),
         "cpu": cpu_name(),
-    }  # fmt: skip
+    }
 
 
 def seek_seconds(documents: Documents, budgets: Budgets, dropout: ConditionDropout) -> float:
@@ -129,10 +142,14 @@ def seek_seconds(documents: Documents, budgets: Budgets, dropout: ConditionDropo
     times = -(-32_000 // len(documents))
     counts = np.tile(np.diff(documents.starts), times)
     many = Documents(
-        record=np.arange(len(counts), dtype=np.int32), first=np.tile(documents.first, times),
-        stop=np.tile(documents.stop, times), kinds=np.tile(documents.kinds, times),
-        tokens=np.tile(documents.tokens, times), starts=np.concatenate([[0], np.cumsum(counts)]), cut=documents.cut,
-    )  # fmt: skip
+        record=np.arange(len(counts), dtype=np.int32),
+        first=np.tile(documents.first, times),
+        stop=np.tile(documents.stop, times),
+        kinds=np.tile(documents.kinds, times),
+        tokens=np.tile(documents.tokens, times),
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        cut=documents.cut,
+    )
     packer = Packer(many, {"": range(len(many))}, budgets, dropout, seed=0)
     start = time.process_time()
     packer.documents(FAR)

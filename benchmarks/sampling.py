@@ -99,9 +99,14 @@ def make_sampler(config: ModelConfig) -> Sampler:
 def settings(mode: Mode = "process") -> SampleSettings:
     """Those of the flags."""
     return SampleSettings(
-        mode=mode, height=SIDE, width=SIDE, max_images=FLAGS.images, max_prompt_tokens=64,
-        text=TextSettings(max_tokens=FLAGS.words, temperature=1.0), image=ImageSettings(num_timesteps=FLAGS.timesteps),
-    )  # fmt: skip
+        mode=mode,
+        height=SIDE,
+        width=SIDE,
+        max_images=FLAGS.images,
+        max_prompt_tokens=64,
+        text=TextSettings(max_tokens=FLAGS.words, temperature=1.0),
+        image=ImageSettings(num_timesteps=FLAGS.timesteps),
+    )
 
 
 def in_turns(runs: dict[str, Callable[[], Any]]) -> Seconds:
@@ -127,17 +132,25 @@ def batch(config: ModelConfig) -> dict[str, Any]:
     sampler, rows = make_sampler(config), FLAGS.batch
     together = dataclasses.replace(settings(), together=rows)
     seeds = full_length_seeds(sampler, together, rows)
-    seconds = in_turns({
-        "together": lambda: sampler([PROMPT] * rows, seeds, together),
-        "alone": lambda: [sampler([PROMPT], [seed], settings()) for seed in seeds],
-    })  # fmt: skip
+    seconds = in_turns(
+        {
+            "together": lambda: sampler([PROMPT] * rows, seeds, together),
+            "alone": lambda: [sampler([PROMPT], [seed], settings()) for seed in seeds],
+        }
+    )
     rates = {name: rows / statistics.median(taken) for name, taken in seconds.items()}
     operations, peak = products(sampler, sampler([PROMPT] * rows, seeds, together)), peak_operations(config)
     return {
-        "rows": rows, "seeds": seeds, "seconds": seconds, "trajectories_per_second": rates, "aim": AIM,
-        "speedup": ratio(seconds, "alone", "together"), "operations": operations, "operations_per_second": peak,
+        "rows": rows,
+        "seeds": seeds,
+        "seconds": seconds,
+        "trajectories_per_second": rates,
+        "aim": AIM,
+        "speedup": ratio(seconds, "alone", "together"),
+        "operations": operations,
+        "operations_per_second": peak,
         "bound_speedup": statistics.median(seconds["alone"]) * peak / operations,
-    }  # fmt: skip
+    }
 
 
 def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list[int]:
@@ -259,10 +272,14 @@ def text(config: ModelConfig) -> dict[str, Any]:
     seconds = in_turns(calls)
     rates = {rows: tokens[rows] / statistics.median(taken) for rows, taken in seconds.items()}
     return {
-        "tokens": tokens, "seconds": seconds, "tokens_per_second": rates, "bytes_a_token": read,
-        "memory_bytes_per_second": bandwidth, "bound_tokens_per_second": bandwidth / read,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": rates,
+        "bytes_a_token": read,
+        "memory_bytes_per_second": bandwidth,
+        "bound_tokens_per_second": bandwidth / read,
         "share_of_bound": rates["1"] * read / bandwidth,
-    }  # fmt: skip
+    }
 
 
 def writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
@@ -273,8 +290,15 @@ def writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
     start, keys = np.full(rows, sampler.automaton.starts["plan"], np.int32), jax.random.split(jax.random.key(0), rows)
 
     def run() -> jax.Array:
-        _, written = write((sampler.config, sampler.compute), how, switches, sampler.params["model"], sampler.grammar,
-                           cache, (start, np.ones(rows, bool), keys))  # fmt: skip
+        _, written = write(
+            (sampler.config, sampler.compute),
+            how,
+            switches,
+            sampler.params["model"],
+            sampler.grammar,
+            cache,
+            (start, np.ones(rows, bool), keys),
+        )
         return jax.block_until_ready(written.count)
 
     return run
@@ -303,15 +327,19 @@ def told(mode: str, result: dict[str, Any]) -> str:
     """The line for the reader."""
     if mode == "batch":
         rates = result["trajectories_per_second"]
-        return (f"{result['rows']} trajectories together {rates['together']:.3f} a second, one at a time "
-                f"{rates['alone']:.3f}: {result['speedup']:.2f} times (aim {AIM:g}); "
-                f"matrix products alone, at their peak, would allow {result['bound_speedup']:.2f} times")  # fmt: skip
+        return (
+            f"{result['rows']} trajectories together {rates['together']:.3f} a second, one at a time "
+            f"{rates['alone']:.3f}: {result['speedup']:.2f} times (aim {AIM:g}); "
+            f"matrix products alone, at their peak, would allow {result['bound_speedup']:.2f} times"
+        )
     if mode == "first_image":
         return ", ".join(f"{name} {value:.2f} s" for name, value in result["median_s"].items()) + " to the first image"
     if mode == "text":
-        return (f"{result['tokens_per_second']['1']:,.0f} tokens/s, {result['share_of_bound']:.1%} of the bound of "
-                f"{result['bound_tokens_per_second']:,.0f}; {FLAGS.batch} rows "
-                f"{result['tokens_per_second'][str(FLAGS.batch)]:,.0f}")  # fmt: skip
+        return (
+            f"{result['tokens_per_second']['1']:,.0f} tokens/s, {result['share_of_bound']:.1%} of the bound of "
+            f"{result['bound_tokens_per_second']:,.0f}; {FLAGS.batch} rows "
+            f"{result['tokens_per_second'][str(FLAGS.batch)]:,.0f}"
+        )
     (a, slow), (b, fast) = ((name, statistics.median(taken)) for name, taken in reversed(result["seconds"].items()))
     return f"{b} {fast:.3f} s, {a} {slow:.3f} s: {result['speedup']:.2f} times"
 

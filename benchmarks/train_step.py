@@ -148,11 +148,19 @@ def measure(config: ModelConfig) -> dict[str, Any]:
     seconds = time_alternately({"pdgen": ours, "torch": theirs}, FLAGS.rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "model": FLAGS.model, "samples": FLAGS.samples, "threads": FLAGS.threads, **facts,
-        "parameters": sum(p.numel() for p in model.parameters()), "losses": losses, "seconds": seconds,
-        "median_s": medians, "torch_over_pdgen": medians["torch"] / medians["pdgen"],
-        "versions": versions("jax", "torch"), "cpu": cpu_name(), "load": os.getloadavg()[0],
-    }  # fmt: skip
+        "model": FLAGS.model,
+        "samples": FLAGS.samples,
+        "threads": FLAGS.threads,
+        **facts,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "losses": losses,
+        "seconds": seconds,
+        "median_s": medians,
+        "torch_over_pdgen": medians["torch"] / medians["pdgen"],
+        "versions": versions("jax", "torch"),
+        "cpu": cpu_name(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def product_flops() -> float:
@@ -188,11 +196,22 @@ def measure_run(run: RunConfig) -> dict[str, Any]:
     images, tokens, flops = np.sum(sums, axis=0) / np.sum(seconds)
     peak = product_flops()
     return {
-        "config": FLAGS.config, "threads": FLAGS.threads, "devices": len(jax.devices()), "steps": len(seconds),
-        "median_s": statistics.median(seconds), "images_per_second": images, "tokens_per_second": tokens,
-        "flops": flops, "product_flops": peak, "share_of_products": flops / peak, "draws": run.draws,
-        "optimizer": run.optimizer.name, "versions": versions("jax"), "cpu": cpu_name(), "load": os.getloadavg()[0],
-    }  # fmt: skip
+        "config": FLAGS.config,
+        "threads": FLAGS.threads,
+        "devices": len(jax.devices()),
+        "steps": len(seconds),
+        "median_s": statistics.median(seconds),
+        "images_per_second": images,
+        "tokens_per_second": tokens,
+        "flops": flops,
+        "product_flops": peak,
+        "share_of_products": flops / peak,
+        "draws": run.draws,
+        "optimizer": run.optimizer.name,
+        "versions": versions("jax"),
+        "cpu": cpu_name(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def read_run() -> RunConfig:

@@ -36,9 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.understand = ml_collections.ConfigDict({"count": 50000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})
-    config.edit = ml_collections.ConfigDict(
-        {"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1), "places": 0.7}
-    )
+    config.edit = ml_collections.ConfigDict({"count": 25000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1), "places": 0.7})
     config.multi_turn = ml_collections.ConfigDict({"count": 0})
     config.conflict = ml_collections.ConfigDict({"positive": 0, "negative": 0})
     config.alignment = ml_collections.ConfigDict({"positive": 0, "negative": 0})

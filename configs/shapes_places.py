@@ -31,9 +31,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.held_out_every = 500
     config.workers = 0
     config.optimizer = ml_collections.ConfigDict(
-        {"name": "muon", "learning_rate": 4e-3, "warmup_steps": 200, "schedule": "cosine", "eps": 1e-8,
-         "ema_decay": 0.999}
-    )  # fmt: skip
+        {
+            "name": "muon",
+            "learning_rate": 4e-3,
+            "warmup_steps": 200,
+            "schedule": "cosine",
+            "eps": 1e-8,
+            "ema_decay": 0.999,
+        }
+    )
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 4096})
     config.dropout = ml_collections.ConfigDict({"text": 0.1, "vae": 0.1, "vit": 0.05})
     config.mixture = ml_collections.ConfigDict()

@@ -31,14 +31,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.held_out_every = 1000
     config.pictures_every = 2000
     config.prompts = (
-        "a red circle", "a green square left of a pink ring", "three yellow stars",
+        "a red circle",
+        "a green square left of a pink ring",
+        "three yellow stars",
         "a large blue heart on a beige background, a black arrow below the heart and two white crosses",
-    )  # fmt: skip
+    )
     config.workers = 0
     config.optimizer = ml_collections.ConfigDict(
-        {"name": "muon", "learning_rate": 2e-3, "warmup_steps": 100, "schedule": "cosine", "eps": 1e-8,
-         "ema_decay": 0.999}
-    )  # fmt: skip
+        {
+            "name": "muon",
+            "learning_rate": 2e-3,
+            "warmup_steps": 100,
+            "schedule": "cosine",
+            "eps": 1e-8,
+            "ema_decay": 0.999,
+        }
+    )
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 4096})
     config.dropout = ml_collections.ConfigDict({"text": 0.1, "vae": 0.1, "vit": 0.05})
     config.mixture = ml_collections.ConfigDict()  # subsets in proportion of their documents, as the paper

@@ -29,9 +29,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.held_out = 500
     config.pictures_every = 1000
     config.prompts = (
-        "a red circle", "a blue square left of a green triangle", "two yellow stars",
+        "a red circle",
+        "a blue square left of a green triangle",
+        "two yellow stars",
         "a large orange circle above a purple star",
-    )  # fmt: skip
+    )
     config.workers = 8
     config.optimizer = ml_collections.ConfigDict(
         {"learning_rate": 6e-4, "warmup_steps": 300, "schedule": "cosine", "ema_decay": 0.999}

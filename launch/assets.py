@@ -91,8 +91,12 @@ def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
         folder = output / name
         config = f"configs/data_shapes_{name}.py"
         made.append(Stage("build_data", folder, (f"--config={config}", f"--output={folder}/data", f"--scale={scale}")))
-        train = (f"--config=configs/shapes_{name}.py", f"--workdir={folder}/run", f"--config.data={folder}/data",
-                 f"--config.init={init}")  # fmt: skip
+        train = (
+            f"--config=configs/shapes_{name}.py",
+            f"--workdir={folder}/run",
+            f"--config.data={folder}/data",
+            f"--config.init={init}",
+        )
         made.append(Stage("train", folder, train))
     return made
 

@@ -58,9 +58,11 @@ BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
 BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.")
 IMAGES = flags.DEFINE_string("images", None, "A folder of images in the benchmark's own layout.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Makes the images: a pdgen checkpoint or a run's workdir. Without --images by default the "
-    f"model that the package brings along: {PROCESS}, for abilities {BASE}."
-)  # fmt: skip
+    "checkpoint",
+    None,
+    "Makes the images: a pdgen checkpoint or a run's workdir. Without --images by default the "
+    f"model that the package brings along: {PROCESS}, for abilities {BASE}.",
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.")
 METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or WISE's prompt files (repeat it).")
 TRAINING_DATA = flags.DEFINE_multi_string(
@@ -144,9 +146,15 @@ def endpoint_settings(output: pathlib.Path) -> EndpointSettings:
     except (ValueError, TypeError) as fault:
         raise EvaluationError(f"--judge_parameters: a JSON object, --judge_prices: two numbers; {fault}") from None
     return EndpointSettings(
-        url=JUDGE_URL.value, model=JUDGE_MODEL.value, cache=str(output / "answers"), key_variable=JUDGE_KEY.value,
-        parameters=parameters, answers=JUDGE_ANSWERS.value, input_price=price_in, output_price=price_out,
-    )  # fmt: skip
+        url=JUDGE_URL.value,
+        model=JUDGE_MODEL.value,
+        cache=str(output / "answers"),
+        key_variable=JUDGE_KEY.value,
+        parameters=parameters,
+        answers=JUDGE_ANSWERS.value,
+        input_price=price_in,
+        output_price=price_out,
+    )
 
 
 def judgements() -> dict[str, wise.Judgement]:
@@ -198,9 +206,15 @@ def write_results(
 ) -> None:
     """Writes the files and the pages of an evaluation."""
     write_summary(output, facts, results)
-    source = {"images": IMAGES.value} if chosen_checkpoint() is None else {
-        "strategy": STRATEGY.value, "settings": " ".join(SETTING.value) or "defaults", "first seed": SEED.value,
-    }  # fmt: skip
+    source = (
+        {"images": IMAGES.value}
+        if chosen_checkpoint() is None
+        else {
+            "strategy": STRATEGY.value,
+            "settings": " ".join(SETTING.value) or "defaults",
+            "first seed": SEED.value,
+        }
+    )
     if BENCHMARK.value == "abilities":
         del source["strategy"]
     write_pages(output, facts, source, results, shown)
@@ -229,8 +243,14 @@ def run_geneval(output: pathlib.Path) -> int:
     with tqdm(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
         results = scoring.score(files, prompts, detector, output, bar.update)
     table = scoring.summary_table(scoring.summarise(scoring.by_task(results)), BENCHMARK.value)
-    facts = {"benchmark": BENCHMARK.value, "detector": detector.identity, "samples": SAMPLES.value, **source,
-             "leaks": to_builtins(found), "findings": [sentence(found)]}  # fmt: skip
+    facts = {
+        "benchmark": BENCHMARK.value,
+        "detector": detector.identity,
+        "samples": SAMPLES.value,
+        **source,
+        "leaks": to_builtins(found),
+        "findings": [sentence(found)],
+    }
     made = [table]
     if source:
         exact = BENCHMARK.value == "shapes"
@@ -256,10 +276,12 @@ def run_abilities(output: pathlib.Path) -> int:
     image = settings["single_pass"].image
     finding = f"Images are drawn with image.num_timesteps={image.num_timesteps} and image.text_scale={image.text_scale}"
     facts = {
-        "benchmark": "abilities", "checkpoint": named(checkpoint), "seed": SEED.value,
+        "benchmark": "abilities",
+        "checkpoint": named(checkpoint),
+        "seed": SEED.value,
         "made_by": ability_run.made_by(checkpoint, settings),
         "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
-    }  # fmt: skip
+    }
     write_results(output, facts, made, ability_galleries(outcomes, output))
     print("\n\n".join([*facts["findings"], *map(tables.as_text, made)]))
     print(f"\n{output / 'index.html'}")
@@ -297,8 +319,14 @@ def run_wise(output: pathlib.Path) -> int:
         if faults
     ]
     findings = [sentence(found), *unanswered]
-    facts = {"benchmark": "wise", "judge": judge, "prompts": wise.digest(prompts), **source,
-             "leaks": to_builtins(found), "findings": findings}  # fmt: skip
+    facts = {
+        "benchmark": "wise",
+        "judge": judge,
+        "prompts": wise.digest(prompts),
+        **source,
+        "leaks": to_builtins(found),
+        "findings": findings,
+    }
     made = [table, *(cost_tables(output) if source else [])]
     trajectories = output / TRAJECTORIES if source else None
     write_results(output, facts, made, wise_galleries(prompts, files, judged, output, trajectories))

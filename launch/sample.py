@@ -59,11 +59,17 @@ _LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of what processes tell each o
 _Result = TypeVar("_Result")
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, f"A pdgen checkpoint or a training run's workdir; by default {PROCESS}, the model that the "
-    "package brings along, or a branch's run's."
-)  # fmt: skip
-MESH = flags.DEFINE_list("mesh", None, "Split parameters and rows over this process's devices: sizes of data, fsdp and "
-                         "tensor, such as 1,1,4; by default the first device has all.")  # fmt: skip
+    "checkpoint",
+    None,
+    f"A pdgen checkpoint or a training run's workdir; by default {PROCESS}, the model that the "
+    "package brings along, or a branch's run's.",
+)
+MESH = flags.DEFINE_list(
+    "mesh",
+    None,
+    "Split parameters and rows over this process's devices: sizes of data, fsdp and "
+    "tensor, such as 1,1,4; by default the first device has all.",
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where a run is.")
 ANIMATE = flags.DEFINE_bool("animate", False, "Also an animation of each trajectory's strokes.")
@@ -73,17 +79,26 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeat it for several trajectories.")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, one a line, or of JSON objects: prompt, seed, images.")
 IMAGE = flags.DEFINE_multi_string("image", [], "PNG or JPEG given before the prompt; repeat it for several.")
-SEED = flags.DEFINE_integer("seed", None, "Of the first trajectory, each further one has the next; 0, or a branch's "
-                            "parent's.", lower_bound=0)  # fmt: skip
+SEED = flags.DEFINE_integer(
+    "seed", None, "Of the first trajectory, each further one has the next; 0, or a branch's parent's.", lower_bound=0
+)
 SAMPLES = flags.DEFINE_integer("samples", 1, "Trajectories of each prompt.", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", None, "Trajectories that a process samples together; its share, at most 8, or a "
-                             "branch's run's.", lower_bound=1)  # fmt: skip
+BATCH = flags.DEFINE_integer(
+    "batch",
+    None,
+    "Trajectories that a process samples together; its share, at most 8, or a branch's run's.",
+    lower_bound=1,
+)
 
-STRATEGY = flags.DEFINE_enum("strategy", None, list(strategies.STRATEGIES),
-                             "How to come to a picture; by default as --mode says.")  # fmt: skip
+STRATEGY = flags.DEFINE_enum(
+    "strategy", None, list(strategies.STRATEGIES), "How to come to a picture; by default as --mode says."
+)
 OPTION = flags.DEFINE_multi_string("option", [], "Setting of the strategy, such as n=8; repeat it for several.")
-ADVISERS = flags.DEFINE_string("advisers", None, "JSON file of a chat endpoint that plans, criticises and verifies; by "
-                               "default the exact ones of shapes world.")  # fmt: skip
+ADVISERS = flags.DEFINE_string(
+    "advisers",
+    None,
+    "JSON file of a chat endpoint that plans, criticises and verifies; by default the exact ones of shapes world.",
+)
 
 BRANCH = flags.DEFINE_string("branch", None, "Folder of a trajectory to branch off, with the settings of its run.")
 STEP = flags.DEFINE_integer("step", None, "Number of the first stage that the branch has of its own.", lower_bound=0)
@@ -91,8 +106,19 @@ PLAN = flags.DEFINE_string("plan", None, "Plan (in mode think: thought) that sta
 CRITIQUE = flags.DEFINE_string("critique", None, "Inspection that stands there.")
 DRAFT = flags.DEFINE_string("draft", None, "Image, PNG or JPEG, that stands there.")
 _OF_BRANCHES = ("step", "plan", "critique", "draft")
-_OF_RUNS = ("output", "overwrite", "distributed", "prompt", "prompts", "image", "samples", "strategy", "option",
-            "advisers", "mode")  # fmt: skip
+_OF_RUNS = (
+    "output",
+    "overwrite",
+    "distributed",
+    "prompt",
+    "prompts",
+    "image",
+    "samples",
+    "strategy",
+    "option",
+    "advisers",
+    "mode",
+)
 
 # The names of these flags are those of the settings' fields; without a flag the default of the mode holds.
 flags.DEFINE_enum("mode", None, list(MODES), "What the model does.")
@@ -238,10 +264,14 @@ def prepare() -> Share:
     settings = dataclasses.replace(settings, together=min(BATCH.value or share, len(jobs)))
     advisers, sampler = make_advisers(endpoint), load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
     run = Run(
-        checkpoint=sampler.checkpoint, model_hash=sampler.model_hash, settings=settings, jobs=jobs,
-        strategy=strategy, options=options,
+        checkpoint=sampler.checkpoint,
+        model_hash=sampler.model_hash,
+        settings=settings,
+        jobs=jobs,
+        strategy=strategy,
+        options=options,
         advisers={name: getattr(endpoint, name) for name in ("url", "model", "parameters")} if endpoint else {},
-    )  # fmt: skip
+    )
     mine = jobs[number::processes]
     if not mine:
         return Share(sampler, run, advisers, {})
@@ -387,8 +417,10 @@ def branch() -> str:
         sampler = load_sampler(CHECKPOINT.value or begun.checkpoint, 1)
         if sampler.model_hash != begun.model_hash:
             hashes = f"model_hash is {sampler.model_hash[:8]}, was {begun.model_hash[:8]}"
-            raise RunError(f"{sampler.checkpoint}: is another model than {folder} was sampled from ({hashes}); name "
-                           "that one with --checkpoint")  # fmt: skip
+            raise RunError(
+                f"{sampler.checkpoint}: is another model than {folder} was sampled from ({hashes}); name "
+                "that one with --checkpoint"
+            )
         watch = Stopwatch(sampler.compiler)
         try:
             drawn = sampler.resume(edited, settings, progress=say_once)

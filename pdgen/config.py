@@ -123,42 +123,72 @@ class ComputeConfig:
 
 BAGEL_7B = ModelConfig(
     language=LanguageConfig(
-        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28,
-        num_kv_heads=4, head_dim=128,
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        head_dim=128,
     ),
     vision=VisionConfig(
-        hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, patch_size=14, max_side=70,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_layers=26,
+        num_heads=16,
+        patch_size=14,
+        max_side=70,
     ),
     autoencoder=AutoencoderConfig(),
     max_latent_size=64,
-)  # fmt: skip
+)
 
 # FLUX's form at an eighth of its width: three halvings, 16 latent channels.
 SHAPES_AUTOENCODER = AutoencoderConfig(channels=16, num_blocks=1, num_groups=4)
 
 NANO = ModelConfig(
     language=LanguageConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=384, num_layers=4, num_heads=4, num_kv_heads=2,
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=384,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
         head_dim=32,
     ),
     vision=VisionConfig(
-        hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, patch_size=8, max_side=4,
+        hidden_size=64,
+        intermediate_size=128,
+        num_layers=2,
+        num_heads=2,
+        patch_size=8,
+        max_side=4,
     ),
     autoencoder=SHAPES_AUTOENCODER,
     max_latent_size=8,
-)  # fmt: skip
+)
 
 TINY = ModelConfig(
     language=LanguageConfig(
-        vocab_size=512, hidden_size=384, intermediate_size=1152, num_layers=8, num_heads=6, num_kv_heads=2,
+        vocab_size=512,
+        hidden_size=384,
+        intermediate_size=1152,
+        num_layers=8,
+        num_heads=6,
+        num_kv_heads=2,
         head_dim=64,
     ),
     vision=VisionConfig(
-        hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, patch_size=8, max_side=8,
+        hidden_size=192,
+        intermediate_size=512,
+        num_layers=4,
+        num_heads=3,
+        patch_size=8,
+        max_side=8,
     ),
     autoencoder=SHAPES_AUTOENCODER,
     max_latent_size=16,
-)  # fmt: skip
+)
 
 # What are trained on shapes world. Where a thing stands and what it is, is decided while its image is nearly noise:
 # without the shift one timestep in seven would be beyond 0.75, with it half of them are. The largest picture that the
@@ -171,8 +201,12 @@ SHAPES_TINY = dataclasses.replace(
 )
 
 PRESETS = {
-    "nano": NANO, "tiny": TINY, "shapes_nano": SHAPES_NANO, "shapes_tiny": SHAPES_TINY, "bagel_7b": BAGEL_7B,
-}  # fmt: skip
+    "nano": NANO,
+    "tiny": TINY,
+    "shapes_nano": SHAPES_NANO,
+    "shapes_tiny": SHAPES_TINY,
+    "bagel_7b": BAGEL_7B,
+}
 
 
 def preset(name: str) -> ModelConfig:
@@ -199,8 +233,9 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: missing; a BAGEL folder holds config.json, llm_config.json and "
-                          "vit_config.json") from None
+        raise ConfigError(
+            f"{path}: missing; a BAGEL folder holds config.json, llm_config.json and vit_config.json"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise ConfigError(f"{path}: not valid json ({fault})") from None
     if not isinstance(value, dict):
@@ -284,6 +319,8 @@ def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderC
     )
     stated = _take(vae, "downsample", path, float, config.downsample)
     if not math.isclose(stated, config.downsample):
-        raise ConfigError(f"{path}: vae_config.downsample is {stated}, but {len(multipliers)} resolutions "
-                          f"(ch_mult) downsample by {config.downsample}; correct one of the two")
+        raise ConfigError(
+            f"{path}: vae_config.downsample is {stated}, but {len(multipliers)} resolutions "
+            f"(ch_mult) downsample by {config.downsample}; correct one of the two"
+        )
     return config

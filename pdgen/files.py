@@ -190,9 +190,7 @@ def new_folder(
         raise
 
 
-def check_target(
-    target: pathlib.Path, kind: str, replaceable: Callable[[pathlib.Path], bool], overwrite: bool
-) -> None:
+def check_target(target: pathlib.Path, kind: str, replaceable: Callable[[pathlib.Path], bool], overwrite: bool) -> None:
     """Raises FolderError where ``target`` exists and may not be replaced; arguments as for ``new_folder``."""
     if not os.path.lexists(target):
         return

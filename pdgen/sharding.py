@@ -70,8 +70,9 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     """
     devices = jax.devices() if devices is None else devices
     if len(shape) != len(MESH_AXES) or math.prod(shape) != len(devices):
-        raise ShardingError(f"mesh {tuple(shape)} (data, fsdp, tensor) needs {math.prod(shape)} devices, "
-                            f"there are {len(devices)}")
+        raise ShardingError(
+            f"mesh {tuple(shape)} (data, fsdp, tensor) needs {math.prod(shape)} devices, there are {len(devices)}"
+        )
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 
@@ -121,6 +122,7 @@ def _is_names(value: Any) -> bool:
 
 def parameter_specs(abstract: Any) -> Any:
     """PartitionSpecs of a tree of parameters as ``init`` declares it (Flax's logical metadata)."""
+
     def spec(leaf: Any) -> PartitionSpec:
         return RULES.spec(*leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else PartitionSpec()
 
@@ -129,5 +131,8 @@ def parameter_specs(abstract: Any) -> Any:
 
 def parameter_shardings(abstract: Any, mesh: Mesh) -> Any:
     """NamedShardings of a tree of parameters on ``mesh``; see ``parameter_specs``."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), parameter_specs(abstract),
-                        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        parameter_specs(abstract),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )

@@ -121,8 +121,10 @@ def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ..
     """
     folder.mkdir()
     _write_tree_metadata(folder, leaves)
-    opened = {path: ts.open(_spec(folder, path) | {"metadata": _metadata(*leaf)}, create=True)
-              for path, leaf in leaves.items()}  # fmt: skip
+    opened = {
+        path: ts.open(_spec(folder, path) | {"metadata": _metadata(*leaf)}, create=True)
+        for path, leaf in leaves.items()
+    }
     return Arrays(folder, {path: future.result() for path, future in opened.items()})
 
 

@@ -22,7 +22,7 @@ from pdgen.checkpoints.pdgen_checkpoint import (
     open_checkpoint,
     verify,
     write_content,
-)  # fmt: skip
+)
 from pdgen.checkpoints.torch_checkpoint import INDEX, cast_dtype, is_bagel_folder, open_bagel_folder
 from pdgen.config import read_config
 from pdgen.files import Say, new_folder, to_stderr

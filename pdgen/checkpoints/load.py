@@ -75,22 +75,27 @@ def find(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
     if not path.is_dir():
         if name := shipped_name(path):
             return shipped_checkpoint(name)
-        raise CheckpointError(f"{path}: no such folder; name a pdgen checkpoint, the workdir of a training run, or "
-                              f"{' or '.join(SHIPPED)}")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: no such folder; name a pdgen checkpoint, the workdir of a training run, or {' or '.join(SHIPPED)}"
+        )
     if is_bagel_folder(path):
-        raise CheckpointError(f"{path}: is a BAGEL folder; convert it first: "
-                              f"python launch/convert.py --source={path} --target=NEW_FOLDER")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: is a BAGEL folder; convert it first: python launch/convert.py --source={path} --target=NEW_FOLDER"
+        )
     if is_step(path):
         return path
     if not is_checkpoint(path) and is_run(path) and (step := newest_whole(path, say)) is not None:
         return path / CHECKPOINTS / str(step)
     folder = next((f for f in (path, path / EXPORT) if is_checkpoint(f)), None)
     if folder is None:
-        raise CheckpointError(f"{path}: is no pdgen checkpoint, and no workdir of a training run; "
-                              "launch/convert.py and launch/train.py make them")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: is no pdgen checkpoint, and no workdir of a training run; "
+            "launch/convert.py and launch/train.py make them"
+        )
     if not any((folder / TOKENIZER / name).is_file() for name in WHOLE_TOKENIZERS):
-        raise CheckpointError(f"{folder}: has no tokenizer; convert again from a folder that holds "
-                              f"{' or '.join(WHOLE_TOKENIZERS)}")  # fmt: skip
+        raise CheckpointError(
+            f"{folder}: has no tokenizer; convert again from a folder that holds {' or '.join(WHOLE_TOKENIZERS)}"
+        )
     return folder
 
 
@@ -154,8 +159,10 @@ def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """
     tensor, heads = mesh.shape["tensor"], config.language.num_kv_heads
     if heads % tensor:
-        raise ShardingError(f"mesh (data, fsdp, tensor) with tensor={tensor}: must divide the model's {heads} "
-                            "key/value heads; choose a smaller one")  # fmt: skip
+        raise ShardingError(
+            f"mesh (data, fsdp, tensor) with tensor={tensor}: must divide the model's {heads} "
+            "key/value heads; choose a smaller one"
+        )
     whole = NamedSharding(mesh, PartitionSpec())
     return {
         "model": parameter_shardings(bagel.abstract_params(config), mesh),

@@ -135,13 +135,24 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
     """The number that each letter of the axis legend stands for."""
     language, vision = config.language, config.vision
     return {
-        "L": language.num_layers, "D": language.hidden_size, "F": language.intermediate_size,
-        "H": language.num_heads, "K": language.num_kv_heads, "h": language.head_dim, "V": language.vocab_size,
-        "N": vision.num_layers, "C": vision.hidden_size, "I": vision.intermediate_size,
-        "A": vision.num_heads, "a": vision.hidden_size // vision.num_heads,
-        "P": vision.patch_dim, "S": vision.max_side**2,
-        "M": config.max_latent_size**2, "Z": config.latent_dim, "T": config.time_frequency_dim,
-    }  # fmt: skip
+        "L": language.num_layers,
+        "D": language.hidden_size,
+        "F": language.intermediate_size,
+        "H": language.num_heads,
+        "K": language.num_kv_heads,
+        "h": language.head_dim,
+        "V": language.vocab_size,
+        "N": vision.num_layers,
+        "C": vision.hidden_size,
+        "I": vision.intermediate_size,
+        "A": vision.num_heads,
+        "a": vision.hidden_size // vision.num_heads,
+        "P": vision.patch_dim,
+        "S": vision.max_side**2,
+        "M": config.max_latent_size**2,
+        "Z": config.latent_dim,
+        "T": config.time_frequency_dim,
+    }
 
 
 def _model_places(config: ModelConfig) -> Iterator[Place]:
@@ -224,8 +235,9 @@ def _autoencoder_tensors(config: AutoencoderConfig) -> Iterator[tuple[str, tuple
 
 def autoencoder_places(config: AutoencoderConfig) -> dict[str, Place]:
     """Every tensor of ae.safetensors, by name, and where it stands in the tree."""
-    return {name: Place(name, shape, autoencoder_path(name), None, shape)
-            for name, shape in _autoencoder_tensors(config)}  # fmt: skip
+    return {
+        name: Place(name, shape, autoencoder_path(name), None, shape) for name, shape in _autoencoder_tensors(config)
+    }
 
 
 def places(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, Place]:

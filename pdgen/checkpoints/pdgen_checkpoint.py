@@ -72,8 +72,10 @@ class Content:
 
     def manifest(self, digests: Mapping[str, str], files: Mapping[str, bytes]) -> Manifest:
         """The manifest, given each tensor's digest and the other files."""
-        tensors = [TensorRecord(place.name, place.shape, dtype.name, digests[place.name], file)
-                   for place, dtype, file in self.tensors]  # fmt: skip
+        tensors = [
+            TensorRecord(place.name, place.shape, dtype.name, digests[place.name], file)
+            for place, dtype, file in self.tensors
+        ]
         headers = {name: dict(header) for name, header in self.headers.items()}
         return Manifest(tensors, headers, {name: sha256(data) for name, data in files.items()})
 

@@ -38,16 +38,20 @@ def shipped_checkpoint(name: str) -> pathlib.Path:
     if is_checkpoint(target):
         return target
     if not is_bagel_folder(source):
-        raise CheckpointError(f"{name}: this installation lacks the model's weights in {source}; install pdgen anew, "
-                              "or name another checkpoint")  # fmt: skip
+        raise CheckpointError(
+            f"{name}: this installation lacks the model's weights in {source}; install pdgen anew, "
+            "or name another checkpoint"
+        )
     try:
         to_pdgen(source, target, overwrite=True, say=lambda line: None)
     except (OSError, FolderError) as fault:
         if is_checkpoint(target):  # another process has made it meanwhile
             return target
         reason = fault.strerror if isinstance(fault, OSError) else fault
-        raise FolderError(f"{target}: the model {name!r} cannot be converted to there ({reason}); name a folder that "
-                          "can be written by the environment variable XDG_CACHE_HOME") from None  # fmt: skip
+        raise FolderError(
+            f"{target}: the model {name!r} cannot be converted to there ({reason}); name a folder that "
+            "can be written by the environment variable XDG_CACHE_HOME"
+        ) from None
     return target
 
 

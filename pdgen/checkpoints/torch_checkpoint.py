@@ -21,8 +21,15 @@ from pdgen.config import AutoencoderConfig, ModelConfig, read_config
 
 INDEX, AUTOENCODER, EMA = "model.safetensors.index.json", "ae.safetensors", "ema.safetensors"
 OTHER_JSON = ("generation_config.json", "preprocessor_config.json", INDEX)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model",
-                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -45,8 +52,11 @@ class BagelFolder:
     def content(self, dtype: np.dtype | None = None) -> Content:
         """What a checkpoint of it holds, the model's values as stored or cast to ``dtype``."""
         where = places(self.config)
-        tensors = [(where[name], cast_dtype(where[name], info.dtype, dtype), file.path.name)
-                   for file in self.files for name, info in file.tensors.items()]  # fmt: skip
+        tensors = [
+            (where[name], cast_dtype(where[name], info.dtype, dtype), file.path.name)
+            for file in self.files
+            for name, info in file.tensors.items()
+        ]
         source_json = self._present((*MODEL_JSON, *OTHER_JSON))
         headers = {file.path.name: file.metadata for file in self.files}
         return Content(self.config, tensors, headers, source_json, self._present(TOKENIZER_FILES))
@@ -111,8 +121,9 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
     faults = [*_index_faults(index, files), *_tensor_faults(where, files), *_head_faults(config)]
     _raise_all(path, faults + ([] if cast else _dtype_faults(where, files)))
     for (file, key), (said, actual) in differences(stated, config).items():
-        notes.append(f"{path / file}: {key} is {json.dumps(said)}, but the tensors say {json.dumps(actual)}; "
-                     "the tensors win")  # fmt: skip
+        notes.append(
+            f"{path / file}: {key} is {json.dumps(said)}, but the tensors say {json.dumps(actual)}; the tensors win"
+        )
     return BagelFolder(path, config, files, [*notes, *_file_notes(path, files)])
 
 
@@ -166,8 +177,11 @@ def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[st
 
 def _index_faults(index: Mapping[str, str], files: Sequence[SafetensorsFile]) -> list[str]:
     held = {(name, file.path.name) for file in files for name in file.tensors}
-    return [f"{INDEX} puts {name} into {file}, which does not hold it" for name, file in index.items()
-            if (name, file) not in held]  # fmt: skip
+    return [
+        f"{INDEX} puts {name} into {file}, which does not hold it"
+        for name, file in index.items()
+        if (name, file) not in held
+    ]
 
 
 def _tensor_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[str]:
@@ -191,19 +205,25 @@ def _dtype_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) 
         for name, info in file.tensors.items():
             if name in where:
                 found.setdefault(where[name].path, set()).add(info.dtype.name)
-    return [f"layers of {path} are stored as {' and '.join(sorted(kinds))}; choose one with --dtype"
-            for path, kinds in found.items() if len(kinds) > 1]  # fmt: skip
+    return [
+        f"layers of {path} are stored as {' and '.join(sorted(kinds))}; choose one with --dtype"
+        for path, kinds in found.items()
+        if len(kinds) > 1
+    ]
 
 
 def _head_faults(config: ModelConfig) -> list[str]:
     language, vision = config.language, config.vision
     faults = []
     if vision.hidden_size % vision.num_heads:
-        faults.append(f"vit_config.json: num_attention_heads {vision.num_heads} does not divide the width "
-                      f"{vision.hidden_size}")  # fmt: skip
+        faults.append(
+            f"vit_config.json: num_attention_heads {vision.num_heads} does not divide the width {vision.hidden_size}"
+        )
     if language.num_heads % language.num_kv_heads:
-        faults.append(f"llm_config.json: num_key_value_heads {language.num_kv_heads} does not divide "
-                      f"num_attention_heads {language.num_heads}")  # fmt: skip
+        faults.append(
+            f"llm_config.json: num_key_value_heads {language.num_kv_heads} does not divide "
+            f"num_attention_heads {language.num_heads}"
+        )
     return faults
 
 

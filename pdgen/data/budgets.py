@@ -66,8 +66,10 @@ def propose_budgets(documents: Documents, stream: Stream, total: int) -> list[Pr
     ]
     if not candidates:
         needed = [math.ceil(tokens / TILE) * TILE for tokens in longest]
-        raise PackingError(f"packs of {total} tokens do not hold every document in the data's proportions; budgets of "
-                           f"{', '.join(f'{n} {size}' for n, size in zip(STREAMS, needed))} do")  # fmt: skip
+        raise PackingError(
+            f"packs of {total} tokens do not hold every document in the data's proportions; budgets of "
+            f"{', '.join(f'{n} {size}' for n, size in zip(STREAMS, needed))} do"
+        )
     sample = stream.window(0).lengths[None, :_SAMPLE]
     quick = sorted((_measure(sample, budgets) for budgets in candidates), key=lambda p: -p.used)
     return sorted((measure(stream, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)

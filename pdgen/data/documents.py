@@ -163,7 +163,9 @@ def _cut(index: LengthIndex, cuts: _Cuts, long: Bool[np.ndarray, " documents"], 
     options = options[options.end > 0]
     options = options[(_documents(index, options).totals() <= sizes).all(axis=1)]
     last = np.append(options.record[1:] != options.record[:-1], True)[: len(options.record)]  # the most turns
-    joined = [np.concatenate([getattr(part, field.name) for part in (cuts[~long], options[last])])
-              for field in dataclasses.fields(_Cuts)]  # fmt: skip
+    joined = [
+        np.concatenate([getattr(part, field.name) for part in (cuts[~long], options[last])])
+        for field in dataclasses.fields(_Cuts)
+    ]
     fitting = _Cuts(*joined)
     return fitting[np.lexsort([fitting.first, fitting.record])]

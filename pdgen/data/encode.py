@@ -31,7 +31,7 @@ from pdgen.data.records import (
     open_file,
     write_file,
     write_index,
-)  # fmt: skip
+)
 from pdgen.files import check_begun, check_target, file_sha256, locked, new_file, replace_folder
 from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
@@ -57,9 +57,7 @@ class Encoder:
     batch_size: int
 
 
-def encode_dataset(
-    source: pathlib.Path, target: pathlib.Path, encoder: Encoder, *, overwrite: bool = False
-) -> Dataset:
+def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder, *, overwrite: bool = False) -> Dataset:
     """Writes the data set ``source`` with latents to ``target``; goes on where an earlier run was killed.
 
     Latents that the records have are replaced. With ``overwrite``, ``target`` may be ``source`` itself.
@@ -124,9 +122,7 @@ def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder)
     return files
 
 
-def _encoded(
-    records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str
-) -> Iterator[Record]:
+def _encoded(records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str) -> Iterator[Record]:
     for first in numbers[::RECORDS_TOGETHER]:
         chunk = [records[n] for n in range(first, min(first + RECORDS_TOGETHER, numbers.stop))]
         try:

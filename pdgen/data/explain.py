@@ -31,11 +31,16 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
         units = document_units(record, batches.tokenizer, document.turns, batches.settings.draws)
         stages = [record.segments[segment].stage for (segment, _), keep in zip(units, document.keep) if keep]
         lost = [_unit_name(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
-        explained.append(ExplainedDocument(
-            record=record.id, name=record_name(batches.source, document.record), epoch=document.epoch,
-            turns=_turns(record, document), dropped=tuple(lost),
-            runs=document_runs(pack, batches.tokenizer, int(start), laid_out.split, stages),
-        ))  # fmt: skip
+        explained.append(
+            ExplainedDocument(
+                record=record.id,
+                name=record_name(batches.source, document.record),
+                epoch=document.epoch,
+                turns=_turns(record, document),
+                dropped=tuple(lost),
+                runs=document_runs(pack, batches.tokenizer, int(start), laid_out.split, stages),
+            )
+        )
     intervals = np.stack([pack.k_start, pack.k_end, pack.q_start, pack.q_end])
     return ExplainedPack(number, budgets, tuple(explained), stream_of_slots(pack), intervals)
 

@@ -102,12 +102,17 @@ def held_out_records(
     Raises:
       LoaderError: they are all there is.
     """
-    own = [np.concatenate([np.arange(r.start, r.stop) for r in ranges])
-           for name, ranges in subsets.items() if not mixture or mixture.get(name, 0) > 0]  # fmt: skip
+    own = [
+        np.concatenate([np.arange(r.start, r.stop) for r in ranges])
+        for name, ranges in subsets.items()
+        if not mixture or mixture.get(name, 0) > 0
+    ]
     ends = np.cumsum([0, *map(len, own)])
     if count and count >= ends[-1]:
-        raise LoaderError(f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set "
-                          f"it to less, a few hundred at most")  # fmt: skip
+        raise LoaderError(
+            f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set "
+            f"it to less, a few hundred at most"
+        )
     shares = np.minimum(np.diff(ends * count // max(ends[-1], 1)), np.diff(ends) - 1)
     return np.sort(np.concatenate([np.zeros(0, np.int64), *(n[len(n) - share :] for n, share in zip(own, shares))]))
 
@@ -144,8 +149,9 @@ class Batches:
     ) -> None:
         index, count = process
         if settings.rows < 1 or settings.rows % count:
-            raise LoaderError(f"{settings.rows} rows cannot be shared equally by {count} processes; "
-                              f"set rows to a multiple of {count}")  # fmt: skip
+            raise LoaderError(
+                f"{settings.rows} rows cannot be shared equally by {count} processes; set rows to a multiple of {count}"
+            )
         self.config, self.source, self.tokenizer, self.settings = config, source, tokenizer, settings
         self._rows = range(index * settings.rows // count, (index + 1) * settings.rows // count)
         self._steps = steps
@@ -155,8 +161,10 @@ class Batches:
         held = np.isin(self.documents.record, held_out)
         self.held_out = np.flatnonzero(held)
         if settings.held_out and not held.any():
-            raise LoaderError(f"config: held_out is {settings.held_out}, but the last records are broken or teach "
-                              "nothing; hold out more")  # fmt: skip
+            raise LoaderError(
+                f"config: held_out is {settings.held_out}, but the last records are broken or teach "
+                "nothing; hold out more"
+            )
         self.subsets = {name: n[~held[n]] for name, n in subset_documents(source, self.documents).items()}
         self.packer = Packer(
             self.documents, self.subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
@@ -241,8 +249,12 @@ class Loader(Iterator[Pack]):
         batch = next(self._made)
         for number in set(batch.skipped.tolist()) - self.skipped:
             self.skipped.add(number)
-            logging.warning("%s: broken, left out (%d so far); python -m pdgen.data.records check %s says why",
-                            record_name(self._source, number), len(self.skipped), self._source.folder)  # fmt: skip
+            logging.warning(
+                "%s: broken, left out (%d so far); python -m pdgen.data.records check %s says why",
+                record_name(self._source, number),
+                len(self.skipped),
+                self._source.folder,
+            )
         return batch.pack
 
 
@@ -269,8 +281,10 @@ def loader(
       PackingError, RecordError: see ``Batches``; a broken record stops the iteration, workers or not.
     """
     if settings.workers and not flags.FLAGS.is_parsed():
-        raise LoaderError("workers need parsed absl flags: run under absl.app, call "
-                          "absl.flags.FLAGS.mark_as_parsed(), or set workers to 0")  # fmt: skip
+        raise LoaderError(
+            "workers need parsed absl flags: run under absl.app, call "
+            "absl.flags.FLAGS.mark_as_parsed(), or set workers to 0"
+        )
     steps = sys.maxsize if stop_step is None else stop_step
     process = jax.process_index(), jax.process_count()
     batches = Batches(config, source, tokenizer, settings, process, steps)
@@ -288,11 +302,16 @@ def _tell(batches: Batches) -> None:
     """Says which records the packs will lack."""
     index, documents = batches.index, batches.documents
     if len(index.broken):
-        logging.warning("%d of %d records are broken and left out, first %s", len(index.broken), len(index),
-                        index.faults[0])  # fmt: skip
+        logging.warning(
+            "%d of %d records are broken and left out, first %s", len(index.broken), len(index), index.faults[0]
+        )
     if len(documents.cut):
-        logging.warning("%d of %d records exceed a pack and lack their last turns, first record %s",
-                        len(documents.cut), len(index), index.ids[documents.cut[0]])  # fmt: skip
+        logging.warning(
+            "%d of %d records exceed a pack and lack their last turns, first record %s",
+            len(documents.cut),
+            len(index),
+            index.ids[documents.cut[0]],
+        )
 
 
 def _own(batch: Batch) -> Batch:

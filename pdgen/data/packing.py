@@ -196,8 +196,14 @@ class Packer:
 
     def _seek(self, number: int) -> None:
         known = self._ends[-1] if self._ends else 0
-        with tqdm(total=number, initial=known, desc="planning packs", unit="pack", leave=False,
-                  disable=number - known < 100_000) as bar:  # fmt: skip
+        with tqdm(
+            total=number,
+            initial=known,
+            desc="planning packs",
+            unit="pack",
+            leave=False,
+            disable=number - known < 100_000,
+        ) as bar:
             while known <= number:
                 ahead = (number - known) * len(self._ends) // max(known, 1)
                 planned = range(len(self._ends), len(self._ends) + min(max(ahead, 1), TOGETHER))

@@ -24,8 +24,10 @@ from pdgen.evaluate.tables import Table
 from pdgen.train.release.stages import Stage
 
 TABLES: Mapping[str, published.PublishedTable] = {
-    "rewriting": published.REWRITING, "critiques": published.CRITIQUES, "subsets": published.SUBSETS,
-}  # fmt: skip
+    "rewriting": published.REWRITING,
+    "critiques": published.CRITIQUES,
+    "subsets": published.SUBSETS,
+}
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,8 +113,12 @@ def stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Iterator
             own = folder / str(seed)
             keys = {**sweep.train_keys, "data": str(folder / "data"), "seed": seed}
             yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *_overrides(keys)))
-            flags = ("--benchmark=shapes", f"--checkpoint={own / 'run'}", f"--output={own / 'scores'}",
-                     f"--training_data={folder / 'data'}")  # fmt: skip
+            flags = (
+                "--benchmark=shapes",
+                f"--checkpoint={own / 'run'}",
+                f"--output={own / 'scores'}",
+                f"--training_data={folder / 'data'}",
+            )
             yield Stage("evaluate", own, (*flags, *sweep.evaluate_flags))
 
 
@@ -148,17 +154,30 @@ def table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:
             rows.append((row, column, ours.value, ours.low, ours.high, apart, *gained, ours.n, stated))
     return Table(
         title=f"{paper.title.partition(': ')[2]} (as the paper's {paper.title.partition(':')[0]}), shapes world",
-        columns=("training data", "task", "score", "low", "high", "over seeds", "difference", "difference low",
-                 "difference high", "prompts", "published"),
+        columns=(
+            "training data",
+            "task",
+            "score",
+            "low",
+            "high",
+            "over seeds",
+            "difference",
+            "difference low",
+            "difference high",
+            "prompts",
+            "published",
+        ),
         rows=rows,
-        note="\n".join([
-            f"Difference: to {named[0][0]!r}, on the same prompts, seed by seed. Trainings of each row: "
-            f"{len(sweep.seeds)}. \"Over seeds\": a standard deviation.",
-            f"Published: on GenEval, {published.SOURCE}; comparable in direction alone.",
-            *leaks,
-        ]),
+        note="\n".join(
+            [
+                f"Difference: to {named[0][0]!r}, on the same prompts, seed by seed. Trainings of each row: "
+                f'{len(sweep.seeds)}. "Over seeds": a standard deviation.',
+                f"Published: on GenEval, {published.SOURCE}; comparable in direction alone.",
+                *leaks,
+            ]
+        ),
         drawn="prompt" if len(sweep.seeds) == 1 else "prompt and training seed",
-    )  # fmt: skip
+    )
 
 
 def _findings(folder: pathlib.Path) -> list[str]:

@@ -152,21 +152,25 @@ def differences(first: Run, second: Run) -> dict[str, Estimate]:
       EvaluationError: the runs are of other benchmarks or prompts.
     """
     if first.facts.benchmark != second.facts.benchmark:
-        raise EvaluationError(f"{second.folder}: is of {second.facts.benchmark}, {first.folder} of "
-                              f"{first.facts.benchmark}; compare runs of the same benchmark")  # fmt: skip
+        raise EvaluationError(
+            f"{second.folder}: is of {second.facts.benchmark}, {first.folder} of "
+            f"{first.facts.benchmark}; compare runs of the same benchmark"
+        )
     if first.facts.benchmark != "wise":
         return compare(first.results, second.results)
     if first.facts.prompts != second.facts.prompts:
-        raise EvaluationError(f"{second.folder}: was judged on another list of prompts than {first.folder}; "
-                              "evaluate both on one list")  # fmt: skip
+        raise EvaluationError(
+            f"{second.folder}: was judged on another list of prompts than {first.folder}; evaluate both on one list"
+        )
     found = {}
     for label in [label for label in SCORINGS if label in first.scored and label in second.scored]:
         a, b = (run.scored[label] for run in (first, second))
         scoring, strata = SCORINGS[label], {}
         for name in NAMES:
             if a.categories[name] is not None and b.categories[name] is not None:
-                strata[name] = [np.array([run.wise[label][i] for i in scoring.categories[name]])
-                                for run in (first, second)]  # fmt: skip
+                strata[name] = [
+                    np.array([run.wise[label][i] for i in scoring.categories[name]]) for run in (first, second)
+                ]
                 if label in _OWN_CATEGORIES:
                     found[f"{label} {name}"] = difference([strata[name][0]], [strata[name][1]])
         if a.overall is not None and b.overall is not None:
@@ -180,8 +184,10 @@ def judged_differently(runs: Sequence[Run]) -> list[str]:
     """A sentence for the head of a report for every judgement that the runs do not owe to the same judge."""
     if runs[0].facts.benchmark == "wise":
         judges = {run.name: run.facts.judge for run in runs}
-        by = {f" ({name})": {run: _judge(judge, name) for run, judge in judges.items() if judge and name in judge.rules}
-              for name in JUDGEMENTS}  # fmt: skip
+        by = {
+            f" ({name})": {run: _judge(judge, name) for run, judge in judges.items() if judge and name in judge.rules}
+            for name in JUDGEMENTS
+        }
     else:
         by = {"": {run.name: run.facts.detector for run in runs}}
     sentences = []

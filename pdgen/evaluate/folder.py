@@ -94,8 +94,10 @@ def _check_numbering(folder: pathlib.Path, count: int) -> None:
             f"{prompt_folder(count - 1)}); name the list that these images were made from, or number them from 00000"
         )
     if missing := sorted(wanted - names):
-        raise EvaluationError(f"{folder}: {len(missing)} of {count} prompts are missing: {listed(missing)}; "
-                              "generate them, there is no score without them")  # fmt: skip
+        raise EvaluationError(
+            f"{folder}: {len(missing)} of {count} prompts are missing: {listed(missing)}; "
+            "generate them, there is no score without them"
+        )
 
 
 def _check_metadata(path: pathlib.Path, prompt: Prompt, number: int) -> None:

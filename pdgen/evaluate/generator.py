@@ -120,8 +120,10 @@ def make_generate(recipe: Recipe, advisers: Advisers, say: Callable[[str], None]
         drawn = run(recipe.strategy, task)
         for trajectory in drawn:
             if not trajectory.images:
-                raise EvaluationError(f"seed {trajectory.seed}: {trajectory.prompt!r} ended without an image "
-                                      f"({trajectory.stop_reason}); raise max_images")  # fmt: skip
+                raise EvaluationError(
+                    f"seed {trajectory.seed}: {trajectory.prompt!r} ended without an image "
+                    f"({trajectory.stop_reason}); raise max_images"
+                )
         return [Sample(trajectory.images[-1], trajectory) for trajectory in drawn]
 
     return generate

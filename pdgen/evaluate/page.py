@@ -17,8 +17,11 @@ from pdgen.report.page import render, trajectory_page
 from pdgen.train.monitor.curves import COLOURS, Point, scatter
 
 PUBLISHED: Mapping[str, tuple[PublishedTable, ...]] = {
-    "geneval": (GENEVAL, STRATEGIES), "shapes": (GENEVAL, STRATEGIES), "wise": (WISE,), "abilities": (),
-}  # fmt: skip
+    "geneval": (GENEVAL, STRATEGIES),
+    "shapes": (GENEVAL, STRATEGIES),
+    "wise": (WISE,),
+    "abilities": (),
+}
 
 
 class Cost(NamedTuple):

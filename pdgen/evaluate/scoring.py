@@ -226,8 +226,9 @@ def compare(first: Sequence[Result], second: Sequence[Result]) -> dict[str, Esti
     Raises:
       EvaluationError: the runs are not of the same prompts in the same order.
     """
-    prompts = [list(dict.fromkeys((pathlib.PurePath(o.filename).parent, o.metadata) for o in run))
-               for run in (first, second)]  # fmt: skip
+    prompts = [
+        list(dict.fromkeys((pathlib.PurePath(o.filename).parent, o.metadata) for o in run)) for run in (first, second)
+    ]
     named = [[metadata for _, metadata in one] for one in prompts]
     if named[0] != named[1]:
         raise EvaluationError("the runs are not of the same prompts in the same order; score both by one list")

@@ -27,9 +27,14 @@ from pdgen.synthesis.sample import ENTITY_RATES, sample_graph
 SEED = 0
 # Of each task at most; of "single_object", "counting" and "colors" that takes all there are.
 COUNTS = {
-    "single_object": 10, "two_object": 40, "counting": 30, "colors": 40, "position": 40, "color_attr": 60,
+    "single_object": 10,
+    "two_object": 40,
+    "counting": 30,
+    "colors": 40,
+    "position": 40,
+    "color_attr": 60,
     "composition": 60,
-}  # fmt: skip
+}
 KEPT = ("colors", "position", "color_attr", "composition")  # tasks that ask for what is kept from training
 
 
@@ -112,7 +117,10 @@ def _include(graph: SceneGraph) -> list[dict[str, Any]]:
         if relation is not None:
             item["position"] = [relation.kind, list(found).index(relation.reference)]
         found[number] = item
-        ends = [(r, r.reference if r.subject == number else r.subject) for r in graph.relations
-                if number in (r.subject, r.reference)]  # fmt: skip
+        ends = [
+            (r, r.reference if r.subject == number else r.subject)
+            for r in graph.relations
+            if number in (r.subject, r.reference)
+        ]
         waiting = [(end, r.seen_from(end)) for r, end in ends] + waiting
     return list(found.values())

@@ -147,13 +147,25 @@ def _ranges(*firsts: int) -> dict[str, range]:
 ORIGINAL = _ranges(1, 401, 568, 701, 801, 901)
 VERIFIED = _ranges(1, 401, 521, 641, 761, 881)
 SCORINGS = {
-    "A": Scoring("graded", ORIGINAL, (0.4, 0.167, 0.133, 0.1, 0.1, 0.1),
-                 "original weights, of the original 1,000 prompts; published figures: judged by gpt-4o-2024-05-13"),
-    "B": Scoring("binary", VERIFIED, (0.4,) + (0.12,) * 5,
-                 "WISE_Verified, of its revised 1,000 prompts; published figures: judged by Qwen3.5-35B-A3B"),
-    "C": Scoring("graded", ORIGINAL, (1 / 6,) * 6,
-                 "BAGEL's to May 2026, plain mean of A's categories; published figures: judged by gpt-4o-2024-11-20"),
-}  # fmt: skip
+    "A": Scoring(
+        "graded",
+        ORIGINAL,
+        (0.4, 0.167, 0.133, 0.1, 0.1, 0.1),
+        "original weights, of the original 1,000 prompts; published figures: judged by gpt-4o-2024-05-13",
+    ),
+    "B": Scoring(
+        "binary",
+        VERIFIED,
+        (0.4,) + (0.12,) * 5,
+        "WISE_Verified, of its revised 1,000 prompts; published figures: judged by Qwen3.5-35B-A3B",
+    ),
+    "C": Scoring(
+        "graded",
+        ORIGINAL,
+        (1 / 6,) * 6,
+        "BAGEL's to May 2026, plain mean of A's categories; published figures: judged by gpt-4o-2024-11-20",
+    ),
+}
 LIST = "prompts.jsonl"  # beside the scores: the prompts that they are of
 
 

@@ -189,8 +189,10 @@ def _tile_mask(intervals: Intervals, q_index: jax.Array, start: jax.Array, k_ind
     """[B, q, k] of one tile; ``intervals.k_*`` are the block's, ``q_*`` all keys'."""
     mask = (intervals.k_start[..., None] <= k_index) & (k_index < intervals.k_end[..., None]) & (k_index >= 0)
     if intervals.q_start is not None:
-        first, last = (lax.dynamic_slice_in_dim(x, start, k_index.shape[0], axis=1)[:, None]
-                       for x in (intervals.q_start, intervals.q_end))
+        first, last = (
+            lax.dynamic_slice_in_dim(x, start, k_index.shape[0], axis=1)[:, None]
+            for x in (intervals.q_start, intervals.q_end)
+        )
         mask &= (first <= q_index[:, None]) & (q_index[:, None] < last)
     return mask
 

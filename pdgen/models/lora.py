@@ -33,7 +33,10 @@ def _merged(
     stacked = a.ndim + b.ndim - 2 - kernel.ndim  # 1 if both factors have the layer axis, else 0
     layer, outputs, inputs = "L"[:stacked], "opq"[: b.ndim - stacked - 1], "ijk"[: a.ndim - stacked - 1]
     product = jnp.einsum(
-        f"{layer}{outputs}r,{layer}r{inputs}->{layer}{outputs}{inputs}", b, a,
-        precision="highest", out_sharding=jax.typeof(kernel).sharding if has_mesh() else None,
-    )  # fmt: skip
+        f"{layer}{outputs}r,{layer}r{inputs}->{layer}{outputs}{inputs}",
+        b,
+        a,
+        precision="highest",
+        out_sharding=jax.typeof(kernel).sharding if has_mesh() else None,
+    )
     return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)

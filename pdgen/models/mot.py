@@ -103,15 +103,20 @@ def layer_spec(config: LanguageConfig) -> parameters.Spec:
     expert = {
         "input_norm": parameters.norm(D),
         "attention": {
-            "q": queries, "k": keys, "v": keys, "o": out,
-            "q_norm": parameters.norm(size), "k_norm": parameters.norm(size),
+            "q": queries,
+            "k": keys,
+            "v": keys,
+            "o": out,
+            "q_norm": parameters.norm(size),
+            "k_norm": parameters.norm(size),
         },
         "post_norm": parameters.norm(D),
         "mlp": {
-            "gate": wide, "up": wide,
+            "gate": wide,
+            "up": wide,
             "down": parameters.linear((D,), (F,), ("embed",), ("mlp",), bias=False, scale=into_stream),
         },
-    }  # fmt: skip
+    }
     return dict.fromkeys(EXPERTS, expert)
 
 

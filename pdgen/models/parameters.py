@@ -71,6 +71,7 @@ def norm(width: int, *, bias: bool = False) -> dict[str, Leaf]:
 
 def stacked(spec: Spec, layers: int) -> Spec:
     """``spec`` with a leading axis of ``layers`` on every leaf, for ``jax.lax.scan``."""
+
     def stack(leaf: Leaf) -> Leaf:
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             return jax.vmap(lambda k: leaf.init(k, shape[1:], dtype))(jax.random.split(key, layers))

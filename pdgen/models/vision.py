@@ -25,7 +25,9 @@ def spec(config: VisionConfig) -> parameters.Spec:
     layer = {
         "norm1": parameters.norm(C, bias=True),
         "attention": {
-            "q": projection, "k": projection, "v": projection,
+            "q": projection,
+            "k": projection,
+            "v": projection,
             "o": parameters.linear((C,), heads, ("embed",), ("heads", None), bias=True),
         },
         "norm2": parameters.norm(C, bias=True),
@@ -33,7 +35,7 @@ def spec(config: VisionConfig) -> parameters.Spec:
             "fc1": parameters.linear((F,), (C,), ("mlp",), ("embed",), bias=True),
             "fc2": parameters.linear((C,), (F,), ("embed",), ("mlp",), bias=True),
         },
-    }  # fmt: skip
+    }
     table = parameters.Leaf((config.max_side**2, C), (None, None), parameters.normal(C**-0.5))
     return {
         "patch_embedding": parameters.linear((C,), (config.patch_dim,), ("embed",), (None,), bias=True),
@@ -91,8 +93,10 @@ def _layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Ar
     p = jax.tree.map(lambda leaf: leaf.astype(x.dtype), p)
     rows, heads = out_spec("batch", None, None), out_spec("batch", None, "heads", None)
     y = layer_norm(x, **p["norm1"], eps=config.layer_norm_eps)
-    q, k, v = (jnp.einsum("bvc,nhc->bvnh", y, p["attention"][n]["kernel"], out_sharding=heads)
-               + p["attention"][n]["bias"] for n in "qkv")
+    q, k, v = (
+        jnp.einsum("bvc,nhc->bvnh", y, p["attention"][n]["kernel"], out_sharding=heads) + p["attention"][n]["bias"]
+        for n in "qkv"
+    )
     names = ("batch", None, "heads", None)
     interval = (("batch", None), ("batch", None))
     attend = map_shards(functools.partial(_attend_images, compute), (names, names, names, interval), names)

@@ -35,9 +35,7 @@ def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: in
     return row
 
 
-def captioned(
-    images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192
-) -> list[PIL.Image.Image]:
+def captioned(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> list[PIL.Image.Image]:
     """Each image scaled as in ``strip``, on white with its caption beneath. Arguments and errors as there."""
     if not images or len(images) != len(captions):
         raise ValueError(f"a strip needs images and one caption each, got {len(images)} and {len(captions)}")
@@ -73,9 +71,7 @@ def _wrap(text: str, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont,
         line = ""
         for word in paragraph.split():
             while font.getlength(word) > width and len(word) > 1:
-                kept = next(
-                    n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width
-                )
+                kept = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
                 lines += [line] * bool(line) + [word[:kept]]
                 line, word = "", word[kept:]
             longer = f"{line} {word}".strip()

@@ -111,9 +111,14 @@ class Batch:
         times = {"batch_seconds": self.watch.seconds, "compile_seconds": self.watch.compiling}
         settings = self.settings.flat() | {"mode": row.mode, "dtype": sampler.compute.dtype}
         return row.trajectory(
-            {"checkpoint": sampler.checkpoint, "model_hash": sampler.model_hash, "settings": settings, "costs": times,
-             "latents": dict(row.latents) if self.settings.keep_latents else None}
-        )  # fmt: skip
+            {
+                "checkpoint": sampler.checkpoint,
+                "model_hash": sampler.model_hash,
+                "settings": settings,
+                "costs": times,
+                "latents": dict(row.latents) if self.settings.keep_latents else None,
+            }
+        )
 
     def take(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
         """Slot n becomes a copy of slot ``slots[n]`` that goes on with ``seeds[n]``; there is room for as many rows.
@@ -211,9 +216,13 @@ class Batch:
         kept = np.array([piece.kept for piece in now] + [False] * missing)
         for context in now[0].contexts:
             self.state = self.call(
-                steps.prefill, (self.model, context), self.sampler.params, self.state, self.group(slots),
+                steps.prefill,
+                (self.model, context),
+                self.sampler.params,
+                self.state,
+                self.group(slots),
                 (ids, count, kept),
-            )  # fmt: skip
+            )
         if "full" in now[0].contexts:
             for slot, piece in zip(slots, now):
                 self.rows[slot].costs["prefilled_tokens"] += len(piece.ids)
@@ -222,9 +231,13 @@ class Batch:
         now = [self.rows[slot].pending.popleft() for slot in slots]
         filled = [one.image for one in now] + [now[0].image] * (self.settings.together - len(now))
         self.state = self.call(
-            steps.read, (self.model, now[0].grid, self.image_switches), self.sampler.params, self.state,
-            self.group(slots), prepare(self.sampler.config, filled, now[0].given),
-        )  # fmt: skip
+            steps.read,
+            (self.model, now[0].grid, self.image_switches),
+            self.sampler.params,
+            self.state,
+            self.group(slots),
+            prepare(self.sampler.config, filled, now[0].given),
+        )
         for slot in slots:
             self.rows[slot].costs["prefilled_tokens"] += now[0].grid.cache_tokens
 
@@ -257,13 +270,19 @@ class Batch:
 
     def _write(self, slots: list[int]) -> None:
         sampler, automaton, watch = self.sampler, self.sampler.automaton, Stopwatch(self.sampler.compiler)
-        starts = [automaton.starts[START_AFTER[row.kinds[-1]] if row.mode == "process" else "free"]
-                  for row in map(self.rows.__getitem__, slots)]  # fmt: skip
+        starts = [
+            automaton.starts[START_AFTER[row.kinds[-1]] if row.mode == "process" else "free"]
+            for row in map(self.rows.__getitem__, slots)
+        ]
         starts = np.array(starts + starts[:1] * (self.settings.together - len(slots)), np.int32)
         self.state, written = self.call(
-            steps.write_text, (self.model, self.settings.text, self.text_switches), sampler.params, self.state,
-            self.group(slots), (sampler.grammar, starts),
-        )  # fmt: skip
+            steps.write_text,
+            (self.model, self.settings.text, self.text_switches),
+            sampler.params,
+            self.state,
+            self.group(slots),
+            (sampler.grammar, starts),
+        )
         tokens, count, state, limited = (np.asarray(x) for x in written[:4])
         back, seconds = np.zeros(len(self.rows), np.int32), watch.seconds
         for n, slot in enumerate(slots):
@@ -294,8 +313,10 @@ class Batch:
     def _outside(self, row: Row, text: str) -> TextStage:
         tokens = len(self.sampler.tokenizer.encode(text))
         if tokens > self.settings.text.max_tokens:
-            raise SampleError(f"a text from outside has {tokens} tokens, at most {self.settings.text.max_tokens} are "
-                              f"allowed: {text[:40]!r}; shorten it or raise max_tokens")  # fmt: skip
+            raise SampleError(
+                f"a text from outside has {tokens} tokens, at most {self.settings.text.max_tokens} are "
+                f"allowed: {text[:40]!r}; shorten it or raise max_tokens"
+            )
         return TextStage(text_stage(row.mode, text), text, tokens=tokens, origin="outside")
 
     def add_texts(self, texts: Mapping[int, str]) -> None:
@@ -346,8 +367,10 @@ class Batch:
         row = self.rows[slot]
         height, width = self.grid(row).pixels
         if image.size != (width, height):
-            raise SampleError(f"an image from outside is {image.width}x{image.height} pixels, this trajectory's are "
-                              f"{width}x{height}; resize it")  # fmt: skip
+            raise SampleError(
+                f"an image from outside is {image.width}x{image.height} pixels, this trajectory's are "
+                f"{width}x{height}; resize it"
+            )
         stage = row.add_image(image, tokens=self.grid(row).cache_tokens, **values)
         row.pending.append(self._picture(image, row.mode, stage))
         self._done(row, stage, image, verdict)
@@ -417,8 +440,10 @@ class Batch:
         except jax.errors.JaxRuntimeError as fault:
             if "RESOURCE_EXHAUSTED" not in str(fault):
                 raise
-            raise SampleError(f"no room on the device for {len(self.rows)} trajectories ({fault}); lower max_images, "
-                              "max_tokens, the image size or together") from fault  # fmt: skip
+            raise SampleError(
+                f"no room on the device for {len(self.rows)} trajectories ({fault}); lower max_images, "
+                "max_tokens, the image size or together"
+            ) from fault
         if watch.compiling:
             self.progress(f"compiled {function.__name__} in {watch.compiling:.1f} s")
         return result

@@ -94,9 +94,11 @@ def check_memory(
             smaller = SampleSettings(**{**vars(settings), "max_images": middle})
             fitting, most = (middle, most) if _bytes(sampler, smaller, starts, slots) <= free else (fitting, middle)
     remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
-    raise SampleError(f"no room: the contexts of {slots} trajectories at a time of up to "
-                      f"{capacity(sampler, settings, starts)[0]:,} tokens need {needed:,} bytes, a device has "
-                      f"{free:,} free; {remedy}, or lower together")  # fmt: skip
+    raise SampleError(
+        f"no room: the contexts of {slots} trajectories at a time of up to "
+        f"{capacity(sampler, settings, starts)[0]:,} tokens need {needed:,} bytes, a device has "
+        f"{free:,} free; {remedy}, or lower together"
+    )
 
 
 def _bytes(sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> int:

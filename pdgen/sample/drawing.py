@@ -73,9 +73,13 @@ class Drawing:
             return group
         denoiser = Denoiser(*batch.model, settings, batch.image_switches)
         progress = batch.call(
-            steps.draw, (denoiser, grid, stretch, image_guidance), batch.sampler.params, batch.state,
-            batch.group(group.slots), group.progress,
-        )  # fmt: skip
+            steps.draw,
+            (denoiser, grid, stretch, image_guidance),
+            batch.sampler.params,
+            batch.state,
+            batch.group(group.slots),
+            group.progress,
+        )
         jax.block_until_ready(progress)
         before, after = (network_evaluations(settings, image_guidance, steps=n) for n in stretch)
         for slot in group.slots:
@@ -98,9 +102,7 @@ class Drawing:
     def _decoded(self, group: _Group) -> list[PIL.Image.Image]:
         (grid, settings, _), sampler = group.kind, self.batch.sampler
         watch, step = Stopwatch(sampler.compiler), min(self.step, settings.num_timesteps - 1)
-        pixels = self.batch.call(
-            steps.decode, (sampler.config, settings, grid, step), sampler.params, group.progress
-        )  # fmt: skip
+        pixels = self.batch.call(steps.decode, (sampler.config, settings, grid, step), sampler.params, group.progress)
         pictures = [from_pixels(values) for values in np.asarray(pixels)]
         self._spend(group.slots, watch.seconds)
         return pictures

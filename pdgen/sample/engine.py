@@ -99,9 +99,7 @@ class Sampler:
           ShardingError: as for the class.
         """
         loaded = load(path, mesh)
-        return cls(
-            loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.digest, mesh, quick
-        )
+        return cls(loaded.config, loaded.params, loaded.tokenizer, loaded.name, compute, loaded.digest, mesh, quick)
 
     def __call__(
         self,
@@ -212,12 +210,19 @@ class Sampler:
         for number, (prompt, seed, pictures) in enumerate(zip(prompts, seeds, given, strict=True), 1):
             where = f"prompt {number} of {len(prompts)}"
             images = [_checked(where, picture) for picture in pictures]
-            stages = [ImageStage("given", image_file(n, "given"), *image.size, origin="outside")
-                      for n, image in enumerate(images, 1)]  # fmt: skip
+            stages = [
+                ImageStage("given", image_file(n, "given"), *image.size, origin="outside")
+                for n, image in enumerate(images, 1)
+            ]
             start = Trajectory(
-                prompt=prompt, stages=stages, images=images, stop_reason=None, seed=seed, checkpoint=self.checkpoint,
+                prompt=prompt,
+                stages=stages,
+                images=images,
+                stop_reason=None,
+                seed=seed,
+                checkpoint=self.checkpoint,
                 mode=settings.mode,
-            )  # fmt: skip
+            )
             self._check(where, start, settings)
             starts.append(start)
         return starts
@@ -258,8 +263,9 @@ class Sampler:
             raise SampleError(f"{where}: seed {start.seed}: must be at least 0 and below 2^32")
         tokens, limit = len(self.tokenizer.encode(start.prompt)), settings.max_prompt_tokens
         if tokens > limit:
-            raise SampleError(f"{where} has {tokens} tokens, at most {limit} are allowed; shorten it or raise "
-                              "max_prompt_tokens")  # fmt: skip
+            raise SampleError(
+                f"{where} has {tokens} tokens, at most {limit} are allowed; shorten it or raise max_prompt_tokens"
+            )
         if start.mode == "edit" and not start.images:
             raise SampleError(f"{where}: mode edit needs an image to edit; give one for every prompt")
         try:
@@ -284,9 +290,13 @@ class Sampler:
         return settings, slots, check_memory(self, settings, starts, slots)
 
     def _run(
-        self, starts: list[Trajectory], settings: SampleSettings, progress: Say, review: Review | None,
+        self,
+        starts: list[Trajectory],
+        settings: SampleSettings,
+        progress: Say,
+        review: Review | None,
         done: Callable[[int, Trajectory], None] | None,
-    ) -> Generator[Event, None, list[Trajectory]]:  # fmt: skip
+    ) -> Generator[Event, None, list[Trajectory]]:
         """Runs every trajectory to its end. A row that has ended gives its place to one that waits."""
         settings, slots, room = self._places(starts, settings)
         batch = Batch(self, settings, slots, room, review, progress)
@@ -316,8 +326,10 @@ def _own_settings(trajectories: Sequence[Trajectory]) -> SampleSettings:
             raise SampleError(f"{where}: settings: {fault}; pass those to go on with") from None
         first, own = told[0].flat(), told[-1].flat()
         if other := [name for name in first | own if first.get(name) != own.get(name)]:
-            raise SampleError(f"{where} was drawn with {other[0]}={own.get(other[0])}, the first with "
-                              f"{first.get(other[0])}; pass the settings to go on with")  # fmt: skip
+            raise SampleError(
+                f"{where} was drawn with {other[0]}={own.get(other[0])}, the first with "
+                f"{first.get(other[0])}; pass the settings to go on with"
+            )
     return told[0]
 
 
@@ -332,6 +344,8 @@ def _exhausted(events: Iterator[Event]) -> list[Trajectory]:
 
 def _checked(where: str, picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.width * picture.height > MAX_GIVEN_PIXELS:
-        raise SampleError(f"{where}: a given image has {picture.width} x {picture.height} pixels, at most "
-                          f"{MAX_GIVEN_PIXELS:,} are allowed; make it smaller")  # fmt: skip
+        raise SampleError(
+            f"{where}: a given image has {picture.width} x {picture.height} pixels, at most "
+            f"{MAX_GIVEN_PIXELS:,} are allowed; make it smaller"
+        )
     return to_rgb(picture)

@@ -206,6 +206,4 @@ def missing(folder: pathlib.Path, jobs: Sequence[Job]) -> list[Job]:
 
 def next_branch(folder: pathlib.Path, name: str) -> str:
     """A free name for a branch of the trajectory ``name``."""
-    return next(
-        branch for n in itertools.count(1) if not os.path.lexists(folder / (branch := f"{name}-{n}"))
-    )
+    return next(branch for n in itertools.count(1) if not os.path.lexists(folder / (branch := f"{name}-{n}")))

@@ -108,6 +108,7 @@ def _bytes(path: pathlib.Path) -> bytes:
     except ImageError as fault:
         raise PromptError(f"{fault}") from None
     if width * height > MAX_GIVEN_PIXELS:
-        raise PromptError(f"{path}: {width} x {height} pixels are too many, at most {MAX_GIVEN_PIXELS:,} are read; "
-                          "scale it down")  # fmt: skip
+        raise PromptError(
+            f"{path}: {width} x {height} pixels are too many, at most {MAX_GIVEN_PIXELS:,} are read; scale it down"
+        )
     return data

@@ -81,9 +81,15 @@ class Row:
     def copy(self, seed: int) -> "Row":
         """A row that goes on by itself, with a seed of its own."""
         return dataclasses.replace(
-            self, kinds=[*self.kinds], stages=[*self.stages], images=[*self.images], latents=dict(self.latents),
-            pending=self.pending.copy(), costs=self.costs.copy(), seed=seed,
-        )  # fmt: skip
+            self,
+            kinds=[*self.kinds],
+            stages=[*self.stages],
+            images=[*self.images],
+            latents=dict(self.latents),
+            pending=self.pending.copy(),
+            costs=self.costs.copy(),
+            seed=seed,
+        )
 
     @property
     def mode(self) -> str:
@@ -153,9 +159,13 @@ class Row:
         """The trajectory as it stands; ``more`` replaces fields, its costs are added."""
         costs = {name: float(value) for name, value in {**self.costs, **more["costs"]}.items()}
         return dataclasses.replace(
-            self.start, stages=[*self.stages], images=[*self.images], stop_reason=self.stop_reason, seed=self.seed,
+            self.start,
+            stages=[*self.stages],
+            images=[*self.images],
+            stop_reason=self.stop_reason,
+            seed=self.seed,
             **more | {"costs": costs},
-        )  # fmt: skip
+        )
 
 
 def pieces(ids: list[int], contexts: tuple[str, ...], kept: bool = False) -> list[Piece]:

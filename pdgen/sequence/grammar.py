@@ -31,10 +31,17 @@ _TAGS = tuple(f"<{slash}{name}>" for name in ("ins", "des", "refine") for slash 
 _PREFIXES = sorted({tag[:n] for tag in _TAGS for n in range(len(tag))})
 # Kind of a text by the part its state stands in (the name before ":").
 _KIND_OF_PART = {
-    "plan": "plan", "ins": "plan", "gap": "plan", "des": "plan", "plan_end": "plan",
-    "after_image": "inspect", "inspect": "inspect", "refine": "inspect+refine",
-    "refine_end": "inspect+refine", "free": "free",
-}  # fmt: skip
+    "plan": "plan",
+    "ins": "plan",
+    "gap": "plan",
+    "des": "plan",
+    "plan_end": "plan",
+    "after_image": "inspect",
+    "inspect": "inspect",
+    "refine": "inspect+refine",
+    "refine_end": "inspect+refine",
+    "free": "free",
+}
 _ACCEPTING_PARTS = ("plan_end", "after_image", "inspect", "refine_end", "free")
 
 Rows = dict[str, dict[int, str]]  # state -> byte -> next state
@@ -205,8 +212,10 @@ def build_automaton(tokenizer: Tokenizer, vocab_size: int) -> Automaton:
       ValueError: the tokenizer knows ids that the model does not score.
     """
     if tokenizer.vocab_size > vocab_size:
-        raise ValueError(f"{tokenizer.files[0]}: has {tokenizer.vocab_size} ids, the model only "
-                         f"{vocab_size}; use the tokenizer of the checkpoint")  # fmt: skip
+        raise ValueError(
+            f"{tokenizer.files[0]}: has {tokenizer.vocab_size} ids, the model only "
+            f"{vocab_size}; use the tokenizer of the checkpoint"
+        )
     rows = byte_machine()
     names = tuple(rows)
     number = {name: n for n, name in enumerate(names)}

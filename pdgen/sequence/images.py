@@ -175,8 +175,9 @@ def position_ids(grid: tuple[int, int], max_side: int, interpolate: bool = False
     """
     h, w = grid
     if max(h, w) > max_side:
-        raise ImageError(f"an image of {h} x {w} patches exceeds the position table of side {max_side}; "
-                         "resize it first")  # fmt: skip
+        raise ImageError(
+            f"an image of {h} x {w} patches exceeds the position table of side {max_side}; resize it first"
+        )
     rows, columns = np.arange(h), np.arange(w)
     if interpolate:
         rows, columns = rows * max_side // h, columns * max_side // w

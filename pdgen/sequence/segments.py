@@ -302,8 +302,10 @@ def record_segments(
 def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> list[int]:
     ids = tokenizer.encode(text.text)
     if max(ids, default=0) >= config.language.vocab_size:
-        raise SegmentError(f"{where}: token {max(ids)} is outside the model's vocabulary of "
-                           f"{config.language.vocab_size}; use the checkpoint's own tokenizer")  # fmt: skip
+        raise SegmentError(
+            f"{where}: token {max(ids)} is outside the model's vocabulary of "
+            f"{config.language.vocab_size}; use the checkpoint's own tokenizer"
+        )
     return ids
 
 
@@ -326,8 +328,10 @@ def _latent_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, in
     patch = config.latent_patch_size
     expected = config.autoencoder.z_channels
     if channels != expected or height % patch or width % patch:
-        raise SegmentError(f"{where}: latents {image.latent_shape} are not {expected} channels in patches of "
-                           f"{patch}; encode the data set for this model (launch/build_data.py encode)")  # fmt: skip
+        raise SegmentError(
+            f"{where}: latents {image.latent_shape} are not {expected} channels in patches of "
+            f"{patch}; encode the data set for this model (launch/build_data.py encode)"
+        )
     return _checked((height // patch, width // patch), config.max_latent_size, "VAE", where)
 
 
@@ -344,8 +348,9 @@ def _vit_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:
 
 def _checked(grid: tuple[int, int], side: int, name: str, where: str) -> tuple[int, int]:
     if max(grid) > side:
-        raise SegmentError(f"{where}: {grid[0]} x {grid[1]} {name} tokens exceed the model's grid of {side}; "
-                           "make the images smaller")  # fmt: skip
+        raise SegmentError(
+            f"{where}: {grid[0]} x {grid[1]} {name} tokens exceed the model's grid of {side}; make the images smaller"
+        )
     return grid
 
 

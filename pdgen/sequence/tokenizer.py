@@ -97,17 +97,23 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     elif (folder / "tokenizer.model").exists():
         tokenizer = _load_sentencepiece(folder / "tokenizer.model")
     else:
-        raise TokenizerError(f"{folder}: holds neither tokenizer.json nor tokenizer.model; copy the "
-                             "tokenizer's files from the checkpoint")  # fmt: skip
+        raise TokenizerError(
+            f"{folder}: holds neither tokenizer.json nor tokenizer.model; copy the "
+            "tokenizer's files from the checkpoint"
+        )
     if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
-        raise TokenizerError(f"{tokenizer.files[0]}: changes blanks or characters of a text; use a "
-                             "byte-level BPE, or train sentencepiece with "
-                             "normalization_rule_name='identity', add_dummy_prefix=False, "
-                             "remove_extra_whitespaces=False")  # fmt: skip
+        raise TokenizerError(
+            f"{tokenizer.files[0]}: changes blanks or characters of a text; use a "
+            "byte-level BPE, or train sentencepiece with "
+            "normalization_rule_name='identity', add_dummy_prefix=False, "
+            "remove_extra_whitespaces=False"
+        )
     missing = set(range(256)) - {piece[0] for piece in tokenizer.pieces if len(piece) == 1}
     if missing:
-        raise TokenizerError(f"{tokenizer.files[0]}: has no token for {len(missing)} of the 256 bytes; use a "
-                             "byte-level BPE, or train sentencepiece with byte_fallback=True")  # fmt: skip
+        raise TokenizerError(
+            f"{tokenizer.files[0]}: has no token for {len(missing)} of the 256 bytes; use a "
+            "byte-level BPE, or train sentencepiece with byte_fallback=True"
+        )
     return tokenizer
 
 
@@ -146,8 +152,9 @@ def _load_bpe(folder: pathlib.Path) -> Tokenizer:
         try:
             pieces[number] = bytes(byte_of[c] for c in name)
         except KeyError:
-            raise TokenizerError(f"{path}: token {name!r} is not written in GPT-2's byte alphabet; "
-                                 "use a byte-level BPE such as Qwen2's") from None  # fmt: skip
+            raise TokenizerError(
+                f"{path}: token {name!r} is not written in GPT-2's byte alphabet; use a byte-level BPE such as Qwen2's"
+            ) from None
     return Tokenizer(
         tuple(pieces),
         functools.partial(_encode_bpe, bpe),
@@ -194,6 +201,8 @@ def _find(path: pathlib.Path, name: str, number: int | None, pieces: list[bytes]
     if number is None:
         raise TokenizerError(f"{path}: lacks the special token {name}; use the checkpoint's own tokenizer")
     if pieces[number]:
-        raise TokenizerError(f"{path}: {name} is an ordinary token; mark it as special (BPE) or as one of "
-                             "control_symbols (sentencepiece)")  # fmt: skip
+        raise TokenizerError(
+            f"{path}: {name} is an ordinary token; mark it as special (BPE) or as one of "
+            "control_symbols (sentencepiece)"
+        )
     return number

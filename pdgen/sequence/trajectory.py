@@ -208,12 +208,14 @@ class Trajectory:
         check_kinds(kinds, self.stop_reason == "finished", self.mode)
         stages = [stage for stage in self.stages if isinstance(stage, ImageStage)]
         if len(stages) != len(self.images) or len({stage.file for stage in stages}) != len(stages):
-            raise TrajectoryError(f"{len(stages)} image stages need as many images and file names, "
-                                  f"got {len(self.images)} images")  # fmt: skip
+            raise TrajectoryError(
+                f"{len(stages)} image stages need as many images and file names, got {len(self.images)} images"
+            )
         for stage, image in zip(stages, self.images):
             if (stage.width, stage.height) != image.size:
-                raise TrajectoryError(f"{stage.file}: is {image.width}x{image.height} pixels, its stage says "
-                                      f"{stage.width}x{stage.height}")  # fmt: skip
+                raise TrajectoryError(
+                    f"{stage.file}: is {image.width}x{image.height} pixels, its stage says {stage.width}x{stage.height}"
+                )
 
     def branch(
         self,
@@ -244,9 +246,15 @@ class Trajectory:
         files = [stage.file for stage in self.stages[:step] if isinstance(stage, ImageStage)]
         latents = self.latents and {file: values for file, values in self.latents.items() if file in files}
         kept = dataclasses.replace(
-            self, stages=self.stages[:step], images=self.images[: len(files)], stop_reason=None, costs={},
-            latents=latents, parent=Parent(self.fingerprint, step), seed=self.seed if seed is None else seed,
-        )  # fmt: skip
+            self,
+            stages=self.stages[:step],
+            images=self.images[: len(files)],
+            stop_reason=None,
+            costs={},
+            latents=latents,
+            parent=Parent(self.fingerprint, step),
+            seed=self.seed if seed is None else seed,
+        )
         if plan is not None:
             kept = kept.with_text("thought" if self.mode == "think" else "plan", plan)
         if critique is not None:
@@ -265,8 +273,10 @@ class Trajectory:
 
     def _with_image(self, image: PIL.Image.Image, sizes: list[tuple[int, int]]) -> "Trajectory":
         if sizes and image.size != sizes[0]:
-            raise TrajectoryError(f"branch: the image is {image.width}x{image.height} pixels, this trajectory's "
-                                  f"are {sizes[0][0]}x{sizes[0][1]}; resize it")  # fmt: skip
+            raise TrajectoryError(
+                f"branch: the image is {image.width}x{image.height} pixels, this trajectory's "
+                f"are {sizes[0][0]}x{sizes[0][1]}; resize it"
+            )
         name, (width, height) = image_stage(self.kinds), image.size
         stage = ImageStage(name, image_file(len(self.images) + 1, name), width, height, origin="outside")
         picture = image.convert("RGB")
@@ -347,16 +357,19 @@ def check_grammar(record: Record) -> None:
         if isinstance(segment, Text) and not segment.text.strip():
             raise TrajectoryError(f"record {record.id}: segment {number}: the {segment.stage} is empty")
         if kinds[-1] == "image" and segment.stage != (expected := image_stage(kinds[:-1])):
-            raise TrajectoryError(f"record {record.id}: segment {number}: image stage {segment.stage!r}, "
-                                  f"expected {expected!r}")  # fmt: skip
+            raise TrajectoryError(
+                f"record {record.id}: segment {number}: image stage {segment.stage!r}, expected {expected!r}"
+            )
     try:
         check_kinds(kinds, record.complete, record.mode)
     except TrajectoryError as fault:
         raise TrajectoryError(f"record {record.id}: {fault}") from None
     for number in corrected(kinds):
         if record.segments[number].target:
-            raise TrajectoryError(f"record {record.id}: segment {number}: this {kinds[number]} is corrected "
-                                  "later, it must not be a target")  # fmt: skip
+            raise TrajectoryError(
+                f"record {record.id}: segment {number}: this {kinds[number]} is corrected "
+                "later, it must not be a target"
+            )
 
 
 _RECORD_ENCODER = msgspec.msgpack.Encoder()

@@ -20,8 +20,16 @@ import msgspec
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PLACES = (
-    "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
-)  # fmt: skip
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "centre",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 MAX_COUNT = 20
 SEPARATOR = ", "  # of the places of several things
 

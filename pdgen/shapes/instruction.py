@@ -93,8 +93,13 @@ def carry_out(before: SceneGraph | None, instruction: Instruction) -> SceneGraph
     """The graph after the instruction, whose ids are those of ``before``. Raises SceneError where it does not fit."""
     before = SceneGraph(()) if before is None else before
     todo = {
-        "add": _add, "modify": _modify, "swap": _swap, "move": _move, "replace": _replace, "remove": _remove,
-    }  # fmt: skip
+        "add": _add,
+        "modify": _modify,
+        "swap": _swap,
+        "move": _move,
+        "replace": _replace,
+        "remove": _remove,
+    }
     known = {e.id for e in before.entities}
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     for entity in instruction.graph.entities:
@@ -174,8 +179,10 @@ START = ("Start with {x}", "Draw {x}", "Begin with {x}")
 MODIFY = ("Make {x} {to}", "Turn {x} {to}", "Change {x} to {to}")
 SWAP = ("Swap {x} and {y}", "Exchange {x} and {y}", "Let {x} and {y} change places")
 SWAP_COLORS = (
-    "Swap the colours of {x} and {y}", "Exchange the colours of {x} and {y}", "Let {x} and {y} change colours",
-)  # fmt: skip
+    "Swap the colours of {x} and {y}",
+    "Exchange the colours of {x} and {y}",
+    "Let {x} and {y} change colours",
+)
 MOVE = ("Move {x} {to}", "Shift {x} {to}", "Bring {x} {to}")
 REPLACE = ("Replace {x} with {y}", "Turn {x} into {y}", "Exchange {x} for {y}")
 REMOVE = ("Remove {x}", "Erase {x}", "Take away {x}")
@@ -188,8 +195,13 @@ def say(rng: np.random.Generator, instruction: Instruction, first: bool = False)
     """
     graph, concerned = instruction.graph, [instruction.graph.find(i) for i in instruction.entities]
     x, y, to = the(concerned[0]), the(concerned[-1]), " and ".join(instruction.changes.values())
-    forms = {"modify": MODIFY, "swap": SWAP_COLORS if instruction.changes else SWAP, "move": MOVE,
-             "replace": REPLACE, "remove": REMOVE}.get(instruction.operation, START if first else ADD)  # fmt: skip
+    forms = {
+        "modify": MODIFY,
+        "swap": SWAP_COLORS if instruction.changes else SWAP,
+        "move": MOVE,
+        "replace": REPLACE,
+        "remove": REMOVE,
+    }.get(instruction.operation, START if first else ADD)
     left: list[Relation] = []
     if instruction.operation == "add":
         x, left = scene(graph, instruction.entities)

@@ -29,7 +29,7 @@ from pdgen.shapes.phrases import (
     statements,
     the,
     was,
-)  # fmt: skip
+)
 from pdgen.shapes.world import Scene, relations_between
 
 GENEVAL_FORM = "a photo of {}"
@@ -158,8 +158,12 @@ def _reason(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> 
         old, new = known(before, step.entities[0]), graph.find(step.entities[1])
         names = known(graph, new.id)
         has, stand = ("has", "stands") if new.count == 1 else ("have", "stand")
-        return _say(rng, f"{names} {be(new)} where {old} {was(new)}",
-                    f"{names} {has} replaced {old}", f"{names} now {stand} in place of {old}")  # fmt: skip
+        return _say(
+            rng,
+            f"{names} {be(new)} where {old} {was(new)}",
+            f"{names} {has} replaced {old}",
+            f"{names} now {stand} in place of {old}",
+        )
     if step.operation == "modify":
         return _reason_of_change(rng, before, step)
     return _reason_of_places(rng, graph, [graph.find(i) for i in step.entities])
@@ -282,15 +286,21 @@ def _holds(scene: Scene, relation: Relation) -> bool:
 
 def background_fault(rng: np.random.Generator, right: str, wrong: str) -> str:
     """An inspection of a drawing whose background is another than planned."""
-    forms = (f"The background is {wrong}, not {right}.", f"The background should be {right}, not {wrong}.",
-             f"{sentence(background_phrase(right))[:-1]} was planned, not {wrong}.")  # fmt: skip
+    forms = (
+        f"The background is {wrong}, not {right}.",
+        f"The background should be {right}, not {wrong}.",
+        f"{sentence(background_phrase(right))[:-1]} was planned, not {wrong}.",
+    )
     corrections = (f"Make the background {right}.", f"Change the background to {right}.")
     return format_inspection(_pick(rng, forms), _pick(rng, corrections))
 
 
 def _extra(rng: np.random.Generator, wrong: Entity) -> str:
-    forms = (f"there {be(wrong)} {some(wrong)} that was not planned", f"{some(wrong)} {be(wrong)} there, not planned",
-             f"nothing in the plan says {some(wrong)}")  # fmt: skip
+    forms = (
+        f"there {be(wrong)} {some(wrong)} that was not planned",
+        f"{some(wrong)} {be(wrong)} there, not planned",
+        f"nothing in the plan says {some(wrong)}",
+    )
     correction = say(rng, Instruction("remove", (wrong.id,), SceneGraph((wrong,))))
     return format_inspection(sentence(_pick(rng, forms)), correction)
 
@@ -313,8 +323,11 @@ def _misplaced(
     names, verb, each = known(graph, right.id), be(right), "" if right.count == 1 else "all "
     if relation is not None:
         where = fact(graph, relation)
-        forms = (f"{names} {verb} not {each}{where}", f"{names} should {each}be {where}",
-                 f"{names} {verb} in the wrong place, not {each}{where}")  # fmt: skip
+        forms = (
+            f"{names} {verb} not {each}{where}",
+            f"{names} should {each}be {where}",
+            f"{names} {verb} in the wrong place, not {each}{where}",
+        )
         reference = name(graph, relation.reference)
         to = Instruction("move", (right.id,), SceneGraph((name(graph, right.id), reference), (relation,)))
         return format_inspection(sentence(_pick(rng, forms)), say(rng, to))
@@ -339,8 +352,11 @@ def _discolored(rng: np.random.Generator, kind: str, graph: SceneGraph, right: E
         raise SceneError(f"entity {right.id}: the {kind} of {look(right)!r} and {look(wrong)!r} do not differ")
     planned = _of_kind(right, ("color", kind))
     shown = _of_kind(wrong, ("color", kind))
-    forms = [f"{the(shown)} should be {value}", f"{some(planned)} {was(right)} planned, not {seen}",
-             f"{the(shown)} should not be {seen} but {value}"]  # fmt: skip
+    forms = [
+        f"{the(shown)} should be {value}",
+        f"{some(planned)} {was(right)} planned, not {seen}",
+        f"{the(shown)} should not be {seen} but {value}",
+    ]
     alike = [e for e in graph.entities if e.noun == right.noun]
     if kind != "color" or len(alike) == 1:
         subject = _of_kind(right, () if kind == "color" else ("color",))
@@ -354,8 +370,11 @@ def _misshapen(rng: np.random.Generator, right: Entity, wrong: Entity) -> str:
         raise SceneError(f"entity {right.id}: both are {right.noun!r}")
     planned, shown = _of_kind(right, ("color",)), _of_kind(wrong, ("color",))
     bare = _of_kind(right, ())
-    forms = (f"there {be(wrong)} {some(shown)}, not {some(bare)}", f"{the(shown)} should be {some(bare)}",
-             f"{some(planned)} {was(right)} planned, not {some(_of_kind(wrong, ()))}")  # fmt: skip
+    forms = (
+        f"there {be(wrong)} {some(shown)}, not {some(bare)}",
+        f"{the(shown)} should be {some(bare)}",
+        f"{some(planned)} {was(right)} planned, not {some(_of_kind(wrong, ()))}",
+    )
     new = msgspec.structs.replace(planned, id=right.id + 1)
     correction = say(rng, Instruction("replace", (right.id, new.id), SceneGraph((shown, new))))
     return format_inspection(sentence(_pick(rng, forms)), correction)
@@ -366,9 +385,11 @@ def _miscounted(rng: np.random.Generator, right: Entity, seen: int) -> str:
         raise SceneError(f"entity {right.id}: there are {seen}, as planned")
     shown = msgspec.structs.replace(right, count=seen)
     counted = f"{number(seen)} {look(shown)}"
-    forms = (f"there {be(shown)} {counted}, not {number(right.count)}",
-             f"{number(right.count)} {look(right)} {was(right)} planned, not {number(seen)}",
-             f"{counted} {be(shown)} there, but {number(right.count)} {was(right)} planned")  # fmt: skip
+    forms = (
+        f"there {be(shown)} {counted}, not {number(right.count)}",
+        f"{number(right.count)} {look(right)} {was(right)} planned, not {number(seen)}",
+        f"{counted} {be(shown)} there, but {number(right.count)} {was(right)} planned",
+    )
     gap = msgspec.structs.replace(right, count=abs(right.count - seen))
     if seen < right.count:
         corrections = (f"Add {number(gap.count)} more {look(gap)}.", f"Draw {number(gap.count)} more {look(gap)}.")
@@ -403,8 +424,11 @@ def conflict(
     said = place_phrase(d.said) if d.kind == "place" else d.said
     if d.kind == "shape":
         said = some(_of_kind(plan_graph.find(d.entities[0]), ()))
-    forms = (f"The prompt asks for {asked}, not {said}.", f"The plan says {said}, but the prompt asks for {asked}.",
-             f"{sentence(asked)[:-1]} {verb} asked for, not {said}.")  # fmt: skip
+    forms = (
+        f"The prompt asks for {asked}, not {said}.",
+        f"The plan says {said}, but the prompt asks for {asked}.",
+        f"{sentence(asked)[:-1]} {verb} asked for, not {said}.",
+    )
     corrections = ("Plan {}.", "The plan should say {}.", "Change the plan to {}.")
     return format_inspection(_pick(rng, forms), _pick(rng, corrections).format(asked))
 
@@ -421,8 +445,11 @@ def _asked(prompt_graph: SceneGraph, d: Difference) -> tuple[str, str]:
 
 
 def _unasked(rng: np.random.Generator, extra: Entity) -> str:
-    forms = (f"The prompt does not ask for {some(extra)}.", f"Nobody asked for {some(extra)}.",
-             f"The plan says {some(extra)}, but the prompt does not.")  # fmt: skip
+    forms = (
+        f"The prompt does not ask for {some(extra)}.",
+        f"Nobody asked for {some(extra)}.",
+        f"The plan says {some(extra)}, but the prompt does not.",
+    )
     corrections = ("Plan no {}.", "Leave out the {}.", "Take the {} out of the plan.")
     return format_inspection(_pick(rng, forms), _pick(rng, corrections).format(look(extra)))
 
@@ -430,7 +457,10 @@ def _unasked(rng: np.random.Generator, extra: Entity) -> str:
 def _misrelated(rng: np.random.Generator, asked: SceneGraph, d: Difference) -> str:
     subject = known(asked, d.entities[0])
     where = fact(asked, relation_of(d))
-    forms = (f"The prompt wants {subject} {where}, not {d.said} it.", f"By the prompt {subject} should be {where}.",
-             f"The plan says {d.said}, but the prompt asks for {subject} {where}.")  # fmt: skip
+    forms = (
+        f"The prompt wants {subject} {where}, not {d.said} it.",
+        f"By the prompt {subject} should be {where}.",
+        f"The plan says {d.said}, but the prompt asks for {subject} {where}.",
+    )
     corrections = ("Plan {} {}.", "The plan should say {} {}.", "Put {} {} in the plan.")
     return format_inspection(_pick(rng, forms), _pick(rng, corrections).format(subject, where))

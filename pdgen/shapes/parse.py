@@ -22,9 +22,19 @@ from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS
 from pdgen.shapes.world import BACKGROUNDS
 
 OPENERS = (
-    "a photo of", "a picture of", "an image of", "a drawing of", "draw", "paint", "show", "the picture shows",
-    "the picture now shows", "now the picture shows", "there is", "there are",
-)  # fmt: skip
+    "a photo of",
+    "a picture of",
+    "an image of",
+    "a drawing of",
+    "draw",
+    "paint",
+    "show",
+    "the picture shows",
+    "the picture now shows",
+    "now the picture shows",
+    "there is",
+    "there are",
+)
 _END = ""
 _WORD = re.compile(r"[a-z0-9'-]+|[^\sa-z0-9'-]")
 _NUMBERS = {word: n for n, word in enumerate(NUMBERS, 1)} | {str(n): n for n in range(1, len(NUMBERS) + 1)}
@@ -372,10 +382,24 @@ class _Reader:
 
 
 _INSTRUCTIONS = (
-    ("add", _Reader.add), ("draw", _Reader.add), ("paint", _Reader.add), ("start with", _Reader.add),
-    ("begin with", _Reader.add), ("place", _Reader.put), ("put", _Reader.put), ("move", _Reader.move),
-    ("shift", _Reader.move), ("bring", _Reader.move), ("make", _Reader.modify), ("turn", _Reader.modify),
-    ("change", _Reader.modify), ("swap", _Reader.swap), ("exchange", _Reader.swap), ("let", _Reader.let),
-    ("replace", _Reader.replace), ("remove", _Reader.remove), ("erase", _Reader.remove),
+    ("add", _Reader.add),
+    ("draw", _Reader.add),
+    ("paint", _Reader.add),
+    ("start with", _Reader.add),
+    ("begin with", _Reader.add),
+    ("place", _Reader.put),
+    ("put", _Reader.put),
+    ("move", _Reader.move),
+    ("shift", _Reader.move),
+    ("bring", _Reader.move),
+    ("make", _Reader.modify),
+    ("turn", _Reader.modify),
+    ("change", _Reader.modify),
+    ("swap", _Reader.swap),
+    ("exchange", _Reader.swap),
+    ("let", _Reader.let),
+    ("replace", _Reader.replace),
+    ("remove", _Reader.remove),
+    ("erase", _Reader.remove),
     ("take away", _Reader.remove),
-)  # fmt: skip
+)

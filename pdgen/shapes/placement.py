@@ -68,13 +68,22 @@ class Placement:
 
 # A VAE token sees few crops of a shape: its corners are the token's own.
 LATTICE = Placement(
-    TOKEN, {"small": 0.6, "large": 0.4}, {"small": (7,), "large": (15,)},
+    TOKEN,
+    {"small": 0.6, "large": 0.4},
+    {"small": (7,), "large": (15,)},
     (Attempt(1, 1, 1), Attempt(1, 3, 4), Attempt(1, 9, 100), Attempt(1, 9, 100, crowded=True)),
-)  # fmt: skip
+)
 # Widely spread at first, then ever closer.
 FREE = Placement(
-    1, {"small": 0.3, "medium": 0.4, "large": 0.3}, SIZES,
-    (Attempt(2, 1, 1), Attempt(2, 1, 1), Attempt(2, 3, 4), Attempt(1, 9, 100, compact=True),
-     Attempt(1, 6, 10, crowded=True)),
-)  # fmt: skip
+    1,
+    {"small": 0.3, "medium": 0.4, "large": 0.3},
+    SIZES,
+    (
+        Attempt(2, 1, 1),
+        Attempt(2, 1, 1),
+        Attempt(2, 3, 4),
+        Attempt(1, 9, 100, compact=True),
+        Attempt(1, 6, 10, crowded=True),
+    ),
+)
 PLACEMENTS = {"lattice": LATTICE, "free": FREE}

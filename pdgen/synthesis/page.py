@@ -227,9 +227,7 @@ class Chart(NamedTuple):
 
 
 def _charts(subsets: Mapping[str, Summary]) -> list[Chart]:
-    binned = {
-        name: summary.prompt_lengths and _binned(summary.prompt_lengths) for name, summary in subsets.items()
-    }
+    binned = {name: summary.prompt_lengths and _binned(summary.prompt_lengths) for name, summary in subsets.items()}
     return [
         _chart("Images of a sample", {name: s.images for name, s in subsets.items()}, str),
         _chart("Characters of a prompt", binned, lambda start: f"{start} to {start + _BIN - 1}"),

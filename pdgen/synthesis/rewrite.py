@@ -168,8 +168,12 @@ def _remove(rng: np.random.Generator, graph: SceneGraph, vocabulary: Vocabulary,
 
 
 _FIND: Mapping[str, _Find] = {
-    "modify": _modify, "swap": _swap, "move": _move, "replace": _replace, "remove": _remove,
-}  # fmt: skip
+    "modify": _modify,
+    "swap": _swap,
+    "move": _move,
+    "replace": _replace,
+    "remove": _remove,
+}
 
 
 def _doubles(graph: SceneGraph) -> int:

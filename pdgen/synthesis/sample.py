@@ -102,9 +102,7 @@ def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tu
     return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
 
 
-def _counts(
-    rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None
-) -> list[int]:
+def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None) -> list[int]:
     if task == "counting":
         return [int(rng.integers(2, 5))]
     if task != "composition":

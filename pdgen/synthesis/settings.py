@@ -16,9 +16,14 @@ from pdgen.teachers.kontext import Settings as KontextSettings
 SUBSETS = ("multi_turn", "conflict", "alignment", "text_to_image", "understand", "edit")
 # Compositions have prompts as long as the paper's; the rest are GenEval's tasks, of which a small model needs many.
 TASK_SHARES = {
-    "single_object": 0.06, "two_object": 0.06, "counting": 0.06, "colors": 0.06, "position": 0.06,
-    "color_attr": 0.06, "composition": 0.64,
-}  # fmt: skip
+    "single_object": 0.06,
+    "two_object": 0.06,
+    "counting": 0.06,
+    "colors": 0.06,
+    "position": 0.06,
+    "color_attr": 0.06,
+    "composition": 0.64,
+}
 
 
 class SettingsError(ValueError):

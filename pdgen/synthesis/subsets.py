@@ -90,9 +90,7 @@ def alignment(
     if not drawing.can_be_corrected(stop):
         raise Rejected("nothing to draw wrong")
     fault = drawing.corrected_step(stop)
-    return functools.partial(
-        drawing.record, source="alignment", complete=False, positive=False, note=_note([fault])
-    )
+    return functools.partial(drawing.record, source="alignment", complete=False, positive=False, note=_note([fault]))
 
 
 def conflict(
@@ -205,9 +203,13 @@ def _wrong_number(rng: np.random.Generator, teachers: Teachers, story: Story) ->
 
 
 MAKERS = {
-    "multi_turn": multi_turn, "conflict": conflict, "alignment": alignment,
-    "text_to_image": base_tasks.text_to_image, "understand": base_tasks.understand, "edit": base_tasks.edit,
-}  # fmt: skip
+    "multi_turn": multi_turn,
+    "conflict": conflict,
+    "alignment": alignment,
+    "text_to_image": base_tasks.text_to_image,
+    "understand": base_tasks.understand,
+    "edit": base_tasks.edit,
+}
 
 
 def _prompt(rng: np.random.Generator, prompts: Sequence[str], turn: int, attempt: int) -> str:

@@ -131,8 +131,10 @@ class Ledger:
         header = f"{'task':<20} {'to send' if self._dry_run else 'sent':>9} {'cached':>9} {'tokens in':>12} "
         lines = [header + f"{'tokens out':>12} {'price':>10}{' (estimates)' if self._dry_run else ''}"]
         for task, u in [*sorted(self.tasks.items()), ("all", self.total())]:
-            lines.append(f"{task:<20} {u.calls:>9,} {u.cached:>9,} {u.input_tokens:>12,} {u.output_tokens:>12,} "
-                         f"{self.price(u):>10,.2f}")  # fmt: skip
+            lines.append(
+                f"{task:<20} {u.calls:>9,} {u.cached:>9,} {u.input_tokens:>12,} {u.output_tokens:>12,} "
+                f"{self.price(u):>10,.2f}"
+            )
         for name, counts in (("retried", self.retried), ("rejected", self.rejected)):
             if counts:
                 lines.append(f"{name}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common()))

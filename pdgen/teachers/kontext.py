@@ -103,8 +103,10 @@ class KontextPainter:
             if not stroke.instruction.strip():
                 raise TeacherError(f"{self.name}: the instruction is empty")
             if stroke.previous is not None and stroke.previous.shape != (size, size, 3):
-                raise TeacherError(f"{self.name}: {stroke.instruction!r}: the picture before is "
-                                   f"{stroke.previous.shape}, expected {(size, size, 3)}")  # fmt: skip
+                raise TeacherError(
+                    f"{self.name}: {stroke.instruction!r}: the picture before is "
+                    f"{stroke.previous.shape}, expected {(size, size, 3)}"
+                )
 
     def _load(self) -> Any:
         if self._pipeline is None:

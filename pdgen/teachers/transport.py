@@ -98,8 +98,9 @@ def post(
             if attempt == patience.attempts:
                 raise TeacherError(f"{url}: no answer in {attempt} attempts; the last: {fault}") from None
             if fault.wait > patience.longest_wait:
-                raise TeacherError(f"{url}: {fault}: asks to wait {fault.wait:.0f} s, "
-                                   f"longest_wait is {patience.longest_wait:.0f} s") from None  # fmt: skip
+                raise TeacherError(
+                    f"{url}: {fault}: asks to wait {fault.wait:.0f} s, longest_wait is {patience.longest_wait:.0f} s"
+                ) from None
             doubled = min(patience.backoff * 2 ** (attempt - 1), patience.longest_wait)
             if cancelled.wait(max(fault.wait, doubled * random.uniform(0.5, 1.0))):
                 raise TeacherError(f"{url}: cancelled while waiting after: {fault}") from None

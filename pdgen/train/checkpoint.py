@@ -26,6 +26,7 @@ _LAYER_BYTES = 2**26  # a stacked array beyond this has a file per layer, so tha
 _TIMEOUT = 3600  # seconds that processes wait for each other's writing and for the digests
 _meetings = itertools.count()  # a barrier needs a name of its own
 
+
 class _Handler(ocp.PyTreeCheckpointHandler):
     """Writes the digests when all processes have written, in the background."""
 
@@ -93,11 +94,15 @@ class Checkpoints:
                 self._say(f"resuming from step {step}")
                 return self._restore(step, abstract, shardings)
             if step == steps[0]:
-                raise RunError(f"{self.folder / str(step)}: step {step} is damaged, {fault}, and no older checkpoint "
-                               "is left; name another workdir, or remove the folder to start anew")  # fmt: skip
+                raise RunError(
+                    f"{self.folder / str(step)}: step {step} is damaged, {fault}, and no older checkpoint "
+                    "is left; name another workdir, or remove the folder to start anew"
+                )
             aside = self._set_aside(step)
-            self._say(f"{self.folder / str(step)}: step {step} is damaged, {fault}; set aside as {aside}, the one "
-                      "before is used")  # fmt: skip
+            self._say(
+                f"{self.folder / str(step)}: step {step} is damaged, {fault}; set aside as {aside}, the one "
+                "before is used"
+            )
         return None
 
     def save(self, step: int, state: TrainState) -> None:
@@ -133,8 +138,10 @@ class Checkpoints:
         """Waits for the last save and removes what is no longer kept. Raises RunError if that save failed."""
         self.wait()
         if self._fault:
-            raise RunError(f"{self.folder}: the last checkpoint could not be saved ({self._fault}); make room and "
-                           "start again, the run goes on from the newest one")  # fmt: skip
+            raise RunError(
+                f"{self.folder}: the last checkpoint could not be saved ({self._fault}); make room and "
+                "start again, the run goes on from the newest one"
+            )
         if not jax.process_index():
             self._prune()
 
@@ -143,8 +150,10 @@ class Checkpoints:
             return  # of one failed save there may come several errors, some of them late
         text = short(fault)
         self._fault = next((os.strerror(n) for n in DISK_FULL if os.strerror(n) in text), text[:300])
-        self._say(f"{self.folder / str(self._pending)}: not saved ({self._fault}); the run goes on and tries again at "
-                  "the next save")  # fmt: skip
+        self._say(
+            f"{self.folder / str(self._pending)}: not saved ({self._fault}); the run goes on and tries again at "
+            "the next save"
+        )
 
     def _restore(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
         targets = jax.tree.map(
@@ -155,8 +164,10 @@ class Checkpoints:
         try:
             return TrainState(**self._checkpointer.restore(self.folder / str(step), args=args))
         except Exception as fault:  # the files are whole, so the arrays are others
-            raise RunError(f"{self.folder / str(step)}: is a checkpoint of another model ({short(fault)[:300]}); "
-                           "name another workdir") from fault  # fmt: skip
+            raise RunError(
+                f"{self.folder / str(step)}: is a checkpoint of another model ({short(fault)[:300]}); "
+                "name another workdir"
+            ) from fault
 
     def _set_aside(self, step: int) -> str:
         number, aside = 1, f"{step}.damaged"

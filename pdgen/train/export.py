@@ -59,8 +59,9 @@ def chosen_weights(
     source = pathlib.Path(source)
     if is_checkpoint(source) or not is_run(source):
         if weights is not None:
-            raise CheckpointError(f"{source}: is no workdir of a training run, so there is nothing to choose; leave "
-                                  "--weights out")  # fmt: skip
+            raise CheckpointError(
+                f"{source}: is no workdir of a training run, so there is nothing to choose; leave --weights out"
+            )
         yield source
     elif weights == "ema":
         step = newest_whole(source, say, beyond_export=False)
@@ -83,9 +84,14 @@ def export_run(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: 
     """
     base, params = open_step(workdir / CHECKPOINTS / str(step), weights)
     write_checkpoint(
-        target, base.config, params, tokenizer_files=base.tokenizer.files, source_json=base.source_json,
-        overwrite=target.exists(), say=say,
-    )  # fmt: skip
+        target,
+        base.config,
+        params,
+        tokenizer_files=base.tokenizer.files,
+        source_json=base.source_json,
+        overwrite=target.exists(),
+        say=say,
+    )
     say(f"exported step {step} to {target}")
 
 

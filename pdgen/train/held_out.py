@@ -79,8 +79,10 @@ class HeldOut:
         sums = jax.device_get(sums)
         losses = loss_metrics(sums.losses, self._ce_weight)
         line = present({name: float(value) for name, value in losses.items()})
-        for name, total, targets in (("unigram_ce", sums.unigram, "ce_targets"),
-                                     ("constant_mse", sums.constant, "mse_targets")):  # fmt: skip
+        for name, total, targets in (
+            ("unigram_ce", sums.unigram, "ce_targets"),
+            ("constant_mse", sums.constant, "mse_targets"),
+        ):
             line |= {name: float(total) / line[targets]} if targets in line else {}
         return line
 

@@ -101,8 +101,9 @@ def _first_state(
     places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
     targets = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)), places,
-    )  # fmt: skip
+        nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)),
+        places,
+    )
     params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
     start = functools.partial(start_state, config)
     return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key)
@@ -142,8 +143,10 @@ def _steps(
                     checkpoints.save(number, state)
             if name and number < run.num_steps:
                 checkpoints.finish()
-                raise Stopped(f"{name}: saved step {number} of {run.num_steps} to {checkpoints.folder.parent}; start "
-                              "again to go on")  # fmt: skip
+                raise Stopped(
+                    f"{name}: saved step {number} of {run.num_steps} to {checkpoints.folder.parent}; start "
+                    "again to go on"
+                )
 
 
 def _export(workdir: pathlib.Path, say: Say) -> pathlib.Path:

@@ -72,9 +72,13 @@ def _adapter(rank: int, kernel: parameters.Leaf) -> dict[str, parameters.Leaf]:
 
     (a_shape, b_shape), (a_names, b_names) = joined(kernel.shape, rank), joined(kernel.names, None)
     uniform = nn.initializers.variance_scaling(
-        1 / 3, "fan_in", "uniform", in_axis=tuple(range(first + 1, len(a_shape))), out_axis=first,
+        1 / 3,
+        "fan_in",
+        "uniform",
+        in_axis=tuple(range(first + 1, len(a_shape))),
+        out_axis=first,
         batch_axis=tuple(range(first)),
-    )  # fmt: skip
+    )
     return {
         "a": parameters.Leaf(a_shape, a_names, uniform),
         "b": parameters.Leaf(b_shape, b_names, nn.initializers.zeros),

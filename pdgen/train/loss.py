@@ -49,6 +49,7 @@ def draw_flow_inputs(config: ModelConfig, pack: Pack, key: Array) -> FlowInputs:
 
     A pack's draw does not depend on the device, the batch or the accumulation step that it falls into.
     """
+
     def one_row(row: Array, image: Array) -> FlowInputs:
         t_key, noise_key = jax.random.split(jax.random.fold_in(key, row))
         t = draw_timesteps(t_key, image.shape[0], config.timestep_shift)[jnp.maximum(image, 0)]

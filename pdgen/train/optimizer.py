@@ -96,8 +96,11 @@ def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> d
     names, rules = list(names), list(rules)
     matches = {name: [rule for rule in rules if re.fullmatch(rule[0], name)] for name in names}
     unmatched = [name for name, found in matches.items() if not found]
-    doubled = [f"{name} (by {' and '.join(repr(pattern) for pattern, _ in found)})"
-               for name, found in matches.items() if len(found) > 1]  # fmt: skip
+    doubled = [
+        f"{name} (by {' and '.join(repr(pattern) for pattern, _ in found)})"
+        for name, found in matches.items()
+        if len(found) > 1
+    ]
     idle = [repr(rule[0]) for rule in rules if not any(rule in found for found in matches.values())]
     faults = {"matched by no rule": unmatched, "matched more than once": doubled, "rules without a match": idle}
     if any(faults.values()):

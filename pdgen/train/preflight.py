@@ -35,9 +35,18 @@ from pdgen.train.state import StepConfig, abstract_state, state_shardings
 LOCK = "lock"
 # What a run may change when it goes on: none of these keys changes the mathematics.
 MAY_CHANGE = (
-    "mesh", "accumulate", "workers", "save_every", "log_every", "keep", "keep_every",
-    "held_out_every", "pictures_every", "prompts", "wandb",
-)  # fmt: skip
+    "mesh",
+    "accumulate",
+    "workers",
+    "save_every",
+    "log_every",
+    "keep",
+    "keep_every",
+    "held_out_every",
+    "pictures_every",
+    "prompts",
+    "wandb",
+)
 
 
 class Checked(NamedTuple):
@@ -80,8 +89,10 @@ def check_watching(run: RunConfig) -> None:
     """Raises RunError where pictures or wandb are asked for that cannot be had."""
     check_wandb(run.wandb)
     if run.pictures_every and jax.process_count() > 1:
-        raise RunError(f"config: pictures_every is {run.pictures_every}, but no process of {jax.process_count()} holds "
-                       "the whole model; set it to 0 and sample from the workdir (launch/sample.py)")  # fmt: skip
+        raise RunError(
+            f"config: pictures_every is {run.pictures_every}, but no process of {jax.process_count()} holds "
+            "the whole model; set it to 0 and sample from the workdir (launch/sample.py)"
+        )
 
 
 def mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
@@ -95,12 +106,16 @@ def mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
     shape = (data, fsdp, tensor)
     if math.prod(shape) != devices:
         named = ", ".join(f"{name} {size}" for name, size in zip(MESH_AXES, run.mesh))
-        raise RunError(f"config: mesh is {named}, which {devices} devices do not make; set sizes whose product is "
-                       f"{devices}, for example (1, {devices}, 1), or one of them to -1")  # fmt: skip
+        raise RunError(
+            f"config: mesh is {named}, which {devices} devices do not make; set sizes whose product is "
+            f"{devices}, for example (1, {devices}, 1), or one of them to -1"
+        )
     parts = run.accumulate * shape[0] * shape[1]
     if run.rows % parts:
-        raise RunError(f"config: rows is {run.rows}, expected a multiple of accumulate * data * fsdp = {parts}; "
-                       f"set rows to {math.ceil(run.rows / parts) * parts}")  # fmt: skip
+        raise RunError(
+            f"config: rows is {run.rows}, expected a multiple of accumulate * data * fsdp = {parts}; "
+            f"set rows to {math.ceil(run.rows / parts) * parts}"
+        )
     return shape
 
 
@@ -113,15 +128,22 @@ def check_model(run: RunConfig, config: ModelConfig, tokenizer: Tokenizer) -> No
     """Raises RunError where ``init`` is another model than ``model``, or the tokenizer has more ids than the model."""
     if run.init and run.model:
         stated = preset(run.model)
-        parts = [part for part in ("language", "vision", "autoencoder", "latent_patch_size", "max_latent_size")
-                 if getattr(stated, part) != getattr(config, part)]  # fmt: skip
+        parts = [
+            part
+            for part in ("language", "vision", "autoencoder", "latent_patch_size", "max_latent_size")
+            if getattr(stated, part) != getattr(config, part)
+        ]
         if parts:
-            raise RunError(f"config: init {run.init} holds another model than {run.model!r} ({', '.join(parts)} "
-                           'differ); set model to "" to train what init holds, or name another checkpoint')  # fmt: skip
+            raise RunError(
+                f"config: init {run.init} holds another model than {run.model!r} ({', '.join(parts)} "
+                'differ); set model to "" to train what init holds, or name another checkpoint'
+            )
     vocabulary = config.language.vocab_size
     if tokenizer.vocab_size > vocabulary:
-        raise RunError(f"config: the tokenizer of {run.init or run.model} has {tokenizer.vocab_size} ids, the model's "
-                       f"vocabulary {vocabulary}; use the tokenizer that the model was made with")  # fmt: skip
+        raise RunError(
+            f"config: the tokenizer of {run.init or run.model} has {tokenizer.vocab_size} ids, the model's "
+            f"vocabulary {vocabulary}; use the tokenizer that the model was made with"
+        )
 
 
 def check_divides(step: StepConfig, mesh: Mesh) -> None:
@@ -146,14 +168,18 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
     source = RecordSource(run.data)
     origin = source.dataset.origin
     if origin.tokenizer not in (None, base.tokenizer.fingerprint):
-        raise RunError(f"config: data {run.data} was built for another tokenizer than the model's "
-                       f"({origin.tokenizer[:8]}, not {base.tokenizer.fingerprint[:8]}), perhaps by another version of "
-                       "pdgen; build it again")  # fmt: skip
+        raise RunError(
+            f"config: data {run.data} was built for another tokenizer than the model's "
+            f"({origin.tokenizer[:8]}, not {base.tokenizer.fingerprint[:8]}), perhaps by another version of "
+            "pdgen; build it again"
+        )
     own = autoencoder_fingerprint(base.autoencoder)
     if origin.autoencoder not in (None, own):
-        raise RunError(f"config: data {run.data} has another autoencoder's latents than the model's "
-                       f"({origin.autoencoder[:8]}, not {own[:8]}); encode it again "
-                       "(launch/build_data.py encode)")  # fmt: skip
+        raise RunError(
+            f"config: data {run.data} has another autoencoder's latents than the model's "
+            f"({origin.autoencoder[:8]}, not {own[:8]}); encode it again "
+            "(launch/build_data.py encode)"
+        )
     return source
 
 
@@ -171,8 +197,10 @@ def check_targets(run: RunConfig, batches: Batches) -> None:
         raise RunError(f"{mixed} draws an image, so there is no flow to learn; give a subset that does a weight")
     records = (batches.source[number] for number in np.unique(documents.record[chosen]))
     if run.ce_weight and not any(_has_text_target(record) for record in records):
-        raise RunError(f"{mixed} has a text to learn, so there is nothing but switch tokens in the cross-entropy; give "
-                       "a subset that has one a weight, or set ce_weight to 0")  # fmt: skip
+        raise RunError(
+            f"{mixed} has a text to learn, so there is nothing but switch tokens in the cross-entropy; give "
+            "a subset that has one a weight, or set ce_weight to 0"
+        )
 
 
 def _has_text_target(record: Record) -> bool:

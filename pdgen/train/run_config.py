@@ -20,6 +20,7 @@ from pdgen.train.state import StepConfig
 
 flags.disclaim_key_flags()  # --config is a flag of the command line that calls define_run_config, and in its --help
 
+
 class RunError(ValueError):
     """A run that cannot start or go on; one line names the key or file and the remedy."""
 
@@ -108,16 +109,32 @@ class RunConfig:
     def loader(self) -> LoaderConfig:
         """The settings of its packs."""
         return LoaderConfig(
-            self.rows, self.budgets, self.seed, self.dropout, self.mixture, self.turns, self.too_long, self.broken,
-            held_out=self.held_out, workers=self.workers, balance_texts=self.balance_texts, draws=self.draws,
-        )  # fmt: skip
+            self.rows,
+            self.budgets,
+            self.seed,
+            self.dropout,
+            self.mixture,
+            self.turns,
+            self.too_long,
+            self.broken,
+            held_out=self.held_out,
+            workers=self.workers,
+            balance_texts=self.balance_texts,
+            draws=self.draws,
+        )
 
     def step(self, model: ModelConfig) -> StepConfig:
         """The settings of its steps."""
         return StepConfig(
-            model, self.compute, self.optimizer, self.num_steps, self.ce_weight, self.accumulate, self.lora,
+            model,
+            self.compute,
+            self.optimizer,
+            self.num_steps,
+            self.ce_weight,
+            self.accumulate,
+            self.lora,
             self.spike_factor,
-        )  # fmt: skip
+        )
 
 
 def read_run_config(values: dict[str, Any]) -> RunConfig:

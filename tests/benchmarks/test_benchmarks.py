@@ -16,9 +16,17 @@ from pdgen.train.monitor.flops import model_flops
 from tests.support.small import CONFIG
 
 SIZES = gpu.Sizes(
-    model=CONFIG, compute=ComputeConfig(block_q=32, block_k=32, remat="full", loss_chunk=64), layers=(1, 2),
-    tokens=400, pack_side=16, side=16, timesteps=3, context=5, words=3, rounds=1,
-)  # fmt: skip
+    model=CONFIG,
+    compute=ComputeConfig(block_q=32, block_k=32, remat="full", loss_chunk=64),
+    layers=(1, 2),
+    tokens=400,
+    pack_side=16,
+    side=16,
+    timesteps=3,
+    context=5,
+    words=3,
+    rounds=1,
+)
 
 
 def test_packs_have_the_paper_s_proportions():

@@ -31,17 +31,33 @@ def evaluated(folder, right, model="a", images=1, evaluations=90.0, inspections=
         task, text = prompt.metadata.tag, prompt.metadata.prompt
         number[task] += 1
         for sample in range(2):
-            results.append({
-                "filename": f"{place:05d}/samples/{sample:05d}.png", "tag": task, "prompt": text,
-                "correct": sample < right[task][number[task]], "reason": "", "metadata": json.dumps(prompt.raw),
-                "details": "{}",
-            })  # fmt: skip
-            facts.append(ProcessFacts(
-                prompt=text, seed=2 * place + sample, steps=[], inspections=list(inspections), finished=True,
-                refinements=list(refinements), first=0.5, final=0.5, lost_at=None, images=images + (task != "position"),
-                entities=len(prompt.metadata.include),
-                costs={"network_evaluations": evaluations, "text_tokens": 10.0 * images},
-            ))  # fmt: skip
+            results.append(
+                {
+                    "filename": f"{place:05d}/samples/{sample:05d}.png",
+                    "tag": task,
+                    "prompt": text,
+                    "correct": sample < right[task][number[task]],
+                    "reason": "",
+                    "metadata": json.dumps(prompt.raw),
+                    "details": "{}",
+                }
+            )
+            facts.append(
+                ProcessFacts(
+                    prompt=text,
+                    seed=2 * place + sample,
+                    steps=[],
+                    inspections=list(inspections),
+                    finished=True,
+                    refinements=list(refinements),
+                    first=0.5,
+                    final=0.5,
+                    lost_at=None,
+                    images=images + (task != "position"),
+                    entities=len(prompt.metadata.include),
+                    costs={"network_evaluations": evaluations, "text_tokens": 10.0 * images},
+                )
+            )
     (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in results))
     (folder / "process.jsonl").write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in facts))
     (folder / "summary.json").write_text(json.dumps({"made_by": {"manifest": model}}))

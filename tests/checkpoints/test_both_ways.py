@@ -114,8 +114,9 @@ def test_cast(source, tmp_path, dtype, other):
         edit_tensors(halved / file, lambda tensors: tensors.update({n: t.half() for n, t in tensors.items()}))
     manifest = to_pdgen(halved, tmp_path / "pdgen", dtype=DTYPES[{"bfloat16": "BF16", "float32": "F32"}[dtype]])
     assert {(t.file, t.dtype) for t in manifest.tensors} == {(WEIGHTS, dtype), (AUTOENCODER, "float16")}
-    expected = {path: array.to(other) if path.startswith("model/") else array
-                for path, array in expected_arrays(halved).items()}  # fmt: skip
+    expected = {
+        path: array.to(other) if path.startswith("model/") else array for path, array in expected_arrays(halved).items()
+    }
     assert_equal(load_checkpoint(tmp_path / "pdgen")[1], expected)
     assert check(tmp_path / "pdgen") == manifest
 
@@ -288,8 +289,11 @@ def test_a_mixture_of_dtypes_is_cast_or_refused(tmp_path):
     folder = copy_of_golden(tmp_path / "bagel")
     names = [f"language_model.model.layers.{n}.mlp.up_proj.weight" for n in (0, 2)]
     edit_tensors(folder / WEIGHTS, lambda tensors: tensors.update({n: tensors[n].bfloat16() for n in names}))
-    with pytest.raises(ValueError, match=r"layers of model/language/layers/und/mlp/up/kernel are stored as "
-                                         r"bfloat16 and float32; choose one with --dtype"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"layers of model/language/layers/und/mlp/up/kernel are stored as "
+        r"bfloat16 and float32; choose one with --dtype",
+    ):
         to_pdgen(folder, tmp_path / "pdgen")
     manifest = to_pdgen(folder, tmp_path / "pdgen", dtype=DTYPES["F32"])
     assert {tensor.dtype for tensor in manifest.tensors} == {"float32"}

@@ -124,9 +124,15 @@ def test_a_run_begins_with_a_models_weights(own, tmp_path):
     tokenizer = load_tokenizer(shapes_folder()).fingerprint
     write_dataset(tmp_path / "data", records, Origin(seed=3, tokenizer=tokenizer))
     run = RunConfig(
-        data=str(tmp_path / "data"), num_steps=1, rows=1, budgets=Budgets(448, 96, 768), mesh=(1, 1, 1), model="",
-        init="shapes_base", optimizer=OptimizerConfig(learning_rate=0.0),
-    )  # fmt: skip
+        data=str(tmp_path / "data"),
+        num_steps=1,
+        rows=1,
+        budgets=Budgets(448, 96, 768),
+        mesh=(1, 1, 1),
+        model="",
+        init="shapes_base",
+        optimizer=OptimizerConfig(learning_rate=0.0),
+    )
     loop.train(run, tmp_path / "run", lambda line: None, devices=jax.devices()[:1])
     paths = [find(path) for path in (tmp_path / "run", "shapes_base", "shapes")]
     trained, base, other = (load_checkpoint(path)[1]["model"] for path in paths)

@@ -62,9 +62,7 @@ def test_every_picture_has_its_moments_and_the_model_reads_them(source, encoder,
     before, after = RecordSource(source), RecordSource(tmp_path / "out")
     assert after.dataset == dataset
     assert after.subsets == before.subsets
-    assert dataset.origin == msgspec.structs.replace(
-        before.dataset.origin, autoencoder=autoencoder_fingerprint(params)
-    )
+    assert dataset.origin == msgspec.structs.replace(before.dataset.origin, autoencoder=autoencoder_fingerprint(params))
     assert dataset.facts == {"rejected": 2}
     assert list(broken_records(tmp_path / "out")) == []
     encode, tokenizer = batched_encoder(SHAPES_AUTOENCODER, params), load_tokenizer(shapes_folder())

@@ -50,9 +50,7 @@ def test_each_picture_has_its_own_moments(params, encode, made):
             values = np.frombuffer(stored, np.float16).reshape(after.latent_shape)
             np.testing.assert_allclose(values, expected[0], rtol=2e-3, atol=2e-3)
     for before, after in zip(made, filled, strict=True):
-        assert [s for s in before.segments if isinstance(s, Text)] == [
-            s for s in after.segments if isinstance(s, Text)
-        ]
+        assert [s for s in before.segments if isinstance(s, Text)] == [s for s in after.segments if isinstance(s, Text)]
 
 
 def test_moments_do_not_depend_on_the_batch(encode):

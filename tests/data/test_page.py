@@ -55,9 +55,15 @@ def test_lines_stand_before_documents_and_hide_nothing():
 
 def run(start, end, split, stage, **changes):
     values = {
-        "stream": "text", "noised": False, "token": "", "rotary": start, "sees": (0, end), "seen_by": (start, 12),
-        "target": "", "weight": 0.0,
-    }  # fmt: skip
+        "stream": "text",
+        "noised": False,
+        "token": "",
+        "rotary": start,
+        "sees": (0, end),
+        "seen_by": (start, 12),
+        "target": "",
+        "weight": 0.0,
+    }
     return Run(start, end, split, stage, **(values | changes))
 
 

@@ -92,9 +92,7 @@ def test_a_truncated_file_is_named_on_opening(folder, kept):
     path = folder / "part-00001.array_record"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(
-        RecordError, match=r"part-00001.array_record: (holds 0 records, .* counts 10|does not open)"
-    ):
+    with pytest.raises(RecordError, match=r"part-00001.array_record: (holds 0 records, .* counts 10|does not open)"):
         RecordSource(folder)
 
 

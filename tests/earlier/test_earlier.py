@@ -54,8 +54,10 @@ def test_records_are_whole_and_packed_alike(written):
     assert not list(broken_records(written / "data"))
     source = RecordSource(written / "data")
     assert [(record.id, len(record.segments)) for record in source] == [
-        ("multi_turn-0-000000", 4), ("multi_turn-0-000001", 7), ("multi_turn-0-000002", 7),
-    ]  # fmt: skip
+        ("multi_turn-0-000000", 4),
+        ("multi_turn-0-000001", 7),
+        ("multi_turn-0-000002", 7),
+    ]
     config = load_checkpoint(written / "checkpoint")[0]
     tokenizer = load_tokenizer(written / "checkpoint" / "tokenizer")
     leaves = jax.tree.leaves(Batches(config, source, tokenizer, LOADER).pack(0))

@@ -67,10 +67,17 @@ def results(folder, tag_scores):
         for number, scores in enumerate(prompts):
             for sample, correct in enumerate(scores):
                 prompt = f"{tag} {number}"
-                lines.append({
-                    "filename": f"{tag}{number:05d}/samples/{sample:05d}.png", "tag": tag, "prompt": prompt,
-                    "correct": bool(correct), "reason": "", "metadata": json.dumps({"prompt": prompt}), "details": "{}",
-                })  # fmt: skip
+                lines.append(
+                    {
+                        "filename": f"{tag}{number:05d}/samples/{sample:05d}.png",
+                        "tag": tag,
+                        "prompt": prompt,
+                        "correct": bool(correct),
+                        "reason": "",
+                        "metadata": json.dumps({"prompt": prompt}),
+                        "details": "{}",
+                    }
+                )
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "summary.json").write_text(json.dumps({"findings": [f"Leaks: {folder.parent.parent.name}."]}))
 

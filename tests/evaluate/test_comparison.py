@@ -24,10 +24,17 @@ def geneval_run(folder, right, prompts=("a", "b", "c", "d"), costs=None, detecto
     lines = []
     for task, outcomes in right.items():
         for prompt, correct in zip(prompts, outcomes):
-            lines.append({
-                "filename": f"{folder}/{task}{prompt}/samples/0.png", "tag": task, "prompt": prompt,
-                "correct": bool(correct), "reason": "", "metadata": json.dumps({"prompt": prompt}), "details": "{}",
-            })  # fmt: skip
+            lines.append(
+                {
+                    "filename": f"{folder}/{task}{prompt}/samples/0.png",
+                    "tag": task,
+                    "prompt": prompt,
+                    "correct": bool(correct),
+                    "reason": "",
+                    "metadata": json.dumps({"prompt": prompt}),
+                    "details": "{}",
+                }
+            )
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -49,13 +56,18 @@ def wise_run(folder, grades, without=(), categories=ORIGINAL, judge=JUDGE, promp
 
 
 def test_differences_by_prompt(tmp_path):
-    one, two = runs = read_runs([
-        geneval_run(tmp_path / "one", {"colors": [1, 0, 0, 0], "position": [1, 1, 1, 1]}, costs=98),
-        geneval_run(tmp_path / "two", {"colors": [1, 1, 1, 0], "position": [1, 1, 1, 1]}),
-    ])  # fmt: skip
+    one, two = runs = read_runs(
+        [
+            geneval_run(tmp_path / "one", {"colors": [1, 0, 0, 0], "position": [1, 1, 1, 1]}, costs=98),
+            geneval_run(tmp_path / "two", {"colors": [1, 1, 1, 0], "position": [1, 1, 1, 1]}),
+        ]
+    )
     found = differences(one, two)
     assert {name: estimate.value for name, estimate in found.items()} == {
-        "colors": 0.5, "position": 0.0, "overall": 0.25}  # fmt: skip
+        "colors": 0.5,
+        "position": 0.0,
+        "overall": 0.25,
+    }
     # The second is better on two prompts and never worse: paired, the interval does not reach below 0.
     assert found["colors"].low >= 0 and scores_of(one)["colors"].high > scores_of(two)["colors"].low
     side, apart = comparison(runs)
@@ -68,20 +80,33 @@ def test_differences_by_prompt(tmp_path):
 
 def test_few_prompts_and_intervals_without_width_claim_nothing(tmp_path):
     """All of two prompts are turned round: the interval is [1, 1], and says nothing of other prompts."""
-    few = read_runs([geneval_run(tmp_path / "a" / "x", {"colors": [0, 0]}),
-                     geneval_run(tmp_path / "a" / "y", {"colors": [1, 1]})])  # fmt: skip
+    few = read_runs(
+        [geneval_run(tmp_path / "a" / "x", {"colors": [0, 0]}), geneval_run(tmp_path / "a" / "y", {"colors": [1, 1]})]
+    )
     note = comparison(few)[1].note
     assert "nothing is said of other prompts" in note and "hardly" not in note
-    nine = read_runs([geneval_run(tmp_path / "n" / "x", {"colors": [0] * 9}, "abcdefghi"),
-                      geneval_run(tmp_path / "n" / "y", {"colors": [1] * 8 + [0]}, "abcdefghi")])  # fmt: skip
+    nine = read_runs(
+        [
+            geneval_run(tmp_path / "n" / "x", {"colors": [0] * 9}, "abcdefghi"),
+            geneval_run(tmp_path / "n" / "y", {"colors": [1] * 8 + [0]}, "abcdefghi"),
+        ]
+    )
     apart = comparison(nine)[1]
     assert 0 < apart.rows[0][2] < apart.rows[0][3] and "hardly" not in apart.note
     same = "abcdefghijklmnopqrst"  # twenty prompts, all of them turned round: still no width
-    flat = read_runs([geneval_run(tmp_path / "b" / "x", {"colors": [0] * 20}, same),
-                      geneval_run(tmp_path / "b" / "y", {"colors": [1] * 20}, same)])  # fmt: skip
+    flat = read_runs(
+        [
+            geneval_run(tmp_path / "b" / "x", {"colors": [0] * 20}, same),
+            geneval_run(tmp_path / "b" / "y", {"colors": [1] * 20}, same),
+        ]
+    )
     assert "hardly" not in comparison(flat)[1].note
-    many = read_runs([geneval_run(tmp_path / "c" / "x", {"colors": [0] * 20}, same),
-                      geneval_run(tmp_path / "c" / "y", {"colors": [1] * 15 + [0] * 5}, same)])  # fmt: skip
+    many = read_runs(
+        [
+            geneval_run(tmp_path / "c" / "x", {"colors": [0] * 20}, same),
+            geneval_run(tmp_path / "c" / "y", {"colors": [1] * 15 + [0] * 5}, same),
+        ]
+    )
     note = comparison(many)[1].note
     assert "rests on 10 prompts or more" in note and "hardly turn the difference round" in note
     # One task and the total; of 95 % intervals, one in twenty.
@@ -89,8 +114,12 @@ def test_few_prompts_and_intervals_without_width_claim_nothing(tmp_path):
 
 
 def test_wise_scorings(tmp_path):
-    one, two = read_runs([wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1)),
-                          wise_run(tmp_path / "two", dict.fromkeys(NAMES, 1) | {"culture": 2})])  # fmt: skip
+    one, two = read_runs(
+        [
+            wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1)),
+            wise_run(tmp_path / "two", dict.fromkeys(NAMES, 1) | {"culture": 2}),
+        ]
+    )
     # (7 * 1 + 2 * 2 + 2) / 20, and culture at 1: weights 0.4 of A, a sixth of C.
     scores = scores_of(one)
     assert (scores["A overall"].value, scores["C overall"].value) == pytest.approx((0.65, 0.65))
@@ -103,8 +132,12 @@ def test_wise_scorings(tmp_path):
 
 
 def test_wise_without_some_answers_is_compared_by_category(tmp_path):
-    runs = read_runs([wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1), without=[7, 8, 9, 450]),
-                      wise_run(tmp_path / "two", dict.fromkeys(NAMES, 1) | {"space": 2}, without=[900])])  # fmt: skip
+    runs = read_runs(
+        [
+            wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1), without=[7, 8, 9, 450]),
+            wise_run(tmp_path / "two", dict.fromkeys(NAMES, 1) | {"space": 2}, without=[900]),
+        ]
+    )
     side, apart = comparison(runs)
     figures = {row[0]: row[1:] for row in side.rows}
     assert figures["A culture"][0] is None and figures["A culture"][3] == pytest.approx(0.65)
@@ -112,8 +145,10 @@ def test_wise_without_some_answers_is_compared_by_category(tmp_path):
     assert figures["A culture"][-1] == 400 and "A overall" not in figures
     assert [row[0] for row in apart.rows] == ["A space", "A biology", "A chemistry"]
     assert apart.rows[0][1] == pytest.approx(0.35)
-    assert side.note.splitlines()[:2] == ["one: A, C: no total: 4 ids have no score: 7-9, 450.",
-                                          "two: A, C: no total: 1 ids have no score: 900."]  # fmt: skip
+    assert side.note.splitlines()[:2] == [
+        "one: A, C: no total: 4 ids have no score: 7-9, 450.",
+        "two: A, C: no total: 1 ids have no score: 900.",
+    ]
     assert [line[:3] for line in side.note.splitlines()[2:]] == ["A: ", "C: "]
 
 
@@ -131,8 +166,7 @@ def test_other_judges_are_told(tmp_path):
     grades = dict.fromkeys(NAMES, 1)
     other = JUDGE | {"model": "qwen"}
     both = JUDGE | {"rules": {"graded": "aaaaaaaa", "binary": "bbbbbbbb"}}
-    runs = [wise_run(tmp_path / name, grades, judge=judge)
-            for name, judge in (("a", JUDGE), ("b", other), ("c", both))]  # fmt: skip
+    runs = [wise_run(tmp_path / name, grades, judge=judge) for name, judge in (("a", JUDGE), ("b", other), ("c", both))]
     assert judged_differently(read_runs(runs)) == [
         "Judged differently (graded): a, c by gpt (questions 1, rules aaaaaaaa, temperature 0.0); "
         "b by qwen (questions 1, rules aaaaaaaa, temperature 0.0). Differences are the judges' too."

@@ -52,8 +52,9 @@ def test_the_official_layout(whole):
 def test_seeds_are_recorded_and_none_is_used_twice(whole):
     record = json.loads((whole / "generation.json").read_text())
     assert record["made_by"] == {"strategy": "painted"}
-    assert list(record["jobs"].values()) == [[p.metadata.prompt, 7 + 2 * i + j] for i, p in enumerate(PROMPTS)
-                                             for j in range(2)]  # fmt: skip
+    assert list(record["jobs"].values()) == [
+        [p.metadata.prompt, 7 + 2 * i + j] for i, p in enumerate(PROMPTS) for j in range(2)
+    ]
 
 
 def test_making_goes_on_where_it_was(images):
@@ -93,8 +94,18 @@ def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
     def sketched(prompts, seeds):
         stages = [ImageStage("sketch", "01_sketch.png", 64, 64)]
         for prompt, seed, (image, _) in zip(prompts, seeds, generate(prompts, seeds)):
-            yield folders.Sample(image, Trajectory(prompt=prompt, stages=stages, stop_reason="finished", seed=seed,
-                                                   checkpoint="", mode="single_pass", images=[image]))  # fmt: skip
+            yield folders.Sample(
+                image,
+                Trajectory(
+                    prompt=prompt,
+                    stages=stages,
+                    stop_reason="finished",
+                    seed=seed,
+                    checkpoint="",
+                    mode="single_pass",
+                    images=[image],
+                ),
+            )
 
     def make():
         folders.make(tmp_path / "images", tmp_path / "trajectories", JOBS[:2], lambda *asked: [*sketched(*asked)], 2)

@@ -27,8 +27,12 @@ def checkpoint(tmp_path_factory):
 def test_values_are_json_or_else_text():
     pairs = ["image.num_timesteps=50", "image.interval=[0, 1]", "mode=edit", "image.taylorseer=true", "system=a=b"]
     assert generator.read_values(pairs) == {
-        "image.num_timesteps": 50, "image.interval": [0, 1], "mode": "edit", "image.taylorseer": True, "system": "a=b"
-    }  # fmt: skip
+        "image.num_timesteps": 50,
+        "image.interval": [0, 1],
+        "mode": "edit",
+        "image.taylorseer": True,
+        "system": "a=b",
+    }
     with pytest.raises(EvaluationError, match="--setting=steps: write NAME=VALUE"):
         generator.read_values(["steps"])
 
@@ -67,8 +71,10 @@ def test_what_decides_no_image_is_no_fact(checkpoint, tmp_path):
     """Where the checkpoint lies, and how many images are made together: a run may go on with fewer."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(checkpoint, moved)
-    facts = [generator.read_recipe(str(folder), "process", {"together": together}).facts()
-             for folder, together in ((checkpoint, 8), (moved, 2))]  # fmt: skip
+    facts = [
+        generator.read_recipe(str(folder), "process", {"together": together}).facts()
+        for folder, together in ((checkpoint, 8), (moved, 2))
+    ]
     assert facts[0] == facts[1] and facts[0]["strategy"] == "process"
 
 
@@ -95,8 +101,9 @@ class Scripted:
         images = [PIL.Image.new("RGB", (4, 4), color) for color in ("black", (seed, 0, 0))]
         if prompt.startswith("nothing"):
             stages, images = stages[:1], []
-        return Trajectory(prompt=prompt, stages=stages, stop_reason="token limit", seed=seed, checkpoint="x",
-                          images=images)  # fmt: skip
+        return Trajectory(
+            prompt=prompt, stages=stages, stop_reason="token limit", seed=seed, checkpoint="x", images=images
+        )
 
 
 def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):

@@ -122,8 +122,11 @@ def test_colours_are_asked_for_only_where_they_matter():
         asked.append((noun, len(found)))
         return ["red"] * len(found)
 
-    include = [{"class": "cup", "count": 1}, {"class": "dog", "count": 1, "color": "red"},
-               {"class": "cat", "count": 1, "color": "red"}]  # fmt: skip
+    include = [
+        {"class": "cup", "count": 1},
+        {"class": "dog", "count": 1, "color": "red"},
+        {"class": "cat", "count": 1, "color": "red"},
+    ]
     assert not judge(metadata(include), {"cup": [thing()], "dog": [thing()] * 5}, colors).correct
     assert asked == [("dog", 1)]
 

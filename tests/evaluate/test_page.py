@@ -18,8 +18,15 @@ def test_the_page():
     rows = [("color_attr", 0.5, 1234), ("overall", None, 60)]
     table = Table("Scores", ("score", "value", "prompts"), rows, "A note.")
     costs = [Cost("one", 10.0, 0.5, 0.4, 0.6), Cost("two", 2000.0, 0.75, None, None)]
-    page = evaluation_page("A run", ["Leaks: 2 prompts."], {"images": 60}, [table], [GENEVAL],
-                           [Gallery("colors", "0 right, 1 wrong", [IMAGE])], costs)  # fmt: skip
+    page = evaluation_page(
+        "A run",
+        ["Leaks: 2 prompts."],
+        {"images": 60},
+        [table],
+        [GENEVAL],
+        [Gallery("colors", "0 right, 1 wrong", [IMAGE])],
+        costs,
+    )
     assert "Leaks: 2 prompts." in page and page.index("Leaks") < page.index("Scores") < page.index("Published")
     assert "<td>color attr</td><td>0.500</td><td>1,234</td>" in page.replace("\n", "")
     assert "<td>overall</td><td>-</td>" in page

@@ -18,7 +18,7 @@ RAW = [
     {"tag": "single_object", "include": [{"class": "heart", "count": 1}], "prompt": "a photo of a heart"},
     {"tag": "single_object", "include": [{"class": "star", "count": 1}], "prompt": "a photo of a star"},
     {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a photo of a red star"},
-]  # fmt: skip
+]
 PROMPTS = [Prompt(decode_metadata(json.dumps(raw)), raw) for raw in RAW]
 
 
@@ -157,8 +157,10 @@ def results_of(*tasks):
     for tag, rows in tasks:
         for number, row in enumerate(rows):
             metadata = json.dumps({"prompt": f"{tag} {number}"})
-            made += [Result(f"x/{tag}{number}/samples/{j}.png", tag, f"{tag} {number}", bool(right), "", metadata, "{}")
-                     for j, right in enumerate(row)]  # fmt: skip
+            made += [
+                Result(f"x/{tag}{number}/samples/{j}.png", tag, f"{tag} {number}", bool(right), "", metadata, "{}")
+                for j, right in enumerate(row)
+            ]
     return made
 
 
@@ -193,8 +195,13 @@ def test_the_official_summary():
 
 def test_the_table_says_n():
     table = scoring.summary_table(scoring.summarise(scoring.by_task(WORKED)))
-    assert [(row[0], row[-1]) for row in table.rows] == [("a", 2), ("b", 4), ("overall", 6), ("images", 6),
-                                                         ("prompts", 6)]  # fmt: skip
+    assert [(row[0], row[-1]) for row in table.rows] == [
+        ("a", 2),
+        ("b", 4),
+        ("overall", 6),
+        ("images", 6),
+        ("prompts", 6),
+    ]
     assert "(one image of every prompt each): 2;" in table.note
 
 

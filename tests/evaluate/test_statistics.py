@@ -42,8 +42,9 @@ def test_scipy_draws_the_same_interval():
     def statistic(a, b, axis=-1):
         return (np.mean(a, axis=axis) + np.mean(b, axis=axis)) / 2
 
-    theirs = scipy.stats.bootstrap(tuple(t.astype(float) for t in tasks), statistic, method="percentile",
-                                   n_resamples=10_000, random_state=1).confidence_interval  # fmt: skip
+    theirs = scipy.stats.bootstrap(
+        tuple(t.astype(float) for t in tasks), statistic, method="percentile", n_resamples=10_000, random_state=1
+    ).confidence_interval
     ours = estimate(tasks)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05 * (theirs.high - theirs.low))
 

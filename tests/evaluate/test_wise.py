@@ -27,8 +27,14 @@ def record(number, **changes):
 
 
 # The two lists as they are published: the last id of each category, and some subcategories with theirs.
-ORIGINAL = {400: "Cultural knowledge", 567: "time", 700: "Space", 800: "Biology", 900: "Physical Knowledge",
-            1000: "Chemistry"}  # fmt: skip
+ORIGINAL = {
+    400: "Cultural knowledge",
+    567: "time",
+    700: "Space",
+    800: "Biology",
+    900: "Physical Knowledge",
+    1000: "Chemistry",
+}
 VERIFIED = dict(zip((400, 520, 640, 760, 880, 1000), ORIGINAL.values()))
 HALVES = ("first", "second")
 
@@ -68,8 +74,15 @@ def server(monkeypatch):
 
 @pytest.fixture
 def settings(server, tmp_path):
-    return Settings(server.url, "judge", str(tmp_path / "answers"), patience=Patience(attempts=2, backoff=0.01),
-                    concurrency=1, input_price=2.5, output_price=10.0)  # fmt: skip
+    return Settings(
+        server.url,
+        "judge",
+        str(tmp_path / "answers"),
+        patience=Patience(attempts=2, backoff=0.01),
+        concurrency=1,
+        input_price=2.5,
+        output_price=10.0,
+    )
 
 
 @pytest.fixture
@@ -148,8 +161,9 @@ def test_a_scoring_of_another_list_has_no_figures(ends, fitting, coarse):
 def test_the_clause_names_two_prompts_and_what_they_share():
     clause = wise.misfit(wise.SCORINGS["A"], listed(VERIFIED))
     # 521-580 is the first half of Space there, 568 the first id that A has under space.
-    assert clause == ("ids 521 and 568 are both of Space (Space first), but time and space in this scoring: "
-                      "it is of another list")  # fmt: skip
+    assert clause == (
+        "ids 521 and 568 are both of Space (Space first), but time and space in this scoring: it is of another list"
+    )
     assert wise.misfit(wise.SCORINGS["B"], listed({1001: "c"})[1000:]) == "id 1001 is none of its list"
 
 

@@ -63,8 +63,11 @@ def test_scale_of_one_changes_nothing(velocities):
 @pytest.mark.parametrize("renorm", ["global", "channel"])
 def test_norms_never_grow(velocities, renorm):
     """And shrink where the guided velocity is longer."""
-    guided = np.asarray(jax.jit(guide, static_argnames=("scales", "renorm", "renorm_min"))(
-        *velocities, HAS_IMAGE, scales=SCALES, renorm=renorm, renorm_min=0.0))  # fmt: skip
+    guided = np.asarray(
+        jax.jit(guide, static_argnames=("scales", "renorm", "renorm_min"))(
+            *velocities, HAS_IMAGE, scales=SCALES, renorm=renorm, renorm_min=0.0
+        )
+    )
     axes = (1, 2) if renorm == "global" else 2
     longest = np.sqrt((velocities[0] ** 2).sum(axes))
     norms = np.sqrt((guided**2).sum(axes))

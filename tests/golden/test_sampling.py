@@ -120,8 +120,10 @@ def test_drawn_latents(golden, model, caches):
     positions = position_ids(grid, config.max_latent_size, config.interpolate_positions)[None]
     noise, drawn = golden.numbers["infer.init_noise"][None], {}
     for name, run in infer["runs"].items():
-        settings = ImageSettings(**{SETTINGS[key]: value for key, value in run.items() if key != "cfg_interval"},
-                                 interval=tuple(run["cfg_interval"]))  # fmt: skip
+        settings = ImageSettings(
+            **{SETTINGS[key]: value for key, value in run.items() if key != "cfg_interval"},
+            interval=tuple(run["cfg_interval"]),
+        )
         denoiser = Denoiser(config, COMPUTE, settings, (expected["soi"], expected["eoi"]))
         drawn[name] = draw(denoiser, model.params["model"], contexts, noise, positions)[0]
     golden.check_all("infer.latent.", drawn)

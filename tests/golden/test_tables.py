@@ -8,8 +8,14 @@ from pdgen.sequence.images import SizeRule, position_ids, resize_size
 def test_resize_table(golden):
     table = golden.expected["resize_table"]
     assert table["columns"] == [
-        "max_size", "min_size", "stride", "width", "height", "new_width", "new_height",
-    ]  # fmt: skip
+        "max_size",
+        "min_size",
+        "stride",
+        "width",
+        "height",
+        "new_width",
+        "new_height",
+    ]
     wrong = []
     for max_size, min_size, stride, width, height, *expected in table["rows"]:
         size = resize_size(width, height, SizeRule(max_size, min_size, stride, table["max_pixels"]))

@@ -167,9 +167,7 @@ def test_packing(golden, sampler):
         "sample_lens",
         "vit_seqlens",
     ):
-        assert torch.equal(torch.as_tensor(getattr(inputs, name)), torch.as_tensor(getattr(given, name))), (
-            name
-        )
+        assert torch.equal(torch.as_tensor(getattr(inputs, name)), torch.as_tensor(getattr(given, name))), name
     for name in ("ce_indexes", "labels", "mse_indexes"):
         assert torch.equal(getattr(packed_targets, name), getattr(targets, name)), name
     golden.check("train.attention_allowed", torch.block_diag(*inputs.masks))
@@ -177,9 +175,21 @@ def test_packing(golden, sampler):
 
 @pytest.mark.parametrize(
     "name",
-    ["padded_latent", "timesteps", "vit_hidden", "vit_connected", "timestep_embedding", "input_embeddings",
-     "last_hidden_state", "ce_per_token", "ce_loss", "mse_per_element", "mse_loss", "loss"],
-)  # fmt: skip
+    [
+        "padded_latent",
+        "timesteps",
+        "vit_hidden",
+        "vit_connected",
+        "timestep_embedding",
+        "input_embeddings",
+        "last_hidden_state",
+        "ce_per_token",
+        "ce_loss",
+        "mse_per_element",
+        "mse_loss",
+        "loss",
+    ],
+)
 def test_training_value(golden, training, name):
     golden.check(f"train.{name}", training[0][name])
 

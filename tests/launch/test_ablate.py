@@ -10,12 +10,14 @@ import jax
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
-    "--config.scale=0.0005", "--config.seeds=(0,)", "--config.train_keys.num_steps=2",
+    "--config.scale=0.0005",
+    "--config.seeds=(0,)",
+    "--config.train_keys.num_steps=2",
     "--config.train_keys.optimizer.warmup_steps=1",
     # What two steps teach writes no plan that can be read.
     *(f"--config.cells.{cell}.plans_from=" for cell in ("plain_critique", "rewritten_conflict", "rewritten_critique")),
     "--config.evaluate_flags=('--samples=1','--count=2','--setting=image.num_timesteps=2','--setting=max_images=1')",
-)  # fmt: skip
+)
 
 
 def ablate(output, *arguments):

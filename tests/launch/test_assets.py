@@ -39,16 +39,22 @@ shipping.shapes_folder = lambda name: models / name
 del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SIZE = ("--scale=0.0002", "--train_key=num_steps=2", "--train_key=held_out=0", "--train_key=rows=1",
-        "--train_key=draws=1")  # fmt: skip
+SIZE = (
+    "--scale=0.0002",
+    "--train_key=num_steps=2",
+    "--train_key=held_out=0",
+    "--train_key=rows=1",
+    "--train_key=draws=1",
+)
 QUICK = (*SIZE, "--train_key=optimizer.warmup_steps=1")
 
 
 def ship(models, *arguments):
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1",
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }  # fmt: skip
+    }
     command = [sys.executable, "-c", DRIVER, str(models), "launch/assets.py", "ship", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

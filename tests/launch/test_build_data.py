@@ -24,8 +24,14 @@ from pdgen.sequence.trajectory import Image
 from tests.data import handmade
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = ("--config=configs/data_shapes.py", "--count=600", "--scale=0.05", "--config.shard_size=4", "--config.seed=5",
-          "--config.alignment.negative=10000")  # fmt: skip
+CONFIG = (
+    "--config=configs/data_shapes.py",
+    "--count=600",
+    "--scale=0.05",
+    "--config.shard_size=4",
+    "--config.seed=5",
+    "--config.alignment.negative=10000",
+)
 
 
 def start(*arguments):
@@ -77,9 +83,12 @@ def test_the_records_are_sound_and_the_index_tells_of_them(folder):
         assert file.name.startswith(file.subset)
     verdicts = collections.Counter((r.source, r.scene.get("positive")) for r in records)
     assert verdicts == {
-        ("multi_turn", None): 15, ("conflict", True): 3, ("conflict", False): 4,
-        ("alignment", True): 2, ("alignment", False): 5,
-    }  # fmt: skip
+        ("multi_turn", None): 15,
+        ("conflict", True): 3,
+        ("conflict", False): 4,
+        ("alignment", True): 2,
+        ("alignment", False): 5,
+    }
     assert told.facts["subsets"]["conflict"] | {"positive": 3, "negative": 4} == told.facts["subsets"]["conflict"]
     assert told.facts["rejected"].keys() == {"multi_turn", "conflict", "alignment"}
     leaks = told.facts["leaks"]

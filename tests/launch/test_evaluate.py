@@ -58,8 +58,14 @@ def given(tmp_path_factory):
 
 
 def flags(given, output):
-    return ("--benchmark=geneval", f"--metadata={given / 'list.jsonl'}", f"--images={given / 'images'}",
-            "--detector=shapes", "--samples=2", f"--output={output}")  # fmt: skip
+    return (
+        "--benchmark=geneval",
+        f"--metadata={given / 'list.jsonl'}",
+        f"--images={given / 'images'}",
+        "--detector=shapes",
+        "--samples=2",
+        f"--output={output}",
+    )
 
 
 def test_a_folder_is_scored(given, tmp_path):
@@ -123,10 +129,14 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
         (["--benchmark=shapes", "--checkpoint=x", "stray"], "stray is no flag"),
         (["--benchmark=shapes", "--images=x", "--seed=3"], "--seed: does nothing with --images"),
         (["--benchmark=shapes", "--checkpoint=x", "--dry_run"], "--dry_run: does nothing with --benchmark=shapes"),
-        (["--benchmark=wise", "--images=x", "--metadata=y", "--judge_url=u", "--samples=2"],
-         "--samples: does nothing with --benchmark=wise"),
-        (["--benchmark=wise", "--checkpoint=x", "--metadata=y", "--judge_url=u", "--dry_run"],
-         "--dry_run: prices images that are there"),
+        (
+            ["--benchmark=wise", "--images=x", "--metadata=y", "--judge_url=u", "--samples=2"],
+            "--samples: does nothing with --benchmark=wise",
+        ),
+        (
+            ["--benchmark=wise", "--checkpoint=x", "--metadata=y", "--judge_url=u", "--dry_run"],
+            "--dry_run: prices images that are there",
+        ),
     ],
 )
 def test_faults_of_the_flags(tmp_path, arguments, words):
@@ -144,8 +154,16 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.slow
 def test_a_checkpoint_draws_and_goes_on_where_it_was(checkpoint, given, tmp_path):
     output = tmp_path / "out"
-    arguments = ("--benchmark=geneval", f"--metadata={given / 'list.jsonl'}", f"--checkpoint={checkpoint}", *QUICK,
-                 "--detector=shapes", "--samples=1", "--seed=5", f"--output={output}")  # fmt: skip
+    arguments = (
+        "--benchmark=geneval",
+        f"--metadata={given / 'list.jsonl'}",
+        f"--checkpoint={checkpoint}",
+        *QUICK,
+        "--detector=shapes",
+        "--samples=1",
+        "--seed=5",
+        f"--output={output}",
+    )
     first = run(*arguments)
     assert first.returncode == 0, first.stderr
     files = folders.find_samples(output / "images", PROMPTS, 1)
@@ -197,9 +215,15 @@ def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps([record(n) for n in (1, 2, 3)]))
     for number in (1, 2, 3):
         shutil.copy(given / "images" / "00000" / "samples" / "00000.png", tmp_path / f"{number}.png")
-    arguments = ("--benchmark=wise", f"--metadata={tmp_path / 'list.json'}", f"--images={tmp_path}",
-                 f"--output={tmp_path / 'out'}", f"--judge_url={server.url}", "--judge_model=judge",
-                 "--judge_prices=1000,0")  # fmt: skip
+    arguments = (
+        "--benchmark=wise",
+        f"--metadata={tmp_path / 'list.json'}",
+        f"--images={tmp_path}",
+        f"--output={tmp_path / 'out'}",
+        f"--judge_url={server.url}",
+        "--judge_model=judge",
+        "--judge_prices=1000,0",
+    )
     dry = run(*arguments, "--dry_run")
     assert (dry.returncode, server.bodies, (tmp_path / "out").exists()) == (0, [], False)
     assert "wise graded" in dry.stdout and "to send" in dry.stdout

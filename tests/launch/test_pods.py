@@ -68,11 +68,21 @@ def test_two_processes_train_one_model(slurm, tmp_path):
     write_dataset(tmp_path / "data", records(20), Origin(seed=0))
     workdir = tmp_path / "run"
     done = submit(
-        slurm, "configs/shapes_process.py", workdir, f"--config.data={tmp_path / 'data'}", "--config.num_steps=2",
-        "--config.init=", "--config.rows=2", "--config.optimizer.warmup_steps=1", "--config.log_every=1",
-        "--config.held_out=0", "--config.pictures_every=0", "--config.budgets.text=512", "--config.budgets.vit=128",
+        slurm,
+        "configs/shapes_process.py",
+        workdir,
+        f"--config.data={tmp_path / 'data'}",
+        "--config.num_steps=2",
+        "--config.init=",
+        "--config.rows=2",
+        "--config.optimizer.warmup_steps=1",
+        "--config.log_every=1",
+        "--config.held_out=0",
+        "--config.pictures_every=0",
+        "--config.budgets.text=512",
+        "--config.budgets.vit=128",
         "--config.budgets.vae=896",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path / "scontrol.log").exists()
     saved = json.loads((workdir / "config.json").read_text())
@@ -121,8 +131,10 @@ def test_the_settings_suit_this_jax_and_keep_what_is_set():
     assert done.stdout == "3 INFO\n", done.stderr[-2000:]
     shown = subprocess.run(
         ["bash", "-c", f"unset XLA_FLAGS; . {ENV_FILE}; echo $XLA_PYTHON_CLIENT_MEM_FRACTION $XLA_FLAGS"],
-        capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert shown[0] == "0.92" and all(flag.startswith("--xla_gpu_") for flag in shown[1:])
 
 
@@ -171,8 +183,13 @@ def test_the_jobset_starts_again_but_not_on_wrong_input(jobset):
 
 def test_the_pods_may_find_each_other(jobset):
     """What jax's cluster detection asks the API server for."""
-    allowed = {(group, resource, verb) for rule in jobset["Role"]["rules"] for group in rule["apiGroups"]
-               for resource in rule["resources"] for verb in rule["verbs"]}  # fmt: skip
+    allowed = {
+        (group, resource, verb)
+        for rule in jobset["Role"]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
     assert {("", "pods", "list"), ("batch", "jobs", "get"), ("", "services", "list")} <= allowed
     account = jobset["ServiceAccount"]["metadata"]["name"]
     assert jobset["RoleBinding"]["subjects"][0]["name"] == account

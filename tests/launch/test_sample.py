@@ -70,10 +70,15 @@ json.dump(results, sys.stdout)
 def run_all(commands):
     """(status, stdout, stderr) of each list of arguments; "interrupted" among them is a Ctrl-C while it samples."""
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps([[*map(str, arguments)] for arguments in commands]), cwd=ROOT,
-        capture_output=True, text=True, check=True, timeout=300,
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps([[*map(str, arguments)] for arguments in commands]),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-    )  # fmt: skip
+    )
     return json.loads(done.stdout)
 
 
@@ -162,13 +167,15 @@ def test_other_settings_and_other_folders_are_refused(output, flags, tmp_path):
     keyless = {"url": "http://localhost:1/v1", "model": "m", "cache": str(tmp_path / "cache"), "key_variable": "NO_KEY"}
     (tmp_path / "advisers.json").write_text(json.dumps(keyless))
     anew, vast = [*flags, f"--output={folder}", "--overwrite"], "--max_images=1000000000"
-    other, foreign, room, later, key = run_all([
-        [*flags, f"--output={folder}", "--temperature=0.5"],
-        [*flags, f"--output={tmp_path}", "--overwrite"],
-        [*anew, vast],
-        [*anew, vast, "--strategy=best_of_n", "--height=32", "--width=32"],
-        [*anew, "--strategy=planner", f"--advisers={tmp_path / 'advisers.json'}"],
-    ])  # fmt: skip
+    other, foreign, room, later, key = run_all(
+        [
+            [*flags, f"--output={folder}", "--temperature=0.5"],
+            [*flags, f"--output={tmp_path}", "--overwrite"],
+            [*anew, vast],
+            [*anew, vast, "--strategy=best_of_n", "--height=32", "--width=32"],
+            [*anew, "--strategy=planner", f"--advisers={tmp_path / 'advisers.json'}"],
+        ]
+    )
     assert [status for status, _, _ in (other, foreign, room, later, key)] == [2] * 5
     assert other[2] == (
         f"sample: {folder}: was begun with text.temperature=0.3, now it is 0.5; pass --overwrite to begin anew, or "
@@ -271,9 +278,12 @@ WAYS = {
     "planner": (["--strategy=planner"], ["plan", "sketch"], {"strategy": "planner"}),
     "inspector": (["--strategy=inspector", "--option=rounds=1"], None, {"strategy": "inspector", "strategy.rounds": 1}),
     "stepwise_best_of_n": (["--strategy=stepwise_best_of_n", "--option=n=2"], None, {"strategy.n": 2}),
-    "parm": (["--strategy=parm", "--option=n=2", "--option=judged=0.5", "--num_timesteps=3"], ["sketch"],
-             {"strategy": "parm", "strategy.judged": "0.5", "strategy.n": 2}),
-}  # fmt: skip
+    "parm": (
+        ["--strategy=parm", "--option=n=2", "--option=judged=0.5", "--num_timesteps=3"],
+        ["sketch"],
+        {"strategy": "parm", "strategy.judged": "0.5", "strategy.n": 2},
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -356,9 +366,14 @@ def test_a_process_reads_its_own_images_alone(checkpoint, tmp_path):
     (tmp_path / "prompts").write_text("\n".join(lines))
     flags = (f"--checkpoint={checkpoint}", f"--prompts={tmp_path / 'prompts'}", f"--output={tmp_path / 'out'}", *QUICK)
     done = subprocess.run(
-        [sys.executable, "-c", SHARE, *flags, "--mode=edit"], cwd=ROOT, capture_output=True, text=True, check=True,
-        timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [sys.executable, "-c", SHARE, *flags, "--mode=edit"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert json.loads(done.stdout) == [["001"], 2, 3, ["green.png"]]
 
 
@@ -418,6 +433,7 @@ FAULTS = {
     "--branch=nowhere/000 --step=0": "--output: a --branch has its run's; leave it out",
     "--prompt=a stray": "stray is no flag",
 }
+
 
 @pytest.fixture(scope="module")
 def faults(checkpoint, tmp_path_factory):

@@ -33,9 +33,11 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     write_models(folder, tmp_path_factory.mktemp("scratch"))
     environment = os.environ | {
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }  # fmt: skip
+    }
 
     def start(script, *arguments):
         command = [sys.executable, "-c", DRIVER, str(folder), str(ROOT / "launch" / script), *map(str, arguments)]
@@ -62,8 +64,10 @@ def test_geneval_on_the_list_of_shapes_draws_and_scores_alike(run, tmp_path):
         (first, *_) = sorted(output.glob("trajectories/*/samples/*/trajectory.json"))
         assert load_trajectory(first.parent).checkpoint == "shapes"
     assert len(results[0]) == 7 and results[0] == results[1] and tables[0] == tables[1]
-    images = [[path.read_bytes() for path in sorted((tmp_path / name / "images").rglob("*.png"))]
-              for name in ("shapes", "geneval")]  # fmt: skip
+    images = [
+        [path.read_bytes() for path in sorted((tmp_path / name / "images").rglob("*.png"))]
+        for name in ("shapes", "geneval")
+    ]
     assert len(images[0]) == 7 and images[0] == images[1]
 
 

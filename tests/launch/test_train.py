@@ -46,11 +46,13 @@ def train(*arguments):
         (["--config={config}"], ".*--workdir.*must have a value other than None.*"),
         (["--config={config}", "--workdir={out}", "--config.stepps=3"], "--config: the config has no key .*stepps.*"),
         (["--config={config}", "--workdir={out}", "--config.optimizer.b1=x"], ".*config.optimizer.b1=x: .* float.*"),
-        (["--config={config}", "--workdir={alone}", "--config.rows=2"],
-         ".*alone/config.json: holds a run with other values of rows .*; name another --workdir"),
+        (
+            ["--config={config}", "--workdir={alone}", "--config.rows=2"],
+            ".*alone/config.json: holds a run with other values of rows .*; name another --workdir",
+        ),
         (["--config={config}", "--workdir={out}", "--config.init={out}/none"], ".*/none: no such folder; name .*"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(config, alone, arguments, line, tmp_path):
     done = train(*(a.format(config=config, alone=alone, out=tmp_path / "out") for a in arguments))
     assert done.returncode == 2, done.stderr

@@ -56,11 +56,15 @@ def test_fresh_parameters(nano):
     language, vision = NANO.language, NANO.vision
     heads = language.num_heads * language.head_dim
     inputs = {
-        "vision/layers/attention/o": vision.hidden_size, "attention/o": heads, "latent_in": NANO.latent_dim,
+        "vision/layers/attention/o": vision.hidden_size,
+        "attention/o": heads,
+        "latent_in": NANO.latent_dim,
         "mlp/down": language.intermediate_size,
-        "time_embedder/fc1": NANO.time_frequency_dim, "connector/fc1": vision.hidden_size,
-        "patch_embedding": vision.patch_dim, "vision/layers/mlp/fc2": vision.intermediate_size,
-    }  # fmt: skip
+        "time_embedder/fc1": NANO.time_frequency_dim,
+        "connector/fc1": vision.hidden_size,
+        "patch_embedding": vision.patch_dim,
+        "vision/layers/mlp/fc2": vision.intermediate_size,
+    }
     for path, leaf in traverse_util.flatten_dict(nano, sep="/").items():
         if path.endswith("/scale"):
             np.testing.assert_array_equal(leaf, 1, err_msg=path)

@@ -69,7 +69,7 @@ CASES = {
         ((90, [(7, 8), (6, 9)], (6, 7)), (150, [(8, 5)], (5, 8)), (40, [(4, 9), (9, 4), (3, 3)], (7, 3))),
         tile=128,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,9 +124,12 @@ def jax_values(config, compute, params, samples):
     has_ce, has_mse, real = batch.text_weights > 0, batch.vae_weights > 0, batch.k_end > 0
     values = {
         "last_hidden_state": hidden[real],
-        "logits": logits[has_ce], "velocity": velocity[has_mse],
-        "ce_loss": means["ce"], "mse_loss": means["mse"], "loss": loss,
-    }  # fmt: skip
+        "logits": logits[has_ce],
+        "velocity": velocity[has_mse],
+        "ce_loss": means["ce"],
+        "mse_loss": means["mse"],
+        "loss": loss,
+    }
     return {name: np.asarray(value, np.float32) for name, value in values.items()}, gradients
 
 

@@ -23,9 +23,7 @@ def test_small_images_keep_their_pixels():
 
 
 def test_any_size_comes_to_the_one_height():
-    row = strip(
-        [checkerboard(100, 50), checkerboard(7, 7), PIL.Image.new("L", (300, 600), 90)], ["", "", ""], 64
-    )
+    row = strip([checkerboard(100, 50), checkerboard(7, 7), PIL.Image.new("L", (300, 600), 90)], ["", "", ""], 64)
     assert row.mode == "RGB" and row.size == (12 + 32 + 12 + 64 + 12 + 32 + 12, 64 + 36)
     assert (np.asarray(row)[12:76, 132:164] == 90).all()
 

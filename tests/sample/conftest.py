@@ -39,15 +39,24 @@ SEEDS = (22, 2**32 - 6, 21)
 
 _CLOSE = {"{0}:": ["o", "<"], "{0}:<": ["/"], "{0}:</": ["{0}"], "{0}:</{0}": [">"]}
 TERSE: dict[str, list[str]] = {
-    "plan:": ["<ins"], "plan:<ins": [">"],
-    "gap:": [" ", "<"], "gap: ": ["<"], "gap:<": ["des"], "gap:<des": [">"],
-    "plan_end:": [""], "refine_end:": [""],
-    "after_image:": ["<ins", "<refine", "o", ""], "after_image:<ins": [">"],
-    "inspect:": ["<refine", "o", ""], "inspect:<refine": [">"], "free:": ["o", ""],
+    "plan:": ["<ins"],
+    "plan:<ins": [">"],
+    "gap:": [" ", "<"],
+    "gap: ": ["<"],
+    "gap:<": ["des"],
+    "gap:<des": [">"],
+    "plan_end:": [""],
+    "refine_end:": [""],
+    "after_image:": ["<ins", "<refine", "o", ""],
+    "after_image:<ins": [">"],
+    "inspect:": ["<refine", "o", ""],
+    "inspect:<refine": [">"],
+    "free:": ["o", ""],
 } | {
     state.format(part): [word.format(part) for word in words]
-    for part in ("ins", "des", "refine") for state, words in _CLOSE.items()
-}  # fmt: skip
+    for part in ("ins", "des", "refine")
+    for state, words in _CLOSE.items()
+}
 
 
 def restrict(automaton: Automaton, tokenizer: Tokenizer, words: dict[str, list[str]], free: str = "") -> Automaton:

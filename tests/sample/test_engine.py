@@ -151,8 +151,14 @@ def test_image_guidance_sees_the_texts_alone_at_their_own_positions(sampler, rec
             assert texts.length[slot] == texts.rotary[slot] == len(joined)
             length = texts.k.shape[2]
             padded = jnp.asarray([joined + [0] * (length - len(joined))], jnp.int32)
-            cache, _ = grow(config, ComputeConfig(), sampler.params["model"], empty_cache(config, 1, length), padded,
-                            jnp.array([len(joined)]))  # fmt: skip
+            cache, _ = grow(
+                config,
+                ComputeConfig(),
+                sampler.params["model"],
+                empty_cache(config, 1, length),
+                padded,
+                jnp.array([len(joined)]),
+            )
             for name in ("k", "v"):
                 expected = np.asarray(getattr(cache, name))[:, 0, : len(joined)]
                 actual = getattr(texts, name)[:, slot, : len(joined)]
@@ -295,7 +301,7 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
         (["a"], None, {"max_images": 10**9}, r"no room: .* max_images=\d+ would fit, or lower together"),
         (["a"], None, {"max_images": -1}, "max_images=-1: must be at least 0"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_sampled_is_refused(sampler, prompts, seeds, settings, words):
     with pytest.raises(ValueError, match=words) as fault:
         sampler(prompts, seeds, dataclasses.replace(SETTINGS, **settings))

@@ -87,7 +87,7 @@ def test_what_stands_in_a_trajectory(mixed, mode):
         ("think", ["system", "image", "prompt", "thought"], ["system", "image"], ["system", "prompt"]),
         ("process", ["system", "image", "prompt", "plan"], ["system", "image"], ["system", "prompt", "plan"]),
     ],
-)  # fmt: skip
+)
 def test_contexts_of_the_first_image(sampler, mixed, mode, full, view, texts):
     drawn, recorder = mixed
     state, slot, static = states(recorder, "draw", mode)[0]
@@ -133,9 +133,14 @@ def test_the_base_models_defaults():
     )
     edit = base_settings("edit", max_prompt_tokens=7)
     assert edit.image == ImageSettings(
-        num_timesteps=50, timestep_shift=3.0, text_scale=4.0, image_scale=2.0, interval=(0.0, 1.0),
-        renorm="text_channel", renorm_min=0.0,
-    )  # fmt: skip
+        num_timesteps=50,
+        timestep_shift=3.0,
+        text_scale=4.0,
+        image_scale=2.0,
+        interval=(0.0, 1.0),
+        renorm="text_channel",
+        renorm_min=0.0,
+    )
     assert edit.max_prompt_tokens == 7
     think = base_settings("think")
     assert think.text == TextSettings(max_tokens=1000, temperature=0.0) and "<think>" in think.system

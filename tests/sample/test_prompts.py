@@ -64,8 +64,13 @@ def test_files_that_are_no_text_are_named(tmp_path):
 def test_every_prompt_has_its_samples_with_seeds_of_their_own(picture):
     made = jobs_of([Line("a"), Line("b", 40, [str(picture)]), Line("c")], 2, 5)
     assert [(job.name, job.prompt, job.seed) for job in made] == [
-        ("000", "a", 5), ("001", "a", 6), ("002", "b", 40), ("003", "b", 41), ("004", "c", 9), ("005", "c", 10),
-    ]  # fmt: skip
+        ("000", "a", 5),
+        ("001", "a", 6),
+        ("002", "b", 40),
+        ("003", "b", 41),
+        ("004", "c", 9),
+        ("005", "c", 10),
+    ]
     assert made[3].images == [Given(str(picture), hashlib.sha256(picture.read_bytes()).hexdigest())]
     assert made[0].images == []
 

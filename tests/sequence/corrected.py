@@ -1,6 +1,5 @@
 """Small records for tests of segments and turns: a corrected draft, and pictures that are only looked at."""
 
-
 import numpy as np
 import PIL.Image
 
@@ -54,9 +53,12 @@ CORRECTED = record(
 
 # Two pictures to look at, and what the model says of them.
 LOOKED_AT = record(
-    image("given", seed=4), image("given", seed=5), text("prompt", "a star"), text("answer", "two stars"),
+    image("given", seed=4),
+    image("given", seed=5),
+    text("prompt", "a star"),
+    text("answer", "two stars"),
     mode="understand",
-)  # fmt: skip
+)
 
 
 def describe(segments):

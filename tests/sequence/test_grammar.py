@@ -88,9 +88,7 @@ def test_texts_are_accepted_as_the_expressions_say(automaton, tokenizer, text):
 def test_any_walk_can_be_closed_and_then_parses(automaton, tokenizer, seed, length):
     rng = np.random.default_rng(seed)
     # Half of the steps prefer the characters of the tags, or walks would hardly meet one.
-    in_tags = np.array(
-        [piece != b"" and not piece.strip(b"</>insderf \xc3\xf0") for piece in tokenizer.pieces]
-    )
+    in_tags = np.array([piece != b"" and not piece.strip(b"</>insderf \xc3\xf0") for piece in tokenizer.pieces])
     in_tags = np.pad(in_tags, (0, VOCAB_SIZE - len(in_tags)))
     start = list(automaton.starts)[seed % len(automaton.starts)]
     state, tokens = automaton.starts[start], []
@@ -163,9 +161,7 @@ def test_every_entry_is_where_the_bytes_lead(automaton, tokenizer):
             for byte in tokenizer.token_bytes(token):
                 state = rows[state].get(byte) if state else None
             if token != tokenizer.im_end:
-                expected = (
-                    automaton.names.index(state) if state and tokenizer.token_bytes(token) else FORBIDDEN
-                )
+                expected = automaton.names.index(state) if state and tokenizer.token_bytes(token) else FORBIDDEN
                 assert automaton.table[number, token] == expected
         assert (automaton.table[number, list(special)] == FORBIDDEN).all()
 

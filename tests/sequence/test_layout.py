@@ -122,8 +122,23 @@ def test_kinds_of_targets():
         TextSegment([11, 12, 13, 14], loss=True, stage="inspect", refine=(1, 3)),
     )
     kinds = [layout.TARGETS[kind] if weight else "" for kind, weight in zip(document.text_kinds, document.text_weights)]
-    assert kinds == ["", "", "", "plan", "plan", "plan", "switch", "", "switch",
-                     "inspect", "refine", "refine", "inspect", "inspect", ""]  # fmt: skip
+    assert kinds == [
+        "",
+        "",
+        "",
+        "plan",
+        "plan",
+        "plan",
+        "switch",
+        "",
+        "switch",
+        "inspect",
+        "refine",
+        "refine",
+        "inspect",
+        "inspect",
+        "",
+    ]
     assert not document.text_kinds[document.text_weights == 0].any()
 
 

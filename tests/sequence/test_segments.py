@@ -117,8 +117,10 @@ def test_an_incomplete_records_last_image_is_noise_alone_if_it_is_drawn():
     parts = [text("prompt"), text("plan", PLAN)]
     noised, copies = [("noised", None)], [("clean", None), ("vit", None)]
     for complete, target, expected in (
-        (False, True, noised), (False, False, copies), (True, True, [*noised, copies[0], ("vit", END)]),
-    ):  # fmt: skip
+        (False, True, noised),
+        (False, False, copies),
+        (True, True, [*noised, copies[0], ("vit", END)]),
+    ):
         made = record(*parts, image("sketch", target=target), complete=complete)
         assert describe(record_segments(made, TOKENIZER, SHAPES_NANO))[2:] == expected
     inspected = record(*parts, image("sketch"), text("inspect", "Right."), complete=False)
@@ -213,8 +215,11 @@ def test_words_predict_the_next_and_the_closing_token():
 def test_what_an_inspection_says_to_refine(words, correction):
     """The ids that stand for the words between the tags, beyond ASCII too."""
     parts = [text("prompt"), text("plan", PLAN), image("sketch", not correction), text("inspect", words)]
-    plan, inspection = (s for s in record_segments(record(*parts, complete=False), TOKENIZER, SHAPES_NANO)
-                        if isinstance(s, TextSegment) and s.loss)  # fmt: skip
+    plan, inspection = (
+        s
+        for s in record_segments(record(*parts, complete=False), TOKENIZER, SHAPES_NANO)
+        if isinstance(s, TextSegment) and s.loss
+    )
     assert (plan.stage, plan.refine) == ("plan", (0, 0)) and inspection.stage == "inspect"
     assert TOKENIZER.decode(inspection.ids[slice(*inspection.refine)]) == correction
 

@@ -20,11 +20,19 @@ FOLDERS = {
     "bpe": pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano",
 }
 SENTENCEPIECE = {
-    "vocab_size": 300, "hard_vocab_limit": False, "normalization_rule_name": "identity",
-    "add_dummy_prefix": False, "remove_extra_whitespaces": False, "byte_fallback": True,
-    "control_symbols": list(SPECIALS), "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1,
+    "vocab_size": 300,
+    "hard_vocab_limit": False,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+    "control_symbols": list(SPECIALS),
+    "pad_id": 0,
+    "unk_id": 1,
+    "bos_id": -1,
+    "eos_id": -1,
     "minloglevel": 2,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=FOLDERS)

@@ -24,9 +24,7 @@ ANSWER = {"a": "answer"}  # in records of mode "understand"
 # The sequence grammar, written once more: every step after the first image ends in an image.
 COMPLETE = re.compile(r"g*pli(?:n?li|rl?i)*n?")
 # Words that come near the tags but hold none.
-near_words = st.lists(st.sampled_from(["a", " ", "\n", "<", ">", "</", "<in", "ins>", "é", "\\", "<b>"])).map(
-    "".join
-)
+near_words = st.lists(st.sampled_from(["a", " ", "\n", "<", ">", "</", "<in", "ins>", "é", "\\", "<b>"])).map("".join)
 words = near_words.filter(lambda text: not tr.TAG.search(text))
 
 
@@ -141,9 +139,7 @@ def test_a_record_comes_back_as_it_was():
     made = msgspec.structs.replace(made, segments=[*made.segments, image])
     read = tr.decode_record(tr.encode_record(made))
     assert read == made
-    restored = np.frombuffer(read.segments[-1].latent_mean, np.float16).reshape(
-        read.segments[-1].latent_shape
-    )
+    restored = np.frombuffer(read.segments[-1].latent_mean, np.float16).reshape(read.segments[-1].latent_shape)
     np.testing.assert_array_equal(restored, mean)
 
 

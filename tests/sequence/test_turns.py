@@ -1,6 +1,5 @@
 """Turns: a record's documents of one turn each teach every target once."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -168,8 +168,12 @@ def test_the_reader_of_these_tests_sees_what_is_there():
             plan = language.plan(rng, before, step, asked)
             assert of_graph(step.graph) <= of_plan(plan) and scanned(parse_plan(plan)[1]) >= of_graph(step.graph)
     assert scanned("The red circle is not left of the two green stars and above the ring.") == {
-        "red circle", "green star", "circle left of star", "circle above ring",
-    }  # fmt: skip
+        "red circle",
+        "green star",
+        "circle left of star",
+        "circle above ring",
+    }
     assert scanned("The prompt wants a star below a cross, not left of it. A ring.") == {
-        "cross above star", "star left of cross",
-    }  # fmt: skip
+        "cross above star",
+        "star left of cross",
+    }

@@ -104,24 +104,54 @@ def test_plans_say_what_is_new_and_describe_the_whole():
 @pytest.mark.parametrize(
     ("step", "before", "words"),
     [
-        (Step("modify", (0,), SceneGraph((thing(0, "circle", color="green"),))), SceneGraph((CIRCLE,)),
-         {"Make the red circle green.", "Turn the red circle green.", "Change the red circle to green."}),
-        (Step("swap", (0, 1), SceneGraph(PAIR.entities, (Relation(1, "left of", 0),))), PAIR,
-         {"Swap the red circle and the blue square.", "Exchange the red circle and the blue square.",
-          "Let the red circle and the blue square change places."}),
-        (Step("move", (0,), SceneGraph(PAIR.entities, (Relation(0, "above", 1),))), PAIR,
-         {"Move the red circle above the blue square.", "Shift the red circle above the blue square.",
-          "Bring the red circle above the blue square."}),
-        (Step("replace", (0, 9), SceneGraph((thing(9, "heart", color="red"),))), SceneGraph((CIRCLE,)),
-         {"Replace the red circle with a red heart.", "Turn the red circle into a red heart.",
-          "Exchange the red circle for a red heart."}),
-        (Step("remove", (1,), SceneGraph((CIRCLE,))), PAIR,
-         {"Remove the blue square.", "Erase the blue square.", "Take away the blue square."}),
-        (Step("add", (1,), PAIR), SceneGraph((CIRCLE,)),
-         {"Add a blue square right of the red circle.", "Draw a blue square right of the red circle.",
-          "Place a blue square right of the red circle."}),
+        (
+            Step("modify", (0,), SceneGraph((thing(0, "circle", color="green"),))),
+            SceneGraph((CIRCLE,)),
+            {"Make the red circle green.", "Turn the red circle green.", "Change the red circle to green."},
+        ),
+        (
+            Step("swap", (0, 1), SceneGraph(PAIR.entities, (Relation(1, "left of", 0),))),
+            PAIR,
+            {
+                "Swap the red circle and the blue square.",
+                "Exchange the red circle and the blue square.",
+                "Let the red circle and the blue square change places.",
+            },
+        ),
+        (
+            Step("move", (0,), SceneGraph(PAIR.entities, (Relation(0, "above", 1),))),
+            PAIR,
+            {
+                "Move the red circle above the blue square.",
+                "Shift the red circle above the blue square.",
+                "Bring the red circle above the blue square.",
+            },
+        ),
+        (
+            Step("replace", (0, 9), SceneGraph((thing(9, "heart", color="red"),))),
+            SceneGraph((CIRCLE,)),
+            {
+                "Replace the red circle with a red heart.",
+                "Turn the red circle into a red heart.",
+                "Exchange the red circle for a red heart.",
+            },
+        ),
+        (
+            Step("remove", (1,), SceneGraph((CIRCLE,))),
+            PAIR,
+            {"Remove the blue square.", "Erase the blue square.", "Take away the blue square."},
+        ),
+        (
+            Step("add", (1,), PAIR),
+            SceneGraph((CIRCLE,)),
+            {
+                "Add a blue square right of the red circle.",
+                "Draw a blue square right of the red circle.",
+                "Place a blue square right of the red circle.",
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_instructions_of_each_operation(step, before, words):
     assert all_wordings(lambda rng: language.instruction(rng, before, step)) == words
 
@@ -191,26 +221,71 @@ def test_agreements_never_ask_for_a_refinement():
 @pytest.mark.parametrize(
     ("kind", "entity", "wrong", "analyses", "correction"),
     [
-        ("color", 0, thing(0, "circle", color="green"),
-         {"The circle is green, not red.", "The green circle should be red.", "A red circle was planned, not green.",
-          "The green circle should not be green but red."}, "Make the green circle red."),
-        ("shape", 2, thing(2, "ring", 3, color="pink"),
-         {"There are three pink rings, not three stars.", "The three pink rings should be three stars.",
-          "Three pink stars were planned, not three rings."}, "Replace the three pink rings with three pink stars."),
-        ("count", 2, thing(2, "star", 2, color="pink"),
-         {"There are two pink stars, not three.", "Three pink stars were planned, not two.",
-          "Two pink stars are there, but three were planned."}, "Add one more pink star."),
-        ("count", 0, thing(0, "circle", 2, color="red"),
-         {"There are two red circles, not one.", "One red circle was planned, not two.",
-          "Two red circles are there, but one was planned."}, "Remove one red circle."),
-        ("missing", 1, None,
-         {"The blue square is missing.", "There is no blue square.", "The blue square is not drawn."},
-         "Add a blue square right of the red circle and below the three pink stars."),
-        ("extra", None, thing(9, "heart", color="brown"),
-         {"There is a brown heart that was not planned.", "A brown heart is there, not planned.",
-          "Nothing in the plan says a brown heart."}, "Remove the brown heart."),
+        (
+            "color",
+            0,
+            thing(0, "circle", color="green"),
+            {
+                "The circle is green, not red.",
+                "The green circle should be red.",
+                "A red circle was planned, not green.",
+                "The green circle should not be green but red.",
+            },
+            "Make the green circle red.",
+        ),
+        (
+            "shape",
+            2,
+            thing(2, "ring", 3, color="pink"),
+            {
+                "There are three pink rings, not three stars.",
+                "The three pink rings should be three stars.",
+                "Three pink stars were planned, not three rings.",
+            },
+            "Replace the three pink rings with three pink stars.",
+        ),
+        (
+            "count",
+            2,
+            thing(2, "star", 2, color="pink"),
+            {
+                "There are two pink stars, not three.",
+                "Three pink stars were planned, not two.",
+                "Two pink stars are there, but three were planned.",
+            },
+            "Add one more pink star.",
+        ),
+        (
+            "count",
+            0,
+            thing(0, "circle", 2, color="red"),
+            {
+                "There are two red circles, not one.",
+                "One red circle was planned, not two.",
+                "Two red circles are there, but one was planned.",
+            },
+            "Remove one red circle.",
+        ),
+        (
+            "missing",
+            1,
+            None,
+            {"The blue square is missing.", "There is no blue square.", "The blue square is not drawn."},
+            "Add a blue square right of the red circle and below the three pink stars.",
+        ),
+        (
+            "extra",
+            None,
+            thing(9, "heart", color="brown"),
+            {
+                "There is a brown heart that was not planned.",
+                "A brown heart is there, not planned.",
+                "Nothing in the plan says a brown heart.",
+            },
+            "Remove the brown heart.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_faults_and_their_corrections(kind, entity, wrong, analyses, correction):
     said = all_wordings(lambda rng: language.fault(rng, kind, TRIO, entity, wrong))
     assert {text.split(" <refine>")[0] for text in said} == analyses
@@ -224,9 +299,11 @@ def test_faults_of_size_are_those_of_a_stated_size(right, wrong):
     seen = thing(0, "circle", color="red", size=wrong)
     said = all_wordings(lambda rng: language.fault(rng, "size", planned, 0, seen))
     assert {text.split(" <refine>")[0] for text in said} == {
-        f"The red circle is {wrong}, not {right}.", f"The {wrong} red circle should be {right}.",
-        f"A {right} red circle was planned, not {wrong}.", f"The {wrong} red circle should not be {wrong} but {right}.",
-    }  # fmt: skip
+        f"The red circle is {wrong}, not {right}.",
+        f"The {wrong} red circle should be {right}.",
+        f"A {right} red circle was planned, not {wrong}.",
+        f"The {wrong} red circle should not be {wrong} but {right}.",
+    }
     assert f"Make the {wrong} red circle {right}." in {parse_refine(text) for text in said}
     for size in ("small", "medium", "large"):
         with pytest.raises(SceneError, match="entity 0: the size"):
@@ -236,9 +313,10 @@ def test_faults_of_size_are_those_of_a_stated_size(right, wrong):
 def test_faults_of_place_name_the_relation_or_the_place():
     said = all_wordings(lambda rng: language.fault(rng, "place", TRIO, 0, CIRCLE, LEFT))
     assert {text.split(" <refine>")[0] for text in said} == {
-        "The red circle is not left of the blue square.", "The red circle should be left of the blue square.",
+        "The red circle is not left of the blue square.",
+        "The red circle should be left of the blue square.",
         "The red circle is in the wrong place, not left of the blue square.",
-    }  # fmt: skip
+    }
     assert "Move the red circle left of the blue square." in {parse_refine(text) for text in said}
     placed = SceneGraph((thing(0, "circle", color="red", place="top left"),))
     said = all_wordings(lambda rng: language.fault(rng, "place", placed, 0, thing(0, "circle", place="right")))
@@ -248,9 +326,10 @@ def test_faults_of_place_name_the_relation_or_the_place():
     said = all_wordings(lambda rng: language.fault(rng, "place", three, 0, thing(0, "heart", place="top")))
     planned = "at the top left, on the right and at the bottom"
     assert {text.split(" <refine>")[0] for text in said} == {
-        f"One of the three red hearts is at the top, not {planned}.", f"The three red hearts should be {planned}.",
+        f"One of the three red hearts is at the top, not {planned}.",
+        f"The three red hearts should be {planned}.",
         f"One of the three red hearts is at the top, but the plan says {planned}.",
-    }  # fmt: skip
+    }
     moved = "Move the three red hearts to the top left, to the right and to the bottom."
     assert moved in {parse_refine(text) for text in said}
     assert parse_instruction(moved).changes == {"place": "top left, right, bottom"}
@@ -296,20 +375,31 @@ def changed(graph, number, **fields):
 @pytest.mark.parametrize(
     ("plan", "analysis", "correction"),
     [
-        (changed(TRIO, 0, attributes={"color": "green"}), "The prompt asks for a red circle, not green.",
-         "Plan a red circle."),
+        (
+            changed(TRIO, 0, attributes={"color": "green"}),
+            "The prompt asks for a red circle, not green.",
+            "Plan a red circle.",
+        ),
         (changed(TRIO, 0, noun="ring"), "The prompt asks for a red circle, not a ring.", "Plan a red circle."),
         (changed(TRIO, 2, count=2), "The prompt asks for three pink stars, not two.", "Plan three pink stars."),
         (changed(TRIO, 0, count=2), "The prompt asks for one red circle, not two.", "Plan one red circle."),
-        (SceneGraph(PAIR.entities, (Relation(1, "left of", 0),)),
-         "The prompt wants the red circle left of the blue square, not right of it.",
-         "Plan the red circle left of the blue square."),
-        (SceneGraph((*PAIR.entities, thing(9, "heart", color="brown")), (LEFT,)),
-         "The prompt does not ask for a brown heart.", "Plan no brown heart."),
-        (SceneGraph((CIRCLE,), (), "lavender"), "The prompt asks for a beige background, not lavender.",
-         "Plan a beige background."),
+        (
+            SceneGraph(PAIR.entities, (Relation(1, "left of", 0),)),
+            "The prompt wants the red circle left of the blue square, not right of it.",
+            "Plan the red circle left of the blue square.",
+        ),
+        (
+            SceneGraph((*PAIR.entities, thing(9, "heart", color="brown")), (LEFT,)),
+            "The prompt does not ask for a brown heart.",
+            "Plan no brown heart.",
+        ),
+        (
+            SceneGraph((CIRCLE,), (), "lavender"),
+            "The prompt asks for a beige background, not lavender.",
+            "Plan a beige background.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_conflicts_of_a_plan_with_its_prompt(plan, analysis, correction):
     said = all_wordings(lambda rng: language.conflict(rng, TRIO, plan))
     assert analysis in {text.split(" <refine>")[0] for text in said}

@@ -44,9 +44,16 @@ def texts():
     return found
 
 
-@pytest.mark.parametrize(("kind", "mean", "most"), [
-    ("prompt", 13, 80), ("plan", 31, 110), ("agreement", 19, 70), ("question", 10, 30), ("answer", 15, 80),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "mean", "most"),
+    [
+        ("prompt", 13, 80),
+        ("plan", 31, 110),
+        ("agreement", 19, 70),
+        ("question", 10, 30),
+        ("answer", 15, 80),
+    ],
+)
 def test_texts_are_short(pieces, texts, kind, mean, most):
     lengths = [len(pieces.encode(text)) for text in texts[kind]]
     assert np.mean(lengths) < mean

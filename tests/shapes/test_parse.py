@@ -117,12 +117,21 @@ def test_canonical_is_blind_to_ids_order_and_direction(graph):
         ("draw a big black cat", [thing(0, "cat", size="large", color="black")], []),
         ("a star on the left", [thing(0, "star", place="left")], []),
         ("two stars on the left", [thing(0, "star", 2, place="left")], []),
-        ("three stars at the bottom, on the left and at the top, and a ring on a beige background",
-         [thing(0, "star", 3, place="top, left, bottom"), thing(1, "ring")], []),
-        ("two stars at the top and on the right and on the left of a ring",
-         [thing(0, "star", 2, place="top, right"), thing(1, "ring")], [(0, "left of", 1)]),
-        ("three stars, and a ring. The stars are at the top, at the top and in the middle.",
-         [thing(0, "star", 3, place="top, top, centre"), thing(1, "ring")], []),
+        (
+            "three stars at the bottom, on the left and at the top, and a ring on a beige background",
+            [thing(0, "star", 3, place="top, left, bottom"), thing(1, "ring")],
+            [],
+        ),
+        (
+            "two stars at the top and on the right and on the left of a ring",
+            [thing(0, "star", 2, place="top, right"), thing(1, "ring")],
+            [(0, "left of", 1)],
+        ),
+        (
+            "three stars, and a ring. The stars are at the top, at the top and in the middle.",
+            [thing(0, "star", 3, place="top, top, centre"), thing(1, "ring")],
+            [],
+        ),
         ("a star on the left of a ring", [thing(0, "star"), thing(1, "ring")], [(0, "left of", 1)]),
         (
             "a star and a ring. The star is in the center and below the ring.",

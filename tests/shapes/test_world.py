@@ -241,7 +241,7 @@ def test_what_has_no_size_stated_has_the_usual_one(entities, expected):
 @pytest.mark.parametrize(
     ("size", "spacing", "corners"),
     [(7, 8, [0, 8, 16, 24]), (15, 8, [0, 8, 16]), (29, 1, [0, 1, 2, 3]), (25, 3, [0, 3, 6])],
-)  # fmt: skip
+)
 def test_the_domain_of_a_square_is_all_spaced_corners_that_keep_it_inside(size, spacing, corners):
     rows, columns = np.nonzero(domain(size, spacing))
     assert {*zip(rows, columns)} == {*itertools.product(corners, repeat=2)}

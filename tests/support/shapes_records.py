@@ -36,5 +36,3 @@ def trajectories(count, seed=0, fault_rate=0.3):
         multi_turn=MultiTurn(count=count, fault_rate=fault_rate),
     )
     return make_samples(settings, ASSUMED, "multi_turn", range(count)).records
-
-

@@ -60,45 +60,54 @@ def test_a_count_is_shared_out_in_proportion():
     assert [scaled(settings, 0.5, 20).counts(s) for s in SUBSETS[:3]] == [(3, 0), (3, 1), (4, 1)]
 
 
-@pytest.mark.parametrize(("factor", "count", "words"), [
-    (0, None, "--scale=0 is no positive number"),
-    (float("nan"), None, "--scale=nan is no positive"),
-    (1, 0, "--count=0: at least 1"),
-    (1e-9, None, "no sample is left of 62213 at --scale=1e-09"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("factor", "count", "words"),
+    [
+        (0, None, "--scale=0 is no positive number"),
+        (float("nan"), None, "--scale=nan is no positive"),
+        (1, 0, "--count=0: at least 1"),
+        (1e-9, None, "no sample is left of 62213 at --scale=1e-09"),
+    ],
+)
 def test_scales_that_leave_nothing_are_refused(factor, count, words):
     with pytest.raises(ValueError, match=words):
         scaled(Settings(), factor, count)
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda: Settings(seed=-1), "seed=-1: at least 0"),
-    (lambda: Settings(image_size=8), "image_size=8: at least 16"),
-    (lambda: Settings(shard_size=0), "shard_size=0"),
-    (lambda: msgspec.convert({"positions": "loose"}, Settings), "loose.*positions"),
-    (lambda: Settings(rewritten=1.5), "rewritten=1.5 is no probability"),
-    (lambda: Settings(tasks={"position": -1}), "tasks: position=-1"),
-    (lambda: Settings(tasks={"posture": 1}), "tasks: posture=1: expected a share of one of single_object"),
-    (lambda: Settings(tasks={"position": 0}), "tasks: the shares sum to 0"),
-    (lambda: Settings(entities=(0, 0)), "entities="),
-    (lambda: Settings(entities=(1,) * 7), "entities="),
-    (lambda: MultiTurn(count=-1), "multi_turn.count=-1 is below 0"),
-    (lambda: MultiTurn(fault_rate=2), "multi_turn.fault_rate=2 is no probability"),
-    (lambda: Conflict(negative=-1), "conflict.negative=-1"),
-    (lambda: Conflict(temperature=-1), "conflict.temperature=-1"),
-    (lambda: Alignment(positive=-1), "alignment.positive=-1"),
-    (lambda: TextToImage(count=-1), "text_to_image.count=-1 is below 0"),
-    (lambda: TextToImage(things=(1,) * 7), "text_to_image.things=.*expected up to 6 shares"),
-    (lambda: TextToImage(wordings={"poem": 1}), "text_to_image.wordings: poem=1: expected a share of one of prompt"),
-    (lambda: Understand(things=()), "understand.things="),
-    (lambda: Understand(questions={"caption": 0}), "understand.questions: the shares sum to 0"),
-    (lambda: Edit(operations={"add": -1}), "edit.operations: add=-1"),
-    (lambda: TeacherSettings(redraws=-1), "teachers.redraws=-1"),
-    (lambda: TeacherSettings(judge="endpoint"), "teachers.endpoint is missing"),
-    (lambda: TeacherSettings(painter="kontext"), "teachers.prompts is missing"),
-    (lambda: TeacherSettings(writer="endpoint", endpoint=ENDPOINT), "take writer=rules"),
-    (lambda: Settings(teachers=REAL), "multi_turn.fault_rate: only shapes world"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Settings(seed=-1), "seed=-1: at least 0"),
+        (lambda: Settings(image_size=8), "image_size=8: at least 16"),
+        (lambda: Settings(shard_size=0), "shard_size=0"),
+        (lambda: msgspec.convert({"positions": "loose"}, Settings), "loose.*positions"),
+        (lambda: Settings(rewritten=1.5), "rewritten=1.5 is no probability"),
+        (lambda: Settings(tasks={"position": -1}), "tasks: position=-1"),
+        (lambda: Settings(tasks={"posture": 1}), "tasks: posture=1: expected a share of one of single_object"),
+        (lambda: Settings(tasks={"position": 0}), "tasks: the shares sum to 0"),
+        (lambda: Settings(entities=(0, 0)), "entities="),
+        (lambda: Settings(entities=(1,) * 7), "entities="),
+        (lambda: MultiTurn(count=-1), "multi_turn.count=-1 is below 0"),
+        (lambda: MultiTurn(fault_rate=2), "multi_turn.fault_rate=2 is no probability"),
+        (lambda: Conflict(negative=-1), "conflict.negative=-1"),
+        (lambda: Conflict(temperature=-1), "conflict.temperature=-1"),
+        (lambda: Alignment(positive=-1), "alignment.positive=-1"),
+        (lambda: TextToImage(count=-1), "text_to_image.count=-1 is below 0"),
+        (lambda: TextToImage(things=(1,) * 7), "text_to_image.things=.*expected up to 6 shares"),
+        (
+            lambda: TextToImage(wordings={"poem": 1}),
+            "text_to_image.wordings: poem=1: expected a share of one of prompt",
+        ),
+        (lambda: Understand(things=()), "understand.things="),
+        (lambda: Understand(questions={"caption": 0}), "understand.questions: the shares sum to 0"),
+        (lambda: Edit(operations={"add": -1}), "edit.operations: add=-1"),
+        (lambda: TeacherSettings(redraws=-1), "teachers.redraws=-1"),
+        (lambda: TeacherSettings(judge="endpoint"), "teachers.endpoint is missing"),
+        (lambda: TeacherSettings(painter="kontext"), "teachers.prompts is missing"),
+        (lambda: TeacherSettings(writer="endpoint", endpoint=ENDPOINT), "take writer=rules"),
+        (lambda: Settings(teachers=REAL), "multi_turn.fault_rate: only shapes world"),
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(make, words):
     with pytest.raises(ValueError, match=words) as fault:
         make()

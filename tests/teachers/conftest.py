@@ -44,5 +44,13 @@ def server(monkeypatch):
 @pytest.fixture
 def settings(server, tmp_path):
     patience = Patience(timeout=5.0, attempts=4, backoff=0.01, longest_wait=2.0)
-    return ep.Settings(server.url, "judge-1", str(tmp_path / "cache"), "TEST_KEY", patience=patience,
-                       concurrency=4, input_price=2.0, output_price=8.0)  # fmt: skip
+    return ep.Settings(
+        server.url,
+        "judge-1",
+        str(tmp_path / "cache"),
+        "TEST_KEY",
+        patience=patience,
+        concurrency=4,
+        input_price=2.0,
+        output_price=8.0,
+    )

@@ -47,8 +47,12 @@ def test_what_is_sent(server, settings):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0.0, 1024)
     assert body["messages"][0] == {"role": "system", "content": "Say a word."}
     form = body["response_format"]["json_schema"]
-    assert form["schema"] == {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"],
-                              "additionalProperties": False}  # fmt: skip
+    assert form["schema"] == {
+        "type": "object",
+        "properties": {"word": {"type": "string"}},
+        "required": ["word"],
+        "additionalProperties": False,
+    }
     assert form["strict"] is True
 
 

@@ -21,23 +21,51 @@ WORDS = ["[PAD]", "[EOS]", "[UNK]", "add", "a", "red", "blue", "circle", "star",
 def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", eos_token="[EOS]", unk_token="[UNK]",
-                                   model_max_length=16)  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", eos_token="[EOS]", unk_token="[UNK]", model_max_length=16
+    )
 
 
 def tiny_pipeline() -> FluxKontextPipeline:
     """All parts of the real one with some ten thousand weights; a latent is 8 pixels wide, as in the real one."""
     torch.manual_seed(0)
-    clip = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
-            "num_hidden_layers": 1, "projection_dim": 32, "max_position_embeddings": 16, "bos_token_id": 0,
-            "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
-    flux = {"patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
-            "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32,
-            "axes_dims_rope": (4, 4, 8), "guidance_embeds": True}  # fmt: skip
-    vae = {"block_out_channels": (4,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4, "sample_size": SIZE,
-           "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 1, "latent_channels": 1,
-           "norm_num_groups": 1, "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1,
-           "scaling_factor": 1.5}  # fmt: skip
+    clip = {
+        "vocab_size": 16,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "projection_dim": 32,
+        "max_position_embeddings": 16,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    flux = {
+        "patch_size": 1,
+        "in_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 4, 8),
+        "guidance_embeds": True,
+    }
+    vae = {
+        "block_out_channels": (4,) * 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "sample_size": SIZE,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "latent_channels": 1,
+        "norm_num_groups": 1,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "shift_factor": 0.1,
+        "scaling_factor": 1.5,
+    }
     pipeline = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=AutoencoderKL(**vae).eval(),
@@ -87,10 +115,17 @@ def test_it_is_the_pipeline_called_by_hand(pipeline):
     before = picture(3)
     drawn = KontextPainter(SETTINGS, pipeline).paint(stroke(previous=before, seed=5))
     by_hand = pipeline(
-        image=torch.from_numpy(before).permute(2, 0, 1)[None].float() / 255, prompt="add a red circle .", height=SIZE,
-        width=SIZE, num_inference_steps=2, guidance_scale=2.5, generator=torch.Generator().manual_seed(5),
-        max_area=SIZE * SIZE, _auto_resize=False, output_type="np",
-    ).images[0]  # fmt: skip
+        image=torch.from_numpy(before).permute(2, 0, 1)[None].float() / 255,
+        prompt="add a red circle .",
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=2,
+        guidance_scale=2.5,
+        generator=torch.Generator().manual_seed(5),
+        max_area=SIZE * SIZE,
+        _auto_resize=False,
+        output_type="np",
+    ).images[0]
     assert np.abs(drawn - 255 * by_hand).max() < 1.01
 
 

@@ -34,8 +34,12 @@ def test_a_dry_run_sends_and_writes_nothing_and_tells_calls_tokens_and_price(ser
     assert not pathlib.Path(settings.cache).exists()
     ledger = client.ledger
     assert {t: (u.calls, u.cached) for t, u in ledger.tasks.items()} == {
-        "word": (1, 1), "judge picture": (1, 0), "judge plan": (1, 0), "parse": (1, 0), "rewrite": (1, 0)
-    }  # fmt: skip
+        "word": (1, 1),
+        "judge picture": (1, 0),
+        "judge plan": (1, 0),
+        "parse": (1, 0),
+        "rewrite": (1, 0),
+    }
     # Two pictures of two tiles: 2 (85 + 2 * 170) = 850 tokens, and some 600 of text.
     assert 1200 < ledger.tasks["judge picture"].input_tokens < 1800
     total = ledger.total()

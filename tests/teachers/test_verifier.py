@@ -125,9 +125,15 @@ def test_the_endpoint_s_verifier_counts_checks_and_pays_once(server, settings):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["0.8", '{"score": 0.8}', checks(), '{"checks": [{"what": " ", "right": true}]}',
-     '{"checks": [{"what": "a cat", "right": 1}]}', '{"checks": [{"what": "a cat", "right": "yes"}]}'],
-)  # fmt: skip
+    [
+        "0.8",
+        '{"score": 0.8}',
+        checks(),
+        '{"checks": [{"what": " ", "right": true}]}',
+        '{"checks": [{"what": "a cat", "right": 1}]}',
+        '{"checks": [{"what": "a cat", "right": "yes"}]}',
+    ],
+)
 def test_scores_of_another_form_are_refused(server, settings, wrong):
     server.usual = says(wrong)
     with pytest.raises(AnswerError, match="verify: "):

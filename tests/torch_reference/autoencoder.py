@@ -10,9 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FLUX = {
-    "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 16, "in_channels": 3, "out_ch": 3,
-    "scale_factor": 0.3611, "shift_factor": 0.1159, "num_groups": 32,
-}  # fmt: skip
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "z_channels": 16,
+    "in_channels": 3,
+    "out_ch": 3,
+    "scale_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "num_groups": 32,
+}
 
 
 def norm(channels: int, groups: int) -> nn.GroupNorm:

@@ -179,9 +179,14 @@ class Bagel(nn.Module):
         ce_loss, mse_loss = (a.mean() if a.numel() else a.sum() for a in (ce, mse))
         loss = targets.ce_weight * ce_loss + targets.mse_weight * mse_loss
         return parts | {
-            "logits": logits, "velocity": velocity, "ce_per_token": ce, "mse_per_element": mse,
-            "ce_loss": ce_loss, "mse_loss": mse_loss, "loss": loss,
-        }  # fmt: skip
+            "logits": logits,
+            "velocity": velocity,
+            "ce_per_token": ce,
+            "mse_per_element": mse,
+            "ce_loss": ce_loss,
+            "mse_loss": mse_loss,
+            "loss": loss,
+        }
 
 
 def load_configs(folder: pathlib.Path) -> list[dict]:

@@ -84,9 +84,7 @@ class SampleMaker:
         noised = Segment("vae", values=values, table_ids=ids, loss=True, t=t, noise=noise)
         return [noised, Segment("vae", values=values, table_ids=ids)]
 
-    def trajectory(
-        self, words: int, vae_grids: list[tuple[int, int]], vit_grid: tuple[int, int]
-    ) -> list[Segment]:
+    def trajectory(self, words: int, vae_grids: list[tuple[int, int]], vit_grid: tuple[int, int]) -> list[Segment]:
         """A prompt, then per image a plan, its three copies and an inspection; all but the prompt learnt."""
         switches = random_switches(self.config)
         segments = [self.text(words)]

@@ -207,8 +207,10 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
         checkpoints.save(2, state_at(2))
         checkpoints.wait()
         assert finished_steps(checkpoints.folder) == [1]
-        assert lines == [f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run goes on and tries "
-                         "again at the next save"]  # fmt: skip
+        assert lines == [
+            f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run goes on and tries "
+            "again at the next save"
+        ]
         full_disk(None)
         checkpoints.save(3, state_at(3))
         checkpoints.finish()
@@ -236,10 +238,13 @@ def test_two_processes(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.train.saves_in_two", str(number), port, str(tmp_path)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:

@@ -40,9 +40,12 @@ def assert_same(result, expected):
         assert error <= bound, f"{name}: {error:.1e} > {bound:.1e}"
         large = np.abs(gradient) > 1e-6
         np.testing.assert_allclose(
-            updated[name][large], expected_updated[name][large], rtol=1e-5, atol=1e-3 * OPTIMIZER.learning_rate,
+            updated[name][large],
+            expected_updated[name][large],
+            rtol=1e-5,
+            atol=1e-3 * OPTIMIZER.learning_rate,
             err_msg=name,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
@@ -65,7 +68,10 @@ def test_two_processes(reference, tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.train.one_of_two", str(number), port, str(tmp_path)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for number in range(2)
     ]

@@ -93,8 +93,10 @@ def training_layouts(batches):
     table = batches.documents
     numbers = np.setdiff1d(np.arange(len(table)), batches.held_out)
     units = np.diff(table.starts)
-    documents = [Document(0, int(n), int(table.record[n]), (int(table.first[n]), int(table.stop[n])),
-                          (True,) * int(units[n])) for n in numbers]  # fmt: skip
+    documents = [
+        Document(0, int(n), int(table.record[n]), (int(table.first[n]), int(table.stop[n])), (True,) * int(units[n]))
+        for n in numbers
+    ]
     return [batches.lay_out(document) for document in documents]
 
 
@@ -111,9 +113,10 @@ def test_the_best_constant_velocity(batches):
     """Minus the scaled mean of each latent channel over the images that are drawn; four values of a patch alike."""
     means = [
         np.frombuffer(segment.latent_mean, np.float16).reshape(-1, 16).astype(np.float64)
-        for number in range(20 - HELD) for segment in batches.source[number].segments
+        for number in range(20 - HELD)
+        for segment in batches.source[number].segments
         if isinstance(segment, Image) and segment.target
-    ]  # fmt: skip
+    ]
     autoencoder = SHAPES_NANO.autoencoder
     mean = autoencoder.scale_factor * (np.concatenate(means).mean(axis=0) - autoencoder.shift_factor)
     np.testing.assert_allclose(simple_predictors(batches).velocity.reshape(4, 16), -np.tile(mean, (4, 1)), rtol=1e-4)
@@ -121,8 +124,13 @@ def test_the_best_constant_velocity(batches):
 
 def test_the_simple_predictors_losses(batches, monkeypatch):
     """Against numpy, from the packs and the noise that is drawn for them; the model's own losses left out."""
-    monkeypatch.setattr(module, "loss_sums", lambda *_: no_loss()._replace(
-        ce_weight=jax.numpy.float32([2, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])))  # fmt: skip
+    monkeypatch.setattr(
+        module,
+        "loss_sums",
+        lambda *_: no_loss()._replace(
+            ce_weight=jax.numpy.float32([2, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])
+        ),
+    )
     config = StepConfig(SHAPES_NANO, ComputeConfig(), OptimizerConfig(), num_steps=9)
     mesh, key = make_mesh((1, 2, 1), jax.devices()[:2]), jax.random.key(5)
     with jax.set_mesh(mesh):

@@ -44,10 +44,17 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data):
     return RunConfig(
-        data=str(data), num_steps=12, rows=1, budgets=Budgets(448, 96, 256), mesh=(1, 1, 1), save_every=4, log_every=2,
-        held_out=8, held_out_every=4,
+        data=str(data),
+        num_steps=12,
+        rows=1,
+        budgets=Budgets(448, 96, 256),
+        mesh=(1, 1, 1),
+        save_every=4,
+        log_every=2,
+        held_out=8,
+        held_out_every=4,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2),
-    )  # fmt: skip
+    )
 
 
 def _train(run, workdir, say=lambda line: None):
@@ -185,9 +192,13 @@ def test_pictures_are_drawn_of_the_average(run, tmp_path):
         assert set(params) == set(bagel.spec(preset("nano")))
 
     still = dataclasses.replace(
-        run, num_steps=4, pictures_every=2, prompts=("a circle",), held_out=0,
+        run,
+        num_steps=4,
+        pictures_every=2,
+        prompts=("a circle",),
+        held_out=0,
         optimizer=OptimizerConfig(learning_rate=1e-3, ema_decay=0.999),
-    )  # fmt: skip
+    )
     export = loop.train(still, tmp_path, print, lambda base: draw, jax.devices()[:1])
     assert sorted(drawn) == [2, 4]
     raw = load_checkpoint(export)[1]["model"]["language"]["embed"]["embedding"]

@@ -23,8 +23,16 @@ LORA = LoraConfig(rank=2, alpha=6.0, kernels="language/layers/.*|connector/fc1/k
 CONFIG_LORA = dataclasses.replace(STEP, lora=LORA)
 SCALE = 3.0
 # Outputs and inputs of each adapted kernel as a matrix: 4 heads and 2 key/value heads of 8, width 32, ViT width 16.
-MATRICES = {"q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32), "up": (48, 32), "gate": (48, 32),
-            "down": (32, 48), "fc1": (32, 16)}  # fmt: skip
+MATRICES = {
+    "q": (32, 32),
+    "k": (16, 32),
+    "v": (16, 32),
+    "o": (32, 32),
+    "up": (48, 32),
+    "gate": (48, 32),
+    "down": (32, 48),
+    "fc1": (32, 16),
+}
 
 
 def names_of_adapted():
@@ -35,15 +43,20 @@ def as_matrix(name, leaf, part):
     """[L, out, in], [L, r, in] or [L, out, r] of a kernel's array, A or B."""
     out, inner = MATRICES[name.split("/")[-2]]
     layers = 2 if name.startswith("language") else 1
-    return np.asarray(leaf, np.float64).reshape({
-        "kernel": (layers, out, inner), "a": (layers, 2, inner), "b": (layers, out, 2),
-    }[part])  # fmt: skip
+    return np.asarray(leaf, np.float64).reshape(
+        {
+            "kernel": (layers, out, inner),
+            "a": (layers, 2, inner),
+            "b": (layers, out, 2),
+        }[part]
+    )
 
 
 def random_adapters():
     rng = np.random.default_rng(0)
-    shapes = {n: leaf.shape for n, leaf in traverse_util.flatten_dict(
-        adapter_spec(LORA, bagel.spec(CONFIG)), sep="/").items()}  # fmt: skip
+    shapes = {
+        n: leaf.shape for n, leaf in traverse_util.flatten_dict(adapter_spec(LORA, bagel.spec(CONFIG)), sep="/").items()
+    }
     values = {name: 0.2 * rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     return traverse_util.unflatten_dict(values, sep="/")
 

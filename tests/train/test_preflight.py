@@ -117,8 +117,10 @@ def test_a_mesh_that_does_not_divide_the_model(run, tmp_path):
 @pytest.mark.parametrize(("rows", "accumulate", "right"), [(4, 1, 8), (12, 1, 16), (8, 2, 16)])
 def test_a_batch_that_does_not_divide(run, tmp_path, rows, accumulate, right):
     line = refused(dataclasses.replace(run, rows=rows, accumulate=accumulate), tmp_path / "run")
-    assert line == (f"config: rows is {rows}, expected a multiple of accumulate * data * fsdp = {8 * accumulate}; "
-                    f"set rows to {right}")  # fmt: skip
+    assert line == (
+        f"config: rows is {rows}, expected a multiple of accumulate * data * fsdp = {8 * accumulate}; "
+        f"set rows to {right}"
+    )
 
 
 def test_budgets_below_the_longest_trajectory(run, tmp_path):
@@ -250,6 +252,7 @@ def test_two_runs_in_a_folder(run, tmp_path):
 
 def test_a_folder_that_cannot_be_locked(run, tmp_path, monkeypatch, capsys):
     """Some network file systems have no locks: the run goes on and says so."""
+
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

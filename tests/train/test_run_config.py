@@ -46,6 +46,7 @@ config = define_run_config("Some file.")
 parse(sys.argv)
 print(run_json(read_run_config(config.value.to_dict())))
 """
+
     def read(*flags):
         command = [sys.executable, "-c", code, f"--config={tmp_path / 'config.py'}", *flags]
         return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -55,9 +56,11 @@ print(run_json(read_run_config(config.value.to_dict())))
     assert (run.optimizer.b2, run.optimizer.ema_decay, run.lora.rank, run.mixture) == (0.5, 0.9, 3, {"a": 2.0})
     unchanged = read_run_config(NEEDED | {"optimizer": {"b2": 0.5}})
     assert run == dataclasses.replace(
-        unchanged, mixture={"a": 2.0}, lora=LoraConfig(rank=3),
+        unchanged,
+        mixture={"a": 2.0},
+        lora=LoraConfig(rank=3),
         optimizer=dataclasses.replace(unchanged.optimizer, ema_decay=0.9),
-    )  # fmt: skip
+    )
     refused = read("--config.lora.ranks=3")
     assert (refused.returncode, refused.stdout) == (2, "") and "the config has no key ranks" in refused.stderr
 

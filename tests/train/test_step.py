@@ -85,8 +85,9 @@ def test_an_update_is_what_moves_the_parameters(params, reference):
 def test_fill_and_flops(batch, reference):
     """Of the packs in ``cases``: 9 ViT tokens each, 32 or 25 VAE tokens; documents counted by their first slot."""
     metrics, _, _ = reference
-    lengths = np.concatenate([np.unique(start[end > 0], return_counts=True)[1]
-                              for start, end in zip(batch.k_start, batch.k_end)])  # fmt: skip
+    lengths = np.concatenate(
+        [np.unique(start[end > 0], return_counts=True)[1] for start, end in zip(batch.k_start, batch.k_end)]
+    )
     assert len(lengths) == 16 and metrics["tokens"] == lengths.sum()
     np.testing.assert_allclose(metrics["flops"], model_flops(CONFIG, lengths.sum(), np.square(lengths).sum()), 1e-6)
     np.testing.assert_allclose(metrics["fill_vit"], 9 / 12, rtol=1e-6)

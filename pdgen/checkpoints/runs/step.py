@@ -82,8 +82,9 @@ def open_params(config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weig
       CheckpointError: an array is missing or has another shape, or the run keeps no average.
     """
     if weights == "ema" and not facts.optimizer.ema_decay:
-        raise CheckpointError(f"{folder.parent.parent}: the run keeps no moving average (optimizer.ema_decay is 0); "
-                              "take --weights=raw")  # fmt: skip
+        raise CheckpointError(
+            f"{folder.parent.parent}: the run keeps no moving average (optimizer.ema_decay is 0); take --weights=raw"
+        )
     part = "ema" if weights == "ema" else "trained"
     leaves = {}
     for name, shape in array_shapes(config, ("model",)).items():
@@ -121,6 +122,7 @@ def _open_array(path: pathlib.Path, shape: tuple[int, ...] | None = None) -> Sto
     except ValueError as fault:
         raise CheckpointError(f"{path}: cannot be opened ({short(fault)})") from None
     if shape is not None and array.shape != shape:
-        raise CheckpointError(f"{path}: is {list(array.shape)}, expected {list(shape)}; the checkpoint is of another "
-                              "model")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: is {list(array.shape)}, expected {list(shape)}; the checkpoint is of another model"
+        )
     return Stored(array.shape, array.dtype.numpy_dtype, lambda index: array[index].read().result())

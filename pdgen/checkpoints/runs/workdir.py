@@ -74,8 +74,9 @@ def write_digests(folder: pathlib.Path) -> None:
     names = [name for name in names if name not in (DIGESTS, _ORBAX_METADATA)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         digests = pool.map(file_sha256, [folder / name for name in names])
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-                 for name, digest in zip(names, digests)}  # fmt: skip
+        files = {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in zip(names, digests)
+        }
     (folder / DIGESTS).write_text(json.dumps(files, indent=1) + "\n")
 
 

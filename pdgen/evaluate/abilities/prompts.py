@@ -39,8 +39,13 @@ _STREAM = 2**48  # above the seed of any data set
 _COMPOSITIONS = range(3, 7)  # things
 
 UNSEEN = "one thing, unseen pair"
-_TASKS = {"one thing": "colors", UNSEEN: "colors", "two things": "color_attr", "position": "position",
-          "counting": "counting"}  # fmt: skip
+_TASKS = {
+    "one thing": "colors",
+    UNSEEN: "colors",
+    "two things": "color_attr",
+    "position": "position",
+    "counting": "counting",
+}
 DRAWING = (*_TASKS, *(f"{NUMBERS[n - 1]} things" for n in _COMPOSITIONS))
 EDITING = OPERATIONS
 READING = KINDS
@@ -156,8 +161,10 @@ def _scene(record: Record) -> dict[str, Any]:
 
 
 _MAKERS: dict[str, Callable[[str, int, int], list[Case]]] = {
-    "drawing": _drawing, "editing": _editing, "reading": _reading,
-}  # fmt: skip
+    "drawing": _drawing,
+    "editing": _editing,
+    "reading": _reading,
+}
 
 
 @functools.cache

@@ -33,10 +33,17 @@ PUBLISHED = Thresholds()
 OUTSIDE = "#999"  # what replaces the pixels of a crop outside the object's mask
 # COCO's names that GenEval words otherwise, and names of older releases.
 _RENAMED = {
-    "mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard", "aeroplane": "airplane",
-    "motorbike": "motorcycle", "sofa": "couch", "pottedplant": "potted plant", "diningtable": "dining table",
-    "tvmonitor": "tv", "hair dryer": "hair drier",
-}  # fmt: skip
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+}
 
 
 @runtime_checkable
@@ -135,8 +142,9 @@ class Mask2Former:
         except (OSError, RuntimeError, ValueError) as fault:
             raise EvaluationError(f"detector mask2former: {fault}; connect once, or name a folder") from None
         if lacking := sorted(dict(model.named_parameters()).keys() & set(loaded["missing_keys"])):
-            raise EvaluationError(f"{weights}: lacks {len(lacking)} of the model's tensors, {lacking[0]} among them; "
-                                  "download it again")  # fmt: skip
+            raise EvaluationError(
+                f"{weights}: lacks {len(lacking)} of the model's tensors, {lacking[0]} among them; download it again"
+            )
         try:
             colors = ClipColors(clip, preprocess, open_clip.get_tokenizer(CLIP[0]), device)
             return cls(model, colors, device=device, weights=weights)

@@ -188,13 +188,19 @@ def process_facts(
     told = [_step(step, judged[step[-1].stage], untouched) for step in steps]
     final = judged[drawn[-1].stage].score if drawn else None
     return ProcessFacts(
-        prompt=trajectory.prompt, seed=trajectory.seed, steps=told,
+        prompt=trajectory.prompt,
+        seed=trajectory.seed,
+        steps=told,
         inspections=list(_inspections(trajectory, judged)),
         refinements=list(_refinements(trajectory, drawn, judged, verifier)),
-        first=judged[drawn[0].stage].score if drawn else None, final=final,
-        lost_at=_lost(told, final), images=len(drawn), entities=entities,
-        finished=trajectory.stop_reason == "finished", costs=dict(trajectory.costs),
-    )  # fmt: skip
+        first=judged[drawn[0].stage].score if drawn else None,
+        final=final,
+        lost_at=_lost(told, final),
+        images=len(drawn),
+        entities=entities,
+        finished=trajectory.stop_reason == "finished",
+        costs=dict(trajectory.costs),
+    )
 
 
 def _both(planned: bool | None, shown: bool | None) -> bool | None:

@@ -41,7 +41,7 @@ MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
     "refinements that harm": lambda f: [r.effect == "harms" for r in f.refinements if r.effect is not None],
     "images": lambda f: [f.images],
     "finished": lambda f: [f.finished],
-}  # fmt: skip
+}
 
 
 def process_table(facts: Sequence[ProcessFacts]) -> Table:

@@ -45,10 +45,15 @@ class OutsidePlanner:
         for row, prompt in enumerate(task.prompts):
             stop = "finished" if len(kept[row]) == len(plans[row]) else "step limit"
             one = dataclasses.replace(
-                drawn[row][0], prompt=prompt, mode="process", stop_reason=stop, latents=_latents(drawn[row]),
-                images=[step.images[-1] for step in drawn[row]], stages=_planned_stages(kept[row], drawn[row]),
+                drawn[row][0],
+                prompt=prompt,
+                mode="process",
+                stop_reason=stop,
+                latents=_latents(drawn[row]),
+                images=[step.images[-1] for step in drawn[row]],
+                stages=_planned_stages(kept[row], drawn[row]),
                 costs=total([advice[row].costs, *(step.costs for step in drawn[row])]),
-            )  # fmt: skip
+            )
             results.append(one)
         return results
 
@@ -76,9 +81,7 @@ def _latents(drawn: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
     """What the pictures of the steps were decoded from, named as in ``_planned_stages``; None where it was not kept."""
     if any(step.latents is None for step in drawn):
         return None
-    return {
-        image_file(number, "sketch"): step.latents[step.stages[-1].file] for number, step in enumerate(drawn, 1)
-    }
+    return {image_file(number, "sketch"): step.latents[step.stages[-1].file] for number, step in enumerate(drawn, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +121,7 @@ class OutsideInspector:
         return [dataclasses.replace(one, costs=total(spent), parent=None) for one, spent in zip(current, costs)]
 
 
-def _redrawn(
-    task: Task, rows: list[int], current: list[Trajectory], advice: Mapping[int, Advice]
-) -> list[Trajectory]:
+def _redrawn(task: Task, rows: list[int], current: list[Trajectory], advice: Mapping[int, Advice]) -> list[Trajectory]:
     """The trajectories of these rows, gone on with after the critique."""
     faulty = []
     for row in rows:

@@ -43,8 +43,7 @@ class SinglePass:
 
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    kind.name: kind
-    for kind in (Process, SinglePass, OutsidePlanner, OutsideInspector, BestOfN, StepwiseBestOfN, Parm)
+    kind.name: kind for kind in (Process, SinglePass, OutsidePlanner, OutsideInspector, BestOfN, StepwiseBestOfN, Parm)
 }
 
 

@@ -80,12 +80,16 @@ def check_pictures(task: Task, mode: Mode, judge: Critic | Verifier | None = Non
     """Raises StrategyError where a task of a strategy has no picture, or none that its judge can read."""
     settings = task.settings
     if not settings.images_left(mode, 0):
-        raise StrategyError(f"mode {mode} with max_images={settings.max_images} draws no picture, which this strategy "
-                            "needs; choose max_images of at least 1 and a mode that draws")  # fmt: skip
+        raise StrategyError(
+            f"mode {mode} with max_images={settings.max_images} draws no picture, which this strategy "
+            "needs; choose max_images of at least 1 and a mode that draws"
+        )
     height, width = settings.height, settings.width
     if isinstance(judge, ExactCritic | ExactVerifier) and (height != width or 0 < height < GRID):
-        raise StrategyError(f"height={height} and width={width}: shapes world's exact advisers read squares of {GRID} "
-                            "pixels or more; choose such a size, or advisers on an endpoint")  # fmt: skip
+        raise StrategyError(
+            f"height={height} and width={width}: shapes world's exact advisers read squares of {GRID} "
+            "pixels or more; choose such a size, or advisers on an endpoint"
+        )
 
 
 @runtime_checkable

@@ -268,7 +268,14 @@ def _wrong_background(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGra
 
 
 _FALSIFY: dict[str, _Falsify] = {
-    "color": _wrong_color, "shape": _wrong_shape, "size": _wrong_size, "fill": _wrong_fill, "place": _wrong_place,
-    "count": _wrong_count, "missing": _missing, "relation": _wrong_relation, "background": _wrong_background,
-}  # fmt: skip
+    "color": _wrong_color,
+    "shape": _wrong_shape,
+    "size": _wrong_size,
+    "fill": _wrong_fill,
+    "place": _wrong_place,
+    "count": _wrong_count,
+    "missing": _missing,
+    "relation": _wrong_relation,
+    "background": _wrong_background,
+}
 KINDS = tuple(_FALSIFY)

@@ -24,10 +24,17 @@ from pdgen.shapes.world import MAX_OBJECTS, SHAPES, Scene
 from pdgen.synthesis.base.captions import caption
 from pdgen.synthesis.base.checks import Aim, aim, check
 
-CAPTION_FORMS = ("Describe the picture.", "What does the picture show?", "What is in the picture?",
-                 "Say what the picture shows.")  # fmt: skip
-PLACES_FORMS = ("Describe the picture and say where everything is.", "What does the picture show, and where?",
-                "What is where in the picture?")  # fmt: skip
+CAPTION_FORMS = (
+    "Describe the picture.",
+    "What does the picture show?",
+    "What is in the picture?",
+    "Say what the picture shows.",
+)
+PLACES_FORMS = (
+    "Describe the picture and say where everything is.",
+    "What does the picture show, and where?",
+    "What is where in the picture?",
+)
 COUNT_FORMS = ("How many {} are there?", "How many {} does the picture show?", "How many {} are in the picture?")
 PLACE_FORMS = ("Where is the {}?", "Where in the picture is the {}?", "Where does the {} stand?")
 CHECK_FORMS = ("Does the picture show {}?", "Is this a picture of {}?")

@@ -56,8 +56,10 @@ def _editing(record_id: str, row: dict[str, Any]) -> Record:
     if len(pictures) < 2:
         raise Refused(MISSING, f"image_list holds {len(pictures)} images, an edit has two at least")
     if len(wordings) != len(pictures) - 1:
-        raise Refused("images and instructions differ in number",
-                      f"{len(pictures)} images need {len(pictures) - 1} instructions, not {len(wordings)}")  # fmt: skip
+        raise Refused(
+            "images and instructions differ in number",
+            f"{len(pictures)} images need {len(pictures) - 1} instructions, not {len(wordings)}",
+        )
     instructions = [texts.first_wording(w, f"instruction_list[{n}]") for n, w in enumerate(wordings)]
     pngs = [to_png(picture, f"image_list[{n}]") for n, picture in enumerate(pictures)]
     segments: list[Text | Image] = [Image(stage="given", png=pngs[0], target=False)]

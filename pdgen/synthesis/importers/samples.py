@@ -108,9 +108,7 @@ def _check_end(file: pathlib.Path) -> None:
             raise tarfile.ReadError("it is truncated or compressed")
 
 
-def _tar_sample(
-    file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]
-) -> Sample:
+def _tar_sample(file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]) -> Sample:
     member = "/".join(part for part in key if part)
     return Sample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
 
@@ -136,4 +134,3 @@ def json_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
                 if line.strip():
                     yield Sample(f"{file}: line {number}", f"{source}/{name}/{number}", (file.parent, line))
                 bar.update(len(line))
-

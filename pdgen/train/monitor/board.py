@@ -30,8 +30,10 @@ def tag(name: str) -> str:
 def check_wandb(project: str) -> None:
     """Raises RunError where a project is named but wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
-        raise RunError(f"config: wandb is {project!r}, but wandb is not installed: pip install 'pdgen[wandb]', "
-                       'or set wandb to ""')  # fmt: skip
+        raise RunError(
+            f"config: wandb is {project!r}, but wandb is not installed: pip install 'pdgen[wandb]', "
+            'or set wandb to ""'
+        )
 
 
 class Board:
@@ -86,9 +88,15 @@ def _wandb_run(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -
             partial.write_text(uuid.uuid4().hex)
     try:
         return wandb.init(
-            project=project, id=path.read_text(), name=workdir.name, dir=str(workdir), config=dict(config),
+            project=project,
+            id=path.read_text(),
+            name=workdir.name,
+            dir=str(workdir),
+            config=dict(config),
             resume="allow",
-        )  # fmt: skip
+        )
     except wandb.Error as fault:
-        raise RunError(f"config: wandb {project!r}: {fault}; log in with `wandb login`, or set WANDB_MODE=offline and "
-                       "`wandb sync` the run later") from None  # fmt: skip
+        raise RunError(
+            f"config: wandb {project!r}: {fault}; log in with `wandb login`, or set WANDB_MODE=offline and "
+            "`wandb sync` the run later"
+        ) from None

@@ -22,11 +22,22 @@ _TEXT, _GRID = _PAGE_COLOURS
 _DECADE = 8  # values spread over this factor are shown on a log axis
 _MOST_POINTS = 400
 _STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "pdgen", "font.family": "sans-serif", "font.size": 9,
-    "text.color": _TEXT, "axes.labelcolor": _TEXT, "xtick.color": _TEXT, "ytick.color": _TEXT,
-    "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6, "axes.edgecolor": _GRID, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pdgen",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "axes.edgecolor": _GRID,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 class Line(NamedTuple):

@@ -109,8 +109,12 @@ class Meter:
         if self._sums["tokens"]:
             seconds = now - self._began
             rates = {name: total / seconds for name, total in self._sums.items()}
-            values |= {"step_seconds": seconds / self._steps, "tokens_per_second": rates["tokens"],
-                       "images_per_second": rates["images"], "data_wait": self._waited / seconds}  # fmt: skip
+            values |= {
+                "step_seconds": seconds / self._steps,
+                "tokens_per_second": rates["tokens"],
+                "images_per_second": rates["images"],
+                "data_wait": self._waited / seconds,
+            }
             if self._peak:
                 values["mfu"] = rates["flops"] / self._peak
         self._began, self._steps, self._sums, self._waited = now, 0, dict.fromkeys(_SUMMED, 0.0), 0.0

@@ -65,11 +65,12 @@ PANELS = {
         Panel("Tokens per second", {"tokens_per_second": "tokens/s"}),
         Panel("Model FLOPs utilisation", {"mfu": "MFU"}, scale=100, unit="%"),
         Panel("Wait for data", {"data_wait": "of the step"}, scale=100, unit="%"),
-        Panel("Fill of the packs", _suffixed("fill", {"_text": "text", "_vit": "ViT", "_vae": "VAE"}),
-              scale=100, unit="%"),
+        Panel(
+            "Fill of the packs", _suffixed("fill", {"_text": "text", "_vit": "ViT", "_vae": "VAE"}), scale=100, unit="%"
+        ),
         Panel("Device memory", {"memory_bytes": "at most so far"}, exact=True, scale=2**-30, unit=" GiB"),
     ),
-}  # fmt: skip
+}
 
 
 def run_page(runs: Sequence[RunLog]) -> str:
@@ -216,14 +217,16 @@ def _grid(log: RunLog, anchor: str) -> dict[str, Any] | None:
     for prompt in prompts:
         sampled = {step: load_trajectory(log.pictures[step][prompt]) for step in steps if prompt in log.pictures[step]}
         newest = max(sampled)
-        rows.append({
-            "anchor": f"{anchor}-{prompt}",
-            "prompt": sampled[newest].prompt,
-            "cells": {step: _cell(sampled[step]) if step in sampled else None for step in steps},
-            "newest": newest,
-            "trajectory": sampled[newest],
-            "stages": _stages(sampled[newest]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "anchor": f"{anchor}-{prompt}",
+                "prompt": sampled[newest].prompt,
+                "cells": {step: _cell(sampled[step]) if step in sampled else None for step in steps},
+                "newest": newest,
+                "trajectory": sampled[newest],
+                "stages": _stages(sampled[newest]),
+            }
+        )
     return {"name": log.name, "steps": steps, "of": len(known), "rows": rows}
 
 
@@ -245,7 +248,7 @@ def _picture(image: PIL.Image.Image) -> dict[str, Any]:
 def _stages(trajectory: Trajectory) -> list[dict[str, Any]]:
     images = iter(trajectory.images)
     return [
-        {"stage": stage.stage} | (_picture(next(images)) if isinstance(stage, ImageStage)
-                                  else {"spans": split_tags(stage.text)})
+        {"stage": stage.stage}
+        | (_picture(next(images)) if isinstance(stage, ImageStage) else {"spans": split_tags(stage.text)})
         for stage in trajectory.stages
-    ]  # fmt: skip
+    ]

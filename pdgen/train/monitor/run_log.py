@@ -83,8 +83,9 @@ def read_run_log(workdir: pathlib.Path) -> RunLog:
     try:
         values = json.loads(config.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{workdir}: no training run ({CONFIG_FILE} is missing); name the --workdir of "
-                       "launch/train.py") from None  # fmt: skip
+        raise RunError(
+            f"{workdir}: no training run ({CONFIG_FILE} is missing); name the --workdir of launch/train.py"
+        ) from None
     except ValueError as fault:
         raise RunError(f"{config}: not valid json ({fault})") from None
     metrics = read_log(workdir / METRICS)

@@ -108,8 +108,10 @@ class Watch:
             self.meter.check()
         except NotFiniteError as fault:
             records = ", ".join(self._batches.record_ids(fault.step - 1))
-            raise RunError(f"{fault}; its batch holds the records {records}; what {self._workdir} keeps was saved "
-                           "before; look at these, or lower optimizer.learning_rate") from None  # fmt: skip
+            raise RunError(
+                f"{fault}; its batch holds the records {records}; what {self._workdir} keeps was saved "
+                "before; look at these, or lower optimizer.learning_rate"
+            ) from None
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._run.num_steps

@@ -76,10 +76,9 @@ def abstract_arguments(
     step: StepConfig, budgets: Budgets, rows: int, mesh: Mesh
 ) -> tuple[TrainState, Pack, jax.ShapeDtypeStruct]:
     """State, batch and key of a step as shapes with the shardings that training gives them."""
+
     def laid_out(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings
-        )
+        return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
     state = laid_out(abstract_state(step), state_shardings(step, mesh))
     shapes = pack_shapes(budgets, step.model, rows)
@@ -191,8 +190,12 @@ def table(facts: Mapping[str, Any], name: str) -> list[str]:
         "peak": facts["peak_bytes_per_device"],
     }
     room = facts["usable_bytes"] - facts["peak_bytes_per_device"]
-    verdict = (f"fits, {room / 1e9:.1f} GB left" if facts["fits"] else f"DOES NOT FIT, {-room / 1e9:.1f} GB too much: "
-               "use more devices on fsdp, compute.remat=full, more accumulate or smaller budgets")  # fmt: skip
+    verdict = (
+        f"fits, {room / 1e9:.1f} GB left"
+        if facts["fits"]
+        else f"DOES NOT FIT, {-room / 1e9:.1f} GB too much: "
+        "use more devices on fsdp, compute.remat=full, more accumulate or smaller budgets"
+    )
     return [
         f"{name} on {facts['topology']}: {facts['devices']} x {facts['device']}, mesh {mesh}",
         "",

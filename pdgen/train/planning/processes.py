@@ -17,8 +17,10 @@ def join_processes() -> None:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as fault:
         why = " ".join(str(fault).split())[:200]
-        raise RunError(f"--distributed: the job's processes were not found ({why}); start them with srun or as an "
-                       "indexed Kubernetes job (launch/slurm, launch/k8s), or leave --distributed out") from None
+        raise RunError(
+            f"--distributed: the job's processes were not found ({why}); start them with srun or as an "
+            "indexed Kubernetes job (launch/slurm, launch/k8s), or leave --distributed out"
+        ) from None
 
 
 def say_once(line: str) -> None:

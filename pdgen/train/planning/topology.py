@@ -81,8 +81,10 @@ def parse_topology(name: str) -> Topology:
         return Topology(name, CHIPS[kind], sizes)
     gpus = math.prod(sizes)
     if len(sizes) > 1 or (gpus > GPUS_PER_HOST and gpus % GPUS_PER_HOST):
-        raise TopologyError(f"--topology={name}: give a number of GPUs up to {GPUS_PER_HOST} or a multiple of it, "
-                            f"such as {kind}:8 or {kind}:64")  # fmt: skip
+        raise TopologyError(
+            f"--topology={name}: give a number of GPUs up to {GPUS_PER_HOST} or a multiple of it, "
+            f"such as {kind}:8 or {kind}:64"
+        )
     return Topology(name, CHIPS[kind], (math.ceil(gpus / GPUS_PER_HOST), min(gpus, GPUS_PER_HOST)))
 
 
@@ -93,8 +95,10 @@ def require_compiler(topology: Topology) -> None:
         raise TopologyError(f"--topology={topology.name}: {', '.join(missing)} not installed; {INSTALL}")
     for package in topology.chip.packages:
         if package.startswith("jax-") and _version(package) != jax.__version__:
-            raise TopologyError(f"--topology={topology.name}: {package} {_version(package)} is not for jax "
-                                f"{jax.__version__}; pip install {package}=={jax.__version__}")  # fmt: skip
+            raise TopologyError(
+                f"--topology={topology.name}: {package} {_version(package)} is not for jax "
+                f"{jax.__version__}; pip install {package}=={jax.__version__}"
+            )
 
 
 def _version(package: str) -> str | None:
@@ -114,9 +118,11 @@ def absent_devices(topology: Topology) -> list[jax.Device]:
         else:
             hosts, gpus = topology.layout
             found = topologies.get_topology_desc(
-                platform="cuda", topology_name="h100", topology=f"{hosts}x1x{gpus}",
+                platform="cuda",
+                topology_name="h100",
+                topology=f"{hosts}x1x{gpus}",
                 target_config=h100_description().read_text(),
-            )  # fmt: skip
+            )
     except (jax.errors.JaxRuntimeError, ValueError) as fault:
         raise TopologyError(f"--topology={topology.name}: {str(fault).strip().splitlines()[0]}") from None
     return list(found.devices)

@@ -68,11 +68,13 @@ def check_suits(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     }
     for part, (used, shipped) in kept.items():
         if used != shipped:
-            raise RunError(f"{workdir}: its data was made with another {part} than {folder} holds; train again in a "
-                           "new folder")  # fmt: skip
+            raise RunError(
+                f"{workdir}: its data was made with another {part} than {folder} holds; train again in a new folder"
+            )
     origin_run = pathlib.Path(run.init).parent
     if run.init and is_run(origin_run):
         check_suits(origin_run, folder)
     elif run.init and shipped_name(run.init) is None:
-        raise RunError(f"{workdir}: started from {run.init}, which is not shipped (any more); train again in a new "
-                       "folder")  # fmt: skip
+        raise RunError(
+            f"{workdir}: started from {run.init}, which is not shipped (any more); train again in a new folder"
+        )

@@ -47,8 +47,9 @@ def run(stage: Stage, launch: pathlib.Path, say: Say) -> None:
     done, log = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
     if done.exists():
         if json.loads(done.read_text()) != list(stage.arguments):
-            raise StageError(f"{done}: was made by other arguments; choose another --output, or remove {done} and "
-                             "what it marks")  # fmt: skip
+            raise StageError(
+                f"{done}: was made by other arguments; choose another --output, or remove {done} and what it marks"
+            )
         return
     stage.folder.mkdir(parents=True, exist_ok=True)
     command = stage.command(launch)
@@ -57,7 +58,9 @@ def run(stage: Stage, launch: pathlib.Path, say: Say) -> None:
         ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if ended.returncode:
         lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise StageError(f"{stage.folder}: {stage.name} ended with status {ended.returncode}: "
-                         f"{lines[-1][-_TAIL:]} (all of it in {log}); start again to go on")  # fmt: skip
+        raise StageError(
+            f"{stage.folder}: {stage.name} ended with status {ended.returncode}: "
+            f"{lines[-1][-_TAIL:]} (all of it in {log}); start again to go on"
+        )
     with new_file(done) as partial:
         partial.write_text(json.dumps(stage.arguments) + "\n")

@@ -97,7 +97,10 @@ def fit_pieces(sentences: list[str]) -> bytes:
         byte_fallback=True,
         control_symbols=list(CONTROL_SYMBOLS),
         user_defined_symbols=[piece.replace(" ", "\u2581") for piece in (*whole, *frequent_words(sentences))],
-        unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
         character_coverage=1.0,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -105,7 +108,7 @@ def fit_pieces(sentences: list[str]) -> bytes:
         split_by_unicode_script=True,
         num_threads=1,
         minloglevel=2,
-    )  # fmt: skip
+    )
     return model.getvalue()
 
 

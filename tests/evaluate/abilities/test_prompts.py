@@ -177,9 +177,14 @@ def test_things_that_swap_stand_where_the_other_stood(circle, star, right):
     assert (scores["right"], bool(fault)) == (right, not right)
 
 
-@pytest.mark.parametrize(("place", "done", "fault"), [
-    ((0, 16), 1, ""), ((0, 0), 0, "The red circle has not moved."), ((24, 0), 0, "left"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "done", "fault"),
+    [
+        ((0, 16), 1, ""),
+        ((0, 0), 0, "The red circle has not moved."),
+        ((24, 0), 0, "left"),
+    ],
+)
 def test_what_is_moved_does_not_stay_even_where_that_would_do(place, done, fault):
     before = SceneGraph((Entity(0, "circle", 1, {"color": "red"}), Entity(1, "star", 1, {"color": "blue"})))
     order = Instruction("move", (0,), SceneGraph(before.entities, (Relation(0, "left of", 1),)))
@@ -220,7 +225,7 @@ CAPTION = "The picture shows a large red circle and two blue stars on a beige ba
         ("count", "Two.", "Two.", 1),
         ("place", "At the top.", "At the top left.", 0),
     ],
-)  # fmt: skip
+)
 def test_answers(kind, answer, expected, right):
     scores, fault = judge_answer(kind, answer, expected)
     assert scores == {"right": right} and bool(fault) != right

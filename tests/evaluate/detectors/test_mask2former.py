@@ -41,11 +41,27 @@ def one_thread():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    swin = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
-                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
-    config = Mask2FormerConfig(backbone_config=swin, id2label=labels(), num_queries=6, hidden_dim=32, feature_size=32,
-                               mask_feature_size=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
-                               dim_feedforward=16, encoder_feedforward_dim=16)  # fmt: skip
+    swin = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=swin,
+        id2label=labels(),
+        num_queries=6,
+        hidden_dim=32,
+        feature_size=32,
+        mask_feature_size=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        encoder_feedforward_dim=16,
+    )
     made = Mask2FormerForUniversalSegmentation(config).eval()
     with torch.no_grad():  # so that some classes are likelier than others
         made.class_predictor.weight.normal_(0, 1)
@@ -274,8 +290,11 @@ def test_weights_that_lack_tensors_are_refused(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", OpenClip())
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file({k: v for k, v in tensors.items() if "class_predictor" not in k}, tmp_path / "model.safetensors",
-              {"format": "pt"})  # fmt: skip
+    save_file(
+        {k: v for k, v in tensors.items() if "class_predictor" not in k},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(EvaluationError, match=r"lacks 2 of the model's tensors, class_predictor.bias among them"):
         load_detector("mask2former", str(tmp_path), "cpu")
 

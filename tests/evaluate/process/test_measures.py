@@ -87,9 +87,13 @@ def test_a_fault_found_and_mended():
 
 @pytest.mark.parametrize(
     ("draft", "words", "refined", "effect"),
-    [(WRONG, FAULT, WRONG, "nothing"), (BOTH, FAULT, WRONG, "harms"), (WRONG, FAULT, (GREEN,), "harms"),
-     ((GREEN,), FAULT, WRONG, "mends")],
-)  # fmt: skip
+    [
+        (WRONG, FAULT, WRONG, "nothing"),
+        (BOTH, FAULT, WRONG, "harms"),
+        (WRONG, FAULT, (GREEN,), "harms"),
+        ((GREEN,), FAULT, WRONG, "mends"),
+    ],
+)
 def test_what_a_refinement_does(draft, words, refined, effect):
     found = facts(FIRST, ONE, AGREES, SECOND, draft, words, "refine", refined)
     assert [r.effect for r in found.refinements] == [effect]
@@ -182,9 +186,15 @@ def test_single_pass_is_one_step_whose_plan_is_the_prompt():
 
 @pytest.mark.parametrize(
     ("draft", "words", "refined", "fault", "effect"),
-    [(WRONG, FAULT, BOTH, True, "mends"), (WRONG, FAULT, WRONG, True, "nothing"), (BOTH, FAULT, WRONG, False, "harms"),
-     (BOTH, FAULT, BOTH, False, "nothing"), ((GREEN,), FAULT, WRONG, True, "mends"), (ONE, EARLY, BOTH, True, "mends")],
-)  # fmt: skip
+    [
+        (WRONG, FAULT, BOTH, True, "mends"),
+        (WRONG, FAULT, WRONG, True, "nothing"),
+        (BOTH, FAULT, WRONG, False, "harms"),
+        (BOTH, FAULT, BOTH, False, "nothing"),
+        ((GREEN,), FAULT, WRONG, True, "mends"),
+        (ONE, EARLY, BOTH, True, "mends"),
+    ],
+)
 def test_an_inspector_of_a_single_pass_is_measured_against_the_prompt(draft, words, refined, fault, effect):
     found = facts(draft, words, "refine", refined)
     assert [step.images for step in found.steps] == [[0, 2]]

@@ -181,10 +181,17 @@ def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy)
     prompts, seeds = [PROMPT, "two cats", PROMPT], [33, 5, SEED]
 
     def searched(chosen):
-        return recorded(sampler, strategy, Task(
-            sampler, [prompts[n] for n in chosen], [seeds[n] for n in chosen],
-            dataclasses.replace(TWO, together=4), exact_advisers()._replace(verifier=Favour(brightness)),
-        ))  # fmt: skip
+        return recorded(
+            sampler,
+            strategy,
+            Task(
+                sampler,
+                [prompts[n] for n in chosen],
+                [seeds[n] for n in chosen],
+                dataclasses.replace(TWO, together=4),
+                exact_advisers()._replace(verifier=Favour(brightness)),
+            ),
+        )
 
     together, record = searched([0, 1, 2])
     each = [searched([n]) for n in range(3)]

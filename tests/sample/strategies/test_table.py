@@ -50,9 +50,18 @@ class FakeSampler:
         stages.append(ImageStage("sketch", f"{len(given) + 1:02d}_sketch.png", 32, 32))
         images = [*given, PIL.Image.new("RGB", (32, 32), (tint(seed), 0, 0))]
         costs = {"network_evaluations": float(tint(seed)), "text_tokens": 1.0}
-        return Trajectory(prompt=prompt, stages=stages, stop_reason="finished", seed=seed, checkpoint="fake", mode=mode,
-                          images=images, costs=costs, settings={"max_images": 8},
-                          latents={stages[-1].file: np.array([seed])} if self.keeps_latents else None)  # fmt: skip
+        return Trajectory(
+            prompt=prompt,
+            stages=stages,
+            stop_reason="finished",
+            seed=seed,
+            checkpoint="fake",
+            mode=mode,
+            images=images,
+            costs=costs,
+            settings={"max_images": 8},
+            latents={stages[-1].file: np.array([seed])} if self.keeps_latents else None,
+        )
 
     def resume_all(self, trajectories, settings, progress=print):
         """The same picture with a little more green."""
@@ -64,9 +73,12 @@ class FakeSampler:
         stage = ImageStage("refine", f"{len(one.images) + 1:02d}_refine.png", 32, 32)
         image = PIL.Image.new("RGB", (32, 32), (red, green + 1, 0))
         return dataclasses.replace(
-            one, stages=[*one.stages, stage], images=[*one.images, image], stop_reason="finished",
+            one,
+            stages=[*one.stages, stage],
+            images=[*one.images, image],
+            stop_reason="finished",
             costs={"network_evaluations": 1000.0, "text_tokens": 0.0},
-        )  # fmt: skip
+        )
 
 
 class Script:
@@ -113,9 +125,10 @@ def test_seeds_of_candidates_are_their_own_and_in_range(seed, numbers):
 
 def test_seeds_of_candidates_stay_what_they_were():
     """By numpy's SeedSequence, whose streams are stable across versions."""
-    assert [candidate_seed(7, n) for n in range(3)] == [7, *(
-        int(np.random.SeedSequence([7, n]).generate_state(1)[0]) for n in (1, 2)
-    )]  # fmt: skip
+    assert [candidate_seed(7, n) for n in range(3)] == [
+        7,
+        *(int(np.random.SeedSequence([7, n]).generate_state(1)[0]) for n in (1, 2)),
+    ]
 
 
 # Process and single pass.

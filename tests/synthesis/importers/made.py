@@ -54,9 +54,7 @@ def color_of(png):
 
 def seen(record):
     """Every segment as (stage, words or colour, target)."""
-    return [
-        (s.stage, color_of(s.png) if isinstance(s, Image) else s.text, s.target) for s in record.segments
-    ]
+    return [(s.stage, color_of(s.png) if isinstance(s, Image) else s.text, s.target) for s in record.segments]
 
 
 def split(outcomes):

@@ -64,8 +64,11 @@ def test_each_sample_takes_the_next_that_will_do(archive):
     prompts = [r.segments[0].text for r in samples.records]
     assert prompts == ["a dog", "a cow", "a pig"]
     assert samples.rejected == {
-        "benchmark prompt": 1, "fault not seen by the judge": 1, "judge declined": 1, "unreadable picture": 1,
-    }  # fmt: skip
+        "benchmark prompt": 1,
+        "fault not seen by the judge": 1,
+        "judge declined": 1,
+        "unreadable picture": 1,
+    }
     assert next(outcomes).segments[0].text == "an owl"  # what was taken is what is told
     first, second, third = samples.records
     for record in samples.records:

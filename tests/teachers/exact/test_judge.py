@@ -48,19 +48,44 @@ AGREEING = [
     # Drawn in another order than named, and looks that tell which is which.
     ("draw a star and a red star", [plan("Draw a red star.", "There is a red star.")], "a star is still to come"),
     # A way round: something extra goes, something wrong is put right.
-    (TWO, [plan("Draw a green circle.", "There is a green circle."),
-           plan("Make the green circle red.", "There is a red circle.")], "a blue square"),
-    (TWO, [plan("Draw a red circle and a star.", "There is a red circle and a star."),
-           plan("Remove the star.", "There is a red circle.")], "a blue square"),
+    (
+        TWO,
+        [
+            plan("Draw a green circle.", "There is a green circle."),
+            plan("Make the green circle red.", "There is a red circle."),
+        ],
+        "a blue square",
+    ),
+    (
+        TWO,
+        [
+            plan("Draw a red circle and a star.", "There is a red circle and a star."),
+            plan("Remove the star.", "There is a red circle."),
+        ],
+        "a blue square",
+    ),
     # "The circle" is the one of which no more is said.
-    ("draw a red circle", [plan("Draw a red circle and a circle.", "There is a red circle and a circle."),
-                           plan("Remove the circle.", "There is a red circle.")], "nothing is missing"),
+    (
+        "draw a red circle",
+        [
+            plan("Draw a red circle and a circle.", "There is a red circle and a circle."),
+            plan("Remove the circle.", "There is a red circle."),
+        ],
+        "nothing is missing",
+    ),
     # Drawn for now, on purpose, and still there at the next step.
     (TWO, [plan("Draw a green circle for now.", "There is a green circle.")], "a blue square"),
-    (TWO, [plan("Draw a red circle and a star for now.", "There is a red circle and a star."),
-           plan("Add a blue square right of the red circle.",
-                "There is a red circle left of a blue square, and a star.")], "nothing is missing"),
-]  # fmt: skip
+    (
+        TWO,
+        [
+            plan("Draw a red circle and a star for now.", "There is a red circle and a star."),
+            plan(
+                "Add a blue square right of the red circle.", "There is a red circle left of a blue square, and a star."
+            ),
+        ],
+        "nothing is missing",
+    ),
+]
 
 
 @pytest.mark.parametrize(("prompt", "plans", "words"), AGREEING)
@@ -78,42 +103,75 @@ CONFLICTING = [
     (TWO, [plan("Draw a red star.", "There is a red star.")], ["circle", "star"]),
     (TWO, [plan("Draw two red circles.", "There are two red circles.")], ["one red circle", "two"]),
     (TWO, [plan("Draw a red circle and a star.", "There is a red circle and a star.")], ["star"]),
-    (TWO, [plan("Draw a red circle right of a blue square.", "There is a red circle right of a blue square.")],
-     ["left of", "right of"]),
+    (
+        TWO,
+        [plan("Draw a red circle right of a blue square.", "There is a red circle right of a blue square.")],
+        ["left of", "right of"],
+    ),
     (TWO, [plan("Draw a red circle above a blue square.", "There is a red circle above a blue square.")], ["left of"]),
     # What was wrong before is no news, what is wrong besides is.
-    (TWO, [plan("Draw a green circle for now.", "There is a green circle."),
-           plan("Add a star.", "There is a green circle and a star.")], ["star"]),
+    (
+        TWO,
+        [
+            plan("Draw a green circle for now.", "There is a green circle."),
+            plan("Add a star.", "There is a green circle and a star."),
+        ],
+        ["star"],
+    ),
     ("a small circle", [plan("Draw a large red circle.", "There is a large red circle.")], ["small", "large"]),
     ("an outlined circle", [plan("Draw a solid circle.", "There is a solid circle.")], ["outlined", "solid"]),
     ("a circle on the left", [plan("Draw a circle at the top.", "There is a circle at the top.")], ["left", "top"]),
-    ("a circle on a beige background",
-     [plan("Draw a circle on a lavender background.", "There is a circle on a lavender background.")],
-     ["beige", "lavender"]),
+    (
+        "a circle on a beige background",
+        [plan("Draw a circle on a lavender background.", "There is a circle on a lavender background.")],
+        ["beige", "lavender"],
+    ),
     # Ruled out by places, also those of several, and by two relations together.
-    ("two stars left of a square", [plan(f"Draw {STARS}, and a square on the left.",
-                                         f"There are {STARS}, and a square on the left.")], ["left of"]),
+    (
+        "two stars left of a square",
+        [plan(f"Draw {STARS}, and a square on the left.", f"There are {STARS}, and a square on the left.")],
+        ["left of"],
+    ),
     (TWO, [plan("Draw a red circle on the right and a blue square on the left.", PLACES_SWAPPED)], ["left of"]),
-    ("Draw a red circle, a star and a blue square. The red circle is left of the blue square.",
-     [plan("Draw a blue square left of a star, and a red circle right of the star.",
-           "There is a blue square left of a star, and a red circle right of the star.")], ["left of"]),
+    (
+        "Draw a red circle, a star and a blue square. The red circle is left of the blue square.",
+        [
+            plan(
+                "Draw a blue square left of a star, and a red circle right of the star.",
+                "There is a blue square left of a star, and a red circle right of the star.",
+            )
+        ],
+        ["left of"],
+    ),
     # Only the instruction is at fault.
-    (TWO, [FIRST, plan("Add a green square right of the red circle.", "There is a red circle and a square.")],
-     ["blue", "green"]),
+    (
+        TWO,
+        [FIRST, plan("Add a green square right of the red circle.", "There is a red circle and a square.")],
+        ["blue", "green"],
+    ),
     (TWO, [FIRST, SECOND, plan("Remove the red circle.", "There is a blue square.")], ["a red circle", "away"]),
     # The two parts do not agree: something drawn is left out, or something nobody draws is described.
-    (TWO, [FIRST, plan("Add a blue square right of the red circle.", "There is a blue square.")],
-     ["red circle", "leaves it out"]),
-    (TWO, [plan("Draw a red circle.", "There is a red circle left of a blue square.")],
-     ["a blue square", "no step draws it"]),
+    (
+        TWO,
+        [FIRST, plan("Add a blue square right of the red circle.", "There is a blue square.")],
+        ["red circle", "leaves it out"],
+    ),
+    (
+        TWO,
+        [plan("Draw a red circle.", "There is a red circle left of a blue square.")],
+        ["a blue square", "no step draws it"],
+    ),
     ("draw two stars", [plan("Draw two red stars.", "There are two blue stars.")], ["two red stars", "blue"]),
     ("draw a star", [plan("Draw a star on the left.", "There is a star on the right.")], ["left", "right"]),
-    ("draw a star", [plan("Draw a star on a beige background.", "There is a star on a lavender background.")],
-     ["a beige background", "lavender"]),
+    (
+        "draw a star",
+        [plan("Draw a star on a beige background.", "There is a star on a lavender background.")],
+        ["a beige background", "lavender"],
+    ),
     ("draw a star and a ring", [plan("Draw a star above a ring.", "There is a star below a ring.")], ["above the"]),
     # The instruction names something that is not there.
     (TWO, [FIRST, plan("Make the blue square green.", "There is a red circle.")], ["the blue square", "not there"]),
-]  # fmt: skip
+]
 
 
 def told_of(words, verdicts):
@@ -222,10 +280,15 @@ def wrong_graphs(rng, asked, graph):
             continue
         nouns = {x.noun for g in (asked, graph) for x in g.entities}
         colors = {x.attributes.get("color") for g in (asked, graph) for x in g.entities}
-        changes = {"noun": replace(e, noun=str(rng.choice([s for s in SHAPES if s not in nouns]))),
-                   "count": replace(e, count=e.count + 1)}  # fmt: skip
-        words = {"color": [c for c in COLORS if c not in colors], "size": ["medium"],
-                 "place": [p for p in PLACES if p != e.attributes.get("place")]}  # fmt: skip
+        changes = {
+            "noun": replace(e, noun=str(rng.choice([s for s in SHAPES if s not in nouns]))),
+            "count": replace(e, count=e.count + 1),
+        }
+        words = {
+            "color": [c for c in COLORS if c not in colors],
+            "size": ["medium"],
+            "place": [p for p in PLACES if p != e.attributes.get("place")],
+        }
         for key in words.keys() & right.attributes.keys():
             changes[key] = replace(e, attributes=e.attributes | {key: str(rng.choice(words[key]))})
         for kind, changed in changes.items():
@@ -278,42 +341,90 @@ PICTURES = [
     (plan("Draw an outlined circle.", "There is an outlined circle."), Scene((CIRCLE,)), None, ["solid"]),
     (plan("Draw a circle.", "There is a circle on the left."), Scene((replace(CIRCLE, x=20),)), None, ["right"]),
     (plan("Draw a circle.", "There is a circle on a beige background."), Scene((CIRCLE,)), None, ["light grey"]),
-    (plan("Draw three stars.", "There are three stars."),
-     Scene((STAR, replace(STAR, id=3, x=0), replace(STAR, id=4, x=22))), None, None),
+    (
+        plan("Draw three stars.", "There are three stars."),
+        Scene((STAR, replace(STAR, id=3, x=0), replace(STAR, id=4, x=22))),
+        None,
+        None,
+    ),
     (plan("Draw three stars.", "There are three stars."), Scene((STAR, replace(STAR, id=3, x=0))), None, ["three"]),
     # One of two is wrong.
-    (plan("Draw two yellow stars.", "There are two yellow stars."),
-     Scene((STAR, replace(STAR, id=3, x=22, color="pink"))), None, ["pink", "yellow"]),
+    (
+        plan("Draw two yellow stars.", "There are two yellow stars."),
+        Scene((STAR, replace(STAR, id=3, x=22, color="pink"))),
+        None,
+        ["pink", "yellow"],
+    ),
     # Each of several has its place.
-    (plan("Draw two stars.", "There are two stars at the bottom left and at the bottom right."),
-     Scene((replace(STAR, x=22), replace(STAR, id=3, x=0))), None, None),
-    (plan("Draw two stars.", "There are two stars at the bottom left and at the top right."),
-     Scene((replace(STAR, x=22), replace(STAR, id=3, x=0))), None, ["bottom right"]),
+    (
+        plan("Draw two stars.", "There are two stars at the bottom left and at the bottom right."),
+        Scene((replace(STAR, x=22), replace(STAR, id=3, x=0))),
+        None,
+        None,
+    ),
+    (
+        plan("Draw two stars.", "There are two stars at the bottom left and at the top right."),
+        Scene((replace(STAR, x=22), replace(STAR, id=3, x=0))),
+        None,
+        ["bottom right"],
+    ),
     # The same looks but for one word: which is which is decided for all together.
-    (plan("Draw a star and a small star.", "There is a star and a small star."),
-     Scene((replace(STAR, id=3, size=7, x=0), STAR)), None, None),
+    (
+        plan("Draw a star and a small star.", "There is a star and a small star."),
+        Scene((replace(STAR, id=3, size=7, x=0), STAR)),
+        None,
+        None,
+    ),
     # Bystanders: moved, recoloured, gone, exchanged though the description still holds; and the ground.
     (SECOND, Scene((replace(CIRCLE, x=5), SQUARE)), Scene((CIRCLE,)), ["red circle has moved"]),
-    (plan("Add a star.", "There is a circle and a star."), Scene((replace(CIRCLE, color="pink"), STAR)),
-     Scene((CIRCLE,)), ["the red circle is now a pink circle"]),
+    (
+        plan("Add a star.", "There is a circle and a star."),
+        Scene((replace(CIRCLE, color="pink"), STAR)),
+        Scene((CIRCLE,)),
+        ["the red circle is now a pink circle"],
+    ),
     (plan("Add a star.", "There is a star."), Scene((STAR,)), Scene((CIRCLE,)), ["the red circle is gone"]),
     (SECOND, Scene((CIRCLE, SQUARE), "beige"), Scene((CIRCLE,)), ["beige", "light grey"]),
-    (plan("Add a blue square on a beige background.", "There is a red circle and a blue square."),
-     Scene((CIRCLE, SQUARE), "beige"), Scene((CIRCLE,)), None),
+    (
+        plan("Add a blue square on a beige background.", "There is a red circle and a blue square."),
+        Scene((CIRCLE, SQUARE), "beige"),
+        Scene((CIRCLE,)),
+        None,
+    ),
     # What the instruction names may change, and nothing else.
-    (plan("Make the blue square green.", "There is a red circle and a green square."),
-     Scene((CIRCLE, replace(SQUARE, color="green"))), BOTH, None),
-    (plan("Make the blue square green.", "There is a circle and a green square."),
-     Scene((replace(CIRCLE, color="pink"), replace(SQUARE, color="green"))), BOTH, ["now a pink circle"]),
-    (plan("Swap the red circle and the blue square.", "There is a red circle right of a blue square."),
-     Scene((replace(CIRCLE, x=20), replace(SQUARE, x=2))), BOTH, None),
-    (plan("Move the red circle above the blue square.", "There is a red circle above a blue square."),
-     Scene((replace(CIRCLE, x=20, y=0), SQUARE)), BOTH, None),
-    (plan("Replace the blue square with a star.", "There is a red circle and a star."),
-     Scene((CIRCLE, replace(STAR, x=20, y=11))), BOTH, None),
+    (
+        plan("Make the blue square green.", "There is a red circle and a green square."),
+        Scene((CIRCLE, replace(SQUARE, color="green"))),
+        BOTH,
+        None,
+    ),
+    (
+        plan("Make the blue square green.", "There is a circle and a green square."),
+        Scene((replace(CIRCLE, color="pink"), replace(SQUARE, color="green"))),
+        BOTH,
+        ["now a pink circle"],
+    ),
+    (
+        plan("Swap the red circle and the blue square.", "There is a red circle right of a blue square."),
+        Scene((replace(CIRCLE, x=20), replace(SQUARE, x=2))),
+        BOTH,
+        None,
+    ),
+    (
+        plan("Move the red circle above the blue square.", "There is a red circle above a blue square."),
+        Scene((replace(CIRCLE, x=20, y=0), SQUARE)),
+        BOTH,
+        None,
+    ),
+    (
+        plan("Replace the blue square with a star.", "There is a red circle and a star."),
+        Scene((CIRCLE, replace(STAR, x=20, y=11))),
+        BOTH,
+        None,
+    ),
     (plan("Remove the blue square.", "There is a red circle."), Scene((CIRCLE,)), BOTH, None),
     (plan("Remove the red circle.", "There is a square."), Scene((replace(SQUARE, y=0),)), BOTH, ["square has moved"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("size", [32, 64])

@@ -16,17 +16,33 @@ from pdgen.train.monitor.run_log import Log, pictures_folder, read_log, read_run
 from pdgen.train.run_config import RunError
 
 CONFIG = {
-    "data": "out/shapes", "num_steps": 400, "rows": 2, "budgets": {"text": 300, "vit": 100, "vae": 600}, "init": "",
-    "model": "nano", "log_every": 20, "mesh": [1, -1, 1], "mixture": {},
+    "data": "out/shapes",
+    "num_steps": 400,
+    "rows": 2,
+    "budgets": {"text": 300, "vit": 100, "vae": 600},
+    "init": "",
+    "model": "nano",
+    "log_every": 20,
+    "mesh": [1, -1, 1],
+    "mixture": {},
     "optimizer": {"learning_rate": 0.0015, "schedule": "cosine"},
-}  # fmt: skip
+}
 # A half-life of one point: 2; (2 / 2 + 5) / 1.5 = 4; (2 / 4 + 5 / 2 + 8) / 1.75 = 6.2857.
 METRICS = [
     {"step": 20, "loss": 2.0, "ce": 4.0, "ce_plan": 1.0, "mse_3": 0.5, "step_seconds": 0.5, "tokens_per_second": 900.0},
-    {"step": 40, "loss": 5.0, "ce": 2.0, "ce_plan": 2.0, "grad_norm_und": 9.0, "step_seconds": 0.25,
-     "tokens_per_second": 1000.0, "mfu": 0.41, "memory_bytes": 3 * 2**29},
+    {
+        "step": 40,
+        "loss": 5.0,
+        "ce": 2.0,
+        "ce_plan": 2.0,
+        "grad_norm_und": 9.0,
+        "step_seconds": 0.25,
+        "tokens_per_second": 1000.0,
+        "mfu": 0.41,
+        "memory_bytes": 3 * 2**29,
+    },
     {"step": 60, "loss": 8.0, "ce": 1.0, "step_seconds": 0.25, "tokens_per_second": 5000.0, "mfu": 0.43},
-]  # fmt: skip
+]
 HELD_OUT = [
     {"step": 20, "ce": 3.5, "mse": 1.5, "ce_plan": 3.25, "unigram_ce": 3.75, "constant_mse": 1.25},
     {"step": 60, "ce": 0.875, "mse": 0.625, "ce_plan": 0.75, "unigram_ce": 3.75, "constant_mse": 1.25},
@@ -221,7 +237,7 @@ def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them(workdir)
 def test_nothing_is_fetched(workdir):
     draw(workdir, 20, 0, 9)
     text = run_page([read_run_log(workdir)])
-    assert not any(word in text for word in ("http:", "https:", "//", "@import", "<link", "src=\"."))
+    assert not any(word in text for word in ("http:", "https:", "//", "@import", "<link", 'src=".'))
 
 
 def test_smoothing_weighs_a_value_half_after_its_half_life():

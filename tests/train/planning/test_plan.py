@@ -79,7 +79,14 @@ def test_the_paper_s_recipe(paper):
     assert paper.budgets.vae >= 5 * 2 * 1024 and paper.budgets.vit >= 5 * 37**2  # five images drawn at 512 px
     o, d = paper.optimizer, paper.dropout
     assert (o.learning_rate, o.schedule, o.b1, o.b2, o.eps, o.clip_norm, o.ema_decay) == (
-        2e-5, "cosine", 0.9, 0.95, 1e-15, 1.0, 0.9999)  # fmt: skip
+        2e-5,
+        "cosine",
+        0.9,
+        0.95,
+        1e-15,
+        1.0,
+        0.9999,
+    )
     assert (d.text, d.vae, d.vit, paper.ce_weight) == (0.1, 0.3, 0.3, 1.0)
 
 
@@ -158,11 +165,24 @@ def test_the_table_says_whether_it_fits(peak, words):
     kinds = ("parameters", "optimizer", "ema", "batch", "gradients", "program")
     sizes = dict.fromkeys(kinds, 1e9) | {"temporaries": 3e9}
     facts = {
-        "topology": "h100:8", "device": "H100", "devices": 8, "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
-        "bytes_per_device": sizes, "peak_bytes_per_device": peak, "usable_bytes": 73.6e9, "memory_bytes": 80e9,
-        "fits": peak < 73.6e9, "tokens_per_step": 8000, "flops_per_step": 1e15, "mfu": 0.25, "step_seconds": 2.0,
-        "run_hours": 1.0, "trace_seconds": 1.0, "compile_seconds": 2.0, "jax": "0",
-    }  # fmt: skip
+        "topology": "h100:8",
+        "device": "H100",
+        "devices": 8,
+        "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+        "bytes_per_device": sizes,
+        "peak_bytes_per_device": peak,
+        "usable_bytes": 73.6e9,
+        "memory_bytes": 80e9,
+        "fits": peak < 73.6e9,
+        "tokens_per_step": 8000,
+        "flops_per_step": 1e15,
+        "mfu": 0.25,
+        "step_seconds": 2.0,
+        "run_hours": 1.0,
+        "trace_seconds": 1.0,
+        "compile_seconds": 2.0,
+        "jax": "0",
+    }
     lines = table(facts, "config.py")
     assert any(words in line for line in lines)
     assert any(line.split() == ["other", "temporaries", "2.000"] for line in lines)
