@@ -1,0 +1,37 @@
+"""Annotations of pdgen are checked in every call of the tests, in this process and in those that tests start."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from pdgen.flow.rectified import interpolate, schedule
+from pdgen.sequence.images import position_ids
+
+
+def test_a_wrong_shape_a_wrong_dtype_and_a_wrong_type_raise():
+    """Each of them in a call that would else give some numbers."""
+    image, t = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        interpolate(image, image[:, :1], t)  # numpy and jax would broadcast it
+    with pytest.raises(jaxtyping.TypeCheckError):
+        interpolate(image, image.astype(jnp.int32), t)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        interpolate(image, np.zeros((2, 3, 4), np.float32), t)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        position_ids((2, 3), "8")
+
+
+def test_an_int_is_a_float():
+    """As type checkers have it."""
+    assert schedule(5, 3).dtype == np.float32
+
+
+def test_a_started_process_checks_too():
+    """It inherits the folder of ``sitecustomize.py`` on its path."""
+    code = "from pdgen.sequence.images import position_ids; position_ids((2, 3), '8')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode and "TypeCheckError" in done.stderr, done.stderr
