@@ -33,7 +33,7 @@ from benchmarks.attention import compiled_gradients
 from benchmarks.process_pack import process_pack
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, preset
-from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents, network_evaluations
+from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, count_evaluations, generate_latents
 from pdgen.models import autoencoder, bagel
 from pdgen.models.attention import Intervals, Tile
 from pdgen.models.context import add_text, empty_cache
@@ -204,7 +204,7 @@ def image(sizes: Sizes, params: dict[str, Any]) -> dict[str, Any]:
         compiled = jax.jit(draw).lower(params, noise).compile()
         jax.block_until_ready(compiled(params, noise))
         seconds = median_seconds(functools.partial(compiled, params, noise), sizes.rounds)
-        result[name] = {"seconds": seconds, "forward_passes": network_evaluations(settings, False).all}
+        result[name] = {"seconds": seconds, "forward_passes": count_evaluations(settings, False).all}
     return result
 
 

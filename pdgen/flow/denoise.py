@@ -1,15 +1,16 @@
-"""From noise to an image's latents: one compiled scan per stretch of the schedule.
+"""From noise to an image's latents: Euler steps of the learned flow in compiled scans.
 
-The image's tokens see the whole context and each other and are never stored. Guidance branches stand side
-by side in one sequence, each with its own intervals and rotary position, so the dense layers run once
-over all of them; steps outside the guidance interval evaluate one branch only.
+    x_1 ~ N(0, 1),   x <- x - dt v(x, t),   v = guide(v_full, v_text, v_image)
 
-Axis legend: B batch, M VAE tokens, C values of a VAE token, R branches, D width.
+The image's tokens see the whole context and each other. Their keys and values are never cached: they change with
+every step. The branches of a guided step are concatenated to one sequence. Each has its own intervals and rotary
+position, so the dense layers run once over all of them. Steps outside the guidance interval evaluate one branch.
+
+Axis legend: B batch, M VAE tokens, C values of a VAE token, R branches, T = R M, O orders of TaylorSeer, D width.
 """
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,19 +32,19 @@ from pdgen.sharding import place
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
-    """How an image is sampled; the defaults are the base model's for text to image.
+    """How to sample an image; the defaults are BAGEL's for text to image.
 
     Attributes:
-      num_timesteps: points of the schedule; one less Euler steps. At least 2.
+      num_timesteps: points of the schedule, at least 2; there is one Euler step less.
       timestep_shift: within [0.01, 100]; see ``rectified.shift_timesteps``.
       text_scale: text guidance, within [1, 100]; 1 = no guidance at all, whatever ``image_scale``.
       image_scale: image guidance, within [1, 100]; 1 = none.
       interval: guidance is on where interval[0] < t <= interval[1]; both within [0, 1].
       renorm, renorm_min: see ``guidance.guide``.
-      taylorseer: extrapolate two steps of three; see ``flow.taylor``.
+      taylorseer: whether two steps of three are extrapolated; see ``flow.taylor``.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: a value is out of range; the message names it.
     """
 
     num_timesteps: int = 50
@@ -65,14 +66,14 @@ class ImageSettings:
             f"renorm must be one of {', '.join(RENORMS)}": self.renorm in RENORMS,
             "renorm_min must be within [0, 1]": 0 <= self.renorm_min <= 1,
         }
-        for rule, kept in rules.items():
-            if not kept:
+        for rule, holds in rules.items():
+            if not holds:
                 raise ValueError(f"image settings: {rule}; got {self}")
 
     @property
     def guided_steps(self) -> tuple[int, int]:
-        """First and last+1 Euler step with guidance (equal: none)."""
-        t = np.minimum(schedule(self.num_timesteps, self.timestep_shift)[:-1], 1)  # the first may be rounded above
+        """Euler steps [first, end) with guidance; (0, 0) if none has."""
+        t = np.minimum(schedule(self.num_timesteps, self.timestep_shift)[:-1], 1)  # rounding may give 1.0000001
         guided = np.flatnonzero((self.interval[0] < t) & (t <= self.interval[1]))
         if self.text_scale == 1 or not guided.size:
             return 0, 0
@@ -80,13 +81,14 @@ class ImageSettings:
 
 
 class Contexts(NamedTuple):
-    """What the branches see.
+    """The contexts of the guidance branches.
 
     Attributes:
       full: the whole context.
-      text_length, text_rotary: [B], the view of ``full`` without the texts since the last image.
-      image: the context without images; None switches image guidance off.
-      has_image: [B], rows whose context holds an image.
+      text_length, text_rotary: number of tokens and next rotary position of ``full`` without the texts since the
+        last image.
+      image: the context without images; None turns image guidance off.
+      has_image: rows whose context contains an image.
     """
 
     full: Cache
@@ -98,7 +100,7 @@ class Contexts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """Static side of the scan: sizes, settings and the ids of the two switch tokens."""
+    """What is fixed at compilation: sizes, settings and the ids of <|vision_start|> and <|vision_end|>."""
 
     config: ModelConfig
     compute: ComputeConfig
@@ -107,12 +109,12 @@ class Denoiser:
 
 
 class Progress(NamedTuple):
-    """An image on its way from noise.
+    """The state of a partly denoised image.
 
     Attributes:
-      x: latents at the timestep reached.
+      x: latents at the current timestep.
       v: guided velocity of the last step, 0 before the first.
-      differences: what TaylorSeer extrapolates from (no tokens where it is off), O = taylor.ORDER + 1.
+      differences: TaylorSeer's finite differences; without TaylorSeer T is 0.
     """
 
     x: Float[Array, "B M C"]
@@ -121,23 +123,25 @@ class Progress(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What one Euler step needs of the schedule; stacked over the steps of a scan.
+    """What an Euler step takes from the schedule; stacked over the steps of a scan.
 
     Attributes:
-      t: the timestep it starts from.
-      dt: how far it goes.
-      plan: whether TaylorSeer computes or extrapolates here.
+      t: timestep at which it starts.
+      dt: decrease of t.
+      full, distance, known: see ``taylor.Plan``.
     """
 
     t: Float[Array, "*steps"]
     dt: Float[Array, "*steps"]
-    plan: taylor.Plan
+    full: Bool[Array, "*steps"]
+    distance: Int[Array, "*steps"]
+    known: Int[Array, "*steps 2"]
 
 
 def begin(denoiser: Denoiser, noise: Float[Array, "B M C"], image_guidance: bool) -> Progress:
-    """An image before its first step; ``noise`` is standard normal."""
+    """Return the state of an image before its first step; ``noise`` is standard normal."""
     x, settings = place(noise.astype(jnp.float32), "batch", None, None), denoiser.settings
-    tokens = num_branches(settings, image_guidance) * noise.shape[1] if settings.taylorseer else 0
+    tokens = count_branches(settings, image_guidance) * noise.shape[1] if settings.taylorseer else 0
     shape = (noise.shape[0], taylor.ORDER + 1, tokens, denoiser.config.language.hidden_size)
     return Progress(x, jnp.zeros_like(x), place(jnp.zeros(shape, jnp.float32), "batch", None, None, None))
 
@@ -150,28 +154,32 @@ def advance(
     progress: Progress,
     steps: tuple[int, int],
 ) -> Progress:
-    """Euler steps ``steps[0]`` .. ``steps[1] - 1``; stretch after stretch gives what one call over all steps gives.
+    """Run Euler steps [steps[0], steps[1]). Consecutive calls give the same result as one call over all steps.
 
     Args:
+      denoiser: sizes and settings.
+      params: the model's parameters.
+      contexts: what the image's tokens see.
       positions: position ids of the latent patches.
+      progress: the state after ``steps[0]`` steps.
+      steps: first step and last + 1.
     """
     settings = denoiser.settings
     t = schedule(settings.num_timesteps, settings.timestep_shift)
     start, end = settings.guided_steps
-    whole = _Step(t[:-1], t[:-1] - t[1:], taylor.plan(len(t) - 1, start if end else 0))
-    guided = num_branches(settings, contexts.image is not None)
+    schedules = (t[:-1], t[:-1] - t[1:], *taylor.plan(len(t) - 1, start if end else 0))
+    guided = count_branches(settings, contexts.image is not None)
     # Three scans, since the number of branches is a shape: before, within and after the guidance interval.
-    for first, last, count in ((0, start, 1), (start, end, guided), (end, len(t) - 1, 1)):
+    for first, last, branches in ((0, start, 1), (start, end, guided), (end, len(t) - 1, 1)):
         first, last = max(first, steps[0]), min(last, steps[1])
         if first < last:
-            run = functools.partial(_run_step, denoiser, params, contexts, positions, count)
-            part = slice(first, last)
-            progress, _ = jax.lax.scan(run, progress, jax.tree.map(operator.itemgetter(part), whole))
+            run = functools.partial(_run_step, denoiser, params, contexts, positions, branches)
+            progress, _ = jax.lax.scan(run, progress, _Step(*(jnp.asarray(x[first:last]) for x in schedules)))
     return progress
 
 
 def estimate(settings: ImageSettings, progress: Progress, step: int) -> Float[Array, "B M C"]:
-    """The clean latents that the last velocity leads to after ``step`` steps: x0 = x - t v; x itself at the end."""
+    """Estimate the clean latents x0 = x - t v after ``step`` steps, with the last step's velocity."""
     return progress.x - schedule(settings.num_timesteps, settings.timestep_shift)[step] * progress.v
 
 
@@ -182,33 +190,33 @@ def generate_latents(
     noise: Float[Array, "B M C"],
     positions: Int[Array, "B M"],
 ) -> Float[Array, "B M C"]:
-    """All Euler steps from ``noise`` to the image's clean, scaled latents, float32; see ``begin`` and ``advance``."""
+    """Run all Euler steps from ``noise`` to the image's clean, scaled latents, float32; arguments as ``advance``."""
     progress = begin(denoiser, noise, contexts.image is not None)
     steps = (0, denoiser.settings.num_timesteps - 1)
     return advance(denoiser, params, contexts, positions, progress, steps).x
 
 
-def num_branches(settings: ImageSettings, image_guidance: bool) -> int:
-    """Branches of a guided step: the full context, the one without texts, and the one without images."""
+def count_branches(settings: ImageSettings, image_guidance: bool) -> int:
+    """Count the branches of a guided step: the full context, the one without texts, the one without images."""
     if settings.guided_steps == (0, 0):
         return 1
     return 2 + int(image_guidance and settings.image_scale > 1)
 
 
 class Evaluations(NamedTuple):
-    """Forward passes of one image: of all branches together, and of the guidance branches among them."""
+    """Forward passes for one image: of all branches, and of the guidance branches among them."""
 
     all: int
     guidance: int
 
 
-def network_evaluations(settings: ImageSettings, image_guidance: bool, steps: int | None = None) -> Evaluations:
-    """Forward passes of an image's first ``steps`` steps (all by default); TaylorSeer's skips are none."""
+def count_evaluations(settings: ImageSettings, image_guidance: bool, steps: int | None = None) -> Evaluations:
+    """Count the forward passes of an image's first ``steps`` steps (None: all), without TaylorSeer's skipped ones."""
     start, end = settings.guided_steps
     count = settings.num_timesteps - 1
     full = taylor.plan(count, start).full if settings.taylorseer else np.ones(count, bool)
     full = full[:steps]
-    guidance = (num_branches(settings, image_guidance) - 1) * int(full[start:end].sum())
+    guidance = (count_branches(settings, image_guidance) - 1) * int(full[start:end].sum())
     return Evaluations(int(full.sum()) + guidance, guidance)
 
 
@@ -221,10 +229,10 @@ def _run_step(
     progress: Progress,
     step: _Step,
 ) -> tuple[Progress, None]:
-    """One Euler step with ``branches`` evaluated."""
+    """Run one Euler step with ``branches`` branches."""
     evaluate = functools.partial(_last_layer, denoiser, params, contexts, positions, branches, progress.x, step.t)
     if denoiser.settings.taylorseer:
-        hidden, differences = _compute_or_extrapolate(step.plan, positions.shape[1], branches, progress, evaluate)
+        hidden, differences = _compute_or_extrapolate(step, positions.shape[1], branches, progress, evaluate)
         hidden = hidden.astype(denoiser.compute.dtype)
     else:
         hidden, differences = evaluate(), progress.differences
@@ -235,20 +243,24 @@ def _run_step(
 
 
 def _compute_or_extrapolate(
-    plan: taylor.Plan, tokens: int, branches: int, progress: Progress, evaluate: Callable[[], Array]
-) -> tuple[Float[Array, "B T D"], Float[Array, "B O T D"]]:
-    """TaylorSeer's last layer, float32, and its differences after the step; ``tokens`` of each branch."""
+    step: _Step, tokens: int, branches: int, progress: Progress, evaluate: Callable[[], Array]
+) -> tuple[Float[Array, "B T D"], Float[Array, "B O All D"]]:
+    """Return the last layer's output by TaylorSeer, float32, and the differences after the step.
+
+    ``tokens`` is the number of each branch. A step with fewer branches does not change the other branches'
+    differences.
+    """
     count = branches * tokens
-    # Differences come first in ``taylor``. A step with fewer branches leaves those of the others as they are.
+    # In ``taylor`` the order is the first axis; in ``Progress`` it is the batch, as in all states that a mesh splits.
     own = jnp.moveaxis(progress.differences[:, :, :count], 1, 0)
-    known = jnp.where(jnp.arange(count) < tokens, plan.known[0], plan.known[1])
-    own = jax.lax.cond(plan.full, lambda: taylor.renew(own, evaluate(), plan.distance, known), lambda: own)
-    hidden = jnp.where(plan.full, own[0], taylor.extrapolate(own, plan.distance))
+    known = jnp.where(jnp.arange(count) < tokens, step.known[0], step.known[1])
+    own = jax.lax.cond(step.full, lambda: taylor.update_differences(own, evaluate(), step.distance, known), lambda: own)
+    hidden = jnp.where(step.full, own[0], taylor.extrapolate(own, step.distance))
     return hidden, progress.differences.at[:, :, :count].set(jnp.moveaxis(own, 0, 1))
 
 
 def _combine(settings: ImageSettings, velocities: list[Array], has_image: Array) -> Float[Array, "B M C"]:
-    """The guided velocity of the branches' own: full context, without texts, without images."""
+    """Guide by the branches' velocities: of the full context, without texts, without images."""
     if len(velocities) == 1:
         return velocities[0]
     full, text, *image = velocities
@@ -266,12 +278,12 @@ def _combine(settings: ImageSettings, velocities: list[Array], has_image: Array)
 def _last_layer(
     denoiser: Denoiser, params: dict, contexts: Contexts, positions: Array, branches: int, x: Array, t: Array
 ) -> Float[Array, "B T D"]:
-    """Last layer's output of the VAE tokens of every branch, T = branches * M, before the final norm."""
+    """Return the last layer's output for the VAE tokens of every branch, before the final norm."""
     config, compute = denoiser.config, denoiser.compute
     batch, tokens = positions.shape
     switches = jnp.tile(jnp.asarray(denoiser.switches, jnp.int32), (batch, branches))
     und = bagel.embed_text(compute, params, switches)
-    # The branches differ in what they see alone: the same noisy image is embedded once for all.
+    # The branches differ only in what they see, so the noisy image is embedded once for all of them.
     gen = bagel.embed_latents(config, compute, params, x, positions, jnp.full(positions.shape, t))
     streams = Streams(und, jnp.tile(gen, (1, branches, 1)))
     order, past = _arrange_branches(contexts, tokens, branches)
@@ -280,7 +292,7 @@ def _last_layer(
 
 
 class _View(NamedTuple):
-    """What one branch sees, per row: its rotary position and how many tokens of the two contexts."""
+    """What a branch sees, per row: its rotary position and how many tokens of either context."""
 
     rotary: Int[Array, " B"]
     in_full: Int[Array, " B"]
@@ -288,19 +300,19 @@ class _View(NamedTuple):
 
 
 def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Past, ...]]:
-    """Branches as documents of one sequence: each sees its own context and its own tokens."""
+    """Lay the branches out as documents of one sequence: each sees its own context and its own tokens."""
     full, image = contexts.full, contexts.image
     batch, span = full.length.shape[0], tokens + 2
     zero = jnp.zeros(batch, jnp.int32)
-    # The texts since the last image end the context, so the branch without them sees a shorter piece of the same cache.
+    # The texts since the last image come last in the context: without them, a branch sees a prefix of the same cache.
     views = [_View(full.rotary, full.length, zero), _View(contexts.text_rotary, contexts.text_length, zero)]
-    if branches == 3:
+    if image is not None and branches == 3:
         views.append(_View(image.rotary, zero, image.length))
     rotary, in_full, in_image = (jnp.repeat(jnp.stack(x, 1), span, axis=1) for x in zip(*views[:branches]))
 
     to_sequence = image_order(tokens, branches)
     to_stream = np.argsort(to_sequence)
-    own = np.arange(branches * span) // span * span
+    own = np.arange(branches * span) // span * span  # first slot of each token's own branch
     rows = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (batch, branches * span))  # noqa: E731
     among = Intervals(rows(own), rows(own + span))
     order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, isolated_spans=branches)

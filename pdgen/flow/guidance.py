@@ -1,4 +1,4 @@
-"""Classifier-free guidance on text and image contexts, with the velocity's norm held back.
+"""Classifier-free guidance on text and image contexts, with the norm of the velocity limited.
 
 Axis legend: B batch, M VAE tokens, C values of a VAE token. Norms are per row of the batch (or per token),
 so a trajectory's guidance does not depend on the rows beside it.
@@ -20,20 +20,20 @@ def guide(
     renorm: str,
     renorm_min: float,
 ) -> Float[Array, "B M C"]:
-    """Guided velocity.
+    """Return the guided velocity.
 
         g = v_text + s_text (v - v_text);   g = v_image + s_image (g - v_image)
         result = g * clip(|v| / (|g| + 1e-8), renorm_min, 1)
 
     Args:
-      v: velocity with the whole context.
-      v_text: without the texts since the last image.
-      v_image: without images; None if there is no image guidance at all.
-      has_image: rows whose context holds an image; image guidance leaves the others alone.
-      scales: s_text, s_image.
-      renorm: norms over a whole row ("global"), per token ("channel"), or per token after the text step
-        with no rescaling after the image step ("text_channel").
-      renorm_min: least factor.
+      v: velocity given the whole context.
+      v_text: velocity without the texts since the last image.
+      v_image: velocity without images; None turns image guidance off.
+      has_image: rows whose context contains an image. Image guidance does not change the other rows.
+      scales: (s_text, s_image).
+      renorm: "global" takes norms over a whole row, "channel" per token. "text_channel" rescales per token after
+        the text step and not after the image step.
+      renorm_min: lower bound of the rescaling factor, within [0, 1].
 
     Raises:
       ValueError: ``renorm`` is unknown.
@@ -54,7 +54,7 @@ def _guide_by_image(g: Array, v_image: Array | None, has_image: Array, scale: fl
 
 
 def _rescale(g: Array, v: Array, renorm: str, renorm_min: float) -> Array:
-    # Guidance lengthens the velocity, which oversaturates the image: it is brought back to the length of ``v``.
+    # A guided velocity is longer than ``v``, which oversaturates the image. Scale it down to the length of ``v``.
     axes = (1, 2) if renorm == "global" else (2,)
     size, guided_size = (jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True)) for x in (v, g))
     return g * jnp.clip(size / (guided_size + 1e-8), renorm_min, 1.0)

@@ -1,11 +1,13 @@
-"""TaylorSeer: most steps extrapolate the last layer's output instead of computing it.
+"""TaylorSeer (Liu et al., 2025): most steps extrapolate the last layer's output instead of computing it.
 
-At a full step the finite differences of the last layer's output are renewed:
+A full step computes the output and updates its finite differences:
 
     D_0 = output,   D_{i+1} = (D_i - previous D_i) / steps since the last full step
 
-and a skipped step, d steps after it, uses sum_i D_i d^i / i!. Which steps are full, and how many
-differences exist, follows from the schedule alone, so it is worked out before compiling.
+A skipped step, d steps after the last full one, uses sum_i D_i d^i / i!. Which steps are full, and how many
+differences exist, follows from the schedule alone, so ``plan`` computes it before compilation.
+
+Axis legend: O orders 0 .. ORDER, B batch, M VAE tokens of all branches, D width.
 """
 
 import math
@@ -17,16 +19,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 ORDER = 6
 WARM_UP = 5  # steps 0..4 are full
-EVERY = 3
+EVERY = 3  # after the warm-up one step in three is full
 
 
 class Plan(NamedTuple):
-    """What each step does.
+    """Which steps are full, and the distances and orders that the extrapolation needs.
 
     Attributes:
       full: whether the step computes the last layer's output.
-      distance: steps since the last full one; at a full step to the previous full one (1 at the first).
-      known: differences D_1.. that a full step can renew, in the main branch and in the guidance branches.
+      distance: steps since the last full step before this one, at least 1.
+      known: number of differences D_1, D_2, ... that exist after a full step, in the main branch and in the
+        guidance branches; 0 at skipped steps.
     """
 
     full: Bool[np.ndarray, " steps"]
@@ -34,41 +37,54 @@ class Plan(NamedTuple):
     known: Int[np.ndarray, "steps 2"]
 
 
-def plan(num_steps: int, joins: int) -> Plan:
-    """Plans the full steps of a schedule.
+def plan(num_steps: int, guidance_start: int) -> Plan:
+    """Choose the full steps of a schedule.
 
     Args:
-      num_steps: Euler steps.
-      joins: first step of the guidance branches; it is full, for they have nothing to extrapolate from.
+      num_steps: number of Euler steps.
+      guidance_start: first step with guidance branches. It is full: they have nothing to extrapolate from yet.
     """
     full, distance = np.zeros(num_steps, bool), np.ones(num_steps, np.int32)
     known = np.zeros((num_steps, 2), np.int32)
     last, orders = -1, [-1, -1]
     for step in range(num_steps):
         distance[step] = max(1, step - last) if last >= 0 else 1
-        full[step] = step < WARM_UP or step - last >= EVERY or step == joins
+        full[step] = step < WARM_UP or step - last >= EVERY or step == guidance_start
         if full[step]:
-            for branch, start in enumerate((0, joins)):
+            for branch, start in enumerate((0, guidance_start)):
                 if step >= start:
-                    grows = step >= WARM_UP - 1 and orders[branch] >= 0
-                    orders[branch] = min(ORDER, orders[branch] + 1) if grows else 0
+                    # A difference needs two full steps. The first WARM_UP - 1 steps change too fast to be used.
+                    has_previous = step >= WARM_UP - 1 and orders[branch] >= 0
+                    orders[branch] = min(ORDER, orders[branch] + 1) if has_previous else 0
                     known[step, branch] = orders[branch]
             last = step
     return Plan(full, distance, known)
 
 
-def renew(
-    differences: Float[Array, "O B M D"], output: Float[Array, "B M D"], distance: Array, known: Array
+def update_differences(
+    differences: Float[Array, "O B M D"],
+    output: Float[Array, "B M D"],
+    distance: Int[Array, ""],
+    known: Int[Array, " M"],
 ) -> Float[Array, "O B M D"]:
-    """Differences after a full step; ``known`` of D_1..D_6 exist, per token [M] or scalar, the rest are 0."""
-    rows = [output.astype(differences.dtype)]
-    known = jnp.broadcast_to(known, output.shape[1:2])[:, None]
+    """Return the differences after a full step.
+
+    Args:
+      differences: those of the last full step.
+      output: the last layer's output at this step.
+      distance: steps since the last full step.
+      known: how many of D_1, D_2, ... exist, per token; the others are 0.
+    """
+    updated = [output.astype(differences.dtype)]
     for i in range(ORDER):
-        rows.append(jnp.where(i < known, (rows[i] - differences[i]) / distance, 0))
-    return jnp.stack(rows)
+        updated.append(jnp.where(i < known[:, None], (updated[i] - differences[i]) / distance, 0))
+    return jnp.stack(updated)
 
 
-def extrapolate(differences: Float[Array, "O B M D"], distance: Array) -> Float[Array, "B M D"]:
-    """sum_i D_i d^i / i!"""
+def extrapolate(differences: Float[Array, "O B M D"], distance: Int[Array, ""]) -> Float[Array, "B M D"]:
+    """Return sum_i D_i d^i / i!, the output ``distance`` steps d after the last full step."""
     factors = [distance.astype(differences.dtype) ** i / math.factorial(i) for i in range(ORDER + 1)]
-    return sum(factor * row for factor, row in zip(factors, differences))
+    total = factors[0] * differences[0]
+    for factor, difference in zip(factors[1:], differences[1:]):
+        total += factor * difference
+    return total

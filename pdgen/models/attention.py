@@ -1,12 +1,14 @@
 """Interval attention: softmax attention whose mask is two intervals of integers per token.
 
     allowed(q, k)  <=>  k_start[q] <= k < k_end[q]  and  q_start[k] <= q < q_end[k]
+    out(q) = sum_k w(q, k) v(k),   w(q, k) = softmax over allowed k of q.k / sqrt(h)
 
-``attend(q, parts)`` takes keys and values in parts (a cache and the new tokens, say), each with its own
-intervals, and normalises once over all of them. No mask or logit matrix larger than a tile is ever built;
-tiles that no query of the block may see are not computed. A query that may see nothing gets zeros.
+``attend(q, parts)`` takes keys and values in several parts, such as a cache and the new tokens. Each part has its own
+intervals; one softmax runs over all of them. No matrix of masks or logits is larger than a tile, and tiles without an
+allowed pair are not computed. The result of a query that may see nothing is 0.
 
-Axis legend: B batch, Q queries, S keys, H query heads, K key/value heads, G = H / K, h head size.
+Axis legend: B batch, Q queries, S keys, H query heads, K key/value heads, G = H / K, h head size, L layers;
+lower case q and k are the queries and keys of a tile, and R = G * q.
 
 Example: two documents, a text of two tokens and then a clean image of three; a text of one token:
 
@@ -18,7 +20,7 @@ Example: two documents, a text of two tokens and then a clean image of three; a 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,16 +31,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pdgen.config import ComputeConfig
 
-ATTENTION = "attention"  # checkpoint name of what the backward pass needs of the forward pass
-MASKED = -1e30  # finite, so that a row with nothing to see never computes inf - inf
+ATTENTION = "attention"  # checkpoint name of the result and the log-sum-exp, for remat policies
+MASKED = -1e30  # finite, so that a row without an allowed key never computes inf - inf
 
 
 class Intervals(NamedTuple):
-    """Who sees whom. ``q_start`` and ``q_end`` may both be None: every query may see every key.
+    """Which queries may see which keys, int32. ``q_start`` and ``q_end`` are both None if keys restrict nothing.
 
     Attributes:
-      k_start, k_end: [B, Q] int32, the keys each query may see.
-      q_start, q_end: [B, S] int32, the queries that may see each key.
+      k_start, k_end: the keys [k_start, k_end) that each query may see.
+      q_start, q_end: the queries [q_start, q_end) that may see each key.
     """
 
     k_start: Int[Array, "B Q"]
@@ -55,7 +57,7 @@ class KeysValues(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Keys and values [B, S, K, h] and who may see them."""
+    """Keys, values, and the queries that may see them."""
 
     k: Float[Array, "B S K h"]
     v: Float[Array, "B S K h"]
@@ -63,7 +65,7 @@ class Part(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Tile sizes in tokens: queries times keys."""
+    """Size of a tile in tokens: queries and keys."""
 
     q: int = 256
     k: int = 256
@@ -72,15 +74,15 @@ class Tile(NamedTuple):
 DEFAULT_TILE = Tile()
 
 
-def run_attention(compute: ComputeConfig, q: Float[Array, "B Q H h"], parts: list[Part]) -> Float[Array, "B Q H h"]:
-    """Attention as ``compute.attention`` asks for it: "dense", or else by tiles of the sizes in ``compute``."""
+def run_attention(compute: ComputeConfig, q: Float[Array, "B Q H h"], parts: Sequence[Part]) -> Float[Array, "B Q H h"]:
+    """Attend by the method ``compute.attention``: "dense", or "blockwise" with the tile of ``compute``."""
     if compute.attention == "dense":
         return attend_dense(q, parts)
     return attend(q, parts, Tile(compute.block_q, compute.block_k))
 
 
 def allowed_matrix(intervals: Intervals, num_keys: int) -> Bool[Array, "B Q S"]:
-    """The dense mask of ``intervals``: the definition itself, for tests and for drawing."""
+    """Return the dense mask of ``intervals``, by the definition; for the dense method and for tests."""
     k = jnp.arange(num_keys)
     mask = (intervals.k_start[..., None] <= k) & (k < intervals.k_end[..., None])
     if intervals.q_start is not None and intervals.q_end is not None:
@@ -89,8 +91,8 @@ def allowed_matrix(intervals: Intervals, num_keys: int) -> Bool[Array, "B Q S"]:
     return mask
 
 
-def attend_dense(q: Float[Array, "B Q H h"], parts: list[Part]) -> Float[Array, "B Q H h"]:
-    """The oracle: builds the whole mask and logit matrix. Same result as ``attend``; any dtype."""
+def attend_dense(q: Float[Array, "B Q H h"], parts: Sequence[Part]) -> Float[Array, "B Q H h"]:
+    """Attend with the whole matrix of masks and logits in memory: the reference for ``attend``."""
     batch, queries, heads, size = q.shape
     k = jnp.concatenate([p.k for p in parts], axis=1)
     v = jnp.concatenate([p.v for p in parts], axis=1)
@@ -98,36 +100,34 @@ def attend_dense(q: Float[Array, "B Q H h"], parts: list[Part]) -> Float[Array, 
     grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], size)
     logits = jnp.einsum("bqkgh,bskh->bkgqs", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
     mask = mask[:, None, None]
-    # Masked twice: a row that sees nothing would otherwise share its weight among all keys.
+    # The softmax of a row without an allowed key is uniform over all keys, so the weights are masked again.
     weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
     weights = jnp.where(mask, weights, 0).astype(v.dtype)
     return jnp.einsum("bkgqs,bskh->bqkgh", weights, v).reshape(q.shape)
 
 
-def attend(q: Float[Array, "B Q H h"], parts: list[Part], tile: Tile = DEFAULT_TILE) -> Float[Array, "B Q H h"]:
-    """Blockwise interval attention, differentiable in q, k and v.
+def attend(q: Float[Array, "B Q H h"], parts: Sequence[Part], tile: Tile = DEFAULT_TILE) -> Float[Array, "B Q H h"]:
+    """Attend tile by tile; differentiable in q, k and v.
 
-    Logits, maximum, sum and accumulator are float32 whatever the dtype of q, k and v; the result has q's
-    dtype. Rows of a batch longer than a tile are visited one by one, so that each keeps its own loop
-    bounds; shorter ones (decoding) together.
+    Logits, maximum, sum and accumulator are float32, whatever the dtype of q, k and v. The result has q's dtype.
 
     Args:
       q: queries, not yet scaled by h^-1/2.
-      parts: at least one; all share K and h.
-      tile: tile sizes.
+      parts: at least one; all have the same K and h.
+      tile: size of a tile.
     """
-    if not q.shape[1]:  # a stream that this run has no tokens of
+    if not q.shape[1]:  # a stream without tokens
         return q
 
-    parts = tuple(parts)
     if q.shape[1] <= tile.q or q.shape[0] == 1:
-        return _attend(tile, q, parts)
-    # A loop's bounds cover all rows that share it, so each long row gets a loop of its own.
-    return lax.map(functools.partial(_attend_row, tile), (q, parts))
+        return _attend(tile, q, tuple(parts))
+    # Rows that share a loop share its bounds. So each row longer than a tile has a loop of its own, while short rows,
+    # as in decoding, run together.
+    return lax.map(functools.partial(_attend_row, tile), (q, tuple(parts)))
 
 
 def _attend_row(tile: Tile, row: tuple[jax.Array, tuple[Part, ...]]) -> jax.Array:
-    """One row of the batch, without the batch axis."""
+    """Attend in one row of the batch, whose arrays have no batch axis."""
     q, parts = jax.tree.map(lambda x: x[None], row)
     return _attend(tile, q, parts)[0]
 
@@ -138,34 +138,35 @@ def _attend(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> jax.Array:
 
 
 def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, Q, H, ...] to [B, K, G, Q, ...]."""
+    """Reshape [B, Q, H, ...] to [B, K, G, Q, ...]."""
     return jnp.moveaxis(x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:]), 1, 3)
 
 
 def _from_heads(x: jax.Array) -> jax.Array:
-    """[B, K, G, Q, h] to [B, Q, H, h]."""
+    """Reshape [B, K, G, Q, h] to [B, Q, H, h]."""
     x = jnp.moveaxis(x, 3, 1)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _blocks(x: jax.Array, size: int, axis: int) -> jax.Array:
-    """Splits ``axis`` into blocks of ``size``, zero-padded; the block number becomes the first axis."""
+    """Split ``axis`` into zero-padded blocks of ``size``; the block number becomes the first axis."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, -x.shape[axis] % size)
     x = jnp.pad(x, pad)
     return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _unblocks(blocks: jax.Array, length: int, axis: int) -> jax.Array:
+def _join_blocks(blocks: jax.Array, length: int, axis: int) -> jax.Array:
+    """Undo ``_blocks`` for an axis of ``length``."""
     x = jnp.moveaxis(blocks, 0, axis)
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return lax.slice_in_dim(x, 0, length, axis=axis)
 
 
 def _bounds(intervals: Intervals, size: int) -> tuple[jax.Array, jax.Array]:
-    """First and last+1 key block that any query of the block may see."""
+    """Return the first key block and the last + 1 that any query of the block may see."""
     start, end = intervals.k_start, intervals.k_end
-    # A query that sees nothing (padding, say) must not widen what the whole block visits.
+    # Queries that see nothing, such as padding, must not widen the range of the whole block.
     empty = end <= start
     low = jnp.min(jnp.where(empty, jnp.iinfo(jnp.int32).max, start))
     high = jnp.max(jnp.where(empty, 0, end))
@@ -173,72 +174,73 @@ def _bounds(intervals: Intervals, size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _key_block(j: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:
-    """Where block j starts (the last one is moved left to fit) and the key numbers it answers for."""
+    """Return where block j starts (the last one is moved left to fit) and the numbers of its keys, -1 if masked."""
     start = jnp.minimum(j * size, length - size)
     index = start + jnp.arange(size)
-    # The last block then overlaps the one before: its first keys are masked, or they would count twice.
+    # The last block may overlap the one before it. The keys in common are masked, or they would count twice.
     return start, jnp.where(index >= j * size, index, -1)
 
 
 def _key_tile(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """[B, K, size, h] of keys or values [B, S, K, h]; tiles are turned, never the whole, which may be a cache."""
+    """Slice a tile [B, K, size, h] out of keys or values [B, S, K, h]."""
+    # Only the tile is transposed: the whole may be a large cache.
     return jnp.moveaxis(lax.dynamic_slice_in_dim(x, start, size, axis=1), 1, 2)
 
 
 def _tile_mask(intervals: Intervals, q_index: jax.Array, start: jax.Array, k_index: jax.Array) -> jax.Array:
-    """[B, q, k] of one tile; ``intervals.k_*`` are the block's, ``q_*`` all keys'."""
+    """Return the mask [B, q, k] of a tile; ``intervals`` are those of the block's queries and of all keys."""
     mask = (intervals.k_start[..., None] <= k_index) & (k_index < intervals.k_end[..., None]) & (k_index >= 0)
-    if intervals.q_start is not None:
-        first, last = (
+    if intervals.q_start is not None and intervals.q_end is not None:
+        first, end = (
             lax.dynamic_slice_in_dim(x, start, k_index.shape[0], axis=1)[:, None]
             for x in (intervals.q_start, intervals.q_end)
         )
-        mask &= (first <= q_index[:, None]) & (q_index[:, None] < last)
+        mask &= (first <= q_index[:, None]) & (q_index[:, None] < end)
     return mask
 
 
 def _product(spec: str, *operands: jax.Array) -> jax.Array:
-    """An einsum accumulated in float32; rows of a matrix ``q`` are all queries of one key head, s keys."""
+    """Compute an einsum with float32 sums; in ``spec`` q are the R rows of a key head and s the keys of a tile."""
     return jnp.einsum(spec, *operands, preferred_element_type=jnp.float32)
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    """[B, K, G, q, ...] to [B, K, G * q, ...]: the queries of a key head as rows of one matrix."""
+    """Reshape [B, K, G, q, ...] to [B, K, R, ...]: the queries of a key head become the rows of one matrix."""
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 class _KeyRange(NamedTuple):
-    """The keys that each query of a block may see: first and last+1, [B, q]."""
+    """The keys [start, end) of a part that each query of a block may see."""
 
-    start: jax.Array
-    end: jax.Array
+    start: Int[Array, "B q"]
+    end: Int[Array, "B q"]
 
 
 class _QueryBlock(NamedTuple):
-    """What a loop over query blocks visits.
+    """An element of a loop over query blocks.
 
     Attributes:
-      number: of the block.
-      queries: what belongs to its queries, arrays [B, K, G, q, ...].
-      seen: of each part.
+      number: its number.
+      queries: a pytree of arrays [B, K, G, q, ...] with the queries' values.
+      seen: the queries' keys in each part.
     """
 
     number: jax.Array
     queries: Any
     seen: tuple[_KeyRange, ...]
 
-    def index(self, size: int) -> jax.Array:
-        """[q], the numbers of its queries in the sequence; ``size`` is that of every block."""
+    def query_numbers(self, size: int) -> jax.Array:
+        """Return the numbers [q] of its queries in the sequence; ``size`` is that of every block."""
         return self.number * size + jnp.arange(size)
 
     def restrict(self, parts: tuple[Part, ...]) -> Iterator[Part]:
-        """The parts with the intervals of this block's queries."""
+        """Yield the parts with the intervals of this block's queries."""
         for part, seen in zip(parts, self.seen):
             yield part._replace(intervals=part.intervals._replace(k_start=seen.start, k_end=seen.end))
 
 
 def _query_blocks(size: int, queries: Any, parts: tuple[Part, ...]) -> _QueryBlock:
-    """All blocks, stacked along a new first axis; ``queries`` are arrays [B, K, G, Q, ...]."""
+    """Return all blocks, stacked along a new first axis; ``queries`` are arrays [B, K, G, Q, ...]."""
     length = parts[0].intervals.k_start.shape[1]
     numbers = jnp.arange(-(-length // size))
     seen = tuple(
@@ -248,10 +250,10 @@ def _query_blocks(size: int, queries: Any, parts: tuple[Part, ...]) -> _QueryBlo
 
 
 class _Softmax(NamedTuple):
-    """The online softmax of a query block over the keys visited so far; rows R = G * q.
+    """State of the online softmax of a query block over the keys visited so far.
 
     Attributes:
-      out: sum of exp(logit - top) times the value.
+      out: sum of exp(logit - top) * value.
       top: the largest logit.
       total: sum of exp(logit - top).
     """
@@ -262,22 +264,22 @@ class _Softmax(NamedTuple):
 
 
 def _forward(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, jax.Array]:
-    """Output [B, Q, H, h] and log-sum-exp [B, K, G, Q] (0 where nothing is seen), by online softmax."""
+    """Return the output [B, Q, H, h] and the log-sum-exp [B, K, G, Q], which is 0 for queries that see nothing."""
     length = q.shape[1]
     tile = Tile(min(tile.q, length), tile.k)
     blocks = _query_blocks(tile.q, _by_head(q, parts[0].k.shape[2]), parts)
     out, lse = lax.map(functools.partial(_forward_block, tile, parts), blocks)
-    return _from_heads(_unblocks(out, length, 3)), _unblocks(lse, length, 3)
+    return _from_heads(_join_blocks(out, length, 3)), _join_blocks(lse, length, 3)
 
 
 def _forward_block(tile: Tile, parts: tuple[Part, ...], block: _QueryBlock) -> tuple[jax.Array, jax.Array]:
-    """Output [B, K, G, q, h] and log-sum-exp [B, K, G, q] of one query block."""
-    index, rows = block.index(tile.q), _rows(block.queries)
+    """Return the output [B, K, G, q, h] and the log-sum-exp [B, K, G, q] of one query block."""
+    index, rows = block.query_numbers(tile.q), _rows(block.queries)
     shape = rows.shape[:-1]
     state = _Softmax(jnp.zeros(rows.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
     for part in block.restrict(parts):
         state = _visit_keys(tile.k, index, rows, part, state)
-    # Padding and rows that see nothing have a total of 0: they get zeros, and no division by 0.
+    # Padding and queries that see nothing have a total of 0. Their output is 0, not 0 / 0.
     seen = state.total > 0
     out = state.out / jnp.where(seen, state.total, 1)[..., None]
     lse = jnp.where(seen, state.top + jnp.log(jnp.where(seen, state.total, 1)), 0)
@@ -285,34 +287,34 @@ def _forward_block(tile: Tile, parts: tuple[Part, ...], block: _QueryBlock) -> t
 
 
 def _grouped_mask(mask: jax.Array, rows: int) -> jax.Array:
-    """A tile's mask [B, q, k] for the rows of ``_rows``: [B, 1, rows, k]."""
+    """Repeat a tile's mask [B, q, k] for the rows of ``_rows``: [B, 1, rows, k]."""
     batch, q, k = mask.shape
     return jnp.broadcast_to(mask[:, None, None], (batch, 1, rows // q, q, k)).reshape(batch, 1, rows, k)
 
 
 def _visit_keys(size: int, index: jax.Array, rows: jax.Array, part: Part, state: _Softmax) -> _Softmax:
-    """Adds the key blocks of one part that a query block may see; ``index`` [q], ``rows`` [B, K, R, h]."""
+    """Add the key blocks of one part that a query block may see; ``index`` [q], ``rows`` [B, K, R, h]."""
     size = min(size, part.k.shape[1])
 
     def visit(j: jax.Array, state: _Softmax) -> _Softmax:
         start, k_index = _key_block(j, size, part.k.shape[1])
         mask = _tile_mask(part.intervals, index, start, k_index)
         add = functools.partial(_add_tile, rows, part, mask, start)
-        # The bounds are the block's outermost; a tile between them may still be empty.
+        # The bounds enclose the intervals of all queries, so a tile within them may still be empty.
         return lax.cond(mask.any(), add, lambda state: state, state)
 
     return lax.fori_loop(*_bounds(part.intervals, size), visit, state)
 
 
 def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, state: _Softmax) -> _Softmax:
-    """One step of the online softmax; ``mask`` [B, q, k] is of the keys from ``start`` on."""
+    """Add one tile to the online softmax; ``mask`` [B, q, k] is that of the keys from ``start`` on."""
     size = mask.shape[2]
     allowed = _grouped_mask(mask, rows.shape[2])
     k_tile, v_tile = _key_tile(part.k, start, size), _key_tile(part.v, start, size)
     logits = _product("bkqh,bksh->bkqs", rows, k_tile) * rows.shape[-1] ** -0.5
     logits = jnp.where(allowed, logits, MASKED)
     top = jnp.maximum(state.top, logits.max(-1))
-    # exp(MASKED - top) is 1 in a row that has seen nothing yet, so masked weights are set to 0 once more.
+    # In a row that has seen nothing yet, exp(MASKED - top) is 1. So masked weights are set to 0 explicitly.
     weights = jnp.where(allowed, jnp.exp(logits - top[..., None]), 0)
     shrink = jnp.exp(state.top - top)
     added = _product("bkqs,bksh->bkqh", weights.astype(part.v.dtype), v_tile)
@@ -320,7 +322,7 @@ def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, st
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs of the forward pass."""
+    """Residuals of the forward pass for the backward pass."""
 
     q: jax.Array
     parts: tuple[Part, ...]
@@ -329,18 +331,18 @@ class _Saved(NamedTuple):
 
 
 def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, _Saved]:
-    # Named for remat policies: rebuilding these two costs the whole forward pass.
+    # Named for remat policies: recomputing these two would cost a whole forward pass.
     out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, parts))
     return out, _Saved(q, parts, out, lse)
 
 
 class _Rows(NamedTuple):
-    """What the backward pass knows of each query; rows R = G * q.
+    """Values of each query in the backward pass.
 
     Attributes:
-      q, d_out: the query and its output's gradient.
+      q, d_out: the query and the gradient of its output.
       lse: log-sum-exp of its logits.
-      delta: its output times the output's gradient, summed over h.
+      delta: output times gradient of the output, summed over h.
     """
 
     q: Float[Array, "B K R h"]
@@ -350,7 +352,7 @@ class _Rows(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Sums over the tiles visited so far: of a block's query rows, and of one part's keys and values, tokens last."""
+    """Gradients, summed over the tiles visited so far: of a block's queries, and of one part's keys and values."""
 
     q: Float[Array, "B K R h"]
     k: Float[Array, "B K h S"]
@@ -358,50 +360,56 @@ class _Gradients(NamedTuple):
 
 
 def _attend_bwd(tile: Tile, saved: _Saved, d_out: jax.Array) -> tuple:
-    """One pass over the tiles: weights are rebuilt from the merged log-sum-exp of all parts."""
+    """Compute the gradients in one pass over the tiles.
+
+    With logits s = q.k / sqrt(h), weights p = exp(s - lse), and the output's gradient do:
+
+        dv = sum_q p do,   dp = do.v,   ds = p (dp - delta),   dq = sum_k ds k / sqrt(h),   dk = sum_q ds q / sqrt(h)
+
+    where delta = out.do = sum_k p dp, so no row of p is ever needed as a whole.
+    """
     q, parts, out, lse = saved
     length = q.shape[1]
     tile = Tile(min(tile.q, length), tile.k)
     kv_heads = parts[0].k.shape[2]
-    # d logit = weight * (d weight - delta): the softmax's own gradient, without its matrix of weights.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
     rows = _Rows(_by_head(q, kv_heads), _by_head(d_out, kv_heads), lse, _by_head(delta, kv_heads))
     zeros = tuple(KeysValues(_zeros_tokens_last(part.k), _zeros_tokens_last(part.v)) for part in parts)
     blocks = _query_blocks(tile.q, rows, parts)
     d_parts, d_q = lax.scan(functools.partial(_backward_block, tile, parts), zeros, blocks)
-    d_q = _from_heads(_unblocks(d_q, length, 3)).astype(q.dtype)
+    d_q = _from_heads(_join_blocks(d_q, length, 3)).astype(q.dtype)
     # Intervals are integers, which have no gradient.
     return d_q, tuple(
-        Part(_tokens_first(d.k).astype(part.k.dtype), _tokens_first(d.v).astype(part.v.dtype), None)
+        Part._make((_tokens_first(d.k).astype(part.k.dtype), _tokens_first(d.v).astype(part.v.dtype), None))
         for d, part in zip(d_parts, parts)
     )
 
 
 def _zeros_tokens_last(x: jax.Array) -> jax.Array:
-    """Float32 zeros [B, K, h, S] for keys or values [B, S, K, h]."""
+    """Return float32 zeros [B, K, h, S] for keys or values [B, S, K, h]."""
     return jnp.zeros(jnp.moveaxis(x, 1, 3).shape, jnp.float32)
 
 
 def _tokens_first(x: jax.Array) -> jax.Array:
-    """[B, K, h, S] to [B, S, K, h]."""
+    """Transpose [B, K, h, S] to [B, S, K, h]."""
     return jnp.moveaxis(x, 3, 1)
 
 
 def _backward_block(
     tile: Tile, parts: tuple[Part, ...], d_parts: tuple[KeysValues, ...], block: _QueryBlock
 ) -> tuple[tuple[KeysValues, ...], jax.Array]:
-    """The parts' gradients with one query block's share, and the gradient [B, K, G, q, h] of its queries."""
-    index, rows = block.index(tile.q), _Rows(*(_rows(x) for x in block.queries))
+    """Add one query block to the parts' gradients, and return the gradient [B, K, G, q, h] of its queries."""
+    index, rows = block.query_numbers(tile.q), _Rows(*(_rows(x) for x in block.queries))
     d_q = jnp.zeros(rows.q.shape, jnp.float32)
-    done = []
+    updated = []
     for part, d_part in zip(block.restrict(parts), d_parts):
         d_q, d_k, d_v = _revisit_keys(tile.k, index, rows, part, _Gradients(d_q, *d_part))
-        done.append(KeysValues(d_k, d_v))
-    return tuple(done), d_q.reshape(block.queries.q.shape)
+        updated.append(KeysValues(d_k, d_v))
+    return tuple(updated), d_q.reshape(block.queries.q.shape)
 
 
 def _revisit_keys(size: int, index: jax.Array, rows: _Rows, part: Part, gradients: _Gradients) -> _Gradients:
-    """Adds the gradients of the tiles that ``_visit_keys`` visited."""
+    """Add the gradients of the tiles that ``_visit_keys`` visited."""
     size = min(size, part.k.shape[1])
 
     def visit(j: jax.Array, gradients: _Gradients) -> _Gradients:
@@ -416,6 +424,7 @@ def _revisit_keys(size: int, index: jax.Array, rows: _Rows, part: Part, gradient
 def _add_tile_gradients(
     rows: _Rows, part: Part, mask: jax.Array, start: jax.Array, gradients: _Gradients
 ) -> _Gradients:
+    """Add the gradients of one tile; the equations are in ``_attend_bwd``."""
     size, scale = mask.shape[2], rows.q.shape[-1] ** -0.5
     k_tile, v_tile = _key_tile(part.k, start, size), _key_tile(part.v, start, size)
     logits = _product("bkqh,bksh->bkqs", rows.q, k_tile) * scale
@@ -424,7 +433,7 @@ def _add_tile_gradients(
     d_logits = (weights * (d_weights - rows.delta[..., None]) * scale).astype(rows.q.dtype)
     return _Gradients(
         gradients.q + _product("bkqs,bksh->bkqh", d_logits, k_tile),
-        # Tokens last, so that a tile's product is added to a slice of the sum as it comes.
+        # Tokens are the last axis, so the product needs no transposition before it is added.
         _add_slice(gradients.k, _product("bkqh,bkqs->bkhs", rows.q, d_logits), start),
         _add_slice(gradients.v, _product("bkqh,bkqs->bkhs", rows.d_out, weights.astype(rows.q.dtype)), start),
     )
@@ -436,16 +445,3 @@ def _add_slice(total: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Arra
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
-
-
-@jax.custom_vjp
-def permute(x: Float[Array, "B S ..."], order: Int[Array, "B S"], inverse: Int[Array, "B S"]) -> Array:
-    """``x[b, order[b]]`` for each row; the gradient is the inverse gather, not a scatter."""
-    del inverse
-    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
-
-
-permute.defvjp(
-    lambda x, order, inverse: (permute(x, order, inverse), (order, inverse)),
-    lambda saved, d_out: (permute(d_out, saved[1], saved[0]), None, None),
-)

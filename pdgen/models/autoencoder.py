@@ -1,17 +1,21 @@
 """The FLUX autoencoder: images to latents and back.
 
-Axis legend: B images, H W pixels, h w latent positions, z latent channels, C channels, N = h w positions of
-the middle attention.
+The networks are those of Esser et al., "Taming Transformers" (2021), in FLUX's configuration:
 
-Activations are channels-last; convolution kernels keep torch's order (out, in, row, column), so that every
-parameter is a checkpoint's tensor as it stands. The parameter tree follows the checkpoint's names one level
-per dot, a digit joined to the name before it: ``encoder.down.0.block.1.conv1.weight`` is
-``encoder/down_0/block_1/conv1/kernel``; the weight of a norm is its ``scale``. Autoencoder parameters are
-replicated on every device, so they carry no logical axes.
+    residual block: x + conv(swish(norm(conv(swish(norm(x))))))       3 x 3 convolutions, group norms
+    middle:         block, x + proj(softmax(q k^T / sqrt(C)) v), block
+    encoder:        conv, (blocks, halve the side)..., middle, conv -> mean, log-variance
+    decoder:        conv, middle, (blocks, double the side)..., conv -> image
+    latent:         scale (z - shift),  z ~ N(mean, exp(log-variance))
 
-The networks are those of Esser et al., "Taming Transformers" (2021) in FLUX's configuration, without FLUX's
-framework: residual blocks (group norm, swish, 3 x 3 convolution, twice), a one-head attention between two
-blocks in the middle, one halving or doubling of the image side between resolutions.
+Activations are channels-last. Convolution kernels keep PyTorch's order (out, in, row, column), so every parameter
+has the shape of its tensor in the checkpoint. The parameter tree follows the checkpoint's names, one level per dot,
+with a number joined to the name before it: ``encoder.down.0.block.1.conv1.weight`` is
+``encoder/down_0/block_1/conv1/kernel``, and the weight of a norm is its ``scale``. The parameters are replicated on
+every device, so they have no logical axes.
+
+Axis legend: B images, H W pixels, h w latent positions, z latent channels, C channels, N = h w positions of the
+middle attention, n positions of a chunk.
 """
 
 import functools
@@ -32,8 +36,8 @@ Values = TypeVar("Values", Array, np.ndarray)
 Activations = Float[Array, "B H W C"]
 
 GROUP_NORM_EPS = 1e-6
-# The middle attention of a 1024-pixel image has 16,384 positions, 1 GiB of float32 logits per image. Beyond
-# MAX_DENSE_POSITIONS it takes QUERY_CHUNK queries at a time.
+# The middle attention of a 1024-pixel image has 16,384 positions, hence 1 GiB of float32 logits per image. Beyond
+# MAX_DENSE_POSITIONS it computes QUERY_CHUNK queries at a time.
 MAX_DENSE_POSITIONS = 4096
 QUERY_CHUNK = 1024
 
@@ -105,12 +109,12 @@ def _decoder_spec(config: AutoencoderConfig) -> Spec:
 
 
 class Autoencoder(nn.Module):
-    """Declares the parameters of ``encode`` and ``decode`` below and binds them as methods.
+    """The autoencoder as a Linen module: ``encode`` and ``decode`` below with its own parameters.
 
     Attributes:
       config: sizes.
-      dtype: of activations and products; norms and softmax are float32 always.
-      param_dtype: of the parameters that ``init`` makes.
+      dtype: dtype of activations and products; norms and softmax are always float32.
+      param_dtype: dtype of the parameters that ``init`` returns.
     """
 
     config: AutoencoderConfig
@@ -122,24 +126,24 @@ class Autoencoder(nn.Module):
         self.decoder = Parameters(_decoder_spec(self.config), self.param_dtype)
 
     def __call__(self) -> dict[str, Any]:
-        """The parameter tree {"encoder": ..., "decoder": ...}."""
+        """Return the parameter tree {"encoder": ..., "decoder": ...}."""
         return {"encoder": self.encoder(), "decoder": self.decoder()}
 
     def encode(self, images: Float[Array, "B H W 3"]) -> tuple[Array, Array]:
-        """``encode`` with the bound parameters."""
+        """Call ``encode`` with the module's parameters."""
         return encode(self.config, self(), images, self.dtype)
 
     def decode(self, latents: Float[Array, "B h w z"]) -> Float[Array, "B H W 3"]:
-        """``decode`` with the bound parameters."""
+        """Call ``decode`` with the module's parameters."""
         return decode(self.config, self(), latents, self.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "param_dtype"))
 def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """Random parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales one, biases zero.
+    """Draw parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales 1, biases 0.
 
     Raises:
-      ValueError: a resolution's channels are not a multiple of the groups.
+      ValueError: the channels of a resolution are not a multiple of ``config.num_groups``.
     """
     groups = config.num_groups
     odd = [m * config.channels for m in (1, *config.multipliers) if m * config.channels % groups]
@@ -152,12 +156,12 @@ def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.d
 
 
 def abstract_params(config: AutoencoderConfig, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """The tree of ``init_params`` as jax.ShapeDtypeStruct, with nothing computed."""
+    """Return the tree of ``init_params`` with ShapeDtypeStructs for arrays, and compute nothing."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), param_dtype))
 
 
 def _conv(params: Params, x: Activations, stride: int = 1, padding: tuple[int, int] | None = None) -> Activations:
-    """A convolution in x's dtype. ``padding`` (before, after) of both axes; by default the size is kept."""
+    """Convolve in x's dtype; ``padding`` (before, after) is that of both axes and by default preserves the size."""
     if padding is None:
         padding = (params["kernel"].shape[-1] // 2,) * 2
     y = jax.lax.conv_general_dilated(
@@ -171,7 +175,7 @@ def _conv(params: Params, x: Activations, stride: int = 1, padding: tuple[int, i
 
 
 def _group_norm(groups: int, params: Params, x: Activations) -> Activations:
-    """Normalises each image over (H, W) and the channels of a group; float32 inside, x's dtype outside."""
+    """Normalise each image over (H, W) and the channels of a group, in float32; the result has x's dtype."""
     batch, height, width, channels = x.shape
     wide = x.astype(jnp.float32).reshape(batch, height, width, groups, channels // groups)
     wide = wide - wide.mean((1, 2, 4), keepdims=True)
@@ -193,10 +197,10 @@ def _residual_block(groups: int, params: Params, x: Activations) -> Activations:
 def attend_positions(
     q: Float[Array, "B N C"], k: Float[Array, "B N C"], v: Float[Array, "B N C"]
 ) -> Float[Array, "B N C"]:
-    """softmax(q k^T / sqrt(C)) v with one head, softmax in float32.
+    """Return softmax(q k^T / sqrt(C)) v with one head, the softmax in float32.
 
-    Beyond MAX_DENSE_POSITIONS positions the queries come QUERY_CHUNK at a time and the backward pass
-    recomputes each chunk's logits, so that the N x N logits never exist as a whole.
+    Beyond MAX_DENSE_POSITIONS positions the queries are computed QUERY_CHUNK at a time, and the backward pass
+    recomputes the logits of each chunk. So the N x N logits are never in memory as a whole.
     """
 
     def attend(q: Float[Array, "B n C"]) -> Float[Array, "B n C"]:
@@ -208,7 +212,7 @@ def attend_positions(
     if positions <= MAX_DENSE_POSITIONS:
         return attend(q)
     chunks = -(-positions // QUERY_CHUNK)
-    # Queries that fill up the last chunk attend like the others and are cut off again.
+    # The last chunk is padded with zero queries, whose results are dropped.
     q = jnp.pad(q, ((0, 0), (0, chunks * QUERY_CHUNK - positions), (0, 0)))
     q = q.reshape(batch, chunks, QUERY_CHUNK, channels).swapaxes(0, 1)
     out = jax.lax.map(jax.checkpoint(attend), q)
@@ -229,23 +233,23 @@ def _middle(groups: int, params: Params, x: Activations) -> Activations:
 
 
 def _double(x: Activations) -> Activations:
-    """Nearest-neighbour upsampling to twice the side."""
+    """Upsample to twice the side by nearest neighbours."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def encode(
     config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: jnp.dtype = jnp.float32
 ) -> tuple[Float[Array, "B h w z"], Float[Array, "B h w z"]]:
-    """The posterior's moments, before scale and shift.
+    """Compute the posterior's moments.
 
     Args:
       config: sizes; h = H / config.downsample, w = W / config.downsample.
-      params: the tree of ``init_params`` (only "encoder" is read).
+      params: the tree of ``init_params``, of which only "encoder" is read.
       images: values in [-1, 1].
-      dtype: of activations and products.
+      dtype: dtype of activations and products.
 
     Returns:
-      Mean and log-variance of the latents, float32.
+      Mean and log-variance of the latents, float32, before scale and shift.
 
     Raises:
       ValueError: H or W is not a multiple of config.downsample.
@@ -262,6 +266,7 @@ def encode(
         for index in range(config.num_blocks):
             x = _residual_block(config.num_groups, stage[f"block_{index}"], x)
         if "downsample" in stage:
+            # The original pads on the right and at the bottom only.
             x = _conv(stage["downsample"]["conv"], x, stride=2, padding=(0, 1))
     x = _middle(config.num_groups, params["mid"], x)
     moments = _conv(params["conv_out"], _norm_swish(config.num_groups, params["norm_out"], x)).astype(jnp.float32)
@@ -270,13 +275,14 @@ def encode(
 
 
 def sample_posterior(mean: Array, logvar: Array, key: PRNGKeyArray) -> Array:
-    """A draw from N(mean, exp(logvar)); shapes and dtype are those of ``mean``."""
+    """Draw from N(mean, exp(logvar)); the result has the shape and dtype of ``mean``."""
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
 
 
 def latent_from_moments(config: AutoencoderConfig, x: Values) -> Values:
-    """scale * (x - shift): what the generator works on, from a posterior mean or a draw."""
-    return config.scale_factor * (x - config.shift_factor)
+    """Return scale (x - shift), the generator's latents, from a mean or a draw of the posterior."""
+    latents: Values = config.scale_factor * (x - config.shift_factor)
+    return latents
 
 
 def decode(
@@ -285,16 +291,16 @@ def decode(
     latents: Float[Array, "B h w z"],
     dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "B H W 3"]:
-    """Images from latents.
+    """Decode latents to images.
 
     Args:
       config: sizes; H = h * config.downsample, W = w * config.downsample.
-      params: the tree of ``init_params`` (only "decoder" is read).
-      latents: scaled, as ``latent_from_moments`` makes them.
-      dtype: of activations and products.
+      params: the tree of ``init_params``, of which only "decoder" is read.
+      latents: scaled latents, see ``latent_from_moments``.
+      dtype: dtype of activations and products.
 
     Returns:
-      Images, float32, about [-1, 1] (not clipped).
+      Images, float32, about within [-1, 1] but not clipped.
     """
     params = params["decoder"]
     z = latents.astype(jnp.float32) / config.scale_factor + config.shift_factor

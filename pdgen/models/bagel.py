@@ -1,16 +1,20 @@
-"""The unified model: embeds text, ViT and VAE tokens, runs the two experts, reads logits and velocities.
+"""BAGEL (Deng et al., 2025): embeddings of text, ViT and VAE tokens, the two experts, logits and velocities.
 
-``Bagel`` is the Linen module that declares every parameter; all mathematics is in pure functions on the
-parameter tree, so training, sampling and conversion share them.
+    text:  x = E[token]
+    ViT:   x = connector(SigLIP(patches)) + position
+    VAE:   x = W_in z_t + b + time_embedder(t) + position      z_t noised, or a clean latent with t = 0
+    h = RMS(layers(x))                                         (``mot``; the final norm is the expert's)
+    logits of a text token = W_head h,   velocity of a VAE token = W_out h + b
+
+``Bagel`` is the Linen module that declares the parameters. Everything is computed by pure functions on the
+parameter tree, which training, sampling and conversion share.
 
 Axis legend: B batch, T text tokens, V ViT tokens, G VAE tokens, S = T + V + G, D width, N vocabulary,
 C values of a VAE token, P values of a ViT patch.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +26,14 @@ from pdgen.models import mot, parameters, vision
 from pdgen.models.attention import Intervals
 from pdgen.models.embeddings import sincos_table, timestep_features
 from pdgen.models.mot import Order, Streams
+from pdgen.sequence.layout import Pack
 from pdgen.sharding import out_spec, place
-
-if TYPE_CHECKING:
-    from pdgen.sequence.layout import Pack
 
 FIXED_TABLES = ("vit_position", "latent_position")
 
 
-def spec(config: ModelConfig) -> parameters.Spec:
-    """Declares every parameter of the model but the autoencoder's."""
+def spec(config: ModelConfig) -> dict[str, parameters.Spec]:
+    """Declare every parameter of the model but the autoencoder's."""
     D, C, N = config.language.hidden_size, config.latent_dim, config.language.vocab_size
     linear = functools.partial(parameters.linear, bias=True)
 
@@ -42,7 +44,7 @@ def spec(config: ModelConfig) -> parameters.Spec:
     return {
         "language": {
             "embed": {"embedding": parameters.Leaf((N, D), ("vocab", "embed"), parameters.normal())},
-            "layers": parameters.stacked(mot.layer_spec(config.language), config.language.num_layers),
+            "layers": parameters.stack_layers(mot.layer_spec(config.language), config.language.num_layers),
             "norm": {expert: parameters.norm(D) for expert in mot.EXPERTS},
             "head": parameters.linear((N,), (D,), ("vocab",), ("embed",), bias=False),
         },
@@ -58,37 +60,37 @@ def spec(config: ModelConfig) -> parameters.Spec:
             "fc2": linear((D,), (D,), (None,), ("embed",)),
         },
         "latent_in": linear((D,), (C,), ("embed",), (None,)),
-        # Zeros, so that a fresh model's velocity is 0 and its first losses are those of the data alone.
+        # Zeros: a new model predicts velocity 0, so its first loss is the targets' mean square.
         "latent_out": linear((C,), (D,), (None,), ("embed",), scale=0.0),
     }
 
 
 class Bagel(nn.Module):
-    """Declares the parameters and evaluates a pack: ``Bagel(config).apply({"params": params}, pack, latents, t)``."""
+    """The model as a Linen module: ``Bagel(config).apply({"params": params}, pack, latents, t)`` encodes packs."""
 
     config: ModelConfig
     compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
     def __call__(self, pack: Pack, latents: Array, t: Array) -> Streams:
-        """See ``encode_pack``."""
+        """Encode packs, see ``encode_pack``."""
         return encode_pack(self.config, self.compute, self.declare(), pack, latents, t)
 
     @nn.compact
     def declare(self) -> dict[str, Any]:
-        """The parameter tree."""
-        spec_tree, dtype = spec(self.config), jnp.dtype(self.compute.param_dtype)
-        return {name: parameters.Parameters(child, dtype, name=name)() for name, child in spec_tree.items()}
+        """Declare the parameters and return their tree."""
+        dtype, children = jnp.dtype(self.compute.param_dtype), spec(self.config).items()
+        return {name: parameters.Parameters(child, dtype, name=name)() for name, child in children}
 
 
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Fresh parameters: Gaussians scaled by fan-in, unit norms, fixed sin-cos tables; the velocity is 0 at first."""
+    """Draw new parameters: Gaussians scaled by fan-in, unit norms, sin-cos tables, and zeros in ``latent_out``."""
     model = Bagel(config, ComputeConfig(param_dtype=jnp.dtype(dtype).name))
     return nn.unbox(model.init(key, method="declare")["params"])
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Any:
-    """Shapes and logical axes of every parameter, without making one (``jax.eval_shape``).
+    """Return shapes and logical axes of all parameters and allocate none (``jax.eval_shape``).
 
     Leaves are ``nn.LogicallyPartitioned`` boxes of ``ShapeDtypeStruct``; ``nn.unbox`` strips the boxes and
     ``sharding.parameter_specs`` reads them.
@@ -98,8 +100,8 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Any:
 
 
 def embed_text(compute: ComputeConfig, params: dict[str, Any], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Token embeddings in the compute dtype."""
-    # Gathered whole, in the compute dtype: a lookup in a split table makes XLA replicate the activations.
+    """Look up token embeddings, in the compute dtype."""
+    # On a mesh the whole table is gathered first: a lookup in a split table makes XLA replicate the activations.
     table = place(params["language"]["embed"]["embedding"].astype(compute.dtype), None, None)
     return table.at[ids].get(out_sharding=out_spec("batch", None, None))
 
@@ -112,21 +114,21 @@ def embed_vit(
     positions: Int[Array, "B V"],
     image: tuple[Int[Array, "B V"], Int[Array, "B V"]],
 ) -> Float[Array, "B V D"]:
-    """connector(ViT(patches)) + vit_position; arguments as ``vision.encode``."""
+    """Return connector(ViT(patches)) + vit_position; arguments as ``vision.encode``."""
     x = vision.encode(config.vision, compute, params["vision"], patches, positions, image)
     return connect(params, x) + _fixed(params, "vit_position", positions).astype(x.dtype)
 
 
 def connect(params: dict[str, Any], x: Float[Array, "B V C"]) -> Float[Array, "B V D"]:
-    """The connector from the ViT's width to the language model's: two layers with a tanh-GELU between."""
+    """Map from the ViT's width to the language model's: two linear maps with a tanh-GELU between them."""
     x = jax.nn.gelu(_dense(params["connector"]["fc1"], x), approximate=True)
     return _dense(params["connector"]["fc2"], x)
 
 
 def embed_timestep(config: ModelConfig, params: dict[str, Any], t: Float[Array, "B G"]) -> Float[Array, "B G D"]:
-    """MLP of the timestep's features, float32; t in [0, 1] after the shift, 0 = a clean image."""
-    # In float32, whatever the compute dtype: bfloat16 would merge neighbouring timesteps.
+    """Return fc2 silu(fc1 features(t)), float32; t in [0, 1] after the shift, 0 at a clean image."""
     x = timestep_features(t, config.time_frequency_dim)
+    # In float32, whatever the compute dtype: bfloat16 would merge neighbouring timesteps.
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params["time_embedder"])
     return _dense(wide["fc2"], jax.nn.silu(_dense(wide["fc1"], x)))
 
@@ -139,21 +141,21 @@ def embed_latents(
     positions: Int[Array, "B G"],
     t: Float[Array, "B G"],
 ) -> Float[Array, "B G D"]:
-    """latent_in(latents) + time embedding + latent_position, in the compute dtype."""
+    """Return latent_in(latents) + time embedding + latent_position, in the compute dtype; t as ``embed_timestep``."""
     x = _dense(params["latent_in"], latents.astype(compute.dtype))
     return x + (embed_timestep(config, params, t) + _fixed(params, "latent_position", positions)).astype(x.dtype)
 
 
 def logits(params: dict[str, Any], hidden: Float[Array, "B T D"]) -> Float[Array, "B T N"]:
-    """Language head on normed hidden states, float32 (a softmax over 152,064 needs more than bfloat16)."""
-    # The products are bfloat16's, the sums float32's: hidden states need not be cast up.
+    """Return the language head's logits of normalised hidden states, float32."""
+    # Products of bfloat16 values, summed in float32: a softmax over 152,064 needs more than bfloat16's 8 bits.
     kernel = params["language"]["head"]["kernel"].astype(hidden.dtype)
     spec = out_spec("batch", None, "vocab")
     return jnp.einsum("btd,nd->btn", hidden, kernel, preferred_element_type=jnp.float32, out_sharding=spec)
 
 
 def velocity(params: dict[str, Any], hidden: Float[Array, "B G D"]) -> Float[Array, "B G C"]:
-    """Flow velocity (noise - latent) of each VAE token from normed hidden states, float32."""
+    """Return the predicted velocity (noise - latent) of VAE tokens from normalised hidden states, float32."""
     return _dense(params["latent_out"], hidden).astype(jnp.float32)
 
 
@@ -165,15 +167,18 @@ def embed_pack(
     latents: Float[Array, "B G C"],
     t: Float[Array, "B G"],
 ) -> Streams:
-    """Input embeddings of a batch of packs: text and then ViT tokens, and VAE tokens.
+    """Embed a batch of packs: und is text and then ViT tokens, gen is VAE tokens.
 
     Args:
-      pack: a batch of packs (leading axis B).
-      latents: what the VAE tokens carry: clean or noised.
+      config: the model's sizes.
+      compute: dtype, remat and attention.
+      params: the model's parameters.
+      pack: packs with a leading axis B.
+      latents: values of the VAE tokens, clean or noised.
       t: timestep of each VAE token, 0 if clean.
     """
     text = embed_text(compute, params, pack.text_ids)
-    # Several images lie in one row of patches; each patch names the first and last+1 of its own image.
+    # One row of patches holds several images; each patch has the interval of its own image.
     image = (pack.vit_start, pack.vit_end)
     vit = embed_vit(config, compute, params, pack.vit_patches, pack.vit_positions, image)
     und = jnp.concatenate([text, vit], axis=1)
@@ -188,7 +193,7 @@ def encode_pack(
     latents: Float[Array, "B G C"],
     t: Float[Array, "B G"],
 ) -> Streams:
-    """Hidden states after the final norms, stream by stream; arguments as ``embed_pack``."""
+    """Return the hidden states of both streams after the final norms; arguments as ``embed_pack``."""
     streams = embed_pack(config, compute, params, pack, latents, t)
     order = Order(
         pack.rotary, pack.to_sequence, pack.to_stream, Intervals(pack.k_start, pack.k_end, pack.q_start, pack.q_end)
@@ -199,11 +204,12 @@ def encode_pack(
 
 
 def _dense(p: dict[str, Array], x: Array) -> Array:
+    """Return W x + b in x's dtype."""
     kernel, bias = p["kernel"].astype(x.dtype), p["bias"].astype(x.dtype)
     return jnp.einsum("bsd,nd->bsn", x, kernel, out_sharding=out_spec("batch", None, None)) + bias
 
 
 def _fixed(params: dict[str, Any], name: str, positions: Array) -> Array:
-    """Rows of a fixed table: part of the checkpoint, never trained."""
+    """Look up rows of a fixed table, which is part of the checkpoint and never trained."""
     table = jax.lax.stop_gradient(params[name]["table"])
     return table.at[positions].get(out_sharding=out_spec("batch", None, None)).astype(jnp.float32)

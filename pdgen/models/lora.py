@@ -1,6 +1,7 @@
-"""Merging low-rank adapters: a kernel W becomes W + scale * B A before the model sees it.
+"""Low-rank adapters (LoRA): the model computes with W + scale * B A in place of a kernel W.
 
-Axis legend: L layers (where kernels are stacked), o.. output axes, i.. input axes, r rank.
+Axis legend: L layers (where kernels are stacked), o.. output axes, i.. input axes, r rank. W [L, o.., i..],
+A [L, r, i..], B [L, o.., r].
 """
 
 from typing import Any
@@ -14,20 +15,20 @@ from pdgen.sharding import has_mesh
 
 
 def merge(params: dict[str, Any], adapters: dict[str, Any], scale: float) -> dict[str, Any]:
-    """``params`` with W + scale * B A for every adapted kernel, summed in float32, in the kernel's own dtype.
+    """Return ``params`` with W + scale * B A for every adapted kernel, summed in float32, in the kernel's dtype.
 
     Args:
       params: nested dict of the model's parameters.
-      adapters: nested dict with ``{"a", "b"}`` where an adapted kernel is in ``params``.
-      scale: ``LoraConfig.scale``.
+      adapters: nested dict that has ``{"a", "b"}`` in the place of each adapted kernel.
+      scale: factor of the product, ``LoraConfig.scale``.
     """
     merged, flat = traverse_util.flatten_dict(params, sep="/"), traverse_util.flatten_dict(adapters, sep="/")
     for name in sorted({name.rpartition("/")[0] for name in flat}):
-        merged[name] = _merged(merged[name], flat[f"{name}/a"], flat[f"{name}/b"], scale)
+        merged[name] = _merge_kernel(merged[name], flat[f"{name}/a"], flat[f"{name}/b"], scale)
     return traverse_util.unflatten_dict(merged, sep="/")
 
 
-def _merged(
+def _merge_kernel(
     kernel: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
 ) -> Float[Array, "..."]:
     stacked = a.ndim + b.ndim - 2 - kernel.ndim  # 1 if both factors have the layer axis, else 0
@@ -36,7 +37,7 @@ def _merged(
         f"{layer}{outputs}r,{layer}r{inputs}->{layer}{outputs}{inputs}",
         b,
         a,
-        precision="highest",
+        precision="highest",  # a product of bfloat16 passes would lose small updates
         out_sharding=jax.typeof(kernel).sharding if has_mesh() else None,
     )
     return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)

@@ -1,14 +1,14 @@
-"""Declaring parameters: what a model has, said once as a tree of shapes with logical axis names.
+"""Declarations of parameters: a tree of shapes with logical axis names.
 
-``Parameters`` is the one Linen module that calls ``self.param``; the mathematics of every model is in pure
-functions on the tree that it returns. Linear kernels keep PyTorch's (out, in) order, so that converting a
-checkpoint reshapes and stacks, and never transposes.
+``Parameters`` is the only Linen module that calls ``self.param``. Every model computes with pure functions on the
+tree that it returns. Linear kernels keep PyTorch's (out, in) order, so converting a checkpoint reshapes and stacks,
+but never transposes.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Union
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,14 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One parameter: its shape, a logical name per axis, and how ``init`` fills it.
+    """One parameter.
 
-    ``inputs`` is the number of last axes that a linear map sums over (0: no linear map), ``stacked`` whether the
-    first axis counts layers.
+    Attributes:
+      shape: its shape.
+      names: the logical name of each axis (see ``pdgen.sharding``), or None.
+      init: fills it.
+      inputs: number of last axes that a linear map sums over; 0 if it is not a kernel.
+      stacked: whether the first axis counts layers.
     """
 
     shape: tuple[int, ...]
@@ -32,11 +36,12 @@ class Leaf:
     stacked: bool = False
 
 
-Spec = Mapping[str, Union[Leaf, "Spec"]]
+# Nested: every value is a leaf or again a Spec. Runtime type checks cannot follow a recursive type.
+Spec = Mapping[str, Leaf | Mapping[str, Any]]
 
 
 def normal(scale: float = 0.02) -> Initializer:
-    """Gaussian values with standard deviation ``scale``."""
+    """Return an initializer of Gaussian values with standard deviation ``scale``."""
     return nn.initializers.normal(scale)
 
 
@@ -49,28 +54,29 @@ def linear(
     bias: bool,
     scale: float = 1.0,
 ) -> dict[str, Leaf]:
-    """A linear map: ``kernel`` [*out, *inner] and, if asked, ``bias`` [*out].
+    """Declare a linear map: ``kernel`` [*out, *inner] and, if ``bias``, ``bias`` [*out].
 
-    ``init`` draws the kernel with standard deviation ``scale`` / sqrt(inputs), so that outputs are ``scale`` times as
+    ``init`` draws the kernel with standard deviation ``scale`` / sqrt(inputs). Then outputs are ``scale`` times as
     large as inputs at any width: 0.017 at the 7B model's 3,584, where 0.02 is usual, and 0.09 at 128.
     """
     fill = normal(scale / math.sqrt(math.prod(inner)))
     leaves = {"kernel": Leaf(out + inner, out_names + in_names, fill, inputs=len(inner))}
     if bias:
+        # Activations are not split over "embed", and neither is what is added to them.
         leaves["bias"] = Leaf(out, tuple(None if n == "embed" else n for n in out_names), nn.initializers.zeros)
     return leaves
 
 
 def norm(width: int, *, bias: bool = False) -> dict[str, Leaf]:
-    """A normalisation: ``scale`` [width] of ones and, if asked, ``bias`` [width] of zeros."""
+    """Declare a norm: ``scale`` [width] of ones and, if ``bias``, ``bias`` [width] of zeros."""
     leaves = {"scale": Leaf((width,), (None,), nn.initializers.ones)}
     if bias:
         leaves["bias"] = Leaf((width,), (None,), nn.initializers.zeros)
     return leaves
 
 
-def stacked(spec: Spec, layers: int) -> Spec:
-    """``spec`` with a leading axis of ``layers`` on every leaf, for ``jax.lax.scan``."""
+def stack_layers(spec: Spec, layers: int) -> Spec:
+    """Return ``spec`` with a leading axis of ``layers`` on every leaf, for ``jax.lax.scan``."""
 
     def stack(leaf: Leaf) -> Leaf:
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -78,11 +84,11 @@ def stacked(spec: Spec, layers: int) -> Spec:
 
         return Leaf((layers, *leaf.shape), (None, *leaf.names), init, leaf.inputs, stacked=True)
 
-    return {name: stack(child) if isinstance(child, Leaf) else stacked(child, layers) for name, child in spec.items()}
+    return {n: stack(child) if isinstance(child, Leaf) else stack_layers(child, layers) for n, child in spec.items()}
 
 
 class Parameters(nn.Module):
-    """Declares every leaf of ``spec`` and returns the nested dict of arrays."""
+    """Declaration of every leaf of ``spec``; a call returns the nested dict of arrays."""
 
     spec: Spec
     dtype: Any = jnp.float32

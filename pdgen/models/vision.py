@@ -1,5 +1,9 @@
 """SigLIP NaViT encoder: patches of several images in one row, full attention within each image.
 
+    x = W patch + b + position_table[row, column]
+    each layer:  x <- x + O attention(LN(x)),   x <- x + fc2 gelu(fc1 LN(x))
+    result = LN(x)
+
 Axis legend: B batch, V patches, P values of a patch, C width, H heads, h head size.
 """
 
@@ -18,7 +22,7 @@ from pdgen.sharding import map_shards, out_spec
 
 
 def spec(config: VisionConfig) -> parameters.Spec:
-    """Declares the encoder's parameters; layers stacked on axis 0."""
+    """Declare the encoder's parameters, the layers stacked on axis 0."""
     C, F = config.hidden_size, config.intermediate_size
     heads = (config.num_heads, C // config.num_heads)
     projection = parameters.linear(heads, (C,), ("heads", None), ("embed",), bias=True)
@@ -40,7 +44,7 @@ def spec(config: VisionConfig) -> parameters.Spec:
     return {
         "patch_embedding": parameters.linear((C,), (config.patch_dim,), ("embed",), (None,), bias=True),
         "position_embedding": {"embedding": table},
-        "layers": parameters.stacked(layer, config.num_layers),
+        "layers": parameters.stack_layers(layer, config.num_layers),
         "post_norm": parameters.norm(C, bias=True),
     }
 
@@ -53,12 +57,15 @@ def encode(
     positions: Int[Array, "B V"],
     image: tuple[Int[Array, "B V"], Int[Array, "B V"]],
 ) -> Float[Array, "B V C"]:
-    """Encodes the patches of every image; nothing passes between images.
+    """Encode the patches of every image; images do not see each other.
 
     Args:
+      config: the encoder's sizes.
+      compute: dtype, remat and attention.
+      params: the encoder's parameters, see ``spec``.
       patches: pixels in [-1, 1] in (row, column, channel) order.
-      positions: row of the learned position table, row * max_side + column.
-      image: first and last+1 index of the image that each patch belongs to; equal for padding.
+      positions: index into the learned position table, row * max_side + column.
+      image: first index and last index + 1 of the image that each patch belongs to; equal for padding.
 
     Returns:
       Hidden states after the final layer norm, in the compute dtype.
@@ -68,14 +75,19 @@ def encode(
     rows = out_spec("batch", None, None)
     x = jnp.einsum("bvp,cp->bvc", patches.astype(dtype), kernel, out_sharding=rows) + bias
     x += params["position_embedding"]["embedding"].astype(dtype).at[positions].get(out_sharding=rows)
-    body = functools.partial(_layer, config, compute, image)
+    body = functools.partial(_run_layer, config, compute, image)
     x, _ = jax.lax.scan(compute_remat(compute, body), x, params["layers"])
     return layer_norm(x, **params["post_norm"], eps=config.layer_norm_eps)
 
 
 def compute_remat(compute: ComputeConfig, body: Any) -> Any:
-    """``body`` with the remat policy that ``compute.remat`` names ("none", "dots", "full")."""
+    """Return a scan's ``body`` with the policy ``compute.remat``: "none", "dots" or "full".
+
+    Raises:
+      ValueError: the policy is unknown.
+    """
     saved = jax.checkpoint_policies
+    # "dots" also saves attention's result and log-sum-exp, which are no matrix products but cost as much.
     policies = {
         "dots": saved.save_from_both_policies(
             saved.dots_with_no_batch_dims_saveable, saved.save_only_these_names(ATTENTION)
@@ -86,10 +98,12 @@ def compute_remat(compute: ComputeConfig, body: Any) -> Any:
         return body
     if compute.remat not in policies:
         raise ValueError(f"remat policy {compute.remat!r} is unknown; choose none, {', '.join(policies)}")
+    # A scan already keeps XLA from merging the two passes, so no barriers against it are needed.
     return jax.checkpoint(body, policy=policies[compute.remat], prevent_cse=False)
 
 
-def _layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Array, p: dict) -> tuple:
+def _run_layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Array, p: dict) -> tuple:
+    """Run one pre-norm layer: attention, then the MLP."""
     p = jax.tree.map(lambda leaf: leaf.astype(x.dtype), p)
     rows, heads = out_spec("batch", None, None), out_spec("batch", None, "heads", None)
     y = layer_norm(x, **p["norm1"], eps=config.layer_norm_eps)
@@ -111,5 +125,5 @@ def _layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Ar
 
 
 def _attend_images(compute: ComputeConfig, q: jax.Array, k: jax.Array, v: jax.Array, image: tuple) -> jax.Array:
-    # A patch sees the keys of its own image, and they see it: the same interval both ways needs no second half.
+    # Patches of an image see each other, so the interval of keys alone describes the mask.
     return run_attention(compute, q, [Part(k, v, Intervals(*image))])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from pdgen.flow.denoise import Denoiser, ImageSettings, Progress, network_evaluations
+from pdgen.flow.denoise import Denoiser, ImageSettings, Progress, count_evaluations
 from pdgen.sample import steps
 from pdgen.sample.compiled import Stopwatch
 from pdgen.sample.image import ImageGrid
@@ -81,7 +81,7 @@ class Drawing:
             group.progress,
         )
         jax.block_until_ready(progress)
-        before, after = (network_evaluations(settings, image_guidance, steps=n) for n in stretch)
+        before, after = (count_evaluations(settings, image_guidance, steps=n) for n in stretch)
         for slot in group.slots:
             costs = batch.rows[slot].costs
             costs["network_evaluations"] += after.all - before.all

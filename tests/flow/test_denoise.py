@@ -14,9 +14,9 @@ from pdgen.flow.denoise import (
     ImageSettings,
     advance,
     begin,
+    count_evaluations,
     estimate,
     generate_latents,
-    network_evaluations,
 )
 from pdgen.flow.rectified import schedule
 from pdgen.models.context import add_text, empty_cache
@@ -89,14 +89,14 @@ def test_text_scale_of_one_is_no_guidance():
     assert ImageSettings(text_scale=1.0, image_scale=2.0).guided_steps == (0, 0)
 
 
-def test_number_of_network_evaluations():
+def test_number_of_count_evaluations():
     """Four steps of which two are guided by one or two branches; with TaylorSeer only full steps count."""
     settings = ImageSettings(num_timesteps=5, timestep_shift=1.0, interval=(0.5, 1.0))
-    assert network_evaluations(settings, image_guidance=False) == (4 + 2, 2)
-    assert network_evaluations(settings, image_guidance=True) == (4 + 2 * 2, 2 * 2)
-    assert [network_evaluations(settings, True, steps) for steps in (1, 2, 3)] == [(3, 2), (6, 4), (7, 4)]
+    assert count_evaluations(settings, image_guidance=False) == (4 + 2, 2)
+    assert count_evaluations(settings, image_guidance=True) == (4 + 2 * 2, 2 * 2)
+    assert [count_evaluations(settings, True, steps) for steps in (1, 2, 3)] == [(3, 2), (6, 4), (7, 4)]
     seer = ImageSettings(num_timesteps=25, text_scale=1.0, taylorseer=True)
-    assert network_evaluations(seer, image_guidance=True) == (11, 0)
+    assert count_evaluations(seer, image_guidance=True) == (11, 0)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def contexts(params):
 
 @pytest.fixture(scope="module")
 def noise():
-    return np.random.default_rng(1).normal(size=(ROWS, TOKENS, CONFIG.latent_dim)).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, TOKENS, CONFIG.latent_dim)), jnp.float32)
 
 
 POSITIONS = np.tile(np.arange(TOKENS, dtype=np.int32), (ROWS, 1))

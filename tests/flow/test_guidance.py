@@ -1,20 +1,21 @@
 """Guidance against its formula, row by row and value by value."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pdgen.flow.guidance import RENORMS, guide
 
 SCALES = (4.0, 2.0)
-HAS_IMAGE = np.array([True, False, True])
+HAS_IMAGE = jnp.array([True, False, True])
 
 
 @pytest.fixture
 def velocities():
     """v, v_text, v_image: three rows of very different sizes, so that a norm over the batch shows."""
     rows = np.random.default_rng(0).normal(size=(3, 3, 4, 5)) * np.array([1, 10, 0.1])[:, None, None]
-    return rows.astype(np.float32)
+    return jnp.asarray(rows, jnp.float32)
 
 
 def expected(row, has_image, renorm, renorm_min):
@@ -51,7 +52,7 @@ def test_every_row_is_guided_for_itself(velocities, renorm, renorm_min):
 def test_without_image_guidance(velocities):
     v, v_text, _ = velocities
     settings = {"scales": SCALES, "renorm": "global", "renorm_min": 0.0}
-    nowhere = guide(*velocities, np.zeros(3, bool), **settings)
+    nowhere = guide(*velocities, jnp.zeros(3, bool), **settings)
     np.testing.assert_array_equal(guide(v, v_text, None, HAS_IMAGE, **settings), nowhere)
 
 

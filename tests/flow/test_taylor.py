@@ -11,35 +11,36 @@ from pdgen.flow import taylor
 
 def test_which_steps_are_full():
     """Steps 0-4, then every third; at a skipped step the distance to the last full one, at a full one to the last."""
-    full, distance, _ = taylor.plan(num_steps=24, joins=0)
+    full, distance, _ = taylor.plan(num_steps=24, guidance_start=0)
     assert np.flatnonzero(full).tolist() == [0, 1, 2, 3, 4, 7, 10, 13, 16, 19, 22]
     assert distance.tolist() == [1, 1, 1, 1, 1] + [1, 2, 3] * 6 + [1]
 
 
 def test_how_many_differences_exist():
     """They start at step 4 and grow by one with every full step, up to the sixth."""
-    full, _, known = taylor.plan(num_steps=30, joins=0)
+    full, _, known = taylor.plan(num_steps=30, guidance_start=0)
     assert known[full].tolist() == [[n, n] for n in (0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6)]
 
 
-def test_guidance_that_joins_later():
-    """The step that the branches join at is full; they count their differences from there."""
-    full, distance, known = taylor.plan(num_steps=16, joins=6)
+def test_guidance_that_starts_later():
+    """The branches' first step is full; their differences are counted from it."""
+    full, distance, known = taylor.plan(num_steps=16, guidance_start=6)
     assert np.flatnonzero(full).tolist() == [0, 1, 2, 3, 4, 6, 9, 12, 15]
     assert distance[full].tolist() == [1, 1, 1, 1, 1, 2, 3, 3, 3]
     assert known[full].tolist() == [[0, 0]] * 4 + [[1, 0], [2, 0], [3, 1], [4, 2], [5, 3]]
 
 
 def run(function, num_steps):
-    """Full steps' differences as the scan renews them, and what every skipped step makes of them."""
-    full, distance, known = taylor.plan(num_steps, joins=0)
+    """Return the differences after the last full step, and the guess of every skipped step."""
+    full, distance, known = taylor.plan(num_steps, guidance_start=0)
     differences, guesses = jnp.zeros((taylor.ORDER + 1, 1, 1, 1)), {}
     for step in range(num_steps):
         if full[step]:
             output = jnp.full((1, 1, 1), function(step), jnp.float32)
-            differences = taylor.renew(differences, output, distance[step], jnp.array([known[step, 0]]))
+            steps, orders = jnp.asarray(distance[step]), jnp.array([known[step, 0]])
+            differences = taylor.update_differences(differences, output, steps, orders)
         else:
-            guesses[step] = float(taylor.extrapolate(differences, distance[step])[0, 0, 0])
+            guesses[step] = float(taylor.extrapolate(differences, jnp.asarray(distance[step]))[0, 0, 0])
     return np.asarray(differences)[:, 0, 0, 0], guesses
 
 
@@ -65,10 +66,10 @@ def test_extrapolation_is_taylor_s_series():
     """exp from its derivatives at 0: all are 1."""
     ones = jnp.ones((taylor.ORDER + 1, 1, 1, 1))
     expected = sum(2**i / math.factorial(i) for i in range(7))
-    np.testing.assert_allclose(taylor.extrapolate(ones, np.int32(2)), np.full((1, 1, 1), expected), rtol=1e-6)
+    np.testing.assert_allclose(taylor.extrapolate(ones, jnp.int32(2)), np.full((1, 1, 1), expected), rtol=1e-6)
 
 
 def test_tokens_of_different_branches_know_different_orders():
     before = jnp.zeros((taylor.ORDER + 1, 1, 2, 1))
-    after = taylor.renew(before, jnp.ones((1, 2, 1)), np.int32(1), jnp.array([3, 0]))
+    after = taylor.update_differences(before, jnp.ones((1, 2, 1)), jnp.int32(1), jnp.array([3, 0]))
     np.testing.assert_array_equal(after[:, 0, :, 0].T, [[1, 1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])

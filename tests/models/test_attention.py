@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.extend import core
 
-from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense, permute
+from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense
+from pdgen.models.mot import permute
 from pdgen.sequence.layout import intervals as document_intervals
 
 BATCH, QUERIES, HEADS, KV_HEADS, SIZE = 2, 37, 4, 2, 8
