@@ -29,13 +29,13 @@ def velocity_target(image: Float[Array, "*n C"], noise: Float[Array, "*n C"]) ->
     return noise - image
 
 
-def schedule(num_timesteps: int, shift: float) -> Float[np.ndarray, " num_timesteps"]:
+def schedule(num_timesteps: int, shift: float) -> Float[np.ndarray, " {num_timesteps}"]:
     """Return linspace(1, 0, n) after the shift, float32, descending; it makes n - 1 Euler steps."""
     # In numpy: which steps are guided or skipped must be known before compiling.
     t, s = np.linspace(1, 0, num_timesteps, dtype=np.float32), np.float32(shift)
     return s * t / (1 + (s - 1) * t)
 
 
-def draw_timesteps(key: Array, count: int, shift: float) -> Float[Array, " count"]:
+def draw_timesteps(key: Array, count: int, shift: float) -> Float[Array, " {count}"]:
     """Draw training timesteps in (0, 1), float32: the sigmoid of a standard normal, then the shift."""
     return shift_timesteps(jax.nn.sigmoid(jax.random.normal(key, (count,), jnp.float32)), shift)

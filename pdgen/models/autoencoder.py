@@ -20,7 +20,7 @@ middle attention, n positions of a chunk.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -281,8 +281,8 @@ def sample_posterior(mean: Array, logvar: Array, key: PRNGKeyArray) -> Array:
 
 def latent_from_moments(config: AutoencoderConfig, x: Values) -> Values:
     """Return scale (x - shift), the generator's latents, from a mean or a draw of the posterior."""
-    latents: Values = config.scale_factor * (x - config.shift_factor)
-    return latents
+    # The cast only helps the type checker, which takes the result for either of the two types.
+    return cast(Values, config.scale_factor * (x - config.shift_factor))
 
 
 def decode(

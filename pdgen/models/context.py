@@ -148,7 +148,7 @@ def add_vit(
     return _add_image(config, compute, params, cache, Streams(und, vit[:, :0]), active)
 
 
-def image_order(tokens: int, branches: int = 1) -> Int[np.ndarray, " branches*(tokens+2)"]:
+def image_order(tokens: int, branches: int = 1) -> Int[np.ndarray, " {branches*(tokens+2)}"]:
     """Return the stream index of each slot of ``<|vision_start|> tokens <|vision_end|>``, branch after branch.
 
     Stream order is first the two switch tokens of every branch, then the image tokens of every branch.

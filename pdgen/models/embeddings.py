@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def sincos_table(side: int, width: int) -> Float[np.ndarray, "side*side width"]:
+def sincos_table(side: int, width: int) -> Float[np.ndarray, "{side}*{side} {width}"]:
     """Compute the fixed 2-D position table, float32; its row ``r * side + c`` embeds row r, column c.
 
     The first half of the channels encodes the column, the second half the row. Each half is [sin, cos] of
@@ -23,7 +23,7 @@ def sincos_table(side: int, width: int) -> Float[np.ndarray, "side*side width"]:
     return np.concatenate([by_column, by_row], axis=1).astype(np.float32)
 
 
-def timestep_features(t: Float[Array, "B S"], width: int) -> Float[Array, "B S width"]:
+def timestep_features(t: Float[Array, "B S"], width: int) -> Float[Array, "B S {width}"]:
     """Return [cos(t f), sin(t f)] with f_j = 10000^(-j / (width/2)), float32; t in [0, 1], not scaled by 1000."""
     # In float32 whatever t's dtype: bfloat16 would merge neighbouring timesteps.
     half = width // 2
@@ -34,7 +34,7 @@ def timestep_features(t: Float[Array, "B S"], width: int) -> Float[Array, "B S w
 
 def rotary_angles(
     positions: Int[Array, "B S"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B S h/2"], Float[Array, "B S h/2"]]:
+) -> tuple[Float[Array, "B S {head_dim//2}"], Float[Array, "B S {head_dim//2}"]]:
     """Return cos and sin of position * theta^(-2j/h), j = 0 .. h/2 - 1, float32."""
     # In float32: bfloat16 rounds position 257 to 256.
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)

@@ -32,7 +32,7 @@ def float32_products():
 
 
 def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def tensors(seed, queries=QUERIES, keys=KEYS):
@@ -118,7 +118,7 @@ def may_see(query, key):
 @given(rows=st.tuples(packs(), packs()), seed=st.integers(0, 2**31))
 def test_packs(rows, seed):
     """Two different packs in a batch: the mask is the rule's, and both backends agree."""
-    intervals = Intervals(*np.stack([pack for pack, _ in rows], axis=1))
+    intervals = Intervals(*jnp.stack([pack for pack, _ in rows], axis=1))
     mask = np.asarray(allowed_matrix(intervals, SLOTS))
     for row, (_, slots) in enumerate(rows):
         expected = np.zeros((SLOTS, SLOTS), bool)
@@ -188,7 +188,7 @@ def test_worked_example():
 def test_keys_that_no_query_of_a_tile_sees_are_not_read():
     """Skipped tiles: keys beyond every interval may hold anything, even NaN."""
     q, _, [(k, v)] = tensors(4, keys=(50,))
-    k[:, 24:], v[:, 24:] = np.nan, np.nan
+    k, v = (x.at[:, 24:].set(jnp.nan) for x in (k, v))
     intervals = Intervals(np.zeros((BATCH, QUERIES), np.int32), np.full((BATCH, QUERIES), 24, np.int32))
     assert np.isfinite(attend(q, [Part(k, v, intervals)], Tile(16, 12))).all()
 
@@ -218,8 +218,8 @@ def test_permute_and_its_gradient():
     """The inverse gather is the gradient that autodiff derives as a scatter."""
     x, weight = normal(5, 2, BATCH, QUERIES, 3, 4)
     rng = np.random.default_rng(5)
-    order = np.stack([rng.permutation(QUERIES) for _ in range(BATCH)]).astype(np.int32)
-    inverse = np.argsort(order, axis=1).astype(np.int32)
+    order = jnp.stack([rng.permutation(QUERIES) for _ in range(BATCH)]).astype(jnp.int32)
+    inverse = jnp.argsort(order, axis=1).astype(jnp.int32)
 
     def plain(x):
         return jnp.take_along_axis(x, order[..., None, None], axis=1)

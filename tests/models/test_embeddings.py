@@ -46,7 +46,7 @@ def test_rotation_turns_pairs_of_channels(rng, dtype, tolerance):
 
 def test_products_of_rotated_vectors_depend_on_the_distance(rng):
     """What makes rotary positions relative: shifting both by 1,000 changes nothing."""
-    q, k = rng.normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
+    q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 16)), jnp.float32)
 
     def product(at, to):
         spin = lambda x, position: rotate(x, *rotary_angles(jnp.full((1, 1), position), 16, 1e6))  # noqa: E731
