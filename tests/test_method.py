@@ -11,7 +11,7 @@ import pytest
 
 from pdgen.assets import shapes_folder
 from pdgen.models.parameters import Leaf
-from pdgen.sequence.explained import readable
+from pdgen.sequence.explanation import readable
 from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, document_units, switch_targets, unit_kinds
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, Record, Text, check_grammar

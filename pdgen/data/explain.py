@@ -6,9 +6,9 @@ from pdgen.config import ModelConfig
 from pdgen.data.lengths import record_name
 from pdgen.data.loader import Batches
 from pdgen.data.packing import Document
-from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
+from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
 from pdgen.sequence.layout import Budgets, assemble, lay_out
-from pdgen.sequence.segments import CLEAN, NOISED, TEXT, document_units, record_segments, turns
+from pdgen.sequence.segments import CLEAN, NOISED, TEXT, document_units, list_turns, record_segments
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record
 
@@ -69,7 +69,7 @@ def _unit_name(record: Record, segment: int, kind: int) -> str:
 
 def _turns(record: Record, document: Document) -> str:
     first, stop = document.turns
-    count = len(turns(record))
+    count = len(list_turns(record))
     if (first, stop) == (0, count):
         return "whole"
     return f"turn {stop} of {count}" if stop - first == 1 else f"turns {first + 1} to {stop} of {count}"

@@ -14,7 +14,7 @@ from jaxtyping import Int8, Int32
 
 from pdgen.files import new_folder
 from pdgen.report.page import render
-from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, Run
+from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, TokenRun
 from pdgen.sequence.layout import STREAMS
 
 INDEX = "index.html"
@@ -140,7 +140,7 @@ def _summary(document: ExplainedDocument) -> dict[str, Any]:
     return {"document": document, "tokens": tokens, "targets": targets}
 
 
-def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _groups(runs: Sequence[TokenRun]) -> list[dict[str, Any]]:
     """The runs by split, each with its stage and what copy of an image it is."""
     groups = []
     for _, own in itertools.groupby(runs, key=lambda run: run.split):
@@ -163,7 +163,7 @@ def document_lines(document: ExplainedDocument, number: int) -> list[str]:
     return made
 
 
-def _line(run: Run) -> str:
+def _line(run: TokenRun) -> str:
     """A run as text."""
     ranges = ((run.start, run.end), run.sees, run.seen_by)
     slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from pdgen.data.documents import Documents, PackingError, ranges, sum_units
-from pdgen.sequence.segments import ConditionDropout, kept, stream_lengths
+from pdgen.sequence.segments import ConditionDropout, dropout_mask, stream_lengths
 
 WINDOW = 2048  # documents; the last pack of a window is partly filled, which then costs about 0.1 % of fill
 SMALLEST_WINDOW = 256  # for data sets of fewer documents than a window
@@ -161,6 +161,6 @@ class Stream:
             epoch, documents = epoch[mixed], documents[mixed]
         first = self._documents.starts[documents]
         units, starts = ranges(first, self._documents.starts[documents + 1] - first)
-        keep = kept(self._documents.kinds[units], starts, self._dropout, draws)
+        keep = dropout_mask(self._documents.kinds[units], starts, self._dropout, draws)
         lengths = sum_units(self._lengths[units] * keep[:, None], starts)
         return Window(epoch, documents, keep, starts, lengths.astype(np.int32))

@@ -1,22 +1,23 @@
-"""The decoding grammar: an automaton over bytes, lifted to a table state x token.
+"""The decoding grammar: an automaton over bytes, and its table over tokens.
 
-A byte machine spells out the texts of a trajectory (UTF-8, tags in their places, nothing that
-``trajectory.parse_plan`` or ``parse_refine`` would refuse):
+The byte automaton accepts exactly the texts of a trajectory that ``trajectory.parse_plan`` and ``parse_refine`` accept
+and that sampling may write:
 
     plan      = "<ins>" words "</ins>" (" " | newline)? "<des>" words "</des>"
     inspect   = words ("<refine>" words "</refine>")?
     free      = words
-    words     = any UTF-8 in which no tag, with either slash, stands
+    words     = any UTF-8 without a tag, with either slash
 
-``build_automaton`` runs every token's bytes through it from every state. A tag is then enforced and
-``<refine>`` recognised however the tokenizer cuts it, and the sampler's control flow is one table lookup
-per token. A state is a place in a text, e.g. "ins:</i" (in the instruction, after "</i"); it is kept when
-the text closes, so that it still tells the text's kind.
+``build_automaton`` runs the bytes of every token through it from every state. So tags are enforced and ``<refine>`` is
+recognised however the tokenizer splits them, and sampling needs one table lookup for each token. A state is a position
+in a text: "ins:</i" is in the instruction, after "</i". The state does not change when the text closes, so it still
+gives the text's kind.
 """
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Bool, Int8, Int16, Int32
 
 from pdgen.sequence.modes import END, MODES
 from pdgen.sequence.tokenizer import Tokenizer
@@ -24,12 +25,12 @@ from pdgen.sequence.tokenizer import Tokenizer
 FORBIDDEN = -1
 KINDS = ("plan", "inspect", "inspect+refine", "free", "image")
 SWITCHES = ("image", "text", END)
-# The state in which a text starts, by the kind of segment before it.
+# The start state of a text, by the kind of the segment before it.
 START_AFTER = {"prompt": "plan", "image": "after_image", "inspect": "plan", "inspect+refine": "plan"}
 
 _TAGS = tuple(f"<{slash}{name}>" for name in ("ins", "des", "refine") for slash in ("", "/", "\\"))
 _PREFIXES = sorted({tag[:n] for tag in _TAGS for n in range(len(tag))})
-# Kind of a text by the part its state stands in (the name before ":").
+# The kind of a text by the part of its state (the name before ":").
 _KIND_OF_PART = {
     "plan": "plan",
     "ins": "plan",
@@ -44,7 +45,7 @@ _KIND_OF_PART = {
 }
 _ACCEPTING_PARTS = ("plan_end", "after_image", "inspect", "refine_end", "free")
 
-Rows = dict[str, dict[int, str]]  # state -> byte -> next state
+ByteMachine = dict[str, dict[int, str]]  # state -> byte -> next state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,32 +54,32 @@ class Automaton:
 
     Attributes:
       names: the states' names, in order.
-      table: [S, V] int16, the state after a token, FORBIDDEN (-1) where it may not stand. ``im_end`` is
-        allowed in accepting states and keeps the state; other special tokens are forbidden.
-      accepting: [S] bool, the text may close here.
-      kind: [S] int8 into KINDS, what the text is, as far as it is known ("inspect" until a tag decides).
-      closings: [S, C] int32, tokens that lead to an accepting state by the shortest way (a tag open at a
-        limit is closed), padded with -1. A text that must close needs room for C tokens and ``im_end``.
-      starts: start states by situation: "plan", "inspect", "free", "after_image" (a plan or an inspection).
-      switches: [K, 3] bool, what may follow a segment of this kind: image, text, END.
-      switch_tokens: [3] int32, the tokens that say so: vision_start, im_start, im_end.
+      table: the state after a token, FORBIDDEN (-1) if the token is not allowed. ``im_end`` is allowed in accepting
+        states and does not change the state. Other special tokens are forbidden.
+      accepting: whether the text may close in a state.
+      kind: index into KINDS of the text's kind, as far as it is known ("inspect" until a tag decides).
+      closings: the shortest tokens that lead to an accepting state, padded with -1. A text that is cut at its limit
+        ends with them, so it needs room for C tokens and ``im_end``.
+      starts: start states by name: "plan", "inspect", "free", "after_image" (a plan or an inspection).
+      switches: whether an image, a text or END may follow a segment of each kind.
+      switch_tokens: the tokens that announce them: vision_start, im_start, im_end.
     """
 
     names: tuple[str, ...]
-    table: np.ndarray
-    accepting: np.ndarray
-    kind: np.ndarray
-    closings: np.ndarray
+    table: Int16[np.ndarray, "S V"]
+    accepting: Bool[np.ndarray, " S"]
+    kind: Int8[np.ndarray, " S"]
+    closings: Int32[np.ndarray, "S C"]
     starts: dict[str, int]
-    switches: np.ndarray
-    switch_tokens: np.ndarray
+    switches: Bool[np.ndarray, "K 3"]
+    switch_tokens: Int32[np.ndarray, " 3"]
 
     def kind_of(self, state: int) -> str:
-        """The kind of the text that closed in ``state``: a key of ``modes.MODES``, or "free"."""
+        """Return the kind of the text that closed in ``state``: a key of ``modes.MODES``, or "free"."""
         return KINDS[self.kind[state]]
 
     def run(self, start: str, tokens: list[int]) -> int:
-        """The state after ``tokens`` from the start state named ``start``; FORBIDDEN if one may not stand."""
+        """Return the state after ``tokens`` from the start state ``start``; FORBIDDEN if one is not allowed."""
         state = self.starts[start]
         for token in tokens:
             state = int(self.table[state, token])
@@ -88,17 +89,14 @@ class Automaton:
 
 
 def next_kinds(last: str) -> tuple[str, ...]:
-    """Of SWITCHES, what may follow a segment of kind ``last`` ("free": what follows is the caller's to say).
-
-    An image is decided by ``<|vision_start|>``, a text by ``<|im_start|>``, END by ``<|im_end|>``.
-    """
+    """Return those of SWITCHES that may follow a segment of kind ``last``; after "free", all of them."""
     following = MODES["process"].get(last, SWITCHES)
     allowed = {kind if kind in ("image", END) else "text" for kind in following}
     return tuple(kind for kind in SWITCHES if kind in allowed)
 
 
-def _utf8_rows(part: str) -> Rows:
-    """States inside a character; ``part:+n`` expects n more bytes, the others an unusual second byte."""
+def _utf8_rows(part: str) -> ByteMachine:
+    """Return the states inside a character: ``part:+n`` expects n more bytes, the others a restricted second byte."""
     rows = {f"{part}:+{n}": dict.fromkeys(range(0x80, 0xC0), f"{part}:+{n - 1}") for n in (2, 3)}
     rows[f"{part}:+1"] = dict.fromkeys(range(0x80, 0xC0), f"{part}:")
     # Unicode's table 3-7: no overlong forms, no surrogates, nothing beyond U+10FFFF.
@@ -110,14 +108,15 @@ def _utf8_rows(part: str) -> Rows:
 
 
 def _lead_bytes(part: str) -> dict[int, str]:
+    """Return the transitions of the first bytes of characters beyond ASCII."""
     row = dict.fromkeys(range(0xC2, 0xE0), f"{part}:+1")
     row |= dict.fromkeys(range(0xE1, 0xF0), f"{part}:+2")
     row |= dict.fromkeys(range(0xF1, 0xF4), f"{part}:+3")
     return row | {byte: f"{part}:+{byte:X}" for byte in (0xE0, 0xED, 0xF0, 0xF4)}
 
 
-def _words(part: str, exits: dict[str, str]) -> Rows:
-    """The states of ``words``, one per beginning of a tag; tags in ``exits`` lead on, others must not."""
+def _words(part: str, exits: dict[str, str]) -> ByteMachine:
+    """Return the states of ``words``, one for each prefix of a tag; a tag in ``exits`` leads to its state."""
     rows = _utf8_rows(part)
     for prefix in _PREFIXES:
         row = _lead_bytes(part)
@@ -126,20 +125,21 @@ def _words(part: str, exits: dict[str, str]) -> Rows:
             if seen in exits:
                 row[byte] = exits[seen]
             elif seen not in _TAGS:
-                kept = seen if seen in _PREFIXES else "<" if chr(byte) == "<" else ""
-                row[byte] = f"{part}:{kept}"
+                # Only "<" begins a tag, and no tag has another one inside, so a mismatch restarts at most at "<".
+                prefix_after = seen if seen in _PREFIXES else "<" if chr(byte) == "<" else ""
+                row[byte] = f"{part}:{prefix_after}"
         rows[f"{part}:{prefix}"] = row
     return rows
 
 
-def _literal(part: str, text: str, target: str) -> Rows:
-    """The states of a fixed ``text``, named by how much of it stands already."""
+def _literal(part: str, text: str, target: str) -> ByteMachine:
+    """Return the states of a fixed ``text``, named by the characters so far."""
     names = [f"{part}:{text[:n]}" for n in range(len(text))] + [target]
     return {name: {ord(char): after} for name, char, after in zip(names, text, names[1:])}
 
 
-def byte_machine() -> Rows:
-    """The grammar over bytes: for every state the bytes that may follow and where they lead."""
+def byte_machine() -> ByteMachine:
+    """Build the grammar over bytes: for every state the allowed bytes and the states that they lead to."""
     rows = _literal("plan", "<ins>", "ins:")
     rows |= _words("ins", {"</ins>": "gap:"})
     rows |= _literal("gap", "<des>", "des:")
@@ -156,12 +156,13 @@ def byte_machine() -> Rows:
     return rows | opening | {"plan_end:": {}, "refine_end:": {}}
 
 
-def shortest_closings(rows: Rows) -> dict[str, bytes]:
-    """For every state the shortest bytes that close its text, e.g. "ins:" -> b"</ins> <des></des>".
+def shortest_closings(rows: ByteMachine) -> dict[str, bytes]:
+    """Find for every state the shortest bytes that close its text, such as b"</ins> <des></des>" for "ins:".
 
-    Of several, the smallest bytes; a closed instruction goes on as plans are written, with a blank.
+    Of several shortest ones the smallest is taken. A blank always follows an instruction, as in ``format_plan``.
     """
     closings = {state: b"" for state in rows if _accepts(state)}
+    # Breadth first: each round adds the states that are one byte farther from an accepting one.
     rows = rows | {"gap:": {ord(" "): "gap: "}}
     while len(closings) < len(rows):
         closings |= {
@@ -178,13 +179,14 @@ def _accepts(name: str) -> bool:
 
 
 def _lift(machine: np.ndarray, pieces: tuple[bytes, ...], vocab_size: int) -> np.ndarray:
-    """[S, V] int16: where each token's bytes lead from each state.
-
-    Tokens are ordered by length, so that the tokens that have a byte at position p are a leading slice.
+    """Return the state [S, V] int16 to which the bytes of each token lead from each state.
 
     Args:
-      machine: [S + 1, 256] int16, the byte machine; its last row is the forbidden state, which stays.
+      machine: [S + 1, 256] int16, the byte machine; the last row is the forbidden state, which leads to itself.
+      pieces: the bytes of each token.
+      vocab_size: V.
     """
+    # Longest tokens first, so that the tokens with a byte at position p are a leading slice.
     forbidden = len(machine) - 1
     order = np.argsort([-len(piece) for piece in pieces], kind="stable")
     order = order[: sum(map(bool, pieces))]
@@ -202,14 +204,14 @@ def _lift(machine: np.ndarray, pieces: tuple[bytes, ...], vocab_size: int) -> np
 
 
 def build_automaton(tokenizer: Tokenizer, vocab_size: int) -> Automaton:
-    """The automaton of a tokenizer; seconds for 152,064 ids.
+    """Build the automaton of a tokenizer; this takes seconds for 152,064 ids.
 
     Args:
-      tokenizer: gives the bytes of every token.
-      vocab_size: ids the model scores; those the tokenizer does not know are never allowed.
+      tokenizer: has the bytes of every token.
+      vocab_size: size of the model's vocabulary; ids that the tokenizer lacks are never allowed.
 
     Raises:
-      ValueError: the tokenizer knows ids that the model does not score.
+      ValueError: the tokenizer has more ids than the model.
     """
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
@@ -238,8 +240,8 @@ def build_automaton(tokenizer: Tokenizer, vocab_size: int) -> Automaton:
     )
 
 
-def _closing_tokens(rows: Rows, tokenizer: Tokenizer) -> np.ndarray:
-    """[S, C] int32: the closings as tokens; bytes that finish a character go one by one."""
+def _closing_tokens(rows: ByteMachine, tokenizer: Tokenizer) -> np.ndarray:
+    """Return the closings as tokens [S, C] int32; bytes that complete a character become one token each."""
     token_of_byte = {piece: i for i, piece in enumerate(tokenizer.pieces) if len(piece) == 1}
     closings = shortest_closings(rows)
     tokens = []

@@ -1,12 +1,13 @@
-"""Images on their way to tokens: decoding, sizes, patches, position ids.
+"""From image files to patches: decoding, resizing, pixels, patches, position ids.
 
-Axes: H, W pixels or latent values of a side, h, w patches of a side, p patch side, C channels.
 Pixels are float32 in [-1, 1], channels last. ``patchify`` and ``unpatchify`` work on numpy and JAX arrays.
+
+Axis legend: H, W pixels or latent values of a side, h, w patches of a side, p patch side, C channels.
 """
 
 import dataclasses
 import io
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import PIL.Image
@@ -16,20 +17,20 @@ from pdgen.config import ModelConfig
 
 Values = TypeVar("Values", np.ndarray, Array)
 
-MAX_PIXELS = 14 * 14 * 9 * 1024  # the base model's own limit, for ViT and autoencoder alike
-# A pixel has changed where a channel differs by more than this, of 255: a decoder's own noise stays below.
+MAX_PIXELS = 14 * 14 * 9 * 1024  # BAGEL's limit, for both the ViT and the autoencoder
+# A pixel has changed if a channel differs by more than this, of 255. The noise of the decoder is smaller.
 CHANGE = 40
 
 Picture = UInt8[np.ndarray, "height width 3"]  # RGB, 0 to 255
 
 
 class ImageError(ValueError):
-    """Bytes are no readable image, or an image does not suit the model; one line names the remedy."""
+    """Bytes are not a readable image, or an image does not fit the model; the message is one line with the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeRule:
-    """Which size an image is resized to. Sides in pixels; ``stride`` divides the resized sides."""
+    """Limits for resizing an image, in pixels; ``stride`` divides the resized sides."""
 
     max_size: int
     min_size: int
@@ -39,17 +40,17 @@ class SizeRule:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSizes:
-    """The size rules of the two image inputs of a model."""
+    """The size rules of a model's two image inputs."""
 
     vae: SizeRule
     vit: SizeRule
 
 
 def image_sizes(config: ModelConfig) -> ImageSizes:
-    """The size rules of a model.
+    """Return the size rules of a model.
 
-    The longest side is what the position tables hold. BAGEL (16 pixels a VAE token, 14 a ViT token) brings
-    short sides up to 512 and 224 pixels; any other model takes small images as they are.
+    The position tables limit the long side. BAGEL (16 pixels for a VAE token, 14 for a ViT token) enlarges short sides
+    to 512 and 224 pixels. Other models do not enlarge images beyond one token.
     """
     vae, vit = config.latent_stride, config.vision.patch_size
     short_sides = (512, 224) if (vae, vit) == (16, 14) else (vae, vit)
@@ -60,11 +61,10 @@ def image_sizes(config: ModelConfig) -> ImageSizes:
 
 
 def resize_size(width: int, height: int, rule: SizeRule) -> tuple[int, int]:
-    """The (width, height) in pixels that the base model resizes an image to.
+    """Return the (width, height) in pixels to which BAGEL resizes an image.
 
-    The scale is max(min(max_size / long side, 1), min_size / short side). Where the result still has more
-    than ``max_pixels``, it is scaled by their ratio itself (no square root, as in the base model), and
-    where its long side still exceeds ``max_size``, down to that.
+    The scale is max(min(max_size / long side, 1), min_size / short side). A result of more than ``max_pixels`` is
+    scaled again by the ratio of the two. A long side that still exceeds ``max_size`` is scaled down to it.
     """
 
     def scaled(side: int, scale: float) -> int:
@@ -73,7 +73,7 @@ def resize_size(width: int, height: int, rule: SizeRule) -> tuple[int, int]:
     scale = max(min(rule.max_size / max(width, height), 1.0), rule.min_size / min(width, height))
     width, height = scaled(width, scale), scaled(height, scale)
     if width * height > rule.max_pixels:
-        scale = rule.max_pixels / (width * height)
+        scale = rule.max_pixels / (width * height)  # BAGEL takes no square root here
         width, height = scaled(width, scale), scaled(height, scale)
     if max(width, height) > rule.max_size:
         scale = rule.max_size / max(width, height)
@@ -82,16 +82,16 @@ def resize_size(width: int, height: int, rule: SizeRule) -> tuple[int, int]:
 
 
 def resize(image: PIL.Image.Image, rule: SizeRule) -> PIL.Image.Image:
-    """The image at ``resize_size`` of its size, bicubic; the image itself where that changes nothing."""
+    """Resize an image to ``resize_size`` of its size, bicubic; return the same image if its size does not change."""
     size = resize_size(*image.size, rule)
     return image if size == image.size else image.resize(size, PIL.Image.Resampling.BICUBIC)
 
 
 def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
-    """PNG or JPEG bytes as an RGB image; what is transparent shows white.
+    """Decode PNG or JPEG bytes to an RGB image, on white where it is transparent.
 
     Raises:
-      ImageError: the bytes are not a whole PNG or JPEG; the message begins with ``name``.
+      ImageError: the bytes are not a complete PNG or JPEG; the message begins with ``name``.
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
@@ -101,12 +101,12 @@ def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
 
 
 def why_unreadable(fault: Exception) -> str:
-    """What Pillow says of bytes that are no image, without the object in memory that it names."""
+    """Return Pillow's reason why bytes are not an image, without the address of the buffer that it would name."""
     return "its bytes are of no such format" if isinstance(fault, PIL.UnidentifiedImageError) else str(fault)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image with three channels of 8 bits: what is transparent shows white, 16-bit grey is scaled down."""
+    """Convert an image to three channels of 8 bits, on white where it is transparent; scale 16-bit grey down."""
     if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
         return PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
@@ -117,7 +117,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
-    """(width, height) from the header alone. Raises ImageError like ``decode_image``."""
+    """Read (width, height) from the header only. Raises ImageError as ``decode_image`` does."""
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return image.size
@@ -126,25 +126,25 @@ def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
 
 
 def encode_png(image: PIL.Image.Image | Picture) -> bytes:
-    """The image as PNG bytes."""
+    """Encode an image as PNG."""
     buffer = io.BytesIO()
     (PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def to_pixels(image: PIL.Image.Image) -> Float32[np.ndarray, "H W 3"]:
-    """An RGB image as pixels in [-1, 1]."""
+    """Convert an RGB image to pixels in [-1, 1]."""
     return np.asarray(image.convert("RGB"), np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def from_pixels(pixels: Float32[np.ndarray, "H W 3"]) -> PIL.Image.Image:
-    """The RGB image of pixels in [-1, 1]; values beyond are clipped."""
-    values = np.clip((np.asarray(pixels, np.float32) + 1) * 127.5, 0, 255)
+    """Convert pixels in [-1, 1] to an RGB image; values outside are clipped."""
+    values = np.clip((pixels + 1) * 127.5, 0, 255)
     return PIL.Image.fromarray(np.round(values).astype(np.uint8))
 
 
 def patchify(values: Shaped[Values, "... H W C"], patch: int) -> Shaped[Values, "... hw ppC"]:
-    """Cuts [.., H, W, C] into patches [.., h * w, p * p * C], row-major, each (row, column, channel).
+    """Cut [.., H, W, C] into patches [.., h * w, p * p * C], row-major, each ordered (row, column, channel).
 
     Raises:
       ValueError: ``patch`` does not divide H and W.
@@ -153,21 +153,22 @@ def patchify(values: Shaped[Values, "... H W C"], patch: int) -> Shaped[Values, 
     if height % patch or width % patch:
         raise ValueError(f"patches of side {patch} do not tile {height} x {width}")
     grid = values.reshape(*batch, height // patch, patch, width // patch, patch, channels)
-    return grid.swapaxes(-4, -3).reshape(*batch, -1, patch * patch * channels)
+    # The cast only helps the type checker, which takes the result for either of the two types.
+    return cast(Values, grid.swapaxes(-4, -3).reshape(*batch, -1, patch * patch * channels))
 
 
 def unpatchify(tokens: Shaped[Values, "... hw ppC"], grid: tuple[int, int], patch: int) -> Shaped[Values, "... H W C"]:
-    """The inverse of ``patchify``; ``grid`` is (h, w)."""
+    """Invert ``patchify``; ``grid`` is (h, w)."""
     *batch, _, width = tokens.shape
     h, w = grid
     blocks = tokens.reshape(*batch, h, w, patch, patch, width // patch**2)
-    return blocks.swapaxes(-4, -3).reshape(*batch, h * patch, w * patch, width // patch**2)
+    return cast(Values, blocks.swapaxes(-4, -3).reshape(*batch, h * patch, w * patch, width // patch**2))
 
 
 def position_ids(grid: tuple[int, int], max_side: int, interpolate: bool = False) -> Int32[np.ndarray, " hw"]:
-    """Rows of a position table for a grid of (h, w) patches, row-major.
+    """Return the rows of a position table for a grid of (h, w) patches, row-major.
 
-    row * max_side + column, or with ``interpolate`` the grid stretched over the whole table:
+    They are row * max_side + column. With ``interpolate`` the grid is stretched over the whole table:
     floor(row * max_side / h) * max_side + floor(column * max_side / w).
 
     Raises:
@@ -185,7 +186,7 @@ def position_ids(grid: tuple[int, int], max_side: int, interpolate: bool = False
 
 
 def changed_pixels(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
-    """Which pixels of two images differ by more than ``CHANGE`` in a channel. Raises ValueError for two sizes."""
+    """Find pixels that differ by more than ``CHANGE`` in a channel. Raises ValueError if the sizes differ."""
     if before.shape != after.shape:
         raise ValueError(f"images of {before.shape} and {after.shape} values have no common pixels to compare")
     return np.any(np.abs(np.subtract(after, before, dtype=np.int16)) > CHANGE, axis=-1)

@@ -1,8 +1,8 @@
-"""Where every token of a document stands: streams, rotary positions, attention intervals, targets.
+"""The layout of a document: the stream, rotary position, attention intervals and target of every token.
 
 A document (one trajectory) is a list of segments. ``lay_out`` turns them into numpy arrays in **sequence
-order**; ``assemble`` joins several documents into a ``Pack`` of fixed size. ``rotary_positions`` and
-``advance`` state the position rules once, for whole documents and for a context that grows by segments.
+order**. ``assemble`` joins several documents to a ``Pack`` of fixed size. ``rotary_positions`` and ``advance``
+define the positions, both for whole documents and for a context that grows by segments.
 
 Worked example: text ``a``, then an image of two VAE tokens that the model draws (noised, then clean)::
 
@@ -16,11 +16,11 @@ Worked example: text ``a``, then an image of two VAE tokens that the model draws
     q_start    0    1    2     3    3    3    3     7    7    7    7
     q_end      11   11   11    7    7    7    7     11   11   11   11
 
-``allowed(q, k) <=> k_start[q] <= k < k_end[q] and q_start[k] <= q < q_end[k]``: slot 8 sees the text and
-its own split, but not the noised split, whose keys end being visible at 7.
+``allowed(q, k) <=> k_start[q] <= k < k_end[q] and q_start[k] <= q < q_end[k]``: slot 8 sees the text and its own
+split. It does not see the noised split, whose keys are visible to queries before 7 only.
 
-Axes: S sequence slots = T + V + G, T text tokens, V ViT tokens, G VAE tokens, P values of a ViT patch,
-C values of a VAE token.
+Axis legend: S sequence slots = T + V + G, T text tokens, V ViT tokens, G VAE tokens, P values of a ViT patch,
+C values of a VAE token, n slots of a document.
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ from pdgen.config import ModelConfig
 Mode = Literal["causal", "full", "noise"]  # of a split: text, clean image, image being denoised
 TEXT, VIT, VAE = range(3)  # streams, in stream order
 STREAMS = ("text", "vit", "vae")
-TARGETS = ("plan", "inspect", "refine", "switch", "answer")  # kinds of text targets, by which losses are told apart
+TARGETS = ("plan", "inspect", "refine", "switch", "answer")  # kinds of text targets, for separate loss curves
 
 
 @dataclasses.dataclass(frozen=True)
 class Budgets:
-    """Tokens of each stream in one pack: text T (switch tokens included), vit V, vae G."""
+    """Number of tokens of each stream in a pack: text T (switch tokens included), vit V, vae G."""
 
     text: int
     vit: int
@@ -57,29 +57,28 @@ class Budgets:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """One row of the device's batch: several documents, padded to the budgets. Batches stack on axis 0.
+    """One row of a batch: several documents, padded to the budgets. Batches stack packs on axis 0.
 
-    Leaves are arrays of numpy or jax, or shapes. Stream order is concat(text[T], vit[V], vae[G]); sequence order is
-    the documents' own order, padding last. Padding holds 0 but in ``vae_image`` (-1) and in the two permutations.
+    Leaves are numpy arrays, jax arrays, or their shapes. Stream order is concat(text[T], vit[V], vae[G]). Sequence
+    order is that of the documents, padding last. Padding is 0, but -1 in ``vae_image``.
 
     Attributes:
       text_ids: token ids of texts and switch tokens.
-      text_targets: the label that the token predicts, 0 where it has none.
-      text_weights: weight of the token's cross-entropy, 0 = no loss.
-      text_kinds: number in ``TARGETS`` of what the target belongs to; 0 where there is none.
+      text_targets: the token id to predict, 0 where there is no target.
+      text_weights: weight of the token's cross-entropy, 0 without a target.
+      text_kinds: index into ``TARGETS`` of the target's kind, 0 without a target.
       vit_patches: pixels in [-1, 1], ordered (row, column, channel).
-      vit_positions: row * max_side + column of the patch.
-      vit_start, vit_end: the ViT stream's interval that is the token's image.
-      vae_latents: clean, scaled latents, patchified (row, column, channel).
-      vae_positions: row * max_side + column of the latent patch.
-      vae_image: number 0, 1, .. in the pack of the noised image the token belongs to; -1 if clean.
+      vit_positions, vae_positions: row * max_side + column of the patch.
+      vit_start, vit_end: interval of the token's image in the ViT stream.
+      vae_latents: clean, scaled latents in patches, ordered (row, column, channel).
+
+      vae_image: number 0, 1, .. in the pack of the token's noised image; -1 if clean.
       vae_weights: 1 where the token is a flow target.
       rotary: rotary position, in stream order.
-      to_sequence: sequence slot -> stream index, a permutation.
-      to_stream: stream index -> sequence slot, its inverse.
+      to_sequence, to_stream: stream index of each sequence slot, a permutation; and its inverse.
       k_start, k_end: keys [k_start, k_end) that the slot's query may see, in sequence order.
       q_start, q_end: queries [q_start, q_end) that may see the slot's key, in sequence order.
-      row: the pack's number n in the run; noise and timesteps are drawn from it.
+      row: number of the pack in the run; it seeds noise and timesteps.
     """
 
     text_ids: Int32[Any, "*B T"]
@@ -106,7 +105,7 @@ class Pack:
 
 @runtime_checkable
 class SwitchTokens(Protocol):
-    """Ids of the tokens that open and close segments; a ``Tokenizer`` has them."""
+    """Ids of the tokens that open and close segments, such as a ``Tokenizer``."""
 
     @property
     def im_start(self) -> int: ...
@@ -123,11 +122,11 @@ class TextSegment:
     """``<|im_start|> ids <|im_end|>``.
 
     Attributes:
-      ids: token ids of the words.
-      loss: the words and the closing token are predicted.
-      switch_target: what the closing token predicts, if anything.
-      stage: "plan", "inspect" or "answer", of which the words and the closing token are targets.
-      refine: the ids [first, end) of an inspection that say what to refine.
+      ids: token ids of the text.
+      loss: whether the text and the closing token are targets.
+      switch_target: target of the closing token's own prediction, None for no target.
+      stage: kind of the targets: "plan", "inspect" or "answer".
+      refine: interval [first, end) of an inspection's ids with the correction, (0, 0) for none.
     """
 
     ids: Sequence[int]
@@ -142,10 +141,10 @@ class LatentSegment:
     """``<|vision_start|> VAE tokens <|vision_end|>``, clean or noised.
 
     Attributes:
-      latents: clean, scaled latents, also where the image is noised on the device.
-      positions: ids in the latent position table.
-      noised: the image is a flow target and visible to itself alone.
-      switch_target: what the closing token predicts, if anything.
+      latents: clean, scaled latents; a noised image gets its noise on the device.
+      positions: indices into the latent position table.
+      noised: whether the image is a flow target, which only its own tokens see.
+      switch_target: target of the closing token's prediction, None for no target.
     """
 
     latents: Float32[np.ndarray, "n C"]
@@ -165,7 +164,7 @@ class VitSegment:
 
 @dataclasses.dataclass(frozen=True)
 class DroppedImage:
-    """A clean image copy that condition dropout took away: it keeps its rotary position and nothing else."""
+    """A clean image copy that condition dropout removed: it still advances the rotary position."""
 
 
 Segment = TextSegment | LatentSegment | VitSegment | DroppedImage
@@ -173,10 +172,10 @@ Segment = TextSegment | LatentSegment | VitSegment | DroppedImage
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One document in sequence order (n slots); the streams' own arrays in their order in the document.
+    """One document in sequence order.
 
-    ``modes`` and ``split_lengths`` describe the splits in order, switch tokens included; ``split`` is the
-    slot's number among them. All other fields are as in ``Pack``, counted from the document's own start.
+    ``modes`` and ``split_lengths`` describe the splits, switch tokens included; ``split`` is the number of each slot's
+    split. The other fields are as in ``Pack``, counted from the document's start.
     """
 
     modes: tuple[Mode, ...]
@@ -203,30 +202,30 @@ class Layout:
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """Tokens in the text, vit and vae stream."""
+        """Number of tokens in the text, vit and vae stream."""
         return len(self.text_ids), len(self.vit_patches), len(self.vae_latents)
 
 
 def rotary_positions(rotary: Any, mode: Mode, tokens: int) -> Any:
-    """Rotary positions of a segment's tokens, switch tokens included, when the next free one is ``rotary``.
+    """Return the rotary positions [.., tokens] of a segment that begins at ``rotary``, an int or an array [..].
 
-    Text counts on, all tokens of an image share one position. ``rotary`` may be an int or any array [..];
-    the result is [.., tokens].
+    A text's tokens have consecutive positions. All tokens of an image share one position.
     """
     steps = np.arange(tokens, dtype=np.int32) if mode == "causal" else np.zeros(tokens, np.int32)
     return (np.int32(rotary) if isinstance(rotary, int) else rotary[..., None]) + steps
 
 
 def advance(rotary: Any, mode: Mode, tokens: int) -> Any:
-    """The next free rotary position after a segment of ``tokens``, switch tokens included.
+    """Return the next rotary position after a segment of ``tokens``, switch tokens included.
 
-    Text advances by its tokens, a clean image by one, an image being denoised not at all.
+    A text advances it by its tokens, a clean image by one. A noised image does not advance it, since its clean copy
+    follows at the same position.
     """
     return rotary + {"causal": tokens, "full": 1, "noise": 0}[mode]
 
 
 def intervals(modes: Sequence[Mode], lengths: Sequence[int]) -> tuple[Int32[np.ndarray, " n"], ...]:
-    """(k_start, k_end, q_start, q_end) of a document of splits; the worked example stands above."""
+    """Return (k_start, k_end, q_start, q_end) of a document's splits; see the example in the module's docstring."""
     sizes = np.asarray(lengths, np.int32)
     ends = np.repeat(np.cumsum(sizes, dtype=np.int32), sizes)
     starts = ends - np.repeat(sizes, sizes)
@@ -240,8 +239,8 @@ def intervals(modes: Sequence[Mode], lengths: Sequence[int]) -> tuple[Int32[np.n
 
 
 @dataclasses.dataclass(frozen=True)
-class _Placed:
-    """One segment as tokens: its split, and the text tokens it brings with what they predict."""
+class _Split:
+    """One segment as tokens: the streams of all its tokens, and its text tokens with their targets."""
 
     mode: Mode
     stream: np.ndarray
@@ -251,27 +250,30 @@ class _Placed:
     kinds: Sequence[int]
 
 
-def _place(segment: TextSegment | LatentSegment | VitSegment, switches: SwitchTokens, balance_texts: bool) -> _Placed:
-    switched = segment.switch_target is not None
-    switch, switch_weight = segment.switch_target or 0, float(switched)
-    switch_kind = TARGETS.index("switch") if switched else 0
+def _make_split(
+    segment: TextSegment | LatentSegment | VitSegment, switches: SwitchTokens, balance_texts: bool
+) -> _Split:
+    has_switch = segment.switch_target is not None
+    switch, switch_weight = segment.switch_target or 0, float(has_switch)
+    switch_kind = TARGETS.index("switch") if has_switch else 0
     if isinstance(segment, TextSegment):
-        words = len(segment.ids)
-        weight = (1 / np.sqrt(words + 1) if balance_texts else 1.0) if segment.loss else 0.0
-        targets = [*segment.ids, switches.im_end] if segment.loss else [0] * (words + 1)
-        kinds = np.full(words + 2, TARGETS.index(segment.stage) if segment.loss else 0)
+        # Each token predicts the next one; the closing token predicts the switch.
+        count = len(segment.ids) + 1
+        weight = (1 / np.sqrt(count) if balance_texts else 1.0) if segment.loss else 0.0
+        targets = [*segment.ids, switches.im_end] if segment.loss else [0] * count
+        kinds = np.full(count + 1, TARGETS.index(segment.stage) if segment.loss else 0)
         kinds[slice(*segment.refine)] = TARGETS.index("refine") if segment.loss else 0
         kinds[-1] = switch_kind
-        return _Placed(
+        return _Split(
             mode="causal",
-            stream=np.full(words + 2, TEXT, np.int8),
+            stream=np.full(count + 1, TEXT, np.int8),
             ids=[switches.im_start, *segment.ids, switches.im_end],
             targets=[*targets, switch],
-            weights=[weight] * (words + 1) + [switch_weight],
+            weights=[weight] * count + [switch_weight],
             kinds=kinds.tolist(),
         )
     tokens = len(segment.positions)
-    return _Placed(
+    return _Split(
         mode="noise" if isinstance(segment, LatentSegment) and segment.noised else "full",
         stream=np.array([TEXT, *[VAE if isinstance(segment, LatentSegment) else VIT] * tokens, TEXT], np.int8),
         ids=[switches.vision_start, switches.vision_end],
@@ -284,52 +286,51 @@ def _place(segment: TextSegment | LatentSegment | VitSegment, switches: SwitchTo
 def lay_out(
     segments: Sequence[Segment], switches: SwitchTokens, config: ModelConfig, balance_texts: bool = False
 ) -> Layout:
-    """Turns a document's segments into arrays.
+    """Turn a document's segments into arrays.
 
     Args:
-      segments: in order; at least one that is not dropped.
+      segments: the segments in order, at least one that is not dropped.
       switches: ids of the switch tokens.
       config: gives the widths of ViT patches and VAE tokens.
-      balance_texts: words weigh 1 / sqrt(n), n = number of words + 1, so that a long text does not drown a
-        short one; switch targets weigh 1. Otherwise every target weighs 1.
+      balance_texts: whether each of a text's n targets weighs 1 / sqrt(n), so that long texts do not dominate; a
+        switch target then still weighs 1. Otherwise every target weighs 1.
 
     Raises:
-      ValueError: there is no segment, or a payload's shape does not suit the config or its positions.
+      ValueError: there is no segment, or the shape of an image's values does not fit the config or its positions.
     """
-    placed, rotary, next_rotary = [], [], 0
+    splits, rotary, next_rotary = [], [], 0
     for segment in segments:
         if isinstance(segment, DroppedImage):
             next_rotary = advance(next_rotary, "full", 0)
             continue
-        part = _place(segment, switches, balance_texts)
-        placed.append(part)
-        rotary.append(rotary_positions(next_rotary, part.mode, len(part.stream)))
-        next_rotary = advance(next_rotary, part.mode, len(part.stream))
-    if not placed:
+        split = _make_split(segment, switches, balance_texts)
+        splits.append(split)
+        rotary.append(rotary_positions(next_rotary, split.mode, len(split.stream)))
+        next_rotary = advance(next_rotary, split.mode, len(split.stream))
+    if not splits:
         raise ValueError("a document needs at least one segment")
-    modes = tuple(part.mode for part in placed)
-    lengths = tuple(len(part.stream) for part in placed)
+    modes, lengths = tuple(split.mode for split in splits), tuple(len(split.stream) for split in splits)
     k_start, k_end, q_start, q_end = intervals(modes, lengths)
     return Layout(
         modes=modes,
         split_lengths=lengths,
-        stream=np.concatenate([part.stream for part in placed]),
-        split=np.repeat(np.arange(len(placed), dtype=np.int32), lengths),
+        stream=np.concatenate([split.stream for split in splits]),
+        split=np.repeat(np.arange(len(splits), dtype=np.int32), lengths),
         rotary=np.concatenate(rotary),
         k_start=k_start,
         k_end=k_end,
         q_start=q_start,
         q_end=q_end,
-        text_ids=np.array([i for part in placed for i in part.ids], np.int32),
-        text_targets=np.array([i for part in placed for i in part.targets], np.int32),
-        text_weights=np.array([w for part in placed for w in part.weights], np.float32),
-        text_kinds=np.array([k for part in placed for k in part.kinds], np.int32),
+        text_ids=np.array([i for split in splits for i in split.ids], np.int32),
+        text_targets=np.array([i for split in splits for i in split.targets], np.int32),
+        text_weights=np.array([w for split in splits for w in split.weights], np.float32),
+        text_kinds=np.array([k for split in splits for k in split.kinds], np.int32),
         **_vit_arrays([s for s in segments if isinstance(s, VitSegment)], config),
         **_vae_arrays([s for s in segments if isinstance(s, LatentSegment)], config),
     )
 
 
-def _rows(arrays: Sequence[np.ndarray], positions: Sequence[np.ndarray], width: int, name: str) -> np.ndarray:
+def _join_rows(arrays: Sequence[np.ndarray], positions: Sequence[np.ndarray], width: int, name: str) -> np.ndarray:
     for array, ids in zip(arrays, positions):
         if array.shape != (len(ids), width):
             raise ValueError(f"{name} of shape {array.shape}, expected {(len(ids), width)}")
@@ -340,9 +341,10 @@ def _vit_arrays(images: Sequence[VitSegment], config: ModelConfig) -> dict[str, 
     positions = [image.positions for image in images]
     sizes = np.array([len(ids) for ids in positions], np.int32)
     ends = np.cumsum(sizes, dtype=np.int32)
-    patches = [image.patches for image in images]
     return {
-        "vit_patches": _rows(patches, positions, config.vision.patch_dim, "ViT patches"),
+        "vit_patches": _join_rows(
+            [image.patches for image in images], positions, config.vision.patch_dim, "ViT patches"
+        ),
         "vit_positions": np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32),
         "vit_start": np.repeat(ends - sizes, sizes),
         "vit_end": np.repeat(ends, sizes),
@@ -354,9 +356,8 @@ def _vae_arrays(images: Sequence[LatentSegment], config: ModelConfig) -> dict[st
     sizes = [len(ids) for ids in positions]
     noised = np.array([image.noised for image in images], bool)
     numbers = np.where(noised, np.cumsum(noised) - 1, -1).astype(np.int32)
-    latents = [image.latents for image in images]
     return {
-        "vae_latents": _rows(latents, positions, config.latent_dim, "VAE tokens"),
+        "vae_latents": _join_rows([image.latents for image in images], positions, config.latent_dim, "VAE tokens"),
         "vae_positions": np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32),
         "vae_image": np.repeat(numbers, sizes),
         "vae_weights": np.repeat(noised.astype(np.float32), sizes),
@@ -364,7 +365,7 @@ def _vae_arrays(images: Sequence[LatentSegment], config: ModelConfig) -> dict[st
 
 
 def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
-    """Joins documents into one pack, in the given order, and pads it to the budgets.
+    """Join documents to one pack, in the given order, and pad it to the budgets.
 
     Raises:
       ValueError: there is no document, or they exceed a budget.
@@ -372,7 +373,7 @@ def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
     if not layouts:
         raise ValueError("a pack needs at least one document")
     used = np.sum([layout.lengths for layout in layouts], axis=0)
-    sizes = np.array([budgets.text, budgets.vit, budgets.vae])
+    sizes = text, vit, vae = budgets.text, budgets.vit, budgets.vae
     for name, tokens, budget in zip(STREAMS, used, sizes):
         if tokens > budget:
             raise ValueError(f"{tokens} {name} tokens exceed the pack's budget of {budget}")
@@ -380,8 +381,8 @@ def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
     vit_starts = np.cumsum([0, *[len(layout.vit_patches) for layout in layouts]])
     noised = np.cumsum([0, *[layout.vae_image.max(initial=-1) + 1 for layout in layouts]])
 
-    def joined(field: str, size: int, offsets: np.ndarray | None = None, fill: int = 0) -> np.ndarray:
-        """The documents' arrays one after the other, the offset added to all but the fill, then padding."""
+    def join(field: str, size: int, offsets: np.ndarray | None = None, fill: int = 0) -> np.ndarray:
+        """Concatenate the documents' arrays, add each document's offset except to -1, and pad with ``fill``."""
         arrays = [getattr(layout, field) for layout in layouts]
         if offsets is not None:
             arrays = [np.where(a == -1, a, a + o).astype(np.int32) for a, o in zip(arrays, offsets)]
@@ -391,33 +392,32 @@ def assemble(layouts: Sequence[Layout], budgets: Budgets, row: int) -> Pack:
         result[length:] = fill
         return result
 
-    text, vit, vae = sizes
     to_sequence, to_stream = _permutations(np.concatenate([layout.stream for layout in layouts]), sizes)
     return Pack(
-        **{name: joined(name, text) for name in ("text_ids", "text_targets", "text_weights", "text_kinds")},
-        **{name: joined(name, vit) for name in ("vit_patches", "vit_positions")},
-        **{name: joined(name, vit, vit_starts) for name in ("vit_start", "vit_end")},
-        **{name: joined(name, vae) for name in ("vae_latents", "vae_positions", "vae_weights")},
-        vae_image=joined("vae_image", vae, noised, fill=-1),
-        rotary=joined("rotary", budgets.total)[to_stream],
+        **{name: join(name, text) for name in ("text_ids", "text_targets", "text_weights", "text_kinds")},
+        **{name: join(name, vit) for name in ("vit_patches", "vit_positions")},
+        **{name: join(name, vit, vit_starts) for name in ("vit_start", "vit_end")},
+        **{name: join(name, vae) for name in ("vae_latents", "vae_positions", "vae_weights")},
+        vae_image=join("vae_image", vae, noised, fill=-1),
+        rotary=join("rotary", budgets.total)[to_stream],
         to_sequence=to_sequence,
         to_stream=to_stream,
-        **{k: joined(k, budgets.total, document_starts) for k in ("k_start", "k_end", "q_start", "q_end")},
+        **{k: join(k, budgets.total, document_starts) for k in ("k_start", "k_end", "q_start", "q_end")},
         row=np.array(row, np.int32),
     )
 
 
 def empty_pack(budgets: Budgets, config: ModelConfig, row: int) -> Pack:
-    """A pack of padding alone: it bears no loss."""
+    """Return a pack of padding only, which has no loss."""
     shapes = vars(pack_shapes(budgets, config, rows=1))
     zeros = {name: np.zeros(shape.shape[1:], shape.dtype) for name, shape in shapes.items()}
-    to_sequence, to_stream = _permutations(np.zeros(0, np.int8), np.array([budgets.text, budgets.vit, budgets.vae]))
+    to_sequence, to_stream = _permutations(np.zeros(0, np.int8), (budgets.text, budgets.vit, budgets.vae))
     changed = {"vae_image": zeros["vae_image"] - 1, "to_sequence": to_sequence, "to_stream": to_stream}
     return Pack(**zeros | changed | {"row": np.array(row, np.int32)})
 
 
-def _permutations(stream: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """to_sequence and to_stream for the real slots' streams; each stream's padding follows at the end."""
+def _permutations(stream: np.ndarray, sizes: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return to_sequence and to_stream, given the streams of the slots before the padding."""
     bases = np.cumsum([0, *sizes])
     to_sequence = np.empty(bases[-1], np.int32)
     padding = []
@@ -432,19 +432,18 @@ def _permutations(stream: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
 
 
 def stack(packs: Sequence[Pack]) -> Pack:
-    """A batch: the packs stacked on a new first axis."""
+    """Stack packs on a new first axis."""
     return jax.tree.map(lambda *rows: np.stack(rows), *packs)
 
 
 def pack_shapes(budgets: Budgets, config: ModelConfig, rows: int) -> Pack:
-    """Shapes and dtypes of a batch of ``rows`` packs, for ``jax.eval_shape`` and compiling ahead."""
+    """Return shapes and dtypes of a batch of ``rows`` packs, for ``jax.eval_shape`` and ahead-of-time compilation."""
     widths = {"vit_patches": (config.vision.patch_dim,), "vae_latents": (config.latent_dim,)}
     streams = {"text": budgets.text, "vit": budgets.vit, "vae": budgets.vae}
 
     def shape(field: str) -> jax.ShapeDtypeStruct:
         size = () if field == "row" else (streams.get(field.split("_")[0], budgets.total),)
-        floating = field in widths or field.endswith("_weights")
-        dtype = np.float32 if floating else np.int32
+        dtype = np.float32 if field in widths or field.endswith("_weights") else np.int32
         return jax.ShapeDtypeStruct((rows, *size, *widths.get(field, ())), dtype)
 
     return Pack(**{field.name: shape(field.name) for field in dataclasses.fields(Pack)})

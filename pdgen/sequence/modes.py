@@ -1,14 +1,14 @@
-"""What may follow what in a trajectory: the sequence grammar of every mode, over kinds of segments.
+"""The order of segments in a trajectory: a grammar over kinds of segments for every mode.
 
-    sequence := IMAGE(given)* TEXT(prompt) TEXT(plan) IMAGE ...    then, by what stands last:
+    sequence := IMAGE(given)* TEXT(prompt) TEXT(plan) IMAGE ...    then
       after a plan                       IMAGE
       after an image                     TEXT(inspect), TEXT(plan) or END
       after an inspection with <refine>  TEXT(plan) or IMAGE
       after an inspection without        TEXT(plan) or END
 
-That is the mode "process". What the base model does, and learns from records, are modes of their own: "single_pass"
-(prompt, image), "edit" (given images, prompt, image), "think" (prompt, thought, image) and "understand" (given
-images, prompt, answer). There an inspection of the image comes from outside, if at all.
+This is the mode "process". BAGEL's own tasks are the other modes: "single_pass" (prompt, image), "edit" (given images,
+prompt, image), "think" (prompt, thought, image) and "understand" (given images, prompt, answer). In these modes the
+model writes no inspection; one may come from outside.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 END = "end"
-# By mode what may follow each kind of segment: START before the first, END where a complete sequence may stop.
+# The kinds that may follow each kind of segment, by mode. START precedes the first; END may follow the last.
 START = "start"
 _GIVEN = {START: ("given", "prompt"), "given": ("given", "prompt")}
 _ONE_IMAGE = {"image": ("inspect", "inspect+refine", END), "inspect": (END,), "inspect+refine": ("image",)}
@@ -38,20 +38,26 @@ Mode = Literal["process", "single_pass", "edit", "think", "understand"]
 
 
 class TrajectoryError(ValueError):
-    """A text, record or trajectory folder breaks the format; one line says where and how."""
+    """A text, record or trajectory folder violates the format; the message is one line that says where and how."""
 
 
 def image_stage(kinds: Sequence[str]) -> Literal["sketch", "refine"]:
-    """The stage of an image that is drawn after segments of these kinds.
+    """Return the stage of an image that is drawn after segments of these kinds.
 
-    It is "refine" after an inspection with ``<refine>``, also where a rewritten plan stands between.
+    It is "refine" after an inspection with ``<refine>``, even with a rewritten plan in between.
     """
     last = [k for k in kinds[-2:] if k != "plan"][-1:]
     return "refine" if last == ["inspect+refine"] else "sketch"
 
 
 def check_kinds(kinds: Sequence[str], complete: bool, mode: Mode = "process") -> None:
-    """Raises TrajectoryError where the sequence of segment kinds, prompt included, breaks the mode's grammar."""
+    """Raise TrajectoryError if the kinds of segments, prompt included, violate the mode's grammar.
+
+    Args:
+      kinds: kinds in order, keys of ``MODES[mode]``.
+      complete: whether the sequence claims to be finished.
+      mode: a key of ``MODES``.
+    """
     followers = MODES[mode]
     for number, (before, after) in enumerate(itertools.pairwise([START, *kinds])):
         if after not in followers.get(before, ()):
@@ -63,12 +69,13 @@ def check_kinds(kinds: Sequence[str], complete: bool, mode: Mode = "process") ->
         raise TrajectoryError(f"marked complete, but a sequence cannot end with {kinds[-1]}")
 
 
-def corrected(kinds: Sequence[str]) -> list[int]:
-    """Numbers of the drafts that an inspection faults and of the plans rewritten after one, from all kinds."""
+def find_corrected(kinds: Sequence[str]) -> list[int]:
+    """Return the numbers of the segments that are corrected later: faulty images, and plans that are rewritten."""
     numbers = []
     plan = 0
     for n, kind in enumerate(kinds):
         if kind == "inspect+refine":
+            # A plan right after the inspection replaces the last one; otherwise only the image is redrawn.
             rewritten = [plan] if kinds[n + 1 : n + 2] == ["plan"] else []
             numbers += [n - 1, *rewritten]
         if kind == "plan":

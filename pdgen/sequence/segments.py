@@ -1,15 +1,14 @@
 """From a training record to the segments of its document: copies of images, targets, condition dropout.
 
-A record's text is one **unit**; an image is up to three, in this order: noised VAE tokens (if it is a flow
-target; several draws of noise are so many units), clean VAE tokens, ViT tokens. Copies that nothing reads are left
-out: those of a last image that no switch follows, and the VAE tokens of what is only looked at. ``outline`` lists
-the units with their token counts, which is all that packing needs; ``record_segments`` makes the segments
-themselves.
+A text of a record is one **unit**. An image is up to three, in this order: noised VAE tokens (if it is a flow target;
+one unit for each draw of noise), clean VAE tokens, ViT tokens. Copies that no later token sees are left out: those of
+a last image that no switch follows, and the VAE tokens of images that the mode only looks at. ``outline`` lists the
+units with their token counts, which is all that packing needs. ``record_segments`` makes the segments themselves.
 
-A **turn** is what stands between one drawn image and the next, with that next image; what follows the last
-image belongs to the last turn. A document may teach a whole record, its first turns alone (a cut), or a
-single turn after all before it as context. The switch that announces a segment belongs to that segment's
-turn, so the single turns of a record together teach exactly what the record teaches, each target once.
+A **turn** is a drawn image with all segments since the drawn image before it. Segments after the last image belong to
+the last turn. The targets of a document are those of a whole record, of its first turns only (a cut), or of a single
+turn, whose context is everything before it. The switch that announces a segment belongs to that segment's turn. So
+the single turns of a record have the same targets as the whole record, each once.
 """
 
 import dataclasses
@@ -37,24 +36,24 @@ TEXT, NOISED, CLEAN, VIT = range(4)  # kinds of unit
 
 
 class SegmentError(ValueError):
-    """A record cannot become a document of this model; the line names the record, the segment, the remedy."""
+    """A record cannot become a document of this model; the message names the record, the segment and the remedy."""
 
 
 class ChangedError(SegmentError):
-    """A record has not the turns or units that were counted."""
+    """A record has other turns or units than were counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ConditionDropout:
-    """Probabilities of dropping conditions, so that guidance has models of what it leaves out.
+    """Probabilities of dropping conditions, which trains the models that guidance compares with.
 
     Attributes:
-      text: all texts between two images, together (sampling's text-guidance context).
-      vae: the clean VAE copy of an image.
-      vit: the ViT copy of an image.
+      text: drops all texts between two images together, as the text branch of guidance does.
+      vae: drops the clean VAE copy of an image.
+      vit: drops the ViT copy of an image.
 
     Raises:
-      ValueError: a value is no probability.
+      ValueError: a value is not a probability.
     """
 
     text: float = 0.1
@@ -71,18 +70,18 @@ NO_DROPOUT = ConditionDropout(0.0, 0.0, 0.0)
 
 
 class Unit(NamedTuple):
-    """One unit of a document: its kind and its tokens without switch tokens."""
+    """One unit of a document: its kind, and its number of tokens without switch tokens."""
 
     kind: int
     tokens: int
 
 
 class Outline(NamedTuple):
-    """A record's units in order, nothing dropped, and where its turns stand among them.
+    """A record's units in order, before dropout, and the position of its turns among them.
 
-    ``turns`` holds (first, end) of each turn: its own units begin at ``first``, and the document that teaches
-    it alone is the units before ``end``, without the noised copies before ``first``; ``end`` is 0 where the
-    turn teaches nothing.
+    ``turns`` has (first, end) of each turn. Its own units begin at ``first``. A document with the targets of this turn
+    only consists of the units before ``end``, without the noised copies before ``first``. ``end`` is 0 if the turn has
+    no target.
     """
 
     units: list[Unit]
@@ -90,7 +89,7 @@ class Outline(NamedTuple):
 
 
 def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: int = 1) -> Outline:
-    """What packing needs to know of a record.
+    """Count a record's units and turns, for packing.
 
     Args:
       record, tokenizer, config, draws: see ``record_segments``.
@@ -99,53 +98,53 @@ def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: in
       SegmentError: see ``record_segments``.
     """
     units: list[Unit] = []
-    places = [0]  # segment n's units are [places[n], places[n + 1])
+    bounds = [0]  # segment n has the units [bounds[n], bounds[n + 1])
     for number, (segment, kinds) in enumerate(zip(record.segments, unit_kinds(record, draws))):
         where = f"record {record.id}: segment {number}"
         if isinstance(segment, Text):
-            units.append(Unit(TEXT, len(_ids(segment, tokenizer, config, where))))
+            units.append(Unit(TEXT, len(_encode_text(segment, tokenizer, config, where))))
         else:
             grids = {VIT: _vit_grid(segment, config, where)}
             if set(kinds) != {VIT}:
                 grids[NOISED] = grids[CLEAN] = _latent_grid(segment, config, where)
             units += [Unit(kind, math.prod(grids[kind])) for kind in kinds]
-        places.append(len(units))
-    ends = [places[len(taught(record, tokenizer, n, n + 1)[0])] for n in range(len(turns(record)))]
-    return Outline(units, [(places[turn.first], end) for turn, end in zip(turns(record), ends)])
+        bounds.append(len(units))
+    ends = [bounds[len(loss_targets(record, tokenizer, n, n + 1)[0])] for n in range(len(list_turns(record)))]
+    return Outline(units, [(bounds[turn.first], end) for turn, end in zip(list_turns(record), ends)])
 
 
 def stream_lengths(
     kinds: Sequence[int] | Int8[np.ndarray, " units"], tokens: Sequence[int] | Int32[np.ndarray, " units"]
 ) -> Int32[np.ndarray, "units 3"]:
-    """Tokens that each unit puts into the text, vit and vae stream; its two switch tokens are text."""
+    """Count the tokens of each unit in the text, vit and vae stream; its two switch tokens are text."""
     kind, count = np.asarray(kinds), np.asarray(tokens)
     text = np.where(kind == TEXT, count + 2, 2)
     vae = np.where((kind == NOISED) | (kind == CLEAN), count, 0)
     return np.stack([text, np.where(kind == VIT, count, 0), vae], axis=-1).astype(np.int32)
 
 
-def kept(
+def dropout_mask(
     kinds: Int8[np.ndarray, " units"],
     starts: Int64[np.ndarray, " documents+1"],
     dropout: ConditionDropout,
     draws: Float[np.ndarray, " units"],
 ) -> Bool[np.ndarray, " units"]:
-    """Which units condition dropout leaves of many documents; a unit goes where its draw is below its rate.
+    """Return which units of many documents condition dropout keeps: those whose draw is at least their rate.
 
-    Noised copies stay. The texts before an image go together, by the draw of the first of them; texts that
-    no image follows condition nothing and stay. Where nothing would be left of a document, all of it stays.
+    Noised copies are always kept. Consecutive texts before an image are dropped together, by the draw of the first of
+    them. Texts after the last image condition no image and are kept. A document that would lose all units keeps all.
 
     Args:
-      kinds: of the documents' units, one document after the other.
-      starts: document i owns units [starts[i], starts[i + 1]), at least one.
+      kinds: kinds of the documents' units, one document after the other.
+      starts: document i has units [starts[i], starts[i + 1]), at least one.
       dropout: probabilities.
-      draws: uniform in [0, 1), one per unit.
+      draws: uniform in [0, 1), one for each unit.
     """
     numbers, counts = np.arange(len(kinds)), np.diff(starts)
     text = kinds == TEXT
-    opens = ~text | ~np.roll(text, 1)  # the first unit of a run of texts, and every other unit
+    opens = ~text | ~np.roll(text, 1)  # the first of consecutive texts, and every other unit
     opens[starts[:-1]] = True
-    decider = np.maximum.accumulate(np.where(opens, numbers, 0))
+    decider = np.maximum.accumulate(np.where(opens, numbers, 0))  # the unit whose draw counts
     last_image = np.maximum.reduceat(np.where(text, -1, numbers), starts[:-1])
     rates = np.array([dropout.text, 0.0, dropout.vae, dropout.vit])[kinds]
     rates[text & (numbers > np.repeat(last_image, counts))] = 0
@@ -154,27 +153,27 @@ def kept(
 
 
 class Turn(NamedTuple):
-    """The segments [first, end) of one turn of a record; the first turn begins at the record's beginning."""
+    """The segments [first, end) of one turn of a record; the first turn begins with the record."""
 
     first: int
     end: int
 
 
-def turns(record: Record) -> list[Turn]:
-    """The record's turns in order; a record that draws no image is one turn."""
+def list_turns(record: Record) -> list[Turn]:
+    """Return the record's turns in order; a record without a drawn image is one turn."""
     drawn = [n for n, s in enumerate(record.segments) if isinstance(s, Image) and s.stage != "given"]
     ends = [n + 1 for n in drawn[:-1]] + [len(record.segments)]
     return [Turn(first, end) for first, end in zip([0, *ends], ends)]
 
 
-def taught(record: Record, switches: SwitchTokens, first: int, stop: int) -> tuple[list[bool], list[int | None]]:
-    """What a document of turns [first, stop) teaches, from the record's first segment to the last one needed.
+def loss_targets(record: Record, switches: SwitchTokens, first: int, stop: int) -> tuple[list[bool], list[int | None]]:
+    """Return the targets of a document of the turns [first, stop).
 
     Returns:
-      Whether each segment is a target, and the switch target of each. All turns are the whole record;
-      otherwise the lists end where the turns' last target stands, and are empty where there is none.
+      For each segment from the record's first one on: whether it is a target, and its switch target. For all turns
+      the lists have the whole record. Otherwise they end with the last target, and are empty if there is none.
     """
-    bounds = turns(record)
+    bounds = list_turns(record)
     labels = switch_targets(record, switches)
     begin, end = bounds[first].first, bounds[stop - 1].end
     # The switch of segment n announces segment n + 1, the last one's the end of the record.
@@ -189,13 +188,12 @@ def taught(record: Record, switches: SwitchTokens, first: int, stop: int) -> tup
 
 
 def switch_targets(record: Record, switches: SwitchTokens) -> list[int | None]:
-    """What the closing token of each of the record's segments must predict, None where it has no target.
+    """Return the target of each closing token of the record: a switch token, or None for no target.
 
-    ``<|vision_start|>`` if an image follows, ``<|im_start|>`` for a text, ``<|im_end|>`` at the end of a
-    complete record, unless its mode always ends there. What is given bears no target (the mode sets the first
-    switch). A switch is taught where the segment before it or the one it announces is a target: that a faulty
-    draft (context) is followed by an inspection belongs to the inspection, but nothing teaches to draw the draft
-    after a plan that was itself wrong.
+    The target is ``<|vision_start|>`` before an image, ``<|im_start|>`` before a text, and ``<|im_end|>`` at the end of
+    a complete record, unless its mode always ends there. Given segments have none, since the mode sets the first
+    switch. Other segments have one if they or the following segment are targets. So the switch from a faulty image to
+    its inspection is a target, but the switch from a wrong plan to the faulty image is not.
     """
     labels: list[int | None] = []
     for segment, following in zip(record.segments, [*record.segments[1:], None]):
@@ -215,12 +213,12 @@ def _predicts_end(record: Record) -> bool:
 
 
 def unit_kinds(record: Record, draws: int = 1, targets: Sequence[bool] | None = None) -> list[tuple[int, ...]]:
-    """The kinds of each segment's units, nothing dropped.
+    """Return the kinds of each segment's units, before dropout.
 
     Args:
-      record: in mode "understand" its images are looked at alone, as in sampling.
+      record: the record; in mode "understand" images have a ViT copy only, as in sampling.
       draws: see ``record_segments``.
-      targets: whether each segment of a document is one, see ``taught``; by default those of the whole record.
+      targets: whether each segment of a document is a target, see ``loss_targets``; None: the whole record's.
     """
     targets = [segment.target for segment in record.segments] if targets is None else targets
     found: list[tuple[int, ...]] = []
@@ -230,16 +228,16 @@ def unit_kinds(record: Record, draws: int = 1, targets: Sequence[bool] | None = 
         elif record.mode == "understand":
             found.append((VIT,))
         else:
-            unread = target and number == len(record.segments) - 1 and not _predicts_end(record)
-            found.append((NOISED,) * draws * target + (() if unread else (CLEAN, VIT)))
+            unseen = target and number == len(record.segments) - 1 and not _predicts_end(record)
+            found.append((NOISED,) * draws * target + (() if unseen else (CLEAN, VIT)))
     return found
 
 
 def document_units(
     record: Record, switches: SwitchTokens, only: tuple[int, int] | None = None, draws: int = 1
 ) -> list[tuple[int, int]]:
-    """(segment number, kind) of the units of a record's document, nothing dropped; arguments as ``record_segments``."""
-    targets, _ = taught(record, switches, *(only or (0, len(turns(record)))))
+    """Return (segment number, kind) of each unit of a document before dropout; arguments as ``record_segments``."""
+    targets, _ = loss_targets(record, switches, *(only or (0, len(list_turns(record)))))
     kinds = unit_kinds(record, draws, targets)
     return [(number, kind) for number, own in enumerate(kinds) for kind in own]
 
@@ -253,53 +251,55 @@ def record_segments(
     only: tuple[int, int] | None = None,
     draws: int = 1,
 ) -> list[Segment]:
-    """The segments of a record's document, with targets.
+    """Make the segments of a record's document, with targets.
 
-    Labels come from the whole record; then condition dropout takes units away with their targets. A dropped
-    image copy becomes ``DroppedImage``. An inspection or answer whose image lost its ViT copy bears no loss.
+    The targets follow from the whole record. Then condition dropout removes units together with their targets. A
+    dropped image copy becomes a ``DroppedImage``. An inspection or answer whose image lost its ViT copy has no loss.
 
     Args:
-      record: with latent moments in every image that is not looked at alone.
-      tokenizer: the model's.
+      record: the record; every image with a VAE copy needs latent moments.
+      tokenizer: the model's tokenizer.
       config: the model's sizes.
-      rng: samples the latents, one sample per image for all VAE copies; None takes the posterior's mean.
-      keep: which of the document's units stay, see ``kept``; None: all.
-      only: turns [first, stop) that the document teaches, see ``taught``; None: all.
-      draws: noised copies of every image that is a flow target. They see the same context and nothing of each other.
+      rng: samples the latents, one sample per image for all its VAE copies; None takes the posterior's mean.
+      keep: which of the document's units are kept, see ``dropout_mask``; None: all.
+      only: turns [first, stop) whose targets the document has, see ``loss_targets``; None: all.
+      draws: noised copies of every image that is a flow target. They see the same context and not each other.
 
     Raises:
-      SegmentError: an image has no latents, does not fit the model's grids or cannot be read, or a text
-        has a token outside the model's vocabulary; ChangedError: ``keep`` or ``only`` are another record's.
+      SegmentError: an image has no latents, does not fit the model's grids or cannot be read, or a text has a token
+        outside the model's vocabulary.
+      ChangedError: ``keep`` or ``only`` do not fit the record.
     """
-    bounds = turns(record)
+    bounds = list_turns(record)
     first, stop = only or (0, len(bounds))
     if stop > len(bounds):
         raise ChangedError(f"record {record.id}: has {len(bounds)} turns, turn {stop} is asked for")
-    targets, labels = taught(record, tokenizer, first, stop)
+    targets, labels = loss_targets(record, tokenizer, first, stop)
     kinds = unit_kinds(record, draws, targets)
     units = sum(map(len, kinds))
     if keep is not None and len(keep) != units:
         raise ChangedError(f"record {record.id}: has {units} units, but {len(keep)} are to be kept or dropped")
-    left = iter([True] * units if keep is None else keep)
+    remaining = iter([True] * units if keep is None else keep)
     segments: list[Segment] = []
-    seen = True  # the last image's ViT copy is there
+    image_visible = True  # whether the last image still has its ViT copy
     for number, (segment, target, switch) in enumerate(zip(record.segments, targets, labels)):
         where = f"record {record.id}: segment {number}"
-        copies = [next(left) for _ in kinds[number]]
+        keep_units = [next(remaining) for _ in kinds[number]]
         if isinstance(segment, Image):
-            made = _image_segments(segment, kinds[number], switch, config, rng, where)
-            segments += [s if stays else DroppedImage() for s, stays in zip(made, copies)]
-            seen = copies[-1]
-        elif copies[0]:
-            blind = segment.stage in ("inspect", "answer") and not seen
-            ids = _ids(segment, tokenizer, config, where)
+            copies = _image_segments(segment, kinds[number], switch, config, rng, where)
+            segments += [copy if kept else DroppedImage() for copy, kept in zip(copies, keep_units)]
+            image_visible = keep_units[-1]
+        elif keep_units[0]:
+            # Without its image an inspection would be a guess, so nothing is learned from it.
+            blind = segment.stage in ("inspect", "answer") and not image_visible
+            ids = _encode_text(segment, tokenizer, config, where)
             stage = segment.stage if segment.stage in ("inspect", "answer") else "plan"
-            refine = _refine(segment.text, ids, tokenizer) if stage == "inspect" else (0, 0)
+            refine = _find_correction(segment.text, ids, tokenizer) if stage == "inspect" else (0, 0)
             segments.append(TextSegment(ids, target and not blind, None if blind else switch, stage, refine))
     return segments
 
 
-def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> list[int]:
+def _encode_text(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> list[int]:
     ids = tokenizer.encode(text.text)
     if max(ids, default=0) >= config.language.vocab_size:
         raise SegmentError(
@@ -309,8 +309,8 @@ def _ids(text: Text, tokenizer: Tokenizer, config: ModelConfig, where: str) -> l
     return ids
 
 
-def _refine(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, int]:
-    """The ids [first, end) of an inspection that begin between ``<refine>`` and its closing tag."""
+def _find_correction(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the ids [first, end) of an inspection that begin between ``<refine>`` and its closing tag."""
     tags = list(TAG.finditer(text))
     if not tags:
         return 0, 0
@@ -321,7 +321,7 @@ def _refine(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def _latent_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:
-    """(h, w) in VAE tokens."""
+    """Return (h, w) in VAE tokens."""
     if image.latent_shape is None:
         raise SegmentError(f"{where}: has no latents; encode the data set first (launch/build_data.py encode)")
     height, width, channels = image.latent_shape
@@ -332,21 +332,21 @@ def _latent_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, in
             f"{where}: latents {image.latent_shape} are not {expected} channels in patches of "
             f"{patch}; encode the data set for this model (launch/build_data.py encode)"
         )
-    return _checked((height // patch, width // patch), config.max_latent_size, "VAE", where)
+    return _check_grid((height // patch, width // patch), config.max_latent_size, "VAE", where)
 
 
 def _vit_grid(image: Image, config: ModelConfig, where: str) -> tuple[int, int]:
-    """(h, w) in ViT tokens, from the picture's header."""
+    """Return (h, w) in ViT tokens, from the image file's header."""
     try:
         size = images.image_size(image.png, where)
     except images.ImageError as fault:
         raise SegmentError(str(fault)) from None
     width, height = images.resize_size(*size, images.image_sizes(config).vit)
     patch = config.vision.patch_size
-    return _checked((height // patch, width // patch), config.vision.max_side, "ViT", where)
+    return _check_grid((height // patch, width // patch), config.vision.max_side, "ViT", where)
 
 
-def _checked(grid: tuple[int, int], side: int, name: str, where: str) -> tuple[int, int]:
+def _check_grid(grid: tuple[int, int], side: int, name: str, where: str) -> tuple[int, int]:
     if max(grid) > side:
         raise SegmentError(
             f"{where}: {grid[0]} x {grid[1]} {name} tokens exceed the model's grid of {side}; make the images smaller"
@@ -362,6 +362,7 @@ def _image_segments(
     rng: np.random.Generator | None,
     where: str,
 ) -> list[LatentSegment | VitSegment]:
+    """Make the copies of an image; only the ViT copy, which is the last one, has the switch target."""
     copies: dict[int, LatentSegment | VitSegment] = {}
     if set(kinds) != {VIT}:
         grid = _latent_grid(image, config, where)
@@ -387,7 +388,7 @@ def _vit_segment(image: Image, switch: int | None, config: ModelConfig, where: s
 def patched_latents(
     image: Image, config: ModelConfig, rng: np.random.Generator | None, where: str
 ) -> Float32[np.ndarray, "n C"]:
-    """VAE tokens of scale * (mean + exp(logvar / 2) * noise - shift); without ``rng`` the noise is 0."""
+    """Return an image's VAE tokens, scale * (mean + exp(logvar / 2) * noise - shift); None for ``rng``: noise is 0."""
     _latent_grid(image, config, where)
     shape = image.latent_shape
 

@@ -1,8 +1,7 @@
 """Tokenizers: Qwen2's byte-level BPE (``tokenizer.json``) and sentencepiece (``tokenizer.model``).
 
-Both become one ``Tokenizer`` that knows the bytes of every token, which is what the decoding grammar and
-``decode`` work on. Words are always plain text: a special token's name inside a prompt is spelled out, so
-no text a user brings can open or close a segment.
+Both become a ``Tokenizer`` with the bytes of every token, which the decoding grammar and ``decode`` need. By default
+the name of a special token inside a text is encoded as plain text, so a user's text cannot open or close a segment.
 """
 
 import dataclasses
@@ -19,12 +18,12 @@ from pdgen.files import sha256
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
 _BPE_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-# What a tokenizer must give back unchanged: both slashes, runs of blanks, line ends, more than ASCII.
+# A text that decode(encode(text)) must return unchanged: both slashes, repeated blanks, line ends, more than ASCII.
 _ROUND_TRIP = "<ins>Add  a bird.</ins> <des>x</des>\n caf\u00e9 \u6f22 <refine>y<\\refine>"
 
 
 class TokenizerError(ValueError):
-    """A tokenizer file is missing or unusable, or a text cannot be encoded; one line names the remedy."""
+    """A tokenizer file is missing or unusable, or a text cannot be encoded; the message is one line with the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +32,14 @@ class Tokenizer:
 
     Attributes:
       pieces: the bytes that each id contributes to a text, b"" for a special token.
-      encode_words: ids of a text in which nothing is special.
+      encode_plain: returns the ids of a text without special tokens.
       im_start, im_end, vision_start, vision_end, pad: ids of the special tokens.
-      files: what a folder needs for ``load_tokenizer`` to read the same tokenizer.
-      fingerprint: sha256 (hex) of the file that defines it.
+      files: the files that ``load_tokenizer`` needs to read the same tokenizer.
+      fingerprint: SHA-256 (hex) of the file that defines it.
     """
 
     pieces: tuple[bytes, ...] = dataclasses.field(repr=False)
-    encode_words: Callable[[str], list[int]] = dataclasses.field(repr=False, compare=False)
+    encode_plain: Callable[[str], list[int]] = dataclasses.field(repr=False, compare=False)
     im_start: int
     im_end: int
     vision_start: int
@@ -51,45 +50,45 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id. The model's own vocabulary may be larger (152,064 for 151,665)."""
+        """The largest id + 1. The model's vocabulary may be larger: BAGEL's is 152,064 for 151,665."""
         return len(self.pieces)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes a token contributes; b"" for special tokens and ids the tokenizer does not know."""
+        """Return the bytes that a token contributes, b"" for special tokens and unknown ids."""
         return self.pieces[token] if 0 <= token < len(self.pieces) else b""
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
-        """Token ids of a text, nothing added.
+        """Return the token ids of a text, without any added tokens.
 
         Args:
           text: any text.
-          parse_special: names of the four switch tokens become their ids, as in the reference. Only for
-            text that no user wrote: by default they are words like any other.
+          parse_special: whether names of the four switch tokens become their ids, as in BAGEL's code. Do not use it
+            on a user's text.
 
         Raises:
-          TokenizerError: the text holds a lone surrogate, which UTF-8 cannot write.
+          TokenizerError: the text contains a lone surrogate, which UTF-8 cannot encode.
         """
         try:
             text.encode()
         except UnicodeEncodeError as fault:
             raise TokenizerError(f"text {text[:40]!r}: not valid Unicode ({fault.reason})") from None
         if not parse_special:
-            return self.encode_words(text)
+            return self.encode_plain(text)
         names = dict(zip(SPECIALS, (self.im_start, self.im_end, self.vision_start, self.vision_end)))
         parts = re.split("(" + "|".join(map(re.escape, SPECIALS)) + ")", text)
-        return [i for part in parts for i in ([names[part]] if part in names else self.encode_words(part))]
+        return [i for part in parts for i in ([names[part]] if part in names else self.encode_plain(part))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of the ids without special tokens; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-    """Reads the tokenizer of a checkpoint folder, ``tokenizer.json`` first.
+    """Read the tokenizer of a checkpoint folder: ``tokenizer.json``, or else ``tokenizer.model``.
 
     Raises:
-      TokenizerError: neither file is there, one is garbled, a special token is missing, or some text would
-        not come back from its ids unchanged.
+      TokenizerError: both files are missing, the file is damaged, a special token is missing, or decoding the ids of
+        some text would change it.
     """
     folder = pathlib.Path(folder)
     if (folder / "tokenizer.json").exists():
@@ -119,9 +118,9 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
 
 @functools.cache
 def _byte_of_character() -> dict[str, int]:
-    """The characters by which GPT-2's byte-level BPE writes the bytes 0..255.
+    """Return the byte of each character of GPT-2's alphabet, in which byte-level BPE writes its tokens.
 
-    Printable Latin-1 characters stand for themselves, the other bytes, in order, for U+0100 onwards.
+    Printable Latin-1 characters represent themselves. The characters from U+0100 on represent the other bytes in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in set(printable)]
@@ -129,7 +128,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _encode_bpe(bpe: tokenizers.Tokenizer, text: str) -> list[int]:
-    if not bpe.encode_special_tokens:  # lost when a loader's worker process receives a copy
+    if not bpe.encode_special_tokens:  # pickling for a loader's worker process loses this setting
         bpe.encode_special_tokens = True
     return bpe.encode(text, add_special_tokens=False).ids
 
@@ -197,7 +196,7 @@ def _sentencepiece_bytes(model: sentencepiece.SentencePieceProcessor, number: in
 
 
 def _find(path: pathlib.Path, name: str, number: int | None, pieces: list[bytes]) -> int:
-    """The id of a special token, which must contribute nothing to a text."""
+    """Return the id of a special token; raise TokenizerError if it is missing or contributes to a text."""
     if number is None:
         raise TokenizerError(f"{path}: lacks the special token {name}; use the checkpoint's own tokenizer")
     if pieces[number]:

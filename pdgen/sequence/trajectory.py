@@ -1,7 +1,7 @@
-"""Trajectories: the training record and the sampled trajectory. ``modes`` says what may follow what.
+"""Trajectories: the training record and the sampled trajectory. ``modes`` defines the order of their segments.
 
-A plan reads ``<ins>instruction</ins> <des>description</des>``, an inspection that found a fault ends with
-``<refine>correction</refine>``. The closing tags ``<\\ins>`` occur in the wild: read, never written.
+A plan is ``<ins>instruction</ins> <des>description</des>``. An inspection that found a fault ends with
+``<refine>correction</refine>``. Some public data closes tags by ``<\\ins>``, which is read but never written.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 
 from pdgen.files import sha256
-from pdgen.sequence.modes import Mode, TrajectoryError, check_kinds, corrected, image_stage
+from pdgen.sequence.modes import Mode, TrajectoryError, check_kinds, find_corrected, image_stage
 
 VERSION = 1
 TAG = re.compile(r"<[/\\]?(?:ins|des|refine)>")
@@ -26,10 +26,11 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 StopReason = Literal["finished", "step limit", "token limit", "stopped"]
 Origin = Literal["model", "outside"]
+TextKind = Literal["plan", "inspect", "thought", "answer"]
 
 
 class Text(msgspec.Struct, tag="text", forbid_unknown_fields=True, frozen=True):
-    """One text segment of a record. ``target``: the text bears cross-entropy."""
+    """One text segment of a record; ``target`` is whether its tokens are targets of the cross-entropy."""
 
     stage: Literal["prompt", "plan", "inspect", "answer"]
     text: str
@@ -41,10 +42,10 @@ class Text(msgspec.Struct, tag="text", forbid_unknown_fields=True, frozen=True):
 
 
 class Image(msgspec.Struct, tag="image", forbid_unknown_fields=True, frozen=True):
-    """One image segment of a record. ``target``: the image bears the flow loss.
+    """One image segment of a record; ``target`` is whether it is a target of the flow loss.
 
-    ``latent_mean`` and ``latent_logvar`` are the moments of the autoencoder's posterior before scale and
-    shift, float16 in C order of ``latent_shape`` (h, w, z); all three are there or none.
+    ``latent_mean`` and ``latent_logvar`` are the moments of the autoencoder's posterior before scale and shift, float16
+    in C order of ``latent_shape`` (h, w, z). Either all three are set or none.
     """
 
     stage: Literal["given", "sketch", "refine"]
@@ -70,9 +71,9 @@ class Image(msgspec.Struct, tag="image", forbid_unknown_fields=True, frozen=True
 class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One training trajectory.
 
-    ``complete`` is False for a cut of a trajectory: its last switch then bears no target, so nothing
-    teaches the model to stop early. ``scene`` is the scene graph it was built from, if any. ``mode`` is the grammar
-    of its segments: what the base model does has modes of its own.
+    ``complete`` is False for a trajectory that was cut. Its last switch has no target, so that the model does not learn
+    to stop early. ``scene`` is the scene graph from which it was built, if any. ``mode`` is the grammar of its
+    segments, see ``modes``.
     """
 
     id: str
@@ -89,13 +90,14 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
 
 class TextStage(msgspec.Struct, tag_field="kind", tag="text", forbid_unknown_fields=True, frozen=True):
-    """One text of a sampled trajectory. "thought" and "answer" are the base model's own texts.
+    """One text of a sampled trajectory.
 
-    ``ids`` are the tokens as the model wrote them, which need not be how the tokenizer would cut the text; they
-    count only as long as they spell ``text``. ``origin`` is "outside" for what the model did not write.
+    ``ids`` are the tokens that the model wrote. The tokenizer may split the same text otherwise. If someone edits
+    ``text``, so that the ids no longer spell it, they are ignored. ``origin`` is "outside" for a text that the model
+    did not write.
     """
 
-    stage: Literal["plan", "inspect", "thought", "answer"]
+    stage: TextKind
     text: str
     seconds: float = 0.0
     tokens: int = 0
@@ -104,9 +106,9 @@ class TextStage(msgspec.Struct, tag_field="kind", tag="text", forbid_unknown_fie
 
 
 class ImageStage(msgspec.Struct, tag_field="kind", tag="image", forbid_unknown_fields=True, frozen=True):
-    """One image of a sampled trajectory; ``file`` is a PNG in the folder, sizes are in pixels.
+    """One image of a sampled trajectory; ``file`` is a PNG in the folder, width and height are in pixels.
 
-    ``tokens`` counts what the image put into the context, ``steps`` the sampling steps (0 if given).
+    ``tokens`` counts the image's tokens in the context, ``steps`` its sampling steps (0 if given).
     """
 
     stage: Literal["given", "sketch", "refine"]
@@ -127,14 +129,14 @@ Stage = TextStage | ImageStage
 
 
 class Parent(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where a trajectory branched off: its parent's ``fingerprint``, and the first stage that is not the parent's."""
+    """The trajectory from which another one branched off: its ``fingerprint``, and the first stage that differs."""
 
     fingerprint: str
     stage: int
 
 
 class TrajectoryFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What stands in ``trajectory.json``; for the fields see ``Trajectory``."""
+    """The content of ``trajectory.json``; see ``Trajectory`` for the fields."""
 
     prompt: str
     stages: list[Stage]
@@ -158,14 +160,16 @@ class Trajectory:
     """A sampled trajectory, finished or not.
 
     Attributes:
-      stages: begins with the given images, if any; the prompt stands before the first stage that is not given.
-      stop_reason: None while unfinished.
-      seed: of all that was drawn, within [0, 2^32).
+      prompt: the prompt; it precedes the first stage that is not a given image.
+      stages: texts and images in order, the given images first.
+      stop_reason: why sampling ended, None while unfinished.
+      seed: seed of all sampling, within [0, 2^32).
       checkpoint, model_hash: name and manifest digest of the model.
-      parent: what it branched off, if it did.
-      settings, costs: flat (numbers, strings, booleans), for the reader.
-      images: one RGB picture per image stage, in order.
-      latents: on request, by image file, the VAE tokens [tokens, values] that each drawn image was decoded from.
+      mode: a key of ``modes.MODES``.
+      parent: the trajectory that it branched off, if any.
+      settings, costs: flat mappings to numbers, strings and booleans, for information.
+      images: one RGB image for each image stage, in order.
+      latents: on request, by image file: the VAE tokens [tokens, values] from which each image was decoded.
     """
 
     prompt: str
@@ -184,24 +188,33 @@ class Trajectory:
     @property
     def file(self) -> TrajectoryFile:
         """The part that is stored as JSON."""
-        names = [name for name in TrajectoryFile.__struct_fields__ if name != "version"]
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return TrajectoryFile(**values | {"stages": list(self.stages)})
+        return TrajectoryFile(
+            prompt=self.prompt,
+            stages=list(self.stages),
+            stop_reason=self.stop_reason,
+            seed=self.seed,
+            checkpoint=self.checkpoint,
+            mode=self.mode,
+            model_hash=self.model_hash,
+            parent=self.parent,
+            settings=dict(self.settings),
+            costs=dict(self.costs),
+        )
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that tell it from others: of the SHA-256 of its JSON."""
+        """The first 12 hexadecimal digits of the SHA-256 of its JSON, which identify it."""
         return sha256(msgspec.json.encode(self.file))[:12]
 
     @property
     def kinds(self) -> list[str]:
-        """The kind of every segment, the prompt in its place. Raises TrajectoryError where a text does not parse."""
+        """The kind of every segment, prompt included. Raises TrajectoryError if a text does not parse."""
         kinds = [segment_kind(stage) for stage in self.stages]
         given = len(list(itertools.takewhile("given".__eq__, kinds)))
         return [*kinds[:given], "prompt", *kinds[given:]]
 
     def check(self) -> None:
-        """Raises TrajectoryError where stages and images are none that the mode's grammar could have led to."""
+        """Raise TrajectoryError if the stages violate the mode's grammar, or the images do not match the stages."""
         if not self.prompt.strip():
             raise TrajectoryError("the prompt is empty")
         kinds = self.kinds
@@ -226,17 +239,17 @@ class Trajectory:
         image: PIL.Image.Image | None = None,
         seed: int | None = None,
     ) -> "Trajectory":
-        """The unfinished trajectory that keeps all stages before ``step`` and goes on from there.
+        """Return an unfinished trajectory with the stages before ``step``, to be continued from there.
 
         Args:
-          step: index in ``stages`` of the first stage that is not kept; ``len(stages)`` keeps all.
-          plan: stands there: ``<ins>..</ins> <des>..</des>``, or in mode "think" the thought.
-          critique: stands there: an inspection, with ``<refine>..</refine>`` if it asks for a correction.
-          image: stands there, of the size of the images that the trajectory has drawn.
-          seed: of what is drawn from here on; by default the same.
+          step: index in ``stages`` of the first stage to remove; ``len(stages)`` keeps all.
+          plan: the next stage: ``<ins>..</ins> <des>..</des>``, or in mode "think" the thought.
+          critique: the next stage: an inspection, with ``<refine>..</refine>`` if it asks for a correction.
+          image: the next stage, of the size of the images that the trajectory has drawn.
+          seed: seed of the continuation; None: the same.
 
         Raises:
-          TrajectoryError: more than one of the three is given, or none may stand there.
+          TrajectoryError: more than one of plan, critique and image is given, or the grammar does not allow it there.
         """
         given = sum(isinstance(stage, ImageStage) and stage.stage == "given" for stage in self.stages)
         if not given <= step <= len(self.stages):
@@ -245,7 +258,7 @@ class Trajectory:
             raise TrajectoryError("branch: give one of plan, critique and image")
         files = [stage.file for stage in self.stages[:step] if isinstance(stage, ImageStage)]
         latents = self.latents and {file: values for file, values in self.latents.items() if file in files}
-        kept = dataclasses.replace(
+        branch = dataclasses.replace(
             self,
             stages=self.stages[:step],
             images=self.images[: len(files)],
@@ -256,19 +269,19 @@ class Trajectory:
             seed=self.seed if seed is None else seed,
         )
         if plan is not None:
-            kept = kept.with_text("thought" if self.mode == "think" else "plan", plan)
+            branch = branch.with_text("thought" if self.mode == "think" else "plan", plan)
         if critique is not None:
-            kept = kept.with_text("inspect", critique)
+            branch = branch.with_text("inspect", critique)
         if image is not None:
-            kept = kept._with_image(image, [i.size for i in self.images[given:]])
+            branch = branch._with_image(image, [i.size for i in self.images[given:]])
         try:
-            kept.check()
+            branch.check()
         except TrajectoryError as fault:
             raise TrajectoryError(f"branch at stage {step}: {fault}") from None
-        return kept
+        return branch
 
-    def with_text(self, stage: str, text: str) -> "Trajectory":
-        """The trajectory with one more text, from outside."""
+    def with_text(self, stage: TextKind, text: str) -> "Trajectory":
+        """Return the trajectory with one more text, from outside."""
         return dataclasses.replace(self, stages=[*self.stages, TextStage(stage, text, origin="outside")])
 
     def _with_image(self, image: PIL.Image.Image, sizes: list[tuple[int, int]]) -> "Trajectory":
@@ -284,18 +297,18 @@ class Trajectory:
 
 
 def image_file(number: int, stage: str) -> str:
-    """File name of the ``number``-th image (from 1) of a trajectory: "02_refine.png"."""
+    """Return the file name of the ``number``-th image (from 1) of a trajectory, such as "02_refine.png"."""
     return f"{number:02d}_{stage}.png"
 
 
 def format_plan(instruction: str, description: str) -> str:
-    """The text of a plan. Raises TrajectoryError where either part holds a tag."""
+    """Format a plan. Raises TrajectoryError if a part contains a tag."""
     _refuse_tags("plan", instruction, description)
     return f"<ins>{instruction}</ins> <des>{description}</des>"
 
 
 def format_inspection(analysis: str, correction: str | None = None) -> str:
-    """The text of an inspection; with a ``correction`` it found a fault. Raises TrajectoryError on tags."""
+    """Format an inspection, which found a fault if it has a ``correction``. Raises TrajectoryError on tags."""
     _refuse_tags("inspection", analysis, correction or "")
     return analysis if correction is None else f"{analysis} <refine>{correction}</refine>"
 
@@ -303,11 +316,11 @@ def format_inspection(analysis: str, correction: str | None = None) -> str:
 def _refuse_tags(what: str, *parts: str) -> None:
     for part in parts:
         if found := TAG.search(part):
-            raise TrajectoryError(f"{what}: {found.group()!r} stands inside the words {part[:60]!r}")
+            raise TrajectoryError(f"{what}: the tag {found.group()!r} is inside the text {part[:60]!r}")
 
 
 def parse_plan(text: str) -> tuple[str, str]:
-    """(instruction, description) of a plan, as written between the tags. Raises TrajectoryError."""
+    """Return (instruction, description) of a plan, unchanged. Raises TrajectoryError if it is not a plan."""
     match = _PLAN.fullmatch(text)
     if match is None:
         raise TrajectoryError(f"not a plan '<ins>..</ins> <des>..</des>': {text[:80]!r}")
@@ -316,9 +329,10 @@ def parse_plan(text: str) -> tuple[str, str]:
 
 
 def parse_refine(text: str) -> str | None:
-    """The correction an inspection asks for, or None where it found no fault.
+    """Return the correction that an inspection asks for, or None if it found no fault.
 
-    Raises TrajectoryError where the text is no inspection: another tag, or ``<refine>`` not closed last.
+    Raises:
+      TrajectoryError: the text has another tag, or does not end with the closing tag.
     """
     if TAG.search(text) is None:
         return None
@@ -330,7 +344,11 @@ def parse_refine(text: str) -> str | None:
 
 
 def segment_kind(segment: Text | Image | TextStage | ImageStage) -> str:
-    """The key in ``modes.MODES`` of a segment or stage, from its stage and its tags alone."""
+    """Return the kind of a segment or stage, as in ``modes.MODES``, from its stage and its tags.
+
+    Raises:
+      TrajectoryError: the text of a plan or inspection does not parse.
+    """
     if isinstance(segment, Image | ImageStage):
         return "given" if segment.stage == "given" else "image"
     if segment.stage == "plan":
@@ -341,12 +359,12 @@ def segment_kind(segment: Text | Image | TextStage | ImageStage) -> str:
 
 
 def check_grammar(record: Record) -> None:
-    """Checks order, tags, image stages and targets of a record.
+    """Check order, tags, image stages and targets of a record.
 
-    A draft that an inspection faults, and a plan that is rewritten, are context and never targets.
+    Images and plans that are corrected later are context and never targets.
 
     Raises:
-      TrajectoryError: naming the record, the segment (from 0) and what was expected.
+      TrajectoryError: the message names the record, the segment (from 0) and what was expected.
     """
     kinds: list[str] = []
     for number, segment in enumerate(record.segments):
@@ -364,7 +382,7 @@ def check_grammar(record: Record) -> None:
         check_kinds(kinds, record.complete, record.mode)
     except TrajectoryError as fault:
         raise TrajectoryError(f"record {record.id}: {fault}") from None
-    for number in corrected(kinds):
+    for number in find_corrected(kinds):
         if record.segments[number].target:
             raise TrajectoryError(
                 f"record {record.id}: segment {number}: this {kinds[number]} is corrected "
@@ -377,13 +395,13 @@ _RECORD_DECODER = msgspec.msgpack.Decoder(Record)
 
 
 def encode_record(record: Record) -> bytes:
-    """The record as msgpack, after ``check_grammar``."""
+    """Encode a record as msgpack, after ``check_grammar``."""
     check_grammar(record)
     return _RECORD_ENCODER.encode(record)
 
 
 def decode_record(data: bytes, name: str = "record") -> Record:
-    """Reads and checks what ``encode_record`` wrote. Raises TrajectoryError beginning with ``name``."""
+    """Decode and check what ``encode_record`` wrote. Raises TrajectoryError; its message begins with ``name``."""
     try:
         record = _RECORD_DECODER.decode(data)
         check_grammar(record)

@@ -1,7 +1,8 @@
-"""A sampled trajectory's folder: ``trajectory.json``, a PNG per image stage and, where they are kept, the latents."""
+"""The folder of a sampled trajectory: ``trajectory.json``, a PNG for each image stage and, on request, the latents."""
 
 import pathlib
 import zipfile
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,29 +15,31 @@ _JSON, _LATENTS = "trajectory.json", "latents.npz"
 
 
 def save_trajectory(folder: str | pathlib.Path, trajectory: Trajectory) -> None:
-    """Writes ``trajectory.json``, one PNG per image stage and the latents; the folder appears whole or not at all.
+    """Write ``trajectory.json``, a PNG for each image stage and the latents, atomically.
 
     Args:
-      folder: must not exist (its parents are made).
+      folder: a path that does not exist; its parents are created.
+      trajectory: what to write.
 
     Raises:
-      TrajectoryError: the folder exists, or the trajectory breaks its grammar.
+      TrajectoryError: the folder exists, or the trajectory violates its grammar.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
         raise TrajectoryError(f"{folder}: exists already; name another folder or remove it")
-    _check_in(folder, trajectory)
+    _check(folder, trajectory)
     files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
     with new_folder(folder, kind="trajectory", replaceable=lambda _: False) as partial:
         for file, image in zip(files, trajectory.images):
             image.save(partial / file)
         if trajectory.latents is not None:
-            np.savez(partial / _LATENTS, **trajectory.latents)
+            arrays: dict[str, Any] = dict(trajectory.latents)
+            np.savez(partial / _LATENTS, **arrays)
         text = msgspec.json.format(msgspec.json.encode(trajectory.file), indent=1)
         (partial / _JSON).write_bytes(text + b"\n")
 
 
-def _check_in(folder: pathlib.Path, trajectory: Trajectory) -> None:
+def _check(folder: pathlib.Path, trajectory: Trajectory) -> None:
     try:
         trajectory.check()
     except TrajectoryError as fault:
@@ -44,11 +47,11 @@ def _check_in(folder: pathlib.Path, trajectory: Trajectory) -> None:
 
 
 def load_trajectory(folder: str | pathlib.Path) -> Trajectory:
-    """The trajectory in ``folder``, with its images (RGB) and, where they were kept, its latents.
+    """Read a trajectory with its images (RGB) and, if the folder has them, its latents.
 
     Raises:
-      TrajectoryError: a file is missing or malformed, an image has another size than its stage says, or the
-        stages break the mode's grammar.
+      TrajectoryError: a file is missing or malformed, an image's size differs from its stage's, or the stages
+        violate the mode's grammar.
     """
     folder = pathlib.Path(folder)
     path = folder / _JSON
@@ -62,7 +65,7 @@ def load_trajectory(folder: str | pathlib.Path) -> Trajectory:
     latents = _load_latents(folder / _LATENTS) if (folder / _LATENTS).exists() else None
     values = {name: getattr(stored, name) for name in stored.__struct_fields__ if name != "version"}
     trajectory = Trajectory(**values, images=images, latents=latents)
-    _check_in(folder, trajectory)
+    _check(folder, trajectory)
     return trajectory
 
 

@@ -24,7 +24,7 @@ from pdgen.data.packing import Document, plan
 from pdgen.data.records import RecordError
 from pdgen.flow.rectified import velocity_target
 from pdgen.sequence.layout import Pack, stack
-from pdgen.sequence.segments import patched_latents, taught, turns
+from pdgen.sequence.segments import list_turns, loss_targets, patched_latents
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.sharding import RULES, out_spec
@@ -165,7 +165,7 @@ def simple_predictors(batches: Batches) -> Simple:
 def text_targets(record: Record, tokenizer: Tokenizer) -> list[int]:
     """Every token that a record's texts and switches teach, in order."""
     ids = []
-    for segment, target, switch in zip(record.segments, *taught(record, tokenizer, 0, len(turns(record)))):
+    for segment, target, switch in zip(record.segments, *loss_targets(record, tokenizer, 0, len(list_turns(record)))):
         if target and isinstance(segment, Text):
             ids += [*tokenizer.encode(segment.text), tokenizer.im_end]
         ids += [] if switch is None else [switch]

@@ -10,7 +10,7 @@ from pdgen.config import SHAPES_NANO
 from pdgen.data.explain import explain_pack
 from pdgen.data.loader import Batches, LoaderConfig
 from pdgen.data.records import Origin, RecordSource, write_dataset
-from pdgen.sequence.explained import document_runs, readable
+from pdgen.sequence.explanation import document_runs, readable
 from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, assemble, lay_out
 from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout
 from pdgen.sequence.tokenizer import load_tokenizer

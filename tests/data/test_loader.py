@@ -23,7 +23,7 @@ from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
 from pdgen.data.packing import Document, document_rng
 from pdgen.data.records import Origin, RecordError, RecordSource, write_dataset
 from pdgen.sequence.layout import Budgets, pack_shapes
-from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, taught
+from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, loss_targets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image
 from tests.data.small_records import records
@@ -114,7 +114,7 @@ def test_every_text_of_the_records_is_in_the_packs(folder, turns):
         start = 0
         for document in documents:
             length = whole.packer.lengths(document)[0]
-            texts = taught(source[document.record], TOKENIZER, *document.turns)[0]
+            texts = loss_targets(source[document.record], TOKENIZER, *document.turns)[0]
             expected = [s.text for s in source[document.record].segments[: len(texts)] if not isinstance(s, Image)]
             assert TOKENIZER.decode(pack.text_ids[start : start + length]) == "".join(expected)
             start += length

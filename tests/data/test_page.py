@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from pdgen.data.page import KEYS, mask_picture, pack_pages
-from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, Run
+from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, TokenRun
 from pdgen.sequence.layout import Budgets, intervals
 
 MODES, LENGTHS = ("causal", "noise", "full", "causal"), (40, 60, 70, 30)
@@ -64,7 +64,7 @@ def run(start, end, split, stage, **changes):
         "target": "",
         "weight": 0.0,
     }
-    return Run(start, end, split, stage, **(values | changes))
+    return TokenRun(start, end, split, stage, **(values | changes))
 
 
 @pytest.fixture(scope="module")

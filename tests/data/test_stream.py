@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pdgen.data.documents import PackingError, make_documents
 from pdgen.data.stream import Stream, shares
-from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, kept, stream_lengths
+from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, dropout_mask, stream_lengths
 from tests.data.small_index import shapes_like
 
 SUBSETS = {"multi_turn": range(300), "conflict": range(300, 450), "alignment": range(450, 600)}
@@ -129,7 +129,7 @@ def test_dropout_is_drawn_per_seed_subset_epoch_and_document(documents):
         draws = np.random.default_rng((3, 2, subset, epoch)).random(units, np.float32)
         own = draws[lengths[first:number].sum() :][: lengths[number]]
         kinds = documents.kinds[documents.starts[number] : documents.starts[number + 1]]
-        expected = kept(kinds, np.array([0, len(kinds)]), dropout, own)
+        expected = dropout_mask(kinds, np.array([0, len(kinds)]), dropout, own)
         np.testing.assert_array_equal(window.keep[window.starts[place] : window.starts[place + 1]], expected)
 
 

@@ -99,7 +99,7 @@ def test_pixels_go_there_and_back():
     pixels = images.to_pixels(images.decode_image(images.encode_png(image)))
     assert pixels.dtype == np.float32 and pixels.min() == -1 and pixels.max() == 1
     np.testing.assert_array_equal(np.asarray(images.from_pixels(pixels)), np.asarray(image))
-    clipped = np.asarray(images.from_pixels(np.array([[[-1.5, 0.0, 2.0]]])))
+    clipped = np.asarray(images.from_pixels(np.array([[[-1.5, 0.0, 2.0]]], np.float32)))
     np.testing.assert_array_equal(clipped, [[[0, 128, 255]]])
 
 

@@ -19,7 +19,7 @@ from pdgen.sequence.segments import (
     VIT,
     ConditionDropout,
     SegmentError,
-    kept,
+    dropout_mask,
     outline,
     record_segments,
     stream_lengths,
@@ -48,7 +48,7 @@ HALF = ConditionDropout(0.5, 0.5, 0.5)
 def keep_all_but(dropped):
     """What is kept of CORRECTED when the draws of these units are low and all others high."""
     draws = np.where(np.isin(np.arange(len(KINDS)), dropped), 0.0, 0.99)
-    return kept(KINDS, np.array([0, len(KINDS)]), HALF, draws).tolist()
+    return dropout_mask(KINDS, np.array([0, len(KINDS)]), HALF, draws).tolist()
 
 
 def test_copies_and_targets_of_a_corrected_draft():
@@ -271,7 +271,9 @@ rates = st.sampled_from([0.0, 0.5, 1.0])
 @settings(deadline=None)
 @given(kinds_strategy, st.builds(ConditionDropout, rates, rates, rates), st.integers(0, 99))
 def test_what_dropout_may_take(kinds, dropout, seed):
-    keep = kept(np.array(kinds), np.array([0, len(kinds)]), dropout, np.random.default_rng(seed).random(len(kinds)))
+    keep = dropout_mask(
+        np.array(kinds), np.array([0, len(kinds)]), dropout, np.random.default_rng(seed).random(len(kinds))
+    )
     assert keep.any()
     certain = {TEXT: dropout.text, CLEAN: dropout.vae, VIT: dropout.vit, NOISED: 0.0}
     images = [n for n, kind in enumerate(kinds) if kind != TEXT]
@@ -289,14 +291,14 @@ def test_what_dropout_may_take(kinds, dropout, seed):
 def test_dropout_of_many_documents_is_that_of_each(documents, seed):
     draws = [np.random.default_rng((seed, n)).random(len(kinds)) for n, kinds in enumerate(documents)]
     starts = np.cumsum([0, *map(len, documents)])
-    together = kept(np.concatenate(documents), starts, HALF, np.concatenate(draws))
-    single = [kept(np.array(k), np.array([0, len(k)]), HALF, d) for k, d in zip(documents, draws)]
+    together = dropout_mask(np.concatenate(documents), starts, HALF, np.concatenate(draws))
+    single = [dropout_mask(np.array(k), np.array([0, len(k)]), HALF, d) for k, d in zip(documents, draws)]
     np.testing.assert_array_equal(together, np.concatenate(single))
 
 
 def test_dropout_rates():
     kinds = np.tile([TEXT, TEXT, NOISED, CLEAN, VIT], 4000)
-    keep = kept(kinds, np.arange(0, 20001, 5), ConditionDropout(), np.random.default_rng(0).random(20000))
+    keep = dropout_mask(kinds, np.arange(0, 20001, 5), ConditionDropout(), np.random.default_rng(0).random(20000))
     shares = keep.reshape(4000, 5).mean(axis=0)
     np.testing.assert_allclose(shares, [0.9, 0.9, 1, 0.7, 0.7], atol=0.03)  # 4 standard deviations
 
@@ -308,7 +310,7 @@ def test_outline_tells_the_lengths_after_dropout(seed, draws):
     for made in (CORRECTED, LOOKED_AT, record(text("prompt"), image("sketch"), mode="single_pass")):
         units = outline(made, TOKENIZER, SHAPES_NANO, draws).units
         kinds, tokens = np.array([u.kind for u in units], np.int8), np.array([u.tokens for u in units])
-        keep = kept(kinds, np.array([0, len(kinds)]), HALF, np.random.default_rng(seed).random(len(kinds)))
+        keep = dropout_mask(kinds, np.array([0, len(kinds)]), HALF, np.random.default_rng(seed).random(len(kinds)))
         segments = record_segments(made, TOKENIZER, SHAPES_NANO, keep=keep, draws=draws)
         lengths = lay_out(segments, TOKENIZER, SHAPES_NANO).lengths
         np.testing.assert_array_equal(stream_lengths(kinds, tokens)[keep].sum(axis=0), lengths)

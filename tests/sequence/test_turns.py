@@ -10,12 +10,12 @@ from pdgen.sequence.layout import lay_out
 from pdgen.sequence.segments import (
     NOISED,
     ChangedError,
+    list_turns,
+    loss_targets,
     outline,
     record_segments,
     stream_lengths,
     switch_targets,
-    taught,
-    turns,
 )
 from tests.sequence.corrected import (
     CORRECTED,
@@ -34,11 +34,11 @@ from tests.sequence.corrected import (
 
 def test_turns_end_with_their_images():
     """Given image, prompt, plan and draft; inspection and refined image with the last inspection."""
-    assert turns(CORRECTED) == [(0, 4), (4, 7)]
+    assert list_turns(CORRECTED) == [(0, 4), (4, 7)]
     step = text("plan", PLAN), image("sketch")
     two = record(text("prompt"), *step, text("inspect", "Right."), *step)
-    assert turns(two) == [(0, 3), (3, 6)]
-    assert turns(record(text("prompt"), text("plan", PLAN), complete=False)) == [(0, 2)]
+    assert list_turns(two) == [(0, 3), (3, 6)]
+    assert list_turns(record(text("prompt"), text("plan", PLAN), complete=False)) == [(0, 2)]
 
 
 def test_single_turns_of_a_corrected_draft():
@@ -88,14 +88,14 @@ def test_single_turns_teach_every_target_and_switch_once(kinds, complete, data):
         if kind == "inspected":
             parts.append(text("inspect", "Right.", target=data.draw(st.booleans())))
     made = record(*parts, complete=complete)
-    count, length = len(turns(made)), len(made.segments)
+    count, length = len(list_turns(made)), len(made.segments)
     seen = np.zeros((2, length), int)
     for number in range(count):
-        targets, labels = taught(made, TOKENIZER, number, number + 1)
-        assert len(targets) == len(labels) <= turns(made)[number].end
+        targets, labels = loss_targets(made, TOKENIZER, number, number + 1)
+        assert len(targets) == len(labels) <= list_turns(made)[number].end
         for segment, (target, label) in enumerate(zip(targets, labels)):
             seen[:, segment] += target, label is not None
-    whole = taught(made, TOKENIZER, 0, count)
+    whole = loss_targets(made, TOKENIZER, 0, count)
     np.testing.assert_array_equal(seen[0], whole[0])
     np.testing.assert_array_equal(seen[1], [label is not None for label in whole[1]])
     assert whole == ([s.target for s in made.segments], switch_targets(made, TOKENIZER))

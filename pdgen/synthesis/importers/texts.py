@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pdgen.sequence.modes import corrected, image_stage
+from pdgen.sequence.modes import find_corrected, image_stage
 from pdgen.sequence.trajectory import (
     Image,
     Text,
@@ -87,7 +87,7 @@ def drawn(segments: Sequence[Text | Image], png: bytes) -> Image:
 
 def without_corrected_targets(segments: Sequence[Text | Image]) -> list[Text | Image]:
     """The segments, with drafts that are faulted and plans that are rewritten made context."""
-    faulty = set(corrected([segment_kind(s) for s in segments]))
+    faulty = set(find_corrected([segment_kind(s) for s in segments]))
     return [
         msgspec.structs.replace(segment, target=segment.target and number not in faulty)
         for number, segment in enumerate(segments)

@@ -1,7 +1,7 @@
-"""A pack token by token: what stands at every slot, what it sees, what it must predict.
+"""A pack in readable form: the token of every slot, what it sees, and its target.
 
-Everything is read back from the finished ``Pack``, as the model receives it. Image tokens of one copy are alike in
-all but their place in the picture and make one ``Run``.
+Everything is read from the finished ``Pack``, as the model receives it. The image tokens of one copy differ only in
+their position in the image, so they make one ``TokenRun``.
 """
 
 import dataclasses
@@ -15,20 +15,21 @@ from pdgen.sequence.tokenizer import PAD, SPECIALS, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TokenRun:
     """Slots [start, end) of the pack: one text token, or all image tokens of one copy of an image.
 
     Attributes:
-      split: number of the document's split that it belongs to.
+      start, end: the slots.
+      split: number of its split in the document.
       stage: "prompt", "plan", "sketch", ...
       stream: "text", "vit" or "vae".
-      noised: the image being denoised.
+      noised: whether it is a noised image.
       token: the text token as readable text; "" for image tokens.
       rotary: rotary position.
-      sees: slots [first, last + 1) whose keys its query may see, those of noised images apart.
-      seen_by: slots [first, last + 1) whose queries may see its key, as far as these see so far back.
-      target: what it must predict, readable; "velocity" for noised image tokens, "" for none.
-      weight: of its loss, 0 without target.
+      sees: interval of slots whose keys its query may see, if their ``seen_by`` allows it.
+      seen_by: interval of slots whose queries may see its key, if their ``sees`` allows it.
+      target: its target as readable text; "velocity" for noised image tokens, "" for none.
+      weight: weight of its loss, 0 without a target.
     """
 
     start: int
@@ -46,17 +47,17 @@ class Run:
 
     @property
     def expert(self) -> str:
-        """The expert that works on the tokens."""
+        """The expert that processes the tokens."""
         return "gen" if self.stream == "vae" else "und"
 
     @property
     def kind(self) -> str:
-        """What kind of tokens it holds."""
+        """The kind of its tokens, as readable text."""
         return {"text": "text", "vit": "ViT", "vae": "noised VAE" if self.noised else "clean VAE"}[self.stream]
 
     @property
     def text(self) -> str:
-        """The token, or how many the run holds."""
+        """The token, or the number of image tokens."""
         return self.token or f"{self.end - self.start} {self.kind} tokens"
 
 
@@ -67,9 +68,9 @@ class ExplainedDocument:
     Attributes:
       record: the record's id.
       name: file and position of the record.
-      epoch: of its subset.
-      turns: which turns of the record it teaches, in words.
-      dropped: units that condition dropout took away, in words.
+      epoch: epoch of its subset.
+      turns: which turns of the record are its targets, as readable text.
+      dropped: units that condition dropout removed, as readable text.
       runs: all its slots in order.
     """
 
@@ -78,7 +79,7 @@ class ExplainedDocument:
     epoch: int
     turns: str
     dropped: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[TokenRun, ...]
 
     @property
     def start(self) -> int:
@@ -93,12 +94,12 @@ class ExplainedDocument:
 
 @dataclasses.dataclass(frozen=True)
 class ExplainedPack:
-    """A pack.
+    """A pack in readable form.
 
     Attributes:
-      number: of the pack in the run.
+      number: number of the pack in the run.
       budgets: its size.
-      documents: in order.
+      documents: its documents in order.
       streams: stream of each slot.
       intervals: k_start, k_end, q_start, q_end of each slot.
     """
@@ -111,18 +112,18 @@ class ExplainedPack:
 
     @property
     def used(self) -> int:
-        """Slots that hold tokens; the others follow and are padding."""
+        """Number of slots with tokens; the slots after them are padding."""
         return self.documents[-1].end if self.documents else 0
 
 
 def stream_of_slots(pack: Pack) -> Int8[np.ndarray, " S"]:
-    """The stream of each slot of a pack, in sequence order."""
+    """Return the stream of each slot of a pack, in sequence order."""
     sizes = [len(pack.text_ids), len(pack.vit_positions), len(pack.vae_positions)]
     return np.repeat(np.array([TEXT, VIT, VAE], np.int8), sizes)[pack.to_sequence]
 
 
 def readable(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text in which nothing is invisible."""
+    """Return a token as text without invisible characters."""
     ids = (tokenizer.im_start, tokenizer.im_end, tokenizer.vision_start, tokenizer.vision_end, tokenizer.pad)
     names = dict(zip(ids, (*SPECIALS, PAD)))
     if token in names:
@@ -136,30 +137,30 @@ def readable(tokenizer: Tokenizer, token: int) -> str:
 
 def document_runs(
     pack: Pack, tokenizer: Tokenizer, start: int, splits: Int32[np.ndarray, " n"], stages: Sequence[str]
-) -> tuple[Run, ...]:
-    """Runs of a document.
+) -> tuple[TokenRun, ...]:
+    """Return the runs of a document.
 
     Args:
-      pack: that it stands in.
-      tokenizer: names the tokens.
-      start: its first slot.
-      splits: the number of each slot's split, as in ``Layout``.
-      stages: of each split.
+      pack: the pack with the document.
+      tokenizer: the tokenizer of the pack's token ids.
+      start: first slot of the document.
+      splits: number of each slot's split, as in ``Layout``.
+      stages: stage of each split.
     """
     streams = stream_of_slots(pack)
     runs, slot, end = [], start, start + len(splits)
     while slot < end:
         last = slot + 1
-        while streams[slot] != TEXT and streams[last] == streams[slot]:  # until the switch token that closes it
+        while streams[slot] != TEXT and streams[last] == streams[slot]:  # up to the closing switch token
             last += 1
         split = int(splits[slot - start])
-        run = _run(pack, tokenizer, int(streams[slot]), (slot, last))
+        run = _read_run(pack, tokenizer, int(streams[slot]), (slot, last))
         runs.append(dataclasses.replace(run, split=split, stage=stages[split]))
         slot = last
     return tuple(runs)
 
 
-def _run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int]) -> Run:
+def _read_run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int]) -> TokenRun:
     slot = slots[0]
     index = int(pack.to_sequence[slot])
     token = target = ""
@@ -171,7 +172,7 @@ def _run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int]) 
         place = index - len(pack.text_ids) - len(pack.vit_positions)
         weight, noised = float(pack.vae_weights[place]), bool(pack.vae_image[place] >= 0)
         target = "velocity" if weight else ""
-    return Run(
+    return TokenRun(
         *slots,
         split=0,
         stage="",
