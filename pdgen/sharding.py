@@ -1,7 +1,7 @@
-"""Mesh and logical axes: the only place that names them.
+"""The mesh and the logical axes of arrays; no other module names mesh axes.
 
-A mesh always has the axes ``data, fsdp, tensor``, of size 1 if unused, and explicit axis types; it is
-entered with ``jax.set_mesh``. Without a mesh everything runs on one device and no sharding is asked for.
+A mesh always has the axes ``data, fsdp, tensor``, of size 1 if unused, and explicit axis types. ``jax.set_mesh``
+enters it. Without a mesh everything runs on one device and arrays have no sharding.
 """
 
 import contextlib
@@ -13,22 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
 class ShardingError(ValueError):
-    """A mesh does not fit the devices or the model; the message names the numbers."""
+    """A mesh does not fit the devices or the model; the message has the numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Mesh axes of each logical axis.
+    """The mesh axes that split each logical axis.
 
-    ``batch`` is the packs of a global batch, ``embed`` the model width of *parameters* (gathered on use),
-    ``heads``, ``kv_heads``, ``mlp`` and ``vocab`` are split by tensor parallelism. Activations keep their
-    width whole.
+    ``batch`` is the axis of packs or rows. ``embed`` is the width of *parameters*, which are gathered before use; the
+    width of activations is not split. Tensor parallelism splits ``heads``, ``kv_heads``, ``mlp`` and ``vocab``.
     """
 
     batch: tuple[str, ...] = ("data", "fsdp")
@@ -39,10 +38,10 @@ class ShardingRules:
     vocab: str = "tensor"
 
     def spec(self, *names: str | None) -> PartitionSpec:
-        """PartitionSpec of an array whose axes have these logical names (None: not split).
+        """Return the PartitionSpec of an array whose axes have these logical names (None: not split).
 
         Raises:
-          ShardingError: an unknown name, or one mesh axis used twice.
+          ShardingError: a name is unknown, or a mesh axis is used twice.
         """
         axes: list[Any] = []
         for name in names:
@@ -59,14 +58,14 @@ RULES = ShardingRules()
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """An explicit mesh of ``shape`` (data, fsdp, tensor).
+    """Make a mesh of ``shape`` (data, fsdp, tensor) with explicit axis types.
 
     Args:
       shape: three sizes whose product is the number of devices.
-      devices: the devices to use; all of them by default.
+      devices: the devices to use; None: all.
 
     Raises:
-      ShardingError: the sizes do not multiply to the number of devices.
+      ShardingError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if len(shape) != len(MESH_AXES) or math.prod(shape) != len(devices):
@@ -77,40 +76,40 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
 
 
 def without_mesh() -> contextlib.AbstractContextManager:
-    """Leaves the mesh that is entered, for work on one device in between."""
+    """Return a context manager that leaves the current mesh, for work on one device."""
     return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def has_mesh() -> bool:
-    """Whether a mesh is entered (``jax.set_mesh``) where the caller is traced."""
+    """Return whether the code runs or is traced inside a mesh (``jax.set_mesh``)."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
 def out_spec(*names: str | None) -> PartitionSpec | None:
-    """``RULES.spec(*names)`` for an operation's ``out_sharding``; None (nothing asked) without a mesh."""
+    """Return ``RULES.spec(*names)`` for the ``out_sharding`` of an operation; None without a mesh."""
     return RULES.spec(*names) if has_mesh() else None
 
 
 def place(x: jax.Array, *names: str | None) -> jax.Array:
-    """``x`` with the sharding of these logical axes; unchanged without a mesh."""
+    """Reshard ``x`` by the logical names of its axes; without a mesh return it unchanged."""
     return jax.sharding.reshard(x, RULES.spec(*names)) if has_mesh() else x
 
 
 def map_shards(function: Any, in_names: Sequence[Any], out_names: Any) -> Any:
-    """``function`` run on each device's own shard (``jax.shard_map``); unchanged without a mesh.
+    """Wrap ``function`` to run on each device's own shard (``jax.shard_map``); without a mesh return it unchanged.
 
-    Arguments that are split otherwise, or not at all, are brought into that form first.
+    The wrapper reshards its arguments first.
 
     Args:
-      function: from local arrays to local arrays.
-      in_names: for each argument a tuple of logical names, or a pytree of such tuples.
+      function: maps local arrays to local arrays.
+      in_names: for each argument a tuple of logical names, or a prefix of its pytree with such tuples.
       out_names: the same for the result.
     """
     if not has_mesh():
         return function
     specs = lambda names: jax.tree.map(lambda n: RULES.spec(*n), names, is_leaf=_is_names)  # noqa: E731
-    # Loop states start as constants, which vma checking would want marked axis by axis. Off is safe for
-    # gradients: every float argument is split over all mesh axes, so none has a cotangent to sum.
+    # ``check_vma`` would require a mark on every constant that starts a loop. Without it gradients are still right:
+    # every float argument is split over all mesh axes, so no cotangent needs a sum over devices.
     in_specs = tuple(specs(names) for names in in_names)
     mapped = jax.shard_map(function, in_specs=in_specs, out_specs=specs(out_names), check_vma=False)
     return lambda *args: mapped(*(jax.sharding.reshard(arg, spec) for arg, spec in zip(args, in_specs, strict=True)))
@@ -121,7 +120,7 @@ def _is_names(value: Any) -> bool:
 
 
 def parameter_specs(abstract: Any) -> Any:
-    """PartitionSpecs of a tree of parameters as ``init`` declares it (Flax's logical metadata)."""
+    """Return the PartitionSpecs of a tree of parameters with Flax's logical metadata, see ``abstract_params``."""
 
     def spec(leaf: Any) -> PartitionSpec:
         return RULES.spec(*leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else PartitionSpec()
@@ -129,8 +128,8 @@ def parameter_specs(abstract: Any) -> Any:
     return jax.tree.map(spec, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
-def parameter_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """NamedShardings of a tree of parameters on ``mesh``; see ``parameter_specs``."""
+def parameter_shardings(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Return the NamedShardings of a tree of parameters on ``mesh``; see ``parameter_specs``."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         parameter_specs(abstract),

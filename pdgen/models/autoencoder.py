@@ -118,8 +118,8 @@ class Autoencoder(nn.Module):
     """
 
     config: AutoencoderConfig
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.encoder = Parameters(_encoder_spec(self.config), self.param_dtype)
@@ -139,7 +139,7 @@ class Autoencoder(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "param_dtype"))
-def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: Any = jnp.float32) -> dict[str, Any]:
     """Draw parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales 1, biases 0.
 
     Raises:
@@ -155,7 +155,7 @@ def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: jnp.d
     return nn.unbox(Autoencoder(config, param_dtype=param_dtype).init(key)["params"])
 
 
-def abstract_params(config: AutoencoderConfig, param_dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def abstract_params(config: AutoencoderConfig, param_dtype: Any = jnp.float32) -> dict[str, Any]:
     """Return the tree of ``init_params`` with ShapeDtypeStructs for arrays, and compute nothing."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), param_dtype))
 
@@ -238,7 +238,7 @@ def _double(x: Activations) -> Activations:
 
 
 def encode(
-    config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: jnp.dtype = jnp.float32
+    config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B h w z"], Float[Array, "B h w z"]]:
     """Compute the posterior's moments.
 
@@ -289,7 +289,7 @@ def decode(
     config: AutoencoderConfig,
     params: Params,
     latents: Float[Array, "B h w z"],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: Any = jnp.float32,
 ) -> Float[Array, "B H W 3"]:
     """Decode latents to images.
 

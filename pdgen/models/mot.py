@@ -211,8 +211,7 @@ def _attend_on_mesh(
     order, the new keys and values in sequence order.
     """
     row, queries, keys = ("batch", None), ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-    order, past = jax.tree.map(lambda _: row, (shared.order, shared.past))
-    in_names = (order, past, queries, keys, keys, jax.tree.map(lambda _: keys, caches))
+    in_names = (row, row, queries, keys, keys, keys)  # the names of a pytree are those of all its leaves
     attend = map_shards(functools.partial(_attend_shard, compute), in_names, (queries, keys, keys))
     mixed, k, v = attend(shared.order, shared.past, *heads, caches)
     return mixed, KeysValues(k, v)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from pdgen.config import ComputeConfig, ModelConfig
@@ -126,7 +126,7 @@ def abstract_state(config: StepConfig) -> TrainState:
     return jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
 
 
-def state_shardings(config: StepConfig, mesh: Mesh) -> TrainState:
+def state_shardings(config: StepConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """NamedShardings of every leaf: moments and averages lie as their parameters do, scalars everywhere."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = parameter_shardings(bagel.abstract_params(config.model), mesh)
