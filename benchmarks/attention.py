@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.process_pack import process_pack
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.config import preset
+from pdgen.config import get_preset
 from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense
 
 FLAGS = flags.FLAGS
@@ -43,7 +43,7 @@ def define_flags() -> None:
 
 def pack_intervals(tokens: int, side: int, model: str = "bagel_7b") -> Intervals:
     """[1, S] intervals of a pack of at most ``tokens`` with pictures of ``side`` pixels."""
-    pack = process_pack(preset(model), side, tokens)[0]
+    pack = process_pack(get_preset(model), side, tokens)[0]
     return Intervals(*(jnp.asarray(x)[None] for x in (pack.k_start, pack.k_end, pack.q_start, pack.q_end)))
 
 

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.config import ComputeConfig, ModelConfig, preset
+from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.sequence.layout import Budgets
 from pdgen.sharding import make_mesh
 from pdgen.train.optimizer import OptimizerConfig
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     try:
-        rows = [measure(preset(FLAGS.model), int(layers)) for layers in FLAGS.layers]
+        rows = [measure(get_preset(FLAGS.model), int(layers)) for layers in FLAGS.layers]
     except ValueError as fault:
         print(f"compile_time: {fault}", file=sys.stderr)
         sys.exit(2)

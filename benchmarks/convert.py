@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from pdgen.checkpoints import safetensors_file
-from pdgen.checkpoints.bagel_json import fresh_json
+from pdgen.checkpoints.bagel_json import make_json
 from pdgen.checkpoints.mapping import array_shapes, expected_tensors
 from pdgen.checkpoints.pdgen_checkpoint import TORCH_FILES
 from pdgen.config import NANO, LanguageConfig, ModelConfig
@@ -58,7 +58,7 @@ def sizes(gigabytes: float) -> ModelConfig:
 def make_folder(folder: pathlib.Path, config: ModelConfig) -> int:
     """Writes the BAGEL folder; returns its bytes."""
     folder.mkdir()
-    for name, text in fresh_json(config).items():
+    for name, text in make_json(config).items():
         (folder / name).write_text(text)
     # below 0x7f80 every pattern of bits is a finite number
     values = np.random.default_rng(0).integers(0, 0x7F80, 2**24, np.uint16).view(BF16)

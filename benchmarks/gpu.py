@@ -32,7 +32,7 @@ from jax.sharding import NamedSharding
 from benchmarks.attention import compiled_gradients
 from benchmarks.process_pack import process_pack
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.config import ComputeConfig, ModelConfig, preset
+from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, count_evaluations, generate_latents
 from pdgen.models import autoencoder, bagel
 from pdgen.models.attention import Intervals, Tile
@@ -259,7 +259,7 @@ def read_flags() -> Sizes:
         raise ValueError(f"--layers={','.join(FLAGS.layers)}: expected two numbers, the smaller one first")
     compute = ComputeConfig(dtype=FLAGS.dtype, remat=FLAGS.remat, block_q=FLAGS.tile, block_k=FLAGS.tile)
     names = ("tokens", "pack_side", "side", "timesteps", "context", "words", "rounds")
-    return Sizes(preset(FLAGS.model), compute, layers, **{name: FLAGS[name].value for name in names})
+    return Sizes(get_preset(FLAGS.model), compute, layers, **{name: FLAGS[name].value for name in names})
 
 
 def main(argv: list[str]) -> None:

@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.manifest import read_manifest
 from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
-from pdgen.checkpoints.runs.workdir import CHECKPOINTS, DIGESTS, EXPORT, finished_steps
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, DIGESTS, EXPORT, list_steps
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO
 from pdgen.models import bagel
@@ -150,7 +150,7 @@ def state_of(workdir: pathlib.Path) -> str:
     """What a killed run has left, in words."""
     folder = workdir / CHECKPOINTS
     saving = [path.name.partition(".")[0] for path in folder.glob("*.orbax-checkpoint-tmp*")]
-    saved = ", ".join(map(str, finished_steps(folder))) or "none"
+    saved = ", ".join(map(str, list_steps(folder))) or "none"
     return f"step {step_of(workdir)} logged, saved {saved}" + "".join(f", {step} half saved" for step in saving)
 
 
@@ -158,7 +158,7 @@ def killed_run(config: pathlib.Path, workdir: pathlib.Path, kills: int, steps: i
     """A run with ``kills`` SIGKILLs. Returns how many there were: fewer if the run ended before."""
     rng, first = np.random.default_rng(seed), 5.0
     for number in range(kills):
-        saved = max(finished_steps(workdir / CHECKPOINTS), default=0)
+        saved = max(list_steps(workdir / CHECKPOINTS), default=0)
         life = Life(config, workdir)
         if rng.random() < BEFORE:
             time.sleep(rng.uniform(0, first))
@@ -179,7 +179,7 @@ def killed_run(config: pathlib.Path, workdir: pathlib.Path, kills: int, steps: i
 
 def arrays(workdir: pathlib.Path) -> dict[str, str]:
     """SHA-256 of every file that holds values in the last checkpoint: parameters, optimiser and EMA."""
-    folder = workdir / CHECKPOINTS / str(finished_steps(workdir / CHECKPOINTS)[-1])
+    folder = workdir / CHECKPOINTS / str(list_steps(workdir / CHECKPOINTS)[-1])
     files = json.loads((folder / DIGESTS).read_text())
     return {f"{folder.name}/{name}": entry["sha256"] for name, entry in files.items() if "/c" in name}
 

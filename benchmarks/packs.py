@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.assets import shapes_folder
-from pdgen.config import ModelConfig, preset
+from pdgen.config import ModelConfig, get_preset
 from pdgen.data.budgets import propose_budgets
 from pdgen.data.documents import Documents, make_documents
 from pdgen.data.lengths import length_index
@@ -96,7 +96,7 @@ def make_records(config: ModelConfig, side: int, count: int) -> Iterator[Record]
 def measure(side: int, count: int, packs: int) -> dict[str, Any]:
     """Makes the records in a temporary folder, then times packs. Returns every number that is printed."""
     name, total, default = SIZES[side]
-    config, tokenizer = preset(name), load_tokenizer(shapes_folder())
+    config, tokenizer = get_preset(name), load_tokenizer(shapes_folder())
     with tempfile.TemporaryDirectory() as folder:
         data = pathlib.Path(folder) / "records"
         write_dataset(data, make_records(config, side, count or default), Origin(seed=0))

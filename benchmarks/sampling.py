@@ -41,7 +41,7 @@ from tqdm import tqdm
 from benchmarks import image_scan
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.assets import shapes_folder
-from pdgen.config import ComputeConfig, ModelConfig, preset
+from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.flow.denoise import ImageSettings
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
@@ -353,7 +353,7 @@ def main(argv: list[str]) -> None:
     flagged = {name: FLAGS[name].value for name in ("model", "images", "timesteps", "words", "tile", "rounds")}
     for mode in MODES if FLAGS.mode == "all" else [FLAGS.mode]:
         try:
-            result = MODES[mode](preset(FLAGS.model))
+            result = MODES[mode](get_preset(FLAGS.model))
         except (ValueError, RuntimeError) as fault:
             print(f"sampling: {mode}: {fault}", file=sys.stderr)
             sys.exit(2)

@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
-from pdgen.config import ComputeConfig, ModelConfig, preset
+from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.data.loader import loader
 from pdgen.models import bagel
 from pdgen.sequence import layout
@@ -249,7 +249,7 @@ def main(argv: list[str]) -> None:
         return report_run()
     try:
         use_cpus(FLAGS.threads, FLAGS.devices or FLAGS.threads, FLAGS.samples)
-        result = measure(preset(FLAGS.model))
+        result = measure(get_preset(FLAGS.model))
     except (ValueError, RuntimeError) as fault:
         print(f"train_step: {fault}", file=sys.stderr)
         sys.exit(2)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from pdgen.checkpoints.shipped import BASE, SHIPPED
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.cli import Mode, exit_on_sigterm, run_modes
-from pdgen.config import AutoencoderConfig, preset
+from pdgen.config import AutoencoderConfig, get_preset
 from pdgen.evaluate.ablation import Sweep, stages
 from pdgen.train.release import autoencoder
 from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, DivergedError, Quality, scene_pictures
@@ -134,7 +134,7 @@ def make_autoencoder() -> None:
 
 def train_and_measure(config: ConfigDict, settings: autoencoder.Settings, path: pathlib.Path) -> Quality:
     """Trains, writes ``path`` and measures the file's own weights on held-out scenes."""
-    sizes: AutoencoderConfig = preset(config.model).autoencoder
+    sizes: AutoencoderConfig = get_preset(config.model).autoencoder
     pictures = scene_pictures(settings.seed, TRAINING, config.pictures, config.image_size, config.free_share)
     autoencoder.write_autoencoder(path, sizes, autoencoder.train(sizes, settings, pictures))
     held_out = scene_pictures(settings.seed, HELD_OUT, config.held_out, config.image_size, free_share=0.0)

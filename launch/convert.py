@@ -14,7 +14,7 @@ import sys
 import jax.numpy as jnp
 from absl import flags
 
-from pdgen.checkpoints.both_ways import check, to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.train.export import chosen_weights

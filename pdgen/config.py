@@ -209,7 +209,7 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> ModelConfig:
+def get_preset(name: str) -> ModelConfig:
     """The preset of that name, one of ``PRESETS``. Raises ConfigError for any other name."""
     if name not in PRESETS:
         raise ConfigError(f"model preset {name!r} does not exist; choose one of {', '.join(PRESETS)}")

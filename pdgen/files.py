@@ -4,7 +4,7 @@ A file or a folder appears whole or not at all: it is written under a temporary 
 killed run resumes follows one set of rules:
 
     locked        one process works in it at a time
-    check_begun   it is resumed with the settings that it was begun with, or not at all
+    check_settings   it is resumed with the settings that it was begun with, or not at all
     new_file      each finished piece of work is a file or folder of its own; what is there is not made again
 """
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,7 +28,7 @@ class FolderError(ValueError):
     """A folder may not or cannot be written; the message, one line, names it and the remedy."""
 
 
-def to_stderr(line: str) -> None:
+def log_stderr(line: str) -> None:
     """Prints a line for the user where no result is expected."""
     print(line, file=sys.stderr)
 
@@ -78,7 +78,7 @@ def _is_open_as(path: str | os.PathLike[str], descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def locked(
+def lock_folder(
     folder: pathlib.Path, work: str, *, lock: pathlib.Path | None = None, error: type[Exception] = FolderError
 ) -> Iterator[None]:
     """Keeps other processes out of ``folder``.
@@ -99,7 +99,7 @@ def locked(
         yield
 
 
-def check_begun(
+def check_settings(
     folder: pathlib.Path,
     begun: Mapping[str, Any],
     wanted: Mapping[str, Any],
@@ -146,7 +146,7 @@ def new_folder(
     kind: str,
     replaceable: Callable[[pathlib.Path], bool],
     overwrite: bool = False,
-    say: Say = to_stderr,
+    log: Log = log_stderr,
 ) -> Iterator[pathlib.Path]:
     """Gives a temporary folder beside ``target`` that becomes ``target`` if the block ends without an error.
 
@@ -160,7 +160,7 @@ def new_folder(
       kind: what the folder is, for messages, such as "checkpoint".
       replaceable: tells a folder that may be replaced from one that is something else altogether.
       overwrite: whether an existing ``target`` may be replaced.
-      say: takes one line for the user.
+      log: takes one line for the user.
 
     Raises:
       FolderError: ``target`` exists, is not replaceable, or the disk is too small or full.
@@ -174,7 +174,7 @@ def new_folder(
             f"{target}: needs {nbytes:,} bytes, {target.parent} has {free:,} free; make room or choose another disk"
         )
     for stale in sorted(target.parent.glob(f".{target.name}.partial-*")):
-        say(f"{stale}: left by a killed run or still being written by another; delete it if none runs")
+        log(f"{stale}: left by a killed run or still being written by another; delete it if none runs")
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         partial.mkdir()

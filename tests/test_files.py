@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pdgen.files import FolderError, check_begun, file_lock, locked, new_file, new_folder
+from pdgen.files import FolderError, check_settings, file_lock, lock_folder, new_file, new_folder
 
 
 def has_mark(folder):
@@ -88,7 +88,7 @@ def test_what_a_killed_run_left_is_told(tmp_path):
     left = tmp_path / ".data.partial-1"
     left.mkdir()
     lines = []
-    with new_folder(tmp_path / "data", kind="data set", replaceable=has_mark, say=lines.append):
+    with new_folder(tmp_path / "data", kind="data set", replaceable=has_mark, log=lines.append):
         pass
     assert len(lines) == 1 and str(left) in lines[0]
 
@@ -99,13 +99,13 @@ def test_a_lock_has_one_holder_and_a_removed_file_is_no_lock(tmp_path):
     with file_lock(tmp_path) as first:
         assert first
         with pytest.raises(FolderError, match="another process is reading it; wait for its end"):
-            locked(tmp_path, "reading it").__enter__()
-    with locked(tmp_path, "reading it"):
+            lock_folder(tmp_path, "reading it").__enter__()
+    with lock_folder(tmp_path, "reading it"):
         pass
 
 
 def test_a_folder_is_resumed_with_the_settings_that_it_was_begun_with(tmp_path):
-    check_begun(tmp_path, {"a": 1}, {"a": 1}, remedy="")
+    check_settings(tmp_path, {"a": 1}, {"a": 1}, remedy="")
     for wanted, line in (({"a": 2}, "a=1, now it is 2; start anew"), ({}, "a=1, now it is None; start anew")):
         with pytest.raises(FolderError, match=f"was begun with {line}"):
-            check_begun(tmp_path, {"a": 1}, wanted, remedy="start anew")
+            check_settings(tmp_path, {"a": 1}, wanted, remedy="start anew")

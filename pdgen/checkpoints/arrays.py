@@ -1,8 +1,8 @@
-"""A tree of arrays on disk as Orbax stores it, one Zarr 3 array per leaf, read and written by layers.
+"""A tree of arrays on disk in Orbax's format, one Zarr 3 array for each leaf, read and written by layers.
 
-An array's files each hold one layer, or part of one, so a tree is written layer by layer. Within a file lie
-chunks of at most 1 MiB, each with a CRC-32C: a device reads little more than its shard, and a damaged byte
-makes a restore fail.
+Each file of an array has one layer or a part of one, so a tree can be written layer by layer. A file consists of
+chunks of at most 1 MiB, each with a CRC-32C. So a device reads little more than its shard, and a restore fails if a
+byte is damaged.
 """
 
 import errno
@@ -22,15 +22,15 @@ from pdgen.checkpoints.stream import block_rows
 from pdgen.files import DISK_FULL
 
 _CHUNK_BYTES = 2**20
-# A run that is killed leaves no manifest, so nothing is gained by waiting for each file to reach the disk.
+# A killed run leaves no manifest, so waiting for each file to reach the disk would gain nothing.
 _CONTEXT = {"file_io_sync": False}
 
 
 def chunk_shapes(slot: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of one layer's array: the shape of the part in one file, and of the chunks within that file.
+    """Return the shape of the part of one layer's array in a file, and of the chunks within that file.
 
-    The longest axis is halved (rounding up) until a chunk has at most 1 MiB. A file holds whole chunks; it
-    may reach beyond the array's end.
+    The longest axis is halved (rounding up) until a chunk has at most 1 MiB. A file consists of complete chunks, so it
+    may extend beyond the array's end.
     """
     chunk = list(slot)
     while math.prod(chunk) * itemsize > _CHUNK_BYTES:
@@ -43,7 +43,7 @@ def chunk_shapes(slot: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...],
 
 def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
     location = str(folder / path.replace("/", "."))
-    # every chunk exists, zeros too: a missing one is a damage
+    # Chunks of zeros are stored too, so a missing chunk means damage.
     chunks = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
     return {"driver": "zarr3", "kvstore": {"driver": "file", "path": location}, "context": _CONTEXT} | chunks
 
@@ -63,7 +63,7 @@ def _metadata(shape: tuple[int, ...], stacked: bool, dtype: np.dtype) -> dict[st
 
 
 def _write_tree_metadata(folder: pathlib.Path, paths: Iterable[str]) -> None:
-    """Orbax's own record of a tree: with it and the arrays in place, Orbax restores what it never saved."""
+    """Write Orbax's description of a tree, with which Orbax restores arrays that it did not save."""
     tree = {}
     for path in paths:
         keys = path.split("/")
@@ -76,9 +76,9 @@ def _write_tree_metadata(folder: pathlib.Path, paths: Iterable[str]) -> None:
 
 
 class Arrays:
-    """The open arrays of one tree; ``read`` and ``write`` may be called from several threads.
+    """The open arrays of one tree. Rows are counted along axis 0 of a place's slot.
 
-    Rows are counted along axis 0 of a place's slot.
+    Threads may call ``read`` and ``write`` concurrently.
     """
 
     def __init__(self, folder: pathlib.Path, arrays: Mapping[str, ts.TensorStore]):
@@ -89,34 +89,34 @@ class Arrays:
         return array if place.layer is None else array[place.layer]
 
     def read(self, place: Place, start: int, rows: np.ndarray) -> None:
-        """Fills ``rows`` from row ``start`` on. Raises CheckpointError if they are damaged or missing."""
+        """Read rows from ``start`` on into ``rows``. Raises CheckpointError if they are damaged or missing."""
         try:
             ts.array(rows).write(self._slot(place)[start : start + rows.shape[0]]).result()
         except ValueError as fault:
-            raise CheckpointError(f"{self._folder}: {place.name} is damaged ({short(fault)})") from None
+            raise CheckpointError(f"{self._folder}: {place.name} is damaged ({first_cause(fault)})") from None
 
     def write(self, place: Place, start: int, rows: np.ndarray) -> None:
-        """Writes ``rows`` from row ``start`` on, which begins a file of ``chunk_shapes``. Raises OSError."""
+        """Write ``rows`` from row ``start`` on, which is the first of a file of ``chunk_shapes``. Raises OSError."""
         try:
             self._slot(place)[start : start + rows.shape[0]].write(rows).result()
-        except ValueError as fault:  # TensorStore's error for everything; its text holds the system's
-            text = short(fault)
+        except ValueError as fault:  # TensorStore raises no other class; the system's error is in its text
+            text = first_cause(fault)
             number = next((n for n in DISK_FULL if os.strerror(n) in text), errno.EIO)
             raise OSError(number, text, str(self._folder)) from None
 
 
-def short(fault: BaseException) -> str:
-    """The first cause of an error, in one line, without TensorStore's source locations."""
+def first_cause(fault: BaseException) -> str:
+    """Return the first cause of an error in one line, without TensorStore's source locations."""
     while fault.__cause__ is not None:
         fault = fault.__cause__
     return " ".join(str(fault).split(" [source locations")[0].split())
 
 
 def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], bool, np.dtype]]) -> Arrays:
-    """Makes an empty tree in ``folder``.
+    """Create the arrays of a tree in ``folder``.
 
     Args:
-      folder: where; it is made.
+      folder: the folder to create.
       leaves: by path the shape, whether axis 0 stacks layers, and the dtype.
     """
     folder.mkdir()
@@ -129,10 +129,10 @@ def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ..
 
 
 def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Arrays:
-    """Opens the tree in ``folder``, whose leaves must have these shapes and dtypes.
+    """Open the tree in ``folder``, whose leaves must have these shapes and dtypes.
 
     Raises:
-      CheckpointError: an array is missing, damaged or of another shape or dtype; all are named.
+      CheckpointError: arrays are missing, damaged or of another shape or dtype; the message names all of them.
     """
     opened = {path: ts.open(_spec(folder, path), open=True, read=True) for path in leaves}
     arrays, faults = {}, []
@@ -140,7 +140,7 @@ def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...]
         try:
             array = opened[path].result()
         except ValueError as fault:
-            faults.append(f"{path} cannot be opened ({short(fault)})")
+            faults.append(f"{path} cannot be opened ({first_cause(fault)})")
             continue
         if array.shape != shape or array.dtype.numpy_dtype != dtype:
             faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}")

@@ -1,4 +1,4 @@
-"""The json files of a BAGEL folder: what they say of a model, and files that say what a model is."""
+"""The json files of a BAGEL folder: comparing them with a model, correcting and writing them."""
 
 import json
 import pathlib
@@ -9,14 +9,14 @@ from pdgen.config import AutoencoderConfig, LanguageConfig, ModelConfig, VisionC
 
 MODEL_JSON = ("config.json", "llm_config.json", "vit_config.json")
 
-# What this model is, whatever the sizes: another value asks for another model. (file, key, value)
+# (file, key, value) of the only supported model, whatever its sizes.
 _ONLY: tuple[tuple[str, str, Any], ...] = (
     ("config.json", "connector_act", "gelu_pytorch_tanh"),
     ("llm_config.json", "hidden_act", "silu"),
     ("llm_config.json", "rope_scaling", None),
     ("vit_config.json", "hidden_act", "gelu_pytorch_tanh"),
 )
-# What PyTorch's code sets itself or reads off the tensors, so that published files differ.
+# PyTorch's code ignores these keys or reads the values from the tensors, so published files differ in them.
 _FIXED: tuple[tuple[str, str, Any], ...] = (
     ("config.json", "model_type", "bagel"),
     ("config.json", "visual_gen", True),
@@ -73,7 +73,7 @@ def _autoencoder_values(config: AutoencoderConfig) -> dict[str, Any]:
 
 
 def json_values(config: ModelConfig) -> dict[tuple[str, str], Any]:
-    """What the json files of a BAGEL folder with this model say, by (file, key); a dot is a level."""
+    """Return the values in the json files of this model's BAGEL folder, by (file, key); a dot in a key is a level."""
     main = {
         "latent_patch_size": config.latent_patch_size,
         "max_latent_size": config.max_latent_size,
@@ -90,14 +90,14 @@ def json_values(config: ModelConfig) -> dict[tuple[str, str], Any]:
     return {(file, key): value for file, values in files.items() for key, value in values.items()}
 
 
-def differences(stated: ModelConfig, actual: ModelConfig) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """By (file, key) what the json files say and what they should say, where the two differ."""
+def compare_configs(stated: ModelConfig, actual: ModelConfig) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """Return, by (file, key), the values (stated, actual) that differ."""
     left, right = json_values(stated), json_values(actual)
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
 
-def unsupported(folder: pathlib.Path) -> list[str]:
-    """A line for each key of the json files that asks for another model than the one that exists here."""
+def find_unsupported(folder: pathlib.Path) -> list[str]:
+    """Return a line for each key of the json files whose value is not supported."""
     faults = []
     for file, key, only in _ONLY:
         value = json.loads((folder / file).read_text()).get(key, only)
@@ -106,28 +106,28 @@ def unsupported(folder: pathlib.Path) -> list[str]:
     return faults
 
 
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
+def _set_key(values: dict[str, Any], key: str, value: Any) -> None:
     *levels, last = key.split(".")
     for level in levels:
         values = values.setdefault(level, {})
     values[last] = value
 
 
-def corrected(data: bytes, changes: Mapping[str, Any]) -> bytes:
-    """A json file with some keys set; unchanged, to the byte, if there are none."""
+def set_keys(data: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Set keys of a json file; without ``changes`` return the same bytes."""
     if not changes:
         return data
     values = json.loads(data)
     for key, value in changes.items():
-        _set(values, key, value)
+        _set_key(values, key, value)
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def fresh_json(config: ModelConfig) -> dict[str, str]:
-    """Text of config.json, llm_config.json and vit_config.json for a model that never had them."""
+def make_json(config: ModelConfig) -> dict[str, str]:
+    """Make the text of config.json, llm_config.json and vit_config.json for a model without such files."""
     files: dict[str, dict[str, Any]] = {name: {} for name in MODEL_JSON}
     constant = {(file, key): value for file, key, value in (*_FIXED, *_ONLY)}
     side = {("vit_config.json", "image_size"): config.vision.max_side * config.vision.patch_size}
     for (file, key), value in (constant | side | json_values(config)).items():
-        _set(files[file], key, value)
+        _set_key(files[file], key, value)
     return {file: json.dumps(values, indent=1) + "\n" for file, values in files.items()}

@@ -2,4 +2,4 @@
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message, one line, names file and remedy."""
+    """A checkpoint cannot be used; the message is one line that names the file and the remedy."""

@@ -1,6 +1,6 @@
-"""One way from a path to a model: a pdgen checkpoint, a shipped model's name, or a training run's folder.
+"""Loads a model from any path: a pdgen checkpoint, the name of a shipped model, or the folder of a training run.
 
-Nothing is written: the parameters of a run are read from its newest whole step, array by array.
+Loading writes nothing: the parameters of a run are read from its newest intact step, array by array.
 """
 
 import pathlib
@@ -21,26 +21,26 @@ from pdgen.checkpoints.pdgen_checkpoint import (
     open_checkpoint,
 )
 from pdgen.checkpoints.runs.base import Base, load_base
-from pdgen.checkpoints.runs.step import Stored, Weights, is_step, open_params, read_facts
-from pdgen.checkpoints.runs.workdir import CHECKPOINTS, EXPORT, find_corruption, is_run, newest_whole
+from pdgen.checkpoints.runs.step import LazyArray, Weights, is_step, open_params, read_facts
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, EXPORT, find_corruption, find_newest_step, is_run
 from pdgen.checkpoints.shipped import SHIPPED, shipped_checkpoint, shipped_name
 from pdgen.checkpoints.torch_checkpoint import WHOLE_TOKENIZERS, is_bagel_folder
 from pdgen.config import ModelConfig
-from pdgen.files import Say, sha256, to_stderr
+from pdgen.files import Log, log_stderr, sha256
 from pdgen.models import autoencoder, bagel
 from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
 from pdgen.sharding import ShardingError, parameter_shardings
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model in memory.
 
     Attributes:
       config: sizes.
       params: ``{"model": tree, "autoencoder": tree}``.
-      tokenizer: the model's own.
-      name: the folder that it was read from, or a shipped model's name; "" for parameters made in memory.
-      digest: SHA-256 (hex) that tells any two models apart, that of the manifest; "" for parameters made in memory.
+      tokenizer: the model's tokenizer.
+      name: the folder of the checkpoint, or a shipped model's name; "" for parameters that were made in memory.
+      digest: SHA-256 (hex) of the manifest, which identifies the model; "" for parameters that were made in memory.
     """
 
     config: ModelConfig
@@ -50,26 +50,27 @@ class Loaded(NamedTuple):
     digest: str = ""
 
 
-class Step(NamedTuple):
-    """A step of a run: what the run builds on, and ``{"model": tree, "autoencoder": tree}``, read lazily."""
+class RunStep(NamedTuple):
+    """A step of a run: the base of the run, and ``{"model": tree, "autoencoder": tree}``, whose model is lazy."""
 
     base: Base
     params: dict[str, Any]
 
 
-def find(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
-    """The folder that ``path`` leads to; ``load`` and ``digest_of`` take it too.
+def find(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
+    """Find the checkpoint that ``path`` means.
 
     Args:
       path: a pdgen checkpoint, the name of a shipped model, the workdir of a training run, or one of its steps,
         ``WORKDIR/checkpoints/STEP``.
-      say: takes a line about each damaged step of a run.
+      log: receives a line for each damaged step of a run.
 
     Returns:
-      A pdgen checkpoint; or of a run its newest whole step, or ``export/`` if that is of the same step.
+      The folder of a pdgen checkpoint or of a step. For a run it is its newest intact step, or ``export/`` if that is
+      at least as new.
 
     Raises:
-      CheckpointError: there is none, or it has no tokenizer; one line says what to do.
+      CheckpointError: there is no checkpoint, or it has no tokenizer.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -84,12 +85,12 @@ def find(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
         )
     if is_step(path):
         return path
-    if not is_checkpoint(path) and is_run(path) and (step := newest_whole(path, say)) is not None:
+    if not is_checkpoint(path) and is_run(path) and (step := find_newest_step(path, log)) is not None:
         return path / CHECKPOINTS / str(step)
     folder = next((f for f in (path, path / EXPORT) if is_checkpoint(f)), None)
     if folder is None:
         raise CheckpointError(
-            f"{path}: is no pdgen checkpoint, and no workdir of a training run; "
+            f"{path}: is no pdgen checkpoint and no workdir of a training run; "
             "launch/convert.py and launch/train.py make them"
         )
     if not any((folder / TOKENIZER / name).is_file() for name in WHOLE_TOKENIZERS):
@@ -99,27 +100,29 @@ def find(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
     return folder
 
 
-def load(path: str | pathlib.Path, mesh: Mesh | None = None, say: Say = to_stderr) -> Loaded:
-    """Reads a model onto ``mesh`` or the default device, values as stored; of a run the raw parameters.
+def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stderr) -> LoadedModel:
+    """Load a model with the stored dtypes; of a run, load the raw parameters.
 
     Args:
       path: see ``find``.
+      mesh: the mesh that holds the parameters; None: the default device.
+      log: see ``find``.
 
     Raises:
-      CheckpointError, ConfigError, TokenizerError: there is no checkpoint, or it is damaged.
-      ShardingError: as ``shardings``.
+      CheckpointError, ConfigError, TokenizerError: the checkpoint is missing or damaged.
+      ShardingError: see ``make_shardings``.
     """
-    folder = find(path, say)
+    folder = find(path, log)
     if is_step(folder):
         return _load_step(folder, mesh)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    config, params = load_checkpoint(folder, shardings(open_checkpoint(folder).config, mesh) if mesh else None)
-    return Loaded(config, params, tokenizer, shipped_name(folder) or str(folder), digest_of(folder))
+    config, params = load_checkpoint(folder, make_shardings(open_checkpoint(folder).config, mesh) if mesh else None)
+    return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder))
 
 
-def load_autoencoder(path: str | pathlib.Path, say: Say = to_stderr) -> tuple[ModelConfig, Params]:
-    """Sizes and the autoencoder's parameters alone, on the default device; arguments and errors as ``load``."""
-    folder = find(path, say)
+def load_autoencoder(path: str | pathlib.Path, log: Log = log_stderr) -> tuple[ModelConfig, Params]:
+    """Load the sizes and the autoencoder's parameters onto the default device; arguments and errors as ``load``."""
+    folder = find(path, log)
     if is_step(folder):
         base = _base(folder)
         return base.config, base.autoencoder
@@ -127,32 +130,31 @@ def load_autoencoder(path: str | pathlib.Path, say: Say = to_stderr) -> tuple[Mo
     return config, params["autoencoder"]
 
 
-def digest_of(folder: pathlib.Path) -> str:
-    """SHA-256 (hex) of the manifest of the model in ``folder``, which ``find`` has found.
+def compute_digest(folder: pathlib.Path) -> str:
+    """Return the SHA-256 (hex) of the manifest of the model in ``folder``, a result of ``find``.
 
-    A step of a run has the manifest that its export would have; all of its parameters are read for it.
+    For a step of a run it is the manifest of its export, and all parameters are read to compute it.
     """
     return sha256((folder / MANIFEST).read_bytes()) if is_checkpoint(folder) else _step_digest(open_step(folder))
 
 
-def open_step(folder: pathlib.Path, weights: Weights = "raw") -> Step:
-    """A saved step of a run.
+def open_step(folder: pathlib.Path, weights: Weights = "raw") -> RunStep:
+    """Open a saved step of a run.
 
     Args:
       folder: ``WORKDIR/checkpoints/STEP``.
-      weights: "raw", or "ema" for the moving average of what is trained.
+      weights: "raw", or "ema" for the moving average of the trained parameters.
 
     Raises:
-      CheckpointError: the run's config, what it builds on, or an array of the step cannot be read; or the run keeps
-        no average.
+      CheckpointError: the run's config, its base or an array of the step cannot be read, or the run keeps no average.
     """
     base = _base(folder)
     model = open_params(base.config, read_facts(_workdir(folder)), folder, weights)
-    return Step(base, {"model": model, "autoencoder": base.autoencoder})
+    return RunStep(base, {"model": model, "autoencoder": base.autoencoder})
 
 
-def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """How the parameters are split over ``mesh``: the autoencoder's are not, every device holds them.
+def make_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """Return the shardings of all parameters on ``mesh``; the autoencoder's are replicated.
 
     Raises:
       ShardingError: the tensor axis does not divide the key/value heads.
@@ -163,10 +165,10 @@ def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
             f"mesh (data, fsdp, tensor) with tensor={tensor}: must divide the model's {heads} "
             "key/value heads; choose a smaller one"
         )
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     return {
         "model": parameter_shardings(bagel.abstract_params(config), mesh),
-        "autoencoder": jax.tree.map(lambda _: whole, autoencoder.abstract_params(config.autoencoder)),
+        "autoencoder": jax.tree.map(lambda _: replicated, autoencoder.abstract_params(config.autoencoder)),
     }
 
 
@@ -175,7 +177,7 @@ def _workdir(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _base(folder: pathlib.Path) -> Base:
-    """What the run of a step builds on."""
+    """Load the base of the run that has the step ``folder``."""
     facts = read_facts(_workdir(folder))
     if not facts.init:
         return load_base("", facts.model)
@@ -183,27 +185,28 @@ def _base(folder: pathlib.Path) -> Base:
     return _base(origin) if is_step(origin) else load_base(str(origin), "")
 
 
-def _load_step(folder: pathlib.Path, mesh: Mesh | None) -> Loaded:
+def _load_step(folder: pathlib.Path, mesh: Mesh | None) -> LoadedModel:
     if fault := find_corruption(folder):
         raise CheckpointError(f"{folder}: the step is damaged, {fault}; name an older one, or the workdir")
     step = open_step(folder)
     if mesh is None:
-        places: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        places = jax.tree.map(lambda _: places, step.params)
+        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings: Any = jax.tree.map(lambda _: default, step.params)
     else:
-        places = shardings(step.base.config, mesh)
-    params = jax.tree.map(_on_devices, step.params, places)
-    return Loaded(step.base.config, params, step.base.tokenizer, str(folder), _step_digest(step))
+        shardings = make_shardings(step.base.config, mesh)
+    params = jax.tree.map(_put, step.params, shardings)
+    return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), _step_digest(step))
 
 
-def _on_devices(leaf: Stored | jax.Array, place: jax.sharding.Sharding) -> jax.Array:
-    """Each device reads its own part."""
+def _put(leaf: LazyArray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Put an array onto devices; each device reads its own part of a lazy one."""
     if isinstance(leaf, jax.Array):
-        return jax.device_put(leaf, place)
-    return jax.make_array_from_callback(leaf.shape, place, leaf.__getitem__)
+        return jax.device_put(leaf, sharding)
+    whole = (slice(None),) * len(leaf.shape)  # jax may pass None for it
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[whole if index is None else index])
 
 
-def _step_digest(step: Step) -> str:
+def _step_digest(step: RunStep) -> str:
     files = step.base.tokenizer.files
     content, read = make_content("", step.base.config, step.params, files, step.base.source_json)
     digests = stream.move(content.jobs(), read, None, title="reading")

@@ -13,8 +13,14 @@ _WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One PyTorch tensor: name, shape, dtype ("float32", ..), SHA-256 of its bytes (C order, little endian),
-    and the safetensors file of the BAGEL folder that it belongs to.
+    """One PyTorch tensor.
+
+    Attributes:
+      name: its name in PyTorch.
+      shape: its shape.
+      dtype: such as "float32".
+      sha256: SHA-256 (hex) of its bytes, in C order and little endian.
+      file: its safetensors file in the BAGEL folder.
     """
 
     name: str
@@ -25,7 +31,7 @@ class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
       tensors: in the order of the safetensors files and of the bytes within them.
@@ -40,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1] = 1
 
     def text(self) -> str:
-        """Json with a tensor a line; ``read_manifest`` reads it back."""
+        """Return json with one tensor a line, which ``read_manifest`` reads."""
         fields = {name: msgspec.json.encode(getattr(self, name)).decode() for name in self.__struct_fields__}
         lines = ",\n  ".join(msgspec.json.encode(tensor).decode() for tensor in self.tensors)
         fields["tensors"] = f"[\n  {lines}\n ]"
@@ -48,17 +54,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "{\n " + ",\n ".join(f'"{name}": {fields[name]}' for name in order) + "\n}\n"
 
     def summary(self) -> str:
-        """Numbers of tensors, values and bytes, in words."""
+        """Return the numbers of tensors, values and bytes as text."""
         counts = [math.prod(tensor.shape) for tensor in self.tensors]
         nbytes = sum(count * _WIDTH[tensor.dtype] for count, tensor in zip(counts, self.tensors, strict=True))
         return f"{len(counts):,} tensors, {sum(counts):,} values, {nbytes:,} bytes"
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
-    """Reads the manifest of the checkpoint at ``path``.
+    """Read the manifest of the checkpoint at ``path``.
 
     Raises:
-      CheckpointError: there is none, so ``path`` is no whole checkpoint; or it is damaged.
+      CheckpointError: it is missing, so ``path`` is not a complete checkpoint; or it is damaged.
     """
     file = path / MANIFEST
     if not path.is_dir():

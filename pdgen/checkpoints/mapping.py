@@ -1,9 +1,9 @@
-"""The one table between PyTorch's tensor names and pdgen's parameter tree, used in both directions.
+"""The table between PyTorch's tensor names and pdgen's parameter tree, used in both directions.
 
-Every array of the tree is a PyTorch tensor reshaped, or the tensors of all layers reshaped and stacked on
-axis 0; nothing is transposed. So a row of the tree is a range of bytes of the tensor.
+Every array of the tree is a reshaped PyTorch tensor, or the reshaped tensors of all layers, stacked on axis 0.
+Nothing is transposed, so a row of an array is a range of bytes of a tensor.
 
-Axis legend (a rule's ``axes``; brackets hold what PyTorch keeps as one axis):
+Axis legend (a rule's ``axes``; PyTorch has one axis for the axes in brackets):
   language model  L layers, D width, F intermediate, H heads, K key/value heads, h head size, V vocabulary
   ViT             N layers, C width, I intermediate, A heads, a head size, P patch values, S positions
   latents         M positions, Z values of a token; T frequencies of the time embedding
@@ -24,8 +24,8 @@ class Rule:
     """One line of the table.
 
     Attributes:
-      name: PyTorch's name; ``{L}`` or ``{N}`` stands for the layer's number.
-      path: the array's path in the tree of the model.
+      name: PyTorch's name, with ``{L}`` or ``{N}`` for the layer's number.
+      path: the array's path in the model's tree.
       axes: axes of one layer's array, such as ``"(H h) D"``.
     """
 
@@ -35,7 +35,7 @@ class Rule:
 
     @property
     def layers(self) -> str | None:
-        """The letter that counts the layers stacked in this array; None if it is not stacked."""
+        """The letter of the number of layers that are stacked in this array; None if it is not stacked."""
         found = re.search(r"{(\w)}", self.name)
         return found[1] if found else None
 
@@ -45,7 +45,7 @@ class Rule:
         return tuple(tuple((one or several).split()) for several, one in re.findall(r"\(([^)]*)\)|(\w)", self.axes))
 
     def pattern(self) -> re.Pattern[str]:
-        """Matches this rule's names; group 1, if any, is the layer's number without leading zeros."""
+        """Return a pattern of this rule's names; group 1, if any, is the layer's number without leading zeros."""
         return re.compile(re.sub(r"\\{\w\\}", r"(0|[1-9][0-9]*)", re.escape(self.name)))
 
 
@@ -114,14 +114,14 @@ RULES: tuple[Rule, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one PyTorch tensor stands in the tree.
+    """The place of one PyTorch tensor in the tree.
 
     Attributes:
       name: PyTorch's name.
       shape: PyTorch's shape.
-      path: the array's path, beginning with ``model/`` or ``autoencoder/``.
-      layer: which index of the array's axis 0 the tensor fills; None if it is the whole array.
-      slot: the shape it has there (a reshape of ``shape``).
+      path: the array's path, which begins with ``model/`` or ``autoencoder/``.
+      layer: the tensor's index on axis 0 of the array; None if it is the whole array.
+      slot: the tensor's shape in the array, a reshape of ``shape``.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Place:
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
-    """The number that each letter of the axis legend stands for."""
+    """Return the size of each letter of the axis legend."""
     language, vision = config.language, config.vision
     return {
         "L": language.num_layers,
@@ -169,10 +169,10 @@ def _model_places(config: ModelConfig) -> Iterator[Place]:
 
 
 def autoencoder_path(name: str) -> str:
-    """Path in the tree of an autoencoder tensor: one level per dot, a number joined to the name before it.
+    """Return the path in the tree of an autoencoder tensor.
 
-    ``encoder.down.0.block.1.conv1.weight`` is ``autoencoder/encoder/down_0/block_1/conv1/kernel``; the weight
-    of a norm is its ``scale``.
+    Each dot is a level, and a number joins the name before it: ``encoder.down.0.block.1.conv1.weight`` is
+    ``autoencoder/encoder/down_0/block_1/conv1/kernel``. The weight of a norm is its ``scale``.
     """
     *module, kind = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
     weight = "scale" if module[-1].startswith("norm") else "kernel"
@@ -234,14 +234,14 @@ def _autoencoder_tensors(config: AutoencoderConfig) -> Iterator[tuple[str, tuple
 
 
 def autoencoder_places(config: AutoencoderConfig) -> dict[str, Place]:
-    """Every tensor of ae.safetensors, by name, and where it stands in the tree."""
+    """Return the place of every tensor of ae.safetensors, by name."""
     return {
         name: Place(name, shape, autoencoder_path(name), None, shape) for name, shape in _autoencoder_tensors(config)
     }
 
 
 def places(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, Place]:
-    """Every PyTorch tensor of a checkpoint with these sizes, by name, and where it stands in the tree."""
+    """Return the place of every PyTorch tensor of a checkpoint with these sizes, by name."""
     result = {}
     if "model" in parts:
         result |= {place.name: place for place in _model_places(config)}
@@ -251,17 +251,17 @@ def places(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, Place
 
 
 def expected_tensors(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every PyTorch tensor that a checkpoint with these sizes holds.
+    """Return the shape of every PyTorch tensor of a checkpoint with these sizes, by name.
 
     Args:
       config: the sizes.
-      parts: of ``"model"`` (ema.safetensors) and ``"autoencoder"`` (ae.safetensors), those wanted.
+      parts: "model" (ema.safetensors), "autoencoder" (ae.safetensors), or both.
     """
     return {name: place.shape for name, place in places(config, parts).items()}
 
 
 def stacked_shapes(found: Iterable[Place]) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every array that these tensors, layers in order, make up."""
+    """Return the shape of every array, by path, whose tensors these are; layers must be in order."""
     shapes = {}
     for place in found:
         layers = () if place.layer is None else (place.layer + 1,)
@@ -270,5 +270,5 @@ def stacked_shapes(found: Iterable[Place]) -> dict[str, tuple[int, ...]]:
 
 
 def array_shapes(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every array of the tree, such as ``model/language/embed/embedding``: [V, D]."""
+    """Return the shape of every array of the tree by path, such as [V, D] for ``model/language/embed/embedding``."""
     return stacked_shapes(places(config, parts).values())

@@ -3,7 +3,7 @@
 manifest.json       name, shape, dtype and SHA-256 of every tensor; written last
 model_config.json   pdgen.config.ModelConfig
 params/             {"model": tree, "autoencoder": tree}; see ``pdgen.checkpoints.arrays``
-source/             the json files of the BAGEL folder that it came from, if any
+source/             the json files of the original BAGEL folder, if any
 tokenizer/          the tokenizer's files, if any
 """
 
@@ -21,29 +21,29 @@ from flax import traverse_util
 
 from pdgen import config as model_config
 from pdgen.checkpoints import stream
-from pdgen.checkpoints.arrays import Arrays, chunk_shapes, create_arrays, open_arrays, short
+from pdgen.checkpoints.arrays import Arrays, chunk_shapes, create_arrays, first_cause, open_arrays
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.manifest import MANIFEST, Manifest, TensorRecord, read_manifest
 from pdgen.checkpoints.mapping import PARTS, Place, array_shapes, places
 from pdgen.checkpoints.safetensors_file import DTYPES
 from pdgen.config import ModelConfig
-from pdgen.files import Say, new_folder, sha256, to_stderr
+from pdgen.files import Log, log_stderr, new_folder, sha256
 
 PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
 TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
-_DTYPES = {dtype.name: dtype for dtype in DTYPES.values()}
+_DTYPES: dict[str, np.dtype] = {dtype.name: dtype for dtype in DTYPES.values()}
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What is to be written, but for the values.
+    """The content of a checkpoint, without the values.
 
     Attributes:
       config: the sizes.
-      tensors: PyTorch's tensors in the order of their files and bytes; each with its place in the tree, the
-        dtype to store it as, and the safetensors file that it belongs to.
+      tensors: PyTorch's tensors in the order of their files and bytes, each with its place in the tree, its dtype and
+        its safetensors file.
       headers: ``__metadata__`` of each safetensors file.
       source_json: the BAGEL folder's json files, by name.
       tokenizer: the tokenizer's files, by name.
@@ -57,21 +57,21 @@ class Content:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all values."""
+        """Size of all values in bytes."""
         return sum(math.prod(place.shape) * dtype.itemsize for place, dtype, _ in self.tensors)
 
     def jobs(self) -> list[tuple[Place, np.dtype, int]]:
-        """The tensors as ``pdgen.checkpoints.stream.move`` takes them; a block is one file of an array."""
+        """Return the tensors for ``stream.move``; a block is one file of an array."""
         return [(place, dtype, chunk_shapes(place.slot, dtype.itemsize)[0][0]) for place, dtype, _ in self.tensors]
 
     def files(self) -> dict[str, bytes]:
-        """All other files but the manifest, by their paths in the checkpoint."""
+        """Return all files without values, except the manifest, by their paths in the checkpoint."""
         files = {CONFIG: model_config.to_json(self.config).encode()}
         files |= {f"{SOURCE}/{name}": data for name, data in self.source_json.items()}
         return files | {f"{TOKENIZER}/{name}": data for name, data in self.tokenizer.items()}
 
     def manifest(self, digests: Mapping[str, str], files: Mapping[str, bytes]) -> Manifest:
-        """The manifest, given each tensor's digest and the other files."""
+        """Make the manifest from each tensor's digest and the other files."""
         tensors = [
             TensorRecord(place.name, place.shape, dtype.name, digests[place.name], file)
             for place, dtype, file in self.tensors
@@ -81,28 +81,29 @@ class Content:
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:
-    """Whether ``path`` looks like a pdgen checkpoint."""
+    """Return whether ``path`` looks like a pdgen checkpoint."""
     return (path / MANIFEST).is_file()
 
 
-def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, overwrite: bool, say: Say) -> Manifest:
-    """Writes a whole checkpoint to ``target``, or nothing.
+def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, overwrite: bool, log: Log) -> Manifest:
+    """Write a checkpoint atomically.
 
     Args:
-      target: the folder to make.
-      content: what to write.
-      read: gives the values; see ``pdgen.checkpoints.stream.move``.
-      overwrite: whether an existing checkpoint at ``target`` is replaced.
-      say: takes one line for the user.
+      target: the folder to write.
+      content: everything except the values.
+      read: reads the values, see ``pdgen.checkpoints.stream.move``.
+      overwrite: whether to replace an existing checkpoint at ``target``.
+      log: receives lines for the user.
 
     Raises:
-      FolderError: see ``pdgen.files.new_folder``; and what ``read`` raises.
+      FolderError: see ``pdgen.files.new_folder``.
+      Exception: any error of ``read``.
     """
     shapes = array_shapes(content.config)
     leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
     files = content.files()
     with new_folder(
-        target, content.nbytes, kind="checkpoint", replaceable=is_checkpoint, overwrite=overwrite, say=say
+        target, content.nbytes, kind="checkpoint", replaceable=is_checkpoint, overwrite=overwrite, log=log
     ) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -121,28 +122,26 @@ def write_checkpoint(
     tokenizer_files: Sequence[pathlib.Path] = (),
     source_json: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
-    say: Say = to_stderr,
+    log: Log = log_stderr,
 ) -> Manifest:
-    """Writes parameters in memory as a checkpoint.
+    """Write parameters in memory as a checkpoint.
 
     Args:
-      path: the folder to make.
+      path: the folder to write.
       config: the sizes.
-      params: ``{"model": tree, "autoencoder": tree}`` of float32, float16 or bfloat16 arrays, without
-        boxes; all of this process's own devices. Others than jax's may be read lazily: ``leaf[layer]`` is asked
-        for layer by layer where axis 0 stacks them.
-      tokenizer_files: files to copy along.
-      source_json: json files of the BAGEL folder that the model comes from (``Checkpoint.source_json``), for
-        converting back; without them they are made up from ``config``.
-      overwrite: whether an existing checkpoint at ``path`` is replaced.
-      say: takes one line for the user.
+      params: ``{"model": tree, "autoencoder": tree}`` of float32, float16 or bfloat16 arrays, without boxes, on devices
+        of this process. Other leaves than jax arrays may be lazy: stacked layers are read one by one (``leaf[layer]``).
+      tokenizer_files: files to copy.
+      source_json: json files of the original BAGEL folder, for converting back; None: they are made from ``config``.
+      overwrite: whether to replace an existing checkpoint at ``path``.
+      log: receives lines for the user.
 
     Raises:
-      CheckpointError: arrays are missing, unknown or of another shape or dtype (all are named), or ``path``
-        cannot be written.
+      CheckpointError: arrays are missing, unknown or of another shape or dtype; the message names all of them.
+      FolderError: ``path`` cannot be written.
     """
     content, read = make_content(str(path), config, params, tokenizer_files, source_json or {})
-    return write_content(pathlib.Path(path), content, read, overwrite=overwrite, say=say)
+    return write_content(pathlib.Path(path), content, read, overwrite=overwrite, log=log)
 
 
 def make_content(
@@ -152,21 +151,20 @@ def make_content(
     tokenizer_files: Sequence[pathlib.Path],
     source_json: Mapping[str, bytes],
 ) -> tuple[Content, stream.Read]:
-    """Parameters in memory as ``write_content`` takes them; ``path`` is named in errors, the rest as there.
+    """Return the content and a ``read`` for parameters in memory; arguments and errors as ``write_checkpoint``.
 
-    Raises:
-      CheckpointError: arrays are missing, unknown or of another shape or dtype; all are named.
+    ``path`` is only for messages.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     _check_leaves(path, config, flat)
     tensors = []
     for part in PARTS:
-        # safetensors' own order: wide dtypes first, then by name
+        # The order in which the safetensors library writes: wide dtypes first, then by name.
         found = [(place, np.dtype(flat[place.path].dtype)) for place in places(config, (part,)).values()]
         found.sort(key=lambda item: (-item[1].itemsize, item[0].name))
         tensors += [(place, dtype, TORCH_FILES[part]) for place, dtype in found]
 
-    last = threading.local()  # each thread asks for the blocks of one tensor after another
+    last = threading.local()  # a thread reads all blocks of a tensor before the next, so it keeps one tensor
 
     def read(place: Place, start: int, rows: np.ndarray) -> None:
         if getattr(last, "name", None) != place.name:
@@ -179,12 +177,12 @@ def make_content(
 
 
 def _on_host(leaf: Any, layer: int | None) -> np.ndarray:
-    """One layer of an array, or all of it, however it is spread over devices; no more is copied from them."""
+    """Copy one layer of an array, or all of it, from the devices; other layers are not copied."""
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf if layer is None else leaf[layer])
     values = np.empty(leaf.shape if layer is None else leaf.shape[1:], leaf.dtype)
     for shard in leaf.addressable_shards:
-        if shard.replica_id:
+        if shard.replica_id:  # another device has the same values
             continue
         if layer is None:
             values[shard.index] = np.asarray(shard.data)
@@ -213,7 +211,7 @@ def _check_leaves(path: str, config: ModelConfig, flat: Mapping[str, Any]) -> No
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder, sizes and manifest, without its values."""
+    """A checkpoint on disk: folder, sizes and manifest."""
 
     path: pathlib.Path
     config: ModelConfig
@@ -224,23 +222,23 @@ class Checkpoint:
         return {name.removeprefix(f"{folder}/"): (self.path / name).read_bytes() for name in names}
 
     def content(self) -> Content:
-        """All but the values."""
+        """Read everything except the values."""
         where = places(self.config)
         tensors = [(where[t.name], _DTYPES[t.dtype], t.file) for t in self.manifest.tensors]
         return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
 
     def arrays(self) -> Arrays:
-        """The open arrays. Raises CheckpointError naming all that are missing or misshapen."""
+        """Open the arrays. Raises CheckpointError that names all missing or misshapen ones."""
         shapes = array_shapes(self.config)
         leaves = {p.path: (shapes[p.path], dtype) for p, dtype, _ in self.content().tensors}
         return open_arrays(self.path / PARAMS, leaves)
 
 
 def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
-    """Opens a checkpoint; compares its small files with the manifest, but reads no values.
+    """Open a checkpoint and compare all files except the values with the manifest.
 
     Raises:
-      CheckpointError: no (whole) checkpoint, a damaged file, or a manifest that does not fit the config.
+      CheckpointError: the checkpoint is missing or incomplete, a file is damaged, or manifest and config do not agree.
       ConfigError: the model config cannot be read.
     """
     path = pathlib.Path(path)
@@ -268,10 +266,10 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
 
 
 def verify(path: str | pathlib.Path) -> Manifest:
-    """Reads all of a checkpoint and compares every digest with the manifest.
+    """Read all values of a checkpoint and compare every digest with the manifest.
 
     Raises:
-      CheckpointError: something is missing or has changed; all such tensors are named.
+      CheckpointError: something is missing or has changed; the message names all such tensors.
     """
     checkpoint = open_checkpoint(path)
     jobs, read = checkpoint.content().jobs(), checkpoint.arrays().read
@@ -280,7 +278,7 @@ def verify(path: str | pathlib.Path) -> Manifest:
 
 
 def compare_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
-    """Raises CheckpointError naming every tensor whose digest is not the manifest's."""
+    """Raise CheckpointError that names every tensor whose digest differs from the manifest's."""
     changed = [t.name for t in checkpoint.manifest.tensors if digests[t.name] != t.sha256]
     if changed:
         raise CheckpointError(f"{checkpoint.path}: values differ from {MANIFEST}: {', '.join(changed)}; convert again")
@@ -289,21 +287,21 @@ def compare_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
 def load_checkpoint(
     path: str | pathlib.Path, shardings: Any = None, parts: Sequence[str] = PARTS
 ) -> tuple[ModelConfig, Params]:
-    """Restores a checkpoint with Orbax.
+    """Restore a checkpoint with Orbax.
 
     Args:
       path: the checkpoint.
-      shardings: a tree like the parameters (``{"model": .., "autoencoder": ..}``, those of ``parts``) of
-        ``jax.sharding.Sharding``: each process then reads the shards of its own devices alone. Or of
-        ``jax.ShapeDtypeStruct`` with shardings: then values are also cast to the struct's dtype. None
-        restores everything onto the default device.
-      parts: which of "model" and "autoencoder" to restore.
+      shardings: a tree with the structure of the parameters, ``{part: tree}``. Its leaves are
+        ``jax.sharding.Sharding``; each process then reads only the shards of its own devices. Or they are
+        ``jax.ShapeDtypeStruct`` with shardings; values are then also cast to the struct's dtype. None restores
+        everything onto the default device.
+      parts: "model", "autoencoder", or both.
 
     Returns:
-      The sizes, and ``{part: tree}`` of jax arrays with the stored dtypes.
+      The sizes, and ``{part: tree}`` of jax arrays with the stored dtypes, unless ``shardings`` has dtypes.
 
     Raises:
-      CheckpointError: no whole checkpoint, damaged values, or shardings of another tree.
+      CheckpointError: the checkpoint is incomplete, values are damaged, or ``shardings`` has another structure.
     """
     checkpoint = open_checkpoint(path)
     wanted = array_shapes(checkpoint.config, parts)
@@ -331,5 +329,5 @@ def load_checkpoint(
     with ocp.Checkpointer(handler) as checkpointer:
         try:
             return checkpoint.config, checkpointer.restore((checkpoint.path / PARAMS).absolute(), args=args)
-        except Exception as fault:  # Orbax raises no narrower class around what TensorStore says
-            raise CheckpointError(f"{path}: cannot be restored ({short(fault)}); convert again") from fault
+        except Exception as fault:  # Orbax raises no narrower class around TensorStore's errors
+            raise CheckpointError(f"{path}: cannot be restored ({first_cause(fault)}); convert again") from fault

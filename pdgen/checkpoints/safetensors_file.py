@@ -1,8 +1,8 @@
-"""Reading and writing safetensors files by byte ranges, so that no tensor need be in memory whole.
+"""Reads and writes safetensors files by byte ranges, so that no tensor has to be in memory as a whole.
 
-The format: 8 bytes, the header's length n (little endian); n bytes of json, name -> dtype, shape and
-data_offsets (begin, end) counted from the header's end, with an optional ``__metadata__`` of strings; the
-tensors' bytes, little endian, without gaps. See https://github.com/huggingface/safetensors#format.
+A file has three parts. 8 bytes are the length n of the header (little endian). n bytes are json: by name, dtype, shape
+and data_offsets (begin, end) counted from the header's end, with an optional ``__metadata__`` of strings. The rest are
+the bytes of the tensors, little endian, without gaps. See https://github.com/huggingface/safetensors#format.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ PICKLE_REASON = (
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file: its values are the bytes [begin, end) counted from the file's start."""
+    """One tensor of a file; its values are the bytes [begin, end), counted from the file's start."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -44,14 +44,14 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class SafetensorsFile:
-    """A file's header: its tensors in the order of their bytes, and its free-form metadata."""
+    """The header of a file: its tensors in the order of their bytes, and its ``__metadata__``."""
 
     path: pathlib.Path
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
     def read(self, name: str, offset: int, values: np.ndarray) -> None:
-        """Fills ``values`` (contiguous, of the tensor's dtype) with those of ``name`` from value ``offset`` on.
+        """Read values of the tensor ``name`` from number ``offset`` on into ``values`` (contiguous, of its dtype).
 
         Raises:
           CheckpointError: the file has become shorter since its header was read.
@@ -78,7 +78,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _header_json(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
-    """The header as json, where the tensors' bytes begin, and the file's size."""
+    """Read the header: its json, where the tensors' bytes begin, and the file's size."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     size = path.stat().st_size
@@ -119,11 +119,11 @@ def _tensor_info(name: str, entry: Any, base: int) -> TensorInfo:
 
 
 def read_header(path: pathlib.Path) -> SafetensorsFile:
-    """Reads and checks a file's header, without its tensors.
+    """Read and check the header of a file.
 
     Raises:
-      CheckpointError: the file is missing, truncated, a pickle, no safetensors file, or holds tensors of
-        another dtype than float32, float16 and bfloat16; every faulty tensor is named.
+      CheckpointError: the file is missing, truncated, a pickle or not a safetensors file, or tensors have another
+        dtype than float32, float16 and bfloat16; the message names every faulty tensor.
     """
     header, base, size = _header_json(path)
     metadata = header.pop("__metadata__", {})
@@ -152,12 +152,12 @@ def read_header(path: pathlib.Path) -> SafetensorsFile:
 def create(
     path: pathlib.Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> SafetensorsFile:
-    """Makes a file of full size; ``write`` then fills in the tensors, in any order, and ``finish`` the header.
+    """Create a file of full size. ``write`` then writes the tensors, in any order, and ``finish`` the header.
 
     Args:
-      path: the file.
+      path: the file to create.
       tensors: dtype and shape by name, in the order of their bytes.
-      metadata: ``__metadata__`` of the header; left out if empty.
+      metadata: ``__metadata__`` of the header; omitted if empty.
     """
     infos, end = {}, 0
     for name, (dtype, shape) in tensors.items():
@@ -171,7 +171,7 @@ def create(
 
 
 def _header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
-    """The header with its length; offsets are counted from where the first tensor begins."""
+    """Return the header with its length; offsets are counted from the first tensor's begin."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     base = min((info.begin for info in tensors.values()), default=0)
     for name, info in tensors.items():
@@ -183,13 +183,13 @@ def _header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 
 
 def finish(file: SafetensorsFile) -> None:
-    """Writes the header of a file whose tensors are written; without one the file is unreadable."""
+    """Write the header of a file after its tensors. Until then the file is unreadable."""
     with file.path.open("r+b") as opened:
         opened.write(_header_bytes(file.tensors, file.metadata))
 
 
 def write(file: SafetensorsFile, name: str, offset: int, values: np.ndarray) -> None:
-    """Writes ``values`` (of the tensor's dtype) into tensor ``name`` from value ``offset`` on."""
+    """Write ``values`` (of the tensor's dtype) to the tensor ``name`` from its value number ``offset`` on."""
     info = file.tensors[name]
     rest = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     with open(file.path, "r+b", buffering=0) as opened:

@@ -1,7 +1,7 @@
-"""The models of shapes world that the package brings along, by name: BAGEL folders, converted at their first use.
+"""The models of shapes world that the package contains, by name: BAGEL folders, converted on first use.
 
 ``shapes``       the process model: plans, sketches, inspects, refines
-``shapes_base``  the base that it was fine-tuned from: draws, reads and edits in one pass
+``shapes_base``  the base from which it was fine-tuned: draws, describes and edits in one pass
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import os
 import pathlib
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
 from pdgen.checkpoints.torch_checkpoint import is_bagel_folder
@@ -19,22 +19,23 @@ PROCESS, BASE = SHIPPED = ("shapes", "shapes_base")
 
 
 def shipped_name(path: str | os.PathLike[str]) -> str | None:
-    """The name of the shipped model that ``path`` says: the name itself, or the folder that it is converted to."""
+    """Return the shipped model's name if ``path`` is that name or the folder of its conversion; otherwise None."""
     path = pathlib.Path(path)
-    for name in SHIPPED:  # The weights are read only for a folder that may be theirs.
-        if str(path) == name or (path.name.startswith(f"{name}-") and path == _converted(name)):
+    for name in SHIPPED:
+        # ``_target_folder`` hashes the weights, so the cheap comparison comes first.
+        if str(path) == name or (path.name.startswith(f"{name}-") and path == _target_folder(name)):
             return name
     return None
 
 
 def shipped_checkpoint(name: str) -> pathlib.Path:
-    """The pdgen checkpoint of a shipped model, in the user's cache folder; made there at the first use.
+    """Return the pdgen checkpoint of a shipped model in the user's cache folder; convert the model on first use.
 
     Raises:
       CheckpointError: this installation lacks the model's weights.
       FolderError: the cache folder cannot be written.
     """
-    target, source = _converted(name), shapes_folder(name)
+    target, source = _target_folder(name), shapes_folder(name)
     if is_checkpoint(target):
         return target
     if not is_bagel_folder(source):
@@ -43,20 +44,20 @@ def shipped_checkpoint(name: str) -> pathlib.Path:
             "or name another checkpoint"
         )
     try:
-        to_pdgen(source, target, overwrite=True, say=lambda line: None)
+        to_pdgen(source, target, overwrite=True, log=lambda line: None)
     except (OSError, FolderError) as fault:
-        if is_checkpoint(target):  # another process has made it meanwhile
+        if is_checkpoint(target):  # another process has converted it in the meantime
             return target
         reason = fault.strerror if isinstance(fault, OSError) else fault
         raise FolderError(
-            f"{target}: the model {name!r} cannot be converted to there ({reason}); name a folder that "
-            "can be written by the environment variable XDG_CACHE_HOME"
+            f"{target}: the model {name!r} cannot be converted into this folder ({reason}); set the environment "
+            "variable XDG_CACHE_HOME to a writable folder"
         ) from None
     return target
 
 
-def _converted(name: str) -> pathlib.Path:
-    """Where it is converted to; another release's model of that name has another folder."""
+def _target_folder(name: str) -> pathlib.Path:
+    """Return the folder of the conversion, which depends on the weights: another release has another folder."""
     folder, digest = shapes_folder(name), hashlib.sha256()
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         digest.update(file.name.encode() + file.read_bytes())

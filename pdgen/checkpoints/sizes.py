@@ -1,8 +1,8 @@
-"""The sizes that a checkpoint's tensors have, where its json files say otherwise.
+"""The sizes of a model from the shapes of its tensors, since json files may contradict them.
 
-Published json files get sizes wrong (``max_latent_size`` 32 beside a table of 64 x 64 positions is the best
-known case). Each letter of the mapping's axis legend is read off every tensor that has it, and the majority
-decides, so that one misshapen tensor is found to be misshapen instead of changing the model.
+Published json files have wrong sizes, such as ``max_latent_size`` 32 for a table of 64 x 64 positions. The size of
+each letter of the mapping's axis legend is the majority over all tensors with this axis. So one misshapen tensor is
+reported and does not change the model.
 """
 
 import collections
@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _majority(values: Iterable[int], stated: int) -> int:
-    """The most frequent of ``values``; ``stated`` if there are none, or as many of another."""
+    """Return the most frequent of ``values``; ``stated`` if there is none or two are equally frequent."""
     counts = collections.Counter(values).most_common(2)
     if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
         return stated
@@ -26,7 +26,7 @@ def _majority(values: Iterable[int], stated: int) -> int:
 
 
 def _root(number: int, stated: int) -> int:
-    """The side of a square of ``number`` positions; ``stated`` if it is no square."""
+    """Return the side of a square of ``number`` positions; ``stated`` if it is not a square."""
     root = math.isqrt(number)
     return root if root and root * root == number else stated
 
@@ -36,12 +36,12 @@ def _quotient(number: int, divisor: int, stated: int) -> int:
 
 
 def _count_votes(numbers: Iterable[set[int]]) -> list[int]:
-    """The number of layers, said by each kind of tensor whose layer numbers have no gap."""
+    """Return the number of layers of each kind of tensor whose layer numbers have no gap."""
     return [len(found) for found in numbers if found == set(range(len(found)))]
 
 
 def _axis_votes(shapes: Shapes) -> dict[str, list[int]]:
-    """What each tensor says of its axes ("D" or, where PyTorch joins two, "H h"), each rule of L and N."""
+    """Collect the sizes of each axis over all tensors ("D", or "H h" for a joint axis), and of L and N by rule."""
     votes: dict[str, list[int]] = collections.defaultdict(list)
     for rule in RULES:
         pattern, layers = rule.pattern(), set()
@@ -111,14 +111,14 @@ def _autoencoder(config: AutoencoderConfig, shapes: Shapes) -> AutoencoderConfig
 
 
 def config_from_tensors(stated: ModelConfig, shapes: Shapes) -> ModelConfig:
-    """``stated`` with every size that the tensors decide.
+    """Return ``stated`` with every size that the tensors determine.
 
-    What no shape tells (the ViT's number of heads, groups of norms, rope base, eps, shifts) stays as stated. So
-    do sizes on which the tensors disagree evenly or that are impossible; comparing with
-    ``pdgen.checkpoints.mapping.expected_tensors`` then names the tensors at fault.
+    Values that no shape determines do not change: the ViT's number of heads, groups of norms, rope base, eps, shifts.
+    Neither do sizes on which the tensors are split evenly or that are impossible. A comparison with
+    ``pdgen.checkpoints.mapping.expected_tensors`` then finds the wrong tensors.
 
     Args:
-      stated: what the json files say.
+      stated: the sizes in the json files.
       shapes: shape of every tensor of the checkpoint, by PyTorch's name.
     """
     letters = axis_sizes(stated)

@@ -1,4 +1,4 @@
-"""Moving all tensors of a checkpoint from one form to another, in bounded memory."""
+"""Reads, hashes and writes all tensors of a checkpoint, block by block, in bounded memory."""
 
 import concurrent.futures
 import hashlib
@@ -14,7 +14,7 @@ from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place
 
 BLOCK_BYTES = 8 * 2**20
-# Each reads, hashes and writes one block at a time, so the three overlap; more than 8 only wait for the disk.
+# Each worker handles one block at a time, so reading, hashing and writing overlap. More than 8 wait for the disk.
 WORKERS = max(2, min(8, os.cpu_count() or 1))
 
 Read = Callable[[Place, int, np.ndarray], None]
@@ -22,12 +22,12 @@ Write = Callable[[Place, int, np.ndarray], None]
 
 
 def block_rows(slot: tuple[int, ...], itemsize: int) -> int:
-    """Rows (along axis 0) of a slot in one block: as many as fit ``BLOCK_BYTES``, at least 1."""
+    """Return how many rows (along axis 0) of a slot fit into ``BLOCK_BYTES``, at least 1."""
     return max(1, min(slot[0], BLOCK_BYTES // (math.prod(slot[1:]) * itemsize)))
 
 
 class _Scratch(threading.local):
-    """A block's memory, one per thread and used again, since fresh pages cost as much as reading into them."""
+    """A buffer for each thread. It is reused, since the kernel takes as long to supply pages as to read into them."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
@@ -42,22 +42,21 @@ class _Scratch(threading.local):
 def move(
     places: Iterable[tuple[Place, np.dtype, int]], read: Read, write: Write | None, *, title: str
 ) -> dict[str, str]:
-    """Reads every tensor in blocks of rows, hashes it, and writes it.
+    """Read every tensor in blocks of rows, hash it, and write it.
 
     Args:
-      places: the tensors in the order in which to read them, each with the dtype in which ``read`` gives it
-        and the rows of a block.
-      read: ``read(place, start, rows)`` fills ``rows``, [n, ...], with those of the slot from ``start`` on.
-      write: ``write(place, start, rows)`` takes them, and is done with them when it returns; None to hash
-        alone. Both run on several threads.
-      title: what the progress bar says.
+      places: the tensors in the order of reading, each with the dtype that ``read`` returns and the rows of a block.
+      read: ``read(place, start, rows)`` fills ``rows`` [n, ...] with the slot's rows from ``start`` on.
+      write: ``write(place, start, rows)`` writes them and must not keep them; None: nothing is written. Several
+        threads call ``read`` and ``write``.
+      title: title of the progress bar.
 
     Returns:
       SHA-256 (hex) of each tensor's bytes (C order, little endian), by PyTorch's name.
 
     Raises:
-      CheckpointError: tensors that ``read`` finds damaged, all of them.
-      Exception: anything else that ``read`` or ``write`` raises; the rest is then cancelled.
+      CheckpointError: ``read`` found damaged tensors; the message names all of them.
+      Exception: any other error of ``read`` or ``write``, which cancels the rest.
     """
     places = list(places)
     total = sum(math.prod(place.slot) * dtype.itemsize for place, dtype, _ in places)
@@ -67,7 +66,7 @@ def move(
         concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
     ):
 
-        def one(place: Place, dtype: np.dtype, rows: int) -> str:
+        def process(place: Place, dtype: np.dtype, rows: int) -> str:
             digest = hashlib.sha256()
             for start in range(0, place.slot[0], rows):
                 count = min(rows, place.slot[0] - start)
@@ -79,7 +78,7 @@ def move(
                 bar.update(block.nbytes)
             return digest.hexdigest()
 
-        futures = {place.name: pool.submit(one, place, dtype, rows) for place, dtype, rows in places}
+        futures = {place.name: pool.submit(process, place, dtype, rows) for place, dtype, rows in places}
         digests, faults = {}, []
         try:
             for name, future in futures.items():

@@ -1,4 +1,4 @@
-"""BAGEL's folder of safetensors and json files: finding the files, checking them strictly, reading values."""
+"""BAGEL's folder of safetensors and json files: finds the files, checks them strictly, reads values."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from pdgen.checkpoints import safetensors_file, stream
-from pdgen.checkpoints.bagel_json import MODEL_JSON, differences, unsupported
+from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, find_unsupported
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place, autoencoder_places, places, stacked_shapes
 from pdgen.checkpoints.pdgen_checkpoint import Content
@@ -35,13 +35,13 @@ WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 @dataclasses.dataclass(frozen=True)
 class BagelFolder:
-    """An opened folder.
+    """An open folder.
 
     Attributes:
       path: the folder.
-      config: the sizes, as the tensors have them.
-      files: the safetensors files, the model's and then the autoencoder's.
-      notes: lines that the user should see.
+      config: the sizes of the tensors.
+      files: the safetensors files, the model's before the autoencoder's.
+      notes: lines for the user.
     """
 
     path: pathlib.Path
@@ -50,7 +50,7 @@ class BagelFolder:
     notes: Sequence[str]
 
     def content(self, dtype: np.dtype | None = None) -> Content:
-        """What a checkpoint of it holds, the model's values as stored or cast to ``dtype``."""
+        """Return the content of its checkpoint, the model's values as stored or cast to ``dtype``."""
         where = places(self.config)
         tensors = [
             (where[name], cast_dtype(where[name], info.dtype, dtype), file.path.name)
@@ -65,11 +65,11 @@ class BagelFolder:
         return {name: (self.path / name).read_bytes() for name in names if (self.path / name).is_file()}
 
     def reader(self, dtype: np.dtype | None = None) -> stream.Read:
-        """Gives the values, the model's as stored or cast to ``dtype``; see ``pdgen.checkpoints.stream.move``."""
-        holder = {name: file for file in self.files for name in file.tensors}
+        """Return a ``read`` for ``stream.move``, with the model's values as stored or cast to ``dtype``."""
+        file_of = {name: file for file in self.files for name in file.tensors}
 
         def read(place: Place, start: int, rows: np.ndarray) -> None:
-            file, offset = holder[place.name], start * math.prod(place.slot[1:])
+            file, offset = file_of[place.name], start * math.prod(place.slot[1:])
             stored = file.tensors[place.name].dtype
             if cast_dtype(place, stored, dtype) == stored:
                 file.read(place.name, offset, rows)
@@ -82,31 +82,31 @@ class BagelFolder:
 
 
 def cast_dtype(place: Place, stored: np.dtype, dtype: np.dtype | None) -> np.dtype:
-    """The dtype of a tensor where the model's values are cast to ``dtype``, or not (None); an autoencoder's is kept."""
+    """Return a tensor's dtype if the model's values are cast to ``dtype`` (None: not); the autoencoder's never are."""
     return dtype if dtype is not None and place.path.startswith("model/") else stored
 
 
 def is_bagel_folder(path: pathlib.Path) -> bool:
-    """Whether ``path`` looks like a BAGEL folder."""
+    """Return whether ``path`` looks like a BAGEL folder."""
     return all((path / name).is_file() for name in MODEL_JSON)
 
 
 def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelFolder:
-    """Opens a folder and checks all of it but the values.
+    """Open a folder and check everything except the values.
 
     Args:
       path: the folder.
-      cast: whether the model's values will be given one dtype; otherwise the layers of one array must share theirs.
+      cast: whether the model's values will be cast to one dtype. Otherwise all layers of an array must have the same.
 
     Raises:
-      CheckpointError: a file is missing, truncated or a pickle; tensors are unknown, missing, misshapen or of
-        mixed dtypes (all are named); or the json files ask for another model.
+      CheckpointError: a file is missing, truncated or a pickle; tensors are unknown, missing, misshapen or of mixed
+        dtypes (the message names all of them); or the json files describe a model that is not supported.
       ConfigError: a json file is missing or malformed.
     """
     path = pathlib.Path(path)
     _refuse_pickles(path)
     stated = read_config(path)
-    _raise_all(path, unsupported(path))
+    _raise_all(path, find_unsupported(path))
     names, index, notes = _model_files(path)
     files, faults = [], []
     for name in (*names, AUTOENCODER):
@@ -120,9 +120,9 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
     where = places(config)
     faults = [*_index_faults(index, files), *_tensor_faults(where, files), *_head_faults(config)]
     _raise_all(path, faults + ([] if cast else _dtype_faults(where, files)))
-    for (file, key), (said, actual) in differences(stated, config).items():
+    for (file, key), (in_file, actual) in compare_configs(stated, config).items():
         notes.append(
-            f"{path / file}: {key} is {json.dumps(said)}, but the tensors say {json.dumps(actual)}; the tensors win"
+            f"{path / file}: {key} is {json.dumps(in_file)}, but the tensors say {json.dumps(actual)}; the tensors win"
         )
     return BagelFolder(path, config, files, [*notes, *_file_notes(path, files)])
 
@@ -145,7 +145,7 @@ def _refuse_pickles(path: pathlib.Path) -> None:
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:
-    """The index's map from tensor to file, but for the autoencoder's; empty without an index."""
+    """Read the index's map from tensor to file, without the autoencoder's; empty without an index."""
     if not path.is_file():
         return {}
     try:
@@ -159,9 +159,9 @@ def _weight_map(path: pathlib.Path) -> dict[str, str]:
 
 
 def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[str]]:
-    """Names of the model's files, the index's map from tensor to file (empty if not needed), and notes.
+    """Return the names of the model's files, the index's map from tensor to file (empty if not needed), and notes.
 
-    PyTorch's code loads ema.safetensors, so that comes first, unless the index names it as one of several.
+    ema.safetensors is preferred, as in PyTorch's code, unless the index names it as one of several files.
     """
     weight_map = _weight_map(path / INDEX)
     named = sorted(set(weight_map.values()))
@@ -176,16 +176,16 @@ def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[st
 
 
 def _index_faults(index: Mapping[str, str], files: Sequence[SafetensorsFile]) -> list[str]:
-    held = {(name, file.path.name) for file in files for name in file.tensors}
+    found = {(name, file.path.name) for file in files for name in file.tensors}
     return [
         f"{INDEX} puts {name} into {file}, which does not hold it"
         for name, file in index.items()
-        if (name, file) not in held
+        if (name, file) not in found
     ]
 
 
 def _tensor_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[str]:
-    """The strict contract: every tensor has one place, every place one tensor, of the right shape."""
+    """Check that every tensor has exactly one place, and every place exactly one tensor of the right shape."""
     seen, faults = {}, []
     for file in files:
         for name, info in file.tensors.items():
@@ -237,7 +237,7 @@ def _file_notes(path: pathlib.Path, files: Iterable[SafetensorsFile]) -> list[st
 
 
 def _read_tree(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> dict[str, Any]:
-    """All tensors as a tree of arrays in memory."""
+    """Read all tensors as a tree of arrays."""
     flat: dict[str, np.ndarray] = {}
     shapes = stacked_shapes(where.values())
     for file in files:
@@ -249,9 +249,9 @@ def _read_tree(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> 
 
 
 def read_bagel_folder(path: str | pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a folder into memory: the sizes and ``{"model": .., "autoencoder": ..}``, numpy arrays as stored.
+    """Read a folder into memory: the sizes and ``{"model": .., "autoencoder": ..}``, numpy arrays as stored.
 
-    For small models; a large one is converted (``pdgen.checkpoints.both_ways``), then restored onto its devices.
+    This is for small models. Convert a large one (``pdgen.checkpoints.conversion``) and restore it onto its devices.
 
     Raises:
       CheckpointError, ConfigError: see ``open_bagel_folder``.
@@ -261,10 +261,10 @@ def read_bagel_folder(path: str | pathlib.Path) -> tuple[ModelConfig, dict[str, 
 
 
 def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> dict[str, Any]:
-    """Reads ae.safetensors alone into memory: the autoencoder's tree of numpy arrays as stored.
+    """Read ae.safetensors only: the autoencoder's tree of numpy arrays as stored.
 
     Raises:
-      CheckpointError: the file is missing or damaged, or its tensors do not fit ``config``; all are named.
+      CheckpointError: the file is missing or damaged, or tensors do not fit ``config``; the message names all of them.
     """
     file = read_header(pathlib.Path(folder) / AUTOENCODER)
     where = autoencoder_places(config)

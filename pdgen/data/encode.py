@@ -32,7 +32,7 @@ from pdgen.data.records import (
     write_file,
     write_index,
 )
-from pdgen.files import check_begun, check_target, file_sha256, locked, new_file, replace_folder
+from pdgen.files import check_settings, check_target, file_sha256, lock_folder, new_file, replace_folder
 from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
 
@@ -93,7 +93,7 @@ def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder,
 def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
     """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "encoding into it", error=LatentError):
+    with lock_folder(folder, "encoding into it", error=LatentError):
         path = folder / WORK
         if not path.is_file():  # killed before it began, or while its finished folder was being renamed
             for leftover in folder.iterdir():
@@ -101,7 +101,7 @@ def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib
             with new_file(path) as partial:
                 partial.write_bytes(msgspec.json.encode(work) + b"\n")
         begun = msgspec.json.decode(path.read_bytes())
-        check_begun(folder, begun, work, remedy="finish that work, or delete the folder", error=LatentError)
+        check_settings(folder, begun, work, remedy="finish that work, or delete the folder", error=LatentError)
         yield folder
 
 

@@ -16,7 +16,7 @@ from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval import Prompt
 from pdgen.evaluate.metadata import Metadata
-from pdgen.files import check_begun, new_file
+from pdgen.files import check_settings, new_file
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
 
@@ -179,7 +179,7 @@ def begin(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequence[Job]) ->
             before, jobs_before = dict(begun["made_by"]), begun["jobs"]
         except (ValueError, KeyError, TypeError) as fault:
             raise EvaluationError(f"{path}: not the record of a generation ({fault}); choose another folder") from None
-        check_begun(folder, before, made_by, remedy="choose another folder", error=EvaluationError, show=repr)
+        check_settings(folder, before, made_by, remedy="choose another folder", error=EvaluationError, show=repr)
         if jobs_before != record["jobs"]:
             raise EvaluationError(f"{folder}: was begun with other prompts, seeds or samples; choose another folder")
         return

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from flax import traverse_util
 
-from pdgen.checkpoints.load import digest_of, find
+from pdgen.checkpoints.load import compute_digest, find
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import Generate, Sample
 from pdgen.sample.engine import Sampler, SampleSettings
@@ -37,7 +37,7 @@ class Recipe:
         settings = traverse_util.flatten_dict(dataclasses.asdict(self.settings), sep=".")
         del settings["together"]
         facts = {
-            "manifest": digest_of(self.checkpoint),
+            "manifest": compute_digest(self.checkpoint),
             **{f"strategy{name}": value for name, value in strategy.items()},
             **settings,
         }

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import PIL.Image
 from jax.sharding import Mesh
 
-from pdgen.checkpoints.load import load, shardings
+from pdgen.checkpoints.load import load, make_shardings
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.sample import steps
 from pdgen.sample.batch import Batch, Event, Review
@@ -71,7 +71,7 @@ class Sampler:
     ) -> None:
         stored = params["model"]["language"]["head"]["kernel"].dtype.name
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
-        self.params = jax.device_put(params, shardings(config, mesh) if mesh else None)
+        self.params = jax.device_put(params, make_shardings(config, mesh) if mesh else None)
         self.checkpoint, self.model_hash = checkpoint, model_hash
         self.compute = compute or ComputeConfig(dtype=stored)
         self.automaton: Automaton = build_automaton(tokenizer, config.language.vocab_size)

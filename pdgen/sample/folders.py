@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from pdgen import files
-from pdgen.files import check_begun, new_file
+from pdgen.files import check_settings, new_file
 from pdgen.sample.prompts import Job
 from pdgen.sample.settings import SampleSettings
 
@@ -118,7 +118,7 @@ def locked(folder: pathlib.Path) -> Generator[None, None, None]:
         os.listdir(folder)
     except OSError as fault:
         raise RunError(f"{folder}: {fault.strerror}; expected the folder of a sampled run") from None
-    with files.locked(folder, "sampling into it", error=RunError):
+    with files.lock_folder(folder, "sampling into it", error=RunError):
         _settle(folder)
         for path in folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
@@ -166,7 +166,7 @@ def _agree(folder: pathlib.Path, begun: Run, wanted: Run) -> None:
     """Raises RunError where a run would go on otherwise than it was begun; where the checkpoint lies is no matter."""
     stored = msgspec.json.decode(msgspec.json.encode(wanted), type=Run)  # tuples are lists there
     remedy = "pass --overwrite to begin anew, or name another folder"
-    check_begun(folder, _told(begun), _told(stored), remedy=remedy, error=RunError, show=_words)
+    check_settings(folder, _told(begun), _told(stored), remedy=remedy, error=RunError, show=_words)
 
 
 def _told(run: Run) -> dict[str, Any]:

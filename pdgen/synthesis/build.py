@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pdgen.data.records import INDEX, SUFFIX, DataFile, Dataset, Origin, write_file, write_index
-from pdgen.files import check_begun, file_sha256, locked, new_file
+from pdgen.files import check_settings, file_sha256, lock_folder, new_file
 from pdgen.sequence.trajectory import Record
 from pdgen.synthesis.leaks import geneval_digests
 from pdgen.synthesis.page import Summary, browser_chunk, browser_index, dataset_page, figures, merge, summarise
@@ -185,7 +185,7 @@ def opened(
         raise BuildError(f"{folder}: exists and was not begun by build_data ({STATE}/ is missing); name another folder")
     state.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).mkdir(exist_ok=True)
-    with locked(folder, "building in it", lock=state, error=BuildError):
+    with lock_folder(folder, "building in it", lock=state, error=BuildError):
         for leftover in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
             leftover.unlink()
         _agree(folder, common, stages, overwrite)
@@ -215,7 +215,7 @@ def _agree(
 
 def _compare(folder: pathlib.Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool) -> None:
     remedy = "build all its stages again" if overwrite else "pass --overwrite to replace it"
-    check_begun(folder, begun, wanted, remedy=f"{remedy}, or name another folder", error=BuildError)
+    check_settings(folder, begun, wanted, remedy=f"{remedy}, or name another folder", error=BuildError)
 
 
 def _discard(folder: pathlib.Path, subset: str) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from pdgen.checkpoints.arrays import short
-from pdgen.checkpoints.runs.workdir import CHECKPOINTS, find_corruption, finished_steps, write_digests
-from pdgen.files import DISK_FULL, Say
+from pdgen.checkpoints.arrays import first_cause
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, find_corruption, list_steps, write_digests
+from pdgen.files import DISK_FULL, Log
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
@@ -60,7 +60,7 @@ class Checkpoints:
       say: takes a line for the reader.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int, say: Say) -> None:
+    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int, say: Log) -> None:
         self.folder = (workdir / CHECKPOINTS).absolute()
         self._keep, self._keep_every, self._say = keep, keep_every, say
         self._pending: int | None = None
@@ -89,7 +89,7 @@ class Checkpoints:
         Raises:
           RunError: all are damaged, or it is another model's.
         """
-        for step in reversed(steps := finished_steps(self.folder)):
+        for step in reversed(steps := list_steps(self.folder)):
             if not (fault := _agree_on_corruption(self.folder / str(step))):
                 self._say(f"resuming from step {step}")
                 return self._restore(step, abstract, shardings)
@@ -148,7 +148,7 @@ class Checkpoints:
     def _failed(self, fault: Exception) -> None:
         if self._fault or self._pending is None or (self.folder / str(self._pending)).is_dir():
             return  # of one failed save there may come several errors, some of them late
-        text = short(fault)
+        text = first_cause(fault)
         self._fault = next((os.strerror(n) for n in DISK_FULL if os.strerror(n) in text), text[:300])
         self._say(
             f"{self.folder / str(self._pending)}: not saved ({self._fault}); the run goes on and tries again at "
@@ -165,7 +165,7 @@ class Checkpoints:
             return TrainState(**self._checkpointer.restore(self.folder / str(step), args=args))
         except Exception as fault:  # the files are whole, so the arrays are others
             raise RunError(
-                f"{self.folder / str(step)}: is a checkpoint of another model ({short(fault)[:300]}); "
+                f"{self.folder / str(step)}: is a checkpoint of another model ({first_cause(fault)[:300]}); "
                 "name another workdir"
             ) from fault
 
@@ -186,7 +186,7 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _prune(self) -> None:
-        steps = finished_steps(self.folder)
+        steps = list_steps(self.folder)
         for step in steps[: -self._keep]:
             if self._keep_every and step % self._keep_every == 0:
                 continue

@@ -18,13 +18,13 @@ from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.load import find, open_step
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.step import Weights
-from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED, is_run, newest_whole
-from pdgen.files import Say, new_file, to_stderr
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED, find_newest_step, is_run
+from pdgen.files import Log, log_stderr, new_file
 from pdgen.train.checkpoint import meet
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 
 
-def export_checkpoint(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
+def export_checkpoint(path: str | pathlib.Path, say: Log = log_stderr) -> pathlib.Path:
     """The pdgen checkpoint at ``path``; that of a run is its export, which is written first where it is older.
 
     Raises:
@@ -34,9 +34,9 @@ def export_checkpoint(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib
     return export_newest(path, say) if not is_checkpoint(path) and is_run(path) else find(path, say)
 
 
-def export_newest(workdir: pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
+def export_newest(workdir: pathlib.Path, say: Log = log_stderr) -> pathlib.Path:
     """The up to date export of a run, raw weights; see ``export_checkpoint``."""
-    step = newest_whole(workdir, say)
+    step = find_newest_step(workdir, say)
     if step is not None:
         (workdir / EXPORTED).unlink(missing_ok=True)  # killed from here on, the export is of an unknown step
         export_run(workdir, workdir / EXPORT, step, "raw", say)
@@ -47,7 +47,7 @@ def export_newest(workdir: pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
 
 @contextlib.contextmanager
 def chosen_weights(
-    source: str | pathlib.Path, weights: Weights | None, say: Say = to_stderr
+    source: str | pathlib.Path, weights: Weights | None, say: Log = log_stderr
 ) -> Generator[pathlib.Path, None, None]:
     """The pdgen checkpoint of the chosen weights of a run's newest whole step; of another folder, that folder.
 
@@ -64,7 +64,7 @@ def chosen_weights(
             )
         yield source
     elif weights == "ema":
-        step = newest_whole(source, say, beyond_export=False)
+        step = find_newest_step(source, say, beyond_export=False)
         with tempfile.TemporaryDirectory(prefix=".ema-", dir=source) as folder:
             export_run(source, pathlib.Path(folder) / EXPORT, step, weights, say)
             yield pathlib.Path(folder) / EXPORT
@@ -72,7 +72,7 @@ def chosen_weights(
         yield export_newest(source, say)
 
 
-def export_run(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, say: Say = to_stderr) -> None:
+def export_run(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, say: Log = log_stderr) -> None:
     """Writes one step of a run as a pdgen checkpoint, adapters merged; an existing one at ``target`` is replaced.
 
     Args:
@@ -90,7 +90,7 @@ def export_run(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: 
         tokenizer_files=base.tokenizer.files,
         source_json=base.source_json,
         overwrite=target.exists(),
-        say=say,
+        log=say,
     )
     say(f"exported step {step} to {target}")
 
@@ -104,12 +104,12 @@ def read_workdir(workdir: pathlib.Path) -> RunConfig:
         raise RunError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
 
 
-def resolved(run: RunConfig, say: Say = to_stderr) -> RunConfig:
+def resolved(run: RunConfig, say: Log = log_stderr) -> RunConfig:
     """``run`` with the pdgen checkpoint that its ``init`` leads to."""
     return dataclasses.replace(run, init=str(export_checkpoint(run.init, say))) if run.init else run
 
 
-def resolved_by_all(run: RunConfig, say: Say = to_stderr) -> RunConfig:
+def resolved_by_all(run: RunConfig, say: Log = log_stderr) -> RunConfig:
     """``resolved`` in every process of a run; the first goes first, since it may have to write an export."""
     if jax.process_index():
         meet()

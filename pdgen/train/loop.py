@@ -15,7 +15,7 @@ from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.checkpoints.runs.base import Base
 from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.data.loader import Loader, loader
-from pdgen.files import Say
+from pdgen.files import Log
 from pdgen.models import bagel
 from pdgen.sequence.layout import Pack
 from pdgen.sharding import RULES, parameter_shardings
@@ -40,7 +40,7 @@ from pdgen.train.stop import Stopped, StopSignals
 def train(
     run: RunConfig,
     workdir: pathlib.Path,
-    say: Say,
+    say: Log,
     pictures: Callable[[Base], Draw] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> pathlib.Path:
@@ -89,7 +89,7 @@ def train(
 
 
 def _first_state(
-    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, say: Say
+    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, say: Log
 ) -> TrainState:
     """Resume > init > fresh."""
     if (state := checkpoints.restore(abstract_state(config), shardings)) is not None:
@@ -149,7 +149,7 @@ def _steps(
                 )
 
 
-def _export(workdir: pathlib.Path, say: Say) -> pathlib.Path:
+def _export(workdir: pathlib.Path, say: Log) -> pathlib.Path:
     """The pdgen checkpoint of the last step, which sampling and conversion read; the first process writes it."""
     if not jax.process_index():
         export_newest(workdir, say)

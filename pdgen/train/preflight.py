@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from pdgen.checkpoints.runs.base import Base, load_base
 from pdgen.checkpoints.runs.workdir import CONFIG_FILE
-from pdgen.config import ModelConfig, preset
+from pdgen.config import ModelConfig, get_preset
 from pdgen.data.documents import ranges
 from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
-from pdgen.files import Say, file_lock, new_file
+from pdgen.files import Log, file_lock, new_file
 from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
@@ -127,7 +127,7 @@ def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
 def check_model(run: RunConfig, config: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raises RunError where ``init`` is another model than ``model``, or the tokenizer has more ids than the model."""
     if run.init and run.model:
-        stated = preset(run.model)
+        stated = get_preset(run.model)
         parts = [
             part
             for part in ("language", "vision", "autoencoder", "latent_patch_size", "max_latent_size")
@@ -229,7 +229,7 @@ def _short(value: object) -> str:
 
 
 @contextlib.contextmanager
-def claimed(run: RunConfig, workdir: pathlib.Path, say: Say) -> Generator[None, None, None]:
+def claimed(run: RunConfig, workdir: pathlib.Path, say: Log) -> Generator[None, None, None]:
     """Writes the resolved config into the run's folder and keeps other runs out of it; the first process does.
 
     The lock is the operating system's: it ends with the process, however that ends.

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from pdgen.checkpoints.both_ways import to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import AutoencoderConfig, ConfigError
@@ -24,7 +24,7 @@ def refuse(folder, said, error=CheckpointError):
     """Converting fails with a line that matches ``said`` and leaves nothing beside the folder."""
     before = sorted(folder.parent.iterdir())
     with pytest.raises(error) as raised:
-        to_pdgen(folder, folder.parent / "pdgen", say=lambda line: None)
+        to_pdgen(folder, folder.parent / "pdgen", log=lambda line: None)
     line = str(raised.value)
     assert "\n" not in line
     assert re.search(said, line), line

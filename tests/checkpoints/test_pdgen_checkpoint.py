@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pdgen.checkpoints import stream
 from pdgen.checkpoints.arrays import chunk_shapes
-from pdgen.checkpoints.both_ways import check, to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import array_shapes, places
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
@@ -315,7 +315,7 @@ def test_too_little_room_is_known_beforehand(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pdgen.checkpoints import arrays, safetensors_file
-from pdgen.checkpoints.both_ways import to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import to_bagel, to_pdgen
 count = 0
 def kill_after_some(function):
     def wrapped(*arguments):
@@ -357,6 +357,6 @@ def test_killed_half_way(tmp_path, direction, existed):
 
     lines = []
     convert = to_pdgen if direction == "to_pdgen" else to_bagel
-    convert(start, target, overwrite=True, say=lines.append)
+    convert(start, target, overwrite=True, log=lines.append)
     assert any(str(left) in line and "killed" in line for line in lines)
     assert check(target).tensors == check(source).tensors

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 
-from pdgen.checkpoints.bagel_json import differences
+from pdgen.checkpoints.bagel_json import compare_configs
 from pdgen.checkpoints.mapping import expected_tensors
 from pdgen.checkpoints.sizes import config_from_tensors
 from pdgen.config import BAGEL_7B, NANO
@@ -28,7 +28,7 @@ def test_the_best_known_contradiction():
     stated = dataclasses.replace(BAGEL_7B, max_latent_size=32)
     found = config_from_tensors(stated, expected_tensors(BAGEL_7B))
     assert found == BAGEL_7B
-    assert differences(stated, found) == {("config.json", "max_latent_size"): (32, 64)}
+    assert compare_configs(stated, found) == {("config.json", "max_latent_size"): (32, 64)}
 
 
 SHAPES = expected_tensors(NANO)

@@ -7,7 +7,7 @@ import shutil
 import PIL.Image
 import pytest
 
-from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.evaluate import generator
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.sample.strategies.table import StrategyError
@@ -20,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "nano"
-    to_pdgen(GOLDEN, folder, say=lambda line: None)
+    to_pdgen(GOLDEN, folder, log=lambda line: None)
     return folder
 
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.shipped import BASE
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
 from pdgen.config import SHAPES_AUTOENCODER
@@ -124,7 +124,7 @@ def test_the_weights_are_the_chosen_ones(target, workdir, tmp_path, weights):
     assert shipping.replace_shipped(BASE, workdir, weights, lambda line: None) == target
     assert [file.stat().st_ino for file in kept] == before
     with chosen_weights(workdir, weights, lambda line: None) as source:
-        to_bagel(source, tmp_path / "wanted", say=lambda line: None)
+        to_bagel(source, tmp_path / "wanted", log=lambda line: None)
     params, stored = (read_bagel_folder(path)[1]["model"] for path in (tmp_path / "wanted", target))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(ml_dtypes.bfloat16), b), params, stored)
 

@@ -12,7 +12,7 @@ import threading
 import jax
 import pytest
 
-from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.scoring import read_results
 from pdgen.evaluate.shapes import COUNTS, benchmark
@@ -147,7 +147,7 @@ def test_faults_of_the_flags(tmp_path, arguments, words):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "nano"
-    to_pdgen(ROOT / "tests" / "golden" / "bagel-nano", folder, say=lambda line: None)
+    to_pdgen(ROOT / "tests" / "golden" / "bagel-nano", folder, log=lambda line: None)
     return folder
 
 

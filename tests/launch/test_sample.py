@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.sample.folders import read_run, trajectories
 from pdgen.sequence.trajectory import ImageStage
 from pdgen.sequence.trajectory_folder import load_trajectory
@@ -96,7 +96,7 @@ def same(one, other):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "nano"
-    to_pdgen(ROOT / "tests" / "golden" / "bagel-nano", folder, say=lambda line: None)
+    to_pdgen(ROOT / "tests" / "golden" / "bagel-nano", folder, log=lambda line: None)
     return folder
 
 

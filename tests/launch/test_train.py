@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from benchmarks import kill_and_resume
-from pdgen.checkpoints.runs.workdir import CHECKPOINTS, finished_steps
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, list_steps
 from pdgen.train.stop import EXIT_STATUS
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def test_two_kills_and_a_signal(config, alone, capsys):
     life.wait_for(3)
     life.process.send_signal(signal.SIGTERM)
     assert life.process.wait() == EXIT_STATUS
-    step = finished_steps(workdir / CHECKPOINTS)[-1]
+    step = list_steps(workdir / CHECKPOINTS)[-1]
     log = workdir.with_suffix(".log").read_text()
     assert log.endswith(f"train: SIGTERM: saved step {step} of {STEPS} to {workdir}; start again to go on\n")
     assert kill_and_resume.killed_run(config, workdir, 2, STEPS, seed=1) == 2

@@ -9,10 +9,10 @@ import nbformat
 import pytest
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
-from pdgen.config import preset
+from pdgen.config import get_preset
 from pdgen.models import bagel
 from pdgen.sample.strategies.table import STRATEGIES
 from pdgen.sequence.modes import MODES
@@ -33,18 +33,18 @@ def printed(cells):
 
 def golden(folder):
     """The checkpoint that PyTorch's numbers are of."""
-    to_pdgen(BAGEL, folder, say=lambda line: None)
+    to_pdgen(BAGEL, folder, log=lambda line: None)
 
 
 def shapes(folder):
     """Shapes world's model as its training begins."""
-    config = preset("shapes_nano")
+    config = get_preset("shapes_nano")
     params = {
         "model": jax.jit(functools.partial(bagel.init_params, config))(jax.random.key(0)),
         "autoencoder": read_autoencoder(shapes_folder(), config.autoencoder),
     }
     write_checkpoint(
-        folder, config, params, tokenizer_files=load_tokenizer(shapes_folder()).files, say=lambda line: None
+        folder, config, params, tokenizer_files=load_tokenizer(shapes_folder()).files, log=lambda line: None
     )
 
 

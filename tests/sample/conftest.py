@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.checkpoints.both_ways import to_pdgen
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.engine import Sampler, SampleSettings
@@ -130,7 +130,7 @@ def _kept(tree):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "nano"
-    to_pdgen(NANO, folder, say=lambda line: None)
+    to_pdgen(NANO, folder, log=lambda line: None)
     return folder
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.pdgen_checkpoint import write_checkpoint
 from pdgen.checkpoints.shipped import SHIPPED
 from pdgen.config import SHAPES_NANO
@@ -26,5 +26,5 @@ def write_models(folder, scratch, seed=0):
         params = jax.tree.map(np.asarray, trees)
         tokenizer = load_tokenizer(shapes_folder()).files
         checkpoint = pathlib.Path(scratch) / f"{name}-{seed}"
-        write_checkpoint(checkpoint, MODEL, params, tokenizer_files=tokenizer, say=lambda line: None)
-        to_bagel(checkpoint, pathlib.Path(folder) / name, say=lambda line: None)
+        write_checkpoint(checkpoint, MODEL, params, tokenizer_files=tokenizer, log=lambda line: None)
+        to_bagel(checkpoint, pathlib.Path(folder) / name, log=lambda line: None)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdgen.checkpoints.bagel_json import MODEL_JSON, fresh_json
+from pdgen.checkpoints.bagel_json import MODEL_JSON, make_json
 from pdgen.checkpoints.mapping import places
 from pdgen.config import ModelConfig
 from pdgen.sequence import layout
@@ -22,7 +22,7 @@ from .sampling import Switches, position_ids
 
 def random_model(config: ModelConfig, seed: int) -> Bagel:
     """The reference with Gaussian weights that keep the scale of activations; no bias is 0, no norm 1."""
-    files, generator = fresh_json(config), torch.Generator().manual_seed(seed)
+    files, generator = make_json(config), torch.Generator().manual_seed(seed)
     model = Bagel(*(json.loads(files[name]) for name in MODEL_JSON))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pdgen.checkpoints.runs.workdir import DIGESTS, find_corruption, finished_steps
+from pdgen.checkpoints.runs.workdir import DIGESTS, find_corruption, list_steps
 from pdgen.sharding import make_mesh
 from pdgen.train import checkpoint
 from pdgen.train.checkpoint import Checkpoints
@@ -94,7 +94,7 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
 
 
 def test_the_newest_and_every_third_stay(tmp_path):
-    assert finished_steps(saved(tmp_path, *range(1, 8), keep=2, keep_every=3)) == [3, 6, 7]
+    assert list_steps(saved(tmp_path, *range(1, 8), keep=2, keep_every=3)) == [3, 6, 7]
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
@@ -110,7 +110,7 @@ def test_digests_are_those_of_the_files_and_precede_the_commit(tmp_path, monkeyp
 
     def spy(folder):
         write(folder)
-        seen.append(((folder / DIGESTS).is_file(), finished_steps(folder.parent)))
+        seen.append(((folder / DIGESTS).is_file(), list_steps(folder.parent)))
 
     monkeypatch.setattr(checkpoint, "write_digests", spy)
     folder = saved(tmp_path, 1) / "1"
@@ -175,7 +175,7 @@ def test_with_all_damaged_the_run_is_refused(tmp_path):
     with opened(tmp_path) as checkpoints, pytest.raises(RunError, match=r"/1: step 1 is damaged, .* no older") as fault:
         checkpoints.restore(abstract(), shardings((1, 1, 1)))
     assert "\n" not in str(fault.value)
-    assert finished_steps(folder) == [1]  # so that the next start is refused as well
+    assert list_steps(folder) == [1]  # so that the next start is refused as well
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
@@ -206,7 +206,7 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
         full_disk(100)
         checkpoints.save(2, state_at(2))
         checkpoints.wait()
-        assert finished_steps(checkpoints.folder) == [1]
+        assert list_steps(checkpoints.folder) == [1]
         assert lines == [
             f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run goes on and tries "
             "again at the next save"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED
@@ -138,7 +138,7 @@ def test_a_bagel_folder_of_either_weights(workdir, tmp_path):
     folder = workdir(3)
     for weights in ("raw", "ema"):
         with chosen_weights(folder, weights, lambda line: None) as source:
-            to_bagel(source, tmp_path / weights, say=lambda line: None)
+            to_bagel(source, tmp_path / weights, log=lambda line: None)
         config = RUN.step(MODEL)
         read, params = read_bagel_folder(tmp_path / weights)
         assert read == MODEL

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pdgen.checkpoints.errors import CheckpointError
-from pdgen.checkpoints.load import digest_of, find, load, load_autoencoder
+from pdgen.checkpoints.load import compute_digest, find, load, load_autoencoder
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, EXPORT
 from pdgen.train.export import export_newest
 from tests.train.test_export import LORA, init, workdir  # noqa: F401
@@ -23,7 +23,7 @@ def test_a_workdir_is_read_as_its_export_would_be(workdir, changes):  # noqa: F8
     loaded = load(folder)
     assert tree(folder) == before
     assert loaded.name == str(folder / CHECKPOINTS / "3")
-    assert load(loaded.name).digest == digest_of(find(folder)) == loaded.digest
+    assert load(loaded.name).digest == compute_digest(find(folder)) == loaded.digest
     jax.tree.map(np.testing.assert_array_equal, load_autoencoder(folder)[1], loaded.params["autoencoder"])
     export_newest(folder, lambda line: None)
     exported = load(folder)

@@ -12,7 +12,7 @@ import pytest
 
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
-from pdgen.config import preset
+from pdgen.config import get_preset
 from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
 from pdgen.models import bagel
@@ -99,7 +99,7 @@ def test_held_out_losses_fall_below_what_knows_nothing(whole):
 @pytest.mark.slow
 def test_export_holds_the_last_parameters(whole, run):
     config, params = load_checkpoint(whole[1])
-    assert config == preset(run.model)
+    assert config == get_preset(run.model)
     assert set(params) == {"model", "autoencoder"}
     assert load_tokenizer(whole[1] / "tokenizer").fingerprint == load_tokenizer(shapes_folder()).fingerprint
 
@@ -189,7 +189,7 @@ def test_pictures_are_drawn_of_the_average(run, tmp_path):
 
     def draw(step, params):
         drawn[step] = np.array(params["language"]["embed"]["embedding"])
-        assert set(params) == set(bagel.spec(preset("nano")))
+        assert set(params) == set(bagel.spec(get_preset("nano")))
 
     still = dataclasses.replace(
         run,

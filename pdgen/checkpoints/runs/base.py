@@ -1,4 +1,4 @@
-"""What a run builds on: the model's sizes, its tokenizer, and the autoencoder that its data's latents come from."""
+"""The base of a training run: the model's sizes, its tokenizer, and the autoencoder that encoded the data."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.pdgen_checkpoint import TOKENIZER, load_checkpoint, open_checkpoint
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
-from pdgen.config import ModelConfig, preset
+from pdgen.config import ModelConfig, get_preset
 from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
 
 
 class Base(NamedTuple):
-    """Sizes, tokenizer, autoencoder parameters, and the json files of the BAGEL folder it came from (or none)."""
+    """Sizes, tokenizer, autoencoder parameters, and the json files of the original BAGEL folder, if any."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -21,22 +21,22 @@ class Base(NamedTuple):
 
 
 def load_model(init: str, model: str) -> tuple[ModelConfig, Tokenizer]:
-    """Sizes and tokenizer of the model to train.
+    """Load sizes and tokenizer of the model to train.
 
     Args:
-      init: the pdgen checkpoint that the run starts from; "" for fresh parameters.
-      model: without ``init`` the preset, whose tokenizer is shapes world's.
+      init: the pdgen checkpoint from which the run starts; "" for new parameters.
+      model: the preset of new parameters; their tokenizer is that of shapes world.
 
     Raises:
-      CheckpointError, ConfigError, TokenizerError: ``init`` is no whole checkpoint; or there is no such preset.
+      CheckpointError, ConfigError, TokenizerError: ``init`` is not a complete checkpoint, or the preset is unknown.
     """
     if init:
         return open_checkpoint(init).config, load_tokenizer(pathlib.Path(init) / TOKENIZER)
-    return preset(model), load_tokenizer(shapes_folder())
+    return get_preset(model), load_tokenizer(shapes_folder())
 
 
 def load_base(init: str, model: str) -> Base:
-    """``load_model`` with the autoencoder on the default device: that of ``init``, or shapes world's."""
+    """Load the base with the autoencoder of ``init`` or of shapes world; arguments and errors as ``load_model``."""
     config, tokenizer = load_model(init, model)
     if init:
         params = load_checkpoint(init, parts=("autoencoder",))[1]

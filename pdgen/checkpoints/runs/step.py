@@ -1,4 +1,4 @@
-"""One saved step of a training run: its parameters as arrays that are read when they are looked at."""
+"""A saved step of a training run, with its parameters as lazy arrays."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 import tensorstore as ts
 from flax import traverse_util
 
-from pdgen.checkpoints.arrays import short
+from pdgen.checkpoints.arrays import first_cause
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import array_shapes
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, is_run
@@ -32,7 +32,7 @@ class _Optimizer(msgspec.Struct, frozen=True):
 
 
 class RunFacts(msgspec.Struct, frozen=True):
-    """What of a run's config its parameters cannot be read without; see ``pdgen.train.run_config.RunConfig``."""
+    """The keys of a run's config that reading its parameters needs; see ``pdgen.train.run_config.RunConfig``."""
 
     init: str = ""
     model: str = "nano"
@@ -41,7 +41,7 @@ class RunFacts(msgspec.Struct, frozen=True):
 
 
 def read_facts(workdir: pathlib.Path) -> RunFacts:
-    """The facts of the run in ``workdir``. Raises CheckpointError."""
+    """Read the facts of the run in ``workdir``. Raises CheckpointError if its config cannot be read."""
     path = workdir / CONFIG_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunFacts)
@@ -50,14 +50,14 @@ def read_facts(workdir: pathlib.Path) -> RunFacts:
 
 
 def is_step(path: pathlib.Path) -> bool:
-    """Whether ``path`` is a saved step of a training run, ``WORKDIR/checkpoints/STEP``."""
+    """Return whether ``path`` is a saved step of a training run, ``WORKDIR/checkpoints/STEP``."""
     path = path.absolute()
     return path.name.isdecimal() and path.parent.name == CHECKPOINTS and is_run(path.parent.parent) and path.is_dir()
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-    """An array that is read when it is looked at; ``stored[layer]`` reads one layer."""
+class LazyArray:
+    """An array on disk that indexing reads; ``array[layer]`` reads one layer."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -71,12 +71,13 @@ class Stored:
 
 
 def open_params(config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weights: Weights) -> dict[str, Any]:
-    """The model's tree of ``Stored`` arrays, adapters merged.
+    """Return the model's tree of ``LazyArray``, adapters merged.
 
     Args:
       config: sizes of the model.
-      folder: of the step.
-      weights: "raw", or "ema" for the moving average of what is trained.
+      facts: facts of the run.
+      folder: folder of the step.
+      weights: "raw", or "ema" for the moving average of the trained parameters.
 
     Raises:
       CheckpointError: an array is missing or has another shape, or the run keeps no average.
@@ -99,8 +100,8 @@ def open_params(config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weig
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def _read_merged(scale: float, factors: tuple[Stored, Stored, Stored], index: Index) -> np.ndarray:
-    """A part of an adapted kernel, layer by layer, so that its bits are the same however much is read."""
+def _read_merged(scale: float, factors: tuple[LazyArray, LazyArray, LazyArray], index: Index) -> np.ndarray:
+    """Read a part of an adapted kernel, always layer by layer, so that its bits do not depend on the part."""
     kernel, a, b = factors
     if isinstance(index, int):
         return _merge(scale, *(stored[index] for stored in factors))
@@ -114,15 +115,15 @@ def _merge(scale: float, kernel: np.ndarray, a: np.ndarray, b: np.ndarray) -> np
     return np.asarray(merge({"kernel": kernel}, {"kernel": {"a": a, "b": b}}, scale)["kernel"])
 
 
-def _open_array(path: pathlib.Path, shape: tuple[int, ...] | None = None) -> Stored:
+def _open_array(path: pathlib.Path, shape: tuple[int, ...] | None = None) -> LazyArray:
     kvstore = {"driver": "file", "path": str(path.absolute())}
     spec = {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False}
     try:
         array = ts.open(spec, open=True, read=True).result()
     except ValueError as fault:
-        raise CheckpointError(f"{path}: cannot be opened ({short(fault)})") from None
+        raise CheckpointError(f"{path}: cannot be opened ({first_cause(fault)})") from None
     if shape is not None and array.shape != shape:
         raise CheckpointError(
             f"{path}: is {list(array.shape)}, expected {list(shape)}; the checkpoint is of another model"
         )
-    return Stored(array.shape, array.dtype.numpy_dtype, lambda index: array[index].read().result())
+    return LazyArray(array.shape, array.dtype.numpy_dtype, lambda index: array[index].read().result())

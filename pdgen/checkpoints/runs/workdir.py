@@ -1,12 +1,12 @@
-"""The folder of a training run as every reader sees it: which steps are there, and which of them are whole.
+"""The folder of a training run: which steps it has, and which of them are intact.
 
 config.json                       the resolved config
 checkpoints/<step>/               every leaf of the state as a Zarr 3 array, and digests.json
-checkpoints/<step>.damaged/       set aside on a resume, since a file was not what digests.json says
-export/, export.json              a pdgen checkpoint of the raw weights of one step, and that step
+checkpoints/<step>.damaged/       a step that a resume moved away, since a file differed from digests.json
+export/, export.json              a pdgen checkpoint of the raw weights of one step, and the number of the step
 
-``digests.json`` (size and SHA-256 of every file) is written before Orbax renames the folder to its final name, so a
-folder with a number for a name is whole; Orbax alone sees neither a flipped byte nor a truncated file.
+``digests.json`` has the size and SHA-256 of every file. It is written before Orbax renames the folder to its final
+name, so a folder whose name is a number is complete. It reveals flipped bytes and truncated files, unlike Orbax.
 """
 
 import concurrent.futures
@@ -15,26 +15,26 @@ import pathlib
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
-from pdgen.files import Say, file_sha256
+from pdgen.files import Log, file_sha256
 
 CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
 EXPORT, EXPORTED = "export", "export.json"
-_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # holds times alone; Orbax writes into it until the end
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # only times; Orbax writes it after the digests
 _THREADS = 8  # SHA-256 is slower than most disks
 
 
 def is_run(path: pathlib.Path) -> bool:
-    """Whether ``path`` looks like the workdir of a training run."""
+    """Return whether ``path`` looks like the workdir of a training run."""
     return (path / CHECKPOINTS).is_dir() and (path / CONFIG_FILE).is_file()
 
 
-def finished_steps(folder: pathlib.Path) -> list[int]:
-    """Steps of the checkpoints in ``folder``, ascending."""
+def list_steps(folder: pathlib.Path) -> list[int]:
+    """Return the steps of the checkpoints in ``folder``, ascending."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
-def exported_step(workdir: pathlib.Path) -> int | None:
-    """The step of a run's ``export/``; None if there is none or it is not known."""
+def read_exported_step(workdir: pathlib.Path) -> int | None:
+    """Read the step of a run's ``export/``; None if there is no export or its step is unknown."""
     try:
         step = json.loads((workdir / EXPORTED).read_text())["step"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -42,34 +42,35 @@ def exported_step(workdir: pathlib.Path) -> int | None:
     return step if is_checkpoint(workdir / EXPORT) else None
 
 
-def newest_whole(workdir: pathlib.Path, say: Say, *, beyond_export: bool = True) -> int | None:
-    """The newest step whose files are as their digests say.
+def find_newest_step(workdir: pathlib.Path, log: Log, *, beyond_export: bool = True) -> int | None:
+    """Find the newest step whose files match their digests.
 
     Args:
-      say: takes a line about each damaged step.
-      beyond_export: only a step that is newer than ``export/`` is looked for.
+      workdir: the folder of the run.
+      log: receives a line for each damaged step.
+      beyond_export: whether to look only for steps that are newer than ``export/``.
 
     Returns:
-      None if ``export/`` is newer than, or of, every whole step.
+      The step; None if no intact step is newer than ``export/``.
 
     Raises:
-      CheckpointError: no checkpoint is whole, and no export takes its place.
+      CheckpointError: there is neither an intact step nor an export.
     """
-    exported = exported_step(workdir) if beyond_export else None
-    for step in reversed(finished_steps(workdir / CHECKPOINTS)):
+    exported = read_exported_step(workdir) if beyond_export else None
+    for step in reversed(list_steps(workdir / CHECKPOINTS)):
         if exported is not None and step <= exported:
             break
         folder = workdir / CHECKPOINTS / str(step)
         if not (fault := find_corruption(folder)):
             return step
-        say(f"{folder}: step {step} is damaged, {fault}; an older one is used")
+        log(f"{folder}: step {step} is damaged, {fault}; an older one is used")
     if exported is None:
         raise CheckpointError(f"{workdir}: the training run has no whole checkpoint yet; wait for its first save")
     return None
 
 
 def write_digests(folder: pathlib.Path) -> None:
-    """Writes ``digests.json`` of all files in ``folder``."""
+    """Write ``digests.json`` of all files in ``folder``."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if name not in (DIGESTS, _ORBAX_METADATA)]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -81,10 +82,11 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def find_corruption(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> str:
-    """What is wrong with the first file of a checkpoint that is not as its digests say; "" if all are.
+    """Describe the first file of a checkpoint that does not match its digest; "" if all match.
 
     Args:
-      process: (index, count): every count-th file alone is read, from index on.
+      folder: the folder of the step.
+      process: (index, count): only every count-th file is read, from index on, so that processes share the work.
     """
     try:
         stated = json.loads((folder / DIGESTS).read_text())

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.checkpoints.load import digest_of
+from pdgen.checkpoints.load import compute_digest
 from pdgen.evaluate import folder
 from pdgen.evaluate.abilities.prompts import GROUPS, Draw
 from pdgen.evaluate.abilities.scores import IMAGES, Outcome, image_path, judge
@@ -44,7 +44,7 @@ def ability_settings(values: Mapping[str, Any]) -> Settings:
 def made_by(checkpoint: pathlib.Path, settings: Settings) -> dict[str, Any]:
     """All that decides an outcome beside prompt and seed: the checkpoint's digest and the settings of each mode."""
     told = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flat().items()}
-    facts = {"manifest": digest_of(checkpoint), **told}
+    facts = {"manifest": compute_digest(checkpoint), **told}
     return {name: value for name, value in facts.items() if name.rpartition(".")[2] != "together"}
 
 

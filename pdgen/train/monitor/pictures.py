@@ -8,7 +8,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from pdgen.checkpoints.runs.base import Base
-from pdgen.files import FolderError, Say, new_folder
+from pdgen.files import FolderError, Log, new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.engine import Sampler
 from pdgen.sample.settings import SampleError, SampleSettings
@@ -41,7 +41,7 @@ class Pictures:
     """
 
     def __init__(
-        self, run: RunConfig, workdir: pathlib.Path, say: Say, base: Base, settings: SampleSettings = SETTINGS
+        self, run: RunConfig, workdir: pathlib.Path, say: Log, base: Base, settings: SampleSettings = SETTINGS
     ) -> None:
         _check(run.prompts, base.tokenizer, settings.max_prompt_tokens)
         self._run, self._workdir, self._say, self._base, self._settings = run, workdir, say, base, settings
@@ -74,7 +74,7 @@ class Pictures:
     def _write(self, folder: pathlib.Path, trajectories: Sequence[Trajectory]) -> None:
         """The folder of a step, whole or not at all."""
         with new_folder(
-            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, say=self._say
+            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, log=self._say
         ) as partial:
             for number, trajectory in enumerate(trajectories):
                 save_trajectory(partial / f"{number:03d}", trajectory)

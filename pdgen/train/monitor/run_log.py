@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, exported_step, finished_steps
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, list_steps, read_exported_step
 from pdgen.train.monitor.watch import HELD_OUT, METRICS, STOPPED
 from pdgen.train.run_config import RunError
 
@@ -98,8 +98,8 @@ def read_run_log(workdir: pathlib.Path) -> RunLog:
         held_out=read_log(workdir / HELD_OUT),
         written=None if modified is None else datetime.datetime.fromtimestamp(modified, datetime.UTC),
         stopped=stopped.read_text().strip() if stopped.exists() else "",
-        checkpoints=finished_steps(workdir / CHECKPOINTS),
-        exported=exported_step(workdir),
+        checkpoints=list_steps(workdir / CHECKPOINTS),
+        exported=read_exported_step(workdir),
         pictures=_pictures(workdir / PICTURES),
     )
 

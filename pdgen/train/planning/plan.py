@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdgen.checkpoints.pdgen_checkpoint import open_checkpoint
-from pdgen.config import ModelConfig, preset
+from pdgen.config import ModelConfig, get_preset
 from pdgen.sequence.layout import Budgets, Pack, pack_shapes
 from pdgen.sharding import RULES, make_mesh
 from pdgen.train.monitor.flops import model_flops, peak_flops
@@ -64,7 +64,7 @@ class Compiled:
 
 def planned_model(run: RunConfig) -> ModelConfig:
     """The sizes of the run's model: the preset's, or with ``model`` "" those of its ``init`` checkpoint."""
-    return preset(run.model) if run.model else open_checkpoint(run.init).config
+    return get_preset(run.model) if run.model else open_checkpoint(run.init).config
 
 
 def planned_mesh(run: RunConfig, devices: list[jax.Device]) -> Mesh:

@@ -7,7 +7,7 @@ import tempfile
 import jax.numpy as jnp
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.both_ways import to_bagel
+from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.runs.workdir import is_run
 from pdgen.checkpoints.shipped import shipped_name
@@ -15,13 +15,13 @@ from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, TOKENIZER_FILES, rea
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.latents import autoencoder_fingerprint
 from pdgen.data.records import read_dataset
-from pdgen.files import Say, new_file, to_stderr
+from pdgen.files import Log, log_stderr, new_file
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.export import chosen_weights, read_workdir
 from pdgen.train.run_config import RunError
 
 
-def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Say = to_stderr) -> pathlib.Path:
+def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Log = log_stderr) -> pathlib.Path:
     """Replaces the files of a shipped model by those of a run's newest whole step, its weights in bfloat16.
 
     Each file is written under a temporary name and then renamed. The autoencoder's and the tokenizer's are not
@@ -45,7 +45,7 @@ def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Say
     check_suits(workdir, folder)
     with chosen_weights(workdir, weights, say) as source, tempfile.TemporaryDirectory() as scratch:
         made = pathlib.Path(scratch) / name
-        to_bagel(source, made, dtype=jnp.dtype(jnp.bfloat16), say=say)
+        to_bagel(source, made, dtype=jnp.dtype(jnp.bfloat16), log=say)
         for file in sorted(made.iterdir()):
             if file.name not in (AUTOENCODER, *TOKENIZER_FILES):
                 with new_file(folder / file.name) as partial:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from pdgen.files import Say, new_file
+from pdgen.files import Log, new_file
 
 _TAIL = 300  # characters of a failed command's last line
 
@@ -33,7 +33,7 @@ class Stage(NamedTuple):
         return [sys.executable, str(launch / f"{self.name}.py"), *self.arguments]
 
 
-def run(stage: Stage, launch: pathlib.Path, say: Say) -> None:
+def run(stage: Stage, launch: pathlib.Path, say: Log) -> None:
     """Runs a stage, or leaves it out where it has ended.
 
     Args:

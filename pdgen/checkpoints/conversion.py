@@ -1,4 +1,4 @@
-"""Converting a BAGEL folder to a pdgen checkpoint and back, and checking either."""
+"""Conversion of a BAGEL folder to a pdgen checkpoint and back, and checks of both."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdgen.checkpoints import safetensors_file, stream
-from pdgen.checkpoints.bagel_json import MODEL_JSON, corrected, differences, fresh_json
+from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, make_json, set_keys
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.manifest import Manifest
 from pdgen.checkpoints.mapping import Place, places
@@ -25,7 +25,7 @@ from pdgen.checkpoints.pdgen_checkpoint import (
 )
 from pdgen.checkpoints.torch_checkpoint import INDEX, cast_dtype, is_bagel_folder, open_bagel_folder
 from pdgen.config import read_config
-from pdgen.files import Say, new_folder, to_stderr
+from pdgen.files import Log, log_stderr, new_folder
 
 Path = str | pathlib.Path
 
@@ -36,30 +36,30 @@ def to_pdgen(
     *,
     dtype: np.dtype | None = None,
     overwrite: bool = False,
-    say: Say = to_stderr,
+    log: Log = log_stderr,
 ) -> Manifest:
-    """Converts a BAGEL folder to a pdgen checkpoint.
+    """Convert a BAGEL folder to a pdgen checkpoint.
 
     Args:
-      source: the folder.
-      target: the checkpoint to make.
-      dtype: float32 or bfloat16 for the model's values; None keeps them as stored. The autoencoder's always stay as
-        they are: other values would not suit the latents that it has made.
-      overwrite: whether an existing checkpoint at ``target`` is replaced.
-      say: takes one line for the user.
+      source: the BAGEL folder.
+      target: the checkpoint to write.
+      dtype: float32 or bfloat16 for the model's values; None keeps the stored dtype. The autoencoder's values never
+        change, since latents that it encoded would no longer match it.
+      overwrite: whether to replace an existing checkpoint at ``target``.
+      log: receives lines for the user.
 
     Raises:
-      CheckpointError, ConfigError, FolderError: the source is not as it must be, or the target cannot be written;
-        ``target`` is then as it was.
+      CheckpointError, ConfigError, FolderError: the source is invalid, or the target cannot be written. ``target`` is
+        then unchanged.
     """
     source = pathlib.Path(source)
     if is_checkpoint(source):
         raise CheckpointError(f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder")
     folder = open_bagel_folder(source, cast=dtype is not None)
     for note in folder.notes:
-        say(note)
+        log(note)
     content, read = folder.content(dtype), folder.reader(dtype)
-    return write_content(pathlib.Path(target), content, read, overwrite=overwrite, say=say)
+    return write_content(pathlib.Path(target), content, read, overwrite=overwrite, log=log)
 
 
 def to_bagel(
@@ -68,16 +68,17 @@ def to_bagel(
     *,
     dtype: np.dtype | None = None,
     overwrite: bool = False,
-    say: Say = to_stderr,
+    log: Log = log_stderr,
 ) -> Manifest:
-    """Writes a pdgen checkpoint as a BAGEL folder: the files, names and order that it came with.
+    """Convert a pdgen checkpoint to a BAGEL folder with its original files, names and order.
 
-    Where the json files that it came with contradict the model, they are corrected.
-
-    Arguments and errors are those of ``to_pdgen``; moreover values that differ from the manifest are refused.
+    Original json files that contradict the model are corrected. Arguments and errors are those of ``to_pdgen``.
 
     Returns:
       The source's manifest.
+
+    Raises:
+      CheckpointError: also if values differ from the manifest.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     if not is_checkpoint(source) and is_bagel_folder(source):
@@ -85,14 +86,14 @@ def to_bagel(
     checkpoint = open_checkpoint(source)
     content, arrays = checkpoint.content(), checkpoint.arrays()
     dtypes = {place.name: cast_dtype(place, stored, dtype) for place, stored, _ in content.tensors}
-    held: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {name: {} for name in content.headers}
+    tensors: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {name: {} for name in content.headers}
     for place, _, file in content.tensors:
-        held[file][place.name] = (dtypes[place.name], place.shape)
-    nbytes = sum(math.prod(shape) * kind.itemsize for file in held.values() for kind, shape in file.values())
+        tensors[file][place.name] = (dtypes[place.name], place.shape)
+    nbytes = sum(math.prod(shape) * kind.itemsize for file in tensors.values() for kind, shape in file.values())
     with new_folder(
-        target, nbytes, kind="checkpoint", replaceable=is_bagel_folder, overwrite=overwrite, say=say
+        target, nbytes, kind="checkpoint", replaceable=is_bagel_folder, overwrite=overwrite, log=log
     ) as folder:
-        created = [safetensors_file.create(folder / n, held[n], content.headers[n]) for n in held]
+        created = [safetensors_file.create(folder / n, tensors[n], content.headers[n]) for n in tensors]
         files = {name: file for file in created for name in file.tensors}
 
         def write(place: Place, start: int, rows: np.ndarray) -> None:
@@ -102,31 +103,31 @@ def to_bagel(
         compare_digests(checkpoint, stream.move(content.jobs(), arrays.read, write, title="writing"))
         for file in created:
             safetensors_file.finish(file)
-        for name, data in (_json_files(checkpoint, content, dtypes, say) | dict(content.tokenizer)).items():
+        for name, data in (_json_files(checkpoint, content, dtypes, log) | dict(content.tokenizer)).items():
             (folder / name).write_bytes(data)
     return checkpoint.manifest
 
 
-def _json_files(checkpoint: Checkpoint, content: Content, dtypes: Mapping[str, np.dtype], say: Say) -> dict[str, bytes]:
-    """The folder's json files: those that it came with, corrected where the model is another."""
+def _json_files(checkpoint: Checkpoint, content: Content, dtypes: Mapping[str, np.dtype], log: Log) -> dict[str, bytes]:
+    """Return the folder's json files: the original ones, corrected where they contradict the model."""
     if not all(name in content.source_json for name in MODEL_JSON):
-        return {name: text.encode() for name, text in fresh_json(content.config).items()}
+        return {name: text.encode() for name, text in make_json(content.config).items()}
     changes: dict[str, dict[str, Any]] = {name: {} for name in content.source_json}
-    for (file, key), (said, actual) in differences(read_config(checkpoint.path / SOURCE), content.config).items():
+    for (file, key), (stated, actual) in compare_configs(read_config(checkpoint.path / SOURCE), content.config).items():
         changes[file][key] = actual
-        say(f"{file}: {key} was {json.dumps(said)}, is written as {json.dumps(actual)}")
+        log(f"{file}: {key} was {json.dumps(stated)}, is written as {json.dumps(actual)}")
     if INDEX in changes and any(stored != dtypes[place.name] for place, stored, _ in content.tensors):
         model = places(content.config, ("model",))
         size = sum(math.prod(place.shape) * dtypes[name].itemsize for name, place in model.items())
         changes[INDEX] = {"metadata.total_size": size}
-    return {name: corrected(data, changes[name]) for name, data in content.source_json.items()}
+    return {name: set_keys(data, changes[name]) for name, data in content.source_json.items()}
 
 
-def check(path: Path, say: Say = to_stderr) -> Manifest:
-    """Verifies a pdgen checkpoint (recomputes all digests) or a BAGEL folder (names, shapes, lengths).
+def check(path: Path, log: Log = log_stderr) -> Manifest:
+    """Check all digests of a pdgen checkpoint, or the names, shapes and lengths of a BAGEL folder.
 
     Returns:
-      The manifest; for a BAGEL folder the one that its conversion would have, but for pdgen's own files.
+      The manifest; for a BAGEL folder that of its conversion, without pdgen's own files.
 
     Raises:
       CheckpointError, ConfigError: something is missing or wrong.
@@ -136,7 +137,7 @@ def check(path: Path, say: Say = to_stderr) -> Manifest:
         return verify(path)
     folder = open_bagel_folder(path, cast=True)
     for note in folder.notes:
-        say(note)
+        log(note)
     content = folder.content()
     digests = stream.move(content.jobs(), folder.reader(), None, title="checking")
     return content.manifest(digests, {**content.source_json, **content.tokenizer})

@@ -11,7 +11,7 @@ import torch
 from flax import traverse_util
 from safetensors.torch import load_file, save_file
 
-from pdgen.checkpoints.both_ways import check, to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.mapping import array_shapes, expected_tensors, places
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.checkpoints.safetensors_file import DTYPES, create, finish
@@ -43,7 +43,7 @@ def source(tmp_path_factory):
 def converted(source, tmp_path_factory):
     target = tmp_path_factory.mktemp("converted") / "pdgen"
     lines = []
-    manifest = to_pdgen(source, target, say=lines.append)
+    manifest = to_pdgen(source, target, log=lines.append)
     assert not lines
     return target, manifest
 
@@ -185,7 +185,7 @@ def test_ema_comes_before_other_weights_and_it_is_said(tmp_path):
     shutil.copyfile(folder / WEIGHTS, folder / "model.safetensors")
     edit_tensors(folder / "model.safetensors", lambda tensors: tensors["llm2vae.bias"].zero_())
     lines = []
-    to_pdgen(folder, tmp_path / "pdgen", say=lines.append)
+    to_pdgen(folder, tmp_path / "pdgen", log=lines.append)
     assert any("ema.safetensors is converted, model.safetensors is not" in line for line in lines)
     assert np.any(load_checkpoint(tmp_path / "pdgen")[1]["model"]["latent_out"]["bias"])
 
@@ -195,7 +195,7 @@ def test_without_a_tokenizer(tmp_path):
     for name in TOKENIZER:
         (folder / name).unlink()
     lines = []
-    to_pdgen(folder, tmp_path / "pdgen", say=lines.append)
+    to_pdgen(folder, tmp_path / "pdgen", log=lines.append)
     assert lines == [f"{folder}: no tokenizer files; sampling will need tokenizer.json or tokenizer.model"]
     assert not (tmp_path / "pdgen" / "tokenizer").exists()
     to_bagel(tmp_path / "pdgen", tmp_path / "back")
@@ -204,7 +204,7 @@ def test_without_a_tokenizer(tmp_path):
 
 def test_what_is_left_behind_is_said(tmp_path):
     lines = []
-    to_pdgen(GOLDEN, tmp_path / "pdgen", say=lines.append)
+    to_pdgen(GOLDEN, tmp_path / "pdgen", log=lines.append)
     assert lines == [f"{GOLDEN}: not part of the checkpoint, so not carried over: expected.json, expected.safetensors"]
 
 
@@ -226,12 +226,12 @@ def test_the_tensors_win(source, tmp_path, file, key, value, truth):
     folder = copy_of_golden(tmp_path / "bagel")
     edit_json(folder / file, **{key: value})
     lines = []
-    to_pdgen(folder, tmp_path / "pdgen", say=lines.append)
+    to_pdgen(folder, tmp_path / "pdgen", log=lines.append)
     assert lines == [f"{folder / file}: {key} is {value}, but the tensors say {truth}; the tensors win"]
     assert open_checkpoint(tmp_path / "pdgen").config == read_config(source)
 
     lines.clear()
-    to_bagel(tmp_path / "pdgen", tmp_path / "back", say=lines.append)
+    to_bagel(tmp_path / "pdgen", tmp_path / "back", log=lines.append)
     assert lines == [f"{file}: {key} was {value}, is written as {truth}"]
     assert json.loads((tmp_path / "back" / file).read_text()) == json.loads((source / file).read_text())
     assert read_config(tmp_path / "back") == read_config(source)
