@@ -1,6 +1,6 @@
-"""What all command lines share: they parse flags, choose a mode, and end on a fault of the input.
+"""Common parts of the command lines: parsing flags, choosing a mode, reporting wrong input.
 
-A fault is one line on stderr that begins with the program's name, and status 2.
+Wrong input gives one line on stderr that begins with the program's name, and exit status 2.
 """
 
 import functools
@@ -18,13 +18,13 @@ _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
 
 class Mode(NamedTuple):
-    """One job of a command line that has several.
+    """One mode of a command line.
 
     Attributes:
-      run: Does the job and returns the exit status (None: 0). It is called with the arguments that are no flags.
-      flags: Names of the flags that the job uses. None: all that the command line defines.
-      needs: Names of those flags that must be given.
-      arguments: Whether the job takes arguments that are no flags.
+      run: runs the mode with the positional arguments and returns the exit status (None: 0).
+      flags: names of the flags that the mode uses; None: all flags that the command line defines.
+      needs: names of the flags that are required.
+      arguments: whether the mode takes positional arguments.
     """
 
     run: Callable[..., int | None]
@@ -34,29 +34,29 @@ class Mode(NamedTuple):
 
 
 def run_command(run: Callable[[], int | None]) -> None:
-    """Runs a command line of one job and leaves with the status that ``run`` returns (None: 0)."""
+    """Run a command line without modes and exit with the status that ``run`` returns (None: 0)."""
     app.run(functools.partial(_run_mode, Mode(run)), flags_parser=parse)
 
 
 def run_modes(modes: Mapping[str, Mode], default: str = "") -> None:
-    """Runs the mode that the first argument names and leaves with its status.
+    """Run the mode that the first argument names and exit with its status.
 
-    Flags of other modes are removed before parsing. So ``--help`` shows the mode's own flags, and a flag that the mode
-    does not use is refused with one line and status 2.
+    Flags of other modes are removed before parsing. So ``--help`` shows only the mode's own flags, and a flag that the
+    mode does not use is an error.
 
     Args:
-      modes: The command line's modes by name.
-      default: The mode of a command line that begins with a flag. "": the mode must be named.
+      modes: the command line's modes by name.
+      default: the mode of a command line that begins with a flag; "": the mode is required.
     """
     name, argv = _choose_mode(sys.argv, modes, default)
-    mode = modes.get(name, Mode(lambda: None, ()))  # without a mode only --help is left
+    mode = modes.get(name, Mode(lambda: None, ()))  # without a mode only --help is possible
     other = _remove_flags(mode)
     parser = functools.partial(parse, mode=name, other=other)
     app.run(functools.partial(_run_mode, mode), argv=argv, flags_parser=parser)
 
 
 def _choose_mode(argv: list[str], modes: Mapping[str, Mode], default: str) -> tuple[str, list[str]]:
-    """The mode's name and the arguments without it; "" where a command line without default asks for help."""
+    """Return the mode's name and the arguments without it; the name is "" if there is none and help is requested."""
     first = argv[1] if len(argv) > 1 else ""
     if first in modes:
         return first, [argv[0], *argv[2:]]
@@ -68,7 +68,7 @@ def _choose_mode(argv: list[str], modes: Mapping[str, Mode], default: str) -> tu
 
 
 def _remove_flags(mode: Mode) -> frozenset[str]:
-    """Removes the command line's flags that the mode does not use, and returns their names."""
+    """Remove the command line's flags that the mode does not use, and return their names."""
     if mode.flags is None:
         return frozenset()
     own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
@@ -92,19 +92,19 @@ def _run_mode(mode: Mode, argv: list[str]) -> NoReturn:
 
 
 def parse(argv: list[str], mode: str = "", other: Collection[str] = ()) -> list[str]:
-    """Parses the flags, for ``app.run(main, flags_parser=parse)``, and returns the arguments that are no flags.
+    """Parse the flags, for ``app.run(main, flags_parser=parse)``, and return the positional arguments.
 
-    Flags that are wrong, and a config that cannot be read, end in ``fail``.
+    Wrong flags and a config that cannot be read call ``fail``.
 
     Args:
-      argv: The program's name and its arguments.
-      mode: The chosen mode, for the message about a flag of another one.
-      other: Names of the flags that the mode does not use.
+      argv: the program's name and its arguments.
+      mode: name of the mode, for messages.
+      other: names of the flags that the mode does not use.
     """
     try:
         return flags.FLAGS(argv)
-    except AttributeError as fault:  # ml_collections on an override of a key that the config lacks
-        (cause,) = fault.args  # a line, or the KeyError of a key that no other resembles
+    except AttributeError as fault:  # ml_collections raises it for an override of an unknown key
+        (cause,) = fault.args  # a line that suggests a similar key, or a KeyError if there is none
         key = str(getattr(cause, "args", [cause])[0]).replace("'", "")
         fail(f"--config: the config has no key {key}")
     except flags.UnrecognizedFlagError as fault:
@@ -116,16 +116,16 @@ def parse(argv: list[str], mode: str = "", other: Collection[str] = ()) -> list[
 
 
 def exit_on_sigterm() -> None:
-    """Makes SIGTERM end the program like an exception, so that it removes what is half written. The status is 143."""
+    """Make SIGTERM raise SystemExit with status 143, so that unfinished files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def use_huge_pages() -> None:
-    """Starts the program once more where glibc would not ask the kernel for huge pages; it must be its first call.
+    """Restart the program with huge pages if glibc does not use them; this must be the program's first call.
 
-    XLA frees the temporaries of every step on a CPU, and glibc gives them back to the kernel. With pages of 4 KiB the
-    next step then waits for 100,000 page faults: 429 noised images a second with huge pages and 347 without, in a run
-    of ``configs/shapes_base.py``.
+    On a CPU, XLA frees the temporaries of every step, and glibc returns them to the kernel. With pages of 4 KiB the
+    next step waits for 100,000 page faults: a run of ``configs/shapes_base.py`` trains on 429 noised images a second
+    with huge pages and on 347 without.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a program starts
@@ -133,6 +133,6 @@ def use_huge_pages() -> None:
 
 
 def fail(fault: object) -> NoReturn:
-    """Prints the fault in one line after the program's name and leaves with status 2."""
+    """Print the program's name and the fault in one line, and exit with status 2."""
     print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(fault).split())}", file=sys.stderr)
     sys.exit(2)

@@ -1,7 +1,7 @@
-"""Sizes of the model and how it is computed: frozen dataclasses, presets, and the checkpoint's json files.
+"""Sizes of the model and settings of its computation: frozen dataclasses, presets, and BAGEL's json files.
 
-``ModelConfig`` says what the model *is* (it follows from the checkpoint); ``ComputeConfig`` says how a
-machine evaluates it (dtypes, remat, tiles). Both are hashable, so jit's cache sees them.
+``ModelConfig`` has the sizes, which follow from the checkpoint. ``ComputeConfig`` has what a machine may choose:
+dtypes, remat, tiles. Both are hashable, so they can be static arguments of jit.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ import msgspec
 
 
 class ConfigError(ValueError):
-    """A config file is missing, malformed or contradicts itself; the message names file, key and remedy."""
+    """A config file is missing, malformed or inconsistent; the message names file, key and remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageConfig:
-    """The Qwen2.5-shaped mixture-of-transformers. Both experts have these sizes."""
+    """Sizes of the mixture-of-transformers, a Qwen2.5; both experts have them."""
 
     vocab_size: int
     hidden_size: int
@@ -34,7 +34,7 @@ class LanguageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The SigLIP NaViT encoder. ``num_layers`` counts the layers that exist (the json counts one more)."""
+    """Sizes of the SigLIP NaViT encoder. The json file's number of layers is ``num_layers`` + 1."""
 
     hidden_size: int
     intermediate_size: int
@@ -47,15 +47,15 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch, ordered (row, column, channel)."""
+        """Number of values in a patch, which are ordered (row, column, channel)."""
         return self.patch_size * self.patch_size * self.num_channels
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """The FLUX autoencoder; defaults are FLUX's own values.
+    """Sizes of the FLUX autoencoder; the defaults are FLUX's.
 
-    ``num_groups`` are those of every group norm: FLUX's narrowest layers have 4 channels in each.
+    ``num_groups`` is the number of groups of every group norm.
     """
 
     channels: int = 128
@@ -70,13 +70,13 @@ class AutoencoderConfig:
 
     @property
     def downsample(self) -> int:
-        """Pixels of an image side per latent: every resolution but the last halves it."""
+        """Pixels per latent along a side; every resolution except the last halves the side."""
         return 2 ** (len(self.multipliers) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """All sizes of one BAGEL. Field names follow the model; ``read_config`` maps the json files' keys."""
+    """All sizes of a BAGEL model; ``read_config`` reads them from the json files."""
 
     language: LanguageConfig
     vision: VisionConfig
@@ -89,27 +89,27 @@ class ModelConfig:
 
     @property
     def latent_dim(self) -> int:
-        """Values in one VAE token: a (row, column, channel)-ordered patch of the latent."""
+        """Number of values in a VAE token, a patch of latents ordered (row, column, channel)."""
         return self.latent_patch_size**2 * self.autoencoder.z_channels
 
     @property
     def latent_stride(self) -> int:
-        """Pixels of an image side per VAE token."""
+        """Pixels per VAE token along a side."""
         return self.latent_patch_size * self.autoencoder.downsample
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How the model is evaluated. Changing any of these never changes the mathematics.
+    """Settings of the computation, which do not change the model's function except for rounding.
 
     Attributes:
-      dtype: activations and matrix products ("bfloat16" or "float32"); parameters are cast on use.
-      param_dtype: what ``init`` makes (a loaded checkpoint keeps its own).
-      remat: which activations of a layer the backward pass keeps: "none" keeps all, "dots" the matrix
-        products, "full" the layer's input alone.
-      attention: "blockwise" or "dense" (the oracle, for tests).
+      dtype: dtype of activations and matrix products, "bfloat16" or "float32"; parameters are cast on use.
+      param_dtype: dtype of new parameters; a loaded checkpoint keeps its own.
+      remat: activations of a layer that are saved for the backward pass: "none" saves all, "dots" the matrix products,
+        "full" only the layer's input.
+      attention: "blockwise", or "dense" (the reference, for tests).
       block_q, block_k: tile of the blockwise attention, in tokens.
-      loss_chunk: tokens whose logits exist at the same time.
+      loss_chunk: number of tokens whose logits are in memory at the same time.
     """
 
     dtype: str = "float32"
@@ -143,7 +143,7 @@ BAGEL_7B = ModelConfig(
     max_latent_size=64,
 )
 
-# FLUX's form at an eighth of its width: three halvings, 16 latent channels.
+# FLUX at an eighth of its width: it also halves the side three times and has 16 latent channels.
 SHAPES_AUTOENCODER = AutoencoderConfig(channels=16, num_blocks=1, num_groups=4)
 
 NANO = ModelConfig(
@@ -190,9 +190,9 @@ TINY = ModelConfig(
     max_latent_size=16,
 )
 
-# What are trained on shapes world. Where a thing stands and what it is, is decided while its image is nearly noise:
-# without the shift one timestep in seven would be beyond 0.75, with it half of them are. The largest picture that the
-# position tables hold, which is what sampling draws, has the 64 pixels of the data: 16 VAE and 16 ViT tokens.
+# The models of shapes world. The content of an image is decided while it is nearly noise. Without the shift one timestep
+# in seven is above 0.75, with it one in two. The position tables end at the data's 64 pixels (16 VAE and 16 ViT tokens),
+# since sampling draws the largest image that they allow.
 SHAPES_NANO = dataclasses.replace(
     NANO, timestep_shift=3.0, max_latent_size=4, vision=dataclasses.replace(NANO.vision, patch_size=16)
 )
@@ -210,19 +210,19 @@ PRESETS = {
 
 
 def get_preset(name: str) -> ModelConfig:
-    """The preset of that name, one of ``PRESETS``. Raises ConfigError for any other name."""
+    """Return the preset ``name``, one of ``PRESETS``. Raises ConfigError for other names."""
     if name not in PRESETS:
         raise ConfigError(f"model preset {name!r} does not exist; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def to_json(config: ModelConfig) -> str:
-    """The config as indented json text; ``from_json`` reads it back."""
+    """Return the config as indented json, which ``from_json`` reads."""
     return json.dumps(dataclasses.asdict(config), indent=1)
 
 
 def from_json(text: str, name: str = "model config") -> ModelConfig:
-    """Reads what ``to_json`` wrote. Raises ConfigError naming ``name`` and the field at fault."""
+    """Parse the result of ``to_json``. Raises ConfigError that names ``name`` and the wrong field."""
     try:
         return msgspec.json.decode(text, type=ModelConfig, strict=True)
     except (msgspec.DecodeError, msgspec.ValidationError) as fault:
@@ -230,6 +230,7 @@ def from_json(text: str, name: str = "model config") -> ModelConfig:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Read a json object. Raises ConfigError if it is missing or malformed."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -244,6 +245,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _take(values: dict[str, Any], key: str, path: pathlib.Path, kind: type, default: Any = None) -> Any:
+    """Return the value of ``key`` or the default. Raises ConfigError if it is missing or not of type ``kind``."""
     value = values.get(key, default)
     if value is None:
         raise ConfigError(f"{path}: key {key!r} is missing")
@@ -257,10 +259,10 @@ def _take(values: dict[str, Any], key: str, path: pathlib.Path, kind: type, defa
 
 
 def read_config(folder: str | pathlib.Path) -> ModelConfig:
-    """Reads config.json, llm_config.json and vit_config.json of a BAGEL-layout folder.
+    """Read config.json, llm_config.json and vit_config.json of a BAGEL folder.
 
-    What config.json lacks takes FLUX's and BAGEL's values. The tensors have the last word on the sizes
-    that published json files get wrong: see ``pdgen.checkpoints.torch_checkpoint``.
+    Keys that config.json lacks have the values of FLUX and BAGEL. Sizes in published json files may be wrong;
+    ``pdgen.checkpoints.torch_checkpoint`` corrects them by the tensors.
 
     Raises:
       ConfigError: a file is missing or malformed, or a key is missing or of the wrong type.

@@ -1,11 +1,11 @@
-"""Files and folders that outlive a kill, the lock on them, and their digests.
+"""Atomic files and folders, locks and digests.
 
-A file or a folder appears whole or not at all: it is written under a temporary name, then renamed. A folder that a
-killed run resumes follows one set of rules:
+A file or folder is written under a temporary name and then renamed, so it appears complete or not at all. A folder of
+work that a killed process can resume follows three rules:
 
-    locked        one process works in it at a time
-    check_settings   it is resumed with the settings that it was begun with, or not at all
-    new_file      each finished piece of work is a file or folder of its own; what is there is not made again
+    lock_folder      only one process at a time works in the folder
+    check_settings   work is resumed with the settings with which it began, or refused
+    new_file         every finished piece of work is a file or folder of its own and is not repeated
 """
 
 import contextlib
@@ -16,40 +16,44 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-Log = Callable[[str], None]
+Log = Callable[[str], None]  # receives a line for the user
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FolderError(ValueError):
-    """A folder may not or cannot be written; the message, one line, names it and the remedy."""
+    """A folder must not or cannot be written; the message is one line that names it and the remedy."""
 
 
 def log_stderr(line: str) -> None:
-    """Prints a line for the user where no result is expected."""
+    """Print a line to stderr, apart from a program's results."""
     print(line, file=sys.stderr)
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 in lower-case hex."""
+    """Return the SHA-256 of ``data`` in lower-case hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file in lower-case hex; the file is read in blocks."""
+    """Return the SHA-256 of a file in lower-case hex; read it in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def file_lock(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[bool]:
-    """Holds the operating system's lock on ``path``, which ends with the process, however that ends.
+def file_lock(path: str | os.PathLike[str], *, wait: bool = False) -> Generator[bool, None, None]:
+    """Hold the operating system's lock on ``path`` within the block; it ends with the process in any case.
 
-    Gives whether the lock is held: False where another process or thread holds it. With ``wait`` it waits for that one.
-    ``path`` is a folder, or a file, which is made where it is missing.
+    Args:
+      path: a folder, or a file that is created if needed.
+      wait: whether to wait for another process or thread that holds the lock.
+
+    Yields:
+      Whether the lock is held; without ``wait`` False if another process or thread holds it.
 
     Raises:
       OSError: ``path`` cannot be opened, or its file system has no locks.
@@ -62,7 +66,7 @@ def file_lock(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[b
             except BlockingIOError:
                 yield False
                 return
-            # The last holder may have removed the file that this one waited for: then it locks nothing any more.
+            # The last holder may have removed the file. A lock on a removed file protects nothing, so try again.
             if _is_open_as(path, descriptor):
                 yield True
                 return
@@ -71,6 +75,7 @@ def file_lock(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[b
 
 
 def _is_open_as(path: str | os.PathLike[str], descriptor: int) -> bool:
+    """Return whether ``path`` is still the file that ``descriptor`` has open."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -80,14 +85,14 @@ def _is_open_as(path: str | os.PathLike[str], descriptor: int) -> bool:
 @contextlib.contextmanager
 def lock_folder(
     folder: pathlib.Path, work: str, *, lock: pathlib.Path | None = None, error: type[Exception] = FolderError
-) -> Iterator[None]:
-    """Keeps other processes out of ``folder``.
+) -> Generator[None, None, None]:
+    """Keep other processes out of ``folder`` within the block.
 
     Args:
-      folder: what the message names.
-      work: what another process may be doing, such as "sampling into it".
-      lock: the file or folder that is locked, by default ``folder``.
-      error: raised where another process holds the lock, or it cannot be taken.
+      folder: the folder, for the message.
+      work: what another process may be doing, such as "sampling into it", for the message.
+      lock: the file or folder to lock; None: ``folder``.
+      error: class of the error that is raised if another process holds the lock, or locking fails.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -108,9 +113,15 @@ def check_settings(
     error: type[Exception] = FolderError,
     show: Callable[[Any], Any] = lambda value: value,
 ) -> None:
-    """Raises ``error``, with the first key that differs, where a folder was begun with other settings than ``wanted``.
+    """Raise ``error`` if the settings with which work in a folder began differ from those that are wanted.
 
-    ``show`` makes a value short enough for the message.
+    Args:
+      folder: the folder, for the message.
+      begun: the settings with which the work began.
+      wanted: the settings now; the message names the first key that differs.
+      remedy: what the user can do, for the message.
+      error: class of the error.
+      show: shortens a value for the message.
     """
     for key in [*wanted, *sorted(begun.keys() - wanted.keys())]:
         if begun.get(key) != wanted.get(key):
@@ -119,15 +130,15 @@ def check_settings(
 
 
 def cache_folder() -> pathlib.Path:
-    """The user's folder for what can be made again: ``$XDG_CACHE_HOME/pdgen`` or ``~/.cache/pdgen``."""
+    """Return the user's cache folder: ``$XDG_CACHE_HOME/pdgen`` or ``~/.cache/pdgen``."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "pdgen"
 
 
 @contextlib.contextmanager
 def new_file(target: str | os.PathLike[str]) -> Generator[pathlib.Path, None, None]:
-    """Gives a temporary path beside ``target`` that replaces ``target`` if the block ends without an error.
+    """Yield a temporary path beside ``target`` that replaces ``target`` if the block ends without an error.
 
-    A killed process may leave ``.<target>.partial``; the next one writes over it.
+    A killed process may leave ``.<target>.partial``, which the next process overwrites.
     """
     target = pathlib.Path(target)
     partial = target.with_name(f".{target.name}.partial")
@@ -147,23 +158,23 @@ def new_folder(
     replaceable: Callable[[pathlib.Path], bool],
     overwrite: bool = False,
     log: Log = log_stderr,
-) -> Iterator[pathlib.Path]:
-    """Gives a temporary folder beside ``target`` that becomes ``target`` if the block ends without an error.
+) -> Generator[pathlib.Path, None, None]:
+    """Yield a temporary folder beside ``target`` that becomes ``target`` if the block ends without an error.
 
-    Until then ``target`` is untouched, so a run killed at any moment leaves it as it was. What such a run
-    leaves is named ``.<target>.partial-<process>`` and is reported by the next one. (Replacing takes two
-    renames; in the instant between them the old folder is named ``.<target>.replaced-<process>``.)
+    Until then ``target`` does not change, even if the process is killed. A killed process leaves a folder
+    ``.<target>.partial-<process>``, which the next one reports. Replacing a folder takes two renames; a process that
+    is killed between them leaves the old folder as ``.<target>.replaced-<process>``.
 
     Args:
-      target: the folder to make; its parent is made if needed.
-      nbytes: what will be written, to compare with the free space beforehand; 0 if unknown.
-      kind: what the folder is, for messages, such as "checkpoint".
-      replaceable: tells a folder that may be replaced from one that is something else altogether.
-      overwrite: whether an existing ``target`` may be replaced.
-      log: takes one line for the user.
+      target: the folder to write; its parent is created if needed.
+      nbytes: bytes to be written, to be compared with the free space; 0 if unknown.
+      kind: kind of the folder for messages, such as "checkpoint".
+      replaceable: returns whether a folder is of this kind, so that it may be replaced.
+      overwrite: whether to replace an existing ``target``.
+      log: receives lines for the user.
 
     Raises:
-      FolderError: ``target`` exists, is not replaceable, or the disk is too small or full.
+      FolderError: ``target`` exists and may not be replaced, or the disk is too small or full.
     """
     target = pathlib.Path(os.path.abspath(target))
     check_target(target, kind, replaceable, overwrite)
@@ -191,7 +202,7 @@ def new_folder(
 
 
 def check_target(target: pathlib.Path, kind: str, replaceable: Callable[[pathlib.Path], bool], overwrite: bool) -> None:
-    """Raises FolderError where ``target`` exists and may not be replaced; arguments as for ``new_folder``."""
+    """Raise FolderError if ``target`` exists and may not be replaced; arguments as ``new_folder``."""
     if not os.path.lexists(target):
         return
     if not overwrite:
@@ -203,7 +214,7 @@ def check_target(target: pathlib.Path, kind: str, replaceable: Callable[[pathlib
 
 
 def replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames ``partial`` to ``target`` beside it, in the place of a folder that is there."""
+    """Rename ``partial`` to ``target`` beside it and remove the old ``target``, if any."""
     if not target.exists():
         partial.rename(target)
         return

@@ -1,22 +1,22 @@
-"""Small files shipped with the package: shapes world's models, digests of prompts, a GPU."""
+"""Small files that the package contains: models of shapes world, digests of prompts, a description of a GPU."""
 
 import importlib.resources
 import pathlib
 
 
 def shapes_folder(name: str = "shapes") -> pathlib.Path:
-    """The BAGEL folder of a model of shapes world (see ``pdgen.checkpoints.shipped``).
+    """Return the BAGEL folder of a model of shapes world (see ``pdgen.checkpoints.shipped``).
 
-    ``tokenizer.model`` and ``ae.safetensors`` are the same in all of them.
+    All of these models have the same ``tokenizer.model`` and ``ae.safetensors``.
     """
     return pathlib.Path(str(importlib.resources.files(__name__) / name))
 
 
 def geneval_prompts_file() -> pathlib.Path:
-    """The SHA-256 of each of GenEval's 553 prompts in normal form (``pdgen.synthesis.leaks``), one a line."""
+    """Return the file with the SHA-256 of GenEval's 553 prompts, in normal form (``pdgen.synthesis.leaks``)."""
     return pathlib.Path(str(importlib.resources.files(__name__) / "geneval_prompts.sha256"))
 
 
 def h100_description() -> pathlib.Path:
-    """XLA's description of the H100 SXM (public facts), from which it compiles without one."""
+    """Return XLA's description of the H100 SXM (public facts), to compile for this GPU on other machines."""
     return pathlib.Path(str(importlib.resources.files(__name__) / "h100_sxm.txtpb"))
