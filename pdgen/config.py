@@ -190,9 +190,9 @@ TINY = ModelConfig(
     max_latent_size=16,
 )
 
-# The models of shapes world. The content of an image is decided while it is nearly noise. Without the shift one timestep
-# in seven is above 0.75, with it one in two. The position tables end at the data's 64 pixels (16 VAE and 16 ViT tokens),
-# since sampling draws the largest image that they allow.
+# The models of shapes world. The content of an image is decided while it is nearly noise. Without the shift one
+# timestep in seven is above 0.75, with it one in two. The position tables end at the data's 64 pixels (16 VAE and
+# 16 ViT tokens), since sampling draws the largest image that they allow.
 SHAPES_NANO = dataclasses.replace(
     NANO, timestep_shift=3.0, max_latent_size=4, vision=dataclasses.replace(NANO.vision, patch_size=16)
 )
