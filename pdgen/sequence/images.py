@@ -185,7 +185,7 @@ def position_ids(grid: tuple[int, int], max_side: int, interpolate: bool = False
     return (rows[:, None] * max_side + columns).reshape(-1).astype(np.int32)
 
 
-def changed_pixels(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
+def changed_pixels(before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "_ _ 3"]) -> Bool[np.ndarray, "H W"]:
     """Find pixels that differ by more than ``CHANGE`` in a channel. Raises ValueError if the sizes differ."""
     if before.shape != after.shape:
         raise ValueError(f"images of {before.shape} and {after.shape} values have no common pixels to compare")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64
 
 from pdgen.config import ModelConfig
 from pdgen.sequence import images
@@ -114,7 +114,7 @@ def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: in
 
 
 def stream_lengths(
-    kinds: Sequence[int] | Int8[np.ndarray, " units"], tokens: Sequence[int] | Int32[np.ndarray, " units"]
+    kinds: Sequence[int] | Int8[np.ndarray, " units"], tokens: Sequence[int] | Int[np.ndarray, " units"]
 ) -> Int32[np.ndarray, "units 3"]:
     """Count the tokens of each unit in the text, vit and vae stream; its two switch tokens are text."""
     kind, count = np.asarray(kinds), np.asarray(tokens)
@@ -125,7 +125,7 @@ def stream_lengths(
 
 def dropout_mask(
     kinds: Int8[np.ndarray, " units"],
-    starts: Int64[np.ndarray, " documents+1"],
+    starts: Int64[np.ndarray, " bounds"],
     dropout: ConditionDropout,
     draws: Float[np.ndarray, " units"],
 ) -> Bool[np.ndarray, " units"]:
@@ -136,7 +136,7 @@ def dropout_mask(
 
     Args:
       kinds: kinds of the documents' units, one document after the other.
-      starts: document i has units [starts[i], starts[i + 1]), at least one.
+      starts: document i has units [starts[i], starts[i + 1]), at least one; one bound more than documents.
       dropout: probabilities.
       draws: uniform in [0, 1), one for each unit.
     """

@@ -272,7 +272,7 @@ rates = st.sampled_from([0.0, 0.5, 1.0])
 @given(kinds_strategy, st.builds(ConditionDropout, rates, rates, rates), st.integers(0, 99))
 def test_what_dropout_may_take(kinds, dropout, seed):
     keep = dropout_mask(
-        np.array(kinds), np.array([0, len(kinds)]), dropout, np.random.default_rng(seed).random(len(kinds))
+        np.array(kinds, np.int8), np.array([0, len(kinds)]), dropout, np.random.default_rng(seed).random(len(kinds))
     )
     assert keep.any()
     certain = {TEXT: dropout.text, CLEAN: dropout.vae, VIT: dropout.vit, NOISED: 0.0}
@@ -291,13 +291,14 @@ def test_what_dropout_may_take(kinds, dropout, seed):
 def test_dropout_of_many_documents_is_that_of_each(documents, seed):
     draws = [np.random.default_rng((seed, n)).random(len(kinds)) for n, kinds in enumerate(documents)]
     starts = np.cumsum([0, *map(len, documents)])
+    documents = [np.array(kinds, np.int8) for kinds in documents]
     together = dropout_mask(np.concatenate(documents), starts, HALF, np.concatenate(draws))
-    single = [dropout_mask(np.array(k), np.array([0, len(k)]), HALF, d) for k, d in zip(documents, draws)]
+    single = [dropout_mask(k, np.array([0, len(k)]), HALF, d) for k, d in zip(documents, draws)]
     np.testing.assert_array_equal(together, np.concatenate(single))
 
 
 def test_dropout_rates():
-    kinds = np.tile([TEXT, TEXT, NOISED, CLEAN, VIT], 4000)
+    kinds = np.tile(np.array([TEXT, TEXT, NOISED, CLEAN, VIT], np.int8), 4000)
     keep = dropout_mask(kinds, np.arange(0, 20001, 5), ConditionDropout(), np.random.default_rng(0).random(20000))
     shares = keep.reshape(4000, 5).mean(axis=0)
     np.testing.assert_allclose(shares, [0.9, 0.9, 1, 0.7, 0.7], atol=0.03)  # 4 standard deviations
