@@ -56,7 +56,7 @@ def layouts_of(golden, balance_texts=False) -> list[Layout]:
 def pack(golden):
     """The golden samples as one pack with some padding in every stream."""
     layouts = layouts_of(golden)
-    text, vit, vae = np.sum([document.lengths for document in layouts], axis=0)
+    text, vit, vae = np.sum([document.lengths for document in layouts], axis=0).tolist()
     return layout.assemble(layouts, Budgets(text + 5, vit + 3, vae + 4), row=0)
 
 

@@ -38,7 +38,7 @@ class Case:
 def case(golden):
     config, params = read_bagel_folder(golden.folder)
     layouts = layouts_of(golden)
-    text, vit, vae = np.sum([document.lengths for document in layouts], axis=0)
+    text, vit, vae = np.sum([document.lengths for document in layouts], axis=0).tolist()
     batch = stack([assemble(layouts, Budgets(text + SPARE.text, vit + SPARE.vit, vae + SPARE.vae), row=0)])
     t = shift_timesteps(jax.nn.sigmoid(golden.numbers["train.packed_timesteps_logit"]), config.timestep_shift)
     noise = golden.numbers["train.noise"]

@@ -71,7 +71,6 @@ def kind_by_table(automaton, start, tokens):
     return automaton.kind_of(state) if state != FORBIDDEN and automaton.accepting[state] else None
 
 
-@settings(deadline=None)
 @given(text=TEXTS)
 @settings(max_examples=400)
 def test_texts_are_accepted_as_the_expressions_say(automaton, tokenizer, text):
@@ -84,7 +83,6 @@ def test_texts_are_accepted_as_the_expressions_say(automaton, tokenizer, text):
         assert kind_by_table(automaton, start, [single[bytes([b])] for b in text.encode()]) == expected
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(0, 40))
 @settings(max_examples=150)
 def test_any_walk_can_be_closed_and_then_parses(automaton, tokenizer, seed, length):

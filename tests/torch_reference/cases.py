@@ -102,9 +102,9 @@ def to_document(segments: list[Segment]) -> list[layout.Segment]:
         if s.kind == "text":
             document.append(layout.TextSegment(s.ids, s.loss, s.closing_label))
         elif s.kind == "vit":
-            document.append(layout.VitSegment(s.values.numpy(), s.table_ids.numpy(), s.closing_label))
+            document.append(layout.VitSegment(s.values.numpy(), s.table_ids.numpy().astype(np.int32), s.closing_label))
         else:
-            arrays = s.values.numpy(), s.table_ids.numpy()
+            arrays = s.values.numpy(), s.table_ids.numpy().astype(np.int32)
             document.append(layout.LatentSegment(*arrays, s.loss, s.closing_label))
     return document
 
