@@ -14,8 +14,8 @@ with a number joined to the name before it: ``encoder.down.0.block.1.conv1.weigh
 ``encoder/down_0/block_1/conv1/kernel``, and the weight of a norm is its ``scale``. The parameters are replicated on
 every device, so they have no logical axes.
 
-Axis legend: B images, H W pixels, h w latent positions, z latent channels, C channels, N = h w positions of the
-middle attention, n positions of a chunk.
+Axis legend: B images, H W pixels or input positions, h w latent or output positions, z latent channels, C channels,
+I O input and output channels, N = h w positions of the middle attention, n positions of a chunk.
 """
 
 import functools
@@ -160,7 +160,9 @@ def abstract_params(config: AutoencoderConfig, param_dtype: Any = jnp.float32) -
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), param_dtype))
 
 
-def _conv(params: Params, x: Activations, stride: int = 1, padding: tuple[int, int] | None = None) -> Activations:
+def _conv(
+    params: Params, x: Float[Array, "B H W I"], stride: int = 1, padding: tuple[int, int] | None = None
+) -> Float[Array, "B h w O"]:
     """Convolve in x's dtype; ``padding`` (before, after) is that of both axes and by default preserves the size."""
     if padding is None:
         padding = (params["kernel"].shape[-1] // 2,) * 2
@@ -188,7 +190,7 @@ def _norm_swish(groups: int, params: Params, x: Activations) -> Activations:
     return nn.swish(_group_norm(groups, params, x))
 
 
-def _residual_block(groups: int, params: Params, x: Activations) -> Activations:
+def _residual_block(groups: int, params: Params, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
     y = _conv(params["conv1"], _norm_swish(groups, params["norm1"], x))
     y = _conv(params["conv2"], _norm_swish(groups, params["norm2"], y))
     return y + (_conv(params["nin_shortcut"], x) if "nin_shortcut" in params else x)
@@ -232,7 +234,7 @@ def _middle(groups: int, params: Params, x: Activations) -> Activations:
     return _residual_block(groups, params["block_2"], x)
 
 
-def _double(x: Activations) -> Activations:
+def _double(x: Activations) -> Float[Array, "B 2*H 2*W C"]:
     """Upsample to twice the side by nearest neighbours."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 

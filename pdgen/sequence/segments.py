@@ -247,7 +247,7 @@ def record_segments(
     tokenizer: Tokenizer,
     config: ModelConfig,
     rng: np.random.Generator | None = None,
-    keep: Sequence[bool] | None = None,
+    keep: Sequence[bool] | Bool[np.ndarray, " units"] | None = None,
     only: tuple[int, int] | None = None,
     draws: int = 1,
 ) -> list[Segment]:
