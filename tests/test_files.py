@@ -84,7 +84,7 @@ def test_a_full_disk_is_told_before_and_during(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_what_a_killed_run_left_is_told(tmp_path):
+def test_leftovers_of_a_killed_run_are_reported(tmp_path):
     left = tmp_path / ".data.partial-1"
     left.mkdir()
     lines = []

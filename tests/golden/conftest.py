@@ -64,7 +64,7 @@ def check(name: str, actual: Any, expected: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GoldenCase:
-    """One folder. Files are read at first use and kept; treat every array as read-only."""
+    """One folder. Files are read on first use and cached; treat every array as read-only."""
 
     folder: pathlib.Path
 

@@ -62,7 +62,7 @@ def test_latent_grids(golden):
 
 @functools.partial(jax.jit, static_argnums=0)
 def intermediate(config, params, batch, flow):
-    """What stands between the pack and the loss, by its golden name, and both streams' hidden states."""
+    """Return the intermediate values between the pack and the loss by their golden names, and both hidden states."""
     images = (batch.vit_start, batch.vit_end)
     vit = vision.encode(config.vision, COMPUTE, params["vision"], batch.vit_patches, batch.vit_positions, images)
     latents = interpolate(batch.vae_latents, flow.noise, flow.t)

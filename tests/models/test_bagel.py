@@ -123,7 +123,7 @@ def test_the_7b_train_step_lowers(shape):
 
 
 def test_the_7b_state_is_split_over_256_devices():
-    """fsdp 8, tensor 4: what one device holds is a 32nd, and less than a tenth of that again kept whole."""
+    """fsdp 8, tensor 4: a device has a 32nd of the parameters, and replicated ones add less than a tenth of that."""
     boxed = bagel.abstract_params(BAGEL_7B)
     sizes = {"data": 8, "fsdp": 8, "tensor": 4, None: 1}
 

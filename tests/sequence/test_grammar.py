@@ -123,7 +123,7 @@ def decodes(data):
 
 
 def test_bytes_are_allowed_as_python_decodes_them():
-    """Every pair of bytes stands where some bytes make valid UTF-8 of it, and closes where it is valid."""
+    """Every pair of bytes is allowed where some bytes make valid UTF-8 of it, and closes where it is valid."""
     rows = byte_machine()
     rests = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80")
     for first, second in itertools.product(range(256), repeat=2):

@@ -46,7 +46,7 @@ HALF = ConditionDropout(0.5, 0.5, 0.5)
 
 
 def keep_all_but(dropped):
-    """What is kept of CORRECTED when the draws of these units are low and all others high."""
+    """Return the dropout mask of CORRECTED if the draws of these units are low and all others high."""
     draws = np.where(np.isin(np.arange(len(KINDS)), dropped), 0.0, 0.99)
     return dropout_mask(KINDS, np.array([0, len(KINDS)]), HALF, draws).tolist()
 

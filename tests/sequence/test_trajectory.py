@@ -239,12 +239,12 @@ def test_a_record_without_a_mode_is_one_of_the_process():
 
 
 def test_what_is_not_corrected_may_be_a_target():
-    # The plan stands when only the drawing is at fault; the refinement is a target in any case.
+    # The plan is right when only the image is wrong; the refinement is a target in any case.
     tr.check_grammar(record("plirinlin", complete=True, targets=[1, 3, 4, 5, 6, 7, 8]))
     tr.check_grammar(record("plirlin", complete=True, targets=[3, 4, 5, 6]))
 
 
-def test_the_stage_of_an_image_follows_from_what_stands_before():
+def test_the_stage_of_an_image_follows_from_the_segments_before_it():
     made = record("plirirlinli")
     stages = [s.stage for s in made.segments if isinstance(s, tr.Image)]
     assert stages == ["sketch", "refine", "refine", "sketch"]
@@ -393,7 +393,7 @@ def test_a_damaged_picture_is_never_another_fault(tmp_path):
         load_trajectory(folder)
 
 
-def test_a_branch_keeps_what_stands_before():
+def test_a_branch_keeps_the_stages_before_it():
     made = trajectory("glirlin")
     branch = made.branch(4, plan=tr.format_plan("Add a dog.", "A dog."), seed=8)
     assert branch.stages[:4] == made.stages[:4] and branch.images == made.images[:2]
