@@ -13,7 +13,7 @@ carried along.
 import collections
 import itertools
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -38,6 +38,7 @@ class SceneError(ValueError):
     """A scene contradicts itself; the message names the entity, object or relation at fault."""
 
 
+@runtime_checkable
 class Placed(Protocol):
     """An object of a scene or one that is seen."""
 
