@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from pdgen.data.documents import Documents, PackingError
-from pdgen.data.packing import plan
+from pdgen.data.packing import plan_packs
 from pdgen.data.stream import Stream
 from pdgen.sequence.layout import STREAMS, TEXT, Budgets
 from pdgen.sequence.segments import stream_lengths
@@ -35,14 +35,14 @@ class Proposal:
     documents: float
 
 
-def measure(stream: Stream, budgets: Budgets, windows: int = 2) -> Proposal:
+def measure_budgets(stream: Stream, budgets: Budgets, windows: int = 2) -> Proposal:
     """How the stream's first windows fill packs of these budgets, which hold every document."""
-    return _measure(np.stack([stream.window(number).lengths for number in range(windows)]), budgets)
+    return _measure_windows(np.stack([stream.make_window(number).lengths for number in range(windows)]), budgets)
 
 
-def _measure(lengths: Int32[np.ndarray, "B W 3"], budgets: Budgets) -> Proposal:
+def _measure_windows(lengths: Int32[np.ndarray, "B W 3"], budgets: Budgets) -> Proposal:
     sizes = np.array([budgets.text, budgets.vit, budgets.vae])
-    packs = int((plan(lengths, sizes).max(axis=1) + 1).sum())
+    packs = int((plan_packs(lengths, sizes).max(axis=1) + 1).sum())
     tokens = lengths.sum(axis=(0, 1), dtype=np.int64)
     fill = {name: float(n / (packs * size)) if size else 1.0 for name, n, size in zip(STREAMS, tokens, sizes)}
     return Proposal(budgets, fill, float(tokens.sum() / (packs * budgets.total)), lengths[..., 0].size / packs)
@@ -57,8 +57,8 @@ def propose_budgets(documents: Documents, stream: Stream, total: int) -> list[Pr
     Raises:
       PackingError: no such budgets hold every document.
     """
-    longest = documents.totals().max(axis=0)
-    choices = [_sizes(documents, stream, number, total) for number in range(len(STREAMS))]
+    longest = documents.count_tokens().max(axis=0)
+    choices = [_propose_sizes(documents, stream, number, total) for number in range(len(STREAMS))]
     candidates = [
         Budgets(*sizes)
         for sizes in itertools.product(*choices)
@@ -70,14 +70,14 @@ def propose_budgets(documents: Documents, stream: Stream, total: int) -> list[Pr
             f"packs of {total} tokens do not hold every document in the data's proportions; budgets of "
             f"{', '.join(f'{n} {size}' for n, size in zip(STREAMS, needed))} do"
         )
-    sample = stream.window(0).lengths[None, :_SAMPLE]
-    quick = sorted((_measure(sample, budgets) for budgets in candidates), key=lambda p: -p.used)
-    return sorted((measure(stream, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)
+    sample = stream.make_window(0).lengths[None, :_SAMPLE]
+    quick = sorted((_measure_windows(sample, budgets) for budgets in candidates), key=lambda p: -p.used)
+    return sorted((measure_budgets(stream, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)
 
 
-def _sizes(documents: Documents, stream: Stream, number: int, total: int) -> list[int]:
+def _propose_sizes(documents: Documents, stream: Stream, number: int, total: int) -> list[int]:
     """Budgets of one stream around its share of ``total``."""
-    mean = stream.window(0).lengths.mean(axis=0)
+    mean = stream.make_window(0).lengths.mean(axis=0)
     share = total * mean[number] / mean.sum()
     lengths = stream_lengths(documents.kinds, documents.tokens)[:, number]
     grain = 1 if number == TEXT else max(1, int(np.gcd.reduce(lengths)))

@@ -45,7 +45,7 @@ class Documents:
     def __len__(self) -> int:
         return len(self.record)
 
-    def totals(self) -> Int64[np.ndarray, "documents 3"]:
+    def count_tokens(self) -> Int64[np.ndarray, "documents 3"]:
         """Tokens of every document in the text, vit and vae stream, nothing dropped."""
         return sum_units(stream_lengths(self.kinds, self.tokens), self.starts)
 
@@ -70,7 +70,9 @@ def sum_units(values: np.ndarray, starts: Int64[np.ndarray, " documents+1"]) -> 
     return np.diff(np.concatenate([np.zeros((1, *values.shape[1:]), np.int64), sums])[starts], axis=0)
 
 
-def ranges(begin: np.ndarray, counts: np.ndarray) -> tuple[Int64[np.ndarray, " units"], Int64[np.ndarray, " n+1"]]:
+def expand_ranges(
+    begin: np.ndarray, counts: np.ndarray
+) -> tuple[Int64[np.ndarray, " units"], Int64[np.ndarray, " n+1"]]:
     """The numbers begin[i] .. begin[i] + counts[i] - 1 of every i, one after the other, and where each i starts."""
     starts = np.concatenate([[0], np.cumsum(counts)])
     return np.repeat(begin - starts[:-1], counts) + np.arange(starts[-1]), starts
@@ -92,27 +94,29 @@ def make_documents(
     Raises:
       PackingError: a document exceeds a pack ("cut": already the first turn does), or there are none.
     """
-    cuts = _whole(index) if turns == "whole" else _single(index)
+    cuts = _cut_whole(index) if turns == "whole" else _cut_single(index)
     if not len(cuts.record):
         raise PackingError("the data set holds no document: every record is broken or teaches nothing")
-    documents = _documents(index, cuts)
+    documents = _build_documents(index, cuts)
     if budgets is None:
         return documents
     sizes = np.array([budgets.text, budgets.vit, budgets.vae])
-    long = (documents.totals() > sizes).any(axis=1)
+    long = (documents.count_tokens() > sizes).any(axis=1)
     if not long.any():
         return documents
     if too_long == "refuse":
-        raise PackingError(_refusal(index, documents, long, sizes))
-    fitting = _cut(index, cuts, long, sizes)
+        raise PackingError(_explain_refusal(index, documents, long, sizes))
+    fitting = _shorten(index, cuts, long, sizes)
     hopeless = long & ~np.isin(cuts.record, fitting.record)
     if hopeless.any():
-        raise PackingError(_refusal(index, documents, hopeless, sizes) + "; no turn of it fits, so it cannot be cut")
-    return dataclasses.replace(_documents(index, fitting), cut=np.unique(cuts.record[long]))
+        raise PackingError(
+            _explain_refusal(index, documents, hopeless, sizes) + "; no turn of it fits, so it cannot be cut"
+        )
+    return dataclasses.replace(_build_documents(index, fitting), cut=np.unique(cuts.record[long]))
 
 
-def _refusal(index: LengthIndex, documents: Documents, long: np.ndarray, sizes: np.ndarray) -> str:
-    totals, first = documents.totals(), int(np.argmax(long))
+def _explain_refusal(index: LengthIndex, documents: Documents, long: np.ndarray, sizes: np.ndarray) -> str:
+    totals, first = documents.count_tokens(), int(np.argmax(long))
 
     def listed(tokens: np.ndarray) -> str:
         return ", ".join(f"{name} {number}" for name, number in zip(STREAMS, tokens))
@@ -124,21 +128,21 @@ def _refusal(index: LengthIndex, documents: Documents, long: np.ndarray, sizes: 
     )
 
 
-def _whole(index: LengthIndex) -> _Cuts:
+def _cut_whole(index: LengthIndex) -> _Cuts:
     record = np.setdiff1d(np.arange(len(index)), index.broken)
     zeros = np.zeros_like(record)
     return _Cuts(record, zeros, np.diff(index.turn_starts)[record], zeros, np.diff(index.starts)[record])
 
 
-def _single(index: LengthIndex) -> _Cuts:
+def _cut_single(index: LengthIndex) -> _Cuts:
     record = np.repeat(np.arange(len(index)), np.diff(index.turn_starts))
     turn = np.arange(len(record)) - index.turn_starts[record]
     own, end = index.turns.astype(np.int64).T
     return _Cuts(record, turn, turn + 1, own, end)[end > 0]
 
 
-def _documents(index: LengthIndex, cuts: _Cuts) -> Documents:
-    units, starts = ranges(index.starts[cuts.record], cuts.end)
+def _build_documents(index: LengthIndex, cuts: _Cuts) -> Documents:
+    units, starts = expand_ranges(index.starts[cuts.record], cuts.end)
     offsets = units - np.repeat(index.starts[cuts.record], cuts.end)
     stays = (index.kinds[units] != NOISED) | (offsets >= np.repeat(cuts.own, cuts.end))
     return Documents(
@@ -152,7 +156,7 @@ def _documents(index: LengthIndex, cuts: _Cuts) -> Documents:
     )
 
 
-def _cut(index: LengthIndex, cuts: _Cuts, long: Bool[np.ndarray, " documents"], sizes: np.ndarray) -> _Cuts:
+def _shorten(index: LengthIndex, cuts: _Cuts, long: Bool[np.ndarray, " documents"], sizes: np.ndarray) -> _Cuts:
     """The documents that fit and, of whole records that do not, as many turns from the beginning as fit."""
     shorter = [
         (record, 0, turns, 0, index.turns[index.turn_starts[record] :][:turns, 1].max())
@@ -161,7 +165,7 @@ def _cut(index: LengthIndex, cuts: _Cuts, long: Bool[np.ndarray, " documents"], 
     ]
     options = _Cuts(*np.array(shorter, np.int64).reshape(-1, 5).T)
     options = options[options.end > 0]
-    options = options[(_documents(index, options).totals() <= sizes).all(axis=1)]
+    options = options[(_build_documents(index, options).count_tokens() <= sizes).all(axis=1)]
     last = np.append(options.record[1:] != options.record[:-1], True)[: len(options.record)]  # the most turns
     joined = [
         np.concatenate([getattr(part, field.name) for part in (cuts[~long], options[last])])

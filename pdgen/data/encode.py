@@ -20,7 +20,7 @@ import msgspec
 from tqdm import tqdm
 
 from pdgen.config import AutoencoderConfig
-from pdgen.data.latents import Encode, LatentError, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.data.latents import Encode, LatentError, add_latents, fingerprint_autoencoder, make_encoder
 from pdgen.data.records import (
     INDEX,
     DataFile,
@@ -37,7 +37,7 @@ from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
 
 WORK = "work.json"
-RECORDS_TOGETHER = 256  # whose pictures are grouped by size and held in memory
+CHUNK_SIZE = 256  # whose pictures are grouped by size and held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Encoder:
       config: sizes of the autoencoder.
       params: its parameters.
       rule: the sizes that the model takes pictures at; others are resized, in the records too.
-      batch_size: pictures in a batch, fewer of large ones; see ``latents.batched_encoder``.
+      batch_size: pictures in a batch, fewer of large ones; see ``latents.make_encoder``.
     """
 
     config: AutoencoderConfig
@@ -71,7 +71,7 @@ def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder,
     target = pathlib.Path(os.path.abspath(target))
     check_target(target, "data set", is_dataset, overwrite)
     records = RecordSource(source)
-    fingerprint = autoencoder_fingerprint(encoder.params)
+    fingerprint = fingerprint_autoencoder(encoder.params)
     work = {
         "source": file_sha256(records.folder / INDEX),
         "autoencoder": fingerprint,
@@ -79,7 +79,7 @@ def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder,
         "batch_size": encoder.batch_size,
         "device": jax.devices()[0].device_kind,
     }
-    with _claimed(target.with_name(f".{target.name}.encoding"), work) as folder:
+    with _claim_folder(target.with_name(f".{target.name}.encoding"), work) as folder:
         files = _encode_files(records, folder, encoder)
         origin = msgspec.structs.replace(records.dataset.origin, autoencoder=fingerprint)
         dataset = msgspec.structs.replace(records.dataset, files=files, origin=origin)
@@ -90,7 +90,7 @@ def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder,
 
 
 @contextlib.contextmanager
-def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
+def _claim_folder(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
     """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "encoding into it", error=LatentError):
@@ -107,7 +107,7 @@ def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib
 
 def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder) -> list[DataFile]:
     """Writes every file that is not finished; all files as ``dataset.json`` counts them."""
-    encode = batched_encoder(encoder.config, encoder.params, encoder.batch_size)
+    encode = make_encoder(encoder.config, encoder.params, encoder.batch_size)
     files, end = [], 0
     with tqdm(total=len(records), desc="encoding", unit="record") as bar:
         for file in records.dataset.files:
@@ -116,22 +116,24 @@ def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder)
                 bar.initial += file.records  # so that the estimate is of the work to do
                 bar.update(file.records)
             else:
-                written = _encoded(records, range(start, end), encode, encoder.rule, file.name)
-                write_file(folder / file.name, _counted(written, bar), file.subset)
+                written = _encode_records(records, range(start, end), encode, encoder.rule, file.name)
+                write_file(folder / file.name, _count_records(written, bar), file.subset)
             files.append(msgspec.structs.replace(file, sha256=file_sha256(folder / file.name)))
     return files
 
 
-def _encoded(records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str) -> Iterator[Record]:
-    for first in numbers[::RECORDS_TOGETHER]:
-        chunk = [records[n] for n in range(first, min(first + RECORDS_TOGETHER, numbers.stop))]
+def _encode_records(
+    records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str
+) -> Iterator[Record]:
+    for first in numbers[::CHUNK_SIZE]:
+        chunk = [records[n] for n in range(first, min(first + CHUNK_SIZE, numbers.stop))]
         try:
             yield from add_latents(chunk, encode, rule)
         except ImageError as fault:
             raise RecordError(f"{records.folder / name}: {fault}") from None
 
 
-def _counted(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
+def _count_records(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
     for record in records:
         yield record
         bar.update()

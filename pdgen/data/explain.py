@@ -3,7 +3,7 @@
 import numpy as np
 
 from pdgen.config import ModelConfig
-from pdgen.data.lengths import record_name
+from pdgen.data.lengths import locate_record
 from pdgen.data.loader import Batches
 from pdgen.data.packing import Document
 from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
@@ -21,22 +21,22 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
     Raises:
       RecordError, LoaderError: as ``Batches.layouts``.
     """
-    layouts, skipped = batches.layouts(number)
+    layouts, skipped = batches.lay_out_pack(number)
     pack, budgets = batches.assemble(layouts, number), batches.settings.budgets
-    documents = [document for document in batches.packer.documents(number) if document.record not in skipped]
+    documents = [document for document in batches.packer.choose_documents(number) if document.record not in skipped]
     starts = np.cumsum([0, *(len(laid_out.stream) for laid_out in layouts)])
     explained = []
     for document, laid_out, start in zip(documents, layouts, starts):
         record = batches.source[document.record]
         units = document_units(record, batches.tokenizer, document.turns, batches.settings.draws)
         stages = [record.segments[segment].stage for (segment, _), keep in zip(units, document.keep) if keep]
-        lost = [_unit_name(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
+        lost = [_name_unit(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
         explained.append(
             ExplainedDocument(
                 record=record.id,
-                name=record_name(batches.source, document.record),
+                name=locate_record(batches.source, document.record),
                 epoch=document.epoch,
-                turns=_turns(record, document),
+                turns=_describe_turns(record, document),
                 dropped=tuple(lost),
                 runs=document_runs(pack, batches.tokenizer, int(start), laid_out.split, stages),
             )
@@ -62,12 +62,12 @@ def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) ->
     return ExplainedDocument(record.id, record.source, epoch=0, turns="whole", dropped=(), runs=runs)
 
 
-def _unit_name(record: Record, segment: int, kind: int) -> str:
+def _name_unit(record: Record, segment: int, kind: int) -> str:
     stage = record.segments[segment].stage
     return f"{_COPIES.get(kind, 'ViT copy')} of segment {segment} ({stage})"
 
 
-def _turns(record: Record, document: Document) -> str:
+def _describe_turns(record: Record, document: Document) -> str:
     first, stop = document.turns
     count = len(turns(record))
     if (first, stop) == (0, count):

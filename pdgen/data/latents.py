@@ -31,7 +31,7 @@ class LatentError(ValueError):
     """Pictures cannot be encoded; one line names the record or the remedy."""
 
 
-def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
+def fingerprint_autoencoder(params: Mapping[str, Any]) -> str:
     """SHA-256 over every weight's path, shape and float32 values: latents suit the model if it is equal."""
     digest = hashlib.sha256()
     for path, leaf in sorted(traverse_util.flatten_dict(dict(params), sep="/").items()):
@@ -40,7 +40,7 @@ def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = BATCH_SIZE) -> Encode:
+def make_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = BATCH_SIZE) -> Encode:
     """A function from uint8 RGB pictures of one size to the posterior's mean and log-variance.
 
     There is one compiled program per size, for batches of ``batch_size`` or as many as make ``BATCH_PIXELS``.
@@ -75,7 +75,7 @@ def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None
 
     Args:
       records: latents that they have are replaced.
-      encode: as ``batched_encoder`` makes it; called once for each size, with all distinct pictures of it.
+      encode: as ``make_encoder`` makes it; called once for each size, with all distinct pictures of it.
       rule: if given, pictures of another size than it asks for are resized, in the records too.
 
     Raises:
@@ -100,7 +100,7 @@ def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None
     for size in sorted({picture.size for _, picture in pictures.values()}):
         pngs = [png for png, (_, picture) in pictures.items() if picture.size == size]
         batch = np.stack([np.asarray(pictures[png][1]) for png in pngs])
-        for png, mean, logvar in zip(pngs, *_float16(encode(batch)), strict=True):
+        for png, mean, logvar in zip(pngs, *_to_float16(encode(batch)), strict=True):
             shape = {"latent_mean": mean.tobytes(), "latent_logvar": logvar.tobytes(), "latent_shape": mean.shape}
             changes[png] = {"png": pictures[png][0], **shape}
 
@@ -113,7 +113,7 @@ def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None
     ]
 
 
-def _float16(moments: Moments) -> list[np.ndarray]:
+def _to_float16(moments: Moments) -> list[np.ndarray]:
     with np.errstate(over="ignore"):  # what overflows is refused below
         stored = [np.asarray(moment).astype(np.float16) for moment in moments]
     if not all(np.isfinite(moment).all() for moment in stored):

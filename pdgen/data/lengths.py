@@ -52,7 +52,7 @@ class LengthIndex:
         return len(self.ids)
 
 
-class Counted(NamedTuple):
+class CountedRecord(NamedTuple):
     """One record of an index; a broken one has a fault in place of an outline."""
 
     id: str
@@ -60,7 +60,7 @@ class Counted(NamedTuple):
     fault: str = ""
 
 
-def make_index(records: Iterable[Counted]) -> LengthIndex:
+def make_index(records: Iterable[CountedRecord]) -> LengthIndex:
     """The index of the records, in order."""
     ids, faults, units, turns, starts, turn_starts = [], {}, [], [], [0], [0]
     for number, (record_id, found, fault) in enumerate(records):
@@ -85,7 +85,7 @@ def make_index(records: Iterable[Counted]) -> LengthIndex:
     )
 
 
-def length_index(
+def load_length_index(
     source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, broken: Broken = "stop", draws: int = 1
 ) -> LengthIndex:
     """The data set's index: read from the file beside the data, or made and written there.
@@ -101,18 +101,18 @@ def length_index(
     Raises:
       RecordError: a record is broken or does not suit the model; the line names file and record.
     """
-    path = source.folder / f"lengths-{_digest(source, tokenizer, config, draws)}.npz"
+    path = source.folder / f"lengths-{_compute_digest(source, tokenizer, config, draws)}.npz"
     index = _read(path)
     if index is None or len(index) != len(source):
         progress = tqdm(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
-        index = make_index(_counted(source, number, tokenizer, config, broken, draws) for number in progress)
+        index = make_index(_count_record(source, number, tokenizer, config, broken, draws) for number in progress)
         _write(path, index)
     if broken == "stop" and index.broken.size:
         raise RecordError(str(index.faults[0]))
     return index
 
 
-def record_name(source: RecordSource, number: int) -> str:
+def locate_record(source: RecordSource, number: int) -> str:
     """File and position of a record, for messages."""
     for file in source.dataset.files:
         if number < file.records:
@@ -121,22 +121,22 @@ def record_name(source: RecordSource, number: int) -> str:
     raise IndexError(f"record {number} beyond the end of {source.folder}")
 
 
-def _counted(
+def _count_record(
     source: RecordSource, number: int, tokenizer: Tokenizer, config: ModelConfig, broken: Broken, draws: int
-) -> Counted:
+) -> CountedRecord:
     try:
         record = source[number]
-        return Counted(record.id, outline(record, tokenizer, config, draws))
+        return CountedRecord(record.id, outline(record, tokenizer, config, draws))
     except RecordError as fault:
         named = fault
     except (SegmentError, TokenizerError) as fault:
-        named = RecordError(f"{record_name(source, number)}: {fault}")
+        named = RecordError(f"{locate_record(source, number)}: {fault}")
     if broken == "stop":
         raise named from None
-    return Counted("", None, str(named))
+    return CountedRecord("", None, str(named))
 
 
-def _digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, draws: int) -> str:
+def _compute_digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, draws: int) -> str:
     stats = [(source.folder / file.name).stat() for file in source.dataset.files]
     facts = {
         "version": _VERSION,

@@ -22,8 +22,8 @@ from jaxtyping import Int64
 
 from pdgen.config import ModelConfig
 from pdgen.data.documents import Documents, TooLong, Turns, make_documents
-from pdgen.data.lengths import Broken, length_index, record_name
-from pdgen.data.packing import Document, Packer, document_rng
+from pdgen.data.lengths import Broken, load_length_index, locate_record
+from pdgen.data.packing import Document, Packer, make_document_rng
 from pdgen.data.records import RecordError, RecordSource
 from pdgen.sequence import layout
 from pdgen.sequence.layout import Budgets, Layout, Pack
@@ -75,14 +75,14 @@ class LoaderConfig:
     prefetch: int = 8
 
 
-class Batch(NamedTuple):
+class LoaderBatch(NamedTuple):
     """A process's part of a batch: packs [rows, ...], and the numbers of broken records left out of them."""
 
     pack: Pack
     skipped: Int64[np.ndarray, " skipped"]
 
 
-def subset_documents(source: RecordSource, documents: Documents) -> dict[str, Int64[np.ndarray, " documents"]]:
+def group_by_subset(source: RecordSource, documents: Documents) -> dict[str, Int64[np.ndarray, " documents"]]:
     """Numbers of each subset's documents, by the subset's name."""
     return {
         name: np.concatenate([np.arange(*np.searchsorted(documents.record, (r.start, r.stop))) for r in ranges])
@@ -90,7 +90,7 @@ def subset_documents(source: RecordSource, documents: Documents) -> dict[str, In
     }
 
 
-def held_out_records(
+def select_held_out(
     subsets: Mapping[str, Sequence[range]], mixture: Mapping[str, float], count: int
 ) -> Int64[np.ndarray, " count"]:
     """Numbers of the records that are held out, ascending: ``count``, fewer only where a subset would be left empty.
@@ -155,9 +155,9 @@ class Batches:
         self.config, self.source, self.tokenizer, self.settings = config, source, tokenizer, settings
         self._rows = range(index * settings.rows // count, (index + 1) * settings.rows // count)
         self._steps = steps
-        self.index = length_index(source, tokenizer, config, settings.broken, settings.draws)
+        self.index = load_length_index(source, tokenizer, config, settings.broken, settings.draws)
         self.documents = make_documents(self.index, settings.budgets, settings.turns, settings.too_long)
-        held_out = held_out_records(source.subsets, settings.mixture, settings.held_out)
+        held_out = select_held_out(source.subsets, settings.mixture, settings.held_out)
         held = np.isin(self.documents.record, held_out)
         self.held_out = np.flatnonzero(held)
         if settings.held_out and not held.any():
@@ -165,7 +165,7 @@ class Batches:
                 f"config: held_out is {settings.held_out}, but the last records are broken or teach "
                 "nothing; hold out more"
             )
-        self.subsets = {name: n[~held[n]] for name, n in subset_documents(source, self.documents).items()}
+        self.subsets = {name: n[~held[n]] for name, n in group_by_subset(source, self.documents).items()}
         self.packer = Packer(
             self.documents, self.subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
         )
@@ -176,19 +176,19 @@ class Batches:
     def __repr__(self) -> str:
         return f"Batches({self.source!r}, {self.settings})"
 
-    def __getitem__(self, step: SupportsIndex) -> Batch:
+    def __getitem__(self, step: SupportsIndex) -> LoaderBatch:
         first = step.__index__() * self.settings.rows
-        rows = [self.layouts(first + row) for row in self._rows]
+        rows = [self.lay_out_pack(first + row) for row in self._rows]
         packs = [self.assemble(made, first + row) for row, (made, _) in zip(self._rows, rows)]
-        return Batch(layout.stack(packs), np.array([n for _, skipped in rows for n in skipped], np.int64))
+        return LoaderBatch(layout.stack(packs), np.array([n for _, skipped in rows for n in skipped], np.int64))
 
-    def pack(self, number: int) -> Pack:
+    def make_pack(self, number: int) -> Pack:
         """Pack ``number`` of the run."""
-        return self.assemble(self.layouts(number)[0], number)
+        return self.assemble(self.lay_out_pack(number)[0], number)
 
-    def layouts(self, number: int) -> tuple[list[Layout], list[int]]:
+    def lay_out_pack(self, number: int) -> tuple[list[Layout], list[int]]:
         """The documents of pack ``number`` laid out, and the numbers of records left out because they are broken."""
-        return self.lay_out_all(self.packer.documents(number))
+        return self.lay_out_all(self.packer.choose_documents(number))
 
     def lay_out_all(self, documents: Iterable[Document]) -> tuple[list[Layout], list[int]]:
         """The documents laid out, and the numbers of records left out because they are broken."""
@@ -204,9 +204,9 @@ class Batches:
 
     def lay_out(self, document: Document) -> Layout:
         """One document after condition dropout, with sampled latents."""
-        name = record_name(self.source, document.record)
+        name = locate_record(self.source, document.record)
         changed = f"{name}: is not the record whose tokens were counted; start again and leave the data alone"
-        rng = document_rng(self.settings.seed, document)
+        rng = make_document_rng(self.settings.seed, document)
         record = self.source[document.record]
         try:
             segments = record_segments(
@@ -217,14 +217,14 @@ class Batches:
         except SegmentError as fault:
             raise RecordError(f"{name}: {fault}") from None
         laid_out = layout.lay_out(segments, self.tokenizer, self.config, self.settings.balance_texts)
-        if laid_out.lengths != tuple(self.packer.lengths(document)):
+        if laid_out.lengths != tuple(self.packer.count_tokens(document)):
             raise LoaderError(changed)
         return laid_out
 
-    def record_ids(self, step: int) -> list[str]:
+    def list_record_ids(self, step: int) -> list[str]:
         """Ids of the records in the whole batch of ``step``, of all processes."""
         packs = range(step * self.settings.rows, (step + 1) * self.settings.rows)
-        return [str(self.index.ids[document.record]) for n in packs for document in self.packer.documents(n)]
+        return [str(self.index.ids[document.record]) for n in packs for document in self.packer.choose_documents(n)]
 
     def assemble(self, layouts: Sequence[Layout], number: int) -> Pack:
         """Pack ``number`` of laid out documents; of none, a pack of padding."""
@@ -234,14 +234,14 @@ class Batches:
 
 
 class Loader(Iterator[Pack]):
-    """The iterator that ``loader`` returns.
+    """The iterator that ``make_loader`` returns.
 
     Attributes:
       batches: what is iterated.
       skipped: numbers of the broken records that the packs given so far left out, and of those known before.
     """
 
-    def __init__(self, made: Iterator[Batch], batches: Batches) -> None:
+    def __init__(self, made: Iterator[LoaderBatch], batches: Batches) -> None:
         self.batches, self._made, self._source = batches, made, batches.source
         self.skipped = set(batches.index.broken.tolist())
 
@@ -251,14 +251,14 @@ class Loader(Iterator[Pack]):
             self.skipped.add(number)
             logging.warning(
                 "%s: broken, left out (%d so far); python -m pdgen.data.records check %s says why",
-                record_name(self._source, number),
+                locate_record(self._source, number),
                 len(self.skipped),
                 self._source.folder,
             )
         return batch.pack
 
 
-def loader(
+def make_loader(
     config: ModelConfig,
     source: RecordSource,
     tokenizer: Tokenizer,
@@ -288,17 +288,17 @@ def loader(
     steps = sys.maxsize if stop_step is None else stop_step
     process = jax.process_index(), jax.process_count()
     batches = Batches(config, source, tokenizer, settings, process, steps)
-    _tell(batches)
+    _log_omissions(batches)
     batches.packer.seek(start_step * settings.rows)  # once, for all workers
     options = grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=settings.prefetch)
     dataset = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options)
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_with_parent).map(_own)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_exit_with_parent).map(_copy_batch)
     return Loader(iter(dataset), batches)
 
 
-def _tell(batches: Batches) -> None:
+def _log_omissions(batches: Batches) -> None:
     """Says which records the packs will lack."""
     index, documents = batches.index, batches.documents
     if len(index.broken):
@@ -314,12 +314,12 @@ def _tell(batches: Batches) -> None:
         )
 
 
-def _own(batch: Batch) -> Batch:
+def _copy_batch(batch: LoaderBatch) -> LoaderBatch:
     """A copy out of the shared memory in which a worker hands over its batch, so that it is freed at once."""
     return jax.tree.map(np.array, batch)
 
 
-def _leave_with_parent(worker: int, count: int) -> None:
+def _exit_with_parent(worker: int, count: int) -> None:
     """Ends this worker process when its parent is gone, even by SIGKILL, which Grain does not notice."""
     del worker, count
     parent = multiprocessing.parent_process()

@@ -25,7 +25,7 @@ from pdgen.sequence.segments import ConditionDropout, stream_lengths
 
 POOL = 256  # documents a pack chooses from; twice as many gain less than 1 % of fill
 BY_AGE = 0.5  # of a pack: with 0, the documents left over at a window's end fill packs badly
-TOGETHER = 128  # windows planned side by side when far packs are looked up
+PARALLEL_WINDOWS = 128  # windows planned side by side when far packs are looked up
 _PLANS = 4  # windows kept in memory
 
 
@@ -47,12 +47,12 @@ class Document(NamedTuple):
     keep: tuple[bool, ...]
 
 
-def document_rng(seed: int, document: Document) -> np.random.Generator:
+def make_document_rng(seed: int, document: Document) -> np.random.Generator:
     """The generator of a document's latents."""
     return np.random.default_rng((seed, 1, document.epoch, document.number))
 
 
-def plan(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> Int64[np.ndarray, "B W"]:
+def plan_packs(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> Int64[np.ndarray, "B W"]:
     """The number of each document's pack in its window, for B windows side by side.
 
     What is planned for a window does not depend on the others.
@@ -96,7 +96,7 @@ def plan(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> 
     return result
 
 
-class _Plan(NamedTuple):
+class _WindowPlan(NamedTuple):
     """A window and the places of its documents in each of its packs."""
 
     window: Window
@@ -112,7 +112,7 @@ class Packer:
       budgets: size of a pack, which holds every document.
       dropout: condition dropout.
       seed: of orders and dropout.
-      mixture: weight of each subset, see ``stream.shares``.
+      mixture: weight of each subset, see ``stream.compute_shares``.
 
     Raises:
       PackingError: the mixture does not suit the subsets.
@@ -131,7 +131,7 @@ class Packer:
         self._table, self._seed = documents, seed
         self._sizes = np.array([budgets.text, budgets.vit, budgets.vae])
         self._ends: list[int] = []  # packs of windows 0 .. w together
-        self._plans: collections.OrderedDict[int, _Plan] = collections.OrderedDict()
+        self._plans: collections.OrderedDict[int, _WindowPlan] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,28 +141,28 @@ class Packer:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def documents(self, number: int) -> tuple[Document, ...]:
+    def choose_documents(self, number: int) -> tuple[Document, ...]:
         """The documents of a pack, in the order in which they stand there."""
         window, places = self._find(number)
         return tuple(self._document(window, place) for place in places)
 
-    def lengths(self, document: Document) -> Int64[np.ndarray, "3"]:
+    def count_tokens(self, document: Document) -> Int64[np.ndarray, "3"]:
         """The document's tokens in the text, vit and vae stream, after condition dropout."""
         own = slice(*self._table.starts[[document.number, document.number + 1]])
         lengths = stream_lengths(self._table.kinds[own], self._table.tokens[own])
         return lengths[np.array(document.keep)].sum(axis=0, dtype=np.int64)
 
-    def used(self, number: int) -> Int64[np.ndarray, "3"]:
+    def count_used(self, number: int) -> Int64[np.ndarray, "3"]:
         """Tokens in each stream of a pack."""
         window, places = self._find(number)
         return window.lengths[places].sum(axis=0, dtype=np.int64)
 
-    def fill(self, numbers: Iterable[int]) -> dict[str, float]:
+    def measure_fill(self, numbers: Iterable[int]) -> dict[str, float]:
         """The share of each stream's slots that hold tokens, over the given packs; 1 for a budget of 0."""
-        used = np.mean([self.used(number) for number in numbers], axis=0)
+        used = np.mean([self.count_used(number) for number in numbers], axis=0)
         return {name: float(tokens / size) if size else 1.0 for name, tokens, size in zip(STREAMS, used, self._sizes)}
 
-    def packs(self, windows: int) -> int:
+    def count_packs(self, windows: int) -> int:
         """How many packs the first ``windows`` windows give."""
         with self._lock:
             while len(self._ends) < windows:
@@ -206,20 +206,20 @@ class Packer:
         ) as bar:
             while known <= number:
                 ahead = (number - known) * len(self._ends) // max(known, 1)
-                planned = range(len(self._ends), len(self._ends) + min(max(ahead, 1), TOGETHER))
+                planned = range(len(self._ends), len(self._ends) + min(max(ahead, 1), PARALLEL_WINDOWS))
                 for count in self._plan(planned):
                     self._ends.append(known := known + count)
                 bar.update(min(known, number) - bar.n)
 
     def _plan(self, numbers: Sequence[int]) -> list[int]:
         """Plans windows, keeps the last of them and returns how many packs each gives."""
-        windows = [self.stream.window(number) for number in numbers]
-        placed = plan(np.stack([window.lengths for window in windows]), self._sizes)
+        windows = [self.stream.make_window(number) for number in numbers]
+        placed = plan_packs(np.stack([window.lengths for window in windows]), self._sizes)
         counts = placed.max(axis=1) + 1
         for number, window, own, count in list(zip(numbers, windows, placed, counts))[-_PLANS:]:
             packs = np.split(np.argsort(own, kind="stable"), np.cumsum(np.bincount(own))[:-1])
             order = np.random.default_rng((self._seed, 4, number)).permutation(count)
-            self._plans[number] = _Plan(window, [packs[i] for i in order])
+            self._plans[number] = _WindowPlan(window, [packs[i] for i in order])
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         return counts.tolist()

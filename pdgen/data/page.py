@@ -26,7 +26,7 @@ _HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>
 _LINE = (128, 128, 128, 90)  # between documents
 
 
-def mask_picture(
+def draw_mask(
     intervals: Int32[np.ndarray, "4 n"], keys: Int8[np.ndarray, " n"], starts: Sequence[int] = (), side: int = _SIDE
 ) -> PIL.Image.Image:
     """The attention mask as an RGBA picture: a row a query, a column a key, transparent where nothing is seen.
@@ -64,10 +64,10 @@ def mask_picture(
     return picture.resize((cells * scale, cells * scale), PIL.Image.Resampling.NEAREST)
 
 
-def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
+def render_pack(pack: ExplainedPack, title: str) -> dict[str, str]:
     """HTML pages by file name: ``index.html`` and ``document-<3 digits>.html`` for each document."""
     names = [f"document-{number:03d}.html" for number in range(len(pack.documents))]
-    keys = _keys(pack)
+    keys = _classify_keys(pack)
     used = np.bincount(pack.streams[: pack.used], minlength=len(STREAMS))
     sizes = dataclasses.astuple(pack.budgets)
     pages = {
@@ -75,9 +75,11 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
             "pack.html",
             title=title,
             slots=(pack.used, pack.budgets.total),
-            fills=[_fill(name, int(tokens), size) for name, tokens, size in zip(STREAMS, used, sizes)],
-            documents=[_summary(document) | {"link": name} for document, name in zip(pack.documents, names)],
-            mask=_mask(pack.intervals, keys, (0, pack.used), [document.start for document in pack.documents[1:]]),
+            fills=[_describe_fill(name, int(tokens), size) for name, tokens, size in zip(STREAMS, used, sizes)],
+            documents=[_describe_document(document) | {"link": name} for document, name in zip(pack.documents, names)],
+            mask=_encode_mask(
+                pack.intervals, keys, (0, pack.used), [document.start for document in pack.documents[1:]]
+            ),
             keys=KEYS,
         )
     }
@@ -85,9 +87,9 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
         pages[name] = render(
             "pack_document.html",
             title=f"{title}, document {number}",
-            document=_summary(document),
-            groups=_groups(document.runs),
-            mask=_mask(pack.intervals, keys, (document.start, document.end)),
+            document=_describe_document(document),
+            groups=_group_runs(document.runs),
+            mask=_encode_mask(pack.intervals, keys, (document.start, document.end)),
             keys=KEYS,
             previous=names[number - 1] if number else None,
             next=names[number + 1] if number + 1 < len(names) else None,
@@ -96,13 +98,13 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
 
 
 def write_pack_pages(pack: ExplainedPack, target: pathlib.Path, title: str, overwrite: bool = False) -> pathlib.Path:
-    """Writes the pages of ``pack_pages`` to a folder, whole or not at all, and returns the path of its index.
+    """Writes the pages of ``render_pack`` to a folder, whole or not at all, and returns the path of its index.
 
     Raises:
       FolderError: The folder cannot be written, or exists already and may not be replaced.
     """
     with new_folder(target, kind="explained pack", replaceable=_holds_pages, overwrite=overwrite) as folder:
-        for name, page in pack_pages(pack, title).items():
+        for name, page in render_pack(pack, title).items():
             (folder / name).write_text(page, encoding="utf-8")
     return target / INDEX
 
@@ -111,14 +113,14 @@ def _holds_pages(folder: pathlib.Path) -> bool:
     return (folder / INDEX).is_file() and (folder / "document-000.html").is_file()
 
 
-def _keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:
+def _classify_keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:
     keys = pack.streams.copy()
     for run in (run for document in pack.documents for run in document.runs if run.noised):
         keys[run.start : run.end] = _NOISED
     return keys
 
 
-def _mask(
+def _encode_mask(
     intervals: Int32[np.ndarray, "4 S"], keys: np.ndarray, slots: tuple[int, int], starts: Sequence[int] = ()
 ) -> str:
     """A data URI of the mask of slots [start, end), which see nothing beyond them; "" of no slots."""
@@ -126,21 +128,21 @@ def _mask(
     if start == end:
         return ""
     buffer = io.BytesIO()
-    mask_picture(intervals[:, start:end] - start, keys[start:end], starts).save(buffer, "PNG")
+    draw_mask(intervals[:, start:end] - start, keys[start:end], starts).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _fill(name: str, used: int, size: int) -> dict[str, Any]:
+def _describe_fill(name: str, used: int, size: int) -> dict[str, Any]:
     return {"name": name, "used": used, "size": size, "share": used / size if size else 1.0}
 
 
-def _summary(document: ExplainedDocument) -> dict[str, Any]:
+def _describe_document(document: ExplainedDocument) -> dict[str, Any]:
     tokens = {name: sum(r.end - r.start for r in document.runs if r.stream == name) for name in STREAMS}
     targets = sum(run.end - run.start for run in document.runs if run.target)
     return {"document": document, "tokens": tokens, "targets": targets}
 
 
-def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _group_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The runs by split, each with its stage and what copy of an image it is."""
     groups = []
     for _, own in itertools.groupby(runs, key=lambda run: run.split):
@@ -150,7 +152,7 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return groups
 
 
-def document_lines(document: ExplainedDocument, number: int) -> list[str]:
+def format_document(document: ExplainedDocument, number: int) -> list[str]:
     """A document as text, a line for each run under a line for each split."""
     head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
     made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
@@ -159,11 +161,11 @@ def document_lines(document: ExplainedDocument, number: int) -> list[str]:
         if run.split != split:
             made.append(f"  -- {run.stage}")
             split = run.split
-        made.append(_line(run))
+        made.append(_format_run(run))
     return made
 
 
-def _line(run: Run) -> str:
+def _format_run(run: Run) -> str:
     """A run as text."""
     ranges = ((run.start, run.end), run.sees, run.seen_by)
     slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)

@@ -64,7 +64,7 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a data set was made from; equal origins give equal records.
 
     ``tokenizer`` is the fingerprint of the tokenizer its texts were written for, ``autoencoder`` that of the
-    weights its latents come from (``latents.autoencoder_fingerprint``; None: no latents), ``settings`` the
+    weights its latents come from (``latents.fingerprint_autoencoder``; None: no latents), ``settings`` the
     builder's configuration.
     """
 
@@ -276,7 +276,7 @@ class RecordSource:
         return _read(self._sources[file], self.folder / self.dataset.files[file].name, position)
 
 
-def broken_records(folder: str | pathlib.Path) -> Iterator[str]:
+def find_broken_records(folder: str | pathlib.Path) -> Iterator[str]:
     """One line for every file that does not open or has changed, and for every record that cannot be read.
 
     Pictures are decoded too. Shows its progress on standard error.
@@ -288,10 +288,10 @@ def broken_records(folder: str | pathlib.Path) -> Iterator[str]:
     dataset = read_dataset(folder)
     with tqdm(total=dataset.records, desc="checking", unit="record", leave=False) as bar:
         for file in dataset.files:
-            yield from _broken_in(folder, file, bar)
+            yield from _check_file(folder, file, bar)
 
 
-def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
+def _check_file(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
     path = folder / file.name
     try:
         source = open_file(folder, file)
@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
     try:
         dataset = read_dataset(argv[2])
         broken = 0
-        for line in broken_records(argv[2]):
+        for line in find_broken_records(argv[2]):
             broken += 1
             tqdm.write(line)
     except RecordError as fault:

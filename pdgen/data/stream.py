@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from pdgen.data.documents import Documents, PackingError, ranges, sum_units
+from pdgen.data.documents import Documents, PackingError, expand_ranges, sum_units
 from pdgen.sequence.segments import ConditionDropout, kept, stream_lengths
 
 WINDOW = 2048  # documents; the last pack of a window is partly filled, which then costs about 0.1 % of fill
@@ -22,7 +22,7 @@ SMALLEST_WINDOW = 256  # for data sets of fewer documents than a window
 _EPOCHS = 4  # of each subset kept in memory
 
 
-def shares(
+def compute_shares(
     subsets: Mapping[str, Sequence[int] | Int64[np.ndarray, " n"]], mixture: Mapping[str, float]
 ) -> dict[str, float]:
     """The share of each subset among the documents of the stream; they add up to 1.
@@ -94,7 +94,7 @@ class _Subset:
             taken = min(stop - start, size - place)
             order, draws = self._epoch(epoch)
             ranks = order[place : place + taken]
-            units, _ = ranges(self._units[ranks], np.diff(self._units)[ranks])
+            units, _ = expand_ranges(self._units[ranks], np.diff(self._units)[ranks])
             parts.append((np.full(taken, epoch), self.members[ranks], draws[units]))
             start += taken
         return tuple(map(np.concatenate, zip(*parts)))
@@ -116,12 +116,12 @@ class Stream:
     Args:
       documents: of the data set.
       subsets: numbers of each subset's documents.
-      mixture: see ``shares``.
+      mixture: see ``compute_shares``.
       dropout: condition dropout.
       seed: of orders and dropout.
 
     Raises:
-      PackingError: see ``shares``.
+      PackingError: see ``compute_shares``.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Stream:
         self.window_size = min(WINDOW, max(SMALLEST_WINDOW, len(documents)))
         self._documents, self._dropout, self._seed = documents, dropout, seed
         self._lengths = stream_lengths(documents.kinds, documents.tokens)
-        self.shares = shares(subsets, mixture)
+        self.shares = compute_shares(subsets, mixture)
         # The subset of the largest share comes last and takes what the others leave.
         self._names = sorted(self.shares, key=lambda name: self.shares[name])
         numbers = {name: number for number, name in enumerate(sorted(subsets))}
@@ -143,24 +143,24 @@ class Stream:
             _Subset(documents, np.asarray(subsets[name], np.int64), (seed, numbers[name])) for name in self._names
         ]
 
-    def counts(self, position: int) -> list[int]:
+    def count_taken(self, position: int) -> list[int]:
         """How many of the stream's first ``position`` documents each subset gives, in order of share."""
         smaller = [math.floor(position * self.shares[name] + 0.5) for name in self._names[:-1]]
         return [*smaller, position - sum(smaller)]
 
-    def window(self, number: int) -> Window:
+    def make_window(self, number: int) -> Window:
         """Window ``number``."""
         size = self.window_size
-        before, after = self.counts(number * size), self.counts((number + 1) * size)
+        before, after = self.count_taken(number * size), self.count_taken((number + 1) * size)
         taken = [s.take(start, stop) for s, start, stop in zip(self._subsets, before, after) if stop > start]
         epoch, documents, draws = map(np.concatenate, zip(*taken))
         if len(taken) > 1:
             mixed = np.random.default_rng((self._seed, 3, number)).permutation(size)
             counts = np.diff(self._documents.starts)[documents]
-            draws = draws[ranges((np.cumsum(counts) - counts)[mixed], counts[mixed])[0]]
+            draws = draws[expand_ranges((np.cumsum(counts) - counts)[mixed], counts[mixed])[0]]
             epoch, documents = epoch[mixed], documents[mixed]
         first = self._documents.starts[documents]
-        units, starts = ranges(first, self._documents.starts[documents + 1] - first)
+        units, starts = expand_ranges(first, self._documents.starts[documents + 1] - first)
         keep = kept(self._documents.kinds[units], starts, self._dropout, draws)
         lengths = sum_units(self._lengths[units] * keep[:, None], starts)
         return Window(epoch, documents, keep, starts, lengths.astype(np.int32))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import PIL.Image
 
-from pdgen.report.strip import captioned
+from pdgen.report.strip import add_captions
 
 _HOLD, _BLEND = 1400, 70  # milliseconds an image stands, and each frame between two
 _BETWEEN = 6  # frames between two images
@@ -13,7 +13,7 @@ _LAST = 3000  # milliseconds that the last image stands
 _LIMIT = 16_383  # pixels of a side of a WebP
 
 
-def frames(
+def make_frames(
     images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
 ) -> Iterator[tuple[PIL.Image.Image, int]]:
     """(frame, milliseconds): every image with its caption beneath, and between two a blend of both.
@@ -24,7 +24,7 @@ def frames(
     Raises:
       ValueError: no images, or not one caption per image.
     """
-    stills = captioned(images, captions, height)
+    stills = add_captions(images, captions, height)
     size = (max(still.width for still in stills), max(still.height for still in stills))
     padded = []
     for still in stills:
@@ -44,6 +44,6 @@ def frames(
 def save_animation(
     path: pathlib.Path, images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
 ) -> None:
-    """Writes ``frames`` as an animated WebP that runs in a loop."""
-    stills, durations = zip(*frames(images, captions, height))
+    """Writes ``make_frames`` as an animated WebP that runs in a loop."""
+    stills, durations = zip(*make_frames(images, captions, height))
     stills[0].save(path, "WEBP", save_all=True, append_images=stills[1:], duration=list(durations), loop=0)

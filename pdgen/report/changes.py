@@ -35,27 +35,27 @@ class Change(NamedTuple):
     path: str
 
 
-def changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
+def find_changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
     """The change of every image against the one before it, None for the first."""
-    return [None, *itertools.starmap(change, itertools.pairwise(images))][: len(images)]
+    return [None, *itertools.starmap(find_change, itertools.pairwise(images))][: len(images)]
 
 
-def change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
+def find_change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
     """What changed from one image to the next; None where their sizes differ."""
     if before.size != after.size:
         return None
     pixels = changed_pixels(*(np.asarray(image.convert("RGB")) for image in (before, after)))
-    side = cell_side(after.size)
+    side = compute_cell_side(after.size)
     extent = (after.width / side, after.height / side)
-    return Change(float(pixels.mean()), extent, outline(without_spots(coarse(pixels, side))))
+    return Change(float(pixels.mean()), extent, trace_outline(remove_spots(coarsen(pixels, side))))
 
 
-def cell_side(size: tuple[int, int]) -> int:
+def compute_cell_side(size: tuple[int, int]) -> int:
     """Pixels of a cell's side: no more than 64 cells lie along the longer side of an image of this size."""
     return -(-max(size) // _CELLS)
 
 
-def coarse(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
+def coarsen(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
     """The mask in cells of ``side`` x ``side`` pixels, those that the image's edge cuts included."""
     height, width = pixels.shape
     padding = (-height % side, -width % side)
@@ -67,7 +67,7 @@ def coarse(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"
     return sums(pixels) >= _SHARE * sums(np.ones_like(pixels))
 
 
-def without_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
+def remove_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
     """The mask without spots of fewer than 4 connected cells, first those inside, then those outside."""
     for inside in (True, False):
         spots, _ = scipy.ndimage.label(cells == inside)
@@ -77,7 +77,7 @@ def without_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
     return cells
 
 
-def outline(cells: Bool[np.ndarray, "R C"]) -> str:
+def trace_outline(cells: Bool[np.ndarray, "R C"]) -> str:
     """The borders between cells inside and cells outside, as the data of an SVG path in units of cells.
 
     >>> outline(np.array([[True, True]]))
@@ -86,12 +86,12 @@ def outline(cells: Bool[np.ndarray, "R C"]) -> str:
     padded = np.pad(cells, 1)
     across = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [R + 1, C] the border above each cell
     down = padded[1:-1, 1:] != padded[1:-1, :-1]  # [R, C + 1] the border left of each cell
-    horizontal = [f"M{start} {y}h{length}" for y, start, length in _runs(across)]
-    vertical = [f"M{x} {start}v{length}" for x, start, length in _runs(down.T)]
+    horizontal = [f"M{start} {y}h{length}" for y, start, length in _find_runs(across)]
+    vertical = [f"M{x} {start}v{length}" for x, start, length in _find_runs(down.T)]
     return "".join(horizontal + vertical)
 
 
-def _runs(lines: Bool[np.ndarray, "N L"]) -> list[tuple[int, int, int]]:
+def _find_runs(lines: Bool[np.ndarray, "N L"]) -> list[tuple[int, int, int]]:
     """(line, start, length) of every run of True."""
     steps = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from pdgen.report.changes import Change, changes
+from pdgen.report.changes import Change, find_changes
 from pdgen.sequence.images import CHANGE, encode_png
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
@@ -49,7 +49,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         if self.changes is None:
-            object.__setattr__(self, "changes", changes(self.trajectory.images))
+            object.__setattr__(self, "changes", find_changes(self.trajectory.images))
 
     def without_images(self) -> "Entry":
         """The same, linked, without the pictures and latents that fill the memory."""
@@ -61,16 +61,16 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
-def trajectory_page(entries: Sequence[Entry], title: str = "Trajectories") -> str:
+def render_trajectories(entries: Sequence[Entry], title: str = "Trajectories") -> str:
     """An HTML page that shows every stage of every trajectory, with how it stopped and what it cost.
 
     A branch stands beside its parent, without the steps that both have. Every image that follows another of its size
     bears an outline of what changed. Settings that all share are told once.
     """
-    stops = collections.Counter(_stop(entry.trajectory) for entry in entries)
+    stops = collections.Counter(_get_stop_reason(entry.trajectory) for entry in entries)
     drawn = sum(_is_drawn(stage) for entry in entries for stage in entry.trajectory.stages)
     counts = {"trajectories": len(entries), "images drawn": drawn} | dict(stops.most_common())
-    common = _common([_settings(entry.trajectory) for entry in entries])
+    common = _find_common([_collect_settings(entry.trajectory) for entry in entries])
     return render(
         "trajectories.html",
         title=title,
@@ -78,11 +78,11 @@ def trajectory_page(entries: Sequence[Entry], title: str = "Trajectories") -> st
         stops=sorted(stops),
         threshold=CHANGE,
         common=common,
-        families=[_family(members, common) for members in families(entries)],
+        families=[_describe_family(members, common) for members in group_families(entries)],
     )
 
 
-def families(entries: Sequence[Entry]) -> list[list[Entry]]:
+def group_families(entries: Sequence[Entry]) -> list[list[Entry]]:
     """The entries, each followed by its branches and theirs; a branch whose parent is not there stands alone."""
     known = {entry.trajectory.fingerprint for entry in entries}
     branches = collections.defaultdict(list)
@@ -114,7 +114,7 @@ def split_tags(text: str) -> list[tuple[str, str]]:
     return [span for span in spans if span[0] or span[1]]
 
 
-def _stop(trajectory: Trajectory) -> str:
+def _get_stop_reason(trajectory: Trajectory) -> str:
     return trajectory.stop_reason or "unfinished"
 
 
@@ -122,12 +122,12 @@ def _is_drawn(stage: TextStage | ImageStage) -> bool:
     return isinstance(stage, ImageStage) and stage.stage != "given"
 
 
-def _settings(trajectory: Trajectory) -> dict[str, Any]:
+def _collect_settings(trajectory: Trajectory) -> dict[str, Any]:
     known = {"mode": trajectory.mode, "checkpoint": trajectory.checkpoint, "model hash": trajectory.model_hash}
     return {**known, **trajectory.settings}
 
 
-def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _find_common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What all of them have, with one value."""
     if not settings:
         return {}
@@ -135,10 +135,10 @@ def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(o.get(key, ...) == value for o in others)}
 
 
-def _family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
+def _describe_family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
     """What the template shows of a trajectory and its branches, and the words that the filter looks through."""
     names = {member.trajectory.fingerprint: member.name for member in members}
-    articles = [_article(member, common, names) for member in members]
+    articles = [_describe_trajectory(member, common, names) for member in members]
     column = 1
     for article in articles:
         end = -1 if article is articles[-1] else column + len(article["steps"])
@@ -150,11 +150,11 @@ def _family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
         "articles": articles,
         "columns": column - 1,
         "words": " ".join(sorted(words)).lower(),
-        "stops": "|".join(sorted({_stop(member.trajectory) for member in members})),
+        "stops": "|".join(sorted({_get_stop_reason(member.trajectory) for member in members})),
     }
 
 
-def _article(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _describe_trajectory(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """What the template shows of one trajectory; ``names`` are its family's, by fingerprint.
 
     ``steps`` are columns of stages around one image. Of a branch beside its parent the first is the one that holds
@@ -163,16 +163,16 @@ def _article(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dic
     trajectory, parent = entry.trajectory, entry.trajectory.parent
     beside = parent is not None and parent.fingerprint in names
     fork = parent.stage if beside else 0
-    steps = _steps(trajectory, _shown_stages(entry, fork))
+    steps = _group_steps(trajectory, _describe_stages(entry, fork))
     first = next((n for n, step in enumerate(steps) if any(not shown["kept"] for shown in step)), len(steps))
-    settings = {key: value for key, value in _settings(trajectory).items() if key not in common}
+    settings = {key: value for key, value in _collect_settings(trajectory).items() if key not in common}
     folder = (entry.link or "").rstrip("/")
     return {
         "name": entry.name,
         "title": entry.name if beside else trajectory.prompt,
         "trajectory": trajectory,
         "branch_of": f"{names.get(parent.fingerprint, parent.fingerprint)} from stage {parent.stage}" if parent else "",
-        "stop": _stop(trajectory),
+        "stop": _get_stop_reason(trajectory),
         "steps": steps[first:],
         "costs": {key.replace("_", " "): value for key, value in trajectory.costs.items()},
         "settings": settings,
@@ -180,7 +180,7 @@ def _article(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dic
     }
 
 
-def _steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def _group_steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Stages by step: whatever follows an image, but for an inspection or an answer, opens the next one."""
     steps: list[list[dict[str, Any]]] = []
     closed = True
@@ -193,23 +193,23 @@ def _steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list
     return steps
 
 
-def _shown_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
+def _describe_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
     """What the template shows of every stage; those before ``fork`` are the parent's."""
     stages = entry.trajectory.stages
-    pictures = zip(_sources(entry), entry.changes)
-    shown = [_shown_image(s, *next(pictures)) if isinstance(s, ImageStage) else _shown_text(s) for s in stages]
+    pictures = zip(_get_sources(entry), entry.changes)
+    shown = [_describe_image(s, *next(pictures)) if isinstance(s, ImageStage) else _describe_text(s) for s in stages]
     for number, (stage, one) in enumerate(zip(stages, shown)):
         remark = "kept" if number < fork else "from outside" if stage.origin == "outside" else ""
         one |= {"stage": stage.stage, "number": number, "kept": number < fork, "remark": remark}
     return shown
 
 
-def _shown_text(stage: TextStage) -> dict[str, Any]:
+def _describe_text(stage: TextStage) -> dict[str, Any]:
     notes = [f"{stage.tokens} tokens"] * bool(stage.tokens) + [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
     return {"spans": split_tags(stage.text), "note": ", ".join(notes)}
 
 
-def _shown_image(stage: ImageStage, source: str, changed: Change | None) -> dict[str, Any]:
+def _describe_image(stage: ImageStage, source: str, changed: Change | None) -> dict[str, Any]:
     notes = [f"{stage.width} x {stage.height} px"] + [f"{stage.steps} steps"] * bool(stage.steps)
     notes += [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
     notes += [f"{changed.share:.0%} changed"] if changed else []
@@ -223,7 +223,7 @@ def _shown_image(stage: ImageStage, source: str, changed: Change | None) -> dict
     }
 
 
-def _sources(entry: Entry) -> list[str]:
+def _get_sources(entry: Entry) -> list[str]:
     """Of every image a link to its file, or the image itself as a data URI."""
     if entry.link is not None:
         files = [stage.file for stage in entry.trajectory.stages if isinstance(stage, ImageStage)]

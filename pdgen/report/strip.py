@@ -11,7 +11,7 @@ _FONT_SIZE = 13
 _LINE_HEIGHT = 17
 
 
-def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> PIL.Image.Image:
+def make_strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> PIL.Image.Image:
     """One RGB picture of all images, scaled to one height, each with its caption wrapped to its width.
 
     An image that is enlarged at least twice keeps its pixels square (nearest, as far as a whole factor
@@ -25,7 +25,7 @@ def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: in
     Raises:
       ValueError: no images, or not one caption per image.
     """
-    stills = captioned(images, captions, height)
+    stills = add_captions(images, captions, height)
     width = sum(still.width + _MARGIN for still in stills) + _MARGIN
     row = PIL.Image.new("RGB", (width, max(still.height for still in stills) + 2 * _MARGIN), "white")
     left = _MARGIN
@@ -35,14 +35,16 @@ def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: in
     return row
 
 
-def captioned(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> list[PIL.Image.Image]:
-    """Each image scaled as in ``strip``, on white with its caption beneath. Arguments and errors as there."""
+def add_captions(
+    images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192
+) -> list[PIL.Image.Image]:
+    """Each image scaled as in ``make_strip``, on white with its caption beneath. Arguments and errors as there."""
     if not images or len(images) != len(captions):
         raise ValueError(f"a strip needs images and one caption each, got {len(images)} and {len(captions)}")
-    return [_captioned(image, caption, height) for image, caption in zip(images, captions)]
+    return [_add_caption(image, caption, height) for image, caption in zip(images, captions)]
 
 
-def _captioned(image: PIL.Image.Image, caption: str, height: int) -> PIL.Image.Image:
+def _add_caption(image: PIL.Image.Image, caption: str, height: int) -> PIL.Image.Image:
     font = PIL.ImageFont.load_default(_FONT_SIZE)
     image = _scale(image.convert("RGB"), height)
     lines = _wrap(caption, font, image.width)

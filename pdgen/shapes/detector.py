@@ -23,9 +23,9 @@ from PIL import Image
 
 from pdgen.sequence.images import Picture
 from pdgen.shapes.graph import COLORS
-from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, LINE_WIDTH, coverage
+from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, LINE_WIDTH, compute_coverage
 from pdgen.shapes.placement import SIZES
-from pdgen.shapes.world import FILLS, GRID, SHAPES, can_be_outlined, size_word
+from pdgen.shapes.world import FILLS, GRID, SHAPES, can_be_outlined, name_size
 
 WIDTHS = tuple(width for widths in SIZES.values() for width in widths)
 THRESHOLD = 0.5
@@ -34,7 +34,7 @@ _COLORS = np.array([COLOR_RGB[name] for name in COLORS], np.float32)
 _BACKGROUNDS = np.array(list(BACKGROUND_RGB.values()), np.float32)
 
 
-class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Detection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One detected shape.
 
     Attributes:
@@ -59,14 +59,14 @@ class _Templates(NamedTuple):
 
 
 @functools.cache
-def _templates(width: int) -> _Templates:
-    looks = [(s, f) for s in SHAPES for f in FILLS if f == "solid" or can_be_outlined(s, size_word(width))]
+def _make_templates(width: int) -> _Templates:
+    looks = [(s, f) for s in SHAPES for f in FILLS if f == "solid" or can_be_outlined(s, name_size(width))]
     box = (0.0, 0.0, float(width), float(width))
-    pixels = np.stack([coverage(shape, fill, box, LINE_WIDTH).ravel() for shape, fill in looks], axis=1)
+    pixels = np.stack([compute_coverage(shape, fill, box, LINE_WIDTH).ravel() for shape, fill in looks], axis=1)
     return _Templates(looks, pixels, np.square(pixels).sum(0))
 
 
-def _at_grid(picture: Picture) -> Float[np.ndarray, "32 32 3"]:
+def _resize_to_grid(picture: Picture) -> Float[np.ndarray, "32 32 3"]:
     height, width, _ = picture.shape
     if height != width or width < GRID:
         raise ValueError(f"a picture of {width} x {height} pixels: detection takes squares of {GRID} pixels or more")
@@ -74,7 +74,7 @@ def _at_grid(picture: Picture) -> Float[np.ndarray, "32 32 3"]:
     return np.asarray(small, np.float32)
 
 
-def _background(pixels: Float[np.ndarray, "32 32 3"]) -> tuple[int, Float[np.ndarray, "3"]]:
+def _find_background(pixels: Float[np.ndarray, "32 32 3"]) -> tuple[int, Float[np.ndarray, "3"]]:
     # Each pixel votes for its nearest colour; of the backgrounds the one with the most votes, and their median.
     references = np.concatenate([_BACKGROUNDS, _COLORS])
     flat = pixels.reshape(-1, 3)
@@ -84,26 +84,26 @@ def _background(pixels: Float[np.ndarray, "32 32 3"]) -> tuple[int, Float[np.nda
     return winner, np.median(votes, axis=0) if len(votes) else _BACKGROUNDS[winner]
 
 
-def background(picture: Picture) -> str:
+def detect_background(picture: Picture) -> str:
     """The word of ``BACKGROUNDS`` of most pixels. Raises ValueError as ``detect``."""
-    return tuple(BACKGROUND_RGB)[_background(_at_grid(picture))[0]]
+    return tuple(BACKGROUND_RGB)[_find_background(_resize_to_grid(picture))[0]]
 
 
-def _sums(squares: Float[np.ndarray, "34 34"], width: int) -> Float[np.ndarray, "y x"]:
+def _sum_windows(squares: Float[np.ndarray, "34 34"], width: int) -> Float[np.ndarray, "y x"]:
     # Of all windows of that width, by differences of the running sums.
     total = np.zeros((GRID + 3, GRID + 3))
     total[1:, 1:] = squares.cumsum(0).cumsum(1)
     return total[width:, width:] - total[:-width, width:] - total[width:, :-width] + total[:-width, :-width]
 
 
-def _candidates(
+def _find_candidates(
     deviation: Float[np.ndarray, "32 32 3"], colors: Float[np.ndarray, "c 3"], width: int
 ) -> list[tuple[float, int, int, int, int, int]]:
     """(score, y, x, width, look, color) of the best template and colour at each place, where above THRESHOLD."""
-    templates = _templates(width)
+    templates = _make_templates(width)
     squares = np.zeros((GRID + 2, GRID + 2))
     squares[1:-1, 1:-1] = np.square(deviation).sum(-1)
-    energy, inside = _sums(squares, width + 2), _sums(squares, width)[1:-1, 1:-1]
+    energy, inside = _sum_windows(squares, width + 2), _sum_windows(squares, width)[1:-1, 1:-1]
     # By Cauchy-Schwarz no template's score exceeds inside / energy, nor, with z^2 = inside / norm, 2 z.
     norms = np.square(colors).sum(-1)[:, None] * templates.squares
     rows, columns = np.nonzero((inside >= THRESHOLD * energy) & (inside >= THRESHOLD**2 / 4 * norms.min()))
@@ -120,7 +120,7 @@ def _candidates(
     ]
 
 
-def detect(picture: Picture) -> list[Found]:
+def detect(picture: Picture) -> list[Detection]:
     """The shapes of a picture, best score first, those with equal scores in reading order.
 
     Exact on what ``painter`` paints at ``GRID`` pixels, and from 40 on; in between, averaging blurs small shapes.
@@ -132,17 +132,17 @@ def detect(picture: Picture) -> list[Found]:
     Raises:
       ValueError: the picture is no square or too small.
     """
-    pixels = _at_grid(picture)
-    _, ground = _background(pixels)
-    candidates = [c for width in WIDTHS for c in _candidates(pixels - ground, _COLORS - ground, width)]
-    found: list[Found] = []
+    pixels = _resize_to_grid(picture)
+    _, ground = _find_background(pixels)
+    candidates = [c for width in WIDTHS for c in _find_candidates(pixels - ground, _COLORS - ground, width)]
+    found: list[Detection] = []
     for score, y, x, width, look, color in sorted(candidates, reverse=True):
         box = (x, y, x + width, y + width)
-        if not any(_overlap(box, other.box) for other in found):
-            shape, fill = _templates(width).looks[look]
-            found.append(Found(shape, COLORS[color], size_word(width), fill, box, round(min(score, 1.0), 3)))
+        if not any(_overlaps(box, other.box) for other in found):
+            shape, fill = _make_templates(width).looks[look]
+            found.append(Detection(shape, COLORS[color], name_size(width), fill, box, round(min(score, 1.0), 3)))
     return sorted(found, key=lambda f: (-f.score, f.box[1], f.box[0]))
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _overlaps(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return min(a[2], b[2]) - max(a[0], b[0]) > OVERLAP and min(a[3], b[3]) - max(a[1], b[1]) > OVERLAP

@@ -19,7 +19,7 @@ MARGIN = 0.1
 # GenEval's threshold is 0.5; layouts keep a distance, so that a box that is a pixel wrong does not turn a relation.
 CLEAR, CLEARLY_NOT = 0.55, 0.45
 CELL = 4.5  # of half a ninth's 5.33, for the same reason
-LOOKS = 24
+CHOICES_PER_WIDTH = 24
 RELATIONS = ("left of", "right of", "above", "below")
 
 Domain = Bool[np.ndarray, "top left"]
@@ -42,7 +42,7 @@ class _Link(NamedTuple):
         return free if self.here is None else free & (self.there != self.here[top, left])
 
 
-def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
+def compute_directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
     """GenEval's four numbers of which each says, beyond 0.5, that a relation of ``RELATIONS`` holds.
 
     offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both extents along each
@@ -62,14 +62,14 @@ def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.
     return np.stack([-right, right, -down, down]) / length
 
 
-def domain(size: int, spacing: int = 1) -> Domain:
+def make_domain(size: int, spacing: int = 1) -> Domain:
     """All corners, multiples of ``spacing``, at which a square of that size is inside the grid."""
     allowed = np.arange(GRID - size + 1) % spacing == 0
     return allowed[:, None] & allowed[None, :]
 
 
 @functools.lru_cache(maxsize=1024)
-def cell(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
+def make_cell_domain(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
     """Corners of reserved squares in which a square has its centre well inside a ninth of the grid.
 
     Args:
@@ -83,14 +83,14 @@ def cell(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
 
 
 @functools.lru_cache(maxsize=1024)
-def ninth(extent: int, inset: int, size: int) -> Ninths:
-    """3 x row + column of the ninth, by the corner of the reserved square; arguments as of ``cell``."""
+def compute_ninths(extent: int, inset: int, size: int) -> Ninths:
+    """3 x row + column of the ninth, by the corner of the reserved square; arguments as of ``make_cell_domain``."""
     third = ((np.arange(GRID - extent + 1) + inset + size / 2) * 3 // GRID).astype(int)
     return 3 * third[:, None] + third[None, :]
 
 
 @functools.lru_cache
-def middles(extent: int) -> Domain:
+def make_middle_domain(extent: int) -> Domain:
     """Corners at which a square is about the middle of a ninth of the grid, or as near to it as it can be."""
     columns = np.zeros(GRID - extent + 1, bool)
     columns[[min(max(middle - extent // 2, 0), GRID - extent) for middle in (5, 16, 27)]] = True
@@ -98,7 +98,7 @@ def middles(extent: int) -> Domain:
 
 
 @functools.lru_cache(maxsize=4096)
-def apart(first: int, second: int, gap: int) -> Table:
+def make_gap_table(first: int, second: int, gap: int) -> Table:
     """Where two squares of these sizes have at least ``gap`` empty units between them."""
     offset = np.arange(-GRID, GRID + 1)
     free = (offset >= first + gap) | (-offset >= second + gap)
@@ -106,7 +106,7 @@ def apart(first: int, second: int, gap: int) -> Table:
 
 
 @functools.lru_cache(maxsize=4096)
-def related(kind: str, subject: int, reference: int, shift: int) -> Table:
+def make_relation_table(kind: str, subject: int, reference: int, shift: int) -> Table:
     """Where the second square, the subject, stands ``kind`` the first, the reference.
 
     Args:
@@ -114,34 +114,39 @@ def related(kind: str, subject: int, reference: int, shift: int) -> Table:
       subject, reference: sizes.
       shift: to be added to the difference of the corners along both axes.
     """
-    return _strength(kind, subject, reference, shift) > CLEAR
+    return _compute_strength(kind, subject, reference, shift) > CLEAR
 
 
 @functools.lru_cache(maxsize=4096)
-def unrelated(kind: str, subject: int, reference: int, shift: int) -> Table:
-    """Where the second square does not stand ``kind`` the first; arguments as of ``related``."""
-    return _strength(kind, subject, reference, shift) < CLEARLY_NOT
+def make_exclusion_table(kind: str, subject: int, reference: int, shift: int) -> Table:
+    """Where the second square does not stand ``kind`` the first; arguments as of ``make_relation_table``."""
+    return _compute_strength(kind, subject, reference, shift) < CLEARLY_NOT
 
 
-def _strength(kind: str, subject: int, reference: int, shift: int) -> Float[np.ndarray, "dy dx"]:
+def _compute_strength(kind: str, subject: int, reference: int, shift: int) -> Float[np.ndarray, "dy dx"]:
     offset = np.arange(-GRID, GRID + 1) + shift + (subject - reference) / 2
     dx, dy = np.broadcast_arrays(offset[None, :], offset[:, None])
     extent = np.float64(subject + reference)
-    return directions(dx, dy, extent, extent)[RELATIONS.index(kind)]
+    return compute_directions(dx, dy, extent, extent)[RELATIONS.index(kind)]
 
 
 @functools.lru_cache(maxsize=64)
-def moved(distance: int) -> Table:
+def make_move_table(distance: int) -> Table:
     """Where the corners differ by at least ``distance`` along some axis."""
     far = np.abs(np.arange(-GRID, GRID + 1)) >= distance
     return far[:, None] | far[None, :]
 
 
 @functools.lru_cache(maxsize=4096)
-def joint(parts: tuple[tuple[str | int, ...], ...]) -> Table:
+def make_joint_table(parts: tuple[tuple[str | int, ...], ...]) -> Table:
     """Where all parts hold: each the name of one of the functions above and its arguments."""
     tables: dict[str | int, Callable[..., Table]]
-    tables = {"apart": apart, "related": related, "unrelated": unrelated, "moved": moved}
+    tables = {
+        "apart": make_gap_table,
+        "related": make_relation_table,
+        "unrelated": make_exclusion_table,
+        "moved": make_move_table,
+    }
     return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
 
 
@@ -156,7 +161,7 @@ def solve(
     """Corners (left, top) that obey all constraints; None if the search finds none.
 
     Squares are placed one after the other, the one with the fewest choices first. For each, ``width`` random
-    choices that leave every other one a choice (of ``LOOKS`` times as many looked at) are tried in the order of
+    choices that leave every other one a choice (of ``CHOICES_PER_WIDTH`` times as many looked at) are tried in the order of
     the room that they leave; ``width`` 1 is a plain random draw.
 
     Args:
@@ -190,7 +195,7 @@ def _search(
     rest = {i: d for i, d in waiting.items() if i != index}
     choices = np.flatnonzero(waiting[index])
     options = []
-    for choice in rng.permutation(choices)[: LOOKS * width].tolist():
+    for choice in rng.permutation(choices)[: CHOICES_PER_WIDTH * width].tolist():
         top, left = divmod(choice, waiting[index].shape[1])
         narrowed = {}
         for other, link in neighbours[index].items():

@@ -8,7 +8,7 @@
     new        = ("a" | NUMBER) ADJECTIVE* NOUN  known = "the" NUMBER? ADJECTIVE* NOUN place?
 
 A recursive descent over the words, one method per rule; ``parse_instruction`` reads the sentences of
-``instruction.say`` with the same rules. What the words of ``lexicon`` do not cover is refused with the word.
+``instruction.write_instruction`` with the same rules. What the words of ``lexicon`` do not cover is refused with the word.
 """
 
 import re
@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pdgen.shapes.graph import PLACES, Entity, Relation, SceneError, SceneGraph, place_of_all
+from pdgen.shapes.graph import PLACES, Entity, Relation, SceneError, SceneGraph, join_places
 from pdgen.shapes.instruction import EXCHANGED, Instruction
-from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS, place_phrase, plural
+from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS, phrase_place, pluralize
 from pdgen.shapes.world import BACKGROUNDS
 
 OPENERS = (
@@ -40,21 +40,21 @@ _WORD = re.compile(r"[a-z0-9'-]+|[^\sa-z0-9'-]")
 _NUMBERS = {word: n for n, word in enumerate(NUMBERS, 1)} | {str(n): n for n in range(1, len(NUMBERS) + 1)}
 _ATTRIBUTE = {word: attribute for attribute, words in ADJECTIVES.items() for word in words}
 # GenEval forms plurals by rule alone ("knifes", "benchs", "sheeps").
-_NOUN = {form: noun for noun in NOUNS for form in (plural(noun), f"{noun}s", noun)}
+_NOUN = {form: noun for noun in NOUNS for form in (pluralize(noun), f"{noun}s", noun)}
 _LOOK_STARTS = {form.split()[0] for form in (*_NOUN, *_ATTRIBUTE)}
 _BACKGROUND = {f"{article} {b} background": b for article in ("a", "an") for b in BACKGROUNDS}
-_PLACE = {f"{preposition} the {p}": p for p in PLACES for preposition in (place_phrase(p).split()[0], "at", "in")}
+_PLACE = {f"{preposition} the {p}": p for p in PLACES for preposition in (phrase_place(p).split()[0], "at", "in")}
 _TARGET = {f"to the {p}": p for p in PLACES}
 _KIND = {wording: kind for kind, wordings in RELATIONS.items() for wording in wordings}
 
 
-def canonical(graph: SceneGraph) -> tuple:
+def canonicalize(graph: SceneGraph) -> tuple:
     """What the graph says, whatever its ids and order, and whichever way its relations are told.
 
     Equal for two graphs exactly if they say the same, as long as their entities can be told apart.
     """
     looks = {e.id: (e.noun, e.count, tuple(sorted(e.attributes.items()))) for e in graph.entities}
-    turned = {r.seen_from(r.reference) if r.kind in ("right of", "below") else r for r in graph.relations}
+    turned = {r.with_subject(r.reference) if r.kind in ("right of", "below") else r for r in graph.relations}
     relations = sorted((looks[r.subject], r.kind, looks[r.reference]) for r in turned)
     return tuple(sorted(looks.values())), tuple(relations), graph.background
 
@@ -72,7 +72,7 @@ def parse(text: str) -> SceneGraph:
 
 
 def parse_instruction(text: str) -> Instruction:
-    """The instruction in a sentence of ``instruction.say``; ids are 0, 1, ... in the order of naming.
+    """The instruction in a sentence of ``instruction.write_instruction``; ids are 0, 1, ... in the order of naming.
 
     Things that are there already have the attributes by which they are named. Raises SceneError as ``parse``.
     """
@@ -281,7 +281,7 @@ class _Reader:
             self.take(",")
             self.take("and")
         self.position = end
-        return place_of_all(found) if found else None
+        return join_places(found) if found else None
 
     def set_place(self, entity: int, place: str) -> None:
         old = self.entities[entity]

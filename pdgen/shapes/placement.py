@@ -41,17 +41,17 @@ class Placement:
     widths: Mapping[str, tuple[int, ...]]
     attempts: tuple[Attempt, ...]
 
-    def corner(self, value: int, before: int, width: int) -> int:
+    def resize_corner(self, value: int, before: int, width: int) -> int:
         """Where along an axis an object at ``value`` begins when it becomes ``width`` wide instead of ``before``."""
         if self.spacing == 1:
             return min(max(value + (before - width) // 2, 0), GRID - width)
         return min(value, (GRID - width) // self.spacing * self.spacing)
 
-    def inset(self, extent: int, width: int) -> int:
+    def compute_inset(self, extent: int, width: int) -> int:
         """How far from the corner of a reserved square an object in it begins."""
         return (extent - width) // 2 if self.spacing == 1 else 0
 
-    def usual_sizes(self, steps: Sequence[Step]) -> dict[int, str]:
+    def choose_sizes(self, steps: Sequence[Step]) -> dict[int, str]:
         """The size of every entity where it has none stated, the same in all steps.
 
         Free objects are medium. On the lattice they are small, but large where a step outlines them (a small one has

@@ -23,9 +23,17 @@ import msgspec
 from pdgen.data.records import INDEX, SUFFIX, DataFile, Dataset, Origin, write_file, write_index
 from pdgen.files import check_begun, file_sha256, locked, new_file
 from pdgen.sequence.trajectory import Record
-from pdgen.synthesis.leaks import geneval_digests
-from pdgen.synthesis.page import Summary, browser_chunk, browser_index, dataset_page, figures, merge, summarise
-from pdgen.synthesis.settings import SUBSETS, Settings
+from pdgen.synthesis.leaks import load_geneval_digests
+from pdgen.synthesis.page import (
+    DatasetSummary,
+    make_table_row,
+    merge_summaries,
+    render_chunk,
+    render_dataset,
+    render_index,
+    summarise_records,
+)
+from pdgen.synthesis.settings import SUBSETS, DatasetSettings
 
 STATE, REPORT, PAGE = "build", "report", "index.html"
 _SETTINGS = "settings.json"
@@ -66,10 +74,10 @@ class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
     rejected: dict[str, int]
     noted: dict[str, list[str]]
-    summary: Summary
+    summary: DatasetSummary
 
 
-class Made(NamedTuple):
+class ShardContent(NamedTuple):
     """A shard's records, how many samples were rejected on the way, by reason, and ids of records to be noted."""
 
     records: list[Record]
@@ -77,24 +85,24 @@ class Made(NamedTuple):
     noted: Mapping[str, list[str]] = {}
 
 
-Make = Callable[[Shard], Made]
+Make = Callable[[Shard], ShardContent]
 Work = Callable[[Shard], ShardFacts]
 Runner = Callable[[Work, Sequence[Shard]], Iterator[ShardFacts]]
 
 
-def cut(subset: str, count: int, size: int) -> list[Shard]:
+def cut_shards(subset: str, count: int, size: int) -> list[Shard]:
     """The shards of a subset of ``count`` samples, ``size`` in each but the last."""
     starts = range(0, count, size)
     return [Shard(subset, number, start, min(start + size, count)) for number, start in enumerate(starts)]
 
 
-def write_whole(path: pathlib.Path, data: bytes) -> None:
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """Writes a file that appears whole or not at all."""
     with new_file(path) as partial:
         partial.write_bytes(data)
 
 
-def make_and_write(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts:
+def build_shard(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts:
     """Makes a shard and writes its files; the facts, which say that it is done, come last.
 
     Raises:
@@ -105,38 +113,38 @@ def make_and_write(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts
     if len(records) != shard.stop - shard.start:
         raise BuildError(f"{shard.name}: {len(records)} records made, {shard.stop - shard.start} expected")
     file = write_file(folder / f"{shard.name}{SUFFIX}", records, shard.subset)
-    write_whole(folder / REPORT / f"{shard.name}.js", browser_chunk(shard.name, records).encode())
+    write_atomically(folder / REPORT / f"{shard.name}.js", render_chunk(shard.name, records).encode())
     facts = ShardFacts(
         name=shard.name,
         records=file.records,
         sha256=file.sha256,
         rejected=dict(sorted(rejected.items())),
         noted=dict(noted),
-        summary=summarise(records),
+        summary=summarise_records(records),
     )
-    write_whole(_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
+    write_atomically(_get_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
     return facts
 
 
-def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+def _get_facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
     return folder / STATE / f"{shard.name}.json"
 
 
-def known_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
+def read_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
     """The facts of all shards of a subset that were made so far, in order; their files are not looked at."""
     paths = sorted(folder.glob(f"{STATE}/{subset}-*.json"))
     return [msgspec.json.decode(path.read_bytes(), type=ShardFacts) for path in paths]
 
 
-def begun_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def read_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The settings of every subset that was begun in the folder, by its name."""
     return msgspec.json.decode((folder / STATE / _SETTINGS).read_bytes())["stages"]
 
 
-def finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
+def find_finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
     """The facts of a shard whose files are there and unharmed, else None."""
     try:
-        facts = msgspec.json.decode(_facts_path(folder, shard).read_bytes(), type=ShardFacts)
+        facts = msgspec.json.decode(_get_facts_path(folder, shard).read_bytes(), type=ShardFacts)
         unharmed = file_sha256(folder / f"{shard.name}{SUFFIX}") == facts.sha256
     except (FileNotFoundError, msgspec.DecodeError):
         return None
@@ -144,7 +152,7 @@ def finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
     return facts if unharmed and shown else None
 
 
-def run(
+def build_shards(
     folder: pathlib.Path,
     shards: Sequence[Shard],
     make: Make,
@@ -157,19 +165,19 @@ def run(
     """
     known = {}
     for shard in shards:
-        if (facts := finished(folder, shard)) is not None:
+        if (facts := find_finished(folder, shard)) is not None:
             known[shard.name] = facts
             progress(facts)
     missing = [shard for shard in shards if shard.name not in known]
     if missing:
-        for facts in runner(functools.partial(make_and_write, folder, make), missing):
+        for facts in runner(functools.partial(build_shard, folder, make), missing):
             known[facts.name] = facts
             progress(facts)
     return [known[shard.name] for shard in shards]
 
 
 @contextlib.contextmanager
-def opened(
+def open_build(
     folder: pathlib.Path, common: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], overwrite: bool
 ) -> Iterator[None]:
     """Claims ``folder`` for a build of ``stages`` (subset: its settings) that share the ``common`` settings.
@@ -188,11 +196,11 @@ def opened(
     with locked(folder, "building in it", lock=state, error=BuildError):
         for leftover in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
             leftover.unlink()
-        _agree(folder, common, stages, overwrite)
+        _check_settings(folder, common, stages, overwrite)
         yield
 
 
-def _agree(
+def _check_settings(
     folder: pathlib.Path, common: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], overwrite: bool
 ) -> None:
     """Compares the settings with those that the folder was begun with, and notes the new ones."""
@@ -210,7 +218,7 @@ def _agree(
     for subset, settings in begun["stages"].items():
         if subset in stages:
             _compare(folder, settings, wanted["stages"][subset], overwrite)
-    write_whole(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")
 
 
 def _compare(folder: pathlib.Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool) -> None:
@@ -225,7 +233,7 @@ def _discard(folder: pathlib.Path, subset: str) -> None:
             path.unlink()
 
 
-def data_files(facts: Sequence[ShardFacts]) -> list[DataFile]:
+def list_data_files(facts: Sequence[ShardFacts]) -> list[DataFile]:
     """The shards' files as ``dataset.json`` counts them."""
     return [
         DataFile(name=f"{f.name}{SUFFIX}", records=f.records, subset=f.name.rpartition("-")[0], sha256=f.sha256)
@@ -233,7 +241,7 @@ def data_files(facts: Sequence[ShardFacts]) -> list[DataFile]:
     ]
 
 
-def total_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
+def count_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
     """Rejected samples by reason over all shards, most frequent first."""
     total: collections.Counter[str] = collections.Counter()
     for one in facts:
@@ -241,70 +249,70 @@ def total_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def total_summary(facts: Sequence[ShardFacts]) -> Summary:
+def summarise_facts(facts: Sequence[ShardFacts]) -> DatasetSummary:
     """What the report shows of all shards together."""
-    return merge([one.summary for one in facts])
+    return merge_summaries([one.summary for one in facts])
 
 
-def write_outcome(settings: Settings, common: dict[str, Any], folder: pathlib.Path) -> str:
+def write_outcome(settings: DatasetSettings, common: dict[str, Any], folder: pathlib.Path) -> str:
     """Writes ``dataset.json`` and the page of the stages that are whole.
 
     Args:
       settings: The build's settings.
-      common: Its ``pdgen.synthesis.shards.common_settings``.
+      common: Its ``pdgen.synthesis.shards.collect_common_settings``.
       folder: Its folder.
 
     Returns:
       A line that sums the data set up.
     """
-    stages = _whole_stages(settings, folder)
-    facts = _dataset_facts(common, stages)
-    begun = begun_stages(folder)
+    stages = _find_complete_stages(settings, folder)
+    facts = _make_dataset_facts(common, stages)
+    begun = read_stages(folder)
     origin = Origin(
         seed=settings.seed,
         tokenizer=common["tokenizer"],
         autoencoder=common["autoencoder"],
-        settings=settings.common() | {stage: begun[stage] for stage in stages},
+        settings=settings.common_to_dict() | {stage: begun[stage] for stage in stages},
     )
     every = [one for found in stages.values() for one in found]
-    dataset = Dataset(files=data_files(every), origin=origin, facts=facts)
+    dataset = Dataset(files=list_data_files(every), origin=origin, facts=facts)
     rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
-    write_whole(folder / REPORT / "index.js", browser_index(rows).encode())
-    summaries = {stage: total_summary(found) for stage, found in stages.items()}
-    page = dataset_page("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
-    write_whole(folder / PAGE, page.encode())
+    write_atomically(folder / REPORT / "index.js", render_index(rows).encode())
+    summaries = {stage: summarise_facts(found) for stage, found in stages.items()}
+    page = render_dataset("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
+    write_atomically(folder / PAGE, page.encode())
     write_index(folder, dataset)
     counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())
     size = sum((folder / file.name).stat().st_size for file in dataset.files)
     return f"{folder}: {counts} records in {len(dataset.files)} files, {size / 1e6:.1f} MB; see {folder / PAGE}"
 
 
-def _whole_stages(settings: Settings, folder: pathlib.Path) -> dict[str, list[ShardFacts]]:
+def _find_complete_stages(settings: DatasetSettings, folder: pathlib.Path) -> dict[str, list[ShardFacts]]:
     """The facts of every stage in the folder that has all its samples, in order."""
     found = {}
-    for stage, begun in sorted(begun_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
-        facts = known_facts(folder, stage)
+    for stage, begun in sorted(read_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
+        facts = read_facts(folder, stage)
         part = msgspec.convert(begun, type(getattr(settings, stage)))
-        count, _ = msgspec.structs.replace(settings, **{stage: part}).counts(stage)
+        count, _ = msgspec.structs.replace(settings, **{stage: part}).count_samples(stage)
         if sum(one.records for one in facts) == count:
             found[stage] = facts
     return found
 
 
-def _dataset_facts(common: dict[str, Any], stages: dict[str, list[ShardFacts]]) -> dict[str, Any]:
+def _make_dataset_facts(common: dict[str, Any], stages: dict[str, list[ShardFacts]]) -> dict[str, Any]:
     """The facts of ``dataset.json``."""
     every = [one for facts in stages.values() for one in facts]
     leaked = {kind: [name for one in every for name in one.noted.get(kind, ())] for kind in ("exact", "normalised")}
     subsets = {}
     for stage, facts in stages.items():
-        ours = figures(total_summary(facts))._asdict()
+        ours = make_table_row(summarise_facts(facts))._asdict()
         subsets[stage] = {key: value for key, value in ours.items() if value is not None}
     return {
         "subsets": subsets,
-        "rejected": {stage: total_rejected(facts) for stage, facts in stages.items()},
+        "rejected": {stage: count_rejected(facts) for stage, facts in stages.items()},
         "leaks": {
             "prompts": sum(one.records for one in every),
-            "benchmark": f"GenEval, {len(geneval_digests())} prompts",
+            "benchmark": f"GenEval, {len(load_geneval_digests())} prompts",
             "exact": len(leaked["exact"]),
             "normalised": len(leaked["exact"]) + len(leaked["normalised"]),
             "records": leaked["exact"] + leaked["normalised"],

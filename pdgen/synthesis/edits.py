@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pdgen.shapes.graph import SceneGraph, Step
-from pdgen.shapes.grow import grow
-from pdgen.shapes.world import Scene, violations
+from pdgen.shapes.graph import SceneGraph, Step, grow
+from pdgen.shapes.world import Scene, find_violations
 from pdgen.synthesis.rewrite import rewrite
 
 
-def edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
+def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
     """A step that draws a first picture, and one that makes ``graph`` of it; None where the graph allows none such.
 
     Args:
@@ -31,7 +30,7 @@ def edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> S
     return [Step("add", tuple(e.id for e in before.entities), before), steps[second]]
 
 
-def clear(step: Step, before: Scene, after: Scene) -> bool:
+def changes_picture(step: Step, before: Scene, after: Scene) -> bool:
     """Whether the step has something to do in a picture of the scene before it.
 
     A layout may happen to show what a step is to bring about. "Move the star left of the ring" would then ask for
@@ -39,9 +38,9 @@ def clear(step: Step, before: Scene, after: Scene) -> bool:
     two things of which the graph says the same may still change places.
     """
     if step.operation == "swap":
-        return _shown(before) != _shown(after)
-    return bool(violations(before, step.graph))
+        return _list_looks(before) != _list_looks(after)
+    return bool(find_violations(before, step.graph))
 
 
-def _shown(scene: Scene) -> list[tuple[str | int, ...]]:
+def _list_looks(scene: Scene) -> list[tuple[str | int, ...]]:
     return sorted((o.shape, o.color, o.fill, *o.box) for o in scene.objects)

@@ -7,7 +7,15 @@ import numpy as np
 
 from pdgen.shapes.graph import COLORS, SceneError, SceneGraph
 from pdgen.shapes.placement import LATTICE, Placement
-from pdgen.shapes.world import GRID, SHAPES, Object, Scene, relation_strengths, shows_held_out, violations
+from pdgen.shapes.world import (
+    GRID,
+    SHAPES,
+    Scene,
+    SceneObject,
+    compute_relation_strengths,
+    find_violations,
+    shows_held_out,
+)
 
 # What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
 FAULTS = ("color", "shape", "size", "place", "count", "missing")
@@ -15,25 +23,29 @@ MAX_TRIES = 64  # places looked at for one fault
 MISPLACED = 0.25  # GenEval's number is at most this where a draft contradicts a relation
 
 
-def _looks_changed(mine: tuple[Object, ...], kind: str, word: str, placement: Placement) -> tuple[Object, ...]:
+def _change_looks(mine: tuple[SceneObject, ...], kind: str, word: str, placement: Placement) -> tuple[SceneObject, ...]:
     # SceneError where an outlined one would have no inside left.
     if kind != "size":
         return tuple(msgspec.structs.replace(o, **{kind: word}) for o in mine)
     width = placement.widths[word][0]
-    corners = [[placement.corner(v, o.size, width) for v in (o.x, o.y)] for o in mine]
+    corners = [[placement.resize_corner(v, o.size, width) for v in (o.x, o.y)] for o in mine]
     return tuple(msgspec.structs.replace(o, size=width, x=x, y=y) for o, (x, y) in zip(mine, corners))
 
 
-def _drafts(
-    rng: np.random.Generator, mine: tuple[Object, ...], others: tuple[Object, ...], kind: str, placement: Placement
-) -> Iterator[tuple[Object, ...]]:
+def _propose_drafts(
+    rng: np.random.Generator,
+    mine: tuple[SceneObject, ...],
+    others: tuple[SceneObject, ...],
+    kind: str,
+    placement: Placement,
+) -> Iterator[tuple[SceneObject, ...]]:
     """What might stand in the place of ``mine`` in a draft with that fault, in random order."""
     if kind in ("color", "shape", "size"):
         taken = {(o.shape, o.color) for o in others}
         words = {"color": COLORS, "shape": SHAPES, "size": tuple(placement.widths)}[kind]
         for word in rng.permutation(words).tolist():
             try:
-                wrong = _looks_changed(mine, kind, word, placement)
+                wrong = _change_looks(mine, kind, word, placement)
             except SceneError:
                 continue
             # Alike with another entity, nobody could say which of the two is at fault.
@@ -55,10 +67,15 @@ def _drafts(
 
 def _is_clear(draft: Scene, graph: SceneGraph, entity: int, kind: str) -> bool:
     # Whether the draft has this fault, of this entity, no other, and so that it is plain to see.
-    found = violations(draft, graph)
+    found = find_violations(draft, graph)
     if kind == "place":
-        related = {(r.kind, a, b) for r in graph.relations for a in draft.of(r.subject) for b in draft.of(r.reference)}
-        strengths = (relation_strengths(a, b)[word] for word, a, b in related)
+        related = {
+            (r.kind, a, b)
+            for r in graph.relations
+            for a in draft.objects_of(r.subject)
+            for b in draft.objects_of(r.reference)
+        }
+        strengths = (compute_relation_strengths(a, b)[word] for word, a, b in related)
         if any(MISPLACED < strength <= 0.5 for strength in strengths):
             return False
     return bool(found) and all(v.kind == kind and entity in v.entities for v in found)
@@ -87,11 +104,11 @@ def corrupt(
     Raises:
       SceneError: the scene has no objects of that entity, does not satisfy the graph or shows what is held out.
     """
-    mine, others = scene.of(entity), tuple(o for o in scene.objects if o.entity != entity)
-    if not mine or violations(scene, graph):
+    mine, others = scene.objects_of(entity), tuple(o for o in scene.objects if o.entity != entity)
+    if not mine or find_violations(scene, graph):
         raise SceneError(f"entity {entity}: not in the scene, or the scene has faults already")
     for kind in rng.permutation(FAULTS).tolist():
-        for wrong in _drafts(rng, mine, others, kind, placement):
+        for wrong in _propose_drafts(rng, mine, others, kind, placement):
             try:
                 draft = Scene(objects=(*others, *wrong), background=scene.background)
             except SceneError:  # No room for this one.

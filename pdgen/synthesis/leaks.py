@@ -17,7 +17,7 @@ from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.files import sha256
 
 
-def normalise(prompt: str) -> str:
+def normalise_prompt(prompt: str) -> str:
     """The prompt in normal form: what punctuation, case and spacing cannot change.
 
     Unicode is brought to NFKC and lower case (``str.casefold``); whatever is neither a letter nor a digit becomes
@@ -30,28 +30,28 @@ def normalise(prompt: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
 
 
-def digest(text: str) -> str:
+def digest_text(text: str) -> str:
     """SHA-256 of the text in UTF-8, in hexadecimal."""
     return sha256(text.encode())
 
 
-def benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
+def compute_benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
     """The sorted digests of the normalised prompts of a list, such as GenEval's: one a line, or as a JSON object.
 
     Raises:
       PromptError: see ``pdgen.data.prompts.read_prompt_file``.
     """
     prompts = read_prompt_texts(pathlib.Path(metadata))
-    return sorted({digest(normalise(prompt)) for prompt in prompts})
+    return sorted({digest_text(normalise_prompt(prompt)) for prompt in prompts})
 
 
 @functools.cache
-def geneval_digests() -> frozenset[str]:
+def load_geneval_digests() -> frozenset[str]:
     """The digests of GenEval's prompts that the package ships."""
     return frozenset(geneval_prompts_file().read_text().split())
 
 
-def leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
+def find_leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
     """Whether a prompt is one of a benchmark's: to the letter, only in normal form, or not at all.
 
     "exact" supposes that the benchmark's own prompts are in normal form, as all of GenEval's are.
@@ -59,10 +59,10 @@ def leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact",
     Args:
       digests: of the benchmark's prompts, by default GenEval's.
     """
-    digests = geneval_digests() if digests is None else digests
-    if digest(prompt) in digests:
+    digests = load_geneval_digests() if digests is None else digests
+    if digest_text(prompt) in digests:
         return "exact"
-    return "normalised" if digest(normalise(prompt)) in digests else None
+    return "normalised" if digest_text(normalise_prompt(prompt)) in digests else None
 
 
 def main(argv: list[str]) -> int:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         print("leaks: usage: python -m pdgen.synthesis.leaks METADATA.jsonl", file=sys.stderr)
         return 2
     try:
-        print("\n".join(benchmark_digests(argv[1])))
+        print("\n".join(compute_benchmark_digests(argv[1])))
     except PromptError as fault:
         print(f"leaks: {fault}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """What samples begin with: a prompt, what it asks for and the scenes that lead there.
 
 Prompts are made of random scenes or come from a file. None is one of GenEval's, unless the settings allow that, and
-no scene of shapes world says or shows what ``held_out`` keeps from training.
+no scene of shapes world says or shows what ``is_held_out`` keeps from training.
 """
 
 import dataclasses
@@ -11,15 +11,14 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes import language
-from pdgen.shapes.graph import COLORS, SceneError, SceneGraph, place_of_all
-from pdgen.shapes.grow import grow
-from pdgen.shapes.held_out import held_out
-from pdgen.shapes.matching import differences
-from pdgen.shapes.world import place
-from pdgen.synthesis.leaks import leak
+from pdgen.shapes.graph import COLORS, SceneError, SceneGraph, grow, join_places
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.matching import find_differences
+from pdgen.shapes.world import place_scenes
+from pdgen.synthesis.leaks import find_leak
 from pdgen.synthesis.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite
-from pdgen.synthesis.sample import ENTITY_RATES, prompt_graph, sample_graph
-from pdgen.synthesis.settings import Settings
+from pdgen.synthesis.sample import ENTITY_RATES, make_prompt_graph, sample_graph
+from pdgen.synthesis.settings import DatasetSettings
 from pdgen.synthesis.story import HELD_OUT, Rejected, Story, Teachers
 from pdgen.teachers.protocols import Declined
 
@@ -27,32 +26,32 @@ PROMPT_TASK = "prompt"  # of samples whose prompts come from a file
 OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
 
 
-def _asked(
-    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None
+def _choose_prompt(
+    rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None
 ) -> tuple[str, str, SceneGraph, SceneGraph]:
     """(task, prompt, what it asks for, the whole scene)."""
     if prompt is not None:
-        graph = understood(settings, teachers, prompt)
+        graph = parse_prompt(settings, teachers, prompt)
         return PROMPT_TASK, prompt, graph, graph
-    task = chosen(rng, settings.tasks)
+    task = choose(rng, settings.tasks)
     rates = ENTITY_RATES
     if settings.entities:
         rates = {n: share / sum(settings.entities) for n, share in enumerate(settings.entities, 1)}
     graph = sample_graph(rng, task, entity_rates=rates)
-    asked = prompt_graph(rng, graph, task)
+    asked = make_prompt_graph(rng, graph, task)
     # Of one or two things a prompt is as short as GenEval's.
-    text = language.prompt(rng, asked, task if len(asked.entities) > 2 else "short")
+    text = language.write_prompt(rng, asked, task if len(asked.entities) > 2 else "short")
     refuse_leak(settings, text)
     return task, text, asked, graph
 
 
-def chosen(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+def choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
     """One of the keys, drawn by their shares, which are divided by their sum."""
     keys, weights = zip(*shares.items())
     return keys[rng.choice(len(keys), p=np.array(weights) / sum(weights))]
 
 
-def understood(settings: Settings, teachers: Teachers, prompt: str) -> SceneGraph:
+def parse_prompt(settings: DatasetSettings, teachers: Teachers, prompt: str) -> SceneGraph:
     """What a prompt of a file asks for. Raises Rejected of a benchmark's prompt, and where the writer declines."""
     refuse_leak(settings, prompt)  # before a writer is paid for reading it
     try:
@@ -61,30 +60,34 @@ def understood(settings: Settings, teachers: Teachers, prompt: str) -> SceneGrap
         raise Rejected("prompt not understood") from None
 
 
-def refuse_leak(settings: Settings, prompt: str) -> None:
+def refuse_leak(settings: DatasetSettings, prompt: str) -> None:
     """Raises Rejected of a benchmark's prompt, unless the settings allow it."""
-    if not settings.allow_leaks and leak(prompt):
+    if not settings.allow_leaks and find_leak(prompt):
         raise Rejected("benchmark prompt")
 
 
 def make_story(
-    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None = None, rewritten: float = 0.0
+    rng: np.random.Generator,
+    settings: DatasetSettings,
+    teachers: Teachers,
+    prompt: str | None = None,
+    rewritten: float = 0.0,
 ) -> Story:
     """A story from a prompt of a file, or from a random scene. Raises Rejected.
 
     Only the last step shows all that the prompt asks for and nothing else.
     """
-    task, text, asked, graph = _asked(rng, settings, teachers, prompt)
+    task, text, asked, graph = _choose_prompt(rng, settings, teachers, prompt)
     vocabulary = SHAPES_VOCABULARY if prompt is None else OTHER_WORDS
     grown = grow(rng, graph, settings.max_images)
     steps = rewrite(rng, grown, rewritten, vocabulary, max_images=settings.max_images)
-    if not all(differences(asked, step.graph) for step in steps[:-1]):
+    if not all(find_differences(asked, step.graph) for step in steps[:-1]):
         steps = grown  # a way round what nobody asks for would continue after a picture that is complete
-    story = placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
-    return stating_places(rng, story, settings.places) if settings.places and teachers.placement else story
+    story = place_story(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    return state_places(rng, story, settings.places) if settings.places and teachers.placement else story
 
 
-def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
+def state_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
     """The story whose steps also say where things are, as its scenes have them: plans decide what prompts leave open.
 
     Args:
@@ -94,7 +97,7 @@ def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story
     last = story.scenes[-1]
     kept = [e.id for e in story.steps[-1].graph.entities if e.id not in changed]
     stated = [i for i, draw in zip(kept, rng.random(len(kept))) if draw < rate]
-    places = {i: place_of_all(o.place for o in last.of(i)) for i in stated}
+    places = {i: join_places(o.place for o in last.objects_of(i)) for i in stated}
 
     def stated(graph: SceneGraph) -> SceneGraph:
         entities = (
@@ -107,14 +110,14 @@ def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story
     return dataclasses.replace(story, steps=steps)
 
 
-def placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
+def place_story(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
     """The story with its scenes laid out, if the painter draws such. Raises Rejected, also of what is held out."""
     scenes: Sequence = [None] * len(story.steps)
     if teachers.placement:
-        if any(map(held_out, (story.asked, *(step.graph for step in story.steps)))):
+        if any(map(is_held_out, (story.asked, *(step.graph for step in story.steps)))):
             raise Rejected(HELD_OUT)
         try:
-            scenes = place(rng, story.steps, teachers.placement)
+            scenes = place_scenes(rng, story.steps, teachers.placement)
         except SceneError:
             raise Rejected("not a scene of shapes world") from None
         if scenes is None:

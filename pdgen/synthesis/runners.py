@@ -30,18 +30,18 @@ class RunnerError(ValueError):
     """Work cannot be shared out, or a worker was lost; the line names the remedy."""
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def here(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+def run_serial(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     """One after the other in this process."""
     return map(function, items)
 
 
 @contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
+def _set_environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
     """Sets variables of the environment for the processes that are started meanwhile."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -52,7 +52,7 @@ def _environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _begin(lifeline: Connection) -> None:
+def _exit_with_parent(lifeline: Connection) -> None:
     """In a worker: it leaves when the parent closes the other end, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
 
@@ -63,7 +63,7 @@ def _begin(lifeline: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+def run_in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     """In ``workers`` processes of this machine, which leave at once when this one does, however it ends.
 
     Raises:
@@ -72,10 +72,10 @@ def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(theirs,)
+        min(workers, len(items)), mp_context=context, initializer=_exit_with_parent, initargs=(theirs,)
     )
     try:
-        with _environment(_ONE_THREAD):
+        with _set_environment(_ONE_THREAD):
             futures = [pool.submit(function, item) for item in items]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
@@ -89,7 +89,7 @@ def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In
         theirs.close()
 
 
-def on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+def run_on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     """On the Ray cluster that ``RAY_ADDRESS`` names or that runs on this machine; otherwise one is started here.
 
     Every machine of the cluster needs this package installed and the output folder mounted at the same path.

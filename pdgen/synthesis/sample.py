@@ -3,7 +3,7 @@
 A scene begins as a layout on the 3 x 3 cells of ``PLACES``; its relations and places are read off that layout, so
 that they can all be true at once. At most ``MAX_OBJECTS`` shapes stand in a scene.
 
-No training scene says what ``held_out`` keeps from training; every test scene of a task that speaks of such pairs
+No training scene says what ``is_held_out`` keeps from training; every test scene of a task that speaks of such pairs
 asks for one.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
-from pdgen.shapes.held_out import held_out, held_out_relation
+from pdgen.shapes.held_out import is_held_out, is_held_out_relation
 from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, can_be_outlined
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
@@ -35,7 +35,7 @@ def has_room(graph: SceneGraph) -> bool:
 
 
 @functools.cache
-def _blocks(count: int) -> tuple[Cells, ...]:
+def _list_blocks(count: int) -> tuple[Cells, ...]:
     # All rows, columns and squares of that many cells: things of one entity stand together.
     sides = [(w, count // w) for w in range(1, 4) if count % w == 0 and count // w <= 3]
     return tuple(
@@ -46,14 +46,14 @@ def _blocks(count: int) -> tuple[Cells, ...]:
     )
 
 
-def _layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
+def _draw_layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
     # The largest groups choose first; where they leave no room for the rest, all choose again.
     order = sorted(range(len(counts)), key=lambda i: -counts[i])
     while True:
         taken: dict[int, Cells] = {}
         for i in order:
             used = set(itertools.chain(*taken.values()))
-            free = [block for block in _blocks(counts[i]) if not used & set(block)]
+            free = [block for block in _list_blocks(counts[i]) if not used & set(block)]
             if not free:
                 break
             taken[i] = free[rng.integers(len(free))]
@@ -61,7 +61,7 @@ def _layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
             return [taken[i] for i in range(len(counts))]
 
 
-def _relation(subject: Cells, reference: Cells) -> str | None:
+def _find_relation(subject: Cells, reference: Cells) -> str | None:
     # The one relation that clearly holds for every pair of things: further along one axis than along the other.
     offsets = np.array([(a - c, b - d) for a, b in subject for c, d in reference])
     for axis, (less, more) in enumerate((("left of", "right of"), ("above", "below"))):
@@ -73,7 +73,7 @@ def _relation(subject: Cells, reference: Cells) -> str | None:
     return None
 
 
-def _shown(layout: list[Cells]) -> set[Relation]:
+def _find_shown_relations(layout: list[Cells]) -> set[Relation]:
     # What is true of any two things of two entities, by GenEval's rule: on a diagonal two relations.
     numbers = range(len(layout))
     pairs = ((i, j, a, b) for i, j in itertools.combinations(numbers, 2) for a in layout[i] for b in layout[j])
@@ -86,13 +86,13 @@ def _shown(layout: list[Cells]) -> set[Relation]:
     return shown
 
 
-def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
+def _draw_relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
     # A random forest over the entities: with no cycle, no relation follows from others.
     group = list(range(len(layout)))
     relations = []
     pairs = list(itertools.permutations(range(len(layout)), 2))
     for subject, reference in [pairs[i] for i in rng.permutation(len(pairs))]:
-        kind = _relation(layout[subject], layout[reference])
+        kind = _find_relation(layout[subject], layout[reference])
         if kind is None or group[subject] == group[reference]:
             continue
         old, new = group[subject], group[reference]
@@ -102,13 +102,15 @@ def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tu
     return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
 
 
-def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None) -> list[int]:
+def _draw_counts(
+    rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None
+) -> list[int]:
     if task == "counting":
         return [int(rng.integers(2, 5))]
     if task != "composition":
         return [1] if task in ("single_object", "colors") else [1, 1]
     if things is not None:
-        return _shared_out(rng, things)
+        return _divide_things(rng, things)
     counts = [1] * int(rng.choice(list(entity_rates), p=list(entity_rates.values())))
     for i in range(len(counts)):
         if rng.random() < MORE_RATE:
@@ -116,7 +118,7 @@ def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, floa
     return counts
 
 
-def _shared_out(rng: np.random.Generator, things: int) -> list[int]:
+def _divide_things(rng: np.random.Generator, things: int) -> list[int]:
     # Each thing joins the entity before it or is the first of the next one.
     counts = [1]
     for joins in rng.random(things - 1) < MORE_RATE:
@@ -127,18 +129,20 @@ def _shared_out(rng: np.random.Generator, things: int) -> list[int]:
     return [counts[i] for i in rng.permutation(len(counts))]
 
 
-def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[list[Cells], tuple[Relation, ...]]:
+def _draw_arrangement(
+    rng: np.random.Generator, task: str, counts: list[int]
+) -> tuple[list[Cells], tuple[Relation, ...]]:
     if task != "position":
-        layout = _layout(rng, counts)
-        return layout, _relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
+        layout = _draw_layout(rng, counts)
+        return layout, _draw_relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
     while True:  # Until the two do not stand on a diagonal.
-        layout = _layout(rng, counts)
-        kind = _relation(*layout)
+        layout = _draw_layout(rng, counts)
+        kind = _find_relation(*layout)
         if kind is not None:
             return layout, (Relation(subject=0, kind=kind, reference=1),)
 
 
-def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
+def _draw_styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
     # Attributes apart from colour. What ``has_room`` says of large shapes is kept; among many, more are small.
     crowded = sum(counts) > FEW
     size_rate, fill_rate, place_rate = (0.3 + 0.2 * crowded, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
@@ -160,7 +164,7 @@ def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list
     return styles
 
 
-def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
+def _draw_looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
     # (noun, colour) of each entity: no two alike, and where a prompt leaves colours out, no two nouns alike.
     if task == "composition":
         picks = rng.permutation(len(SHAPES) * len(COLORS))[:number]
@@ -169,7 +173,7 @@ def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, 
     return [(SHAPES[n], COLORS[c]) for n, c in zip(nouns, colors)]
 
 
-def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
+def _drop_unpaintable(noun: str, style: dict[str, str]) -> dict[str, str]:
     # The style without what shapes world cannot paint of that noun.
     return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
 
@@ -203,28 +207,28 @@ def sample_graph(
         raise ValueError(f"entity_rates are for {sorted(entity_rates)} entities; a scene has 1 to {MAX_OBJECTS}")
     if things is not None and not 1 <= things <= MAX_OBJECTS:
         raise ValueError(f"things={things}: a scene has 1 to {MAX_OBJECTS}")
-    counts = _counts(rng, task, entity_rates, things)
-    layout, relations = _arrange(rng, task, counts)
-    styles = _styles(rng, task, counts, layout)
+    counts = _draw_counts(rng, task, entity_rates, things)
+    layout, relations = _draw_arrangement(rng, task, counts)
+    styles = _draw_styles(rng, task, counts, layout)
     has_background = rng.random() < (0.75 if task == "composition" else 0.25)
     background = str(rng.choice(BACKGROUNDS)) if has_background else None
     wanted = split == "test" and task in ("colors", "position", "color_attr", "composition")
-    shown = () if wanted else _shown(layout)
+    shown = () if wanted else _find_shown_relations(layout)
     while True:
-        looks = _looks(rng, task, len(counts))
+        looks = _draw_looks(rng, task, len(counts))
         nouns = [noun for noun, _ in looks]
-        if any(held_out_relation(nouns[r.subject], r.kind, nouns[r.reference]) for r in shown):
+        if any(is_held_out_relation(nouns[r.subject], r.kind, nouns[r.reference]) for r in shown):
             continue
         entities = tuple(
-            Entity(id=i, noun=noun, count=count, attributes={"color": color} | _possible(noun, style))
+            Entity(id=i, noun=noun, count=count, attributes={"color": color} | _drop_unpaintable(noun, style))
             for i, ((noun, color), count, style) in enumerate(zip(looks, counts, styles))
         )
         graph = SceneGraph(entities, relations, background)
-        if held_out(_asked(graph, task) if wanted else graph) == wanted:
+        if is_held_out(_reduce_to_task(graph, task) if wanted else graph) == wanted:
             return graph
 
 
-def _asked(graph: SceneGraph, task: str) -> SceneGraph:
+def _reduce_to_task(graph: SceneGraph, task: str) -> SceneGraph:
     # What a prompt of the task must say; of a composition all, since each entity may be told by its looks alone.
     if task == "composition":
         return graph
@@ -235,13 +239,13 @@ def _asked(graph: SceneGraph, task: str) -> SceneGraph:
     return SceneGraph(entities, graph.relations if task == "position" else ())
 
 
-def prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
+def make_prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
     """What the prompt says of ``graph``, a scene made for ``task``; ``graph`` implies it.
 
     GenEval's tasks say no more than their templates. A composition says all but, now and then, the background
     and places, which are then for the plan to decide.
     """
-    asked = _asked(graph, task)
+    asked = _reduce_to_task(graph, task)
     if task != "composition":
         return asked
     keep_background, keep_places = rng.random(2) < (0.85, 0.5)

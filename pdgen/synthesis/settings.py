@@ -9,8 +9,8 @@ import msgspec
 from pdgen.shapes.graph import OPERATIONS
 from pdgen.shapes.world import MAX_OBJECTS
 from pdgen.synthesis.sample import TASKS
-from pdgen.teachers.endpoint import Settings as EndpointSettings
-from pdgen.teachers.kontext import Settings as KontextSettings
+from pdgen.teachers.endpoint import EndpointSettings
+from pdgen.teachers.kontext import KontextSettings
 
 # Random numbers depend on a subset's place in this list.
 SUBSETS = ("multi_turn", "conflict", "alignment", "text_to_image", "understand", "edit")
@@ -210,7 +210,7 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "endpoint" in (self.judge, self.writer)
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DatasetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A data set.
 
     Attributes:
@@ -262,25 +262,25 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.multi_turn.fault_rate and self.teachers.painter != "shapes":
             raise SettingsError("multi_turn.fault_rate: only shapes world can draw a faulty draft; set it to 0")
 
-    def counts(self, subset: str) -> tuple[int, int]:
+    def count_samples(self, subset: str) -> tuple[int, int]:
         """(samples, positive ones among them) of a subset; most do not tell them apart and have none."""
         part = getattr(self, subset)
         if "count" in part.__struct_fields__:
             return part.count, 0
         return part.positive + part.negative, part.positive
 
-    def of(self, subset: str) -> dict[str, Any]:
+    def subset_to_dict(self, subset: str) -> dict[str, Any]:
         """The settings of one subset as plain data."""
         return msgspec.to_builtins(getattr(self, subset))
 
-    def common(self) -> dict[str, Any]:
+    def common_to_dict(self) -> dict[str, Any]:
         """The settings that all subsets share, as plain data, less what decides nothing but speed and price."""
         shared = {k: v for k, v in msgspec.to_builtins(self).items() if k not in SUBSETS}
         if endpoint := shared["teachers"]["endpoint"]:
             shared["teachers"]["endpoint"] = {k: endpoint[k] for k in ("url", "model", "parameters", "answers")}
         return shared
 
-    def lacking(self, subset: str) -> str | None:
+    def find_missing(self, subset: str) -> str | None:
         """What a stage needs and does not have, in a line; None if nothing."""
         needs_scenes = self.teachers.painter != "shapes"
         if subset == "conflict" and self.conflict.variant == "self" and not self.conflict.checkpoint:
@@ -304,7 +304,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
-def scaled(settings: Settings, factor: float, count: int | None = None) -> Settings:
+def scale_settings(settings: DatasetSettings, factor: float, count: int | None = None) -> DatasetSettings:
     """The settings with all numbers of samples multiplied by ``factor``.
 
     Args:
@@ -315,7 +315,7 @@ def scaled(settings: Settings, factor: float, count: int | None = None) -> Setti
     """
     if not (math.isfinite(factor) and factor > 0):
         raise SettingsError(f"--scale={factor} is no positive number")
-    total = sum(settings.counts(subset)[0] for subset in SUBSETS)
+    total = sum(settings.count_samples(subset)[0] for subset in SUBSETS)
     if count is not None:
         if count < 1 or not total:
             raise SettingsError(f"--count={count}: at least 1 sample is needed")
@@ -326,6 +326,6 @@ def scaled(settings: Settings, factor: float, count: int | None = None) -> Setti
         keys = [key for key in ("count", "positive", "negative") if key in part.__struct_fields__]
         changed[subset] = msgspec.structs.replace(part, **{key: round(getattr(part, key) * factor) for key in keys})
     new = msgspec.structs.replace(settings, **changed)
-    if not any(new.counts(subset)[0] for subset in SUBSETS):
+    if not any(new.count_samples(subset)[0] for subset in SUBSETS):
         raise SettingsError(f"no sample is left of {total} at --scale={factor:g}")
     return new

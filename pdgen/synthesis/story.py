@@ -13,7 +13,7 @@ import numpy as np
 
 from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import Image, Record, Text, parse_plan
-from pdgen.shapes import language
+from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import SceneGraph, Step
 from pdgen.shapes.placement import LATTICE, Placement
 from pdgen.shapes.world import Scene
@@ -24,7 +24,7 @@ WRONG_PICTURE = "picture rejected by the judge"
 HELD_OUT = "held out from training"
 
 
-class Stopped(Exception):
+class BuildStopped(Exception):
     """Other samples made the build end, so this one is given up."""
 
 
@@ -46,7 +46,7 @@ class Teachers:
       judge_explains: the words of inspections are the judge's; else ``language`` writes them.
       redraws: further tries where the judge rejects a picture.
       assumed: nobody is asked, as in a dry run, so no answer rejects a sample.
-      stop: once it is set, nobody is asked any more: ``Stopped`` is raised.
+      stop: once it is set, nobody is asked any more: ``BuildStopped`` is raised.
     """
 
     painter: Painter
@@ -77,12 +77,12 @@ class Story:
     steps: tuple[Step, ...]
     scenes: tuple[Scene | None, ...]
 
-    def before(self, number: int) -> SceneGraph | None:
+    def get_graph_before(self, number: int) -> SceneGraph | None:
         """The graph before step ``number``; None for the first, number 0."""
         return self.steps[number - 1].graph if number else None
 
 
-class Drawing:
+class RecordBuilder:
     """A record on its way: segments so far, the judge's verdicts by number of segment, and the last picture.
 
     Args:
@@ -103,23 +103,23 @@ class Drawing:
         """The plans so far."""
         return [s.text for s in self.segments if isinstance(s, Text) and s.stage == "plan"]
 
-    def plan(self, step: Step, text: str, target: bool = True) -> None:
+    def add_plan(self, step: Step, text: str, target: bool = True) -> None:
         """Adds a plan, which is for ``step``."""
         self.steps.append(step)
         self.segments.append(Text(stage="plan", text=text, target=target))
 
-    def inspect(self, text: str) -> None:
+    def add_inspection(self, text: str) -> None:
         """Adds an inspection."""
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
     def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:
         """A picture after the last plan; nothing is added."""
-        self._go_on()
+        self._check_stop()
         instruction, _ = parse_plan(self.plans[-1])
         seed = int(self.rng.integers(2**31))
         return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
 
-    def add(
+    def add_image(
         self,
         picture: Picture,
         verdict: Verdict,
@@ -131,85 +131,89 @@ class Drawing:
         self.segments.append(Image(stage=stage, png=encode_png(picture), target=target))
         self.picture = picture
 
-    def judged(self, picture: Picture, previous: Picture | None) -> Verdict:
+    def judge_picture(self, picture: Picture, previous: Picture | None) -> Verdict:
         """The judge's verdict on a picture of the last plan. Raises Rejected where he declines."""
-        self._go_on()
+        self._check_stop()
         try:
-            return self.teachers.judge.picture(self.plans[-1], picture, previous)
+            return self.teachers.judge.judge_picture(self.plans[-1], picture, previous)
         except Declined:
             raise Rejected("judge declined") from None
 
-    def judged_plan(self) -> Verdict:
+    def judge_plan(self) -> Verdict:
         """The judge's verdict on the last plan, just added. Raises Rejected where he declines."""
-        self._go_on()
+        self._check_stop()
         try:
-            verdict = self.teachers.judge.plan(self.story.prompt, self.plans)
+            verdict = self.teachers.judge.judge_plan(self.story.prompt, self.plans)
         except Declined:
             raise Rejected("judge declined") from None
         self.verdicts[len(self.segments) - 1] = verdict
         return verdict
 
-    def _go_on(self) -> None:
+    def _check_stop(self) -> None:
         if self.teachers.stop.is_set():
-            raise Stopped
+            raise BuildStopped
 
-    def expect(self, accepted: bool, verdict: Verdict, reason: str) -> None:
+    def check_verdict(self, accepted: bool, verdict: Verdict, reason: str) -> None:
         """Raises Rejected with the reason where the verdict is another one."""
         if verdict.accept != accepted and not self.teachers.assumed:
             raise Rejected(reason)
 
-    def sketch(self, scene: Scene | None, previous: Picture | None, stage: str = "sketch") -> None:
+    def add_drawn_image(self, scene: Scene | None, previous: Picture | None, stage: str = "sketch") -> None:
         """Draws the last plan until the judge accepts it, and adds the picture. Raises Rejected if he never does."""
         for _ in range(1 + self.teachers.redraws):
             picture = self.paint(scene, previous)
-            verdict = self.judged(picture, previous)
+            verdict = self.judge_picture(picture, previous)
             if verdict.accept:
-                return self.add(picture, verdict, stage)
+                return self.add_image(picture, verdict, stage)
         raise Rejected(WRONG_PICTURE)
 
-    def draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
+    def add_draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
         """Adds a picture of the last plan that is context alone. Raises Rejected where the verdict is another one."""
         picture = self.paint(scene, previous)
-        verdict = self.judged(picture, previous)
-        self.expect(accepted, verdict, reason)
-        self.add(picture, verdict, target=False)
+        verdict = self.judge_picture(picture, previous)
+        self.check_verdict(accepted, verdict, reason)
+        self.add_image(picture, verdict, target=False)
 
-    def agree(self, number: int) -> None:
+    def add_agreement(self, number: int) -> None:
         """Adds the inspection that finds step ``number`` as planned."""
         if self.teachers.judge_explains:
-            return self.inspect(self.verdicts[len(self.segments) - 1].analysis)
+            return self.add_inspection(self.verdicts[len(self.segments) - 1].analysis)
         story = self.story
-        self.inspect(language.agreement(self.rng, story.before(number), story.steps[number], story.asked))
+        self.add_inspection(
+            inspections.write_agreement(self.rng, story.get_graph_before(number), story.steps[number], story.asked)
+        )
 
-    def step(self, number: int) -> None:
+    def add_turn(self, number: int) -> None:
         """A whole turn: plan, sketch and the inspection that agrees."""
-        self.plan_step(number)
-        self.sketch(self.story.scenes[number], self.picture)
-        self.agree(number)
+        self.add_plan_of_step(number)
+        self.add_drawn_image(self.story.scenes[number], self.picture)
+        self.add_agreement(number)
 
-    def plan_step(self, number: int) -> None:
+    def add_plan_of_step(self, number: int) -> None:
         """Adds the plan of step ``number``."""
         step = self.story.steps[number]
-        self.plan(step, language.plan(self.rng, self.story.before(number), step, self.story.asked))
+        self.add_plan(step, language.write_plan(self.rng, self.story.get_graph_before(number), step, self.story.asked))
 
-    def corrected_step(self, number: int) -> str:
+    def add_corrected_turn(self, number: int) -> str:
         """A plan, a faulty draft, its inspection and the refined picture. Returns the fault's kind."""
-        self.plan_step(number)
+        self.add_plan_of_step(number)
         step, scene, previous = self.story.steps[number], self.story.scenes[number], self.picture
         here = [e.id for e in step.graph.entities if e.id in step.entities]
         entity = here[int(self.rng.integers(len(here)))]
         draft, kind = corrupt(self.rng, scene, step.graph, entity, self.teachers.placement)
-        self.draft(draft, previous, False, "fault not seen by the judge")
-        self.inspect(language.fault_of_draft(self.rng, kind, step.graph, entity, draft))
-        self.sketch(scene, previous, "refine")
+        self.add_draft(draft, previous, False, "fault not seen by the judge")
+        self.add_inspection(inspections.write_draft_fault(self.rng, kind, step.graph, entity, draft))
+        self.add_drawn_image(scene, previous, "refine")
         return kind
 
-    def can_be_corrected(self, number: int) -> bool:
+    def can_be_faulty(self, number: int) -> bool:
         """Whether something of step ``number`` is in its picture, so that it can be drawn wrong."""
         step, scene = self.story.steps[number], self.story.scenes[number]
         return scene is not None and any(e.id in step.entities for e in step.graph.entities)
 
-    def record(self, name: str, source: str, complete: bool, positive: bool | None = None, note: str = "") -> Record:
+    def build_record(
+        self, name: str, source: str, complete: bool, positive: bool | None = None, note: str = ""
+    ) -> Record:
         """The record, with what is known of it as plain data in ``scene``."""
         story = self.story
         scene: dict[str, Any] = {
@@ -217,7 +221,7 @@ class Drawing:
             "prompt_graph": msgspec.to_builtins(story.asked),
             "steps": [msgspec.to_builtins(step) for step in self.steps],
             "judge": self.teachers.judge.name,
-            "verdicts": [told(number, verdict) for number, verdict in sorted(self.verdicts.items())],
+            "verdicts": [verdict_to_dict(number, verdict) for number, verdict in sorted(self.verdicts.items())],
         }
         if positive is not None:
             scene["positive"] = positive
@@ -226,6 +230,6 @@ class Drawing:
         return Record(id=name, source=source, complete=complete, segments=self.segments, scene=scene)
 
 
-def told(segment: int, verdict: Verdict) -> dict[str, Any]:
+def verdict_to_dict(segment: int, verdict: Verdict) -> dict[str, Any]:
     """A verdict on a segment as plain data."""
     return {"segment": segment, **msgspec.to_builtins(verdict)}

@@ -16,11 +16,11 @@ class Advisers(NamedTuple):
     verifier: Verifier
 
 
-def exact_advisers(seed: int = 0, max_steps: int = MAX_STEPS) -> Advisers:
+def make_exact_advisers(seed: int = 0, max_steps: int = MAX_STEPS) -> Advisers:
     """Those of shapes world; ``seed`` decides wordings, ``max_steps`` is the planner's."""
     return Advisers(ExactPlanner(seed, max_steps), ExactCritic(seed), ExactVerifier())
 
 
-def endpoint_advisers(endpoint: Endpoint, max_steps: int = MAX_STEPS) -> Advisers:
+def make_endpoint_advisers(endpoint: Endpoint, max_steps: int = MAX_STEPS) -> Advisers:
     """Any vision model behind a chat endpoint; ``max_steps`` is the planner's."""
     return Advisers(EndpointPlanner(endpoint, max_steps), EndpointCritic(endpoint), EndpointVerifier(endpoint))

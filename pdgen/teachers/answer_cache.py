@@ -10,7 +10,7 @@ from absl import logging
 from pdgen.files import file_lock, new_file
 
 
-class Paid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PaidAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a model answered once, whether it is of use or not; tokens as the server counted them."""
 
     content: str
@@ -20,12 +20,12 @@ class Paid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_tokens: int
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CacheEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cache file: every answer to one request, in the order in which they came."""
 
     model: str
     task: str
-    answers: list[Paid]
+    answers: list[PaidAnswer]
 
 
 class AnswerCache:
@@ -37,22 +37,24 @@ class AnswerCache:
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / key[:2] / f"{key}.json"
 
-    def read(self, key: str) -> list[Paid]:
+    def read(self, key: str) -> list[PaidAnswer]:
         """The answers under ``key``, none if there is no file; a file that is none of ours is warned of."""
         path = self._path(key)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry).answers
+            return msgspec.json.decode(path.read_bytes(), type=CacheEntry).answers
         except FileNotFoundError:
             return []
         except msgspec.DecodeError as fault:
             logging.warning("%s: not readable (%s); asking again", path, fault)
             return []
 
-    def write(self, key: str, model: str, task: str, answers: Sequence[Paid]) -> None:
+    def write(self, key: str, model: str, task: str, answers: Sequence[PaidAnswer]) -> None:
         """Replaces the entry, for the holder of its lock; readers see the old file or the new one."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = msgspec.json.format(msgspec.json.encode(Entry(model=model, task=task, answers=list(answers))), indent=1)
+        data = msgspec.json.format(
+            msgspec.json.encode(CacheEntry(model=model, task=task, answers=list(answers))), indent=1
+        )
         with new_file(path) as partial:
             partial.write_bytes(data + b"\n")
 

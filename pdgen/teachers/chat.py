@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pdgen.teachers.answer_cache import Paid
+from pdgen.teachers.answer_cache import PaidAnswer
 from pdgen.teachers.protocols import Declined
 
 CHARACTERS_PER_TOKEN = 4  # of English text, about; only estimates rest on it
@@ -26,7 +26,7 @@ class AnswerError(Declined):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ChatRequest:
     """One question.
 
     Attributes:
@@ -47,23 +47,23 @@ class Request:
     assumed: Any
     check: Callable[[Any], None] = lambda _: None
 
-    def body(self, model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def make_body(self, model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON body of the question. Equal questions give equal bodies."""
-        schema, strict = answer_schema(self.answer)
+        schema, strict = make_schema(self.answer)
         form = {"name": self.answer.__name__, "strict": strict, "schema": schema}
         return {
             "model": model,
             "messages": [
                 {"role": "system", "content": self.system},
-                {"role": "user", "content": [_part(part) for part in self.content]},
+                {"role": "user", "content": [_encode_part(part) for part in self.content]},
             ],
             "response_format": {"type": "json_schema", "json_schema": form},
             **parameters,
         }
 
-    def estimated_tokens(self) -> tuple[int, int]:
+    def estimate_tokens(self) -> tuple[int, int]:
         """(input, output): text by its length, pictures by GPT-4o's rule of 85 and 170 per 512-pixel tile."""
-        texts = [self.system, json.dumps(answer_schema(self.answer)[0])]
+        texts = [self.system, json.dumps(make_schema(self.answer)[0])]
         texts += [part for part in self.content if isinstance(part, str)]
         tokens = sum(map(len, texts)) / CHARACTERS_PER_TOKEN
         for png in (part for part in self.content if isinstance(part, bytes)):
@@ -72,20 +72,20 @@ class Request:
         return math.ceil(tokens), math.ceil(len(msgspec.json.encode(self.assumed)) / CHARACTERS_PER_TOKEN)
 
 
-def _part(part: str | bytes) -> dict[str, Any]:
+def _encode_part(part: str | bytes) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(part).decode()}}
 
 
-def answer_schema(answer: type) -> tuple[dict[str, Any], bool]:
+def make_schema(answer: type) -> tuple[dict[str, Any], bool]:
     """(JSON schema of a Struct, whether servers can enforce it strictly: no object of free keys).
 
     The root is an object (servers refuse a reference there), all properties are required, and docstrings stay out:
     rewording one must not change what is asked.
     """
     schema = msgspec.json.schema(answer)
-    definitions = {name: _bare(value) for name, value in schema["$defs"].items()}
+    definitions = {name: _strip_definition(value) for name, value in schema["$defs"].items()}
     root = definitions.pop(schema["$ref"].rsplit("/", 1)[1])
     strict = all(
         not isinstance(p.get("additionalProperties"), dict)
@@ -95,7 +95,7 @@ def answer_schema(answer: type) -> tuple[dict[str, Any], bool]:
     return {**root, **({"$defs": definitions} if definitions else {})}, strict
 
 
-def _bare(definition: dict[str, Any]) -> dict[str, Any]:
+def _strip_definition(definition: dict[str, Any]) -> dict[str, Any]:
     properties = {
         name: {k: v for k, v in value.items() if k != "default"} for name, value in definition["properties"].items()
     }
@@ -133,7 +133,7 @@ def decode_reply(data: bytes) -> Completion:
     return msgspec.json.decode(data, type=Completion)
 
 
-def read_answer(request: Request, paid: Paid) -> Any:
+def read_answer(request: ChatRequest, paid: PaidAnswer) -> Any:
     """The decoded answer. Raises AnswerError with the reason why it is of no use.
 
     What stands before the first and after the last brace is passed over: servers without structured answers like
@@ -156,7 +156,7 @@ def read_answer(request: Request, paid: Paid) -> Any:
     return answer
 
 
-def ask_again(body: dict[str, Any], last: Paid, fault: AnswerError) -> dict[str, Any]:
+def make_retry_body(body: dict[str, Any], last: PaidAnswer, fault: AnswerError) -> dict[str, Any]:
     """The body of the attempt after the answer ``last``, with that answer and what is wrong with it.
 
     At temperature 0 the bare question would get the same answer again.

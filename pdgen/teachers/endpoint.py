@@ -1,6 +1,6 @@
 """A client for any OpenAI-compatible chat endpoint: pictures in, validated structured answers out, none paid twice.
 
-``Endpoint.ask`` turns a ``Request`` into the answer type that it names. Every answer that was paid for lies in the
+``Endpoint.ask`` turns a ``ChatRequest`` into the answer type that it names. Every answer that was paid for lies in the
 cache folder, one file per request, whether it is of use or not. What a request comes to is a function of that file
 alone, so a build that is killed and started again comes to the same and pays for nothing a second time.
 
@@ -21,13 +21,13 @@ from typing import Any
 import msgspec
 
 from pdgen.files import sha256
-from pdgen.teachers.answer_cache import AnswerCache, Paid
-from pdgen.teachers.chat import AnswerError, Request, ask_again, decode_reply, read_answer
+from pdgen.teachers.answer_cache import AnswerCache, PaidAnswer
+from pdgen.teachers.chat import AnswerError, ChatRequest, decode_reply, make_retry_body, read_answer
 from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.transport import Patience, post
+from pdgen.teachers.transport import RetryPolicy, post
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where to ask, what it costs and how long to wait.
 
     Attributes:
@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answers: int = 3
     input_price: float = 0.0
     output_price: float = 0.0
-    patience: Patience = Patience()
+    patience: RetryPolicy = RetryPolicy()
 
     def __post_init__(self) -> None:
         try:
@@ -82,7 +82,7 @@ class Usage(msgspec.Struct):
     output_tokens: int = 0
 
 
-class Ledger:
+class UsageLedger:
     """Counts of an endpoint, safe among threads.
 
     Attributes:
@@ -91,7 +91,7 @@ class Ledger:
       rejected: answers paid for and of no use, by reason.
     """
 
-    def __init__(self, settings: Settings, dry_run: bool):
+    def __init__(self, settings: EndpointSettings, dry_run: bool):
         self.tasks: dict[str, Usage] = {}
         self.retried: collections.Counter[str] = collections.Counter()
         self.rejected: collections.Counter[str] = collections.Counter()
@@ -99,12 +99,12 @@ class Ledger:
         self._dry_run = dry_run
         self._lock = threading.Lock()
 
-    def retry(self, reason: str) -> None:
+    def count_retry(self, reason: str) -> None:
         """Counts an attempt that failed."""
         with self._lock:
             self.retried[reason] += 1
 
-    def reject(self, reason: str) -> None:
+    def count_rejection(self, reason: str) -> None:
         """Counts an answer of no use."""
         with self._lock:
             self.rejected[reason] += 1
@@ -148,18 +148,18 @@ class Endpoint:
       TeacherError: the key's environment variable is missing or holds no key (not in a dry run).
     """
 
-    def __init__(self, settings: Settings, dry_run: bool = False):
+    def __init__(self, settings: EndpointSettings, dry_run: bool = False):
         self.settings = settings
         self.dry_run = dry_run
-        self.ledger = Ledger(settings, dry_run)
+        self.ledger = UsageLedger(settings, dry_run)
         self._cache = AnswerCache(settings.cache)
         self._slots = threading.Semaphore(settings.concurrency)
         self._assumed: set[str] = set()
         self._lock = threading.Lock()
         if not dry_run:
-            _key(settings)
+            _read_key(settings)
 
-    def ask(self, request: Request) -> Any:
+    def ask(self, request: ChatRequest) -> Any:
         """The answer, an instance of ``request.answer``, from the cache or the server.
 
         Raises:
@@ -168,7 +168,7 @@ class Endpoint:
         """
         return self._ask(request, threading.Event())
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Any]:
+    def map(self, requests: Iterable[ChatRequest]) -> Iterator[Any]:
         """The answers in the order of the requests, which are taken a few ahead; an AnswerError stands for itself.
 
         Interrupted, or closed early, it drops what waits, and what is under way finishes into the cache.
@@ -190,14 +190,14 @@ class Endpoint:
             cancelled.set()  # what waits ends before it is sent
             pool.shutdown()
 
-    def _outcome(self, request: Request, cancelled: threading.Event) -> Any:
+    def _outcome(self, request: ChatRequest, cancelled: threading.Event) -> Any:
         try:
             return self._ask(request, cancelled)
         except AnswerError as fault:
             return fault
 
-    def _ask(self, request: Request, cancelled: threading.Event) -> Any:
-        body = request.body(self.settings.model, self.settings.parameters)
+    def _ask(self, request: ChatRequest, cancelled: threading.Event) -> Any:
+        body = request.make_body(self.settings.model, self.settings.parameters)
         content = json.dumps([request.version, body], sort_keys=True).encode()
         key = sha256(content)
         if self.dry_run:
@@ -206,12 +206,12 @@ class Endpoint:
             paid = self._cache.read(key)
             self.ledger.add(request.task, cached=bool(paid))
             while (answer := self._settle(request, paid)) is None or isinstance(answer, AnswerError):
-                attempt = ask_again(body, paid[-1], answer) if paid else body
+                attempt = make_retry_body(body, paid[-1], answer) if paid else body
                 paid = [*paid, self._pay(request, attempt, cancelled)]
                 self._cache.write(key, self.settings.model, request.task, paid)
             return answer
 
-    def _settle(self, request: Request, paid: Sequence[Paid]) -> Any:
+    def _settle(self, request: ChatRequest, paid: Sequence[PaidAnswer]) -> Any:
         # What the answers so far come to: the last one, or its fault where it pays to ask again; None if none.
         if not paid:
             return None
@@ -222,17 +222,17 @@ class Endpoint:
                 raise
             return fault
 
-    def _pay(self, request: Request, body: dict[str, Any], cancelled: threading.Event) -> Paid:
+    def _pay(self, request: ChatRequest, body: dict[str, Any], cancelled: threading.Event) -> PaidAnswer:
         url = self.settings.url.rstrip("/") + "/chat/completions"
         if cancelled.is_set():
             raise TeacherError(f"{url}: cancelled")
         data = json.dumps(body).encode()
-        key = _key(self.settings)
+        key = _read_key(self.settings)
         with self._slots:
-            reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.retry)
+            reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.count_retry)
         choice = reply.choices[0]
-        guess = request.estimated_tokens()  # for servers that do not count
-        paid = Paid(
+        guess = request.estimate_tokens()  # for servers that do not count
+        paid = PaidAnswer(
             content=choice.message.content or "",
             refusal=choice.message.refusal,
             finish_reason=choice.finish_reason,
@@ -244,10 +244,10 @@ class Endpoint:
         try:
             read_answer(request, paid)
         except AnswerError as fault:
-            self.ledger.reject(fault.reason)
+            self.ledger.count_rejection(fault.reason)
         return paid
 
-    def _assume(self, request: Request, key: str) -> Any:
+    def _assume(self, request: ChatRequest, key: str) -> Any:
         paid = self._cache.read(key)
         answer = self._settle(request, paid)
         if answer is not None and not isinstance(answer, AnswerError):
@@ -257,14 +257,14 @@ class Endpoint:
             first = key not in self._assumed
             self._assumed.add(key)
         if first:
-            tokens = request.estimated_tokens()
+            tokens = request.estimate_tokens()
             self.ledger.add(request.task, calls=1, input_tokens=tokens[0], output_tokens=tokens[1])
         else:  # by then it would be in the cache
             self.ledger.add(request.task, cached=1)
         return request.assumed
 
 
-def _key(settings: Settings) -> str:
+def _read_key(settings: EndpointSettings) -> str:
     # Read where it is used and held by no object, so that no repr and no dump can show it.
     if not settings.key_variable:
         return ""

@@ -22,7 +22,7 @@ from pdgen.teachers.protocols import Stroke, TeacherError
 CHECKPOINT = "black-forest-labs/FLUX.1-Kontext-dev"
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KontextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How Kontext is run.
 
     Attributes:
@@ -48,11 +48,11 @@ class KontextPainter:
     to image. What an instruction does not concern stays alike, not bit for bit.
 
     Args:
-      settings: see ``Settings``.
+      settings: see ``KontextSettings``.
       pipeline: a ``FluxKontextPipeline`` or what behaves like one; None loads the checkpoint at the first picture.
     """
 
-    def __init__(self, settings: Settings, pipeline: Any = None):
+    def __init__(self, settings: KontextSettings, pipeline: Any = None):
         self.name = settings.checkpoint
         self.settings = settings
         self._pipeline = pipeline
@@ -117,7 +117,7 @@ class KontextPainter:
         return self._pipeline
 
 
-def load_pipeline(settings: Settings) -> Any:
+def load_pipeline(settings: KontextSettings) -> Any:
     """The checkpoint's ``FluxKontextPipeline`` on its device, without progress bars.
 
     Raises:

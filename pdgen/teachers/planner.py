@@ -7,10 +7,9 @@ import numpy as np
 
 from pdgen.sequence.trajectory import format_plan
 from pdgen.shapes import language
-from pdgen.shapes.graph import SceneError
-from pdgen.shapes.grow import grow
+from pdgen.shapes.graph import SceneError, grow
 from pdgen.shapes.parse import parse
-from pdgen.teachers.chat import Request
+from pdgen.teachers.chat import ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import Declined
 
@@ -54,7 +53,7 @@ class PlanAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _words(self) -> list[tuple[str, str]]:
         return [(" ".join(s.instruction.split()), " ".join(s.description.split())) for s in self.steps]
 
-    def plans(self) -> list[str]:
+    def to_plans(self) -> list[str]:
         """The steps as plans, one line each."""
         return [format_plan(*words) for words in self._words()]
 
@@ -62,7 +61,7 @@ class PlanAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _ASSUMED = PlanAnswer([PlanStep("Draw the first thing that the prompt names.", "The first thing.")] * 3)
 
 
-def plan_steps_request(prompt: str, max_steps: int) -> Request:
+def make_plan_steps_request(prompt: str, max_steps: int) -> ChatRequest:
     """The question for a prompt's steps; answered by a PlanAnswer of at most ``max_steps``."""
 
     def check(answer: PlanAnswer) -> None:
@@ -71,7 +70,7 @@ def plan_steps_request(prompt: str, max_steps: int) -> Request:
 
     rules = PLAN_RULES.format(max_steps=max_steps)
     assumed = PlanAnswer(_ASSUMED.steps[:max_steps])
-    return Request("plan steps", PROMPT_VERSION, rules, (f"Prompt:\n{prompt}",), PlanAnswer, assumed, check)
+    return ChatRequest("plan steps", PROMPT_VERSION, rules, (f"Prompt:\n{prompt}",), PlanAnswer, assumed, check)
 
 
 class ExactPlanner:
@@ -96,7 +95,7 @@ class ExactPlanner:
                 raise SceneError(f"{prompt!r} names nothing to draw")
             steps = grow(rng, graph, self._max_steps)
             befores = [None, *(step.graph for step in steps)]
-            return [language.plan(rng, before, step) for before, step in zip(befores, steps)]
+            return [language.write_plan(rng, before, step) for before, step in zip(befores, steps)]
         except SceneError as fault:
             raise Declined(f"planner 'exact': {fault}") from None
 
@@ -114,4 +113,4 @@ class EndpointPlanner:
 
     def plan(self, prompt: str) -> list[str]:
         """The model's plans. Raises AnswerError where it gives none of use."""
-        return self._endpoint.ask(plan_steps_request(prompt, self._max_steps)).plans()
+        return self._endpoint.ask(make_plan_steps_request(prompt, self._max_steps)).to_plans()

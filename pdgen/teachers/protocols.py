@@ -69,13 +69,13 @@ class Judge(Protocol):
 
     name: str
 
-    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+    def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
         """Whether the last of ``plans`` (texts with ``<ins>`` and ``<des>``, in order) agrees with the prompt.
 
         What is merely not drawn yet is no conflict.
         """
 
-    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+    def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
         """Whether the picture shows what ``plan`` promises after the step."""
 
 

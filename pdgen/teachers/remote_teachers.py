@@ -10,7 +10,7 @@ import msgspec
 from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import TAG, format_inspection
 from pdgen.shapes.graph import MAX_COUNT, PLACES, Entity, SceneGraph
-from pdgen.teachers.chat import Request
+from pdgen.teachers.chat import ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
@@ -102,9 +102,9 @@ class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     correction: str | None
 
     def __post_init__(self) -> None:
-        self.verdict()
+        self.to_verdict()
 
-    def verdict(self) -> Verdict:
+    def to_verdict(self) -> Verdict:
         """The verdict; an empty correction is none. Raises ValueError where it is none or cannot be written."""
         correction = " ".join((self.correction or "").split()) or None
         analysis = " ".join(self.analysis.split())
@@ -148,36 +148,36 @@ _THREE = SceneGraph(
 _PARSED = ParseAnswer(reason="", graph=_THREE)
 
 
-def plan_request(prompt: str, plans: Sequence[str]) -> Request:
+def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:
     """The question whether the last of ``plans`` agrees with the prompt; answered by a JudgeAnswer."""
     if not plans:
         raise TeacherError("judge plan: there is no plan to judge")
     earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
     content = f"Prompt:\n{prompt}\n\nEarlier plans:\n{earlier}\n\nLast plan:\n{plans[-1]}"
-    return Request("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
+    return ChatRequest("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
 
 
-def picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> Request:
+def make_picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> ChatRequest:
     """The question whether the picture shows what the plan promises; answered by a JudgeAnswer."""
     before = () if previous is None else ("The picture before the step:", encode_png(previous))
     content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
-    return Request("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
+    return ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
 
 
-def parse_request(prompt: str) -> Request:
+def make_parse_request(prompt: str) -> ChatRequest:
     """The question for a prompt's graph; answered by a ParseAnswer."""
-    return Request("parse", PROMPT_VERSION, PARSE_RULES, (f"Prompt:\n{prompt}",), ParseAnswer, _PARSED)
+    return ChatRequest("parse", PROMPT_VERSION, PARSE_RULES, (f"Prompt:\n{prompt}",), ParseAnswer, _PARSED)
 
 
-def rewrite_request(text: str, seed: int) -> Request:
+def make_rewrite_request(text: str, seed: int) -> ChatRequest:
     """The question for other words; answered by a RewriteAnswer. Each seed is a question of its own."""
     style = STYLES[seed % len(STYLES)]
     content = f"Style: {style}. Variant {seed}: word it differently from other variants.\n\nText:\n{text}"
-    check = _keeps_tags(text)
-    return Request("rewrite", PROMPT_VERSION, REWRITE_RULES, (content,), RewriteAnswer, RewriteAnswer(text), check)
+    check = _make_tag_check(text)
+    return ChatRequest("rewrite", PROMPT_VERSION, REWRITE_RULES, (content,), RewriteAnswer, RewriteAnswer(text), check)
 
 
-def _keeps_tags(text: str) -> Callable[[RewriteAnswer], None]:
+def _make_tag_check(text: str) -> Callable[[RewriteAnswer], None]:
     def check(answer: RewriteAnswer) -> None:
         if not answer.text.strip():
             raise ValueError("the text is empty")
@@ -194,13 +194,13 @@ class EndpointJudge:
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
-    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+    def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
         """Whether the last of ``plans`` agrees with the prompt."""
-        return self._endpoint.ask(plan_request(prompt, plans)).verdict()
+        return self._endpoint.ask(make_plan_request(prompt, plans)).to_verdict()
 
-    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+    def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
         """Whether the picture shows what ``plan`` promises, and keeps what it does not concern."""
-        return self._endpoint.ask(picture_request(plan, picture, previous)).verdict()
+        return self._endpoint.ask(make_picture_request(plan, picture, previous)).to_verdict()
 
 
 class EndpointWriter:
@@ -212,11 +212,11 @@ class EndpointWriter:
 
     def parse(self, prompt: str) -> SceneGraph:
         """The graph of any prompt. Raises Declined with the reason where it has none."""
-        answer = self._endpoint.ask(parse_request(prompt))
+        answer = self._endpoint.ask(make_parse_request(prompt))
         if answer.graph is None:
             raise Declined(f"{self.name}: {prompt[:60]!r} has no scene graph: {answer.reason}")
         return answer.graph
 
     def rewrite(self, text: str, seed: int) -> str:
         """The text in other words, one line; tags stay."""
-        return " ".join(self._endpoint.ask(rewrite_request(text, seed)).text.split())
+        return " ".join(self._endpoint.ask(make_rewrite_request(text, seed)).text.split())

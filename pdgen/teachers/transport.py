@@ -27,7 +27,7 @@ TRANSIENT = (408, 409, 425, 429)
 T = TypeVar("T")
 
 
-class Patience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to wait for an answer, in seconds.
 
     Attributes:
@@ -50,7 +50,7 @@ class Patience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise TeacherError(f"{self}: at least one attempt, a timeout above 0 and no negative wait are needed")
 
 
-class _Transient(Exception):
+class _TransientError(Exception):
     # A failure that may pass: the reason as it is counted, and how long the server asks to wait.
     def __init__(self, reason: str, message: str = "", wait: float = 0.0):
         super().__init__(f"{reason}: {message}" if message else reason)
@@ -68,7 +68,7 @@ def post(
     body: bytes,
     key: str,
     decode: Callable[[bytes], T],
-    patience: Patience,
+    patience: RetryPolicy,
     cancelled: threading.Event,
     count: Callable[[str], None],
 ) -> T:
@@ -88,12 +88,12 @@ def post(
     """
     for attempt in itertools.count(1):
         try:
-            data = _attempt(url, body, key, patience.timeout)
+            data = _send_once(url, body, key, patience.timeout)
             try:
                 return decode(data)
             except ValueError:
-                raise _Transient("garbage", _line(data)[:60]) from None
-        except _Transient as fault:
+                raise _TransientError("garbage", _to_line(data)[:60]) from None
+        except _TransientError as fault:
             count(fault.reason)
             if attempt == patience.attempts:
                 raise TeacherError(f"{url}: no answer in {attempt} attempts; the last: {fault}") from None
@@ -107,7 +107,7 @@ def post(
     raise AssertionError("the last attempt has returned or raised")
 
 
-def _attempt(url: str, body: bytes, key: str, timeout: float) -> bytes:
+def _send_once(url: str, body: bytes, key: str, timeout: float) -> bytes:
     headers = {"Content-Type": "application/json", "User-Agent": "pdgen"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -115,12 +115,12 @@ def _attempt(url: str, body: bytes, key: str, timeout: float) -> bytes:
     deadline = time.monotonic() + timeout
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as response:
-            return _blot(_read(response, deadline), key)
+            return _redact(_read(response, deadline), key)
     except urllib.error.HTTPError as fault:
         with fault:
-            raise _refusal(url, fault, key) from None
+            raise _make_error(url, fault, key) from None
     except (OSError, http.client.HTTPException) as fault:
-        raise _Transient(_reason(fault)) from None
+        raise _TransientError(_name_reason(fault)) from None
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
@@ -135,7 +135,7 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
     return b"".join(chunks)
 
 
-def _reason(fault: Exception) -> str:
+def _name_reason(fault: Exception) -> str:
     cause = getattr(fault, "reason", fault)  # URLError wraps what happened while connecting
     if isinstance(cause, TimeoutError):
         return "timeout"
@@ -144,20 +144,20 @@ def _reason(fault: Exception) -> str:
     return f"no connection ({cause})"
 
 
-def _refusal(url: str, fault: urllib.error.HTTPError, key: str) -> Exception:
+def _make_error(url: str, fault: urllib.error.HTTPError, key: str) -> Exception:
     try:
-        message = _server_message(_blot(fault.read(CHUNK), key))
+        message = _read_server_message(_redact(fault.read(CHUNK), key))
     except (OSError, http.client.HTTPException):
         message = "(message cut)"
     if fault.code in TRANSIENT or fault.code >= 500:
-        return _Transient(f"HTTP {fault.code}", message, _retry_after(fault.headers.get("Retry-After", "")))
+        return _TransientError(f"HTTP {fault.code}", message, _parse_retry_after(fault.headers.get("Retry-After", "")))
     if 300 <= fault.code < 400:
-        target = _blot(fault.headers.get("Location", "nowhere").encode(), key)
-        message = f"redirected to {_line(target)}; name that in url"
+        target = _redact(fault.headers.get("Location", "nowhere").encode(), key)
+        message = f"redirected to {_to_line(target)}; name that in url"
     return TeacherError(f"{url}: HTTP {fault.code}: {message}")
 
 
-def _retry_after(value: str) -> float:
+def _parse_retry_after(value: str) -> float:
     # RFC 9110: seconds, or a date.
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
@@ -167,21 +167,21 @@ def _retry_after(value: str) -> float:
         return 0.0
 
 
-def _server_message(data: bytes) -> str:
+def _read_server_message(data: bytes) -> str:
     # {"error": {"message": ...}}, {"error": ...}, or whatever the server sent.
     try:
         error = json.loads(data)["error"]
         data = str(error["message"] if isinstance(error, dict) else error).encode()
     except (ValueError, KeyError, TypeError):
         pass
-    return _line(data)[:LONGEST_MESSAGE] or "(no message)"
+    return _to_line(data)[:LONGEST_MESSAGE] or "(no message)"
 
 
-def _line(data: bytes) -> str:
+def _to_line(data: bytes) -> str:
     return " ".join(data.decode("utf-8", "replace").split())
 
 
-def _blot(data: bytes, key: str) -> bytes:
+def _redact(data: bytes, key: str) -> bytes:
     if not key:
         return data
     # JSON may write a slash with a backslash before it, and JSON inside JSON with more of them.

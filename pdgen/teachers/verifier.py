@@ -12,15 +12,15 @@ import numpy as np
 
 from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.detector import background
+from pdgen.shapes.detector import detect_background
 from pdgen.shapes.graph import SceneError, SceneGraph
-from pdgen.shapes.matching import words_of
+from pdgen.shapes.matching import get_words
 from pdgen.shapes.parse import parse
-from pdgen.shapes.world import relations_between
-from pdgen.teachers.chat import Request
+from pdgen.shapes.world import find_relations
+from pdgen.teachers.chat import ChatRequest
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.exact.judge import as_verdict, detected
-from pdgen.teachers.exact.picture_check import Seen, inspections, looks_of, read
+from pdgen.teachers.exact.judge import detect_cached, make_verdict
+from pdgen.teachers.exact.picture_check import MatchedPicture, describe_detection, match_detections, write_inspections
 from pdgen.teachers.protocols import Declined, Verdict
 from pdgen.teachers.remote_teachers import JudgeAnswer
 
@@ -77,16 +77,16 @@ _ACCEPTED = JudgeAnswer("The picture shows all that the prompt asks for, in the 
 _SCORED = VerifierAnswer([Check(f"thing number {i}, which the prompt asks for", True) for i in range(6)])
 
 
-def critique_request(prompt: str, picture: Picture) -> Request:
+def make_critique_request(prompt: str, picture: Picture) -> ChatRequest:
     """The question what is wrong with a picture; answered by a JudgeAnswer."""
     content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
-    return Request("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
+    return ChatRequest("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
 
 
-def score_request(prompt: str, picture: Picture) -> Request:
+def make_score_request(prompt: str, picture: Picture) -> ChatRequest:
     """The question how much of a picture is right; answered by a VerifierAnswer."""
     content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
-    return Request("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
+    return ChatRequest("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
 
 
 class ExactCritic:
@@ -104,13 +104,13 @@ class ExactCritic:
           Declined: the prompt is not understood.
           ValueError: the picture is no square of 32 pixels or more.
         """
-        seen, graph = _read("critic", prompt, picture)
+        seen, graph = _read_picture("critic", prompt, picture)
         words = (self._seed, zlib.crc32(prompt.encode()), zlib.crc32(picture.tobytes()))
-        found = [as_verdict(text) for text in inspections(np.random.default_rng(words), seen, graph)]
+        found = [make_verdict(text) for text in write_inspections(np.random.default_rng(words), seen, graph)]
         if not found:
             return Verdict(accept=True, analysis="The picture shows all that the prompt asks for.")
         analysis, correction = (" ".join(parts) for parts in zip(*((v.analysis, v.correction) for v in found)))
-        return as_verdict(format_inspection(analysis, correction))
+        return make_verdict(format_inspection(analysis, correction))
 
 
 class ExactVerifier:
@@ -129,28 +129,28 @@ class ExactVerifier:
           Declined: the prompt is not understood.
           ValueError: the picture is no square of 32 pixels or more.
         """
-        kept = list(_promises(*_read("verifier", prompt, picture)))
+        kept = list(_check_requirements(*_read_picture("verifier", prompt, picture)))
         return sum(kept) / len(kept)
 
 
-def _read(who: str, prompt: str, picture: Picture) -> tuple[Seen, SceneGraph]:
+def _read_picture(who: str, prompt: str, picture: Picture) -> tuple[MatchedPicture, SceneGraph]:
     try:
         graph = parse(prompt)
     except SceneError as fault:
         raise Declined(f"{who} 'exact': {fault}") from None
-    return read(detected(picture), background(picture), graph), graph
+    return match_detections(detect_cached(picture), detect_background(picture), graph), graph
 
 
-def _promises(seen: Seen, graph: SceneGraph) -> Iterator[bool]:
+def _check_requirements(seen: MatchedPicture, graph: SceneGraph) -> Iterator[bool]:
     """Whether each promise is kept; at least one."""
     for entity in graph.entities:
-        shown = [looks_of(o.found) for o in seen.of(entity.id)]
+        shown = [describe_detection(o.found) for o in seen.objects_of(entity.id)]
         yield len(shown) == entity.count
-        for key, value in words_of(entity).items():
+        for key, value in get_words(entity).items():
             yield bool(shown) and all(looks.get(key) == value for looks in shown)
     for relation in graph.relations:
-        pairs = list(itertools.product(seen.of(relation.subject), seen.of(relation.reference)))
-        yield bool(pairs) and all(relation.kind in relations_between(a, b) for a, b in pairs)
+        pairs = list(itertools.product(seen.objects_of(relation.subject), seen.objects_of(relation.reference)))
+        yield bool(pairs) and all(relation.kind in find_relations(a, b) for a, b in pairs)
     if graph.background is not None:
         yield graph.background == seen.background
     yield from (False for _ in seen.extra)
@@ -165,7 +165,7 @@ class EndpointCritic:
 
     def critique(self, prompt: str, picture: Picture) -> Verdict:
         """The model's critique. Raises AnswerError where it gives none of use."""
-        return self._endpoint.ask(critique_request(prompt, picture)).verdict()
+        return self._endpoint.ask(make_critique_request(prompt, picture)).to_verdict()
 
 
 class EndpointVerifier:
@@ -177,4 +177,4 @@ class EndpointVerifier:
 
     def score(self, prompt: str, picture: Picture) -> float:
         """The share of the model's checks that are right. Raises AnswerError where it gives none of use."""
-        return self._endpoint.ask(score_request(prompt, picture)).score()
+        return self._endpoint.ask(make_score_request(prompt, picture)).score()

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pdgen.shapes.graph import COLORS, SceneGraph
-from pdgen.shapes.held_out import held_out_look
-from pdgen.shapes.lexicon import number, place_phrase, plural, sentence
+from pdgen.shapes.held_out import is_held_out_look
+from pdgen.shapes.lexicon import make_sentence, phrase_place, pick, pluralize, spell_number
 from pdgen.shapes.world import MAX_OBJECTS, SHAPES, Scene
-from pdgen.synthesis.base.captions import caption
-from pdgen.synthesis.base.checks import Aim, aim, check
+from pdgen.synthesis.base.captions import write_caption
+from pdgen.synthesis.base.checks import Aim, draw_aim, make_check
 
 CAPTION_FORMS = (
     "Describe the picture.",
@@ -40,7 +40,7 @@ PLACE_FORMS = ("Where is the {}?", "Where in the picture is the {}?", "Where doe
 CHECK_FORMS = ("Does the picture show {}?", "Is this a picture of {}?")
 BACKGROUND_RATE = 0.2  # of the questions about colour that are about the background
 BARE_RATE = 0.5  # of the things that the noun alone tells from others and that are named by it alone
-PATIENCE = 40  # scenes looked at for one with the number that a question of "count" is to be answered with
+MAX_SCENES = 40  # scenes looked at for one with the number that a question of "count" is to be answered with
 NONE = "None."
 
 
@@ -62,19 +62,15 @@ class Question(NamedTuple):
     said: SceneGraph | None = None
 
 
-def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
-    return values[int(rng.integers(len(values)))]
+def _ask_caption(rng: np.random.Generator, scene: Scene) -> Question:
+    return Question(pick(rng, CAPTION_FORMS), write_caption(scene))
 
 
-def _caption(rng: np.random.Generator, scene: Scene) -> Question:
-    return Question(_pick(rng, CAPTION_FORMS), caption(scene))
+def _ask_places(rng: np.random.Generator, scene: Scene) -> Question:
+    return Question(pick(rng, PLACES_FORMS), write_caption(scene, places=True))
 
 
-def _places(rng: np.random.Generator, scene: Scene) -> Question:
-    return Question(_pick(rng, PLACES_FORMS), caption(scene, places=True))
-
-
-def _color(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _ask_color(rng: np.random.Generator, scene: Scene) -> Question | None:
     colors: dict[str, list[str]] = {}
     if rng.random() < BACKGROUND_RATE:
         colors["background"] = [scene.background]
@@ -84,55 +80,55 @@ def _color(rng: np.random.Generator, scene: Scene) -> Question | None:
     clear = [noun for noun, own in colors.items() if len({*own}) == 1]
     if not clear:
         return None
-    noun = _pick(rng, clear)
+    noun = pick(rng, clear)
     if len(colors[noun]) == 1:
         forms = (f"What colour is the {noun}?", f"Which colour does the {noun} have?")
     else:
-        forms = (f"What colour are the {plural(noun)}?", f"Which colour do the {plural(noun)} have?")
-    return Question(_pick(rng, forms), sentence(colors[noun][0]))
+        forms = (f"What colour are the {pluralize(noun)}?", f"Which colour do the {pluralize(noun)} have?")
+    return Question(pick(rng, forms), make_sentence(colors[noun][0]))
 
 
-def _counter(rng: np.random.Generator) -> Callable[[Scene], Question | None]:
+def _make_count_asker(rng: np.random.Generator) -> Callable[[Scene], Question | None]:
     # The number is drawn before there is a scene: every scene has what is not there and what is there once, few have
     # five or six of anything. Where none of many scenes has that number, any that one has will do.
     wanted, scenes = int(rng.integers(MAX_OBJECTS + 1)), itertools.count(1)
 
     def ask(scene: Scene) -> Question | None:
-        return _count(rng, scene, wanted if next(scenes) <= PATIENCE else None)
+        return _ask_count(rng, scene, wanted if next(scenes) <= MAX_SCENES else None)
 
     return ask
 
 
-def _count(rng: np.random.Generator, scene: Scene, wanted: int | None) -> Question | None:
+def _ask_count(rng: np.random.Generator, scene: Scene, wanted: int | None) -> Question | None:
     looks = [(o.color, o.shape) for o in scene.objects]
     shown: dict[str, int] = {"things": len(looks)}
     for color, shape in looks:
-        for words in (plural(shape), f"{color} {plural(shape)}"):
+        for words in (pluralize(shape), f"{color} {pluralize(shape)}"):
             shown[words] = shown.get(words, 0) + 1
     count = int(rng.choice(sorted({*shown.values()}))) if wanted is None else wanted
-    asked = [words for words, number_shown in shown.items() if number_shown == count] if count else _absent(looks)
+    asked = [words for words, number_shown in shown.items() if number_shown == count] if count else _list_absent(looks)
     if not asked:
         return None
-    return Question(_pick(rng, COUNT_FORMS).format(_pick(rng, asked)), _counted(count))
+    return Question(pick(rng, COUNT_FORMS).format(pick(rng, asked)), _phrase_count(count))
 
 
-def _counted(count: int) -> str:
-    return sentence(number(count)) if count else NONE
+def _phrase_count(count: int) -> str:
+    return make_sentence(spell_number(count)) if count else NONE
 
 
-def _absent(looks: Sequence[tuple[str, str]]) -> list[str]:
+def _list_absent(looks: Sequence[tuple[str, str]]) -> list[str]:
     """What is not there, in the plural: nouns, and colours and nouns of which the picture has one or the other."""
     colors, nouns = {color for color, _ in looks}, {noun for _, noun in looks}
     near = [
-        f"{color} {plural(noun)}"
+        f"{color} {pluralize(noun)}"
         for color in COLORS
         for noun in SHAPES
-        if (color, noun) not in looks and (color in colors or noun in nouns) and not held_out_look(color, noun)
+        if (color, noun) not in looks and (color in colors or noun in nouns) and not is_held_out_look(color, noun)
     ]
-    return [*near, *(plural(noun) for noun in SHAPES if noun not in nouns)]
+    return [*near, *(pluralize(noun) for noun in SHAPES if noun not in nouns)]
 
 
-def _place(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _ask_place(rng: np.random.Generator, scene: Scene) -> Question | None:
     looks = [(o.color, o.shape) for o in scene.objects]
     nouns = [noun for _, noun in looks]
     single = [o for o in scene.objects if looks.count((o.color, o.shape)) == 1]
@@ -141,26 +137,26 @@ def _place(rng: np.random.Generator, scene: Scene) -> Question | None:
     item = single[rng.integers(len(single))]
     bare = nouns.count(item.shape) == 1 and rng.random() < BARE_RATE
     name = item.shape if bare else f"{item.color} {item.shape}"
-    return Question(_pick(rng, PLACE_FORMS).format(name), sentence(place_phrase(item.place)))
+    return Question(pick(rng, PLACE_FORMS).format(name), make_sentence(phrase_place(item.place)))
 
 
-def _check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> Question | None:
-    found = check(rng, scene, wanted)
+def _ask_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> Question | None:
+    found = make_check(rng, scene, wanted)
     if found is None:
         return None
-    return Question(_pick(rng, CHECK_FORMS).format(found.words), found.answer, found.right, found.said)
+    return Question(pick(rng, CHECK_FORMS).format(found.words), found.answer, found.right, found.said)
 
 
 _OTHERS: dict[str, _Ask] = {
-    "caption": _caption,
-    "places": _places,
-    "color": _color,
-    "place": _place,
+    "caption": _ask_caption,
+    "places": _ask_places,
+    "color": _ask_color,
+    "place": _ask_place,
 }
 KINDS = ("caption", "places", "color", "count", "place", "check")
 
 
-def asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
+def make_asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
     """What asks a question of that kind about any scene.
 
     What a check is about and the number that a count comes to are drawn here and not for each scene, so that scenes
@@ -175,7 +171,7 @@ def asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | N
       one answer alone.
     """
     if kind == "count":
-        return _counter(rng)
+        return _make_count_asker(rng)
     if kind == "check":
-        return functools.partial(_check, rng, wanted=aim(rng))
+        return functools.partial(_ask_check, rng, wanted=draw_aim(rng))
     return functools.partial(_OTHERS[kind], rng)

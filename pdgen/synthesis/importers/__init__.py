@@ -18,7 +18,7 @@ FORMATS: dict[str, Callable[[pathlib.Path], Iterator[Outcome]]] = {
     reasoning.THINKMORPH: reasoning.read_thinkmorph,
     reflection.UNICOT: reflection.read_unicot,
     reflection.GENREF: reflection.read_genref,
-    folder.FOLDER: folder.read,
+    folder.FOLDER: folder.read_folder,
 }
 
 
@@ -42,10 +42,10 @@ def import_dataset(
     """
     tally = Tally()
     with new_folder(target, kind="data set", replaceable=is_dataset, overwrite=overwrite) as partial:
-        records = tally.records_of(FORMATS[name](source))
+        records = tally.filter_records(FORMATS[name](source))
         files = write_files(partial, records, subset=name, records_per_file=records_per_file)
         if not files:
             raise ImporterError(f"{source}: no sample became a record; skipped: {tally.skipped or 'none'}")
-        dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.facts())
+        dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.to_dict())
         write_index(partial, dataset)
     return dataset, tally

@@ -10,14 +10,14 @@ from pdgen.sequence.trajectory import Record, TrajectoryError, check_grammar
 
 UNGRAMMATICAL = "breaks the sequence grammar"
 NAMED = 20  # samples named per reason
-TOGETHER = 32  # samples in memory at a time
+CHUNK_SIZE = 32  # samples in memory at a time
 
 
 class ImporterError(ValueError):
     """A whole file or folder is not of the format; one line names it and what was expected."""
 
 
-class Refused(ValueError):
+class RefusedSample(ValueError):
     """A sample cannot become a record. ``reason`` is one of few, for counting; the text tells the details."""
 
     def __init__(self, reason: str, details: str) -> None:
@@ -26,7 +26,7 @@ class Refused(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
+class SkippedSample:
     """A sample that was left out: ``where`` names file and row, ``reason`` is for counting."""
 
     where: str
@@ -37,11 +37,11 @@ class Skipped:
         return f"{self.where}: {self.reason}: {self.details}"
 
 
-Outcome = Record | Skipped
+Outcome = Record | SkippedSample
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SourceSample:
     """One sample as it was stored: ``where`` for messages, ``id`` for its record."""
 
     where: str
@@ -49,26 +49,26 @@ class Sample:
     content: Any
 
 
-def convert(samples: Iterable[Sample], make: Callable[[str, Any], Record]) -> Iterator[Outcome]:
+def convert(samples: Iterable[SourceSample], make: Callable[[str, Any], Record]) -> Iterator[Outcome]:
     """``make(id, content)`` of every sample, or why there is none.
 
     ``make`` raises Refused, or TrajectoryError for texts that hold tags; what it returns is checked against
     the sequence grammar. Outcomes keep the samples' order; threads share the work, which is pictures mostly.
     """
 
-    def outcome(sample: Sample) -> Outcome:
+    def outcome(sample: SourceSample) -> Outcome:
         try:
             record = make(sample.id, sample.content)
             check_grammar(record)
-        except Refused as fault:
-            return Skipped(sample.where, fault.reason, str(fault))
+        except RefusedSample as fault:
+            return SkippedSample(sample.where, fault.reason, str(fault))
         except TrajectoryError as fault:
-            return Skipped(sample.where, UNGRAMMATICAL, str(fault))
+            return SkippedSample(sample.where, UNGRAMMATICAL, str(fault))
         return record
 
     remaining = iter(samples)
     with ThreadPoolExecutor() as threads:
-        while together := list(itertools.islice(remaining, TOGETHER)):
+        while together := list(itertools.islice(remaining, CHUNK_SIZE)):
             yield from threads.map(outcome, together)
 
 
@@ -80,10 +80,10 @@ class Tally:
         self._skipped: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
 
-    def records_of(self, outcomes: Iterable[Outcome]) -> Iterator[Record]:
+    def filter_records(self, outcomes: Iterable[Outcome]) -> Iterator[Record]:
         """The records among ``outcomes``."""
         for outcome in outcomes:
-            if isinstance(outcome, Skipped):
+            if isinstance(outcome, SkippedSample):
                 self._counts[outcome.reason] = self._counts.get(outcome.reason, 0) + 1
                 named = self._skipped.setdefault(outcome.reason, [])
                 if len(named) < NAMED:
@@ -97,7 +97,7 @@ class Tally:
         """How many samples were skipped, by reason."""
         return dict(self._counts)
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For ``dataset.json``: counts, and the names of the first skipped samples of each reason."""
         skipped = {r: {"samples": n, "first": self._skipped[r]} for r, n in sorted(self._counts.items())}
         return {"imported": self.records, "skipped": skipped}

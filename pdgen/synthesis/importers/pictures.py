@@ -7,7 +7,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from pdgen.sequence.images import encode_png, to_rgb, why_unreadable
-from pdgen.synthesis.importers.outcome import Refused
+from pdgen.synthesis.importers.outcome import RefusedSample
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**26  # 8,192 x 8,192: larger files are scans or attacks, and eat memory when opened
@@ -29,23 +29,25 @@ def to_png(value: Any, name: str) -> bytes:
     """
     data = value.get("bytes") if isinstance(value, dict) else value
     if not data:
-        raise Refused(MISSING, f"{name} holds no bytes")
+        raise RefusedSample(MISSING, f"{name} holds no bytes")
     if not isinstance(data, bytes):
-        raise Refused(MISSING, f"{name} is {type(data).__name__}, expected bytes")
+        raise RefusedSample(MISSING, f"{name} is {type(data).__name__}, expected bytes")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise Refused(TOO_LARGE, f"{name} has {image.width} x {image.height} pixels, at most {MAX_PIXELS}")
+                raise RefusedSample(
+                    TOO_LARGE, f"{name} has {image.width} x {image.height} pixels, at most {MAX_PIXELS}"
+                )
             image.load()
             if _is_plain(image):
                 return data
             return encode_png(to_rgb(PIL.ImageOps.exif_transpose(image)))
     except PIL.Image.DecompressionBombError as fault:
-        raise Refused(TOO_LARGE, f"{name}: {fault}") from None
-    except Refused:
+        raise RefusedSample(TOO_LARGE, f"{name}: {fault}") from None
+    except RefusedSample:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as fault:  # Pillow's errors, by format
-        raise Refused(UNREADABLE, f"{name}: {why_unreadable(fault)}") from None
+        raise RefusedSample(UNREADABLE, f"{name}: {why_unreadable(fault)}") from None
 
 
 def _is_plain(image: PIL.Image.Image) -> bool:

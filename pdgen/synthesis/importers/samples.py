@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pdgen.synthesis.importers.outcome import ImporterError, Sample
+from pdgen.synthesis.importers.outcome import ImporterError, SourceSample
 
 ROWS = 16  # read together; a row of images may have many megabytes
 
 
-def files_of(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
+def list_files(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
     """The file ``path``, or all files below the folder ``path`` that end in ``suffix``; with short names.
 
     Raises:
@@ -29,7 +29,7 @@ def files_of(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
     return [(file, file.relative_to(path).as_posix()) for file in found]
 
 
-def parquet_samples(path: pathlib.Path, source: str, layouts: Sequence[Collection[str]]) -> Iterator[Sample]:
+def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[str]]) -> Iterator[SourceSample]:
     """The rows of parquet files as dictionaries, all columns.
 
     Args:
@@ -40,14 +40,14 @@ def parquet_samples(path: pathlib.Path, source: str, layouts: Sequence[Collectio
     Raises:
       ImporterError: a file is no parquet, is damaged, or lacks columns.
     """
-    for file, name in files_of(path, ".parquet"):
+    for file, name in list_files(path, ".parquet"):
         try:
             table = pq.ParquetFile(file)
             _check_columns(file, table.schema_arrow.names, layouts)
             with tqdm(total=table.metadata.num_rows, desc=name, unit="row", leave=False) as bar:
                 for batch in table.iter_batches(batch_size=ROWS):
                     for row in batch.to_pylist():
-                        yield Sample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
+                        yield SourceSample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
                         bar.update()
         except (pa.ArrowException, OSError) as fault:
             raise ImporterError(f"{file}: not a whole parquet file ({' '.join(str(fault).split())})") from None
@@ -59,7 +59,7 @@ def _check_columns(file: pathlib.Path, columns: Sequence[str], layouts: Sequence
         raise ImporterError(f"{file}: has columns {', '.join(columns)}; expected {wanted}")
 
 
-def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
+def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
     """The samples of webdataset archives: members that share a name up to the first dot, in a row.
 
     A sample's content is a dictionary from the rest of the name ("prompt.txt") to the member's bytes.
@@ -71,7 +71,7 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
     Raises:
       ImporterError: an archive is no tar, or is truncated.
     """
-    for file, name in files_of(path, ".tar"):
+    for file, name in list_files(path, ".tar"):
         key: tuple[str, str] = ("", "")
         content: dict[str, bytes] = {}
         try:
@@ -87,7 +87,7 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
                     first, _, rest = base.partition(".")
                     if (folder, first) != key:
                         if content:
-                            yield _tar_sample(file, name, key, source, content)
+                            yield _make_tar_sample(file, name, key, source, content)
                         key, content = (folder, first), {}
                     opened = archive.extractfile(member)
                     assert opened is not None  # of a file
@@ -96,7 +96,7 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
         except (tarfile.TarError, OSError, EOFError) as fault:
             raise ImporterError(f"{file}: not a whole tar archive ({fault})") from None
         if content:
-            yield _tar_sample(file, name, key, source, content)
+            yield _make_tar_sample(file, name, key, source, content)
 
 
 def _check_end(file: pathlib.Path) -> None:
@@ -108,12 +108,14 @@ def _check_end(file: pathlib.Path) -> None:
             raise tarfile.ReadError("it is truncated or compressed")
 
 
-def _tar_sample(file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]) -> Sample:
+def _make_tar_sample(
+    file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]
+) -> SourceSample:
     member = "/".join(part for part in key if part)
-    return Sample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
+    return SourceSample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
 
 
-def json_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
+def read_json_lines(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
     """The lines of JSON lines files, as bytes; empty lines are passed over.
 
     Lines count from 1. A sample's content is (the file's folder, the line); its id ``<source>/<file>/<line>``.
@@ -125,12 +127,12 @@ def json_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
     Raises:
       ImporterError: there is no file.
     """
-    for file, name in files_of(path, ".jsonl"):
+    for file, name in list_files(path, ".jsonl"):
         with (
             file.open("rb") as lines,
             tqdm(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
         ):
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield Sample(f"{file}: line {number}", f"{source}/{name}/{number}", (file.parent, line))
+                    yield SourceSample(f"{file}: line {number}", f"{source}/{name}/{number}", (file.parent, line))
                 bar.update(len(line))

@@ -5,7 +5,7 @@ import numpy as np
 from pdgen.sequence.trajectory import TAG, TrajectoryError, format_plan, parse_plan
 from pdgen.shapes import language
 from pdgen.shapes.graph import SceneError, SceneGraph
-from pdgen.shapes.instruction import say
+from pdgen.shapes.instruction import write_instruction
 from pdgen.shapes.parse import parse, parse_instruction
 from pdgen.teachers.protocols import Declined, TeacherError
 
@@ -43,10 +43,10 @@ class RulesWriter:
     def _reword(self, rng: np.random.Generator, text: str) -> str:
         if TAG.search(text) is None:
             if text.startswith(_DESCRIPTION_STARTS):
-                return language.description(rng, parse(text))
-            return language.prompt(rng, parse(text), "composition" if text.endswith(".") else "short")
+                return language.write_description(rng, parse(text))
+            return language.write_prompt(rng, parse(text), "composition" if text.endswith(".") else "short")
         instruction, description = parse_plan(text)
         order = parse_instruction(instruction)
         graph = parse(description)
         first = order.operation == "add" and len(order.entities) == len(graph.entities)
-        return format_plan(say(rng, order, first), language.description(rng, graph))
+        return format_plan(write_instruction(rng, order, first), language.write_description(rng, graph))
