@@ -1,14 +1,13 @@
 """The detector of shapes world: which shapes a picture shows, from its pixels alone.
 
-Every shape, in every width and fill, is a template of coverage T. A picture p with background b fits an object of
-colour c at a place as well as the pixels there equal b + T (c - b); outside the template, up to a margin of one
-unit, T is zero, because objects stand apart. With d = p - b, all sums over that window,
+Every shape, in every width and fill, is a template of coverage T. The better a picture p with background b equals
+b + T (c - b) at some place, the better it fits an object of colour c there. In a margin of one unit around the template
+T is zero, because objects do not touch. With d = p - b, and all sums over that window,
 
     score = 1 - sum |d - T (c - b)|^2 / sum |T (c - b)|^2 = (2 sum T d.(c - b) - sum |d|^2) / (|c - b|^2 sum T^2)
 
-which is 1 for a perfect fit and at most 0 for a bare background. The sums for all templates and places are a
-handful of matrix products. Pictures are first averaged down to ``GRID`` pixels, where the painter's boxes are
-whole pixels.
+is 1 for a perfect fit and at most 0 for an empty background. The sums for all templates and places are a few matrix
+products. Pictures are first averaged down to ``GRID`` pixels, where the painter's boxes are whole pixels.
 
 Legend: y x places, t templates of one width, c colours.
 """
@@ -29,7 +28,7 @@ from pdgen.shapes.world import FILLS, GRID, SHAPES, can_be_outlined, name_size
 
 WIDTHS = tuple(width for widths in SIZES.values() for width in widths)
 THRESHOLD = 0.5
-OVERLAP = 1  # units by which boxes of two objects may overlap, since each may be one too large
+OVERLAP = 1  # allowed overlap of two boxes in units, since each box may be one unit too large
 _COLORS = np.array([COLOR_RGB[name] for name in COLORS], np.float32)
 _BACKGROUNDS = np.array(list(BACKGROUND_RGB.values()), np.float32)
 
@@ -38,10 +37,10 @@ class Detection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One detected shape.
 
     Attributes:
-      shape, color, fill: of ``SHAPES``, ``COLORS``, ``FILLS``.
+      shape, color, fill: words of ``SHAPES``, ``COLORS``, ``FILLS``.
       size: "small", "medium" or "large".
       box: (left, top, right, bottom) in units of 1/32 of the picture's side; right and bottom are exclusive.
-      score: how well the pixels fit, ``THRESHOLD`` to 1, 1 being perfect.
+      score: fit of the pixels, from ``THRESHOLD`` to 1 (perfect).
     """
 
     shape: str
@@ -75,7 +74,7 @@ def _resize_to_grid(picture: Picture) -> Float[np.ndarray, "32 32 3"]:
 
 
 def _find_background(pixels: Float[np.ndarray, "32 32 3"]) -> tuple[int, Float[np.ndarray, "3"]]:
-    # Each pixel votes for its nearest colour; of the backgrounds the one with the most votes, and their median.
+    # Each pixel votes for its nearest colour. The background with the most votes wins; its value is their median.
     references = np.concatenate([_BACKGROUNDS, _COLORS])
     flat = pixels.reshape(-1, 3)
     nearest = np.square(flat[:, None] - references).sum(-1).argmin(1)
@@ -85,12 +84,12 @@ def _find_background(pixels: Float[np.ndarray, "32 32 3"]) -> tuple[int, Float[n
 
 
 def detect_background(picture: Picture) -> str:
-    """The word of ``BACKGROUNDS`` of most pixels. Raises ValueError as ``detect``."""
+    """Return the word of ``BACKGROUNDS`` for most pixels. Raises ValueError as ``detect``."""
     return tuple(BACKGROUND_RGB)[_find_background(_resize_to_grid(picture))[0]]
 
 
 def _sum_windows(squares: Float[np.ndarray, "34 34"], width: int) -> Float[np.ndarray, "y x"]:
-    # Of all windows of that width, by differences of the running sums.
+    # The sum over every window of this width, as differences of running sums.
     total = np.zeros((GRID + 3, GRID + 3))
     total[1:, 1:] = squares.cumsum(0).cumsum(1)
     return total[width:, width:] - total[:-width, width:] - total[width:, :-width] + total[:-width, :-width]
@@ -99,16 +98,16 @@ def _sum_windows(squares: Float[np.ndarray, "34 34"], width: int) -> Float[np.nd
 def _find_candidates(
     deviation: Float[np.ndarray, "32 32 3"], colors: Float[np.ndarray, "c 3"], width: int
 ) -> list[tuple[float, int, int, int, int, int]]:
-    """(score, y, x, width, look, color) of the best template and colour at each place, where above THRESHOLD."""
+    """List (score, y, x, width, look, color) of the best template and colour at each place above ``THRESHOLD``."""
     templates = _make_templates(width)
     squares = np.zeros((GRID + 2, GRID + 2))
     squares[1:-1, 1:-1] = np.square(deviation).sum(-1)
     energy, inside = _sum_windows(squares, width + 2), _sum_windows(squares, width)[1:-1, 1:-1]
-    # By Cauchy-Schwarz no template's score exceeds inside / energy, nor, with z^2 = inside / norm, 2 z.
+    # By Cauchy-Schwarz no template's score exceeds inside / energy or, with z^2 = inside / norm, 2 z.
     norms = np.square(colors).sum(-1)[:, None] * templates.squares
     rows, columns = np.nonzero((inside >= THRESHOLD * energy) & (inside >= THRESHOLD**2 / 4 * norms.min()))
     windows = np.lib.stride_tricks.sliding_window_view(deviation, (width, width), axis=(0, 1))[rows, columns]
-    # One small product per place: a large one would be spread over threads, which costs more than it saves.
+    # One small product per place: BLAS would spread a large one over threads, which costs more than it saves.
     products = colors @ (windows.reshape(len(rows), 3, width * width) @ templates.pixels)
     scores = (2 * products - energy[rows, columns, None, None]) / norms
     best = scores.reshape(len(rows), norms.size)
@@ -121,16 +120,16 @@ def _find_candidates(
 
 
 def detect(picture: Picture) -> list[Detection]:
-    """The shapes of a picture, best score first, those with equal scores in reading order.
+    """Detect the shapes of a picture, sorted by score, then in reading order.
 
-    Exact on what ``painter`` paints at ``GRID`` pixels, and from 40 on; in between, averaging blurs small shapes.
-    No two boxes overlap by more than ``OVERLAP`` units, and nothing below ``THRESHOLD`` is reported.
+    Detection is exact for pictures of ``painter`` at ``GRID`` pixels and at 40 or more; in between, averaging blurs
+    small shapes. No two boxes overlap by more than ``OVERLAP`` units, and no score is below ``THRESHOLD``.
 
     Args:
       picture: RGB uint8, a square of ``GRID`` pixels or more.
 
     Raises:
-      ValueError: the picture is no square or too small.
+      ValueError: the picture is not square, or too small.
     """
     pixels = _resize_to_grid(picture)
     _, ground = _find_background(pixels)

@@ -343,6 +343,7 @@ def write_conflict(
     if d.kind == "relation":
         return _misrelated(rng, prompt_graph, d)
     asked, verb = _asked(prompt_graph, d)
+    assert d.said is not None  # selected above
     said = phrase_place(d.said) if d.kind == "place" else d.said
     if d.kind == "shape":
         said = phrase_new(_of_kind(plan_graph.find(d.entities[0]), ()))

@@ -1,4 +1,4 @@
-"""The instruction of a step as data: made from a step, put in words, carried out on a graph.
+"""The instruction of a step as data: make it from a step, write it as a sentence, apply it to a graph.
 
 ``parse.parse_instruction`` is the inverse of ``write_instruction``.
 """
@@ -14,16 +14,16 @@ EXCHANGED = "exchanged"
 
 
 class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to do, without what is there already.
+    """The change of one step, without the rest of the scene.
 
     Attributes:
       operation: one of ``OPERATIONS``.
-      entities: ids of those concerned; of "replace" the old one and the new one.
-      graph: all that the instruction names. New entities have all their attributes, others as many as tell them
-        apart. Relations and background are those it states.
-      changes: "modify": the attribute's new value; "move": the ``place``, if it is stated; "swap":
-        ``{"color": "exchanged"}`` where colours, not places, are exchanged.
-      for_now: what is drawn is not what the prompt asks for, and is to be put right by a later step.
+      entities: ids of the entities concerned; for "replace" the old one and the new one.
+      graph: everything that the instruction names. New entities have all their attributes, others only those that
+        distinguish them. Relations and background are the stated ones.
+      changes: for "modify" the attribute's new value; for "move" the ``place``, if stated; for "swap"
+        ``{"color": "exchanged"}`` if colours and not places are exchanged.
+      for_now: whether the step contradicts the prompt and a later step corrects it.
     """
 
     operation: str
@@ -34,7 +34,7 @@ class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_instruction(before: SceneGraph | None, step: Step) -> Instruction:
-    """The instruction of a step. Raises SceneError where a step changes nothing that can be said."""
+    """Make the instruction of a step. Raises SceneError if the step changes nothing that can be stated."""
     before = SceneGraph(()) if before is None else before
     if step.operation == "add":
         return _instruct_add(before, step)
@@ -56,7 +56,7 @@ def make_instruction(before: SceneGraph | None, step: Step) -> Instruction:
 
 
 def swaps_colors(before: SceneGraph, step: Step) -> bool:
-    """Whether a swap exchanges colours; else it exchanges places."""
+    """Return whether a swap exchanges colours; otherwise it exchanges places."""
     return any("color" in _find_changed(before.find(i), step.graph.find(i)) for i in step.entities)
 
 
@@ -90,9 +90,13 @@ def _instruct_move(before: SceneGraph, step: Step) -> Instruction:
 
 
 def apply_instruction(before: SceneGraph | None, instruction: Instruction) -> SceneGraph:
-    """The graph after the instruction, whose ids are those of ``before``. Raises SceneError where it does not fit."""
+    """Apply an instruction, which has the ids of ``before``. Returns the graph after it.
+
+    Raises:
+      SceneError: the instruction names what is not there, or adds what is there.
+    """
     before = SceneGraph(()) if before is None else before
-    todo = {
+    operations = {
         "add": _add,
         "modify": _modify,
         "swap": _swap,
@@ -107,7 +111,7 @@ def apply_instruction(before: SceneGraph | None, instruction: Instruction) -> Sc
             raise SceneError(
                 f"{instruction.operation}: {phrase_known(entity)} is {'' if entity.id in known else 'not '}there"
             )
-    return todo[instruction.operation](before, instruction)
+    return operations[instruction.operation](before, instruction)
 
 
 def _add(before: SceneGraph, instruction: Instruction) -> SceneGraph:
@@ -175,7 +179,7 @@ def _remove(before: SceneGraph, instruction: Instruction) -> SceneGraph:
     )
 
 
-# Wordings: {x}, {y} are the entities, {to} what changes or where to.
+# Wordings: {x} and {y} are entities, {to} is the new value or the target.
 ADD = ("Add {x}", "Draw {x}", "Place {x}")
 START = ("Start with {x}", "Draw {x}", "Begin with {x}")
 MODIFY = ("Make {x} {to}", "Turn {x} {to}", "Change {x} to {to}")
@@ -191,9 +195,9 @@ REMOVE = ("Remove {x}", "Erase {x}", "Take away {x}")
 
 
 def write_instruction(rng: np.random.Generator, instruction: Instruction, first: bool = False) -> str:
-    """The instruction as a sentence; ``first``: nothing is drawn yet.
+    """Write an instruction as a sentence; ``first`` means that nothing is drawn yet.
 
-    Relations without inverse that the sentence has no place for ("on top of") follow in sentences of their own.
+    Relations without an inverse ("on top of") may not fit into the sentence. They follow in sentences of their own.
     """
     graph, concerned = instruction.graph, [instruction.graph.find(i) for i in instruction.entities]
     x, y, to = phrase_known(concerned[0]), phrase_known(concerned[-1]), " and ".join(instruction.changes.values())

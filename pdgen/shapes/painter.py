@@ -1,7 +1,7 @@
 """The procedural painter of shapes world: a scene as a small anti-aliased picture.
 
-Each object is blended over the picture inside its own box alone, so a step that adds, recolours or moves an
-object leaves every pixel outside the boxes concerned bit for bit as it was. Nothing is random.
+Each object is blended over the picture inside its own box only. A step that adds, recolours or moves an object
+therefore changes no bit of any pixel outside the boxes concerned. Nothing is random.
 """
 
 import functools
@@ -53,7 +53,7 @@ def _make_star(points: int, inner: float) -> Contour:
 
 
 def _make_crescent(inner: float, shift: float) -> Contour:
-    # A disc of radius 1 without the one of radius `inner` that is shifted to the right; the tips are where they meet.
+    # A disc of radius 1 minus a disc of radius `inner` shifted to the right; the tips are where both circles meet.
     x = (shift**2 + 1 - inner**2) / (2 * shift)
     y = math.sqrt(1 - x**2)
     tip, bend = math.atan2(y, x) / (2 * math.pi), math.atan2(y, x - shift) / (2 * math.pi)
@@ -66,7 +66,7 @@ def _make_heart() -> Contour:
     return list(zip(16 * np.sin(angles) ** 3, -down))
 
 
-# Contours by (x, y), y downwards, in any units; a second one is a hole. The first is stretched to fill the box.
+# Contours of (x, y), y downwards, in any units. The first is stretched to fill the box; a second one is a hole.
 CONTOURS = {
     "circle": [_make_arc(1, 0, 1)],
     "square": [[(0, 0), (1, 0), (1, 1), (0, 1)]],
@@ -85,11 +85,11 @@ CONTOURS = {
 def compute_coverage(
     shape: str, fill: str, box: tuple[float, float, float, float], line: float
 ) -> Float[np.ndarray, "height width"]:
-    """Fraction of each pixel inside the shape, read-only.
+    """Compute the fraction of each pixel that a shape covers. The array is read-only.
 
     Args:
       shape, fill: words of ``SHAPES`` and ``FILLS``.
-      box: left, top, right, bottom in pixels, left and top below 1; the array ends at right and bottom, rounded up.
+      box: left, top, right, bottom in pixels; left and top are below 1. The array ends at right and bottom, rounded up.
       line: width of an outlined shape's contour in pixels.
     """
     left, top, right, bottom = (v * SUPERSAMPLING for v in box)
@@ -107,7 +107,7 @@ def compute_coverage(
     if fill == "outlined":
         drawn = Image.new("L", fine, 0)
         for contour in contours:
-            width = round(2 * line * SUPERSAMPLING)  # of which the outer half falls away
+            width = round(2 * line * SUPERSAMPLING)  # the outer half is cut off below
             ImageDraw.Draw(drawn).line([*contour, contour[0]], fill=255, width=width)
         inside = Image.fromarray(np.minimum(np.asarray(inside), np.asarray(drawn)))
     covered = np.asarray(inside.reduce(SUPERSAMPLING), np.float32) / 255
@@ -125,10 +125,16 @@ def _blend(picture: np.ndarray, item: SceneObject, scale: float) -> None:
 
 
 def paint(scene: Scene, size: int = GRID) -> Picture:
-    """The scene as RGB uint8 [size, size, 3], values 0 to 255; the same scene always gives the same bytes.
+    """Paint a scene as RGB uint8 [size, size, 3]. Equal scenes give equal bytes.
 
-    ``size`` is in pixels, at least ``MIN_SIZE``; objects keep their share of the picture. Edges are anti-aliased
-    by area coverage. Raises ValueError for a smaller picture.
+    Edges are anti-aliased by area coverage.
+
+    Args:
+      scene: the scene.
+      size: side of the picture in pixels, at least ``MIN_SIZE``. Objects scale with it.
+
+    Raises:
+      ValueError: ``size`` is too small.
     """
     if size < MIN_SIZE:
         raise ValueError(f"a picture of {size} pixels: shapes become unrecognisable below {MIN_SIZE}")

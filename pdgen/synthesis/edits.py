@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pdgen.shapes.graph import SceneGraph, Step, grow
-from pdgen.shapes.world import Scene, find_violations
+from pdgen.shapes.matching import find_violations
+from pdgen.shapes.world import Scene
 from pdgen.synthesis.rewrite import rewrite
 
 

@@ -6,16 +6,9 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes.graph import COLORS, SceneError, SceneGraph
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.placement import LATTICE, Placement
-from pdgen.shapes.world import (
-    GRID,
-    SHAPES,
-    Scene,
-    SceneObject,
-    compute_relation_strengths,
-    find_violations,
-    shows_held_out,
-)
+from pdgen.shapes.world import GRID, SHAPES, Scene, SceneObject, compute_relation_strengths, shows_held_out
 
 # What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
 FAULTS = ("color", "shape", "size", "place", "count", "missing")

@@ -148,6 +148,6 @@ def test_the_schema_names_every_field():
 def test_random_orders_of_subgraphs_grow():
     rng = np.random.default_rng(0)
     for _ in range(100):
-        order = rng.permutation(3)
+        order = rng.permutation(3).tolist()
         parts = [extract_subgraph(GRAPH, order[:n]) for n in range(4)]
         assert all(implies(b, a) for a, b in itertools.pairwise(parts))

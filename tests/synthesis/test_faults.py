@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.shapes.graph import COLORS, SceneError, Step
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.shapes.world import SHAPES, Scene, find_relations, find_violations, place_scenes
+from pdgen.shapes.world import SHAPES, Scene, find_relations, place_scenes
 from pdgen.synthesis.faults import FAULTS, corrupt
 from tests.support.stories import entity, graph, story, thing
 

@@ -19,9 +19,9 @@ from pdgen.shapes.graph import Entity, SceneGraph
 from pdgen.shapes.inspections import write_background_fault, write_fault
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.lexicon import make_sentence
-from pdgen.shapes.matching import assign, compute_look_cost, get_words, matches_words
+from pdgen.shapes.matching import Violation, assign, compute_look_cost, find_violations, get_words, matches_words
 from pdgen.shapes.phrases import refer_to
-from pdgen.shapes.world import GRID, Violation, find_place, find_relations, find_violations
+from pdgen.shapes.world import GRID, find_place, find_relations
 
 _Observed = tuple[Picture, Sequence[Detection]]  # and what is detected in it
 SURPLUS = 2.0  # cost of being one more than the count; of another colour or noun it is rather something else

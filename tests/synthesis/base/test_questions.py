@@ -9,9 +9,10 @@ import pytest
 from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import COLORS, PLACES, Step
 from pdgen.shapes.lexicon import NUMBERS, phrase_place, pluralize
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import canonicalize, parse
-from pdgen.shapes.world import BACKGROUNDS, SHAPES, Scene, find_place, find_violations, place_scenes
+from pdgen.shapes.world import BACKGROUNDS, SHAPES, Scene, find_place, place_scenes
 from pdgen.synthesis.base.captions import make_caption_graph, write_caption
 from pdgen.synthesis.base.checks import KINDS as CHECKS
 from pdgen.synthesis.base.checks import YES, draw_aim, make_check

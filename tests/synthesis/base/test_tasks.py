@@ -20,8 +20,9 @@ from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import OPERATIONS, PLACES, Entity, SceneGraph, Step
 from pdgen.shapes.instruction import apply_instruction, make_instruction
 from pdgen.shapes.lexicon import phrase_place
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.parse import canonicalize, parse, parse_instruction
-from pdgen.shapes.world import Scene, find_place, find_relations, find_violations, place_scenes
+from pdgen.shapes.world import Scene, find_place, find_relations, place_scenes
 from pdgen.synthesis.edits import changes_picture
 from pdgen.synthesis.leaks import find_leak
 from pdgen.synthesis.page import render_chunk, render_dataset, summarise_records
