@@ -1,4 +1,4 @@
-"""How a data set fills packs: the fill of each stream, the lengths of documents, and budgets that would suit better."""
+"""The fill of packs with a data set: fill of each stream, lengths of documents, and better budgets."""
 
 import dataclasses
 from typing import Any
@@ -23,21 +23,21 @@ _QUANTILES = {"least": 0, "median": 0.5, "95 %": 0.95, "most": 1}
 def measure_fill(
     source: RecordSource, tokenizer: Tokenizer, model: ModelConfig, config: LoaderConfig, packs: int, total: int = 0
 ) -> dict[str, Any]:
-    """Plans packs of a data set and measures how full they are.
+    """Plan packs of a data set and measure their fill.
 
     Args:
-      source: The data set.
-      tokenizer: The tokenizer of the model to train.
-      model: The sizes of that model.
-      config: How a run makes packs.
-      packs: How many packs to plan, at least 1.
-      total: Tokens of a proposed pack, at most. 0: as many as the config's.
+      source: the data set.
+      tokenizer: the tokenizer of the model to train.
+      model: the sizes of that model.
+      config: the settings of the run's loader.
+      packs: number of packs to plan, at least 1.
+      total: maximum tokens of a proposed pack; 0: those of ``config``.
 
     Returns:
-      Plain data for ``format_fill`` or JSON. "fill" and "used" are shares from 0 to 1, lengths are in tokens.
+      Plain data for ``format_fill`` or JSON. "fill" and "used" are shares from 0 to 1; lengths are in tokens.
 
     Raises:
-      ValueError: The config or the data set cannot be used; one line says why.
+      ValueError: the config or the data set cannot be used; the message is one line with the reason.
     """
     index = load_length_index(source, tokenizer, model, config.broken, config.draws)
     everything = make_documents(index, turns=config.turns)
@@ -62,7 +62,7 @@ def measure_fill(
 
 
 def _summarise_lengths(documents: Documents) -> dict[str, dict[str, float]]:
-    """Tokens of a document by stream, nothing dropped: quantiles and mean."""
+    """Compute quantiles and mean of the tokens of a document by stream, before condition dropout."""
     totals = documents.count_tokens()
     rows = {}
     for name, own in zip((*STREAMS, "all"), (*totals.T, totals.sum(axis=1))):
@@ -72,7 +72,7 @@ def _summarise_lengths(documents: Documents) -> dict[str, dict[str, float]]:
 
 
 def _measure_current(config: LoaderConfig, index: LengthIndex, source: RecordSource, packs: int) -> dict[str, Any]:
-    """The fill with the config's own budgets, or under "refused" why they do not hold a record."""
+    """Measure the fill with the config's own budgets, or return the reason under "refused" if a record does not fit."""
     try:
         documents = make_documents(index, config.budgets, config.turns, config.too_long)
     except PackingError as fault:
@@ -101,7 +101,7 @@ def _proposal_to_dict(proposal: Proposal) -> dict[str, Any]:
 
 
 def format_fill(facts: dict[str, Any]) -> list[str]:
-    """The facts of ``measure_fill`` as lines of text."""
+    """Format the facts of ``measure_fill`` as lines of text."""
     subsets = ", ".join(
         f"{name or 'all'} {count:,} (share {facts['shares'].get(name, 0):.3f})"
         for name, count in facts["documents"].items()
@@ -125,7 +125,7 @@ def format_fill(facts: dict[str, Any]) -> list[str]:
 
 
 def _format_row(facts: dict[str, Any]) -> str:
-    """Budgets, slots, fill in percent, documents a pack."""
+    """Format budgets, slots, fill in percent and documents per pack."""
     sizes = list(facts["budgets"].values())
     fill = "".join(f"{100 * share:>7.1f}%" for share in (*facts["fill"].values(), facts["used"]))
     return f"{', '.join(map(str, sizes)):<26}{sum(sizes):>7}{fill}{facts['documents_per_pack']:>11.2f}"

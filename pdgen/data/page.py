@@ -1,4 +1,4 @@
-"""A pack as text and as pages: an overview with its documents and its mask, and the tokens of each document."""
+"""A pack as text and as HTML pages: an overview with documents and attention mask, and the tokens of each document."""
 
 import base64
 import dataclasses
@@ -18,27 +18,27 @@ from pdgen.sequence.explained import ExplainedDocument, ExplainedPack, Run
 from pdgen.sequence.layout import STREAMS
 
 INDEX = "index.html"
-_SIDE = 640  # pixels of a mask's side, about
-# What a key is, in the mask: name and colour, visible on light and dark pages.
+_SIDE = 640  # approximate side of a mask in pixels
+# The kinds of keys in a mask: name and colour, visible on light and dark pages.
 KEYS = (("text", "#3f74c4"), ("ViT", "#c08a1e"), ("clean VAE", "#4f9434"), ("noised VAE", "#cf4a36"))
 _NOISED = 3
 _HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>6} {'sees':>13} {'seen by':>13}  target"
-_LINE = (128, 128, 128, 90)  # between documents
+_LINE = (128, 128, 128, 90)  # colour of the lines between documents
 
 
 def draw_mask(
     intervals: Int32[np.ndarray, "4 n"], keys: Int8[np.ndarray, " n"], starts: Sequence[int] = (), side: int = _SIDE
 ) -> PIL.Image.Image:
-    """The attention mask as an RGBA picture: a row a query, a column a key, transparent where nothing is seen.
+    """Draw an attention mask as an RGBA picture: rows are queries, columns are keys, masked pairs are transparent.
 
-    Larger masks are scaled down: a pixel's opacity is the share of its pairs that are allowed, its colour the
-    mean of their keys' colours. Smaller ones are scaled up by a whole number.
+    Large masks are scaled down: the opacity of a pixel is the share of allowed pairs in it, and its colour is the mean
+    of their keys' colours. Small masks are scaled up by a whole factor.
 
     Args:
       intervals: k_start, k_end, q_start, q_end of slots 0 .. n - 1.
-      keys: what each slot is, a number into ``KEYS``.
+      keys: kind of each slot, an index of ``KEYS``.
       starts: slots before which a line is drawn.
-      side: of the picture, at most (or n, where that is less than half of it, times a whole number).
+      side: maximum side of the picture in pixels.
     """
     k_start, k_end, q_start, q_end = intervals
     length = len(keys)
@@ -65,7 +65,7 @@ def draw_mask(
 
 
 def render_pack(pack: ExplainedPack, title: str) -> dict[str, str]:
-    """HTML pages by file name: ``index.html`` and ``document-<3 digits>.html`` for each document."""
+    """Render HTML pages by file name: ``index.html``, and ``document-<3 digits>.html`` for each document."""
     names = [f"document-{number:03d}.html" for number in range(len(pack.documents))]
     keys = _classify_keys(pack)
     used = np.bincount(pack.streams[: pack.used], minlength=len(STREAMS))
@@ -98,10 +98,10 @@ def render_pack(pack: ExplainedPack, title: str) -> dict[str, str]:
 
 
 def write_pack_pages(pack: ExplainedPack, target: pathlib.Path, title: str, overwrite: bool = False) -> pathlib.Path:
-    """Writes the pages of ``render_pack`` to a folder, whole or not at all, and returns the path of its index.
+    """Write the pages of ``render_pack`` to a folder, atomically. Returns the path of the index page.
 
     Raises:
-      FolderError: The folder cannot be written, or exists already and may not be replaced.
+      FolderError: the folder cannot be written, or it exists and may not be replaced.
     """
     with new_folder(target, kind="explained pack", replaceable=_holds_pages, overwrite=overwrite) as folder:
         for name, page in render_pack(pack, title).items():
@@ -123,7 +123,7 @@ def _classify_keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:
 def _encode_mask(
     intervals: Int32[np.ndarray, "4 S"], keys: np.ndarray, slots: tuple[int, int], starts: Sequence[int] = ()
 ) -> str:
-    """A data URI of the mask of slots [start, end), which see nothing beyond them; "" of no slots."""
+    """Return a data URI of the mask of slots [start, end), which must see no other slots; "" for no slots."""
     start, end = slots
     if start == end:
         return ""
@@ -143,7 +143,7 @@ def _describe_document(document: ExplainedDocument) -> dict[str, Any]:
 
 
 def _group_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The runs by split, each with its stage and what copy of an image it is."""
+    """Group runs by split, each with its stage and the kind of image copy."""
     groups = []
     for _, own in itertools.groupby(runs, key=lambda run: run.split):
         own = list(own)
@@ -153,20 +153,20 @@ def _group_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def format_document(document: ExplainedDocument, number: int) -> list[str]:
-    """A document as text, a line for each run under a line for each split."""
+    """Format a document as lines of text: a heading for each split, then a line for each run."""
     head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
-    made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
+    lines = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
     split = None
     for run in document.runs:
         if run.split != split:
-            made.append(f"  -- {run.stage}")
+            lines.append(f"  -- {run.stage}")
             split = run.split
-        made.append(_format_run(run))
-    return made
+        lines.append(_format_run(run))
+    return lines
 
 
 def _format_run(run: Run) -> str:
-    """A run as text."""
+    """Format a run as a line of text."""
     ranges = ((run.start, run.end), run.sees, run.seen_by)
     slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
     what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"

@@ -1,4 +1,4 @@
-"""Where an image differs from the one before it: a mask of pixels, and its outline to lay over the image.
+"""Changes between consecutive images: a mask of pixels, and its outline to draw over the image.
 
 Axis legend: H and W pixels, R and C cells of a grid of at most 64 x 64 over the image.
 """
@@ -14,20 +14,20 @@ from jaxtyping import Bool
 
 from pdgen.sequence.images import changed_pixels
 
-# Cells of the outline's grid along the longer side; a cell is inside where at least a quarter of it has changed.
+# Cells of the outline's grid along the longer side, and the share of a cell that must have changed.
 _CELLS = 64
 _SHARE = 0.25
-# Spots of fewer cells, inside or outside, are noise.
+# Smaller spots, changed or unchanged, are noise.
 _SPOT = 4
 
 
 class Change(NamedTuple):
-    """What changed between two images.
+    """The change between two images.
 
     Attributes:
-      share: of the pixels, within [0, 1].
+      share: share of changed pixels, within [0, 1].
       extent: (width, height) of the image in cells, the unit of the outline's coordinates.
-      path: the outline of the changed cells as the data of an SVG path, "" where there are none.
+      path: outline of the changed cells as SVG path data; "" if there are none.
     """
 
     share: float
@@ -36,12 +36,12 @@ class Change(NamedTuple):
 
 
 def find_changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
-    """The change of every image against the one before it, None for the first."""
+    """Find the change of each image against the one before; None for the first image."""
     return [None, *itertools.starmap(find_change, itertools.pairwise(images))][: len(images)]
 
 
 def find_change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
-    """What changed from one image to the next; None where their sizes differ."""
+    """Find the change from one image to the next; None if their sizes differ."""
     if before.size != after.size:
         return None
     pixels = changed_pixels(*(np.asarray(image.convert("RGB")) for image in (before, after)))
@@ -51,12 +51,12 @@ def find_change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | Non
 
 
 def compute_cell_side(size: tuple[int, int]) -> int:
-    """Pixels of a cell's side: no more than 64 cells lie along the longer side of an image of this size."""
+    """Return the side of a cell in pixels, so that at most 64 cells cover the longer side of an image of this size."""
     return -(-max(size) // _CELLS)
 
 
 def coarsen(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
-    """The mask in cells of ``side`` x ``side`` pixels, those that the image's edge cuts included."""
+    """Reduce a mask to cells of ``side`` x ``side`` pixels, including partial cells at the right and bottom edge."""
     height, width = pixels.shape
     padding = (-height % side, -width % side)
 
@@ -68,17 +68,17 @@ def coarsen(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C
 
 
 def remove_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
-    """The mask without spots of fewer than 4 connected cells, first those inside, then those outside."""
+    """Remove spots of fewer than 4 connected cells, first those inside the mask, then those outside."""
     for inside in (True, False):
         spots, _ = scipy.ndimage.label(cells == inside)
         small = np.bincount(spots.ravel()) < _SPOT
-        small[0] = False  # all that is no spot
+        small[0] = False  # label 0 is the background of the spots
         cells = np.where(small[spots], not inside, cells)
     return cells
 
 
 def trace_outline(cells: Bool[np.ndarray, "R C"]) -> str:
-    """The borders between cells inside and cells outside, as the data of an SVG path in units of cells.
+    """Trace the borders between cells inside and outside the mask, as SVG path data in units of cells.
 
     >>> outline(np.array([[True, True]]))
     'M0 0h2M0 1h2M0 0v1M2 0v1'
@@ -92,7 +92,7 @@ def trace_outline(cells: Bool[np.ndarray, "R C"]) -> str:
 
 
 def _find_runs(lines: Bool[np.ndarray, "N L"]) -> list[tuple[int, int, int]]:
-    """(line, start, length) of every run of True."""
+    """Find every run of True as (line, start, length)."""
     steps = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
     return [(int(n), int(start), int(end - start)) for (n, start), end in zip(starts, ends[:, 1])]

@@ -1,4 +1,4 @@
-"""HTML pages of trajectories: one file, no network, readable on a desk and on a phone."""
+"""HTML pages of trajectories: one file without network access, for large and small screens."""
 
 import base64
 import collections
@@ -17,7 +17,7 @@ from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}
-# Below this side, in pixels, an image is shown with its pixels square.
+# Images with a longer side below this, in pixels, are shown with square pixels.
 _PIXELATED_BELOW = 128
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
@@ -33,12 +33,12 @@ class Entry:
     """One trajectory of a page.
 
     Attributes:
-      name: how the page calls it, e.g. its folder's name.
-      trajectory: what was sampled, with its images.
-      link: the trajectory's folder as seen from the page; its PNGs are then linked, else they are embedded.
+      name: its name on the page, for example that of its folder.
+      trajectory: the trajectory with its images.
+      link: the trajectory's folder relative to the page, whose PNGs are linked. None: images are embedded.
       files: further files in that folder to link, such as an animation.
-      changes: of every image against the one before it; by default they are computed. Where there is a link, the
-        images themselves are needed for this alone.
+      changes: the change of each image against the one before; computed from the images if None. With a link, the
+        images are needed for this only.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Entry:
             object.__setattr__(self, "changes", find_changes(self.trajectory.images))
 
     def without_images(self) -> "Entry":
-        """The same, linked, without the pictures and latents that fill the memory."""
+        """Drop images and latents, which take much memory. Only for entries with a link."""
         return dataclasses.replace(self, trajectory=dataclasses.replace(self.trajectory, images=(), latents=None))
 
 
 def render(template: str, **values: Any) -> str:
-    """The named template filled in; text is escaped, a value that the template lacks raises."""
+    """Render a template; text is escaped. Raises jinja2.UndefinedError if a value of the template is missing."""
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
 def render_trajectories(entries: Sequence[Entry], title: str = "Trajectories") -> str:
-    """An HTML page that shows every stage of every trajectory, with how it stopped and what it cost.
+    """Render an HTML page with all stages of all trajectories, their stop reasons and costs.
 
-    A branch stands beside its parent, without the steps that both have. Every image that follows another of its size
-    bears an outline of what changed. Settings that all share are told once.
+    A branch is shown beside its parent, without the steps that both share. Each image has an outline of its change
+    against the one before, if both have the same size. Settings that all trajectories share are listed once.
     """
     stops = collections.Counter(_get_stop_reason(entry.trajectory) for entry in entries)
     drawn = sum(_is_drawn(stage) for entry in entries for stage in entry.trajectory.stages)
@@ -83,7 +83,7 @@ def render_trajectories(entries: Sequence[Entry], title: str = "Trajectories") -
 
 
 def group_families(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The entries, each followed by its branches and theirs; a branch whose parent is not there stands alone."""
+    """Group entries to families: each entry is followed by its branches. Branches without their parent are roots."""
     known = {entry.trajectory.fingerprint for entry in entries}
     branches = collections.defaultdict(list)
     roots = []
@@ -91,16 +91,16 @@ def group_families(entries: Sequence[Entry]) -> list[list[Entry]]:
         parent = entry.trajectory.parent
         (branches[parent.fingerprint] if parent and parent.fingerprint in known else roots).append(entry)
 
-    def grown(entry: Entry) -> Iterator[Entry]:
+    def walk(entry: Entry) -> Iterator[Entry]:
         yield entry
         for branch in branches[entry.trajectory.fingerprint]:
-            yield from grown(branch)
+            yield from walk(branch)
 
-    return [list(grown(root)) for root in roots]
+    return [list(walk(root)) for root in roots]
 
 
 def split_tags(text: str) -> list[tuple[str, str]]:
-    """A text cut at its tags: (label, words), label "" for words outside; a stray tag stays among the words.
+    """Split a text at its tags to (label, words), with label "" outside tags. A stray tag remains in the words.
 
     >>> split_tags("Wrong. <refine>Turn it.</refine>")
     [('', 'Wrong.'), ('refine', 'Turn it.')]
@@ -128,7 +128,7 @@ def _collect_settings(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _find_common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all of them have, with one value."""
+    """Return the settings that all trajectories share, with equal values."""
     if not settings:
         return {}
     first, *others = settings
@@ -136,7 +136,7 @@ def _find_common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _describe_family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of a trajectory and its branches, and the words that the filter looks through."""
+    """Collect the template's values for a trajectory and its branches, and the words that the filter searches."""
     names = {member.trajectory.fingerprint: member.name for member in members}
     articles = [_describe_trajectory(member, common, names) for member in members]
     column = 1
@@ -155,10 +155,10 @@ def _describe_family(members: Sequence[Entry], common: dict[str, Any]) -> dict[s
 
 
 def _describe_trajectory(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """What the template shows of one trajectory; ``names`` are its family's, by fingerprint.
+    """Collect the template's values for one trajectory; ``names`` holds the names of its family by fingerprint.
 
-    ``steps`` are columns of stages around one image. Of a branch beside its parent the first is the one that holds
-    the first stage of its own.
+    ``steps`` are columns of stages around one image. A branch beside its parent begins with the column that contains
+    its first own stage.
     """
     trajectory, parent = entry.trajectory, entry.trajectory.parent
     beside = parent is not None and parent.fingerprint in names
@@ -181,7 +181,7 @@ def _describe_trajectory(entry: Entry, common: dict[str, Any], names: dict[str, 
 
 
 def _group_steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Stages by step: whatever follows an image, but for an inspection or an answer, opens the next one."""
+    """Group stages by step: after an image, any stage but an inspection or an answer begins the next step."""
     steps: list[list[dict[str, Any]]] = []
     closed = True
     for stage, one in zip(trajectory.stages, shown):
@@ -194,7 +194,8 @@ def _group_steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> lis
 
 
 def _describe_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
-    """What the template shows of every stage; those before ``fork`` are the parent's."""
+    """Collect the template's values for every stage; those before ``fork`` are the parent's."""
+    assert entry.changes is not None  # set when the entry was made
     stages = entry.trajectory.stages
     pictures = zip(_get_sources(entry), entry.changes)
     shown = [_describe_image(s, *next(pictures)) if isinstance(s, ImageStage) else _describe_text(s) for s in stages]
@@ -224,7 +225,7 @@ def _describe_image(stage: ImageStage, source: str, changed: Change | None) -> d
 
 
 def _get_sources(entry: Entry) -> list[str]:
-    """Of every image a link to its file, or the image itself as a data URI."""
+    """Return the source of each image: a link to its file, or a data URI."""
     if entry.link is not None:
         files = [stage.file for stage in entry.trajectory.stages if isinstance(stage, ImageStage)]
         return [urllib.parse.quote(f"{entry.link.rstrip('/')}/{file}") for file in files]

@@ -10,11 +10,10 @@ problem's image, then the drawn ones), ``instruction_list`` (the question) and `
 thoughts, in ``<think>``, the last with ``<answer>``).
 
 All become: the problem's images, given; the question as prompt; before each drawing its thought as a plan (see
-``texts.make_thought_plan``); the drawing as a sketch; and after the last drawing the remaining thoughts and the answer as an
-inspection. Where several numbered thoughts stand between two drawings, the last is the plan of the second and
-those before it are the inspection of the first. Everything but the prompt is a target; records are complete.
-Thought numbers and the data sets' own tags are left out; a problem image named inside a text becomes the words
-"image 1".
+``texts.make_thought_plan``); the drawing as a sketch; and after the last drawing the remaining thoughts and the answer
+as an inspection. Where several numbered thoughts stand between two drawings, the last is the plan of the second and
+those before it are the inspection of the first. Everything but the prompt is a target; records are complete. Thought
+numbers and the data sets' own tags are left out; a problem image named inside a text becomes the words "image 1".
 
 Left out and counted: rows that draw nothing, two drawings without a thought between them, a drawing without a
 thought before it, images that are named but missing.
