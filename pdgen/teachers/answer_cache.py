@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept by content: one file per request, shared by threads and processes."""
+"""The cache of paid answers: one file per request, shared by threads and processes."""
 
 import contextlib
 import pathlib
@@ -11,7 +11,7 @@ from pdgen.files import file_lock, new_file
 
 
 class PaidAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model answered once, whether it is of use or not; tokens as the server counted them."""
+    """An answer of a model, usable or not, with the tokens that the server counted."""
 
     content: str
     refusal: str | None
@@ -21,7 +21,7 @@ class PaidAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CacheEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A cache file: every answer to one request, in the order in which they came."""
+    """A cache file: all answers to one request, in order."""
 
     model: str
     task: str
@@ -29,7 +29,7 @@ class CacheEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnswerCache:
-    """Entries by key (lower-case hex) in ``folder``, which is made at the first write."""
+    """Entries by key (lower-case hexadecimal) in ``folder``, which the first write creates."""
 
     def __init__(self, folder: str | pathlib.Path):
         self._folder = pathlib.Path(folder)
@@ -38,7 +38,7 @@ class AnswerCache:
         return self._folder / key[:2] / f"{key}.json"
 
     def read(self, key: str) -> list[PaidAnswer]:
-        """The answers under ``key``, none if there is no file; a file that is none of ours is warned of."""
+        """Return the answers under ``key``; empty if there is no file. Logs a warning if the file is malformed."""
         path = self._path(key)
         try:
             return msgspec.json.decode(path.read_bytes(), type=CacheEntry).answers
@@ -49,7 +49,7 @@ class AnswerCache:
             return []
 
     def write(self, key: str, model: str, task: str, answers: Sequence[PaidAnswer]) -> None:
-        """Replaces the entry, for the holder of its lock; readers see the old file or the new one."""
+        """Replace an entry atomically. The caller must hold its lock."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = msgspec.json.format(
@@ -60,7 +60,7 @@ class AnswerCache:
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Generator[None, None, None]:
-        """Whoever holds ``key`` is alone with it among all threads and processes; a killed holder lets go."""
+        """Lock ``key`` against all other threads and processes. The lock of a killed process is released."""
         path = self._path(key).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, wait=True):

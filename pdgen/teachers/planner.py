@@ -1,4 +1,4 @@
-"""Planners: a prompt as the steps that draw it, exact for shapes world or asked of a chat endpoint."""
+"""Planners, which divide a prompt into drawing steps: one exact for shapes world, one on a chat endpoint."""
 
 import zlib
 
@@ -54,7 +54,7 @@ class PlanAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [(" ".join(s.instruction.split()), " ".join(s.description.split())) for s in self.steps]
 
     def to_plans(self) -> list[str]:
-        """The steps as plans, one line each."""
+        """Convert the steps to plans, one line each."""
         return [format_plan(*words) for words in self._words()]
 
 
@@ -62,7 +62,7 @@ _ASSUMED = PlanAnswer([PlanStep("Draw the first thing that the prompt names.", "
 
 
 def make_plan_steps_request(prompt: str, max_steps: int) -> ChatRequest:
-    """The question for a prompt's steps; answered by a PlanAnswer of at most ``max_steps``."""
+    """Ask for the steps of a prompt. The answer is a PlanAnswer of at most ``max_steps`` steps."""
 
     def check(answer: PlanAnswer) -> None:
         if len(answer.steps) > max_steps:
@@ -74,11 +74,11 @@ def make_plan_steps_request(prompt: str, max_steps: int) -> ChatRequest:
 
 
 class ExactPlanner:
-    """``teachers.Planner`` of shapes world: it reads the prompt and adds one or two entities a step.
+    """The exact ``Planner`` of shapes world: it parses the prompt and adds one or two entities per step.
 
     Args:
-      seed: decides order and wording, together with the prompt.
-      max_steps: of one prompt, at least 1.
+      seed: determines order and wording, together with the prompt.
+      max_steps: maximum steps of a prompt, at least 1.
     """
 
     name = "exact"
@@ -87,7 +87,7 @@ class ExactPlanner:
         self._seed, self._max_steps = seed, max_steps
 
     def plan(self, prompt: str) -> list[str]:
-        """The plans of ``grow``'s steps. Raises Declined where a word is not understood or nothing is named."""
+        """Write the plans of ``grow``'s steps. Raises Declined if a word is not understood or nothing is named."""
         rng = np.random.default_rng((self._seed, zlib.crc32(prompt.encode())))
         try:
             graph = parse(prompt)
@@ -101,10 +101,11 @@ class ExactPlanner:
 
 
 class EndpointPlanner:
-    """``teachers.Planner`` on a chat endpoint.
+    """A ``Planner`` on a chat endpoint.
 
     Args:
-      max_steps: of one prompt, at least 1.
+      endpoint: the endpoint.
+      max_steps: maximum steps of a prompt, at least 1.
     """
 
     def __init__(self, endpoint: Endpoint, max_steps: int = MAX_STEPS):
@@ -112,5 +113,5 @@ class EndpointPlanner:
         self._endpoint, self._max_steps = endpoint, max_steps
 
     def plan(self, prompt: str) -> list[str]:
-        """The model's plans. Raises AnswerError where it gives none of use."""
+        """Return the model's plans. Raises AnswerError if it gives none that can be used."""
         return self._endpoint.ask(make_plan_steps_request(prompt, self._max_steps)).to_plans()

@@ -1,6 +1,6 @@
-"""A judge and a writer on a chat endpoint, with the prompts that say what the method asks of them.
+"""A judge and a writer on a chat endpoint, and their system prompts.
 
-``PROMPT_VERSION`` is part of every answer's cache key: raise it with every change that shall be asked anew.
+``PROMPT_VERSION`` is part of the cache key of every answer. Increase it if a change must discard the cached answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,7 +95,7 @@ STYLES = ("plain and short", "natural and fluent", "precise, like a painter's no
 
 
 class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A judge's answer as the model writes it: the reasons before the verdict that follows from them."""
+    """A judge's answer as the model writes it, with the reasons before the verdict."""
 
     analysis: str
     accept: bool
@@ -105,7 +105,7 @@ class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         self.to_verdict()
 
     def to_verdict(self) -> Verdict:
-        """The verdict; an empty correction is none. Raises ValueError where it is none or cannot be written."""
+        """Convert to a verdict; an empty correction counts as None. Raises ValueError if the answer is inconsistent."""
         correction = " ".join((self.correction or "").split()) or None
         analysis = " ".join(self.analysis.split())
         if not analysis:
@@ -115,7 +115,7 @@ class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ParseAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A parsed prompt, or the reason why it has no graph."""
+    """The graph of a prompt, or the reason why it has none."""
 
     reason: str
     graph: SceneGraph | None
@@ -141,7 +141,7 @@ _ACCEPTED = JudgeAnswer(
     accept=True,
     correction=None,
 )
-# A dry run takes every prompt for three things, so that it goes on to the steps that would draw them.
+# A dry run assumes three things in every prompt, so that it also counts the requests of the steps that draw them.
 _THREE = SceneGraph(
     entities=tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "small"}) for i in range(3))
 )
@@ -149,7 +149,7 @@ _PARSED = ParseAnswer(reason="", graph=_THREE)
 
 
 def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:
-    """The question whether the last of ``plans`` agrees with the prompt; answered by a JudgeAnswer."""
+    """Ask whether the last of ``plans`` agrees with the prompt. The answer is a JudgeAnswer."""
     if not plans:
         raise TeacherError("judge plan: there is no plan to judge")
     earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
@@ -158,19 +158,19 @@ def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:
 
 
 def make_picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> ChatRequest:
-    """The question whether the picture shows what the plan promises; answered by a JudgeAnswer."""
+    """Ask whether the picture shows what the plan describes. The answer is a JudgeAnswer."""
     before = () if previous is None else ("The picture before the step:", encode_png(previous))
     content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
     return ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
 
 
 def make_parse_request(prompt: str) -> ChatRequest:
-    """The question for a prompt's graph; answered by a ParseAnswer."""
+    """Ask for the graph of a prompt. The answer is a ParseAnswer."""
     return ChatRequest("parse", PROMPT_VERSION, PARSE_RULES, (f"Prompt:\n{prompt}",), ParseAnswer, _PARSED)
 
 
 def make_rewrite_request(text: str, seed: int) -> ChatRequest:
-    """The question for other words; answered by a RewriteAnswer. Each seed is a question of its own."""
+    """Ask for another wording. The answer is a RewriteAnswer. Different seeds give different requests."""
     style = STYLES[seed % len(STYLES)]
     content = f"Style: {style}. Variant {seed}: word it differently from other variants.\n\nText:\n{text}"
     check = _make_tag_check(text)
@@ -188,35 +188,35 @@ def _make_tag_check(text: str) -> Callable[[RewriteAnswer], None]:
 
 
 class EndpointJudge:
-    """``teachers.Judge`` on a chat endpoint. Both methods raise AnswerError where the model gives no verdict."""
+    """A ``Judge`` on a chat endpoint. Both methods raise AnswerError if the model gives no usable verdict."""
 
     def __init__(self, endpoint: Endpoint):
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
     def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
-        """Whether the last of ``plans`` agrees with the prompt."""
+        """Judge whether the last of ``plans`` agrees with the prompt."""
         return self._endpoint.ask(make_plan_request(prompt, plans)).to_verdict()
 
     def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
-        """Whether the picture shows what ``plan`` promises, and keeps what it does not concern."""
+        """Judge whether the picture shows what ``plan`` describes and leaves everything else unchanged."""
         return self._endpoint.ask(make_picture_request(plan, picture, previous)).to_verdict()
 
 
 class EndpointWriter:
-    """``teachers.Writer`` on a chat endpoint."""
+    """A ``Writer`` on a chat endpoint."""
 
     def __init__(self, endpoint: Endpoint):
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
     def parse(self, prompt: str) -> SceneGraph:
-        """The graph of any prompt. Raises Declined with the reason where it has none."""
+        """Parse any prompt to a graph. Raises Declined with the reason if it has none."""
         answer = self._endpoint.ask(make_parse_request(prompt))
         if answer.graph is None:
             raise Declined(f"{self.name}: {prompt[:60]!r} has no scene graph: {answer.reason}")
         return answer.graph
 
     def rewrite(self, text: str, seed: int) -> str:
-        """The text in other words, one line; tags stay."""
+        """Rewrite a text in other words, on one line, with the same tags."""
         return " ".join(self._endpoint.ask(make_rewrite_request(text, seed)).text.split())

@@ -1,7 +1,7 @@
-"""One JSON request over HTTP until it is answered: deadlines, retries with backoff, and no key in any message.
+"""JSON requests over HTTP with deadlines and retries. No error message contains the key.
 
-On the standard library alone (proxies of the environment are obeyed), so that a build machine needs no extra
-package. Redirects are not followed: the key goes to the host that the settings name and to no other.
+The module uses only the standard library, so that a build machine needs no extra package. It respects the proxies of
+the environment. Redirects are not followed, so that the key is sent only to the host in the settings.
 """
 
 import email.utils
@@ -28,16 +28,16 @@ T = TypeVar("T")
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long to wait for an answer, in seconds.
+    """Timeouts and retries of a request. All times are in seconds.
 
     Attributes:
-      timeout: one attempt, from connecting to the last byte.
-      attempts: of one request, all told.
-      backoff: wait after the first failed attempt; it doubles with each further one, and half of it is random.
-      longest_wait: bound of the wait; a server that asks for more by ``Retry-After`` ends the request.
+      timeout: limit of one attempt, from connecting to the last byte.
+      attempts: maximum number of attempts.
+      backoff: wait after the first failed attempt. It doubles with each further attempt, and half of it is random.
+      longest_wait: maximum wait. The request fails if the server's ``Retry-After`` is longer.
 
     Raises:
-      TeacherError: no attempt, no time or a negative wait.
+      TeacherError: a value is out of range.
     """
 
     timeout: float = 120.0
@@ -51,7 +51,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _TransientError(Exception):
-    # A failure that may pass: the reason as it is counted, and how long the server asks to wait.
+    # A failure that may not repeat: the reason for counting, and the wait that the server asks for.
     def __init__(self, reason: str, message: str = "", wait: float = 0.0):
         super().__init__(f"{reason}: {message}" if message else reason)
         self.reason = reason
@@ -72,19 +72,21 @@ def post(
     cancelled: threading.Event,
     count: Callable[[str], None],
 ) -> T:
-    """What the server answers to ``body`` (JSON), after as many attempts as ``patience`` grants.
+    """Post ``body`` (JSON) and return the decoded answer.
 
-    Timeouts, cut connections, answers that ``decode`` refuses and the statuses 408, 409, 425, 429 and 5xx are
-    tried again after max(backoff, ``Retry-After``). The key is blotted out of whatever comes back.
+    The request is repeated after timeouts, cut connections, answers that ``decode`` rejects and the statuses 408, 409,
+    425, 429 and 5xx, after max(backoff, ``Retry-After``). The key is removed from everything that comes back.
 
     Args:
-      key: bearer token; "" for a server without one.
-      decode: reads the answer; a ValueError says that it is none.
-      cancelled: set from elsewhere, it ends the waiting between attempts.
-      count: told the reason of every failed attempt ("timeout", "HTTP 429", "cut connection", ...).
+      url, body: the request.
+      key: bearer token; "" for a server without keys.
+      decode: decodes the answer; raises ValueError if it is malformed.
+      patience: timeouts and retries.
+      cancelled: when set, the wait between attempts ends.
+      count: called with the reason of each failed attempt ("timeout", "HTTP 429", "cut connection", ...).
 
     Raises:
-      TeacherError: another status, a wait that is too long, no attempt left, or cancelled.
+      TeacherError: the status is another one, the wait is too long, all attempts failed, or the request was cancelled.
     """
     for attempt in itertools.count(1):
         try:
@@ -124,19 +126,19 @@ def _send_once(url: str, body: bytes, key: str, timeout: float) -> bytes:
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    # The socket's timeout bounds a single read; a server that drips bytes is bounded by the deadline.
+    # The socket's timeout limits a single read; the deadline limits a server that sends slowly.
     chunks = []
     while chunk := response.read1(CHUNK):
         chunks.append(chunk)
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:  # read1 takes an early end of the stream for its regular one
+    if response.length:  # read1 does not report a stream that ends early
         raise http.client.IncompleteRead(b"".join(chunks), response.length)
     return b"".join(chunks)
 
 
 def _name_reason(fault: Exception) -> str:
-    cause = getattr(fault, "reason", fault)  # URLError wraps what happened while connecting
+    cause = getattr(fault, "reason", fault)  # URLError wraps errors while connecting
     if isinstance(cause, TimeoutError):
         return "timeout"
     if isinstance(cause, http.client.HTTPException | ConnectionResetError | BrokenPipeError):
@@ -168,7 +170,7 @@ def _parse_retry_after(value: str) -> float:
 
 
 def _read_server_message(data: bytes) -> str:
-    # {"error": {"message": ...}}, {"error": ...}, or whatever the server sent.
+    # The message of {"error": {"message": ...}} or {"error": ...}, otherwise the whole body.
     try:
         error = json.loads(data)["error"]
         data = str(error["message"] if isinstance(error, dict) else error).encode()
@@ -184,6 +186,6 @@ def _to_line(data: bytes) -> str:
 def _redact(data: bytes, key: str) -> bytes:
     if not key:
         return data
-    # JSON may write a slash with a backslash before it, and JSON inside JSON with more of them.
+    # JSON may escape a slash with a backslash, and nested JSON with several.
     parts = (re.escape(part) for part in key.encode().split(b"/"))
     return re.sub(rb"\\*/".join(parts), b"[key]", data)

@@ -14,10 +14,10 @@ class Trusting:
 
     name = "trusting"
 
-    def plan(self, prompt, plans):
+    def judge_plan(self, prompt, plans):
         return Verdict(accept=True, analysis="It agrees.")
 
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         return Verdict(accept=True, analysis="It is as planned.")
 
 

@@ -1,6 +1,6 @@
-"""The exact judge of shapes world: it reads the words and detects the shapes, and knows nothing else.
+"""The exact judge of shapes world, which parses the texts and detects the shapes.
 
-It has no access to the scene that was painted, nor to the graph that a prompt was made from.
+It has no access to the painted scene, nor to the graph that a prompt was made from.
 """
 
 import functools
@@ -23,7 +23,7 @@ from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
 
 class ExactJudge:
-    """``teachers.Judge`` of shapes world. Equal questions get equal verdicts; ``seed`` decides their wording."""
+    """The exact ``Judge`` of shapes world. Equal inputs give equal verdicts; ``seed`` determines the wording."""
 
     name = "exact"
 
@@ -31,13 +31,13 @@ class ExactJudge:
         self._seed = seed
 
     def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
-        """Whether the last plan agrees with the prompt, with the plan before it, and its parts with each other.
+        """Judge whether the last plan agrees with the prompt and the plan before it, and whether its parts agree.
 
-        A contradiction is another colour, noun, count, relation, size, fill, place or background than the prompt
-        asks for, or something that it does not ask for. What the plan does not say yet is none.
+        A contradiction is another colour, noun, count, relation, size, fill, place or background than the prompt asks
+        for, or something that the prompt does not ask for. What the plan does not state yet is no contradiction.
 
         Raises:
-          Declined: a text is no plan, or says what is not understood; the line names it.
+          Declined: a text is not a plan or is not understood; the message names it.
           TeacherError: there is no plan.
         """
         if not plans:
@@ -55,14 +55,13 @@ class ExactJudge:
         return Verdict(accept=True, analysis=f"The plan agrees with the prompt; {rest}.")
 
     def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
-        """Whether the picture shows all that the plan's description says, and no further shape.
+        """Judge whether the picture shows everything in the plan's description, and no further shape.
 
-        With ``previous``, also whether all that the instruction does not concern is as it was; ``picture_check``
-        states the tolerances.
+        With ``previous``, also judge whether everything else is unchanged; see ``picture_check`` for the tolerances.
 
         Raises:
-          Declined: the text is no plan or not understood.
-          ValueError: a picture is no square of 32 pixels or more.
+          Declined: the text is not a plan or is not understood.
+          ValueError: a picture is not square, or smaller than 32 pixels.
         """
         try:
             instruction, description = _read_plan(plan)
@@ -88,17 +87,17 @@ def _read_plan(text: str) -> tuple[Instruction, SceneGraph]:
 
 
 def detect_cached(picture: Picture) -> tuple[Detection, ...]:
-    """The shapes of a picture; see ``detect``."""
+    """Detect the shapes of a picture as ``detect``, with a cache."""
     return _detect(picture.tobytes(), picture.shape)
 
 
-@functools.lru_cache(maxsize=64)  # the picture of a step is the one before of the next
+@functools.lru_cache(maxsize=64)  # each picture is used twice: after its step, and before the next one
 def _detect(data: bytes, shape: tuple[int, ...]) -> tuple[Detection, ...]:
     return tuple(detect(np.frombuffer(data, np.uint8).reshape(shape)))
 
 
 def make_verdict(inspection: str) -> Verdict:
-    """The verdict of an inspection that found a fault."""
+    """Convert an inspection that found a fault to a verdict."""
     return Verdict(
         accept=False, analysis=inspection.partition("<refine>")[0].strip(), correction=parse_refine(inspection)
     )

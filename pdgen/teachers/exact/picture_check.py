@@ -1,7 +1,7 @@
-"""Whether a picture of shapes world shows what a plan promises, and keeps what the step does not concern.
+"""Checks of a picture of shapes world: does it show what the plan describes, and is everything else unchanged?
 
-From pixels alone: ``detect`` says what is seen, each shape is taken for an instance of the entity that it resembles
-most, and the graph's promises are checked on shapes, colours and boxes with GenEval's rule for relations.
+The checks use only pixels. ``detect`` finds the shapes, each shape is matched to the most similar entity, and the graph
+is checked on shapes, colours and boxes with GenEval's rule for relations.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ from pdgen.shapes.matching import Violation, assign, compute_look_cost, find_vio
 from pdgen.shapes.phrases import refer_to
 from pdgen.shapes.world import GRID, find_place, find_relations
 
-_Observed = tuple[Picture, Sequence[Detection]]  # and what is detected in it
-SURPLUS = 2.0  # cost of being one more than the count; of another colour or noun it is rather something else
-SHIFT = 1  # units by which each side of a box may differ: half a unit of detection in either picture
-# Of 255, of the mean over 3 x 3 units in some channel. Colours differ from backgrounds by at least 55 there; noise of
-# 10 in every pixel of both pictures stays below 20.
+_Observed = tuple[Picture, Sequence[Detection]]  # a picture and the shapes detected in it
+SURPLUS = 2.0  # cost of an instance above the count; lower than that of another colour or noun
+SHIFT = 1  # allowed difference of each side of a box in units: half a unit from the detection in each picture
+# Allowed change, out of 255, of the mean over 3 x 3 units in any channel. An object changes it by at least 55; noise of
+# 10 in every pixel of both pictures changes it by less than 20.
 TOLERANCE = 24.0
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchedObject:
-    """A detected shape as an instance of an entity; the attributes are those of ``world.SceneObject``."""
+    """A detected shape that is matched to an entity. The attributes are those of ``world.SceneObject``."""
 
     id: int
     entity: int
@@ -41,12 +41,12 @@ class MatchedObject:
 
     @property
     def shape(self) -> str:
-        """Its noun."""
+        """A word of ``SHAPES``."""
         return self.found.shape
 
     @property
     def color(self) -> str:
-        """Its colour."""
+        """A word of ``COLORS``."""
         return self.found.color
 
     @property
@@ -61,7 +61,7 @@ class MatchedObject:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """In units of 1/32 of the picture's side."""
+        """(left, top, right, bottom) in units of 1/32 of the picture's side."""
         return self.found.box
 
     @property
@@ -72,19 +72,24 @@ class MatchedObject:
 
 @dataclasses.dataclass(frozen=True)
 class MatchedPicture:
-    """A picture read against a graph; attributes as of ``world.Scene``, and what is an instance of nothing."""
+    """A picture whose shapes are matched to the entities of a graph.
+
+    Attributes:
+      objects, background: see ``world.Scene``.
+      extra: detected shapes that match no entity.
+    """
 
     objects: tuple[MatchedObject, ...]
     background: str
     extra: tuple[Detection, ...]
 
     def objects_of(self, entity: int) -> tuple[MatchedObject, ...]:
-        """The instances of an entity."""
+        """Return the instances of an entity."""
         return tuple(o for o in self.objects if o.entity == entity)
 
 
 def match_detections(found: Sequence[Detection], ground: str, graph: SceneGraph) -> MatchedPicture:
-    """Each detected shape as an instance of the entity that it resembles most, all together."""
+    """Match the detected shapes to the most similar entities, by the cheapest assignment of all."""
     slots = [(e, n) for e in graph.entities for n in range(e.count + len(found))]
     costs = np.zeros((len(found), len(slots)))
     for i, one in enumerate(found):
@@ -97,7 +102,7 @@ def match_detections(found: Sequence[Detection], ground: str, graph: SceneGraph)
 
 
 def describe_detection(found: Detection) -> dict[str, str]:
-    """All that can be said of a detected shape, as noun and attributes."""
+    """Return noun and all attributes of a detected shape."""
     return {
         "noun": found.shape,
         "color": found.color,
@@ -108,21 +113,21 @@ def describe_detection(found: Detection) -> dict[str, str]:
 
 
 def write_inspections(rng: np.random.Generator, seen: MatchedPicture, graph: SceneGraph) -> Iterator[str]:
-    """The inspections of a picture that does not show what the graph says, one for each fault.
+    """Write one inspection for each difference between a picture and its graph.
 
-    Those of entities come first, missing or wrong, then a wrong background, then things that nobody asked for.
+    The order is: missing or wrong entities, a wrong background, things that the graph does not contain.
     """
-    told = set()
+    reported = set()
     for violation in find_violations(seen, graph):
-        if (key := violation[:2]) not in told:
-            told.add(key)
+        if (key := violation[:2]) not in reported:
+            reported.add(key)
             yield _write_inspection(rng, violation, seen, graph)
     for extra in seen.extra:
         yield write_fault(rng, "extra", graph, wrong=_to_entity(extra))
 
 
 def check_picture(rng: np.random.Generator, seen: MatchedPicture, graph: SceneGraph) -> str | None:
-    """The first of ``write_inspections``, None where the picture shows what the graph says."""
+    """Return the first of ``write_inspections``; None if the picture shows what the graph states."""
     return next(write_inspections(rng, seen, graph), None)
 
 
@@ -133,6 +138,7 @@ def _to_entity(found: Detection) -> Entity:
 def _write_inspection(rng: np.random.Generator, violation: Violation, seen: MatchedPicture, graph: SceneGraph) -> str:
     kind = violation.kind
     if kind == "background":
+        assert graph.background is not None  # an open background cannot be wrong
         return write_background_fault(rng, graph.background, seen.background)
     subject = violation.entities[0]
     if kind == "missing":
@@ -172,14 +178,16 @@ def check_unchanged(
     before: _Observed,
     now: _Observed,
 ) -> str | None:
-    """The inspection of a picture in which something changed that the instruction does not concern, else None.
+    """Write an inspection if something changed that the instruction does not concern; return None otherwise.
 
-    Every shape before that the instruction does not name is there now, with the same shape, colour and fill and
-    each side of its box within ``SHIFT`` units. Away from all shapes of both pictures no square of 3 x 3 units
-    has a mean colour that differs by more than ``TOLERANCE``, unless the instruction states a background.
+    Each shape that the instruction does not name must still exist with the same shape, colour and fill, and with each
+    side of its box within ``SHIFT`` units. Outside the shapes of both pictures the mean colour of any 3 x 3 units may
+    change by at most ``TOLERANCE``, unless the instruction states a background.
 
     Args:
-      before, now: picture and what was detected in it.
+      rng: determines the wording.
+      instruction: the instruction of the step.
+      before, now: the pictures before and after the step, with the shapes detected in them.
     """
     touched = find_concerned(instruction, before[1])
     for number, one in enumerate(before[1]):
@@ -216,7 +224,7 @@ def _describe_change(one: Detection, now: Sequence[Detection]) -> str:
 
 
 def _find_changed_place(before: _Observed, now: _Observed) -> str | None:
-    """The word of ``PLACES`` of the clearest change of the ground, None if there is none."""
+    """Find the word of ``PLACES`` where the background changed most; None if it did not change."""
     small = [Image.fromarray(p).resize((GRID, GRID), Image.Resampling.BOX) for p, _ in (before, now)]
     change = np.subtract(*(np.asarray(p, np.float32) for p in small))
     for one in (*before[1], *now[1]):

@@ -1,4 +1,4 @@
-"""Whether a plan agrees with its prompt, with the plan before it and with itself, on graphs read from their words."""
+"""Checks of a plan against its prompt, the plan before it and itself, on graphs parsed from their texts."""
 
 import numpy as np
 
@@ -24,13 +24,16 @@ _NOTHING = SceneGraph(())
 def check_prompt(
     rng: np.random.Generator, asked: SceneGraph, plan: SceneGraph, before: SceneGraph = _NOTHING
 ) -> str | None:
-    """The inspection of a plan that contradicts its prompt, None where it does not.
+    """Write an inspection if a plan contradicts its prompt; return None otherwise.
+
+    What the prompt leaves open or the plan does not state yet is no contradiction.
 
     Args:
-      asked: of the prompt; what it leaves open, and what the plan does not say yet, contradicts nothing.
-      plan: of its description or instruction, with the ids of ``asked``.
-      before: of the description before, likewise. What contradicted the prompt there already is no news: it is
-        there for now, or was found at fault then.
+      rng: determines the wording.
+      asked: graph of the prompt.
+      plan: graph of the plan's description, or after its instruction, with the ids of ``asked``.
+      before: graph of the description before, with the same ids. Its contradictions are not reported again: they are
+        intended for now, or were reported then.
     """
     old = {_normalise_difference(d) for d in find_differences(asked, _add_implied(asked, before))}
     plan = _add_implied(asked, plan)
@@ -41,12 +44,12 @@ def check_prompt(
 
 
 def _normalise_difference(d: Difference) -> Difference:
-    # Whether what nobody asked for is something extra or stands for something else depends on what else is there.
+    # The same unwanted thing is "extra" or a wrong "shape", depending on the other entities.
     return Difference("extra", (), "", d.said) if d.kind in ("extra", "shape") else d
 
 
 def _add_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
-    # With the opposite of each relation asked for that the plan rules out by several others, or by places.
+    # Other relations or places can imply the opposite of a relation that the prompt asks for. State it, to compare it.
     there = {e.id for e in plan.entities}
     said = {frozenset((r.subject, r.reference)) for r in plan.relations}
     more = []
@@ -60,7 +63,7 @@ def _add_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
 
 
 def _implies(plan: SceneGraph, relation: Relation) -> bool:
-    # A chain of relations along the axis, or of thirds of the picture, leads from one to the other.
+    # Search for a chain from one entity to the other of relations along the axis or of thirds of the picture.
     kind = relation.kind if relation.kind in ("left of", "above") else INVERSE[relation.kind]
     start, end = (relation.subject, relation.reference)[:: 1 if kind == relation.kind else -1]
     after = {(r.subject, r.reference) for r in plan.relations if r.kind == kind}
@@ -78,11 +81,15 @@ def _implies(plan: SceneGraph, relation: Relation) -> bool:
 
 
 class UnknownEntityError(Exception):
-    """An instruction names something that is not there; the argument is its name."""
+    """An instruction that names something that does not exist. The argument is its name."""
 
 
 def resolve_instruction(before: SceneGraph, instruction: Instruction) -> Instruction:
-    """The instruction with the ids of ``before`` for what is there and others for what is new. Raises NotThere."""
+    """Replace the instruction's ids by those of ``before`` for existing entities, and by unused ids for new ones.
+
+    Raises:
+      UnknownEntityError: the instruction names an entity that does not exist.
+    """
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     ids: dict[int, int] = {}
     fresh = 1 + max((e.id for e in before.entities), default=-1)
@@ -92,7 +99,7 @@ def resolve_instruction(before: SceneGraph, instruction: Instruction) -> Instruc
         if entity.id in new:
             ids[entity.id] = fresh + len(ids)
         elif found:
-            ids[entity.id] = min(found, key=lambda e: len(e.attributes)).id  # the one of which no more is said
+            ids[entity.id] = min(found, key=lambda e: len(e.attributes)).id  # prefer an exact match
         else:
             raise UnknownEntityError(refer_to(instruction.graph, entity.id))
     entities = tuple(ids[i] for i in instruction.entities)
@@ -100,11 +107,12 @@ def resolve_instruction(before: SceneGraph, instruction: Instruction) -> Instruc
 
 
 def check_removal(asked: SceneGraph, before: SceneGraph, instruction: Instruction) -> str | None:
-    """The inspection of an instruction that removes what the prompt asks for and what is right, else None.
+    """Write an inspection if an instruction removes something correct that the prompt asks for; else return None.
 
     Args:
-      before: the graph before the step, with the ids of ``asked``.
-      instruction: in the same ids.
+      asked: graph of the prompt.
+      before: graph before the step, with the ids of ``asked``.
+      instruction: the instruction, with the same ids.
     """
     gone = {"remove": instruction.entities, "replace": instruction.entities[:1]}.get(instruction.operation, ())
     wrong = {i for d in find_differences(asked, before) if d.said is not None for i in d.entities}
@@ -117,12 +125,13 @@ def check_removal(asked: SceneGraph, before: SceneGraph, instruction: Instructio
 
 
 def check_consistency(after: SceneGraph, description: SceneGraph) -> str | None:
-    """The inspection of a plan whose two parts do not agree, None where they do.
+    """Write an inspection if the two parts of a plan disagree; return None otherwise.
 
     Args:
-      after: the instruction carried out on the graph before.
-      description: with the ids of ``after``. It names all that is there then; it may leave out attributes, relations
-        and the background.
+      after: the graph after the plan's instruction.
+      description: the graph of the plan's description, with the ids of ``after``. It must have all entities but may
+        omit
+        attributes, relations and the background.
     """
     for d in find_differences(after, description):
         if d.said is not None or d.kind == "missing":
@@ -150,6 +159,7 @@ def _describe_difference(after: SceneGraph, description: SceneGraph, d: Differen
 
 
 def _phrase_difference(after: SceneGraph, d: Difference) -> tuple[str, str]:
+    assert d.said is not None  # missing things are described above
     if d.kind == "background":
         return phrase_background(d.asked), d.said
     entity = after.find(d.entities[0])
@@ -163,7 +173,7 @@ def _choose_pronoun(entity: Entity) -> str:
 
 
 def describe_missing(asked: SceneGraph, plan: SceneGraph) -> str:
-    """A clause on what the prompt asks for and the plan, whose ids are those of ``asked``, does not name yet."""
+    """Write a clause on what the prompt asks for and the plan does not name yet. ``plan`` has the ids of ``asked``."""
     missing = [asked.find(d.entities[0]) for d in find_differences(asked, plan) if d.kind == "missing"]
     if not missing:
         return "nothing is missing"
@@ -178,20 +188,20 @@ def check_plan(
     instruction: Instruction,
     description: SceneGraph,
 ) -> str | None:
-    """The inspection of a plan at fault, None where it has none.
+    """Write an inspection if a plan has a fault; return None otherwise.
 
-    The description, then the instruction carried out on what is there, must not contradict the prompt in what the
-    description before did not, unless the instruction says that this is for now; the instruction must not remove
-    what is asked for and right; description and instruction must agree.
+    Neither the description nor the graph after the instruction may contradict the prompt in a new way, unless the
+    instruction is "for now". The instruction must not remove anything correct that the prompt asks for. Description and
+    instruction must agree.
 
     Args:
-      rng: decides the wording.
-      asked: of the prompt.
-      before: of the description before, None at the first step.
-      instruction, description: of the plan; ids are its own.
+      rng: determines the wording.
+      asked: graph of the prompt.
+      before: graph of the description before; None at the first step.
+      instruction, description: the parts of the plan, with their own ids.
 
     Raises:
-      SceneError: the instruction makes two things that cannot be told apart, or relations that contradict each other.
+      SceneError: the instruction gives two entities that cannot be distinguished, or contradictory relations.
     """
     before = _NOTHING if before is None else align(asked, before)
     for_now = instruction.for_now
