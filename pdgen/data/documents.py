@@ -39,7 +39,7 @@ class Documents:
     stop: Int32[np.ndarray, " documents"]
     kinds: Int8[np.ndarray, " units"]
     tokens: Int32[np.ndarray, " units"]
-    starts: Int64[np.ndarray, " documents+1"]
+    starts: Int64[np.ndarray, " boundaries"]
     cut: Int64[np.ndarray, " cut"]
 
     def __len__(self) -> int:

@@ -44,9 +44,9 @@ class LengthIndex:
     faults: Shaped[np.ndarray, " broken"]
     kinds: Int8[np.ndarray, " units"]
     tokens: Int32[np.ndarray, " units"]
-    starts: Int64[np.ndarray, " records+1"]
+    starts: Int64[np.ndarray, " boundaries"]
     turns: Int32[np.ndarray, "turns 2"]
-    turn_starts: Int64[np.ndarray, " records+1"]
+    turn_starts: Int64[np.ndarray, " boundaries"]
 
     def __len__(self) -> int:
         return len(self.ids)

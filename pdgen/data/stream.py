@@ -74,7 +74,7 @@ class Window:
     epoch: Int64[np.ndarray, " W"]
     number: Int64[np.ndarray, " W"]
     keep: Bool[np.ndarray, " units"]
-    starts: Int64[np.ndarray, " W+1"]
+    starts: Int64[np.ndarray, " boundaries"]
     lengths: Int32[np.ndarray, "W 3"]
 
 

@@ -1,4 +1,4 @@
-"""Edits: two steps, of which the second changes a picture that is there, and their scenes."""
+"""Edits: one step that draws a picture, and a second step that changes it."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,12 @@ from pdgen.synthesis.rewrite import rewrite
 
 
 def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
-    """A step that draws a first picture, and one that makes ``graph`` of it; None where the graph allows none such.
+    """Make a step that draws a first picture and one that turns it into ``graph``; None if the graph does not allow it.
 
     Args:
-      graph: of shapes world; it and what stands there first say nothing that is held out.
-      operation: of the second step, one of ``OPERATIONS``.
+      rng: the only source of randomness.
+      graph: a graph of shapes world without held-out combinations.
+      operation: the operation of the second step, one of ``OPERATIONS``.
     """
     whole = Step("add", tuple(e.id for e in graph.entities), graph)
     if operation != "add":
@@ -32,11 +33,10 @@ def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str)
 
 
 def changes_picture(step: Step, before: Scene, after: Scene) -> bool:
-    """Whether the step has something to do in a picture of the scene before it.
+    """Return whether a step changes the picture of the scene before it.
 
-    A layout may happen to show what a step is to bring about. "Move the star left of the ring" would then ask for
-    nothing, and a changed picture would be no better an answer than the same one. Exchanged places need only be seen:
-    two things of which the graph says the same may still change places.
+    A layout may show the result of a step already. "Move the star left of the ring" would then ask for nothing. For a
+    swap it is enough that the pictures differ, because two things with equal relations may still exchange places.
     """
     if step.operation == "swap":
         return _list_looks(before) != _list_looks(after)

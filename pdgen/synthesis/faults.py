@@ -10,14 +10,14 @@ from pdgen.shapes.matching import find_violations
 from pdgen.shapes.placement import LATTICE, Placement
 from pdgen.shapes.world import GRID, SHAPES, Scene, SceneObject, compute_relation_strengths, shows_held_out
 
-# What a faulty draft gets wrong: looks, where it is, how many there are, or that it is there at all.
+# The faults of a draft. Random numbers depend on their order.
 FAULTS = ("color", "shape", "size", "place", "count", "missing")
-MAX_TRIES = 64  # places looked at for one fault
-MISPLACED = 0.25  # GenEval's number is at most this where a draft contradicts a relation
+MAX_TRIES = 64  # places tried for one fault
+MISPLACED = 0.25  # maximum strength of a relation that a draft contradicts
 
 
 def _change_looks(mine: tuple[SceneObject, ...], kind: str, word: str, placement: Placement) -> tuple[SceneObject, ...]:
-    # SceneError where an outlined one would have no inside left.
+    # Raises SceneError if the new shape or size cannot be outlined.
     if kind != "size":
         return tuple(msgspec.structs.replace(o, **{kind: word}) for o in mine)
     width = placement.widths[word][0]
@@ -32,7 +32,7 @@ def _propose_drafts(
     kind: str,
     placement: Placement,
 ) -> Iterator[tuple[SceneObject, ...]]:
-    """What might stand in the place of ``mine`` in a draft with that fault, in random order."""
+    """Yield replacements of ``mine`` with this fault, in random order."""
     if kind in ("color", "shape", "size"):
         taken = {(o.shape, o.color) for o in others}
         words = {"color": COLORS, "shape": SHAPES, "size": tuple(placement.widths)}[kind]
@@ -41,7 +41,7 @@ def _propose_drafts(
                 wrong = _change_looks(mine, kind, word, placement)
             except SceneError:
                 continue
-            # Alike with another entity, nobody could say which of the two is at fault.
+            # If it looked like another entity, the fault could be attributed to either.
             if kind == "size" or (wrong[0].shape, wrong[0].color) not in taken:
                 yield wrong
     elif kind == "missing":
@@ -59,7 +59,7 @@ def _propose_drafts(
 
 
 def _is_clear(draft: Scene, graph: SceneGraph, entity: int, kind: str) -> bool:
-    # Whether the draft has this fault, of this entity, no other, and so that it is plain to see.
+    # Whether the draft has this fault of this entity and no other, and clearly enough to see.
     found = find_violations(draft, graph)
     if kind == "place":
         related = {
@@ -77,25 +77,25 @@ def _is_clear(draft: Scene, graph: SceneGraph, entity: int, kind: str) -> bool:
 def corrupt(
     rng: np.random.Generator, scene: Scene, graph: SceneGraph, entity: int, placement: Placement = LATTICE
 ) -> tuple[Scene, str]:
-    """The scene as a faulty draft, in which one entity of the graph is wrong in one respect.
+    """Make a faulty draft of a scene, in which one entity of the graph has one fault.
 
-    Wrong colours, shapes and sizes are those of all its instances; a wrong place is that of one, and
-    contradicts a relation or a place that the graph states; a wrong count is one too many or one missing of
-    several. No draft shows what is held out from training.
+    A wrong colour, shape or size affects all instances of the entity. A wrong place affects one instance and
+    contradicts a stated relation or place. A wrong count is one too many, or one missing of several. No draft shows a
+    held-out combination.
 
     Args:
-      rng: decides everything; the fault's kind is drawn first, another one where the scene has no room for it or
-        each draft would show what is held out. That the entity is missing is always possible.
-      scene: satisfies ``graph`` and shows nothing that is held out.
-      graph: decides what is a fault: a size or a place that it leaves open cannot be wrong.
-      entity: of the graph.
-      placement: of the scene, and so of the draft.
+      rng: the only source of randomness. The kind of fault is drawn first. If the scene has no room for it, or every
+        draft would show a held-out combination, the next kind is tried. "missing" is always possible.
+      scene: a scene that satisfies ``graph`` and shows no held-out combination.
+      graph: the graph; a size or place that it leaves open cannot be wrong.
+      entity: id of the entity.
+      placement: the placement of the scene and the draft.
 
     Returns:
-      The draft and the fault's word of ``FAULTS``.
+      The draft and a word of ``FAULTS``.
 
     Raises:
-      SceneError: the scene has no objects of that entity, does not satisfy the graph or shows what is held out.
+      SceneError: the scene has no objects of the entity, does not satisfy the graph or shows a held-out combination.
     """
     mine, others = scene.objects_of(entity), tuple(o for o in scene.objects if o.entity != entity)
     if not mine or find_violations(scene, graph):
@@ -104,7 +104,7 @@ def corrupt(
         for wrong in _propose_drafts(rng, mine, others, kind, placement):
             try:
                 draft = Scene(objects=(*others, *wrong), background=scene.background)
-            except SceneError:  # No room for this one.
+            except SceneError:  # no room
                 continue
             if _is_clear(draft, graph, entity, kind) and not shows_held_out(draft.objects):
                 return draft, kind

@@ -1,7 +1,6 @@
-"""Leaks: training prompts that are prompts of a benchmark.
+"""Leaks: training prompts that are benchmark prompts.
 
-The benchmark's prompts themselves are not kept, only the SHA-256 of each in normal form. Anyone can make the file of
-GenEval's again from its list:
+The package contains only the SHA-256 of each benchmark prompt in normal form. This makes GenEval's file from its list:
 
     python -m pdgen.synthesis.leaks evaluation_metadata.jsonl > geneval_prompts.sha256
 """
@@ -18,10 +17,10 @@ from pdgen.files import sha256
 
 
 def normalise_prompt(prompt: str) -> str:
-    """The prompt in normal form: what punctuation, case and spacing cannot change.
+    """Normalise punctuation, case and spacing of a prompt.
 
-    Unicode is brought to NFKC and lower case (``str.casefold``); whatever is neither a letter nor a digit becomes
-    a blank; blanks in a row become one, and none stand at either end.
+    The text is converted to NFKC and lower case (``str.casefold``). All characters other than letters and digits become
+    spaces. Repeated, leading and trailing spaces are removed.
 
     >>> normalise("A  photo of a bench.")
     'a photo of a bench'
@@ -31,12 +30,12 @@ def normalise_prompt(prompt: str) -> str:
 
 
 def digest_text(text: str) -> str:
-    """SHA-256 of the text in UTF-8, in hexadecimal."""
+    """Compute SHA-256 of the text in UTF-8, in hexadecimal."""
     return sha256(text.encode())
 
 
 def compute_benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
-    """The sorted digests of the normalised prompts of a list, such as GenEval's: one a line, or as a JSON object.
+    """Compute the sorted digests of the normalised prompts of a file: one prompt or JSON object per line.
 
     Raises:
       PromptError: see ``pdgen.data.prompts.read_prompt_file``.
@@ -47,17 +46,18 @@ def compute_benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
 
 @functools.cache
 def load_geneval_digests() -> frozenset[str]:
-    """The digests of GenEval's prompts that the package ships."""
+    """Load the digests of GenEval's prompts from the package."""
     return frozenset(geneval_prompts_file().read_text().split())
 
 
 def find_leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
-    """Whether a prompt is one of a benchmark's: to the letter, only in normal form, or not at all.
+    """Return whether a prompt is a benchmark prompt: "exact", only after normalisation ("normalised"), or None.
 
-    "exact" supposes that the benchmark's own prompts are in normal form, as all of GenEval's are.
+    "exact" assumes that the benchmark's own prompts are in normal form, as all of GenEval's are.
 
     Args:
-      digests: of the benchmark's prompts, by default GenEval's.
+      prompt: the prompt.
+      digests: digests of the benchmark's prompts; None: GenEval's.
     """
     digests = load_geneval_digests() if digests is None else digests
     if digest_text(prompt) in digests:
@@ -66,7 +66,7 @@ def find_leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["ex
 
 
 def main(argv: list[str]) -> int:
-    """Prints the digests of the list that is named; the exit status."""
+    """Print the digests of the prompts in a file. Returns the exit status."""
     if len(argv) != 2:
         print("leaks: usage: python -m pdgen.synthesis.leaks METADATA.jsonl", file=sys.stderr)
         return 2

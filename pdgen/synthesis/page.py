@@ -1,7 +1,7 @@
-"""The page of a data set: counts beside the paper's, histograms and a browser of samples.
+"""The page of a data set: counts beside those of the paper, histograms and a browser of samples.
 
-The page and what it shows are files that need no server and no network: ``index.html`` loads the list of samples
-(``report/index.js``), and the samples of one shard (``report/<shard>.js``) when they come to be shown.
+The page needs no server and no network. ``index.html`` loads the list of samples (``report/index.js``), and the samples
+of a shard (``report/<shard>.js``) when they are first shown.
 """
 
 import base64
@@ -16,14 +16,14 @@ import PIL.Image
 from pdgen.report.page import render, split_tags
 from pdgen.sequence.trajectory import Image, Record, Text
 
-# Pixels of a thumbnail's longer side; a picture that is no larger is shown as it is.
+# Longer side of a thumbnail in pixels; smaller pictures are shown unchanged.
 THUMBNAIL = 128
-_BIN = 20  # characters of a prompt, in the histogram
+_BIN = 20  # width of a bin of prompt lengths, in characters
 VERDICTS = ("", "positive", "negative")
 
 
 class TableRow(NamedTuple):
-    """A row of the paper's Table 1; None where it tells nothing."""
+    """A row of the paper's Table 1; None for missing values."""
 
     samples: int
     positive: int | None = None
@@ -42,7 +42,7 @@ PAPER = {
 
 
 class SampleRow(msgspec.Struct, frozen=True, array_like=True):
-    """What samples are filtered by."""
+    """The properties by which samples are filtered."""
 
     task: str
     operations: list[str]
@@ -53,13 +53,13 @@ class DatasetSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Counts over records.
 
     Attributes:
-      images: records by number of drawn images.
-      prompt_lengths: records by characters of the prompt.
-      operations: steps by operation.
-      tasks: records by task.
-      verdicts: records by "positive", "negative" or "" (neither).
-      faults: drafts that an inspection faults.
-      rows: one per record, in order.
+      images: number of records by number of drawn images.
+      prompt_lengths: number of records by length of the prompt in characters.
+      operations: number of steps by operation.
+      tasks: number of records by task.
+      verdicts: number of records by "positive", "negative" or "" (neither).
+      faults: number of inspections that find a fault.
+      rows: one row per record, in order.
     """
 
     images: dict[int, int] = {}
@@ -72,7 +72,7 @@ class DatasetSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def records(self) -> int:
-        """How many were counted."""
+        """Number of records."""
         return len(self.rows)
 
 
@@ -84,7 +84,7 @@ def _make_sample_row(record: Record) -> SampleRow:
 
 
 def summarise_records(records: Iterable[Record]) -> DatasetSummary:
-    """Counts over the records; tasks, operations and verdicts are those their ``scene`` names, if it does."""
+    """Count over records. Tasks, operations and verdicts are read from their ``scene``."""
     images: collections.Counter[int] = collections.Counter()
     lengths: collections.Counter[int] = collections.Counter()
     rows, faults = [], 0
@@ -109,9 +109,9 @@ def _sort_counts(counts: Mapping[Any, int]) -> dict[Any, int]:
 
 
 def merge_summaries(summaries: Sequence[DatasetSummary]) -> DatasetSummary:
-    """The summary of all their records together."""
+    """Merge summaries to one over all their records."""
 
-    def added(name: str) -> dict[Any, int]:
+    def add_counts(name: str) -> dict[Any, int]:
         total: collections.Counter[Any] = collections.Counter()
         for one in summaries:
             total.update(getattr(one, name))
@@ -119,19 +119,19 @@ def merge_summaries(summaries: Sequence[DatasetSummary]) -> DatasetSummary:
 
     names = ("images", "prompt_lengths", "operations", "tasks", "verdicts")
     return DatasetSummary(
-        **{name: added(name) for name in names},
+        **{name: add_counts(name) for name in names},
         faults=sum(one.faults for one in summaries),
         rows=[row for one in summaries for row in one.rows],
     )
 
 
 def compute_mean(counts: Mapping[int, int]) -> float:
-    """The mean of a histogram (value: how often); 0 of none."""
+    """Compute the mean of a histogram (count by value); 0 if it is empty."""
     return sum(value * count for value, count in counts.items()) / max(1, sum(counts.values()))
 
 
 def make_table_row(summary: DatasetSummary) -> TableRow:
-    """Ours, as the paper's Table 1 tells it."""
+    """Make a row in the form of the paper's Table 1."""
     return TableRow(
         samples=summary.records,
         positive=summary.verdicts.get("positive"),
@@ -143,16 +143,16 @@ def make_table_row(summary: DatasetSummary) -> TableRow:
 
 
 def render_chunk(name: str, records: Iterable[Record]) -> str:
-    """A script that hands the page the samples of one shard."""
+    """Render the script with the samples of one shard."""
     samples = [_describe_sample(record) for record in records]
     return f"pdgen_chunk({_to_json(name)},{_to_json(samples)});\n"
 
 
 def render_index(shards: Sequence[tuple[str, str, Sequence[SampleRow]]]) -> str:
-    """A script that hands the page the list of all samples.
+    """Render the script with the list of all samples.
 
     Args:
-      shards: (name, subset, rows) of each, in order.
+      shards: (name, subset, rows) of each shard, in order.
     """
     rows = [row for _, _, rows in shards for row in rows]
     tasks = sorted({row.task for row in rows})
@@ -164,7 +164,7 @@ def render_index(shards: Sequence[tuple[str, str, Sequence[SampleRow]]]) -> str:
         "tasks": tasks,
         "operations": operations,
         "verdicts": VERDICTS,
-        # Per sample: its task's number, its operations as bits, its verdict's number.
+        # Per sample: number of the task, operations as bits, number of the verdict.
         "task": [task_number[row.task] for row in rows],
         "bits": [sum({operation_bit[o] for o in row.operations}) for row in rows],
         "verdict": [VERDICTS.index(row.verdict) for row in rows],
@@ -204,7 +204,11 @@ def _describe_segment(segment: Text | Image, verdict: Mapping[str, Any] | None) 
 
 
 def make_thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
-    """(format, file, (width, height) of the picture itself): its bytes, or a WebP of ``THUMBNAIL`` pixels."""
+    """Make a thumbnail: the PNG itself if it is small, otherwise a WebP of ``THUMBNAIL`` pixels.
+
+    Returns:
+      The format, the file's bytes, and (width, height) of the original picture in pixels.
+    """
     with PIL.Image.open(io.BytesIO(png)) as picture:
         size = picture.size
         if max(size) <= THUMBNAIL:
@@ -217,7 +221,7 @@ def make_thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
 
 
 class Chart(NamedTuple):
-    """A bar chart: ``rows`` of (label, count per subset)."""
+    """A bar chart with ``rows`` of (label, count by subset)."""
 
     title: str
     rows: list[tuple[str, dict[str, int]]]
@@ -249,7 +253,7 @@ def _bin_lengths(lengths: Mapping[int, int]) -> dict[int, int]:
 
 def _make_chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any) -> Chart:
     keys = sorted({key for one in counts.values() for key in one})
-    if keys and isinstance(keys[0], int):  # no gaps
+    if keys and isinstance(keys[0], int):  # adds empty bins, so that the axis has no gaps
         step = _BIN if "Characters" in title else 1
         keys = list(range(keys[0], keys[-1] + 1, step))
     return Chart(title, [(label(key), {name: one.get(key, 0) for name, one in counts.items()}) for key in keys])
@@ -258,13 +262,14 @@ def _make_chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any)
 def render_dataset(
     title: str, subsets: Mapping[str, DatasetSummary], facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    """``index.html`` of a data set.
+    """Render ``index.html`` of a data set.
 
     Args:
-      title: its heading.
+      title: heading of the page.
       subsets: the summary of each subset, in order.
-      facts: of ``dataset.json``: "rejected" (by subset and reason), "leaks" and "versions" are shown.
-      settings: what it was made from.
+      facts: the facts of ``dataset.json``, of which "rejected" (by subset and reason), "leaks" and "versions" are
+        shown.
+      settings: the settings of the data set.
     """
     rows = [(name, PAPER.get(name), make_table_row(summary), summary) for name, summary in subsets.items()]
     return render(

@@ -1,10 +1,9 @@
-"""Random scenes of shapes world, as graphs: what is to be seen, and what a prompt says of it.
+"""Random graphs of scenes of shapes world, and the graphs of their prompts.
 
-A scene begins as a layout on the 3 x 3 cells of ``PLACES``; its relations and places are read off that layout, so
-that they can all be true at once. At most ``MAX_OBJECTS`` shapes stand in a scene.
+A scene begins as a layout on the 3 x 3 cells of ``PLACES``. Its relations and places are read off the layout, so that
+they are consistent. A scene has at most ``MAX_OBJECTS`` shapes.
 
-No training scene says what ``is_held_out`` keeps from training; every test scene of a task that speaks of such pairs
-asks for one.
+No training scene contains a held-out combination. Every test scene of a task with such combinations contains one.
 """
 
 import functools
@@ -18,17 +17,17 @@ from pdgen.shapes.held_out import is_held_out, is_held_out_relation
 from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, can_be_outlined
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
-ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
-MORE_RATE = 0.2  # an entity of a composition stands for two or more things
-RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
-MOST = 4  # things of one entity
-FEW = 4  # things among which one can be large
+ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # probabilities of the number of entities of a composition
+MORE_RATE = 0.2  # probability that an entity of a composition has several things
+RELATION_RATE = 0.85  # probability that a composition states a relation between two groups of entities
+MOST = 4  # maximum things of one entity
+FEW = 4  # maximum things of a scene with a large one
 
 Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
 
 
 def has_room(graph: SceneGraph) -> bool:
-    """Whether things are few enough to find places: ``MAX_OBJECTS``; with a large one four, and no second one."""
+    """Return whether a graph is small enough for a layout: ``MAX_OBJECTS`` things, or ``FEW`` with one large thing."""
     things = sum(e.count for e in graph.entities)
     large = sum(e.count for e in graph.entities if e.attributes.get("size") == "large")
     return things <= MAX_OBJECTS if not large else things <= FEW and large == 1
@@ -36,7 +35,7 @@ def has_room(graph: SceneGraph) -> bool:
 
 @functools.cache
 def _list_blocks(count: int) -> tuple[Cells, ...]:
-    # All rows, columns and squares of that many cells: things of one entity stand together.
+    # All rows, columns and rectangles of that many cells: things of one entity are adjacent.
     sides = [(w, count // w) for w in range(1, 4) if count % w == 0 and count // w <= 3]
     return tuple(
         tuple((column + i, row + j) for i in range(width) for j in range(height))
@@ -47,7 +46,7 @@ def _list_blocks(count: int) -> tuple[Cells, ...]:
 
 
 def _draw_layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
-    # The largest groups choose first; where they leave no room for the rest, all choose again.
+    # The largest groups are placed first. If the rest has no room, all are placed again.
     order = sorted(range(len(counts)), key=lambda i: -counts[i])
     while True:
         taken: dict[int, Cells] = {}
@@ -62,7 +61,7 @@ def _draw_layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
 
 
 def _find_relation(subject: Cells, reference: Cells) -> str | None:
-    # The one relation that clearly holds for every pair of things: further along one axis than along the other.
+    # The relation that clearly holds for all pairs of things: the offset along one axis exceeds that along the other.
     offsets = np.array([(a - c, b - d) for a, b in subject for c, d in reference])
     for axis, (less, more) in enumerate((("left of", "right of"), ("above", "below"))):
         along, across = offsets[:, axis], np.abs(offsets[:, 1 - axis])
@@ -74,7 +73,7 @@ def _find_relation(subject: Cells, reference: Cells) -> str | None:
 
 
 def _find_shown_relations(layout: list[Cells]) -> set[Relation]:
-    # What is true of any two things of two entities, by GenEval's rule: on a diagonal two relations.
+    # All relations between any two things of two entities by GenEval's rule: two of them on a diagonal.
     numbers = range(len(layout))
     pairs = ((i, j, a, b) for i, j in itertools.combinations(numbers, 2) for a in layout[i] for b in layout[j])
     shown = set()
@@ -87,7 +86,7 @@ def _find_shown_relations(layout: list[Cells]) -> set[Relation]:
 
 
 def _draw_relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
-    # A random forest over the entities: with no cycle, no relation follows from others.
+    # A random forest over the entities: without cycles, no relation follows from others.
     group = list(range(len(layout)))
     relations = []
     pairs = list(itertools.permutations(range(len(layout)), 2))
@@ -119,7 +118,7 @@ def _draw_counts(
 
 
 def _divide_things(rng: np.random.Generator, things: int) -> list[int]:
-    # Each thing joins the entity before it or is the first of the next one.
+    # Each thing joins the entity of the one before or begins a new entity.
     counts = [1]
     for joins in rng.random(things - 1) < MORE_RATE:
         if joins and counts[-1] < MOST:
@@ -135,7 +134,7 @@ def _draw_arrangement(
     if task != "position":
         layout = _draw_layout(rng, counts)
         return layout, _draw_relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
-    while True:  # Until the two do not stand on a diagonal.
+    while True:  # until the two are not on a diagonal
         layout = _draw_layout(rng, counts)
         kind = _find_relation(*layout)
         if kind is not None:
@@ -143,7 +142,7 @@ def _draw_arrangement(
 
 
 def _draw_styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
-    # Attributes apart from colour. What ``has_room`` says of large shapes is kept; among many, more are small.
+    # Attributes other than colour, within the limits of ``has_room``. Crowded scenes have more small things.
     crowded = sum(counts) > FEW
     size_rate, fill_rate, place_rate = (0.3 + 0.2 * crowded, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
     may_be_large = not crowded
@@ -165,7 +164,7 @@ def _draw_styles(rng: np.random.Generator, task: str, counts: list[int], layout:
 
 
 def _draw_looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
-    # (noun, colour) of each entity: no two alike, and where a prompt leaves colours out, no two nouns alike.
+    # (noun, colour) of each entity, all different. Tasks whose prompts may omit colours have different nouns.
     if task == "composition":
         picks = rng.permutation(len(SHAPES) * len(COLORS))[:number]
         return [(SHAPES[i // len(COLORS)], COLORS[i % len(COLORS)]) for i in picks]
@@ -174,7 +173,7 @@ def _draw_looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[
 
 
 def _drop_unpaintable(noun: str, style: dict[str, str]) -> dict[str, str]:
-    # The style without what shapes world cannot paint of that noun.
+    # Removes attributes that shapes world cannot paint for this noun.
     return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
 
 
@@ -185,21 +184,21 @@ def sample_graph(
     entity_rates: Mapping[int, float] = ENTITY_RATES,
     things: int | None = None,
 ) -> SceneGraph:
-    """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
+    """Draw a whole scene for a prompt of one of ``TASKS``. Every entity has a colour; ids are 0, 1, ... in order.
 
-    The relations (0 to entities - 1; exactly one of ``position``) contain no cycle and are true together of a
-    layout of 3 x 3 cells. A background is stated for most compositions and some other scenes.
+    The relations have no cycle and hold together on a layout of 3 x 3 cells. Their number is 0 to entities - 1, and 1
+    for ``position``. Most compositions and some other scenes state a background.
 
     Args:
-      split: "train": the graph says nothing that is held out, and the layout that it is read off shows nothing such.
-        "test": what the prompt says holds a held-out pair or triple, if the task is ``colors``, ``position``,
-        ``color_attr`` or ``composition``; others as "train".
+      rng: the only source of randomness.
+      task: one of ``TASKS``.
+      split: "train": neither the graph nor the layout contains a held-out combination. "test": the prompt's graph
+        contains one if the task is ``colors``, ``position``, ``color_attr`` or ``composition``; other tasks as "train".
       entity_rates: probability of each number of entities, 1 to ``MAX_OBJECTS``, in a composition.
-      things: how many things the entities of a composition are together, 1 to ``MAX_OBJECTS``; then ``entity_rates``
-        do not count.
+      things: total number of things of a composition, 1 to ``MAX_OBJECTS``; it replaces ``entity_rates``.
 
     Raises:
-      ValueError: the task or split is unknown, or ``entity_rates`` or ``things`` are of other numbers.
+      ValueError: the task or split is unknown, or a number is out of range.
     """
     if task not in TASKS or split not in ("train", "test"):
         raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
@@ -229,7 +228,7 @@ def sample_graph(
 
 
 def _reduce_to_task(graph: SceneGraph, task: str) -> SceneGraph:
-    # What a prompt of the task must say; of a composition all, since each entity may be told by its looks alone.
+    # The part of the graph that a prompt of the task must state: all of a composition.
     if task == "composition":
         return graph
     with_color = task in ("colors", "color_attr")
@@ -240,10 +239,10 @@ def _reduce_to_task(graph: SceneGraph, task: str) -> SceneGraph:
 
 
 def make_prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
-    """What the prompt says of ``graph``, a scene made for ``task``; ``graph`` implies it.
+    """Make the graph of the prompt for ``graph``, a scene drawn for ``task``, which implies the result.
 
-    GenEval's tasks say no more than their templates. A composition says all but, now and then, the background
-    and places, which are then for the plan to decide.
+    Prompts of GenEval's tasks state no more than GenEval's templates. Prompts of compositions state everything, but
+    sometimes omit the background and the places, which the plan then decides.
     """
     asked = _reduce_to_task(graph, task)
     if task != "composition":

@@ -1,7 +1,7 @@
-"""The conflict subset by self-sampling: plans that a trained model writes, judged against the raw prompt.
+"""The conflict subset by self-sampling: plans of a trained model, judged against the prompt.
 
-A plan that the judge accepts makes a positive sample. One that he does not makes a negative sample: his analysis and
-correction, then the right plan and its picture. One that says what ``is_held_out`` keeps from training makes none.
+An accepted plan gives a positive sample. A rejected plan gives a negative sample with the judge's analysis and
+correction, then the right plan and its picture. A plan with a held-out combination gives no sample.
 """
 
 import collections
@@ -23,13 +23,13 @@ from pdgen.synthesis.story import HELD_OUT, WRONG_PICTURE, RecordBuilder, Reject
 from pdgen.synthesis.subsets import ATTEMPTS, Samples, is_positive
 from pdgen.teachers.protocols import Declined
 
-# The first plan that a model writes for each prompt, and the seeds it is to use.
+# Writes the first plan for each prompt, given the prompts and one seed for each.
 PlanWriter = Callable[[Sequence[str], Sequence[int]], list[str]]
-PLAN_BATCH_SIZE = 32  # plans asked for at once
+PLAN_BATCH_SIZE = 32  # plans written at a time
 
 
 def _refuse_held_out(words: str, description: SceneGraph) -> None:
-    """Raises Rejected where a plan says what is held out from training, or its instruction leaves it there."""
+    """Raise Rejected if the plan, or the graph after its instruction, contains a held-out combination."""
     try:
         instruction = parse_instruction(words)
         new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
@@ -42,7 +42,7 @@ def _refuse_held_out(words: str, description: SceneGraph) -> None:
 
 
 def _read_plan(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[Step, Scene | None]:
-    """The plan as a step, and its placed scene where the painter draws such. Raises Rejected."""
+    """Parse a plan to a step and place its scene if the painter needs one. Raises Rejected."""
     try:
         instruction, description = parse_plan(plan)
         graph = teachers.writer.parse(description)
@@ -60,7 +60,7 @@ def _read_plan(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple
 
 
 def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
-    """The story of the right plan: of what the prompt asks for, that which the wrong one seems to mean."""
+    """Make the story of the right plan, which draws the entities of the prompt that the wrong plan seems to mean."""
     whole = story.steps[-1].graph
     asked = {e.id for e in whole.entities}
     meant = [e.id for e in align(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
@@ -71,7 +71,14 @@ def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, w
 def judge_sampled_plan(
     rng: np.random.Generator, teachers: Teachers, story: Story, plan: str
 ) -> tuple[bool, Callable[[str], Record]]:
-    """Whether the judge accepts a story's first plan, and the sample that comes of it. Raises Rejected."""
+    """Judge a story's first plan and make its sample.
+
+    Returns:
+      Whether the plan is accepted, and a function from the record's name to the record.
+
+    Raises:
+      Rejected: the plan gives no sample.
+    """
     step, scene = _read_plan(rng, teachers, plan)
     builder = RecordBuilder(story, teachers, rng)
     builder.add_plan(step, plan)
@@ -94,13 +101,13 @@ def judge_sampled_plan(
 def make_self_sampled(
     settings: DatasetSettings, teachers: Teachers, numbers: range, write: PlanWriter, prompts: Sequence[str] = ()
 ) -> Samples:
-    """Those samples of the conflict subset, in order.
+    """Make samples of the conflict subset, in order.
 
-    They come of candidates 0, 1, ..., each a function of (settings, seed, ``numbers.start``) and its number; those of
-    a verdict of which there are enough are counted as rejected.
+    Candidates are numbered 0, 1, ... and depend only on (settings, seed, ``numbers.start``) and their number. If there
+    are enough samples of a candidate's verdict, it is counted as rejected.
 
     Raises:
-      SettingsError: too few of one verdict among ``ATTEMPTS`` candidates a sample.
+      SettingsError: ``ATTEMPTS`` candidates per sample gave too few of one verdict.
     """
     wanted = {kind: [n for n in numbers if is_positive(settings, "conflict", n) == kind] for kind in (True, False)}
     found: dict[int, Record] = {}
@@ -138,7 +145,7 @@ def _draw_candidates(
     prompts: Sequence[str],
     rejected: collections.Counter[str],
 ) -> list[tuple[np.random.Generator, Story, str]]:
-    """``PLAN_BATCH_SIZE`` stories and the plans that the model writes for them."""
+    """Draw ``PLAN_BATCH_SIZE`` stories and let the model write their plans."""
     stories = []
     for candidate in range(first, first + PLAN_BATCH_SIZE):
         rng = np.random.default_rng((settings.seed, SUBSETS.index("conflict"), start, candidate))

@@ -1,4 +1,4 @@
-"""Shards of the subsets: who is hired for them, and how each shard comes to its records and latents."""
+"""Makers of shards: they create the teachers, make the samples of a shard and add latents."""
 
 import dataclasses
 import functools
@@ -39,23 +39,24 @@ from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter
 
 @dataclasses.dataclass
 class BlankPainter:
-    """Paints nothing, and counts what it is asked for: the painter of a dry run."""
+    """The painter of a dry run, which only counts pictures."""
 
     size: int
     pictures: int = 0
     name: str = "blank"
 
     def paint(self, stroke: Stroke) -> Picture:
-        """A grey picture."""
+        """Return a grey picture."""
         self.pictures += 1
         return np.full((self.size, self.size, 3), 128, np.uint8)
 
 
 def make_teachers(settings: DatasetSettings, endpoint: Endpoint | None = None) -> Teachers:
-    """The teachers that the settings name.
+    """Make the teachers of the settings.
 
     Args:
-      endpoint: asked in place of one made from the settings; a dry one makes a dry run of all teachers.
+      settings: the settings of the data set.
+      endpoint: used instead of one made from the settings; with a dry endpoint all teachers are dry.
 
     Raises:
       TeacherError: the endpoint's key is missing.
@@ -80,7 +81,7 @@ def make_teachers(settings: DatasetSettings, endpoint: Endpoint | None = None) -
 
 @functools.cache
 def load_shapes_encoder() -> tuple[Encode, str]:
-    """The encoder of shapes world's autoencoder, compiled once in a process, and its fingerprint."""
+    """Load shapes world's autoencoder. Returns its encoder, which each process compiles once, and its fingerprint."""
     weights = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
     return make_encoder(SHAPES_AUTOENCODER, weights), fingerprint_autoencoder(weights)
 
@@ -92,22 +93,22 @@ def _decode_settings(settings: bytes) -> tuple[DatasetSettings, Teachers]:
 
 
 def find_leaks(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The ids of records whose prompt is one of GenEval's, by "exact" and "normalised"."""
-    noted: dict[str, list[str]] = {}
+    """Find records whose prompt is one of GenEval's. Returns their ids by "exact" and "normalised"."""
+    leaks: dict[str, list[str]] = {}
     for record in records:
         prompt = next(s for s in record.segments if isinstance(s, Text) and s.stage == "prompt")
         if kind := find_leak(prompt.text):
-            noted.setdefault(kind, []).append(record.id)
-    return noted
+            leaks.setdefault(kind, []).append(record.id)
+    return leaks
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardMaker:
-    """Makes any shard of the settings; it goes to other processes and knows no more than it needs.
+    """A picklable function that makes any shard of a data set.
 
     Attributes:
       settings: ``DatasetSettings`` as JSON.
-      prompts: of a file, if they come from one.
+      prompts: the prompts, if they come from a file.
     """
 
     settings: bytes
@@ -115,19 +116,19 @@ class ShardMaker:
 
     def __call__(self, shard: Shard) -> ShardContent:
         settings, teachers = _decode_settings(self.settings)
-        threads = settings.teachers.endpoint.concurrency if settings.teachers.remote else 1
+        threads = _count_threads(settings)
         numbers = range(shard.start, shard.stop)
         return finish_shard(settings, make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads))
 
 
 def finish_shard(settings: DatasetSettings, samples: Samples) -> ShardContent:
-    """The samples with latents, if the settings want them, and their leaks."""
+    """Add latents to the samples if the settings ask for them, and find leaks."""
     records = add_latents(samples.records, load_shapes_encoder()[0]) if settings.latents else samples.records
     return ShardContent(records, samples.rejected, find_leaks(records))
 
 
 def collect_common_settings(settings: DatasetSettings) -> dict[str, Any]:
-    """What must be equal for a build to resume: settings, versions, tokenizer and autoencoder."""
+    """Collect what must be equal to resume a build: settings, versions, tokenizer and autoencoder."""
     return {
         **settings.common_to_dict(),
         "tokenizer": load_tokenizer(shapes_folder()).fingerprint,
@@ -137,13 +138,13 @@ def collect_common_settings(settings: DatasetSettings) -> dict[str, Any]:
 
 
 def needs_main_process(settings: DatasetSettings, stage: str) -> bool:
-    """Whether this process must make a stage: it holds a checkpoint, a large model, or an archive's position."""
+    """Return whether a stage must run in this process, which has a checkpoint, a large model or an open archive."""
     alone = {"conflict": settings.conflict.variant == "self", "alignment": bool(settings.alignment.archive)}
     return alone.get(stage, False) or settings.teachers.painter == "kontext" or settings.teachers.remote
 
 
 def make_shard_maker(settings: DatasetSettings) -> ShardMaker:
-    """The maker of the settings' shards. Raises SettingsError where the prompts' file cannot be read."""
+    """Make the maker of shards. Raises SettingsError if the file of prompts cannot be read."""
     path = settings.teachers.prompts
     try:
         prompts = read_prompt_texts(pathlib.Path(path)) if path else []
@@ -155,7 +156,7 @@ def make_shard_maker(settings: DatasetSettings) -> ShardMaker:
 def make_self_sampling_maker(
     settings: DatasetSettings, teachers: Teachers, write: PlanWriter
 ) -> Callable[[Shard], ShardContent]:
-    """Makes shards of the conflict subset in this process, where the sampler is."""
+    """Make a function that makes shards of the conflict subset in this process, which has the sampler."""
     prompts = make_shard_maker(settings).prompts
 
     def make(shard: Shard) -> ShardContent:
@@ -168,10 +169,11 @@ def make_self_sampling_maker(
 def make_archive_maker(
     settings: DatasetSettings, teachers: Teachers, used: Callable[[Shard], int]
 ) -> Callable[[Shard], ShardContent]:
-    """Makes shards of the alignment subset from GenRef, in order and in this process.
+    """Make a function that makes shards of the alignment subset from GenRef, in order and in this process.
 
     Args:
-      used: how many of the archive's samples the shards before one have used or rejected.
+      settings, teachers: those of the data set.
+      used: returns how many samples of the archive the shards before the given one have used or rejected.
     """
     position, outcomes = 0, iter(())  # type: int, Iterator[Outcome]
 
@@ -190,9 +192,9 @@ def make_archive_maker(
 
 
 def run_dry(settings: DatasetSettings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str]) -> None:
-    """Asks what those samples of a subset would ask, of teachers that only count it.
+    """Make samples with dry teachers, which count the requests.
 
-    Every plan of self-sampling is taken for accepted; a dry run has no checkpoint that writes any.
+    A dry run has no checkpoint, so it assumes that every plan of self-sampling is accepted.
     """
     if subset == "conflict" and settings.conflict.variant == "self":
         total, _ = settings.count_samples(subset)
@@ -201,8 +203,12 @@ def run_dry(settings: DatasetSettings, teachers: Teachers, subset: str, numbers:
     elif subset == "alignment" and settings.alignment.archive:
         make_archive_samples(settings, teachers, read_genref(pathlib.Path(settings.alignment.archive)), numbers)
     else:
-        threads = settings.teachers.endpoint.concurrency
-        make_samples(settings, teachers, subset, numbers, prompts, threads)
+        make_samples(settings, teachers, subset, numbers, prompts, _count_threads(settings))
+
+
+def _count_threads(settings: DatasetSettings) -> int:
+    endpoint = settings.teachers.endpoint
+    return endpoint.concurrency if endpoint is not None and settings.teachers.remote else 1
 
 
 def _prompts_as_plans(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Stories: what a trajectory is to draw, step by step, and the record that comes of drawing it.
+"""Stories, which define what a trajectory draws step by step, and the builder of their records.
 
-The same code draws shapes world and real pictures: only the teachers differ, and that shapes world knows where
-everything stands.
+The same code is used for shapes world and for real pictures. They differ in the teachers, and only shapes world has
+scenes.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ HELD_OUT = "held out from training"
 
 
 class BuildStopped(Exception):
-    """Other samples made the build end, so this one is given up."""
+    """Raised to abandon a sample because another sample has stopped the build."""
 
 
 class Rejected(Exception):
-    """A sample that is not kept. ``reason`` is one of few, for counting."""
+    """A sample that is not used. ``reason`` is one of a few texts, for counting."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -38,15 +38,15 @@ class Rejected(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """Who draws, judges and writes.
+    """The teachers of a build.
 
     Attributes:
       painter, judge, writer: see ``pdgen.teachers.protocols``.
-      placement: of the scenes that the painter draws, which is that of shapes world; None: they have none.
-      judge_explains: the words of inspections are the judge's; else ``language`` writes them.
-      redraws: further tries where the judge rejects a picture.
-      assumed: nobody is asked, as in a dry run, so no answer rejects a sample.
-      stop: once it is set, nobody is asked any more: ``BuildStopped`` is raised.
+      placement: placement of the scenes for the painter of shapes world; None: the painter needs no scenes.
+      judge_explains: whether inspections use the judge's words; otherwise ``shapes.inspections`` writes them.
+      redraws: further attempts if the judge rejects a picture.
+      assumed: whether answers are assumed, as in a dry run, so that none rejects a sample.
+      stop: once set, no teacher is called any more, and ``BuildStopped`` is raised.
     """
 
     painter: Painter
@@ -61,14 +61,14 @@ class Teachers:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """What is to be drawn.
+    """The plan of a trajectory.
 
     Attributes:
-      task: what the prompt was made for.
-      prompt: its text.
-      asked: what it asks for.
-      steps: the way there, one per picture; ids are those of ``asked``.
-      scenes: as placed after each step; None where the painter decides.
+      task: the task of the prompt.
+      prompt: the text of the prompt.
+      asked: the graph of the prompt.
+      steps: one per picture, with the ids of ``asked``.
+      scenes: the scene after each step; None if the painter needs none.
     """
 
     task: str
@@ -78,17 +78,23 @@ class Story:
     scenes: tuple[Scene | None, ...]
 
     def get_graph_before(self, number: int) -> SceneGraph | None:
-        """The graph before step ``number``; None for the first, number 0."""
+        """Return the graph before step ``number``; None for step 0."""
         return self.steps[number - 1].graph if number else None
 
 
 class RecordBuilder:
-    """A record on its way: segments so far, the judge's verdicts by number of segment, and the last picture.
+    """A builder that adds segments to a record.
 
     Args:
-      story: its prompt begins the record.
-      teachers: they draw and judge.
-      rng: of wordings and of the painter's seeds.
+      story: the story; its prompt is the first segment.
+      teachers: the painter and the judge.
+      rng: determines wordings and the painter's seeds.
+
+    Attributes:
+      segments: the segments so far.
+      steps: the steps of the plans so far.
+      picture: the last picture; None before the first.
+      verdicts: the judge's verdicts by number of segment.
     """
 
     def __init__(self, story: Story, teachers: Teachers, rng: np.random.Generator):
@@ -100,20 +106,20 @@ class RecordBuilder:
 
     @property
     def plans(self) -> list[str]:
-        """The plans so far."""
+        """The texts of the plans so far."""
         return [s.text for s in self.segments if isinstance(s, Text) and s.stage == "plan"]
 
     def add_plan(self, step: Step, text: str, target: bool = True) -> None:
-        """Adds a plan, which is for ``step``."""
+        """Add a plan for ``step``."""
         self.steps.append(step)
         self.segments.append(Text(stage="plan", text=text, target=target))
 
     def add_inspection(self, text: str) -> None:
-        """Adds an inspection."""
+        """Add an inspection."""
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
     def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:
-        """A picture after the last plan; nothing is added."""
+        """Paint a picture for the last plan. It is not added to the record."""
         self._check_stop()
         instruction, _ = parse_plan(self.plans[-1])
         seed = int(self.rng.integers(2**31))
@@ -126,13 +132,13 @@ class RecordBuilder:
         stage: Literal["given", "sketch", "refine"] = "sketch",
         target: bool = True,
     ) -> None:
-        """Adds a picture and the judge's verdict on it."""
+        """Add a picture and the judge's verdict on it."""
         self.verdicts[len(self.segments)] = verdict
         self.segments.append(Image(stage=stage, png=encode_png(picture), target=target))
         self.picture = picture
 
     def judge_picture(self, picture: Picture, previous: Picture | None) -> Verdict:
-        """The judge's verdict on a picture of the last plan. Raises Rejected where he declines."""
+        """Judge a picture of the last plan. Raises Rejected if the judge declines."""
         self._check_stop()
         try:
             return self.teachers.judge.judge_picture(self.plans[-1], picture, previous)
@@ -140,7 +146,7 @@ class RecordBuilder:
             raise Rejected("judge declined") from None
 
     def judge_plan(self) -> Verdict:
-        """The judge's verdict on the last plan, just added. Raises Rejected where he declines."""
+        """Judge the last plan, which must be the last segment. Raises Rejected if the judge declines."""
         self._check_stop()
         try:
             verdict = self.teachers.judge.judge_plan(self.story.prompt, self.plans)
@@ -154,12 +160,14 @@ class RecordBuilder:
             raise BuildStopped
 
     def check_verdict(self, accepted: bool, verdict: Verdict, reason: str) -> None:
-        """Raises Rejected with the reason where the verdict is another one."""
+        """Raise Rejected with ``reason`` if the verdict differs from ``accepted``."""
         if verdict.accept != accepted and not self.teachers.assumed:
             raise Rejected(reason)
 
-    def add_drawn_image(self, scene: Scene | None, previous: Picture | None, stage: str = "sketch") -> None:
-        """Draws the last plan until the judge accepts it, and adds the picture. Raises Rejected if he never does."""
+    def add_drawn_image(
+        self, scene: Scene | None, previous: Picture | None, stage: Literal["sketch", "refine"] = "sketch"
+    ) -> None:
+        """Paint the last plan until the judge accepts a picture, and add it. Raises Rejected if none is accepted."""
         for _ in range(1 + self.teachers.redraws):
             picture = self.paint(scene, previous)
             verdict = self.judge_picture(picture, previous)
@@ -168,14 +176,14 @@ class RecordBuilder:
         raise Rejected(WRONG_PICTURE)
 
     def add_draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
-        """Adds a picture of the last plan that is context alone. Raises Rejected where the verdict is another one."""
+        """Add a picture of the last plan as context. Raises Rejected if the verdict differs from ``accepted``."""
         picture = self.paint(scene, previous)
         verdict = self.judge_picture(picture, previous)
         self.check_verdict(accepted, verdict, reason)
         self.add_image(picture, verdict, target=False)
 
     def add_agreement(self, number: int) -> None:
-        """Adds the inspection that finds step ``number`` as planned."""
+        """Add an inspection that finds no fault in step ``number``."""
         if self.teachers.judge_explains:
             return self.add_inspection(self.verdicts[len(self.segments) - 1].analysis)
         story = self.story
@@ -184,22 +192,23 @@ class RecordBuilder:
         )
 
     def add_turn(self, number: int) -> None:
-        """A whole turn: plan, sketch and the inspection that agrees."""
+        """Add a whole turn: a plan, a sketch and an inspection that finds no fault."""
         self.add_plan_of_step(number)
         self.add_drawn_image(self.story.scenes[number], self.picture)
         self.add_agreement(number)
 
     def add_plan_of_step(self, number: int) -> None:
-        """Adds the plan of step ``number``."""
+        """Add the plan of step ``number``."""
         step = self.story.steps[number]
         self.add_plan(step, language.write_plan(self.rng, self.story.get_graph_before(number), step, self.story.asked))
 
     def add_corrected_turn(self, number: int) -> str:
-        """A plan, a faulty draft, its inspection and the refined picture. Returns the fault's kind."""
+        """Add a plan, a faulty draft, its inspection and the refined picture. Returns the kind of fault."""
         self.add_plan_of_step(number)
         step, scene, previous = self.story.steps[number], self.story.scenes[number], self.picture
-        here = [e.id for e in step.graph.entities if e.id in step.entities]
-        entity = here[int(self.rng.integers(len(here)))]
+        assert scene is not None and self.teachers.placement is not None  # see ``can_be_faulty``
+        present = [e.id for e in step.graph.entities if e.id in step.entities]
+        entity = present[int(self.rng.integers(len(present)))]
         draft, kind = corrupt(self.rng, scene, step.graph, entity, self.teachers.placement)
         self.add_draft(draft, previous, False, "fault not seen by the judge")
         self.add_inspection(inspections.write_draft_fault(self.rng, kind, step.graph, entity, draft))
@@ -207,14 +216,14 @@ class RecordBuilder:
         return kind
 
     def can_be_faulty(self, number: int) -> bool:
-        """Whether something of step ``number`` is in its picture, so that it can be drawn wrong."""
+        """Return whether step ``number`` shows an entity that can be drawn wrong."""
         step, scene = self.story.steps[number], self.story.scenes[number]
         return scene is not None and any(e.id in step.entities for e in step.graph.entities)
 
     def build_record(
         self, name: str, source: str, complete: bool, positive: bool | None = None, note: str = ""
     ) -> Record:
-        """The record, with what is known of it as plain data in ``scene``."""
+        """Build the record. Its ``scene`` holds task, graphs, verdicts and note as plain data."""
         story = self.story
         scene: dict[str, Any] = {
             "task": story.task,
@@ -231,5 +240,5 @@ class RecordBuilder:
 
 
 def verdict_to_dict(segment: int, verdict: Verdict) -> dict[str, Any]:
-    """A verdict on a segment as plain data."""
+    """Convert a verdict on a segment to plain data."""
     return {"segment": segment, **msgspec.to_builtins(verdict)}

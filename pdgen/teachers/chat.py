@@ -62,7 +62,7 @@ class ChatRequest:
         }
 
     def estimate_tokens(self) -> tuple[int, int]:
-        """Estimate (input, output) tokens: texts by length, pictures as GPT-4o counts: 85, and 170 per tile of 512 px."""
+        """Estimate (input, output) tokens: texts by length, pictures as GPT-4o counts, 85 plus 170 per 512 px tile."""
         texts = [self.system, json.dumps(make_schema(self.answer)[0])]
         texts += [part for part in self.content if isinstance(part, str)]
         tokens = sum(map(len, texts)) / CHARACTERS_PER_TOKEN

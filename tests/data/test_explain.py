@@ -34,7 +34,7 @@ def batches(source, **changes):
 
 def test_the_worked_example_of_the_layout():
     """Text ``a`` and an image of two tokens, noised and clean, as it stands in ``layout``'s docstring."""
-    latents, places = np.zeros((2, SHAPES_NANO.latent_dim), np.float32), np.arange(2)
+    latents, places = np.zeros((2, SHAPES_NANO.latent_dim), np.float32), np.arange(2, dtype=np.int32)
     letter = TOKENIZER.encode("a")[0]
     segments = [
         TextSegment([letter], loss=True, switch_target=TOKENIZER.vision_start),

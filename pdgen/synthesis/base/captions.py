@@ -1,8 +1,8 @@
-"""Captions: what a picture of shapes world shows, in words that the picture all but decides.
+"""Captions of pictures of shapes world, whose wording the picture determines almost completely.
 
-Things are named in reading order, by the left top corner from top to bottom and in a row from left to right; those
-that look alike are named together, where the first of them stands. The size is said of what is large, the fill of what
-is outlined, the background always, and nothing that a layout does not decide.
+Things are named in reading order of their top left corners: from top to bottom, then from left to right. Things with
+equal looks are named together, at the position of the first. A caption states "large" and "outlined" but no other size
+or fill, and always the background.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,18 @@ FORM = "The picture shows {}."
 
 
 class ObjectGroup(NamedTuple):
-    """The things of a scene that look alike, as an entity with all their attributes but the place."""
+    """The objects of a scene with equal looks, and an entity with their attributes."""
 
     entity: Entity
     objects: tuple[SceneObject, ...]
 
 
 def group_objects(scene: Scene, places: bool = False) -> list[ObjectGroup]:
-    """The things of a scene by their looks, in reading order; the entities' ids are 0, 1, ....
+    """Group the objects of a scene by looks, in reading order. The entities' ids are 0, 1, ....
 
     Args:
-      places: the entities say where each of their things stands.
+      scene: the scene.
+      places: whether the entities have the places of their objects.
     """
     found: dict[tuple[str, ...], list[SceneObject]] = {}
     for item in sorted(scene.objects, key=lambda o: (o.y, o.x)):
@@ -41,10 +42,11 @@ def group_objects(scene: Scene, places: bool = False) -> list[ObjectGroup]:
 
 
 def make_caption_graph(scene: Scene, places: bool = False) -> SceneGraph:
-    """What a caption says of a scene: all things in reading order, and the background.
+    """Make the graph of a caption: all things in reading order, and the background.
 
     Args:
-      places: it says where everything stands.
+      scene: the scene.
+      places: whether to include the places.
     """
     return SceneGraph(
         tuple(_drop_defaults(group.entity) for group in group_objects(scene, places)), (), scene.background
@@ -58,7 +60,7 @@ def _drop_defaults(entity: Entity) -> Entity:
 
 
 def write_caption(scene: Scene, places: bool = False) -> str:
-    """``make_caption_graph`` as a sentence: "The picture shows a large red circle and two blue stars on a beige background."."""
+    """Write ``make_caption_graph`` as a sentence: "The picture shows a red circle on a beige background."."""
     graph = make_caption_graph(scene, places)
     text, _ = phrase(graph, [e.id for e in graph.entities])
     return FORM.format(text)

@@ -1,8 +1,8 @@
-"""Whether a picture shows what is said: scenes that are described as they are, or wrongly in one respect.
+"""Checks of whether a picture shows a description, which is right or wrong in one respect.
 
-What is to be right or wrong is drawn first, and said in either case and in the same words, so that a question does not
-tell its answer. In what a wrong one is wrong, is a word of ``faults.FAULTS``, "fill", "relation" or "background". Where
-several readings would do (a red circle or a blue star in place of a red star), nothing is asked about that.
+The aspect that is right or wrong is drawn first. Both cases use the same wording, so that a question does not reveal
+its answer. The aspect is a word of ``faults.FAULTS``, "fill", "relation" or "background". Ambiguous cases are left out,
+such as a red star instead of which a red circle and a blue star are present.
 """
 
 import itertools
@@ -14,29 +14,29 @@ from msgspec.structs import replace
 
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
 from pdgen.shapes.held_out import is_held_out, is_held_out_look
-from pdgen.shapes.lexicon import phrase_place, spell_number
+from pdgen.shapes.lexicon import phrase_place, pick, spell_number
 from pdgen.shapes.phrases import is_or_are, phrase_look, phrase_new, phrase_relation, refer_to
 from pdgen.shapes.phrases import phrase_scene as phrase
 from pdgen.shapes.world import BACKGROUNDS, FILLS, OUTLINED_SHAPES, SHAPES, Scene, compute_relation_strengths
 from pdgen.synthesis.base.captions import ObjectGroup, group_objects
 from pdgen.synthesis.faults import MISPLACED
 
-MOST = 3  # entities of a question
-BACKGROUND_RATE = 0.2  # of the questions about something else that say the background too
-RELATION_RATE = 0.5  # and of those that say how two entities stand
+MOST = 3  # maximum entities of a question
+BACKGROUND_RATE = 0.2  # share of the other questions that also state the background
+RELATION_RATE = 0.5  # share of the other questions that also state a relation
 YES = "Yes."
 OPPOSITES = {"size": ("small", "large"), "fill": FILLS}
 
 
 class SceneCheck(NamedTuple):
-    """A scene that a picture may show.
+    """A description that a picture may show.
 
     Attributes:
-      words: what to see: "a red circle left of two stars".
-      answer: "Yes.", or "No, ..." and what is wrong.
-      right: whether it is "Yes.".
-      said: the words as a graph.
-      kind: what is right or wrong.
+      words: the description, such as "a red circle left of two stars".
+      answer: "Yes.", or "No, ..." with the difference.
+      right: whether the answer is "Yes.".
+      said: the description as a graph.
+      kind: the aspect that is right or wrong.
     """
 
     words: str
@@ -47,11 +47,18 @@ class SceneCheck(NamedTuple):
 
 
 class _Focus(NamedTuple):
-    """What is said truly of a scene, and of which entity it could be said wrongly in respect of ``kind``."""
+    """A true description of a scene, and the entity about which a false one can be made.
+
+    Attributes:
+      said: the true description.
+      entity: id of the entity.
+      there: everything that the picture shows.
+      background: the background of the picture.
+    """
 
     said: SceneGraph
     entity: int
-    there: list[ObjectGroup]  # all that the picture shows
+    there: list[ObjectGroup]
     background: str
 
 
@@ -63,12 +70,12 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str | None:
 
 
 class Aim(NamedTuple):
-    """What is drawn before there is a scene.
+    """The part of a check that is drawn before the scene.
 
     Attributes:
-      kind: what is right or wrong, one of ``KINDS``.
+      kind: the aspect that is right or wrong, one of ``KINDS``.
       right: whether it is right.
-      word: of the kinds "size" and "fill", what is said of the thing.
+      word: for the kinds "size" and "fill", the stated word.
     """
 
     kind: str
@@ -77,18 +84,18 @@ class Aim(NamedTuple):
 
 
 def draw_aim(rng: np.random.Generator) -> Aim:
-    """Any kind, right as often as wrong, every word as often as the other."""
+    """Draw kind, correctness and word, each uniformly."""
     kind, right, word = KINDS[rng.integers(len(KINDS))], rng.integers(2), rng.integers(2)
     return Aim(kind, bool(right), OPPOSITES[kind][word] if kind in OPPOSITES else "")
 
 
 def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneCheck | None:
-    """Something said of the scene; None where the scene has nothing that could be so said.
+    """Make a check of a scene; None if the scene does not allow it.
 
     Args:
-      rng: decides what is left open.
-      scene: shows nothing that is held out; then the words say nothing such either.
-      wanted: as ``draw_aim`` draws it.
+      rng: determines everything else.
+      scene: a scene without held-out combinations; the description then has none either.
+      wanted: see ``draw_aim``.
     """
     kind, right, _ = wanted
     focus = _draw_focus(rng, scene, wanted)
@@ -105,7 +112,7 @@ def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneChec
 
 
 def _is_suitable(group: ObjectGroup, wanted: Aim) -> bool:
-    """Whether what is wanted can be said of the group; whether it is clearly right or wrong is another question."""
+    """Return whether the aspect can be stated of the group."""
     kind, entity = wanted.kind, group.entity
     if kind in OPPOSITES:
         can_differ = kind == "size" or (entity.noun in OUTLINED_SHAPES and entity.attributes["size"] != "small")
@@ -114,12 +121,12 @@ def _is_suitable(group: ObjectGroup, wanted: Aim) -> bool:
 
 
 def _draw_focus(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus | None:
-    """A part of what the scene shows, which states something of that kind."""
+    """Draw a true description of a part of the scene that states the aspect."""
     there, kind = group_objects(scene), wanted.kind
     suitable = [group for group in there if _is_suitable(group, wanted)]
     least = 2 if kind == "relation" else 1
     looks = {(group.entity.attributes["color"], group.entity.noun) for group in there}
-    if not suitable or len(there) < least or len(looks) < len(there):  # colour and noun name one alone
+    if not suitable or len(there) < least or len(looks) < len(there):  # colour and noun must identify a group
         return None
     first = suitable[rng.integers(len(suitable))]
     rest = [group for group in there if group is not first]
@@ -137,16 +144,16 @@ def _draw_focus(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus |
 
 
 def _describe_group(rng: np.random.Generator, group: ObjectGroup, kind: str) -> Entity:
-    """The group's entity with its colour, what ``kind`` asks for and now and then more."""
+    """Return the group's entity with its colour, the attribute of ``kind``, and sometimes others."""
     entity = group.entity
-    kept = {"color": entity.attributes["color"]}
+    stated = {"color": entity.attributes["color"]}
     if kind == "size" or (entity.attributes["size"] == "large" and rng.random() < 0.5):
-        kept["size"] = entity.attributes["size"]
+        stated["size"] = entity.attributes["size"]
     if kind == "fill" or entity.attributes["fill"] == "outlined":
-        kept["fill"] = entity.attributes["fill"]
+        stated["fill"] = entity.attributes["fill"]
     if kind == "place":
-        kept["place"] = group.objects[0].place
-    return replace(entity, attributes=kept)
+        stated["place"] = group.objects[0].place
+    return replace(entity, attributes=stated)
 
 
 def _compute_strengths(a: ObjectGroup, b: ObjectGroup) -> dict[str, list[float]]:
@@ -160,7 +167,7 @@ def _draw_true_relation(rng: np.random.Generator, a: ObjectGroup, b: ObjectGroup
     return () if kind is None else (Relation(a.entity.id, kind, b.entity.id),)
 
 
-# What is said wrongly, and what is right instead; None where that would not be clear.
+# Functions that return a false description and the correction; None if the case would be ambiguous.
 
 
 def _change_entity(focus: _Focus, **changes: object) -> SceneGraph:
@@ -202,7 +209,7 @@ def _falsify_shape(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph,
 
 
 def _falsify_size(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    # No small thing is outlined, so nobody asks for one.
+    # Small things cannot be outlined, so a small outlined thing would be an impossible description.
     return None if "fill" in focus.said.find(focus.entity).attributes else _state_opposite(focus, "size")
 
 
@@ -222,13 +229,13 @@ def _state_opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
 def _falsify_place(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
     true = entity.attributes["place"]
-    place = _pick(rng, [p for p in PLACES if p != true])
+    place = pick(rng, [p for p in PLACES if p != true])
     answer = f"the {phrase_look(_keep_color(entity))} is {phrase_place(true)}, not {phrase_place(place)}"
     return _set_attribute(focus, "place", place), answer
 
 
 def _falsify_count(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    # One of several is shown, so "a circle" would not be wrong.
+    # The smaller wrong number is at least two: "a circle" would be true of several circles.
     entity = focus.said.find(focus.entity)
     count = entity.count + (1 if entity.count < 3 or rng.random() < 0.5 else -1)
     shown = _keep_color(entity)
@@ -265,7 +272,7 @@ def _falsify_relation(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGra
 
 
 def _falsify_background(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    ground = _pick(rng, [b for b in BACKGROUNDS if b != focus.background])
+    ground = pick(rng, [b for b in BACKGROUNDS if b != focus.background])
     return replace(focus.said, background=ground), f"the background is {focus.background}, not {ground}"
 
 

@@ -1,13 +1,13 @@
-"""Questions about a picture of shapes world, and their answers, which the picture decides to the word.
+"""Questions about a picture of shapes world, with answers that the picture determines word for word.
 
-    caption   what it shows; see ``captions``
-    places    what it shows, and where
-    color     of what has one colour, or of the background
-    count     of things of some looks, also of such as are not there
-    place     of one thing
-    check     whether it shows a scene that is described, which is as said or wrong in one respect; see ``checks``
+    caption   the content of the picture; see ``captions``
+    places    the content and the places of all things
+    color     the colour of things that share one, or of the background
+    count     the number of things with certain looks, also of absent ones
+    place     the place of one thing
+    check     whether the picture shows a description, which is right or wrong in one respect; see ``checks``
 
-No question or answer says what ``held_out`` keeps from training, as long as the picture does not show it.
+If the picture has no held-out combination, neither have questions and answers.
 """
 
 import functools
@@ -38,9 +38,9 @@ PLACES_FORMS = (
 COUNT_FORMS = ("How many {} are there?", "How many {} does the picture show?", "How many {} are in the picture?")
 PLACE_FORMS = ("Where is the {}?", "Where in the picture is the {}?", "Where does the {} stand?")
 CHECK_FORMS = ("Does the picture show {}?", "Is this a picture of {}?")
-BACKGROUND_RATE = 0.2  # of the questions about colour that are about the background
-BARE_RATE = 0.5  # of the things that the noun alone tells from others and that are named by it alone
-MAX_SCENES = 40  # scenes looked at for one with the number that a question of "count" is to be answered with
+BACKGROUND_RATE = 0.2  # share of the questions about colour that are about the background
+BARE_RATE = 0.5  # share of the things with a unique noun that are named by the noun alone
+MAX_SCENES = 40  # scenes tried to find one with the number that a question of "count" asks for
 NONE = "None."
 
 
@@ -51,9 +51,9 @@ class Question(NamedTuple):
     """A question about a picture.
 
     Attributes:
-      text, answer: in words.
-      right: of a check, whether the answer is "Yes."; None of any other.
-      said: of a check, what is asked for.
+      text, answer: the question and the answer.
+      right: for a check, whether the answer is "Yes."; otherwise None.
+      said: for a check, the description as a graph; otherwise None.
     """
 
     text: str
@@ -89,8 +89,8 @@ def _ask_color(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _make_count_asker(rng: np.random.Generator) -> Callable[[Scene], Question | None]:
-    # The number is drawn before there is a scene: every scene has what is not there and what is there once, few have
-    # five or six of anything. Where none of many scenes has that number, any that one has will do.
+    # The number is drawn before the scene. Otherwise 0 and 1 would be far more frequent than 5 and 6, because every
+    # scene allows them. After ``MAX_SCENES`` scenes without this number, any number that the scene has is used.
     wanted, scenes = int(rng.integers(MAX_OBJECTS + 1)), itertools.count(1)
 
     def ask(scene: Scene) -> Question | None:
@@ -117,7 +117,7 @@ def _phrase_count(count: int) -> str:
 
 
 def _list_absent(looks: Sequence[tuple[str, str]]) -> list[str]:
-    """What is not there, in the plural: nouns, and colours and nouns of which the picture has one or the other."""
+    """List absent things in the plural: nouns, and pairs of colour and noun of which the picture has only one."""
     colors, nouns = {color for color, _ in looks}, {noun for _, noun in looks}
     near = [
         f"{color} {pluralize(noun)}"
@@ -157,18 +157,18 @@ KINDS = ("caption", "places", "color", "count", "place", "check")
 
 
 def make_asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
-    """What asks a question of that kind about any scene.
+    """Make a function that asks a question of a kind about any scene.
 
-    What a check is about and the number that a count comes to are drawn here and not for each scene, so that scenes
-    which allow little do not decide it.
+    The subject of a check and the number of a count are drawn here and not for each scene, so that their frequencies do
+    not depend on what scenes allow.
 
     Args:
-      rng: decides everything, now and at every call.
+      rng: the source of randomness, now and at every call.
       kind: one of ``KINDS``.
 
     Returns:
-      A function of a scene that shows nothing that is held out. It gives None where there is no such question that has
-      one answer alone.
+      A function of a scene without held-out combinations. It returns None if the scene allows no such question with a
+      unique answer.
     """
     if kind == "count":
         return _make_count_asker(rng)

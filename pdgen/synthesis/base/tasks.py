@@ -1,11 +1,11 @@
-"""What the base model learns in shapes world before the process: to draw at once, to read pictures and to edit them.
+"""The subsets of the base model in shapes world: drawing in one step, understanding pictures and editing them.
 
     text_to_image   a prompt and its picture; mode "single_pass"
     understand      a picture, a question and its answer; mode "understand"
     edit            a picture, an instruction and the changed picture; mode "edit"
 
-Painter and words are exact, so no judge is asked. As everywhere, nothing says or shows what ``held_out`` keeps from
-training. Every function of this module makes a sample as those of ``subsets.MAKERS`` do.
+Painter and texts are exact, so no judge is needed. No sample contains a held-out combination. The public functions of
+this module are entries of ``subsets.MAKERS``.
 """
 
 import functools
@@ -30,7 +30,7 @@ from pdgen.synthesis.settings import DatasetSettings
 from pdgen.synthesis.story import Rejected, Story, Teachers
 from pdgen.teachers.protocols import Stroke
 
-SCENES = 50  # looked at for one that allows a question or an operation, so that these come in their shares
+SCENES = 50  # scenes tried to find one that allows the drawn question or operation
 COMPOSITION = "composition"
 
 
@@ -41,7 +41,7 @@ def _draw_thing_count(rng: np.random.Generator, shares: Sequence[float]) -> int:
 def _draw_graph(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, shares: Sequence[float]
 ) -> tuple[str, SceneGraph]:
-    """(task, scene) of what a prompt of a file asks for, or of a random composition of so many things."""
+    """Return task and graph of a prompt from a file, or of a random composition whose number of things is drawn."""
     if prompt is not None:
         return PROMPT_TASK, parse_prompt(settings, teachers, prompt)
     return COMPOSITION, sample_graph(rng, COMPOSITION, things=_draw_thing_count(rng, shares))
@@ -49,6 +49,11 @@ def _draw_graph(
 
 def _lay_out(rng: np.random.Generator, teachers: Teachers, steps: Sequence[Step]) -> Story:
     return place_story(rng, teachers, Story("", "", steps[-1].graph, tuple(steps), ()))
+
+
+def _get_scenes(story: Story) -> list[Scene]:
+    # These subsets exist only in shapes world, where every step has a scene.
+    return [scene for scene in story.scenes if scene is not None]
 
 
 def _make_step(graph: SceneGraph) -> Step:
@@ -60,14 +65,14 @@ def _paint_image(teachers: Teachers, words: str, scene: Scene, given: bool = Fal
     return Image(stage="given" if given else "sketch", png=encode_png(picture), target=not given)
 
 
-def _build_record(name: str, source: str, mode: Mode, segments: list[Text | Image], told: dict[str, Any]) -> Record:
-    return Record(id=name, source=source, complete=True, segments=segments, scene=told, mode=mode)
+def _build_record(name: str, source: str, mode: Mode, segments: list[Text | Image], facts: dict[str, Any]) -> Record:
+    return Record(id=name, source=source, complete=True, segments=segments, scene=facts, mode=mode)
 
 
 def make_text_to_image(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
 ) -> Callable[[str], Record]:
-    """A prompt and its picture. ``scene`` tells task, wording, what is asked for and what is drawn."""
+    """Make a prompt and its picture. The record's ``scene`` holds task, wording, the prompt's graph and the step."""
     part = settings.text_to_image
     wording = "prompt" if prompt is not None else choose(rng, part.wordings)
     task = PROMPT_TASK if prompt is not None else choose(rng, settings.tasks) if wording == "prompt" else COMPOSITION
@@ -78,8 +83,8 @@ def make_text_to_image(
     story = _lay_out(rng, teachers, [_make_step(graph)])
     if wording == "description":
         story = state_places(rng, story, settings.places)
-    (step,), (scene,) = story.steps, story.scenes
-    asked, text = step.graph, prompt
+    (step,), (scene,) = story.steps, _get_scenes(story)
+    asked = step.graph
     if wording in ("caption", "places"):
         places = wording == "places"
         asked, text = make_caption_graph(scene, places), write_caption(scene, places)
@@ -87,30 +92,32 @@ def make_text_to_image(
         text = language.write_description(rng, step.graph)
     elif prompt is None:
         asked = make_prompt_graph(rng, graph, task)
-        # Few things are asked for in a few words, as by GenEval, or in whole sentences.
+        # Prompts for one or two entities are short, as GenEval's, or whole sentences.
         short = len(asked.entities) <= 2 and rng.random() < 0.5
         text = language.write_prompt(rng, asked, "short" if short else task)
+    else:
+        text = prompt
     refuse_leak(settings, text)
     segments = [Text(stage="prompt", text=text, target=False), _paint_image(teachers, text, scene)]
-    told = {"task": task, "wording": wording, "prompt_graph": asked, "steps": [step]}
+    facts = {"task": task, "wording": wording, "prompt_graph": asked, "steps": [step]}
     return functools.partial(
-        _build_record, source="text_to_image", mode="single_pass", segments=segments, told=msgspec.to_builtins(told)
+        _build_record, source="text_to_image", mode="single_pass", segments=segments, facts=msgspec.to_builtins(facts)
     )
 
 
 def make_understand(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
 ) -> Callable[[str], Record]:
-    """A picture, a question and its answer.
+    """Make a picture, a question and its answer.
 
-    The record's ``scene`` tells the kind of question as its task, and the scene's graph. Of a check it also tells what
-    was said, and whether that is so.
+    The record's ``scene`` holds the kind of question as its task and the graph of the scene. For a check it also holds
+    the graph of the description and whether it is right.
     """
     kind = choose(rng, settings.understand.questions)
     ask = make_asker(rng, kind)
     for _ in range(SCENES):
         _, graph = _draw_graph(rng, settings, teachers, prompt, settings.understand.things)
-        (scene,) = _lay_out(rng, teachers, [_make_step(graph)]).scenes
+        (scene,) = _get_scenes(_lay_out(rng, teachers, [_make_step(graph)]))
         question = ask(scene)
         if question is not None:
             break
@@ -121,22 +128,21 @@ def make_understand(
         Text(stage="prompt", text=question.text, target=False),
         Text(stage="answer", text=question.answer, target=True),
     ]
-    told: dict[str, Any] = {"task": kind, "graph": graph}
+    facts: dict[str, Any] = {"task": kind, "graph": graph}
     if question.said is not None:
-        told |= {"prompt_graph": question.said, "positive": question.right}
+        facts |= {"prompt_graph": question.said, "positive": question.right}
     return functools.partial(
-        _build_record, source="understand", mode="understand", segments=segments, told=msgspec.to_builtins(told)
+        _build_record, source="understand", mode="understand", segments=segments, facts=msgspec.to_builtins(facts)
     )
 
 
 def make_edit(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
 ) -> Callable[[str], Record]:
-    """A picture, an instruction and the changed picture; all that the instruction does not concern keeps its pixels.
+    """Make a picture, an instruction and the changed picture. Everything else keeps its pixels.
 
-    What the instruction asks for is not there yet; see ``edits.changes_picture``.
-
-    The record's ``scene`` tells the graph before and the step, with its operation and the graph after.
+    The first picture does not show the result already; see ``edits.changes_picture``. The record's ``scene`` holds the
+    graph before and the step with its operation and the graph after.
     """
     operation = choose(rng, settings.edit.operations)
     for _ in range(SCENES):
@@ -145,7 +151,7 @@ def make_edit(
         if steps is None:
             continue
         story = state_places(rng, _lay_out(rng, teachers, steps), settings.edit.places)
-        (first, second), (before, after) = story.steps, story.scenes
+        (first, second), (before, after) = story.steps, _get_scenes(story)
         if changes_picture(second, before, after):
             break
     else:
@@ -156,7 +162,7 @@ def make_edit(
         Text(stage="prompt", text=text, target=False),
         _paint_image(teachers, text, after),
     ]
-    told = {"task": task, "before": first.graph, "steps": [second]}
+    facts = {"task": task, "before": first.graph, "steps": [second]}
     return functools.partial(
-        _build_record, source="edit", mode="edit", segments=segments, told=msgspec.to_builtins(told)
+        _build_record, source="edit", mode="edit", segments=segments, facts=msgspec.to_builtins(facts)
     )
