@@ -1,13 +1,14 @@
 """BAGEL's parquet files: text-to-image pairs, and editing in one or several turns.
 
-Text-to-image: columns ``image`` (the file's bytes) and ``captions`` (a JSON object of captions). A row becomes
-prompt, plan, sketch, complete. The prompt is the shortest caption and the plan's description the longest; with
-one caption the plan repeats the prompt and is context, with several it is a target, since it then says more.
+Text-to-image: columns ``image`` (the file's bytes) and ``captions`` (a JSON object of captions). A row becomes a
+complete record of prompt, plan and sketch. The prompt is the shortest caption, the plan's description the longest. With
+several captions the plan is a target, because it adds information. With one caption it repeats the prompt and is
+context.
 
-Editing: columns ``image_list`` (bytes, at least two) and ``instruction_list`` (a list of wordings for each
-step from one image to the next). A row becomes the first image, given; the instructions of all steps as the
-prompt (first wording each); and a plan and a sketch per step, complete. Plans repeat the prompt's words and
-the data describe no scene, so they are context.
+Editing: columns ``image_list`` (bytes, at least two) and ``instruction_list`` (a list of wordings for each step from
+one image to the next). A row becomes a complete record of the first image as given image, the first wordings of all
+instructions as prompt, and a plan and a sketch per step. The plans are context, because they repeat the prompt and the
+data have no descriptions.
 """
 
 import json
@@ -25,12 +26,12 @@ TEXT_TO_IMAGE, EDITING = "bagel_t2i", "bagel_edit"
 
 
 def read_text_to_image(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a text-to-image parquet file or a folder of them. Raises ImporterError."""
+    """Read records from a text-to-image parquet file or a folder of them. Raises ImporterError."""
     return convert(read_parquet(path, TEXT_TO_IMAGE, [("image", "captions")]), _import_pair)
 
 
 def read_editing(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of an editing parquet file or a folder of them. Raises ImporterError."""
+    """Read records from an editing parquet file or a folder of them. Raises ImporterError."""
     return convert(read_parquet(path, EDITING, [("image_list", "instruction_list")]), _import_editing)
 
 

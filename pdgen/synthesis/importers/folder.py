@@ -1,4 +1,4 @@
-r"""One's own data: JSON lines with images beside them, one trajectory a line.
+r"""Importer of user data: JSON lines and image files, one trajectory per line.
 
     {"prompt": "a red circle left of a blue square", "steps": [
       {"instruction": "Draw a red circle.", "description": "A red circle.", "image": "0.png",
@@ -6,15 +6,14 @@ r"""One's own data: JSON lines with images beside them, one trajectory a line.
       {"image": "1.png", "inspect": "The circle is red, as asked."},
       {"plan": "<ins>Add a blue square.</ins> <des>A red circle and a blue square.</des>", "image": "2.jpg"}]}
 
-Keys of a line: ``prompt``; ``steps``, at least one; optionally ``id``, ``given`` (files of images that come
-before the prompt), and ``complete`` (true: the trajectory ends here, and the model learns to stop; false: it
-is a cut).
+Keys of a line: ``prompt``; ``steps``, at least one; optionally ``id``, ``given`` (image files before the prompt), and
+``complete`` (true: the trajectory ends here, and the model learns to stop; false: it is only the beginning of one).
 
-Keys of a step: ``image``, a PNG, JPEG or WebP file, its path relative to the JSON lines file; before it a plan,
-either ``instruction`` and ``description`` or both in one as ``plan`` (closed with ``</ins>`` or ``<\ins>``); after
-it ``inspect``, with ``correction`` (or ``<refine>``) if it finds a fault. The plan may be left out after a
-correction: then the image alone is corrected. ``target`` false keeps an image as context. What a later step
-corrects is context in any case.
+Keys of a step: ``image``, a PNG, JPEG or WebP file with its path relative to the JSON lines file; the plan before it,
+either as ``instruction`` and ``description`` or in one text as ``plan`` (closed with ``</ins>`` or ``<\ins>``); the
+inspection after it as ``inspect``, with ``correction`` (or ``<refine>`` in the text) if it finds a fault. After a
+correction the plan may be missing, if only the image is corrected. ``target`` false makes an image context. Everything
+that a later step corrects is context in any case.
 """
 
 import pathlib
@@ -32,7 +31,7 @@ FOLDER = "folder"
 
 
 class FolderStep(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One step of a line; see the module."""
+    """One step of a line; see the module's docstring."""
 
     image: str
     plan: str | None = None
@@ -52,7 +51,7 @@ class FolderStep(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class FolderLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One trajectory; see the module."""
+    """One trajectory; see the module's docstring."""
 
     prompt: str
     steps: list[FolderStep]
@@ -62,7 +61,7 @@ class FolderLine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def read_folder(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a JSON lines file, or of all in a folder. Raises ImporterError."""
+    """Read records from a JSON lines file, or from all in a folder. Raises ImporterError."""
     return convert(read_json_lines(path, FOLDER), _import_line)
 
 

@@ -1,4 +1,4 @@
-"""The alignment subset from GenRef archives: bad pictures with what to change, good ones with why they fit."""
+"""The alignment subset from GenRef archives: bad pictures with corrections, and good pictures with explanations."""
 
 import collections
 import io
@@ -29,9 +29,13 @@ def _judge_picture(teachers: Teachers, plan: str, image: Image) -> Verdict:
 def _make_segments(
     settings: DatasetSettings, teachers: Teachers, imported: Record, positive: bool
 ) -> tuple[list[Text | Image], Verdict | None]:
-    """The segments of a sample made of GenRef's prompt, plan, bad picture, reflection and good picture.
+    """Make the segments of a sample from GenRef's prompt, plan, bad picture, reflection and good picture.
 
-    And the judge's verdict on the first picture, None where he was not asked.
+    Returns:
+      The segments, and the judge's verdict on the first picture; None if no judge is needed.
+
+    Raises:
+      Rejected: the prompt is a benchmark prompt, or the judge declines or disagrees.
     """
     prompt, plan, bad, reflection, good = imported.segments
     assert isinstance(prompt, Text) and isinstance(plan, Text) and isinstance(reflection, Text)
@@ -58,15 +62,18 @@ def _make_segments(
 def make_archive_samples(
     settings: DatasetSettings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range
 ) -> Samples:
-    """Those samples of the alignment subset, each from the next of ``outcomes`` that will do.
+    """Make samples of the alignment subset, each from the next suitable one of ``outcomes``.
 
-    Every outcome is used or counted as rejected, so records and rejected together tell how many were taken.
+    Every outcome is used or counted as rejected, so the number of records and rejections is the number of outcomes
+    read.
 
     Args:
-      outcomes: of ``pdgen.synthesis.importers.reflection.read_genref``.
+      settings, teachers: those of the data set.
+      outcomes: see ``pdgen.synthesis.importers.reflection.read_genref``.
+      numbers: the numbers of the samples.
 
     Raises:
-      SettingsError: there are too few.
+      SettingsError: there are too few outcomes.
     """
     records: list[Record] = []
     rejected: collections.Counter[str] = collections.Counter()

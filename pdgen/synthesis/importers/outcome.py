@@ -1,4 +1,4 @@
-"""What becomes of a sample of another data set: a record, or a reason why not."""
+"""Outcomes of the import of a sample: a record, or the reason why it was skipped."""
 
 import dataclasses
 import itertools
@@ -9,16 +9,16 @@ from typing import Any
 from pdgen.sequence.trajectory import Record, TrajectoryError, check_grammar
 
 UNGRAMMATICAL = "breaks the sequence grammar"
-NAMED = 20  # samples named per reason
+NAMED = 20  # skipped samples listed per reason
 CHUNK_SIZE = 32  # samples in memory at a time
 
 
 class ImporterError(ValueError):
-    """A whole file or folder is not of the format; one line names it and what was expected."""
+    """A file or folder that does not have the format. The message is one line with its name and the expected format."""
 
 
 class RefusedSample(ValueError):
-    """A sample cannot become a record. ``reason`` is one of few, for counting; the text tells the details."""
+    """A sample that cannot become a record. ``reason`` is one of a few texts, for counting; the message has details."""
 
     def __init__(self, reason: str, details: str) -> None:
         super().__init__(details)
@@ -27,7 +27,7 @@ class RefusedSample(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class SkippedSample:
-    """A sample that was left out: ``where`` names file and row, ``reason`` is for counting."""
+    """A sample that was skipped. ``where`` names file and row; ``reason`` is for counting."""
 
     where: str
     reason: str
@@ -42,7 +42,7 @@ Outcome = Record | SkippedSample
 
 @dataclasses.dataclass(frozen=True)
 class SourceSample:
-    """One sample as it was stored: ``where`` for messages, ``id`` for its record."""
+    """One sample as stored: ``where`` is for messages, ``id`` for its record."""
 
     where: str
     id: str
@@ -50,13 +50,13 @@ class SourceSample:
 
 
 def convert(samples: Iterable[SourceSample], make: Callable[[str, Any], Record]) -> Iterator[Outcome]:
-    """``make(id, content)`` of every sample, or why there is none.
+    """Convert samples to records by ``make(id, content)``, in order.
 
-    ``make`` raises Refused, or TrajectoryError for texts that hold tags; what it returns is checked against
-    the sequence grammar. Outcomes keep the samples' order; threads share the work, which is pictures mostly.
+    A sample is skipped if ``make`` raises RefusedSample, or TrajectoryError for texts with tags, or if the record
+    breaks the sequence grammar. Threads share the work, which is mostly decoding of pictures.
     """
 
-    def outcome(sample: SourceSample) -> Outcome:
+    def convert_one(sample: SourceSample) -> Outcome:
         try:
             record = make(sample.id, sample.content)
             check_grammar(record)
@@ -68,12 +68,12 @@ def convert(samples: Iterable[SourceSample], make: Callable[[str, Any], Record])
 
     remaining = iter(samples)
     with ThreadPoolExecutor() as threads:
-        while together := list(itertools.islice(remaining, CHUNK_SIZE)):
-            yield from threads.map(outcome, together)
+        while chunk := list(itertools.islice(remaining, CHUNK_SIZE)):
+            yield from threads.map(convert_one, chunk)
 
 
 class Tally:
-    """Counts what passes: ``records`` and, by reason, what was skipped, the first ``NAMED`` by name."""
+    """Counts of records and of skipped samples by reason, with the first ``NAMED`` samples of each reason."""
 
     def __init__(self) -> None:
         self.records = 0
@@ -81,7 +81,7 @@ class Tally:
         self._counts: dict[str, int] = {}
 
     def filter_records(self, outcomes: Iterable[Outcome]) -> Iterator[Record]:
-        """The records among ``outcomes``."""
+        """Yield the records among ``outcomes``, and count all."""
         for outcome in outcomes:
             if isinstance(outcome, SkippedSample):
                 self._counts[outcome.reason] = self._counts.get(outcome.reason, 0) + 1
@@ -94,10 +94,10 @@ class Tally:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many samples were skipped, by reason."""
+        """Number of skipped samples by reason."""
         return dict(self._counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``dataset.json``: counts, and the names of the first skipped samples of each reason."""
+        """Convert to plain data for ``dataset.json``: counts, and the first skipped samples of each reason."""
         skipped = {r: {"samples": n, "first": self._skipped[r]} for r, n in sorted(self._counts.items())}
         return {"imported": self.records, "skipped": skipped}

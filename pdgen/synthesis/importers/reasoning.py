@@ -1,22 +1,22 @@
-"""Visual reasoning data sets as trajectories: thoughts and drawings in turn, then an answer.
+"""Importers of visual reasoning data sets: thoughts and drawings in turn, then an answer.
 
 Zebra-CoT: columns ``Question``, ``Text Reasoning Trace``, ``Final Answer``, ``problem_image_k`` and
-``reasoning_image_k``; the texts name images as ``<image_start>[reasoning_image_1]<image_end>`` and number
-their thoughts ``THOUGHT 3:``.
+``reasoning_image_k``. The texts refer to images as ``<image_start>[reasoning_image_1]<image_end>`` and number their
+thoughts ``THOUGHT 3:``.
 
-ThinkMorph as published: columns ``question``, ``answer``, ``problem_image_0``, ``resoning_thought_0`` (so
-spelt), ``reasoning_image_0``, ``resoning_thought_1``, ...; as prepared for training: ``image_list`` (the
-problem's image, then the drawn ones), ``instruction_list`` (the question) and ``output_text_list`` (the
-thoughts, in ``<think>``, the last with ``<answer>``).
+ThinkMorph as published: columns ``question``, ``answer``, ``problem_image_0``, ``resoning_thought_0`` (sic),
+``reasoning_image_0``, ``resoning_thought_1``, ... As prepared for training: ``image_list`` (the problem's image, then
+the drawings), ``instruction_list`` (the question) and ``output_text_list`` (the thoughts, in ``<think>``, the last with
+``<answer>``).
 
-All become: the problem's images, given; the question as prompt; before each drawing its thought as a plan (see
-``texts.make_thought_plan``); the drawing as a sketch; and after the last drawing the remaining thoughts and the answer
-as an inspection. Where several numbered thoughts stand between two drawings, the last is the plan of the second and
-those before it are the inspection of the first. Everything but the prompt is a target; records are complete. Thought
-numbers and the data sets' own tags are left out; a problem image named inside a text becomes the words "image 1".
+A row becomes a complete record. The problem's images are given images, and the question is the prompt. Each drawing
+becomes a sketch, and the thought before it a plan (see ``texts.make_thought_plan``). The thoughts after the last
+drawing and the answer become an inspection. Of several numbered thoughts between two drawings, the last becomes the
+plan of the second drawing, and the others the inspection of the first. Everything but the prompt is a target. Thought
+numbers and the data sets' own tags are removed; a reference to a problem image becomes the words "image 1".
 
-Left out and counted: rows that draw nothing, two drawings without a thought between them, a drawing without a
-thought before it, images that are named but missing.
+Rows are skipped and counted if they draw nothing, have two drawings without a thought between them or a drawing without
+a thought before it, or refer to missing images.
 """
 
 import pathlib
@@ -41,13 +41,13 @@ _MARKUP = re.compile(r"</?(?:think|answer|image_start|image_end)>|<\|(?:vision_s
 
 
 def read_zebra_cot(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a Zebra-CoT parquet file or a folder of them. Raises ImporterError."""
+    """Read records from a Zebra-CoT parquet file or a folder of them. Raises ImporterError."""
     columns = ("Question", "Text Reasoning Trace", "Final Answer")
     return convert(read_parquet(path, ZEBRA, [columns]), _import_zebra)
 
 
 def read_thinkmorph(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a ThinkMorph parquet file of either layout, or of a folder of them. Raises ImporterError."""
+    """Read records from a ThinkMorph parquet file of either layout, or from a folder. Raises ImporterError."""
     return convert(read_parquet(path, THINKMORPH, [_RAW, _PREPARED]), _import_thinkmorph)
 
 
@@ -83,7 +83,7 @@ def _import_thinkmorph(record_id: str, row: dict[str, Any]) -> Record:
 
 
 def _list_columns(row: dict[str, Any], prefix: str) -> list[str]:
-    """The columns ``<prefix><number>`` that hold something, in the order of their numbers."""
+    """List the columns ``<prefix><number>`` that are not null, sorted by number."""
     numbers = sorted(int(n) for name in row if name.startswith(prefix) and (n := name[len(prefix) :]).isdecimal())
     return [name for n in numbers if row[name := f"{prefix}{n}"] is not None]
 
@@ -93,7 +93,7 @@ def _make_start(given: Sequence[bytes], question: str) -> list[Text | Image]:
 
 
 def _make_reasoning(before: Sequence[str], pngs: Sequence[bytes], rest: str, answer: str) -> list[Text | Image]:
-    """``before[i]`` is what is thought before drawing ``pngs[i]``, ``rest`` what is thought after the last."""
+    """Make plans, drawings and inspections; ``before[i]`` is the text before ``pngs[i]``, ``rest`` the last text."""
     if not pngs:
         raise RefusedSample(NO_DRAWING, "the reasoning has no image")
     segments: list[Text | Image] = []
@@ -118,6 +118,6 @@ def _split_thoughts(text: str) -> list[str]:
 
 
 def _tidy(text: str) -> str:
-    """Without the data sets' markup and without space at either end or doubled within lines."""
+    """Remove the data sets' markup, and normalise whitespace within lines and at both ends."""
     lines = _MARKUP.sub(" ", text).strip().splitlines()
     return "\n".join(" ".join(line.split()) for line in lines).strip()

@@ -1,19 +1,18 @@
-"""Data sets of mended images: UniCoT-Self-Reflection and GenRef.
+"""Importers of data sets with corrected images: UniCoT-Self-Reflection and GenRef.
 
-UniCoT-Self-Reflection: columns ``prompt`` and, per round ``input_image`` (what is looked at),
-``eval`` and ``eval_summary`` (what is wrong with it), ``edit`` (what to change) and ``output_image`` (the result;
-null in the last round, which finds nothing wrong). A row becomes prompt, plan, the first image as sketch; per
-round an inspection of ``eval`` and ``eval_summary``, with ``edit`` as its ``<refine>``, and the round's result
-as refined image. Images that a later inspection faults are context; the last one is a target, so are all
-inspections. Complete.
+UniCoT-Self-Reflection: columns ``prompt`` and, per round, ``input_image`` (the image to inspect), ``eval`` and
+``eval_summary`` (its faults), ``edit`` (the correction) and ``output_image`` (the result; null in the last round, which
+finds no fault). A row becomes a complete record of prompt, plan and the first image as sketch, and for each round an
+inspection from ``eval`` and ``eval_summary`` with ``edit`` as its ``<refine>``, and the result as refined image. Images
+with faults are context. The last image and all inspections are targets.
 
 GenRef: webdataset archives with ``good_image.jpg``, ``bad_image.jpg``, ``reflection.txt``, ``prompt.txt``,
-``subset.txt`` per sample. A sample becomes prompt, plan, the bad image as sketch (context), the reflection as
-``<refine>``, the good image as refined image (both targets). It is a cut, so not complete; GenRef does not say
-whether the good image is good enough. The reflections say what to change and do not analyse; a teacher may put
-an analysis before them. The record's ``scene`` holds {"subset": ...}.
+``subset.txt`` per sample. A sample becomes a record of prompt, plan, the bad image as sketch (context), the reflection
+as ``<refine>`` and the good image as refined image (both targets). The record is not complete, because GenRef does not
+say whether the good image has faults. Reflections are corrections without an analysis, which a teacher can add. The
+record's ``scene`` is {"subset": ...}.
 
-Neither holds plans: the plan asks for the whole scene, repeats the prompt and is context.
+Both lack plans. The plan asks for the whole scene, repeats the prompt and is context.
 """
 
 import pathlib
@@ -33,12 +32,12 @@ _ROUNDS = ("input_image", "output_image", "edit", "eval", "eval_summary")
 
 
 def read_unicot(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a UniCoT-Self-Reflection parquet file or a folder of them. Raises ImporterError."""
+    """Read records from a UniCoT-Self-Reflection parquet file or a folder of them. Raises ImporterError."""
     return convert(read_parquet(path, UNICOT, [("prompt", *_ROUNDS)]), _import_unicot)
 
 
 def read_genref(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a GenRef archive or a folder of them. Raises ImporterError."""
+    """Read records from a GenRef archive or a folder of them. Raises ImporterError."""
     return convert(read_tar(path, GENREF), _import_genref)
 
 

@@ -1,4 +1,4 @@
-"""Reading samples one by one from parquet files, tar archives and JSON lines, with progress."""
+"""Readers of samples from parquet files, tar archives and JSON lines, one by one and with a progress bar."""
 
 import pathlib
 import tarfile
@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from pdgen.synthesis.importers.outcome import ImporterError, SourceSample
 
-ROWS = 16  # read together; a row of images may have many megabytes
+ROWS = 16  # rows read at a time; a row with images may have many megabytes
 
 
 def list_files(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
-    """The file ``path``, or all files below the folder ``path`` that end in ``suffix``; with short names.
+    """List the file ``path``, or all files below the folder ``path`` that end in ``suffix``, with short names.
 
     Raises:
-      ImporterError: there is none.
+      ImporterError: there is no such file.
     """
     if path.is_file():
         return [(path, path.name)]
@@ -30,15 +30,15 @@ def list_files(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]
 
 
 def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[str]]) -> Iterator[SourceSample]:
-    """The rows of parquet files as dictionaries, all columns.
+    """Read the rows of parquet files as dictionaries of all columns.
 
     Args:
       path: a file, or a folder with ``*.parquet``.
-      source: begins the ids, ``<source>/<file>/<row>``; rows count from 0 in each file.
+      source: first part of the ids ``<source>/<file>/<row>``; rows are numbered from 0 in each file.
       layouts: sets of columns; each file must have all columns of one of them.
 
     Raises:
-      ImporterError: a file is no parquet, is damaged, or lacks columns.
+      ImporterError: a file is not parquet, is damaged, or lacks columns.
     """
     for file, name in list_files(path, ".parquet"):
         try:
@@ -60,16 +60,16 @@ def _check_columns(file: pathlib.Path, columns: Sequence[str], layouts: Sequence
 
 
 def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
-    """The samples of webdataset archives: members that share a name up to the first dot, in a row.
+    """Read the samples of webdataset archives: consecutive members with the same name up to the first dot.
 
-    A sample's content is a dictionary from the rest of the name ("prompt.txt") to the member's bytes.
+    The content of a sample is a dictionary from the rest of the name ("prompt.txt") to the member's bytes.
 
     Args:
       path: an archive, or a folder with ``*.tar``.
-      source: begins the ids, ``<source>/<file>/<shared name>``.
+      source: first part of the ids ``<source>/<file>/<shared name>``.
 
     Raises:
-      ImporterError: an archive is no tar, or is truncated.
+      ImporterError: an archive is not a tar file, or is truncated.
     """
     for file, name in list_files(path, ".tar"):
         key: tuple[str, str] = ("", "")
@@ -90,7 +90,7 @@ def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
                             yield _make_tar_sample(file, name, key, source, content)
                         key, content = (folder, first), {}
                     opened = archive.extractfile(member)
-                    assert opened is not None  # of a file
+                    assert opened is not None  # the member is a file
                     content[rest.lower()] = opened.read()
                     bar.update(member.offset_data + member.size - bar.n)
         except (tarfile.TarError, OSError, EOFError) as fault:
@@ -100,7 +100,7 @@ def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
 
 
 def _check_end(file: pathlib.Path) -> None:
-    """Raises TarError where the zeros that end an archive are missing; tarfile itself may not notice."""
+    """Raise TarError if the zeros at the end of an archive are missing, which tarfile may not notice."""
     with file.open("rb") as archive:
         size = archive.seek(0, 2)
         archive.seek(max(0, size - tarfile.BLOCKSIZE))
@@ -116,13 +116,13 @@ def _make_tar_sample(
 
 
 def read_json_lines(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
-    """The lines of JSON lines files, as bytes; empty lines are passed over.
+    """Read the lines of JSON lines files as bytes; empty lines are skipped.
 
-    Lines count from 1. A sample's content is (the file's folder, the line); its id ``<source>/<file>/<line>``.
+    The content of a sample is (the file's folder, the line). Its id is ``<source>/<file>/<line>``, from line 1.
 
     Args:
       path: a file, or a folder with ``*.jsonl``.
-      source: begins the ids.
+      source: first part of the ids.
 
     Raises:
       ImporterError: there is no file.

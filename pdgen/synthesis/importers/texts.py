@@ -1,4 +1,4 @@
-"""Plans, inspections and targets made from the texts of other data sets."""
+"""Plans, inspections and targets from the texts of other data sets."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _REFINE_OPENS = "<refine>"
 
 
 def read_text(value: Any, name: str) -> str:
-    """A text without the space around it. Raises Refused where it is empty or no text; bytes are UTF-8."""
+    """Read a text, as str or UTF-8 bytes, and strip it. Raises RefusedSample if it is empty or not a text."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -37,33 +37,32 @@ def read_text(value: Any, name: str) -> str:
 
 
 def read_optional_text(value: Any, name: str) -> str:
-    """``read_text``, or "" where there are none."""
+    """Read a text as ``read_text``; "" if it is missing."""
     return "" if value is None or value == "" else read_text(value, name)
 
 
 def make_prompt(text: str) -> Text:
-    """The prompt segment."""
+    """Make the prompt segment."""
     return Text(stage="prompt", text=text, target=False)
 
 
 def read_first_wording(value: Any, name: str) -> str:
-    """``read_text`` of a text, or of the first of a list of wordings."""
+    """Read a text, or the first of a list of wordings, as ``read_text``."""
     while isinstance(value, list):
         value = value[0] if value else None
     return read_text(value, name)
 
 
 def make_plan(instruction: str, description: str, *, target: bool) -> Text:
-    """A plan of two parts. ``target`` is False where its words were made up: then nobody learns them."""
+    """Make a plan of two parts. ``target`` should be False if the importer added the words."""
     return Text(stage="plan", text=format_plan(instruction, description), target=target)
 
 
 def make_thought_plan(text: str) -> Text:
-    """A plan from a thought that precedes a drawing.
+    """Make a plan from the thought before a drawing.
 
-    A thought that is a plan already (``<ins>``, closed either way) stays one. Of any other the last sentence,
-    which says what is drawn, becomes the description and what precedes it the instruction; a single sentence
-    is both.
+    A thought that is a plan already (``<ins>``, closed either way) stays one. Otherwise the last sentence, which says
+    what is drawn, becomes the description, and the text before it the instruction. A single sentence becomes both.
     """
     if "<ins>" in text:
         return make_plan(*parse_plan(text), target=True)
@@ -73,7 +72,7 @@ def make_thought_plan(text: str) -> Text:
 
 
 def make_inspection(analysis: str, correction: str | None = None) -> Text:
-    """An inspection; an ``analysis`` that holds ``<refine>`` itself is written with the proper closing tag."""
+    """Make an inspection. If ``analysis`` contains ``<refine>``, its closing tag is corrected."""
     if correction is None and (correction := parse_refine(analysis)) is not None:
         analysis = analysis[: analysis.index(_REFINE_OPENS)]
     text = format_inspection(analysis.strip(), correction if correction is None else correction.strip())
@@ -81,12 +80,12 @@ def make_inspection(analysis: str, correction: str | None = None) -> Text:
 
 
 def make_image(segments: Sequence[Text | Image], png: bytes) -> Image:
-    """An image that is drawn after ``segments``, a target."""
+    """Make an image that is drawn after ``segments``, as a target."""
     return Image(stage=image_stage([segment_kind(s) for s in segments]), png=png, target=True)
 
 
 def drop_corrected_targets(segments: Sequence[Text | Image]) -> list[Text | Image]:
-    """The segments, with drafts that are faulted and plans that are rewritten made context."""
+    """Make drafts with faults and rewritten plans context."""
     faulty = set(corrected([segment_kind(s) for s in segments]))
     return [
         msgspec.structs.replace(segment, target=segment.target and number not in faulty)
