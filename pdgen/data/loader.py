@@ -221,7 +221,7 @@ class Batches:
         return laid_out
 
     def list_record_ids(self, step: int) -> list[str]:
-        """Ids of the records in the whole batch of ``step``, of all processes."""
+        """List the ids of the records in the batch of ``step``, over all processes."""
         packs = range(step * self.settings.rows, (step + 1) * self.settings.rows)
         return [str(self.index.ids[document.record]) for n in packs for document in self.packer.choose_documents(n)]
 

@@ -164,7 +164,7 @@ def _write_inspection(rng: np.random.Generator, violation: Violation, seen: Matc
 
 
 def find_concerned(instruction: Instruction, found: Sequence[Detection]) -> set[int]:
-    """Numbers of the shapes that are there and that the instruction names to change."""
+    """Find the numbers of the shapes that the instruction changes."""
     if instruction.operation == "add":
         return set()
     ids = instruction.entities[:1] if instruction.operation == "replace" else instruction.entities
