@@ -208,13 +208,13 @@ def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
             import dataclasses, multiprocessing, time
             from absl import flags
             from pdgen.config import SHAPES_NANO
-            from pdgen.data.loader import loader
+            from pdgen.data.loader import make_loader
             from pdgen.data.records import RecordSource
             from tests.data.test_loader import SETTINGS, TOKENIZER
             if __name__ == "__main__":
                 flags.FLAGS.mark_as_parsed()
                 settings = dataclasses.replace(SETTINGS, workers=1)
-                batches = loader(SHAPES_NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
+                batches = make_loader(SHAPES_NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
                 next(batches)
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
                 time.sleep(60)
