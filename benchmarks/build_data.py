@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.synthesis import shards
-from pdgen.synthesis.build import REPORT, STATE, Shard, make_and_write
-from pdgen.synthesis.settings import SUBSETS, Settings, scaled
+from pdgen.synthesis.build import REPORT, STATE, Shard, build_shard
+from pdgen.synthesis.settings import SUBSETS, DatasetSettings, scale_settings
 from pdgen.synthesis.subsets import make_samples
 
 FLAGS = flags.FLAGS
@@ -34,14 +34,14 @@ flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/"
 SCALE, CORES = 0.1, 2  # of the build that is estimated
 
 
-def timed(settings: Settings, subset: str, count: int, folder: pathlib.Path) -> dict[str, float]:
+def timed(settings: DatasetSettings, subset: str, count: int, folder: pathlib.Path) -> dict[str, float]:
     """Samples, and processor seconds for making and judging them and for whole shards with latents and files."""
-    teachers = shards.hire(settings)
+    teachers = shards.make_teachers(settings)
     start = time.process_time()
     samples = make_samples(settings, teachers, subset, range(count))
     made = time.process_time() - start
     start = time.process_time()
-    make_and_write(folder, shards.maker(settings), Shard(subset, 0, 0, count))
+    build_shard(folder, shards.make_shard_maker(settings), Shard(subset, 0, 0, count))
     whole = time.process_time() - start
     pictures = sum(segment.stage in ("sketch", "refine") for r in samples.records for segment in r.segments)
     return {
@@ -56,10 +56,10 @@ def timed(settings: Settings, subset: str, count: int, folder: pathlib.Path) -> 
 
 def measure(count: int) -> dict[str, Any]:
     """Times every subset. Returns every number that is printed."""
-    settings = Settings()
-    counts = {subset: scaled(settings, SCALE).counts(subset)[0] for subset in SUBSETS}
+    settings = DatasetSettings()
+    counts = {subset: scale_settings(settings, SCALE).count_samples(subset)[0] for subset in SUBSETS}
     wanted = {subset: count for subset, count in counts.items() if count}
-    shards.maker(settings)(Shard("multi_turn", 0, 0, 8))  # loads and compiles
+    shards.make_shard_maker(settings)(Shard("multi_turn", 0, 0, 8))  # loads and compiles
     subsets = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -28,7 +28,7 @@ from pdgen.assets import shapes_folder
 from pdgen.config import ModelConfig, get_preset
 from pdgen.data.budgets import propose_budgets
 from pdgen.data.documents import Documents, make_documents
-from pdgen.data.lengths import length_index
+from pdgen.data.lengths import load_length_index
 from pdgen.data.loader import Batches, LoaderConfig
 from pdgen.data.packing import Packer
 from pdgen.data.records import Origin, RecordSource, write_dataset
@@ -103,19 +103,19 @@ def measure(side: int, count: int, packs: int) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in data.iterdir())
         source, dropout = RecordSource(data), ConditionDropout()
         start = time.process_time()
-        documents = make_documents(length_index(source, tokenizer, config))
+        documents = make_documents(load_length_index(source, tokenizer, config))
         opened = time.process_time() - start
         stream = Stream(documents, {"": range(len(documents))}, {}, dropout, seed=0)
         proposal = propose_budgets(documents, stream, total)[0]
         batches = Batches(config, source, tokenizer, LoaderConfig(1, proposal.budgets, dropout=dropout))
         packs = packs or max(1, round(len(documents) / 2 / proposal.documents))
-        batches.pack(0)
+        batches.make_pack(0)
         wall, start = time.perf_counter(), time.process_time()
         for number in range(1, 1 + packs):
-            batches.pack(number)
+            batches.make_pack(number)
         seconds, wall = time.process_time() - start, time.perf_counter() - wall
-        tokens = int(sum(batches.packer.used(number).sum() for number in range(1, 1 + packs)))
-        fill = batches.packer.fill(range(1, 1 + packs))
+        tokens = int(sum(batches.packer.count_used(number).sum() for number in range(1, 1 + packs)))
+        fill = batches.packer.measure_fill(range(1, 1 + packs))
     return {
         "far_pack": FAR,
         "far_pack_s": seek_seconds(documents, proposal.budgets, dropout),
@@ -152,7 +152,7 @@ def seek_seconds(documents: Documents, budgets: Budgets, dropout: ConditionDropo
     )
     packer = Packer(many, {"": range(len(many))}, budgets, dropout, seed=0)
     start = time.process_time()
-    packer.documents(FAR)
+    packer.choose_documents(FAR)
     return time.process_time() - start
 
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
-from pdgen.data.loader import loader
+from pdgen.data.loader import make_loader
 from pdgen.models import bagel
 from pdgen.sequence import layout
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
@@ -182,7 +182,7 @@ def measure_run(run: RunConfig) -> dict[str, Any]:
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, ROWS))
         state = jax.jit(functools.partial(init_state, config), out_shardings=state_shardings(config, mesh))
         state, key = state(jax.random.key(0)), run_key(run.seed, mesh)
-        batches = loader(base.config, source, base.tokenizer, run.loader, 0, run.num_steps)
+        batches = make_loader(base.config, source, base.tokenizer, run.loader, 0, run.num_steps)
         step = jax.jit(functools.partial(train_step, config), donate_argnums=0)
         start, seconds, sums = time.perf_counter(), [], []
         for number, batch in enumerate(batches):

@@ -10,7 +10,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.synthesis.settings.Settings``."""
+    """The keys are those of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.image_size = 64

@@ -42,9 +42,9 @@ from pdgen.sample.plans import first_plans
 from pdgen.sequence.images import image_sizes
 from pdgen.synthesis import build, runners, shards
 from pdgen.synthesis.importers import FORMATS, import_dataset
-from pdgen.synthesis.importers.samples import files_of
-from pdgen.synthesis.self_sampling import TOGETHER
-from pdgen.synthesis.settings import SUBSETS, Settings, SettingsError, scaled
+from pdgen.synthesis.importers.samples import list_files
+from pdgen.synthesis.self_sampling import PLAN_BATCH_SIZE
+from pdgen.synthesis.settings import SUBSETS, DatasetSettings, SettingsError, scale_settings
 from pdgen.teachers.endpoint import Endpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
@@ -78,91 +78,93 @@ def build_subsets() -> None:
         print(price_teachers(settings, stages))
         return
     check_inputs(settings, stages)
-    folder, common = pathlib.Path(OUTPUT.value), shards.common_settings(settings)
-    with build.opened(folder, common, {stage: settings.of(stage) for stage in stages}, OVERWRITE.value):
+    folder, common = pathlib.Path(OUTPUT.value), shards.collect_common_settings(settings)
+    with build.open_build(folder, common, {stage: settings.subset_to_dict(stage) for stage in stages}, OVERWRITE.value):
         build_stages(settings, stages, folder)
         print(build.write_outcome(settings, common, folder))
 
 
-def read_settings() -> tuple[Settings, list[str]]:
+def read_settings() -> tuple[DatasetSettings, list[str]]:
     """The config's settings, scaled, and the stages asked for that have any samples.
 
     Raises:
       ValueError: a setting is out of range, a key or a stage is unknown, or a stage lacks something.
     """
-    settings = scaled(msgspec.convert(CONFIG.value.to_dict(), Settings), SCALE.value, COUNT.value)
+    settings = scale_settings(msgspec.convert(CONFIG.value.to_dict(), DatasetSettings), SCALE.value, COUNT.value)
     if unknown := [stage for stage in STAGES.value if stage not in SUBSETS]:
         raise SettingsError(f"--stages: {unknown[0]!r} is none of {', '.join(SUBSETS)}")
-    stages = [s for s in SUBSETS if s in STAGES.value and settings.counts(s)[0]]
+    stages = [s for s in SUBSETS if s in STAGES.value and settings.count_samples(s)[0]]
     if not stages:
         raise SettingsError(f"--stages={','.join(STAGES.value)}: the config has no samples for them")
     for stage in stages:
-        if line := settings.lacking(stage):
+        if line := settings.find_missing(stage):
             raise SettingsError(line)
     return settings, stages
 
 
-def check_inputs(settings: Settings, stages: Sequence[str]) -> None:
+def check_inputs(settings: DatasetSettings, stages: Sequence[str]) -> None:
     """Raises ValueError where prompts, a key, a checkpoint or an archive is missing, before anything is written."""
-    shards.maker(settings)
-    shards.hire(settings)
+    shards.make_shard_maker(settings)
+    shards.make_teachers(settings)
     if "conflict" in stages and settings.conflict.variant == "self":
         find(settings.conflict.checkpoint)
     if "alignment" in stages and settings.alignment.archive:
-        files_of(pathlib.Path(settings.alignment.archive), ".tar")
+        list_files(pathlib.Path(settings.alignment.archive), ".tar")
 
 
-def build_stages(settings: Settings, stages: Sequence[str], folder: pathlib.Path) -> None:
+def build_stages(settings: DatasetSettings, stages: Sequence[str], folder: pathlib.Path) -> None:
     """Makes what the stages lack, with progress: first what other processes may make, then the rest here."""
-    wanted = {stage: build.cut(stage, settings.counts(stage)[0], settings.shard_size) for stage in stages}
-    here = [stage for stage in stages if shards.stays_here(settings, stage)]
+    wanted = {stage: build.cut_shards(stage, settings.count_samples(stage)[0], settings.shard_size) for stage in stages}
+    here = [stage for stage in stages if shards.needs_main_process(settings, stage)]
     elsewhere = [shard for stage in stages if stage not in here for shard in wanted[stage]]
-    with tqdm(total=sum(settings.counts(stage)[0] for stage in stages), unit=" samples", smoothing=0.05) as bar:
+    with tqdm(total=sum(settings.count_samples(stage)[0] for stage in stages), unit=" samples", smoothing=0.05) as bar:
 
         def progress(facts: build.ShardFacts) -> None:
             bar.set_postfix_str(facts.name)
             bar.update(facts.records)
 
-        build.run(folder, elsewhere, shards.maker(settings), choose_runner(), progress)
+        build.build_shards(folder, elsewhere, shards.make_shard_maker(settings), choose_runner(), progress)
         for stage in here:
-            build.run(folder, wanted[stage], make_stage_maker(settings, stage, folder), runners.here, progress)
+            build.build_shards(
+                folder, wanted[stage], make_stage_maker(settings, stage, folder), runners.run_serial, progress
+            )
 
 
 def choose_runner() -> build.Runner:
     """The runner that the flags name."""
     if RUNNER.value == "ray":
-        return runners.on_ray
-    workers = WORKERS.value or runners.cores()
-    return runners.here if workers == 1 else functools.partial(runners.in_processes, workers)
+        return runners.run_on_ray
+    workers = WORKERS.value or runners.count_cores()
+    return runners.run_serial if workers == 1 else functools.partial(runners.run_in_processes, workers)
 
 
-def make_stage_maker(settings: Settings, stage: str, folder: pathlib.Path) -> build.Make:
+def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path) -> build.Make:
     """Makes what makes the shards of a stage in this process."""
     if stage == "conflict" and settings.conflict.variant == "self":
         sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
-        write = first_plans(sampler, settings.conflict.temperature, TOGETHER)
-        return shards.self_sampling_maker(settings, shards.hire(settings), write)
+        write = first_plans(sampler, settings.conflict.temperature, PLAN_BATCH_SIZE)
+        return shards.make_self_sampling_maker(settings, shards.make_teachers(settings), write)
     if stage == "alignment" and settings.alignment.archive:
 
         def used(shard: build.Shard) -> int:
-            earlier = build.known_facts(folder, stage)[: shard.number]
+            earlier = build.read_facts(folder, stage)[: shard.number]
             return sum(facts.records + sum(facts.rejected.values()) for facts in earlier)
 
-        return shards.archive_maker(settings, shards.hire(settings), used)
-    return shards.maker(settings)
+        return shards.make_archive_maker(settings, shards.make_teachers(settings), used)
+    return shards.make_shard_maker(settings)
 
 
-def price_teachers(settings: Settings, stages: Sequence[str]) -> str:
+def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
     """The calls to remote teachers and their price as lines. Sends nothing and writes nothing; reads the cache."""
     if not settings.teachers.remote:
         return "no remote teacher is asked: the judge is exact and the writer follows rules"
     assert settings.teachers.endpoint is not None  # the settings check it
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
-    teachers, prompts = shards.hire(settings, endpoint), shards.maker(settings).prompts
+    teachers, prompts = shards.make_teachers(settings, endpoint), shards.make_shard_maker(settings).prompts
     for stage in stages:
-        numbers = range(settings.counts(stage)[0])
+        numbers = range(settings.count_samples(stage)[0])
         print(f"{stage}: counting the calls for {len(numbers):,} samples", file=sys.stderr)
-        shards.dry_samples(settings, teachers, stage, numbers, prompts)
+        shards.run_dry(settings, teachers, stage, numbers, prompts)
     pictures = getattr(teachers.painter, "pictures", None)
     lines = [endpoint.ledger.report()]
     return "\n".join(lines + ([] if pictures is None else [f"pictures by Kontext: {pictures:,}"]))

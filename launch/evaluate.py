@@ -50,9 +50,8 @@ from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
-from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
-from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.endpoint import Settings as EndpointSettings
+from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
 BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.")
@@ -170,7 +169,7 @@ def judgements() -> dict[str, wise.Judgement]:
 
 def advisers(output: pathlib.Path) -> Advisers:
     """Whom strategies ask: the endpoint if one is named, else the exact ones of shapes world."""
-    return endpoint_advisers(Endpoint(endpoint_settings(output))) if JUDGE_URL.value else exact_advisers()
+    return make_endpoint_advisers(Endpoint(endpoint_settings(output))) if JUDGE_URL.value else make_exact_advisers()
 
 
 def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:

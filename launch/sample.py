@@ -47,9 +47,8 @@ from pdgen.sequence.modes import MODES
 from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
-from pdgen.teachers.advisers import Advisers, endpoint_advisers, exact_advisers
-from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.endpoint import Settings as EndpointSettings
+from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 from pdgen.train.planning.processes import join_processes, say_once
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -214,7 +213,7 @@ def read_endpoint() -> EndpointSettings | None:
 
 def make_advisers(endpoint: EndpointSettings | None) -> Advisers:
     """Those of the endpoint, or the exact ones. Raises TeacherError where its key is missing."""
-    return endpoint_advisers(Endpoint(endpoint)) if endpoint else exact_advisers()
+    return make_endpoint_advisers(Endpoint(endpoint)) if endpoint else make_exact_advisers()
 
 
 def load_sampler(checkpoint: str, trajectories: int) -> Sampler:

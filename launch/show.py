@@ -34,9 +34,9 @@ from absl import flags
 from pdgen.checkpoints.runs.base import load_model
 from pdgen.cli import Mode, run_modes
 from pdgen.data.explain import explain_pack
-from pdgen.data.fill import fill_table, measure_fill
+from pdgen.data.fill import format_fill, measure_fill
 from pdgen.data.loader import Batches
-from pdgen.data.page import document_lines, write_pack_pages
+from pdgen.data.page import format_document, write_pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.evaluate.folder import read_prompts
 from pdgen.evaluate.metadata import find_disagreements
@@ -78,7 +78,7 @@ def show_fill() -> None:
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
     facts = measure_fill(RecordSource(run.data), tokenizer, model, run.loader, PACKS.value, TOTAL.value)
-    print(json.dumps(facts, indent=1) if JSON.value else "\n".join(fill_table(facts)))
+    print(json.dumps(facts, indent=1) if JSON.value else "\n".join(format_fill(facts)))
 
 
 def show_pack() -> None:
@@ -87,7 +87,7 @@ def show_pack() -> None:
     model, tokenizer = load_model(run.init, run.model)
     pack = explain_pack(Batches(model, RecordSource(run.data), tokenizer, run.loader), PACK.value)
     for number, document in enumerate(pack.documents):
-        print("\n".join(document_lines(document, number)))
+        print("\n".join(format_document(document, number)))
     print(f"\nslots {pack.used} to {run.budgets.total - 1}: padding")
     if OUTPUT.value:
         title = f"Pack {PACK.value} of {run.data}"

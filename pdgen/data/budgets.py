@@ -1,4 +1,4 @@
-"""Budgets of packs that suit a data set, found by planning packs of it."""
+"""Pack budgets that suit a data set, found by planning packs."""
 
 import dataclasses
 import itertools
@@ -8,25 +8,25 @@ import numpy as np
 from jaxtyping import Int32
 
 from pdgen.data.documents import Documents, PackingError
-from pdgen.data.packing import plan
+from pdgen.data.packing import plan_packs
 from pdgen.data.stream import Stream
 from pdgen.sequence.layout import STREAMS, TEXT, Budgets
 from pdgen.sequence.segments import stream_lengths
 
-TILE = 128  # tokens; attention and matrix products work on tiles, of which a partial one costs a whole
+TILE = 128  # tokens; attention and matrix products work on tiles, and a partial tile costs as much as a full one
 _SAMPLE = 512  # documents planned for each candidate
-_SHOWN = 5  # candidates planned again with whole windows
+_SHOWN = 5  # best candidates, which are planned again with whole windows
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """Budgets and how a data set's packs fill them.
+    """Budgets and the fill of packs with them.
 
     Attributes:
-      budgets: of a pack.
-      fill: share of each stream's slots that hold tokens.
-      used: share of all slots that hold tokens.
-      documents: in a pack, on average.
+      budgets: size of a pack.
+      fill: share of used slots by stream.
+      used: share of used slots over all streams.
+      documents: mean number of documents in a pack.
     """
 
     budgets: Budgets
@@ -35,30 +35,30 @@ class Proposal:
     documents: float
 
 
-def measure(stream: Stream, budgets: Budgets, windows: int = 2) -> Proposal:
-    """How the stream's first windows fill packs of these budgets, which hold every document."""
-    return _measure(np.stack([stream.window(number).lengths for number in range(windows)]), budgets)
+def measure_budgets(stream: Stream, budgets: Budgets, windows: int = 2) -> Proposal:
+    """Measure the fill of packs of the stream's first windows. The budgets must hold every document."""
+    return _measure_windows(np.stack([stream.make_window(number).lengths for number in range(windows)]), budgets)
 
 
-def _measure(lengths: Int32[np.ndarray, "B W 3"], budgets: Budgets) -> Proposal:
+def _measure_windows(lengths: Int32[np.ndarray, "B W 3"], budgets: Budgets) -> Proposal:
     sizes = np.array([budgets.text, budgets.vit, budgets.vae])
-    packs = int((plan(lengths, sizes).max(axis=1) + 1).sum())
+    packs = int((plan_packs(lengths, sizes).max(axis=1) + 1).sum())
     tokens = lengths.sum(axis=(0, 1), dtype=np.int64)
     fill = {name: float(n / (packs * size)) if size else 1.0 for name, n, size in zip(STREAMS, tokens, sizes)}
     return Proposal(budgets, fill, float(tokens.sum() / (packs * budgets.total)), lengths[..., 0].size / packs)
 
 
 def propose_budgets(documents: Documents, stream: Stream, total: int) -> list[Proposal]:
-    """Budgets of together at most ``total`` tokens, multiples of ``TILE``: the best five, the best used first.
+    """Propose the five budgets of at most ``total`` tokens with the best fill, best first.
 
-    They follow the data's proportions after condition dropout. Where all images of a stream have sizes with
-    a common divisor, its budget holds a multiple of that: the slots of a fraction of an image stay empty.
+    Budgets are multiples of ``TILE`` in the proportions of the data after condition dropout. If the image sizes of a
+    stream have a common divisor, the budget is a multiple of it, because slots for a part of an image stay empty.
 
     Raises:
       PackingError: no such budgets hold every document.
     """
-    longest = documents.totals().max(axis=0)
-    choices = [_sizes(documents, stream, number, total) for number in range(len(STREAMS))]
+    longest = documents.count_tokens().max(axis=0)
+    choices = [_propose_sizes(documents, stream, number, total) for number in range(len(STREAMS))]
     candidates = [
         Budgets(*sizes)
         for sizes in itertools.product(*choices)
@@ -70,14 +70,14 @@ def propose_budgets(documents: Documents, stream: Stream, total: int) -> list[Pr
             f"packs of {total} tokens do not hold every document in the data's proportions; budgets of "
             f"{', '.join(f'{n} {size}' for n, size in zip(STREAMS, needed))} do"
         )
-    sample = stream.window(0).lengths[None, :_SAMPLE]
-    quick = sorted((_measure(sample, budgets) for budgets in candidates), key=lambda p: -p.used)
-    return sorted((measure(stream, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)
+    sample = stream.make_window(0).lengths[None, :_SAMPLE]
+    quick = sorted((_measure_windows(sample, budgets) for budgets in candidates), key=lambda p: -p.used)
+    return sorted((measure_budgets(stream, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)
 
 
-def _sizes(documents: Documents, stream: Stream, number: int, total: int) -> list[int]:
-    """Budgets of one stream around its share of ``total``."""
-    mean = stream.window(0).lengths.mean(axis=0)
+def _propose_sizes(documents: Documents, stream: Stream, number: int, total: int) -> list[int]:
+    """Propose budgets of one stream around its share of ``total``."""
+    mean = stream.make_window(0).lengths.mean(axis=0)
     share = total * mean[number] / mean.sum()
     lengths = stream_lengths(documents.kinds, documents.tokens)[:, number]
     grain = 1 if number == TEXT else max(1, int(np.gcd.reduce(lengths)))

@@ -1,11 +1,11 @@
-"""Encoding a whole data set: the same files again, with latents, in another folder.
+"""Encoding of a whole data set: a copy of its files with latents, in another folder.
 
-    .<target>.encoding/work.json        what is being encoded, and with what
+    .<target>.encoding/work.json        the source and the settings
     .<target>.encoding/*.array_record   finished files
-    <target>/                           the same folder under its name, once all files are finished
+    <target>/                           the same folder, renamed when all files are finished
 
-A run that is killed goes on with the first file that is not finished. Every file is a function of its source and
-of what ``work.json`` says, so the result is byte for byte that of a run that was never stopped.
+A run that was killed resumes at the first unfinished file. Each file depends only on its source and on ``work.json``,
+so the result equals that of an uninterrupted run byte for byte.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import msgspec
 from tqdm import tqdm
 
 from pdgen.config import AutoencoderConfig
-from pdgen.data.latents import Encode, LatentError, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.data.latents import Encode, LatentError, add_latents, fingerprint_autoencoder, make_encoder
 from pdgen.data.records import (
     INDEX,
     DataFile,
@@ -37,18 +37,18 @@ from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
 
 WORK = "work.json"
-RECORDS_TOGETHER = 256  # whose pictures are grouped by size and held in memory
+CHUNK_SIZE = 256  # records whose pictures are in memory at a time, grouped by size
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What pictures are encoded with.
+    """The autoencoder and the settings of an encoding.
 
     Attributes:
       config: sizes of the autoencoder.
       params: its parameters.
-      rule: the sizes that the model takes pictures at; others are resized, in the records too.
-      batch_size: pictures in a batch, fewer of large ones; see ``latents.batched_encoder``.
+      rule: the picture sizes of the model; other pictures are resized, also in the records.
+      batch_size: pictures in a batch, fewer if they are large; see ``latents.make_encoder``.
     """
 
     config: AutoencoderConfig
@@ -58,20 +58,20 @@ class Encoder:
 
 
 def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder, *, overwrite: bool = False) -> Dataset:
-    """Writes the data set ``source`` with latents to ``target``; goes on where an earlier run was killed.
+    """Write the data set ``source`` with latents to ``target``. Resumes an earlier run that was killed.
 
-    Latents that the records have are replaced. With ``overwrite``, ``target`` may be ``source`` itself.
+    Existing latents are replaced. With ``overwrite``, ``target`` may be ``source`` itself.
 
     Raises:
       FolderError: ``target`` exists and may not be replaced.
-      LatentError: a moment is not finite; another run is encoding to ``target``, or one with other settings
-        was not finished.
+      LatentError: a moment is not finite, another run is encoding to ``target``, or an unfinished run has other
+        settings.
       RecordError: a record or a picture is broken.
     """
     target = pathlib.Path(os.path.abspath(target))
     check_target(target, "data set", is_dataset, overwrite)
     records = RecordSource(source)
-    fingerprint = autoencoder_fingerprint(encoder.params)
+    fingerprint = fingerprint_autoencoder(encoder.params)
     work = {
         "source": file_sha256(records.folder / INDEX),
         "autoencoder": fingerprint,
@@ -79,7 +79,7 @@ def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder,
         "batch_size": encoder.batch_size,
         "device": jax.devices()[0].device_kind,
     }
-    with _claimed(target.with_name(f".{target.name}.encoding"), work) as folder:
+    with _claim_folder(target.with_name(f".{target.name}.encoding"), work) as folder:
         files = _encode_files(records, folder, encoder)
         origin = msgspec.structs.replace(records.dataset.origin, autoencoder=fingerprint)
         dataset = msgspec.structs.replace(records.dataset, files=files, origin=origin)
@@ -90,12 +90,12 @@ def encode_dataset(source: pathlib.Path, target: pathlib.Path, encoder: Encoder,
 
 
 @contextlib.contextmanager
-def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
-    """The folder of unfinished work, locked; empty, or with files that the same ``work`` has finished."""
+def _claim_folder(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib.Path, None, None]:
+    """Lock the folder of unfinished work. It is empty or has finished files of the same ``work``."""
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "encoding into it", error=LatentError):
         path = folder / WORK
-        if not path.is_file():  # killed before it began, or while its finished folder was being renamed
+        if not path.is_file():  # an earlier run was killed before it began, or while its folder was renamed
             for leftover in folder.iterdir():
                 leftover.unlink()
             with new_file(path) as partial:
@@ -106,32 +106,34 @@ def _claimed(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pathlib
 
 
 def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder) -> list[DataFile]:
-    """Writes every file that is not finished; all files as ``dataset.json`` counts them."""
-    encode = batched_encoder(encoder.config, encoder.params, encoder.batch_size)
+    """Write all unfinished files. Returns the entries of all files for ``dataset.json``."""
+    encode = make_encoder(encoder.config, encoder.params, encoder.batch_size)
     files, end = [], 0
     with tqdm(total=len(records), desc="encoding", unit="record") as bar:
         for file in records.dataset.files:
             start, end = end, end + file.records
             if _is_finished(folder, file):
-                bar.initial += file.records  # so that the estimate is of the work to do
+                bar.initial += file.records  # keeps finished files out of the estimate of the remaining time
                 bar.update(file.records)
             else:
-                written = _encoded(records, range(start, end), encode, encoder.rule, file.name)
-                write_file(folder / file.name, _counted(written, bar), file.subset)
+                written = _encode_records(records, range(start, end), encode, encoder.rule, file.name)
+                write_file(folder / file.name, _count_records(written, bar), file.subset)
             files.append(msgspec.structs.replace(file, sha256=file_sha256(folder / file.name)))
     return files
 
 
-def _encoded(records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str) -> Iterator[Record]:
-    for first in numbers[::RECORDS_TOGETHER]:
-        chunk = [records[n] for n in range(first, min(first + RECORDS_TOGETHER, numbers.stop))]
+def _encode_records(
+    records: RecordSource, numbers: range, encode: Encode, rule: SizeRule, name: str
+) -> Iterator[Record]:
+    for first in numbers[::CHUNK_SIZE]:
+        chunk = [records[n] for n in range(first, min(first + CHUNK_SIZE, numbers.stop))]
         try:
             yield from add_latents(chunk, encode, rule)
         except ImageError as fault:
             raise RecordError(f"{records.folder / name}: {fault}") from None
 
 
-def _counted(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
+def _count_records(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
     for record in records:
         yield record
         bar.update()

@@ -1,9 +1,9 @@
-"""A pack of a run, or one record, explained: its slots, with the stages and records that they come from."""
+"""Explanations of a pack of a run or of one record: its slots, with the stages and records they come from."""
 
 import numpy as np
 
 from pdgen.config import ModelConfig
-from pdgen.data.lengths import record_name
+from pdgen.data.lengths import locate_record
 from pdgen.data.loader import Batches
 from pdgen.data.packing import Document
 from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, document_runs, stream_of_slots
@@ -12,32 +12,32 @@ from pdgen.sequence.segments import CLEAN, NOISED, TEXT, document_units, list_tu
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record
 
-_COPIES = {TEXT: "text", NOISED: "noised VAE copy", CLEAN: "clean VAE copy"}  # else a ViT copy
+_COPIES = {TEXT: "text", NOISED: "noised VAE copy", CLEAN: "clean VAE copy"}  # all other units are ViT copies
 
 
 def explain_pack(batches: Batches, number: int) -> ExplainedPack:
-    """Explains pack ``number``; a broken record is left out as in training.
+    """Explain pack ``number``. Broken records are left out, as in training.
 
     Raises:
-      RecordError, LoaderError: as ``Batches.layouts``.
+      RecordError, LoaderError: see ``Batches.lay_out_pack``.
     """
-    layouts, skipped = batches.layouts(number)
+    layouts, skipped = batches.lay_out_pack(number)
     pack, budgets = batches.assemble(layouts, number), batches.settings.budgets
-    documents = [document for document in batches.packer.documents(number) if document.record not in skipped]
+    documents = [document for document in batches.packer.choose_documents(number) if document.record not in skipped]
     starts = np.cumsum([0, *(len(laid_out.stream) for laid_out in layouts)])
     explained = []
     for document, laid_out, start in zip(documents, layouts, starts):
         record = batches.source[document.record]
         units = document_units(record, batches.tokenizer, document.turns, batches.settings.draws)
         stages = [record.segments[segment].stage for (segment, _), keep in zip(units, document.keep) if keep]
-        lost = [_unit_name(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
+        dropped = [_name_unit(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
         explained.append(
             ExplainedDocument(
                 record=record.id,
-                name=record_name(batches.source, document.record),
+                name=locate_record(batches.source, document.record),
                 epoch=document.epoch,
-                turns=_turns(record, document),
-                dropped=tuple(lost),
+                turns=_describe_turns(record, document),
+                dropped=tuple(dropped),
                 runs=document_runs(pack, batches.tokenizer, int(start), laid_out.split, stages),
             )
         )
@@ -46,14 +46,14 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
 
 
 def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> ExplainedDocument:
-    """Explains a record as a document of its own that starts at slot 0, whole and with nothing dropped.
+    """Explain a record as one whole document that starts at slot 0, without condition dropout.
 
     Args:
-      record: with latents.
-      tokenizer, config: of the model that is to read it.
+      record: a record with latents.
+      tokenizer, config: those of the model.
 
     Raises:
-      SegmentError: the record does not suit the model.
+      SegmentError: the record does not fit the model.
     """
     laid_out = lay_out(record_segments(record, tokenizer, config), tokenizer, config)
     pack = assemble([laid_out], Budgets(*laid_out.lengths), 0)
@@ -62,12 +62,12 @@ def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) ->
     return ExplainedDocument(record.id, record.source, epoch=0, turns="whole", dropped=(), runs=runs)
 
 
-def _unit_name(record: Record, segment: int, kind: int) -> str:
+def _name_unit(record: Record, segment: int, kind: int) -> str:
     stage = record.segments[segment].stage
     return f"{_COPIES.get(kind, 'ViT copy')} of segment {segment} ({stage})"
 
 
-def _turns(record: Record, document: Document) -> str:
+def _describe_turns(record: Record, document: Document) -> str:
     first, stop = document.turns
     count = len(list_turns(record))
     if (first, stop) == (0, count):

@@ -1,4 +1,4 @@
-"""How a data set fills packs: the fill of each stream, the lengths of documents, and budgets that would suit better."""
+"""The fill of packs with a data set: fill of each stream, lengths of documents, and better budgets."""
 
 import dataclasses
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 from pdgen.config import ModelConfig
 from pdgen.data.budgets import Proposal, propose_budgets
 from pdgen.data.documents import Documents, PackingError, make_documents
-from pdgen.data.lengths import LengthIndex, length_index
-from pdgen.data.loader import LoaderConfig, subset_documents
+from pdgen.data.lengths import LengthIndex, load_length_index
+from pdgen.data.loader import LoaderConfig, group_by_subset
 from pdgen.data.packing import Packer
 from pdgen.data.records import RecordSource
 from pdgen.data.stream import Stream
@@ -23,25 +23,25 @@ _QUANTILES = {"least": 0, "median": 0.5, "95 %": 0.95, "most": 1}
 def measure_fill(
     source: RecordSource, tokenizer: Tokenizer, model: ModelConfig, config: LoaderConfig, packs: int, total: int = 0
 ) -> dict[str, Any]:
-    """Plans packs of a data set and measures how full they are.
+    """Plan packs of a data set and measure their fill.
 
     Args:
-      source: The data set.
-      tokenizer: The tokenizer of the model to train.
-      model: The sizes of that model.
-      config: How a run makes packs.
-      packs: How many packs to plan, at least 1.
-      total: Tokens of a proposed pack, at most. 0: as many as the config's.
+      source: the data set.
+      tokenizer: the tokenizer of the model to train.
+      model: the sizes of that model.
+      config: the settings of the run's loader.
+      packs: number of packs to plan, at least 1.
+      total: maximum tokens of a proposed pack; 0: those of ``config``.
 
     Returns:
-      Plain data for ``fill_table`` or JSON. "fill" and "used" are shares from 0 to 1, lengths are in tokens.
+      Plain data for ``format_fill`` or JSON. "fill" and "used" are shares from 0 to 1; lengths are in tokens.
 
     Raises:
-      ValueError: The config or the data set cannot be used; one line says why.
+      ValueError: the config or the data set cannot be used; the message is one line with the reason.
     """
-    index = length_index(source, tokenizer, model, config.broken, config.draws)
+    index = load_length_index(source, tokenizer, model, config.broken, config.draws)
     everything = make_documents(index, turns=config.turns)
-    subsets = subset_documents(source, everything)
+    subsets = group_by_subset(source, everything)
     stream = Stream(everything, subsets, config.mixture, config.dropout, config.seed)
     facts = {
         "data": str(source.folder),
@@ -50,10 +50,10 @@ def measure_fill(
         "turns": config.turns,
         "documents": {name: len(numbers) for name, numbers in subsets.items()},
         "shares": stream.shares,
-        "lengths": _lengths(everything),
+        "lengths": _summarise_lengths(everything),
         "budgets": dataclasses.asdict(config.budgets),
     }
-    facts |= _current_fill(config, index, source, packs)
+    facts |= _measure_current(config, index, source, packs)
     try:
         proposals = propose_budgets(everything, stream, total or config.budgets.total)
     except PackingError as fault:
@@ -61,9 +61,9 @@ def measure_fill(
     return facts | {"proposals": [_proposal_to_dict(proposal) for proposal in proposals]}
 
 
-def _lengths(documents: Documents) -> dict[str, dict[str, float]]:
-    """Tokens of a document by stream, nothing dropped: quantiles and mean."""
-    totals = documents.totals()
+def _summarise_lengths(documents: Documents) -> dict[str, dict[str, float]]:
+    """Compute quantiles and mean of the tokens of a document by stream, before condition dropout."""
+    totals = documents.count_tokens()
     rows = {}
     for name, own in zip((*STREAMS, "all"), (*totals.T, totals.sum(axis=1))):
         rows[name] = {label: float(np.quantile(own, share)) for label, share in _QUANTILES.items()}
@@ -71,22 +71,22 @@ def _lengths(documents: Documents) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _current_fill(config: LoaderConfig, index: LengthIndex, source: RecordSource, packs: int) -> dict[str, Any]:
-    """The fill with the config's own budgets, or under "refused" why they do not hold a record."""
+def _measure_current(config: LoaderConfig, index: LengthIndex, source: RecordSource, packs: int) -> dict[str, Any]:
+    """Measure the fill with the config's own budgets, or return the reason under "refused" if a record does not fit."""
     try:
         documents = make_documents(index, config.budgets, config.turns, config.too_long)
     except PackingError as fault:
         return {"refused": str(fault)}
     packer = Packer(
-        documents, subset_documents(source, documents), config.budgets, config.dropout, config.seed, config.mixture
+        documents, group_by_subset(source, documents), config.budgets, config.dropout, config.seed, config.mixture
     )
     packer.seek(packs)
-    used = np.array([packer.used(number) for number in range(packs)])
+    used = np.array([packer.count_used(number) for number in range(packs)])
     return {
         "cut": len(documents.cut),
         "packs": packs,
-        "documents_per_pack": float(np.mean([len(packer.documents(number)) for number in range(packs)])),
-        "fill": packer.fill(range(packs)),
+        "documents_per_pack": float(np.mean([len(packer.choose_documents(number)) for number in range(packs)])),
+        "fill": packer.measure_fill(range(packs)),
         "used": float(used.sum() / (packs * config.budgets.total)),
     }
 
@@ -100,8 +100,8 @@ def _proposal_to_dict(proposal: Proposal) -> dict[str, Any]:
     }
 
 
-def fill_table(facts: dict[str, Any]) -> list[str]:
-    """The facts of ``measure_fill`` as lines of text."""
+def format_fill(facts: dict[str, Any]) -> list[str]:
+    """Format the facts of ``measure_fill`` as lines of text."""
     subsets = ", ".join(
         f"{name or 'all'} {count:,} (share {facts['shares'].get(name, 0):.3f})"
         for name, count in facts["documents"].items()
@@ -119,13 +119,13 @@ def fill_table(facts: dict[str, Any]) -> list[str]:
     if "refused" in facts:
         lines.append(f"{', '.join(map(str, facts['budgets'].values())):<26} refused: {facts['refused']}")
     else:
-        lines.append(_budgets_row(facts) + f"   these now, {facts['packs']} packs, {facts['cut']} records cut")
-    lines += [_budgets_row(proposal) for proposal in facts["proposals"]]
+        lines.append(_format_row(facts) + f"   these now, {facts['packs']} packs, {facts['cut']} records cut")
+    lines += [_format_row(proposal) for proposal in facts["proposals"]]
     return lines + ([facts["no_proposal"]] if "no_proposal" in facts else [])
 
 
-def _budgets_row(facts: dict[str, Any]) -> str:
-    """Budgets, slots, fill in percent, documents a pack."""
+def _format_row(facts: dict[str, Any]) -> str:
+    """Format budgets, slots, fill in percent and documents per pack."""
     sizes = list(facts["budgets"].values())
     fill = "".join(f"{100 * share:>7.1f}%" for share in (*facts["fill"].values(), facts["used"]))
     return f"{', '.join(map(str, sizes)):<26}{sum(sizes):>7}{fill}{facts['documents_per_pack']:>11.2f}"

@@ -1,4 +1,4 @@
-"""Latent moments of records: every picture encoded once, ahead of training, in compiled batches by size."""
+"""Latent moments of records: each distinct picture is encoded once, before training, in compiled batches by size."""
 
 import functools
 import hashlib
@@ -23,16 +23,16 @@ Moments = tuple[Float32[np.ndarray, "n h w z"], Float32[np.ndarray, "n h w z"]]
 Encode = Callable[[UInt8[np.ndarray, "n height width 3"]], Moments]
 
 BATCH_SIZE = 64
-# One picture of 1,024 x 1,024: FLUX's autoencoder takes about 3 GB of activations for it.
+# One picture of 1,024 x 1,024, for which FLUX's autoencoder needs about 3 GB of activations.
 BATCH_PIXELS = 2**20
 
 
 class LatentError(ValueError):
-    """Pictures cannot be encoded; one line names the record or the remedy."""
+    """Pictures that cannot be encoded. The message is one line that names the record or the remedy."""
 
 
-def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
-    """SHA-256 over every weight's path, shape and float32 values: latents suit the model if it is equal."""
+def fingerprint_autoencoder(params: Mapping[str, Any]) -> str:
+    """Compute SHA-256 over path, shape and float32 values of all weights. Latents fit a model with the same digest."""
     digest = hashlib.sha256()
     for path, leaf in sorted(traverse_util.flatten_dict(dict(params), sep="/").items()):
         digest.update(f"{path}{leaf.shape}".encode())
@@ -40,16 +40,16 @@ def autoencoder_fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = BATCH_SIZE) -> Encode:
-    """A function from uint8 RGB pictures of one size to the posterior's mean and log-variance.
+def make_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_size: int = BATCH_SIZE) -> Encode:
+    """Make a function from uint8 RGB pictures of one size to the posterior's mean and log-variance.
 
-    There is one compiled program per size, for batches of ``batch_size`` or as many as make ``BATCH_PIXELS``.
-    The last batch is filled up, so that a picture's moments do not depend on how many came with it. Moments
-    are float32, before scale and shift.
+    One program is compiled per size, for batches of ``batch_size`` pictures or of ``BATCH_PIXELS`` pixels, whichever is
+    smaller. The last batch is padded, so that a picture's moments do not depend on the number of pictures. Moments are
+    float32, before scale and shift.
     """
     on_device = jax.device_put(params)
 
-    # Else a GPU may choose other algorithms in the next process, and a run that goes on gives other last bits.
+    # Otherwise a GPU may choose other algorithms in the next process, and a resumed run would differ in the last bits.
     @functools.partial(jax.jit, compiler_options={"xla_gpu_deterministic_ops": True})
     def moments(params: Mapping[str, Any], pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
         return autoencoder.encode(config, params, pictures.astype(jnp.float32) / 127.5 - 1)
@@ -69,17 +69,17 @@ def batched_encoder(config: AutoencoderConfig, params: Mapping[str, Any], batch_
 
 
 def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None = None) -> list[Record]:
-    """The records with every image's latent moments, as float16; equal pictures are encoded once.
+    """Add float16 latent moments to every image of the records. Equal pictures are encoded once.
 
-    Records of mode "understand" stay as they are: their pictures are only looked at, by the ViT.
+    Records of mode "understand" are unchanged, because only the ViT reads their pictures.
 
     Args:
-      records: latents that they have are replaced.
-      encode: as ``batched_encoder`` makes it; called once for each size, with all distinct pictures of it.
-      rule: if given, pictures of another size than it asks for are resized, in the records too.
+      records: the records; existing latents are replaced.
+      encode: see ``make_encoder``; called once per size, with all distinct pictures of that size.
+      rule: if given, pictures are resized to this rule, also in the records.
 
     Raises:
-      ImageError: a picture cannot be read; the line names the record and the segment.
+      ImageError: a picture cannot be read; the message names the record and the segment.
       LatentError: a moment is not finite in float16.
     """
     names = {
@@ -89,32 +89,32 @@ def add_latents(records: Sequence[Record], encode: Encode, rule: SizeRule | None
         if isinstance(segment, Image) and record.mode != "understand"
     }
 
-    def fitted(png: bytes) -> tuple[bytes, PIL.Image.Image]:
+    def fit(png: bytes) -> tuple[bytes, PIL.Image.Image]:
         picture = decode_image(png, names[png])
-        right = picture if rule is None else resize(picture, rule)
-        return (png if right is picture else encode_png(right)), right
+        fitted = picture if rule is None else resize(picture, rule)
+        return (png if fitted is picture else encode_png(fitted)), fitted
 
     with ThreadPoolExecutor() as threads:
-        pictures = dict(zip(names, threads.map(fitted, names)))
+        pictures = dict(zip(names, threads.map(fit, names)))
     changes: dict[bytes, dict[str, Any]] = {}
     for size in sorted({picture.size for _, picture in pictures.values()}):
         pngs = [png for png, (_, picture) in pictures.items() if picture.size == size]
         batch = np.stack([np.asarray(pictures[png][1]) for png in pngs])
-        for png, mean, logvar in zip(pngs, *_float16(encode(batch)), strict=True):
+        for png, mean, logvar in zip(pngs, *_to_float16(encode(batch)), strict=True):
             shape = {"latent_mean": mean.tobytes(), "latent_logvar": logvar.tobytes(), "latent_shape": mean.shape}
             changes[png] = {"png": pictures[png][0], **shape}
 
-    def filled(segment: Text | Image) -> Text | Image:
+    def fill(segment: Text | Image) -> Text | Image:
         return segment if isinstance(segment, Text) else msgspec.structs.replace(segment, **changes[segment.png])
 
     return [
-        r if r.mode == "understand" else msgspec.structs.replace(r, segments=[filled(s) for s in r.segments])
+        r if r.mode == "understand" else msgspec.structs.replace(r, segments=[fill(s) for s in r.segments])
         for r in records
     ]
 
 
-def _float16(moments: Moments) -> list[np.ndarray]:
-    with np.errstate(over="ignore"):  # what overflows is refused below
+def _to_float16(moments: Moments) -> list[np.ndarray]:
+    with np.errstate(over="ignore"):  # an overflow is an error below
         stored = [np.asarray(moment).astype(np.float16) for moment in moments]
     if not all(np.isfinite(moment).all() for moment in stored):
         raise LatentError("a latent moment is not finite in float16; the autoencoder's weights are not usable")

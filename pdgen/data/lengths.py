@@ -1,4 +1,4 @@
-"""Token counts of every record, computed once per data set and model and kept beside the data."""
+"""Token counts of all records, computed once per data set and model and stored with the data."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int8, Int32, Int64
+from jaxtyping import Int8, Int32, Int64, Shaped
 from tqdm import tqdm
 
 from pdgen.config import ModelConfig
@@ -20,48 +20,48 @@ from pdgen.sequence.images import image_sizes
 from pdgen.sequence.segments import Outline, SegmentError, outline
 from pdgen.sequence.tokenizer import Tokenizer, TokenizerError
 
-Broken = Literal["stop", "skip"]  # what a broken record does
-_VERSION = 3  # of what is stored; a new number makes old files unused
+Broken = Literal["stop", "skip"]  # the treatment of broken records
+_VERSION = 3  # version of the stored file; files of other versions are ignored
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthIndex:
-    """Units and turns of all records, one record after the other; a broken record has none.
+    """Units and turns of all records, concatenated. Broken records have none.
 
     Attributes:
-      ids: the records' ids, "" for a broken one.
+      ids: the records' ids; "" for broken records.
       broken: numbers of the broken records, ascending.
-      faults: what is wrong with each of them; the line names file and record.
+      faults: the error of each broken record, which names file and record.
       kinds: kind of each unit, as in ``sequence.segments``.
-      tokens: the unit's tokens without switch tokens.
-      starts: record i owns units [starts[i], starts[i + 1]).
-      turns: (first, end) of each turn, see ``segments.Outline``, counted from the record's first unit.
-      turn_starts: record i owns turns [turn_starts[i], turn_starts[i + 1]).
+      tokens: tokens of each unit without switch tokens.
+      starts: record i has units [starts[i], starts[i + 1]).
+      turns: (first, end) of each turn, relative to the record's first unit; see ``segments.Outline``.
+      turn_starts: record i has turns [turn_starts[i], turn_starts[i + 1]).
     """
 
-    ids: np.ndarray
+    ids: Shaped[np.ndarray, " records"]
     broken: Int64[np.ndarray, " broken"]
-    faults: np.ndarray
+    faults: Shaped[np.ndarray, " broken"]
     kinds: Int8[np.ndarray, " units"]
     tokens: Int32[np.ndarray, " units"]
-    starts: Int64[np.ndarray, " records+1"]
+    starts: Int64[np.ndarray, " boundaries"]
     turns: Int32[np.ndarray, "turns 2"]
-    turn_starts: Int64[np.ndarray, " records+1"]
+    turn_starts: Int64[np.ndarray, " boundaries"]
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-class Counted(NamedTuple):
-    """One record of an index; a broken one has a fault in place of an outline."""
+class CountedRecord(NamedTuple):
+    """One record of an index. A broken record has a fault instead of an outline."""
 
     id: str
     outline: Outline | None
     fault: str = ""
 
 
-def make_index(records: Iterable[Counted]) -> LengthIndex:
-    """The index of the records, in order."""
+def make_index(records: Iterable[CountedRecord]) -> LengthIndex:
+    """Make the index of the records, in order."""
     ids, faults, units, turns, starts, turn_starts = [], {}, [], [], [0], [0]
     for number, (record_id, found, fault) in enumerate(records):
         ids.append(record_id)
@@ -85,35 +85,36 @@ def make_index(records: Iterable[Counted]) -> LengthIndex:
     )
 
 
-def length_index(
+def load_length_index(
     source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, broken: Broken = "stop", draws: int = 1
 ) -> LengthIndex:
-    """The data set's index: read from the file beside the data, or made and written there.
+    """Read a data set's index from its folder, or make it and write it there.
 
-    The file's name holds a digest of the tokenizer, of all sizes that decide token counts, and of the data
-    files' names, lengths and times, so another model or a rebuilt data set never meets an old file. Where
-    the folder cannot be written, the index is made anew each time, and a warning says so.
+    The file name contains a digest of the tokenizer, of all sizes that determine token counts, and of the data files'
+    names, sizes and times. So a stale file is never read for another model or a rebuilt data set. If the folder cannot
+    be written, a warning is logged and the index is made on every start.
 
     Args:
-      broken: "stop" raises at the first record that cannot be used; "skip" notes it in ``faults``.
-      draws: noised copies of an image, see ``segments.record_segments``.
+      source, tokenizer, config: the records and the model.
+      broken: "stop" raises at the first broken record; "skip" lists it in ``faults``.
+      draws: noised copies of an image; see ``segments.record_segments``.
 
     Raises:
-      RecordError: a record is broken or does not suit the model; the line names file and record.
+      RecordError: a record is broken or does not fit the model; the message names file and record.
     """
-    path = source.folder / f"lengths-{_digest(source, tokenizer, config, draws)}.npz"
+    path = source.folder / f"lengths-{_compute_digest(source, tokenizer, config, draws)}.npz"
     index = _read(path)
     if index is None or len(index) != len(source):
         progress = tqdm(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
-        index = make_index(_counted(source, number, tokenizer, config, broken, draws) for number in progress)
+        index = make_index(_count_record(source, number, tokenizer, config, broken, draws) for number in progress)
         _write(path, index)
     if broken == "stop" and index.broken.size:
         raise RecordError(str(index.faults[0]))
     return index
 
 
-def record_name(source: RecordSource, number: int) -> str:
-    """File and position of a record, for messages."""
+def locate_record(source: RecordSource, number: int) -> str:
+    """Return file and position of a record as text for messages. Raises IndexError beyond the last record."""
     for file in source.dataset.files:
         if number < file.records:
             return f"{source.folder / file.name}: record {number}"
@@ -121,22 +122,22 @@ def record_name(source: RecordSource, number: int) -> str:
     raise IndexError(f"record {number} beyond the end of {source.folder}")
 
 
-def _counted(
+def _count_record(
     source: RecordSource, number: int, tokenizer: Tokenizer, config: ModelConfig, broken: Broken, draws: int
-) -> Counted:
+) -> CountedRecord:
     try:
         record = source[number]
-        return Counted(record.id, outline(record, tokenizer, config, draws))
+        return CountedRecord(record.id, outline(record, tokenizer, config, draws))
     except RecordError as fault:
         named = fault
     except (SegmentError, TokenizerError) as fault:
-        named = RecordError(f"{record_name(source, number)}: {fault}")
+        named = RecordError(f"{locate_record(source, number)}: {fault}")
     if broken == "stop":
         raise named from None
-    return Counted("", None, str(named))
+    return CountedRecord("", None, str(named))
 
 
-def _digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, draws: int) -> str:
+def _compute_digest(source: RecordSource, tokenizer: Tokenizer, config: ModelConfig, draws: int) -> str:
     stats = [(source.folder / file.name).stat() for file in source.dataset.files]
     facts = {
         "version": _VERSION,
@@ -162,7 +163,8 @@ def _read(path: pathlib.Path) -> LengthIndex | None:
 
 
 def _write(path: pathlib.Path, index: LengthIndex) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # processes may write at the same time
+    # The process id keeps processes apart that write at the same time.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             np.savez(file, **{f.name: getattr(index, f.name) for f in dataclasses.fields(LengthIndex)})

@@ -1,8 +1,8 @@
 """Batches of packs for training, read by Grain.
 
-The loader's position is one integer, the step: batch s holds packs s * rows .. (s + 1) * rows - 1, of which
-each process makes its share. So a run continues from its step alone, with any number of processes, workers
-and threads, and sees the same packs.
+The loader's only state is the step: batch s consists of packs s * rows .. (s + 1) * rows - 1, and each process makes
+its share. A run can therefore resume at any step, with any number of processes, workers and threads, and sees the same
+packs.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from jaxtyping import Int64
 
 from pdgen.config import ModelConfig
 from pdgen.data.documents import Documents, TooLong, Turns, make_documents
-from pdgen.data.lengths import Broken, length_index, record_name
-from pdgen.data.packing import Document, Packer, document_rng
+from pdgen.data.lengths import Broken, load_length_index, locate_record
+from pdgen.data.packing import Document, Packer, make_document_rng
 from pdgen.data.records import RecordError, RecordSource
 from pdgen.sequence import layout
 from pdgen.sequence.layout import Budgets, Layout, Pack
@@ -32,31 +32,30 @@ from pdgen.sequence.tokenizer import Tokenizer
 
 
 class LoaderError(ValueError):
-    """The loader's settings contradict each other, the machine or the data; the line names the remedy."""
+    """Settings that contradict each other, the machine or the data. The message is one line with the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """What batches are made, and how.
+    """The composition of batches, and how they are made.
 
     Attributes:
       rows: packs in a batch over all processes.
       budgets: size of a pack.
-      seed: of shuffling, condition dropout and latents.
+      seed: seed of shuffling, condition dropout and latents.
       dropout: condition dropout.
-      mixture: weight of each subset by documents, 0 leaves it out; empty: in proportion of the documents.
-      turns: "whole" trajectories, or every turn that teaches anything as a document of its own ("single"),
-        after all before it as context.
-      too_long: what a document that exceeds a pack does: "refuse" stops before training, "cut" leaves out its
-        last turns.
-      broken: what a broken record does: "stop" stops the run, "skip" leaves it out and counts it.
+      mixture: weight of each subset by documents; 0 excludes it. Empty: in proportion to the numbers of documents.
+      turns: "whole": one document per trajectory. "single": one document per turn with targets, with everything before
+        it as context.
+      too_long: for documents that exceed a pack, "refuse" stops before training, and "cut" drops their last turns.
+      broken: for broken records, "stop" stops the run, and "skip" leaves them out and counts them.
       balance_texts: see ``layout.lay_out``.
-      draws: noised copies of every image that is a flow target, each with its own noise and timestep. They share the
-        context, so that an image costs less; 1 as in the paper.
-      held_out: records that no pack holds: the last of every subset in the mixture, in proportion to its size.
-      workers: processes that make batches; 0 makes them in threads of this one.
-      threads: in each process.
-      prefetch: batches made ahead, in each process.
+      draws: noised copies of each image with a flow target, each with its own noise and timestep. They share the
+        context, which lowers the cost per image. The paper uses 1.
+      held_out: records that are in no pack: the last ones of each subset in the mixture, in proportion to its size.
+      workers: processes that make batches; 0 uses threads of this process.
+      threads: threads in each process.
+      prefetch: batches made ahead in each process.
     """
 
     rows: int
@@ -75,32 +74,32 @@ class LoaderConfig:
     prefetch: int = 8
 
 
-class Batch(NamedTuple):
-    """A process's part of a batch: packs [rows, ...], and the numbers of broken records left out of them."""
+class LoaderBatch(NamedTuple):
+    """One process's part of a batch: packs [rows, ...], and the numbers of broken records that were left out."""
 
     pack: Pack
     skipped: Int64[np.ndarray, " skipped"]
 
 
-def subset_documents(source: RecordSource, documents: Documents) -> dict[str, Int64[np.ndarray, " documents"]]:
-    """Numbers of each subset's documents, by the subset's name."""
+def group_by_subset(source: RecordSource, documents: Documents) -> dict[str, Int64[np.ndarray, " documents"]]:
+    """Return the document numbers of each subset."""
     return {
         name: np.concatenate([np.arange(*np.searchsorted(documents.record, (r.start, r.stop))) for r in ranges])
         for name, ranges in source.subsets.items()
     }
 
 
-def held_out_records(
+def select_held_out(
     subsets: Mapping[str, Sequence[range]], mixture: Mapping[str, float], count: int
 ) -> Int64[np.ndarray, " count"]:
-    """Numbers of the records that are held out, ascending: ``count``, fewer only where a subset would be left empty.
+    """Select ``count`` record numbers to hold out, ascending. Fewer are selected if a subset would become empty.
 
     Args:
-      subsets: ranges of every subset's records.
-      mixture: see ``LoaderConfig``; subsets of weight 0 hold nothing out.
+      subsets: record ranges of each subset.
+      mixture: see ``LoaderConfig``; no record of a subset with weight 0 is selected.
 
     Raises:
-      LoaderError: they are all there is.
+      LoaderError: no record would be left for training.
     """
     own = [
         np.concatenate([np.arange(r.start, r.stop) for r in ranges])
@@ -121,21 +120,21 @@ class Batches:
     """Random access to one process's part of every batch: ``batches[step]``.
 
     Args:
-      config: sizes of the model.
+      config: the model's sizes.
       source: the records.
-      tokenizer: the model's.
-      settings: what batches to make.
-      process: (index, count) of this process; it makes rows [index, index + 1) * rows / count of a batch.
-      steps: the length, a bound for Grain.
+      tokenizer: the model's tokenizer.
+      settings: the composition of batches.
+      process: (index, count) of this process, which makes rows [index, index + 1) * rows / count of a batch.
+      steps: number of batches, which Grain requires.
 
     Attributes:
-      held_out: numbers of the documents that no batch holds.
-      subsets: numbers of each subset's other documents.
+      held_out: numbers of the documents that are in no batch.
+      subsets: numbers of the other documents by subset.
 
     Raises:
-      LoaderError: the rows cannot be shared equally among the processes, or nothing is left to train on.
-      PackingError: a record does not fit into a pack, or the mixture does not suit the data set.
-      RecordError: a record is broken or does not suit the model; on access as well.
+      LoaderError: the rows cannot be divided equally among the processes, or no document is left for training.
+      PackingError: a record does not fit into a pack, or the mixture does not match the data set.
+      RecordError: a record is broken or does not fit the model; also raised on access.
     """
 
     def __init__(
@@ -155,9 +154,9 @@ class Batches:
         self.config, self.source, self.tokenizer, self.settings = config, source, tokenizer, settings
         self._rows = range(index * settings.rows // count, (index + 1) * settings.rows // count)
         self._steps = steps
-        self.index = length_index(source, tokenizer, config, settings.broken, settings.draws)
+        self.index = load_length_index(source, tokenizer, config, settings.broken, settings.draws)
         self.documents = make_documents(self.index, settings.budgets, settings.turns, settings.too_long)
-        held_out = held_out_records(source.subsets, settings.mixture, settings.held_out)
+        held_out = select_held_out(source.subsets, settings.mixture, settings.held_out)
         held = np.isin(self.documents.record, held_out)
         self.held_out = np.flatnonzero(held)
         if settings.held_out and not held.any():
@@ -165,7 +164,7 @@ class Batches:
                 f"config: held_out is {settings.held_out}, but the last records are broken or teach "
                 "nothing; hold out more"
             )
-        self.subsets = {name: n[~held[n]] for name, n in subset_documents(source, self.documents).items()}
+        self.subsets = {name: n[~held[n]] for name, n in group_by_subset(source, self.documents).items()}
         self.packer = Packer(
             self.documents, self.subsets, settings.budgets, settings.dropout, settings.seed, settings.mixture
         )
@@ -176,22 +175,22 @@ class Batches:
     def __repr__(self) -> str:
         return f"Batches({self.source!r}, {self.settings})"
 
-    def __getitem__(self, step: SupportsIndex) -> Batch:
-        first = step.__index__() * self.settings.rows
-        rows = [self.layouts(first + row) for row in self._rows]
+    def __getitem__(self, index: SupportsIndex) -> LoaderBatch:
+        first = index.__index__() * self.settings.rows
+        rows = [self.lay_out_pack(first + row) for row in self._rows]
         packs = [self.assemble(made, first + row) for row, (made, _) in zip(self._rows, rows)]
-        return Batch(layout.stack(packs), np.array([n for _, skipped in rows for n in skipped], np.int64))
+        return LoaderBatch(layout.stack(packs), np.array([n for _, skipped in rows for n in skipped], np.int64))
 
-    def pack(self, number: int) -> Pack:
-        """Pack ``number`` of the run."""
-        return self.assemble(self.layouts(number)[0], number)
+    def make_pack(self, number: int) -> Pack:
+        """Make pack ``number`` of the run."""
+        return self.assemble(self.lay_out_pack(number)[0], number)
 
-    def layouts(self, number: int) -> tuple[list[Layout], list[int]]:
-        """The documents of pack ``number`` laid out, and the numbers of records left out because they are broken."""
-        return self.lay_out_all(self.packer.documents(number))
+    def lay_out_pack(self, number: int) -> tuple[list[Layout], list[int]]:
+        """Lay out the documents of pack ``number``. Returns them and the numbers of broken records left out."""
+        return self.lay_out_all(self.packer.choose_documents(number))
 
     def lay_out_all(self, documents: Iterable[Document]) -> tuple[list[Layout], list[int]]:
-        """The documents laid out, and the numbers of records left out because they are broken."""
+        """Lay out documents. Returns them and the numbers of broken records left out."""
         made, skipped = [], []
         for document in documents:
             try:
@@ -203,10 +202,10 @@ class Batches:
         return made, skipped
 
     def lay_out(self, document: Document) -> Layout:
-        """One document after condition dropout, with sampled latents."""
-        name = record_name(self.source, document.record)
+        """Lay out one document after condition dropout, with sampled latents."""
+        name = locate_record(self.source, document.record)
         changed = f"{name}: is not the record whose tokens were counted; start again and leave the data alone"
-        rng = document_rng(self.settings.seed, document)
+        rng = make_document_rng(self.settings.seed, document)
         record = self.source[document.record]
         try:
             segments = record_segments(
@@ -217,48 +216,48 @@ class Batches:
         except SegmentError as fault:
             raise RecordError(f"{name}: {fault}") from None
         laid_out = layout.lay_out(segments, self.tokenizer, self.config, self.settings.balance_texts)
-        if laid_out.lengths != tuple(self.packer.lengths(document)):
+        if laid_out.lengths != tuple(self.packer.count_tokens(document)):
             raise LoaderError(changed)
         return laid_out
 
-    def record_ids(self, step: int) -> list[str]:
-        """Ids of the records in the whole batch of ``step``, of all processes."""
+    def list_record_ids(self, step: int) -> list[str]:
+        """List the ids of the records in the batch of ``step``, over all processes."""
         packs = range(step * self.settings.rows, (step + 1) * self.settings.rows)
-        return [str(self.index.ids[document.record]) for n in packs for document in self.packer.documents(n)]
+        return [str(self.index.ids[document.record]) for n in packs for document in self.packer.choose_documents(n)]
 
     def assemble(self, layouts: Sequence[Layout], number: int) -> Pack:
-        """Pack ``number`` of laid out documents; of none, a pack of padding."""
+        """Assemble laid-out documents to pack ``number``; without documents, a pack of padding."""
         if not layouts:
             return layout.empty_pack(self.settings.budgets, self.config, number)
         return layout.assemble(layouts, self.settings.budgets, number)
 
 
 class Loader(Iterator[Pack]):
-    """The iterator that ``loader`` returns.
+    """An endless or bounded iterator of packs; see ``make_loader``.
 
     Attributes:
-      batches: what is iterated.
-      skipped: numbers of the broken records that the packs given so far left out, and of those known before.
+      batches: the batches that are iterated.
+      skipped: numbers of the broken records that were left out so far, including those known from the start.
     """
 
-    def __init__(self, made: Iterator[Batch], batches: Batches) -> None:
-        self.batches, self._made, self._source = batches, made, batches.source
+    def __init__(self, iterator: Iterator[LoaderBatch], batches: Batches) -> None:
+        self.batches, self._iterator, self._source = batches, iterator, batches.source
         self.skipped = set(batches.index.broken.tolist())
 
     def __next__(self) -> Pack:
-        batch = next(self._made)
+        batch = next(self._iterator)
         for number in set(batch.skipped.tolist()) - self.skipped:
             self.skipped.add(number)
             logging.warning(
                 "%s: broken, left out (%d so far); python -m pdgen.data.records check %s says why",
-                record_name(self._source, number),
+                locate_record(self._source, number),
                 len(self.skipped),
                 self._source.folder,
             )
         return batch.pack
 
 
-def loader(
+def make_loader(
     config: ModelConfig,
     source: RecordSource,
     tokenizer: Tokenizer,
@@ -266,18 +265,18 @@ def loader(
     start_step: int = 0,
     stop_step: int | None = None,
 ) -> Loader:
-    """This process's part of the batches of steps [start_step, stop_step), made ahead of use.
+    """Make an iterator over this process's part of the batches of steps [start_step, stop_step), with prefetching.
 
     Args:
       config, source, tokenizer, settings: see ``Batches``.
-      start_step: the first batch's number; the whole position.
-      stop_step: None goes on for ever.
+      start_step: number of the first batch.
+      stop_step: end of the range; None: endless.
 
     Returns:
       An iterator of ``Pack`` with leading axis rows / process count, in host memory.
 
     Raises:
-      LoaderError: see ``Batches``; or worker processes are asked for before absl's flags are parsed.
+      LoaderError: see ``Batches``; or worker processes are requested before absl's flags are parsed.
       PackingError, RecordError: see ``Batches``; a broken record stops the iteration, workers or not.
     """
     if settings.workers and not flags.FLAGS.is_parsed():
@@ -288,18 +287,18 @@ def loader(
     steps = sys.maxsize if stop_step is None else stop_step
     process = jax.process_index(), jax.process_count()
     batches = Batches(config, source, tokenizer, settings, process, steps)
-    _tell(batches)
-    batches.packer.seek(start_step * settings.rows)  # once, for all workers
+    _log_omissions(batches)
+    batches.packer.seek(start_step * settings.rows)  # once here instead of in every worker
     options = grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=settings.prefetch)
     dataset = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options)
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_leave_with_parent).map(_own)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_exit_with_parent).map(_copy_batch)
     return Loader(iter(dataset), batches)
 
 
-def _tell(batches: Batches) -> None:
-    """Says which records the packs will lack."""
+def _log_omissions(batches: Batches) -> None:
+    """Log which records are left out or shortened."""
     index, documents = batches.index, batches.documents
     if len(index.broken):
         logging.warning(
@@ -314,16 +313,16 @@ def _tell(batches: Batches) -> None:
         )
 
 
-def _own(batch: Batch) -> Batch:
-    """A copy out of the shared memory in which a worker hands over its batch, so that it is freed at once."""
+def _copy_batch(batch: LoaderBatch) -> LoaderBatch:
+    """Copy a batch out of the worker's shared memory, which is then freed at once."""
     return jax.tree.map(np.array, batch)
 
 
-def _leave_with_parent(worker: int, count: int) -> None:
-    """Ends this worker process when its parent is gone, even by SIGKILL, which Grain does not notice."""
+def _exit_with_parent(worker: int, count: int) -> None:
+    """Exit this worker process when its parent dies, even by SIGKILL, which Grain does not notice."""
     del worker, count
     parent = multiprocessing.parent_process()
-    assert parent is not None  # called in workers alone
+    assert parent is not None  # called only in workers
 
     def wait() -> None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -1,11 +1,12 @@
 """Packing documents into rows of three budgets: text, ViT and VAE tokens.
 
-A vector bin packing that knows token counts alone. Each window of the stream of documents is planned at once
-and on its own. A pack takes the oldest of the window's documents until its fullest stream is half full, then
-again and again the one that leaves the least room, measured by the sum of squares over the streams (the
-norm-based greedy of Panigrahy et al., "Heuristics for Vector Bin Packing", 2011); then the window's packs are
-shuffled. How many packs a window gives depends on its documents. Pack n is found by counting those of the
-windows before it, many windows side by side: nothing is remembered but the counts.
+This is vector bin packing on token counts. Each window of the stream of documents is planned independently. A pack
+takes the oldest document of the window until its fullest stream is half full. After that it takes the document that
+leaves the least room, measured by the sum of squares over the streams (the norm-based greedy of Panigrahy et al.,
+"Heuristics for Vector Bin Packing", 2011). Finally the window's packs are shuffled.
+
+The number of packs of a window depends on its documents. To find pack n, all windows before it are planned, many at a
+time, and only their numbers of packs are stored.
 """
 
 import bisect
@@ -23,21 +24,21 @@ from pdgen.data.stream import Stream, Window
 from pdgen.sequence.layout import STREAMS, Budgets
 from pdgen.sequence.segments import ConditionDropout, stream_lengths
 
-POOL = 256  # documents a pack chooses from; twice as many gain less than 1 % of fill
-BY_AGE = 0.5  # of a pack: with 0, the documents left over at a window's end fill packs badly
-TOGETHER = 128  # windows planned side by side when far packs are looked up
+POOL = 256  # documents that a pack chooses from; twice as many gain less than 1 % of fill
+BY_AGE = 0.5  # fill up to which age decides; with 0, the documents left at a window's end fill packs badly
+PARALLEL_WINDOWS = 128  # windows planned at a time to find a distant pack
 _PLANS = 4  # windows kept in memory
 
 
 class Document(NamedTuple):
-    """A document as it stands in a pack.
+    """A document in a pack.
 
     Attributes:
-      epoch: of its subset, counted from 0.
-      number: of the document in ``Documents``.
-      record: it comes from.
-      turns: [first, stop) of the record that it teaches.
-      keep: which of its units condition dropout leaves.
+      epoch: epoch of its subset, from 0.
+      number: number of the document in ``Documents``.
+      record: number of its record.
+      turns: the turns [first, stop) of the record that are targets.
+      keep: which of its units remain after condition dropout.
     """
 
     epoch: int
@@ -47,25 +48,26 @@ class Document(NamedTuple):
     keep: tuple[bool, ...]
 
 
-def document_rng(seed: int, document: Document) -> np.random.Generator:
-    """The generator of a document's latents."""
+def make_document_rng(seed: int, document: Document) -> np.random.Generator:
+    """Make the random generator for a document's latents."""
     return np.random.default_rng((seed, 1, document.epoch, document.number))
 
 
-def plan(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> Int64[np.ndarray, "B W"]:
-    """The number of each document's pack in its window, for B windows side by side.
-
-    What is planned for a window does not depend on the others.
+def plan_packs(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> Int64[np.ndarray, "B W"]:
+    """Plan the packs of B independent windows at once.
 
     Args:
-      lengths: tokens of W documents in the text, vit and vae stream, oldest first, none above ``sizes``.
-      sizes: of a pack.
+      lengths: tokens of W documents in the text, vit and vae stream, oldest first; none exceeds ``sizes``.
+      sizes: the budgets of a pack.
+
+    Returns:
+      For each document, the number of its pack within the window.
     """
     windows, documents, _ = lengths.shape
     waiting = np.ascontiguousarray(np.moveaxis(lengths, 2, 0), np.float32)  # exact: below 2 ** 24
     full = sizes.astype(np.float32)[:, None]
     per_token = (1 / np.maximum(full, 1)).astype(np.float32)
-    number = np.tile(np.arange(min(POOL, documents)), (windows, 1))  # the pool's documents; the lowest is the oldest
+    number = np.tile(np.arange(min(POOL, documents)), (windows, 1))  # documents in the pool; the lowest is the oldest
     pool = waiting[:, :, : number.shape[1]].copy()
     drawn = np.full(windows, number.shape[1])
     result = np.zeros((windows, documents), np.int64)
@@ -96,26 +98,26 @@ def plan(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"]) -> 
     return result
 
 
-class _Plan(NamedTuple):
-    """A window and the places of its documents in each of its packs."""
+class _WindowPlan(NamedTuple):
+    """A window and, for each of its packs, the positions of the pack's documents in the window."""
 
     window: Window
     packs: list[np.ndarray]
 
 
 class Packer:
-    """Which documents stand in pack n, for any n; safe to share between threads.
+    """The documents of pack n, for any n. Can be shared between threads.
 
     Args:
-      documents: of the data set.
-      subsets: numbers of each subset's documents.
-      budgets: size of a pack, which holds every document.
+      documents: all documents of the data set.
+      subsets: document numbers of each subset.
+      budgets: size of a pack; every document must fit.
       dropout: condition dropout.
-      seed: of orders and dropout.
-      mixture: weight of each subset, see ``stream.shares``.
+      seed: seed of orders and dropout.
+      mixture: weight of each subset; see ``stream.compute_shares``.
 
     Raises:
-      PackingError: the mixture does not suit the subsets.
+      PackingError: the mixture does not match the subsets.
     """
 
     def __init__(
@@ -130,8 +132,8 @@ class Packer:
         self.stream = Stream(documents, subsets, mixture or {}, dropout, seed)
         self._table, self._seed = documents, seed
         self._sizes = np.array([budgets.text, budgets.vit, budgets.vae])
-        self._ends: list[int] = []  # packs of windows 0 .. w together
-        self._plans: collections.OrderedDict[int, _Plan] = collections.OrderedDict()
+        self._ends: list[int] = []  # total number of packs of windows 0 .. w
+        self._plans: collections.OrderedDict[int, _WindowPlan] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,36 +143,36 @@ class Packer:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def documents(self, number: int) -> tuple[Document, ...]:
-        """The documents of a pack, in the order in which they stand there."""
+    def choose_documents(self, number: int) -> tuple[Document, ...]:
+        """Return the documents of a pack, in order."""
         window, places = self._find(number)
         return tuple(self._document(window, place) for place in places)
 
-    def lengths(self, document: Document) -> Int64[np.ndarray, "3"]:
-        """The document's tokens in the text, vit and vae stream, after condition dropout."""
+    def count_tokens(self, document: Document) -> Int64[np.ndarray, "3"]:
+        """Count a document's tokens in the text, vit and vae stream, after condition dropout."""
         own = slice(*self._table.starts[[document.number, document.number + 1]])
         lengths = stream_lengths(self._table.kinds[own], self._table.tokens[own])
         return lengths[np.array(document.keep)].sum(axis=0, dtype=np.int64)
 
-    def used(self, number: int) -> Int64[np.ndarray, "3"]:
-        """Tokens in each stream of a pack."""
+    def count_used(self, number: int) -> Int64[np.ndarray, "3"]:
+        """Count the used slots in each stream of a pack."""
         window, places = self._find(number)
         return window.lengths[places].sum(axis=0, dtype=np.int64)
 
-    def fill(self, numbers: Iterable[int]) -> dict[str, float]:
-        """The share of each stream's slots that hold tokens, over the given packs; 1 for a budget of 0."""
-        used = np.mean([self.used(number) for number in numbers], axis=0)
+    def measure_fill(self, numbers: Iterable[int]) -> dict[str, float]:
+        """Measure the share of used slots of each stream over the given packs; 1 for a budget of 0."""
+        used = np.mean([self.count_used(number) for number in numbers], axis=0)
         return {name: float(tokens / size) if size else 1.0 for name, tokens, size in zip(STREAMS, used, self._sizes)}
 
-    def packs(self, windows: int) -> int:
-        """How many packs the first ``windows`` windows give."""
+    def count_packs(self, windows: int) -> int:
+        """Count the packs of the first ``windows`` windows."""
         with self._lock:
             while len(self._ends) < windows:
                 self._seek(self._ends[-1] if self._ends else 0)
             return self._ends[windows - 1] if windows else 0
 
     def seek(self, number: int) -> None:
-        """Counts the packs up to pack ``number``, with a progress bar where that takes long."""
+        """Plan all windows up to pack ``number``, with a progress bar if that takes long."""
         with self._lock:
             self._seek(number)
 
@@ -206,20 +208,20 @@ class Packer:
         ) as bar:
             while known <= number:
                 ahead = (number - known) * len(self._ends) // max(known, 1)
-                planned = range(len(self._ends), len(self._ends) + min(max(ahead, 1), TOGETHER))
+                planned = range(len(self._ends), len(self._ends) + min(max(ahead, 1), PARALLEL_WINDOWS))
                 for count in self._plan(planned):
                     self._ends.append(known := known + count)
                 bar.update(min(known, number) - bar.n)
 
     def _plan(self, numbers: Sequence[int]) -> list[int]:
-        """Plans windows, keeps the last of them and returns how many packs each gives."""
-        windows = [self.stream.window(number) for number in numbers]
-        placed = plan(np.stack([window.lengths for window in windows]), self._sizes)
+        """Plan windows and store the last plans. Returns the number of packs of each window."""
+        windows = [self.stream.make_window(number) for number in numbers]
+        placed = plan_packs(np.stack([window.lengths for window in windows]), self._sizes)
         counts = placed.max(axis=1) + 1
         for number, window, own, count in list(zip(numbers, windows, placed, counts))[-_PLANS:]:
             packs = np.split(np.argsort(own, kind="stable"), np.cumsum(np.bincount(own))[:-1])
             order = np.random.default_rng((self._seed, 4, number)).permutation(count)
-            self._plans[number] = _Plan(window, [packs[i] for i in order])
+            self._plans[number] = _WindowPlan(window, [packs[i] for i in order])
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         return counts.tolist()

@@ -1,4 +1,4 @@
-"""A pack as text and as pages: an overview with its documents and its mask, and the tokens of each document."""
+"""A pack as text and as HTML pages: an overview with documents and attention mask, and the tokens of each document."""
 
 import base64
 import dataclasses
@@ -18,27 +18,27 @@ from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, TokenRu
 from pdgen.sequence.layout import STREAMS
 
 INDEX = "index.html"
-_SIDE = 640  # pixels of a mask's side, about
-# What a key is, in the mask: name and colour, visible on light and dark pages.
+_SIDE = 640  # approximate side of a mask in pixels
+# The kinds of keys in a mask: name and colour, visible on light and dark pages.
 KEYS = (("text", "#3f74c4"), ("ViT", "#c08a1e"), ("clean VAE", "#4f9434"), ("noised VAE", "#cf4a36"))
 _NOISED = 3
 _HEADER = f"{'slots':>13}  {'token':<24} {'stream':<6} {'expert':<6} {'rotary':>6} {'sees':>13} {'seen by':>13}  target"
-_LINE = (128, 128, 128, 90)  # between documents
+_LINE = (128, 128, 128, 90)  # colour of the lines between documents
 
 
-def mask_picture(
+def draw_mask(
     intervals: Int32[np.ndarray, "4 n"], keys: Int8[np.ndarray, " n"], starts: Sequence[int] = (), side: int = _SIDE
 ) -> PIL.Image.Image:
-    """The attention mask as an RGBA picture: a row a query, a column a key, transparent where nothing is seen.
+    """Draw an attention mask as an RGBA picture: rows are queries, columns are keys, masked pairs are transparent.
 
-    Larger masks are scaled down: a pixel's opacity is the share of its pairs that are allowed, its colour the
-    mean of their keys' colours. Smaller ones are scaled up by a whole number.
+    Large masks are scaled down: the opacity of a pixel is the share of allowed pairs in it, and its colour is the mean
+    of their keys' colours. Small masks are scaled up by a whole factor.
 
     Args:
       intervals: k_start, k_end, q_start, q_end of slots 0 .. n - 1.
-      keys: what each slot is, a number into ``KEYS``.
+      keys: kind of each slot, an index of ``KEYS``.
       starts: slots before which a line is drawn.
-      side: of the picture, at most (or n, where that is less than half of it, times a whole number).
+      side: maximum side of the picture in pixels.
     """
     k_start, k_end, q_start, q_end = intervals
     length = len(keys)
@@ -64,10 +64,10 @@ def mask_picture(
     return picture.resize((cells * scale, cells * scale), PIL.Image.Resampling.NEAREST)
 
 
-def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
-    """HTML pages by file name: ``index.html`` and ``document-<3 digits>.html`` for each document."""
+def render_pack(pack: ExplainedPack, title: str) -> dict[str, str]:
+    """Render HTML pages by file name: ``index.html``, and ``document-<3 digits>.html`` for each document."""
     names = [f"document-{number:03d}.html" for number in range(len(pack.documents))]
-    keys = _keys(pack)
+    keys = _classify_keys(pack)
     used = np.bincount(pack.streams[: pack.used], minlength=len(STREAMS))
     sizes = dataclasses.astuple(pack.budgets)
     pages = {
@@ -75,9 +75,11 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
             "pack.html",
             title=title,
             slots=(pack.used, pack.budgets.total),
-            fills=[_fill(name, int(tokens), size) for name, tokens, size in zip(STREAMS, used, sizes)],
-            documents=[_summary(document) | {"link": name} for document, name in zip(pack.documents, names)],
-            mask=_mask(pack.intervals, keys, (0, pack.used), [document.start for document in pack.documents[1:]]),
+            fills=[_describe_fill(name, int(tokens), size) for name, tokens, size in zip(STREAMS, used, sizes)],
+            documents=[_describe_document(document) | {"link": name} for document, name in zip(pack.documents, names)],
+            mask=_encode_mask(
+                pack.intervals, keys, (0, pack.used), [document.start for document in pack.documents[1:]]
+            ),
             keys=KEYS,
         )
     }
@@ -85,9 +87,9 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
         pages[name] = render(
             "pack_document.html",
             title=f"{title}, document {number}",
-            document=_summary(document),
-            groups=_groups(document.runs),
-            mask=_mask(pack.intervals, keys, (document.start, document.end)),
+            document=_describe_document(document),
+            groups=_group_runs(document.runs),
+            mask=_encode_mask(pack.intervals, keys, (document.start, document.end)),
             keys=KEYS,
             previous=names[number - 1] if number else None,
             next=names[number + 1] if number + 1 < len(names) else None,
@@ -96,13 +98,13 @@ def pack_pages(pack: ExplainedPack, title: str) -> dict[str, str]:
 
 
 def write_pack_pages(pack: ExplainedPack, target: pathlib.Path, title: str, overwrite: bool = False) -> pathlib.Path:
-    """Writes the pages of ``pack_pages`` to a folder, whole or not at all, and returns the path of its index.
+    """Write the pages of ``render_pack`` to a folder, atomically. Returns the path of the index page.
 
     Raises:
-      FolderError: The folder cannot be written, or exists already and may not be replaced.
+      FolderError: the folder cannot be written, or it exists and may not be replaced.
     """
     with new_folder(target, kind="explained pack", replaceable=_holds_pages, overwrite=overwrite) as folder:
-        for name, page in pack_pages(pack, title).items():
+        for name, page in render_pack(pack, title).items():
             (folder / name).write_text(page, encoding="utf-8")
     return target / INDEX
 
@@ -111,37 +113,37 @@ def _holds_pages(folder: pathlib.Path) -> bool:
     return (folder / INDEX).is_file() and (folder / "document-000.html").is_file()
 
 
-def _keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:
+def _classify_keys(pack: ExplainedPack) -> Int8[np.ndarray, " S"]:
     keys = pack.streams.copy()
     for run in (run for document in pack.documents for run in document.runs if run.noised):
         keys[run.start : run.end] = _NOISED
     return keys
 
 
-def _mask(
+def _encode_mask(
     intervals: Int32[np.ndarray, "4 S"], keys: np.ndarray, slots: tuple[int, int], starts: Sequence[int] = ()
 ) -> str:
-    """A data URI of the mask of slots [start, end), which see nothing beyond them; "" of no slots."""
+    """Return a data URI of the mask of slots [start, end), which must see no other slots; "" for no slots."""
     start, end = slots
     if start == end:
         return ""
     buffer = io.BytesIO()
-    mask_picture(intervals[:, start:end] - start, keys[start:end], starts).save(buffer, "PNG")
+    draw_mask(intervals[:, start:end] - start, keys[start:end], starts).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _fill(name: str, used: int, size: int) -> dict[str, Any]:
+def _describe_fill(name: str, used: int, size: int) -> dict[str, Any]:
     return {"name": name, "used": used, "size": size, "share": used / size if size else 1.0}
 
 
-def _summary(document: ExplainedDocument) -> dict[str, Any]:
+def _describe_document(document: ExplainedDocument) -> dict[str, Any]:
     tokens = {name: sum(r.end - r.start for r in document.runs if r.stream == name) for name in STREAMS}
     targets = sum(run.end - run.start for run in document.runs if run.target)
     return {"document": document, "tokens": tokens, "targets": targets}
 
 
-def _groups(runs: Sequence[TokenRun]) -> list[dict[str, Any]]:
-    """The runs by split, each with its stage and what copy of an image it is."""
+def _group_runs(runs: Sequence[TokenRun]) -> list[dict[str, Any]]:
+    """Group runs by split, each with its stage and the kind of image copy."""
     groups = []
     for _, own in itertools.groupby(runs, key=lambda run: run.split):
         own = list(own)
@@ -150,21 +152,21 @@ def _groups(runs: Sequence[TokenRun]) -> list[dict[str, Any]]:
     return groups
 
 
-def document_lines(document: ExplainedDocument, number: int) -> list[str]:
-    """A document as text, a line for each run under a line for each split."""
+def format_document(document: ExplainedDocument, number: int) -> list[str]:
+    """Format a document as lines of text: a heading for each split, then a line for each run."""
     head = f"document {number}: record {document.record} ({document.name}), {document.turns}, epoch {document.epoch}"
-    made = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
+    lines = ["", head, f"dropped: {', '.join(document.dropped) or 'nothing'}", _HEADER]
     split = None
     for run in document.runs:
         if run.split != split:
-            made.append(f"  -- {run.stage}")
+            lines.append(f"  -- {run.stage}")
             split = run.split
-        made.append(_line(run))
-    return made
+        lines.append(_format_run(run))
+    return lines
 
 
-def _line(run: TokenRun) -> str:
-    """A run as text."""
+def _format_run(run: TokenRun) -> str:
+    """Format a run as a line of text."""
     ranges = ((run.start, run.end), run.sees, run.seen_by)
     slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
     what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"

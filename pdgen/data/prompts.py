@@ -1,4 +1,4 @@
-"""Reads files of prompts: one prompt a line, as plain text or as JSON objects."""
+"""Files of prompts: one prompt per line, as plain text or as JSON objects."""
 
 import pathlib
 from collections.abc import Callable
@@ -10,29 +10,29 @@ _Prompt = TypeVar("_Prompt")
 
 
 class PromptError(ValueError):
-    """A prompt, a file of prompts or a given image cannot be used; one line names it and the remedy."""
+    """A prompt, prompt file or given image that cannot be used. The message is one line with the remedy."""
 
 
 def read_prompt_file(
     path: pathlib.Path, record: type[_Prompt], plain: Callable[[str], _Prompt] | None = None
 ) -> list[_Prompt]:
-    """Reads a UTF-8 file with one prompt a line.
+    """Read a UTF-8 file with one prompt per line.
 
-    A line that begins with "{" is a JSON object. If the first one is, all must be. Lines end at line feeds, with or
-    without a carriage return, and nowhere else.
+    A line that begins with "{" is a JSON object. If the first line is one, all lines must be. Lines end only at line
+    feeds, with or without a carriage return.
 
     Args:
-      path: The file.
-      record: What a JSON object is decoded to, a msgspec type.
-      plain: Makes a record of a line of plain text, without surrounding blanks; empty lines are skipped. None: the
-        file must hold one JSON object a line, and an empty line is none.
+      path: the file.
+      record: the msgspec type of a JSON object.
+      plain: makes a record of a line of plain text without surrounding whitespace; empty lines are skipped. None: every
+        line must be a JSON object, also an empty one.
 
     Returns:
       The records in the file's order, at least one.
 
     Raises:
-      PromptError: The file cannot be read, holds no prompt or is a JSON list, or a line is no such object; the message
-        names the line.
+      PromptError: the file cannot be read, has no prompt or is a JSON list, or a line is malformed; the message names
+        the line.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -52,7 +52,7 @@ def read_prompt_file(
     text_allowed = plain is not None and not first.startswith("{")
     records = []
     for number, row in rows:
-        if text_allowed and not row.startswith("{"):
+        if plain is not None and text_allowed and not row.startswith("{"):
             records.append(plain(row))
             continue
         try:
@@ -63,15 +63,15 @@ def read_prompt_file(
 
 
 class _PromptText(msgspec.Struct, frozen=True):
-    """An object of which the key "prompt" alone counts."""
+    """A JSON object of which only the key "prompt" is used."""
 
     prompt: str
 
 
 def read_prompt_texts(path: pathlib.Path) -> list[str]:
-    """Reads the prompts of a file as ``read_prompt_file`` does: plain text, or the key "prompt" of JSON objects.
+    """Read the prompts of a file: plain text, or the key "prompt" of JSON objects.
 
     Raises:
-      PromptError: See ``read_prompt_file``.
+      PromptError: see ``read_prompt_file``.
     """
     return [line.prompt for line in read_prompt_file(path, _PromptText, plain=_PromptText)]

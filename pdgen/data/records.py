@@ -1,9 +1,9 @@
-"""Data sets of trajectories on disk: a folder of ArrayRecord files and the ``dataset.json`` that counts them.
+"""Data sets of trajectories on disk: a folder of ArrayRecord files and the index ``dataset.json``.
 
-    python -m pdgen.data.records check DIR        names every broken record
+    python -m pdgen.data.records check DIR        lists every broken record
 
-A truncated ArrayRecord opens as an empty one, so the count of every file stands in ``dataset.json`` and is
-checked whenever the folder is opened. Files and folders are written under a temporary name and renamed.
+A truncated ArrayRecord file opens as an empty one. So ``dataset.json`` holds the number of records of each file, which
+is checked whenever the folder is opened. Files and folders are written under a temporary name and renamed.
 """
 
 import bisect
@@ -38,14 +38,17 @@ SUFFIX = ".array_record"
 
 
 class RecordError(ValueError):
-    """A data set or one of its records is missing or broken; the line names the file and the record."""
+    """A data set or a record that is missing or broken. The message is one line that names the file and the record."""
 
 
 class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One ArrayRecord file of a data set and what it must hold.
+    """One ArrayRecord file of a data set.
 
-    ``subset`` names the part of the data set that its records belong to ("" where there is but one),
-    ``sha256`` is the digest of the whole file in hexadecimal ("" where it was not taken).
+    Attributes:
+      name: file name, ending in ``SUFFIX``.
+      records: number of records, at least 1.
+      subset: the part of the data set that the records belong to; "" if there is only one.
+      sha256: digest of the whole file in hexadecimal; "" if unknown.
     """
 
     name: str
@@ -61,11 +64,13 @@ class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a data set was made from; equal origins give equal records.
+    """What a data set was made from. Equal origins give equal records.
 
-    ``tokenizer`` is the fingerprint of the tokenizer its texts were written for, ``autoencoder`` that of the
-    weights its latents come from (``latents.autoencoder_fingerprint``; None: no latents), ``settings`` the
-    builder's configuration.
+    Attributes:
+      seed: the builder's seed.
+      tokenizer: fingerprint of the tokenizer that the texts were written for.
+      autoencoder: ``latents.fingerprint_autoencoder`` of the weights that encoded the latents; None: no latents.
+      settings: the builder's configuration.
     """
 
     seed: int
@@ -77,8 +82,11 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Dataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of ``dataset.json``.
 
-    ``facts`` tells the reader what was counted on the way (subsets, rejected and skipped samples, versions);
-    ``version`` is the version of the records' format.
+    Attributes:
+      files: the data files, in order.
+      origin: what the records were made from.
+      facts: figures for the reader: subsets, rejected and skipped samples, versions.
+      version: version of the record format.
     """
 
     files: list[DataFile]
@@ -95,17 +103,17 @@ class Dataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def records(self) -> int:
-        """Records in all files."""
+        """Number of records in all files."""
         return sum(f.records for f in self.files)
 
 
 def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
-    """Writes one ArrayRecord file; it appears whole or not at all. Returns the number of records.
+    """Write one ArrayRecord file atomically. Returns the number of records.
 
-    Every record is checked by reading back the bytes that are written.
+    Each record is checked by decoding the bytes to be written.
 
     Raises:
-      RecordError: naming the file, the record's number and what is wrong with it.
+      RecordError: a record is broken; the message names the file, the record's number and the fault.
     """
     count = 0
     with new_file(path) as partial:
@@ -124,7 +132,7 @@ def _encode(record: Record, name: str) -> bytes:
         data = encode_record(record)
     except (TrajectoryError, TypeError) as fault:  # msgspec raises TypeError on values it cannot write
         raise RecordError(f"{name}: {fault}") from None
-    # Structs check the types of their fields only when they are read.
+    # msgspec checks the types of fields only when it decodes.
     _decode(data, name)
     return data
 
@@ -137,7 +145,11 @@ def _decode(data: bytes, name: str) -> Record:
 
 
 def write_file(path: str | pathlib.Path, records: Iterable[Record], subset: str = "") -> DataFile:
-    """``write_records``, and the file's entry for ``dataset.json``. Raises RecordError, also without records."""
+    """Write one file as ``write_records``. Returns its entry for ``dataset.json``.
+
+    Raises:
+      RecordError: a record is broken, or there are none.
+    """
     path = pathlib.Path(path)
     if not (count := write_records(path, records)):
         path.unlink()
@@ -148,9 +160,9 @@ def write_file(path: str | pathlib.Path, records: Iterable[Record], subset: str 
 def write_files(
     folder: pathlib.Path, records: Iterable[Record], *, subset: str = "", records_per_file: int = 1000
 ) -> list[DataFile]:
-    """Writes ``<subset>-<5 digits>.array_record`` files of ``records_per_file`` records ("part" without subset).
+    """Write records to files ``<subset>-<5 digits>.array_record``, or ``part-...`` without a subset.
 
-    Raises RecordError where a record is broken; there may be no records, and then no files.
+    Without records no file is written. Raises RecordError if a record is broken.
     """
     files: list[DataFile] = []
     remaining = iter(records)
@@ -162,13 +174,13 @@ def write_files(
 
 
 def write_index(folder: str | pathlib.Path, dataset: Dataset) -> None:
-    """Writes ``dataset.json``, whole or not at all, over an earlier one."""
+    """Write ``dataset.json`` atomically; it may replace an earlier one."""
     with new_file(pathlib.Path(folder) / INDEX) as path:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(dataset), indent=1) + b"\n")
 
 
 def is_dataset(folder: pathlib.Path) -> bool:
-    """Whether the folder holds a ``dataset.json``."""
+    """Return whether the folder contains a ``dataset.json``."""
     return (folder / INDEX).is_file()
 
 
@@ -180,7 +192,7 @@ def write_dataset(
     records_per_file: int = 1000,
     overwrite: bool = False,
 ) -> Dataset:
-    """Writes a data set in files of ``records_per_file``; the folder appears whole or not at all.
+    """Write a data set in files of ``records_per_file`` records. The folder appears complete or not at all.
 
     Raises:
       FolderError: see ``pdgen.files.new_folder``.
@@ -196,7 +208,7 @@ def write_dataset(
 
 
 def read_dataset(folder: str | pathlib.Path) -> Dataset:
-    """The folder's ``dataset.json``. Raises RecordError if it is missing or malformed."""
+    """Read the folder's ``dataset.json``. Raises RecordError if it is missing or malformed."""
     path = pathlib.Path(folder) / INDEX
     try:
         return msgspec.json.decode(path.read_bytes(), type=Dataset)
@@ -207,7 +219,7 @@ def read_dataset(folder: str | pathlib.Path) -> Dataset:
 
 
 def open_file(folder: pathlib.Path, file: DataFile) -> ArrayRecordDataSource:
-    """Opens a file for random access to its bytes. Raises RecordError where it is not whole."""
+    """Open a file for random access to its records as bytes. Raises RecordError if it is missing or truncated."""
     path = folder / file.name
     if not path.is_file():
         raise RecordError(f"{path}: missing, but {INDEX} counts {file.records} records in it")
@@ -229,19 +241,19 @@ def _read(source: ArrayRecordDataSource, path: pathlib.Path, position: int) -> R
     name = f"{path}: record {position}"
     try:
         data = source[position]
-    except RuntimeError as fault:  # the file's own checksums
+    except RuntimeError as fault:  # a checksum of the file does not match
         raise RecordError(f"{name}: {fault}") from None
     return _decode(data, name)
 
 
 class RecordSource:
-    """Random access to a data set's records, as Grain wants it: ``len(source)`` and ``source[index]``.
+    """Random access to a data set's records, as Grain needs it: ``len(source)`` and ``source[index]``.
 
-    It may be pickled and shared between threads; each process opens the files for itself.
+    It can be pickled and shared between threads. Each process opens the files itself.
 
     Raises:
-      RecordError: on opening, if a file is missing or holds another number of records than ``dataset.json``
-        counts; on access, naming the file and the record's position in it.
+      RecordError: when opened, if a file is missing or its number of records differs from ``dataset.json``; on access,
+        if a record is broken. The message names the file and the record's position in it.
     """
 
     def __init__(self, folder: str | pathlib.Path) -> None:
@@ -255,13 +267,13 @@ class RecordSource:
 
     @property
     def subsets(self) -> dict[str, list[range]]:
-        """The numbers of every subset's records, as ascending ranges, by the subset's name."""
+        """Record numbers by subset, as ascending ranges."""
         ranges: dict[str, list[range]] = {}
         for file, end in zip(self.dataset.files, self._ends):
-            held, start = ranges.setdefault(file.subset, []), end - file.records
-            if held and held[-1].stop == start:
-                start = held.pop().start
-            held.append(range(start, end))
+            own, start = ranges.setdefault(file.subset, []), end - file.records
+            if own and own[-1].stop == start:
+                start = own.pop().start
+            own.append(range(start, end))
         return ranges
 
     def __repr__(self) -> str:
@@ -276,10 +288,10 @@ class RecordSource:
         return _read(self._sources[file], self.folder / self.dataset.files[file].name, position)
 
 
-def broken_records(folder: str | pathlib.Path) -> Iterator[str]:
-    """One line for every file that does not open or has changed, and for every record that cannot be read.
+def find_broken_records(folder: str | pathlib.Path) -> Iterator[str]:
+    """Yield one line for each file that is broken or changed and for each record that cannot be decoded.
 
-    Pictures are decoded too. Shows its progress on standard error.
+    Pictures are decoded too. Progress is shown on standard error.
 
     Raises:
       RecordError: ``dataset.json`` itself is missing or malformed.
@@ -288,10 +300,10 @@ def broken_records(folder: str | pathlib.Path) -> Iterator[str]:
     dataset = read_dataset(folder)
     with tqdm(total=dataset.records, desc="checking", unit="record", leave=False) as bar:
         for file in dataset.files:
-            yield from _broken_in(folder, file, bar)
+            yield from _check_file(folder, file, bar)
 
 
-def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
+def _check_file(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
     path = folder / file.name
     try:
         source = open_file(folder, file)
@@ -302,7 +314,7 @@ def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]
     if file.sha256 and file_sha256(path) != file.sha256:
         yield f"{path}: is not the file that was written, its SHA-256 differs from {INDEX}: copy or build it again"
 
-    def fault_of(position: int) -> str | None:
+    def check(position: int) -> str | None:
         try:
             _check_pictures(_read(source, path, position), f"{path}: record {position}")
         except RecordError as fault:
@@ -310,7 +322,7 @@ def _broken_in(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]
         return None
 
     with ThreadPoolExecutor() as threads:
-        for fault in threads.map(fault_of, range(file.records)):
+        for fault in threads.map(check, range(file.records)):
             bar.update()
             if fault is not None:
                 yield fault
@@ -326,14 +338,14 @@ def _check_pictures(record: Record, name: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """The command line ``check DIR``: exit status 0 if every record reads, 2 otherwise."""
+    """Run the command line ``check DIR``: exit status 0 if all records are whole, 2 otherwise."""
     if len(argv) != 3 or argv[1] != "check":
         print("records: usage: python -m pdgen.data.records check DIR", file=sys.stderr)
         sys.exit(2)
     try:
         dataset = read_dataset(argv[2])
         broken = 0
-        for line in broken_records(argv[2]):
+        for line in find_broken_records(argv[2]):
             broken += 1
             tqdm.write(line)
     except RecordError as fault:

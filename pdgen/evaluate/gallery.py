@@ -194,7 +194,7 @@ def _own_trajectory(name: str, trajectories: pathlib.Path | None) -> str:
 
 
 def entries(shown: Sequence[Gallery], page: pathlib.Path, trajectories: pathlib.Path) -> list[Entry]:
-    """The trajectories of the galleries' images, for ``page.trajectory_page``; folders as in ``galleries``.
+    """The trajectories of the galleries' images, for ``page.render_trajectories``; folders as in ``galleries``.
 
     Raises:
       TrajectoryError: one is damaged; it is named.

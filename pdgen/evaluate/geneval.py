@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.metadata import Included, Metadata
 from pdgen.shapes.graph import COLORS
-from pdgen.shapes.world import relations_between
+from pdgen.shapes.world import find_relations
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
@@ -114,7 +114,7 @@ def _of_one(
             return [f"no target for {wanted.noun} to be {kind}"]
         for item in found:
             for target in targets:
-                held = relations_between(item, target)
+                held = find_relations(item, target)
                 if kind not in held:
                     return [f"expected {wanted.noun} {kind} target, found {' and '.join(held)} target"]
     return []

@@ -12,7 +12,7 @@ import msgspec
 from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.data.records import RecordSource, is_dataset
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.synthesis.leaks import normalise
+from pdgen.synthesis.leaks import normalise_prompt
 
 
 class Leaks(msgspec.Struct, frozen=True):
@@ -36,15 +36,15 @@ class Leaks(msgspec.Struct, frozen=True):
 def find_leaks(training: Iterable[str], benchmark: Iterable[str], names: Iterable[str] = ()) -> Leaks:
     """Compares the prompts of a training set, of which ``names`` tell, with those of a benchmark."""
     asked = list(dict.fromkeys(prompt.strip() for prompt in benchmark))
-    normal = {normalise(prompt) for prompt in asked}
+    normal = {normalise_prompt(prompt) for prompt in asked}
     records, exact, normalised = 0, set(), set()
     for prompt in training:
         records += 1
         exact.add(prompt.strip())
-        if (form := normalise(prompt)) in normal:
+        if (form := normalise_prompt(prompt)) in normal:
             normalised.add(form)
     letter = [prompt for prompt in asked if prompt in exact]
-    alike = [prompt for prompt in asked if prompt not in exact and normalise(prompt) in normalised]
+    alike = [prompt for prompt in asked if prompt not in exact and normalise_prompt(prompt) in normalised]
     return Leaks(list(names), records, len(asked), letter, alike)
 
 

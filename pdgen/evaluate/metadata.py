@@ -6,7 +6,7 @@ import msgspec
 
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.parse import parse
-from pdgen.shapes.phrases import be, relations_to, some
+from pdgen.shapes.phrases import collect_relations, is_or_are, phrase_new
 
 Kind = Literal["left of", "right of", "above", "below"]
 
@@ -74,8 +74,8 @@ def agrees(graph: SceneGraph, metadata: Metadata) -> list[str]:
             left.remove(same[0])
         else:
             wanted = Entity(0, item.noun, item.count, attributes)
-            found.append(f"{some(wanted)} {be(wanted)} not in the graph")
-    found += [f"{some(e)} {be(e)} not in the metadata" for e in left]
+            found.append(f"{phrase_new(wanted)} {is_or_are(wanted)} not in the graph")
+    found += [f"{phrase_new(e)} {is_or_are(e)} not in the metadata" for e in left]
     found += _of_positions(graph, metadata, ids)
     for item in metadata.exclude:
         count = sum(e.count for e in graph.entities if e.noun == item.noun)
@@ -93,7 +93,7 @@ def _of_positions(graph: SceneGraph, metadata: Metadata, ids: list[int | None]) 
         subject, other = ids[number], ids[reference]
         if subject is None or other is None:
             continue  # Named as absent already.
-        if not any(r.kind == kind for r in relations_to(graph, subject, [other])):
+        if not any(r.kind == kind for r in collect_relations(graph, subject, [other])):
             nouns = metadata.include[number].noun, metadata.include[reference].noun
             found.append(f"{nouns[0]!r} is not {kind} {nouns[1]!r} in the graph")
     if len(graph.relations) > len(positions):

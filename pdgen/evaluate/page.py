@@ -13,7 +13,7 @@ from pdgen.evaluate.published import GENEVAL, SOURCE, STRATEGIES, WISE, Publishe
 from pdgen.evaluate.statistics import LEVEL
 from pdgen.evaluate.tables import Cell, Table, as_csv, folded
 from pdgen.files import new_file
-from pdgen.report.page import render, trajectory_page
+from pdgen.report.page import render, render_trajectories
 from pdgen.train.monitor.curves import COLOURS, Point, scatter
 
 PUBLISHED: Mapping[str, tuple[PublishedTable, ...]] = {
@@ -124,7 +124,7 @@ def write_pages(
     title, paper = f"Scores on {benchmark}", PUBLISHED[benchmark]
     pages = {"index.html": evaluation_page(title, facts["findings"], {**told, **source}, tables, paper, shown)}
     if drawn := entries(shown, output, output / "trajectories"):
-        pages[TRAJECTORIES] = trajectory_page(drawn, f"Trajectories of {output.resolve().name}")
+        pages[TRAJECTORIES] = render_trajectories(drawn, f"Trajectories of {output.resolve().name}")
     else:
         (output / TRAJECTORIES).unlink(missing_ok=True)
     for name, page in pages.items():

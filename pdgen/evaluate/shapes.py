@@ -16,11 +16,10 @@ import numpy as np
 from pdgen.evaluate.geneval import TASKS, Prompt
 from pdgen.evaluate.metadata import decode_metadata
 from pdgen.shapes.graph import COLORS, Entity, Relation, SceneGraph
-from pdgen.shapes.held_out import held_out
-from pdgen.shapes.language import GENEVAL_FORM
-from pdgen.shapes.language import prompt as write_prompt
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.language import GENEVAL_FORM, write_prompt
 from pdgen.shapes.layout import RELATIONS
-from pdgen.shapes.phrases import scene
+from pdgen.shapes.phrases import phrase_scene
 from pdgen.shapes.world import SHAPES
 from pdgen.synthesis.sample import ENTITY_RATES, sample_graph
 
@@ -53,9 +52,9 @@ def benchmark(counts: Mapping[str, int] = COUNTS, seed: int = SEED) -> list[Prom
             graphs = [_composition(rng) for _ in range(count)]
             texts = [write_prompt(rng, graph, task) for graph in graphs]
         else:
-            every = [graph for graph in scenes_of(task) if held_out(graph) or task not in KEPT]
+            every = [graph for graph in scenes_of(task) if is_held_out(graph) or task not in KEPT]
             graphs = [every[i] for i in sorted(rng.permutation(len(every))[:count])]
-            texts = [GENEVAL_FORM.format(scene(graph, [e.id for e in graph.entities])[0]) for graph in graphs]
+            texts = [GENEVAL_FORM.format(phrase_scene(graph, [e.id for e in graph.entities])[0]) for graph in graphs]
         prompts += [_prompt(graph, task, text) for graph, text in zip(graphs, texts)]
     return prompts
 
@@ -122,5 +121,5 @@ def _include(graph: SceneGraph) -> list[dict[str, Any]]:
             for r in graph.relations
             if number in (r.subject, r.reference)
         ]
-        waiting = [(end, r.seen_from(end)) for r, end in ends] + waiting
+        waiting = [(end, r.with_subject(end)) for r, end in ends] + waiting
     return list(found.values())

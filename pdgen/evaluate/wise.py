@@ -31,7 +31,7 @@ from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, interval
 from pdgen.files import new_file, sha256
 from pdgen.sequence.images import why_unreadable
-from pdgen.teachers.chat import AnswerError, Request
+from pdgen.teachers.chat import AnswerError, ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import TeacherError
 
@@ -265,13 +265,13 @@ def _png(path: pathlib.Path) -> bytes:
 
 def requests(
     prompts: Sequence[WisePrompt], images: Sequence[pathlib.Path], judgements: Mapping[str, Judgement]
-) -> Iterator[Request]:
+) -> Iterator[ChatRequest]:
     """The questions, image after image, for each as many as ``judgements``."""
     for prompt, path in zip(prompts, images, strict=True):
         png = _png(path)
         content = (f"Prompt: {prompt.text}\nExplanation: {prompt.explanation}", png)
         for name, (rules, answer, assumed, _) in judgements.items():
-            yield Request(f"wise {name}", VERSION, rules + _FORM, content, answer, assumed)
+            yield ChatRequest(f"wise {name}", VERSION, rules + _FORM, content, answer, assumed)
 
 
 class Judged(NamedTuple):

@@ -1,30 +1,30 @@
-"""The strokes of a trajectory as a moving picture: image after image, each growing out of the one before."""
+"""An animation of a trajectory: its images in order, each blended into the next."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import PIL.Image
 
-from pdgen.report.strip import captioned
+from pdgen.report.strip import add_captions
 
-_HOLD, _BLEND = 1400, 70  # milliseconds an image stands, and each frame between two
+_HOLD, _BLEND = 1400, 70  # duration of an image and of a frame between two images, in milliseconds
 _BETWEEN = 6  # frames between two images
-_LAST = 3000  # milliseconds that the last image stands
-_LIMIT = 16_383  # pixels of a side of a WebP
+_LAST = 3000  # duration of the last image in milliseconds
+_LIMIT = 16_383  # longest side of a WebP in pixels
 
 
-def frames(
+def make_frames(
     images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
 ) -> Iterator[tuple[PIL.Image.Image, int]]:
-    """(frame, milliseconds): every image with its caption beneath, and between two a blend of both.
+    """Yield (frame, duration in milliseconds): each image with its caption below, with blends between the images.
 
-    All frames have one size: each image is scaled to ``height`` pixels as in ``strip``, and set in the middle of the
-    widest. Where a side would be longer than a WebP may be, the whole frame is scaled down to that.
+    All frames have the size of the largest. Images are scaled to ``height`` pixels as in ``make_strip`` and centred.
+    Frames that exceed the size limit of WebP are scaled down to it.
 
     Raises:
       ValueError: no images, or not one caption per image.
     """
-    stills = captioned(images, captions, height)
+    stills = add_captions(images, captions, height)
     size = (max(still.width for still in stills), max(still.height for still in stills))
     padded = []
     for still in stills:
@@ -44,6 +44,6 @@ def frames(
 def save_animation(
     path: pathlib.Path, images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
 ) -> None:
-    """Writes ``frames`` as an animated WebP that runs in a loop."""
-    stills, durations = zip(*frames(images, captions, height))
+    """Write ``make_frames`` as an animated WebP that loops. Raises ValueError as ``make_frames``."""
+    stills, durations = zip(*make_frames(images, captions, height))
     stills[0].save(path, "WEBP", save_all=True, append_images=stills[1:], duration=list(durations), loop=0)

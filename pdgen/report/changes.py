@@ -1,4 +1,4 @@
-"""Where an image differs from the one before it: a mask of pixels, and its outline to lay over the image.
+"""Changes between consecutive images: a mask of pixels, and its outline to draw over the image.
 
 Axis legend: H and W pixels, R and C cells of a grid of at most 64 x 64 over the image.
 """
@@ -14,20 +14,20 @@ from jaxtyping import Bool
 
 from pdgen.sequence.images import changed_pixels
 
-# Cells of the outline's grid along the longer side; a cell is inside where at least a quarter of it has changed.
+# Cells of the outline's grid along the longer side, and the share of a cell that must have changed.
 _CELLS = 64
 _SHARE = 0.25
-# Spots of fewer cells, inside or outside, are noise.
+# Smaller spots, changed or unchanged, are noise.
 _SPOT = 4
 
 
 class Change(NamedTuple):
-    """What changed between two images.
+    """The change between two images.
 
     Attributes:
-      share: of the pixels, within [0, 1].
+      share: share of changed pixels, within [0, 1].
       extent: (width, height) of the image in cells, the unit of the outline's coordinates.
-      path: the outline of the changed cells as the data of an SVG path, "" where there are none.
+      path: outline of the changed cells as SVG path data; "" if there are none.
     """
 
     share: float
@@ -35,28 +35,28 @@ class Change(NamedTuple):
     path: str
 
 
-def changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
-    """The change of every image against the one before it, None for the first."""
-    return [None, *itertools.starmap(change, itertools.pairwise(images))][: len(images)]
+def find_changes(images: Sequence[PIL.Image.Image]) -> list[Change | None]:
+    """Find the change of each image against the one before; None for the first image."""
+    return [None, *itertools.starmap(find_change, itertools.pairwise(images))][: len(images)]
 
 
-def change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
-    """What changed from one image to the next; None where their sizes differ."""
+def find_change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | None:
+    """Find the change from one image to the next; None if their sizes differ."""
     if before.size != after.size:
         return None
     pixels = changed_pixels(*(np.asarray(image.convert("RGB")) for image in (before, after)))
-    side = cell_side(after.size)
+    side = compute_cell_side(after.size)
     extent = (after.width / side, after.height / side)
-    return Change(float(pixels.mean()), extent, outline(without_spots(coarse(pixels, side))))
+    return Change(float(pixels.mean()), extent, trace_outline(remove_spots(coarsen(pixels, side))))
 
 
-def cell_side(size: tuple[int, int]) -> int:
-    """Pixels of a cell's side: no more than 64 cells lie along the longer side of an image of this size."""
+def compute_cell_side(size: tuple[int, int]) -> int:
+    """Return the side of a cell in pixels, so that at most 64 cells cover the longer side of an image of this size."""
     return -(-max(size) // _CELLS)
 
 
-def coarse(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
-    """The mask in cells of ``side`` x ``side`` pixels, those that the image's edge cuts included."""
+def coarsen(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
+    """Reduce a mask to cells of ``side`` x ``side`` pixels, including partial cells at the right and bottom edge."""
     height, width = pixels.shape
     padding = (-height % side, -width % side)
 
@@ -67,18 +67,18 @@ def coarse(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"
     return sums(pixels) >= _SHARE * sums(np.ones_like(pixels))
 
 
-def without_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
-    """The mask without spots of fewer than 4 connected cells, first those inside, then those outside."""
+def remove_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
+    """Remove spots of fewer than 4 connected cells, first those inside the mask, then those outside."""
     for inside in (True, False):
         spots, _ = scipy.ndimage.label(cells == inside)
         small = np.bincount(spots.ravel()) < _SPOT
-        small[0] = False  # all that is no spot
+        small[0] = False  # label 0 is the background of the spots
         cells = np.where(small[spots], not inside, cells)
     return cells
 
 
-def outline(cells: Bool[np.ndarray, "R C"]) -> str:
-    """The borders between cells inside and cells outside, as the data of an SVG path in units of cells.
+def trace_outline(cells: Bool[np.ndarray, "R C"]) -> str:
+    """Trace the borders between cells inside and outside the mask, as SVG path data in units of cells.
 
     >>> outline(np.array([[True, True]]))
     'M0 0h2M0 1h2M0 0v1M2 0v1'
@@ -86,13 +86,13 @@ def outline(cells: Bool[np.ndarray, "R C"]) -> str:
     padded = np.pad(cells, 1)
     across = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [R + 1, C] the border above each cell
     down = padded[1:-1, 1:] != padded[1:-1, :-1]  # [R, C + 1] the border left of each cell
-    horizontal = [f"M{start} {y}h{length}" for y, start, length in _runs(across)]
-    vertical = [f"M{x} {start}v{length}" for x, start, length in _runs(down.T)]
+    horizontal = [f"M{start} {y}h{length}" for y, start, length in _find_runs(across)]
+    vertical = [f"M{x} {start}v{length}" for x, start, length in _find_runs(down.T)]
     return "".join(horizontal + vertical)
 
 
-def _runs(lines: Bool[np.ndarray, "N L"]) -> list[tuple[int, int, int]]:
-    """(line, start, length) of every run of True."""
+def _find_runs(lines: Bool[np.ndarray, "N L"]) -> list[tuple[int, int, int]]:
+    """Find every run of True as (line, start, length)."""
     steps = np.diff(np.pad(lines, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
     return [(int(n), int(start), int(end - start)) for (n, start), end in zip(starts, ends[:, 1])]

@@ -1,4 +1,4 @@
-"""HTML pages of trajectories: one file, no network, readable on a desk and on a phone."""
+"""HTML pages of trajectories: one file without network access, for large and small screens."""
 
 import base64
 import collections
@@ -11,13 +11,13 @@ from typing import Any
 
 import jinja2
 
-from pdgen.report.changes import Change, changes
+from pdgen.report.changes import Change, find_changes
 from pdgen.sequence.images import CHANGE, encode_png
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}
-# Below this side, in pixels, an image is shown with its pixels square.
+# Images with a longer side below this, in pixels, are shown with square pixels.
 _PIXELATED_BELOW = 128
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
@@ -33,12 +33,12 @@ class Entry:
     """One trajectory of a page.
 
     Attributes:
-      name: how the page calls it, e.g. its folder's name.
-      trajectory: what was sampled, with its images.
-      link: the trajectory's folder as seen from the page; its PNGs are then linked, else they are embedded.
+      name: its name on the page, for example that of its folder.
+      trajectory: the trajectory with its images.
+      link: the trajectory's folder relative to the page, whose PNGs are linked. None: images are embedded.
       files: further files in that folder to link, such as an animation.
-      changes: of every image against the one before it; by default they are computed. Where there is a link, the
-        images themselves are needed for this alone.
+      changes: the change of each image against the one before; computed from the images if None. With a link, the
+        images are needed for this only.
     """
 
     name: str
@@ -49,28 +49,28 @@ class Entry:
 
     def __post_init__(self) -> None:
         if self.changes is None:
-            object.__setattr__(self, "changes", changes(self.trajectory.images))
+            object.__setattr__(self, "changes", find_changes(self.trajectory.images))
 
     def without_images(self) -> "Entry":
-        """The same, linked, without the pictures and latents that fill the memory."""
+        """Drop images and latents, which take much memory. Only for entries with a link."""
         return dataclasses.replace(self, trajectory=dataclasses.replace(self.trajectory, images=(), latents=None))
 
 
 def render(template: str, **values: Any) -> str:
-    """The named template filled in; text is escaped, a value that the template lacks raises."""
+    """Render a template; text is escaped. Raises jinja2.UndefinedError if a value of the template is missing."""
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
-def trajectory_page(entries: Sequence[Entry], title: str = "Trajectories") -> str:
-    """An HTML page that shows every stage of every trajectory, with how it stopped and what it cost.
+def render_trajectories(entries: Sequence[Entry], title: str = "Trajectories") -> str:
+    """Render an HTML page with all stages of all trajectories, their stop reasons and costs.
 
-    A branch stands beside its parent, without the steps that both have. Every image that follows another of its size
-    bears an outline of what changed. Settings that all share are told once.
+    A branch is shown beside its parent, without the steps that both share. Each image has an outline of its change
+    against the one before, if both have the same size. Settings that all trajectories share are listed once.
     """
-    stops = collections.Counter(_stop(entry.trajectory) for entry in entries)
+    stops = collections.Counter(_get_stop_reason(entry.trajectory) for entry in entries)
     drawn = sum(_is_drawn(stage) for entry in entries for stage in entry.trajectory.stages)
     counts = {"trajectories": len(entries), "images drawn": drawn} | dict(stops.most_common())
-    common = _common([_settings(entry.trajectory) for entry in entries])
+    common = _find_common([_collect_settings(entry.trajectory) for entry in entries])
     return render(
         "trajectories.html",
         title=title,
@@ -78,12 +78,12 @@ def trajectory_page(entries: Sequence[Entry], title: str = "Trajectories") -> st
         stops=sorted(stops),
         threshold=CHANGE,
         common=common,
-        families=[_family(members, common) for members in families(entries)],
+        families=[_describe_family(members, common) for members in group_families(entries)],
     )
 
 
-def families(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The entries, each followed by its branches and theirs; a branch whose parent is not there stands alone."""
+def group_families(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Group entries to families: each entry is followed by its branches. Branches without their parent are roots."""
     known = {entry.trajectory.fingerprint for entry in entries}
     branches = collections.defaultdict(list)
     roots = []
@@ -91,16 +91,16 @@ def families(entries: Sequence[Entry]) -> list[list[Entry]]:
         parent = entry.trajectory.parent
         (branches[parent.fingerprint] if parent and parent.fingerprint in known else roots).append(entry)
 
-    def grown(entry: Entry) -> Iterator[Entry]:
+    def walk(entry: Entry) -> Iterator[Entry]:
         yield entry
         for branch in branches[entry.trajectory.fingerprint]:
-            yield from grown(branch)
+            yield from walk(branch)
 
-    return [list(grown(root)) for root in roots]
+    return [list(walk(root)) for root in roots]
 
 
 def split_tags(text: str) -> list[tuple[str, str]]:
-    """A text cut at its tags: (label, words), label "" for words outside; a stray tag stays among the words.
+    """Split a text at its tags to (label, words), with label "" outside tags. A stray tag remains in the words.
 
     >>> split_tags("Wrong. <refine>Turn it.</refine>")
     [('', 'Wrong.'), ('refine', 'Turn it.')]
@@ -114,7 +114,7 @@ def split_tags(text: str) -> list[tuple[str, str]]:
     return [span for span in spans if span[0] or span[1]]
 
 
-def _stop(trajectory: Trajectory) -> str:
+def _get_stop_reason(trajectory: Trajectory) -> str:
     return trajectory.stop_reason or "unfinished"
 
 
@@ -122,23 +122,23 @@ def _is_drawn(stage: TextStage | ImageStage) -> bool:
     return isinstance(stage, ImageStage) and stage.stage != "given"
 
 
-def _settings(trajectory: Trajectory) -> dict[str, Any]:
+def _collect_settings(trajectory: Trajectory) -> dict[str, Any]:
     known = {"mode": trajectory.mode, "checkpoint": trajectory.checkpoint, "model hash": trajectory.model_hash}
     return {**known, **trajectory.settings}
 
 
-def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all of them have, with one value."""
+def _find_common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings that all trajectories share, with equal values."""
     if not settings:
         return {}
     first, *others = settings
     return {key: value for key, value in first.items() if all(o.get(key, ...) == value for o in others)}
 
 
-def _family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of a trajectory and its branches, and the words that the filter looks through."""
+def _describe_family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
+    """Collect the template's values for a trajectory and its branches, and the words that the filter searches."""
     names = {member.trajectory.fingerprint: member.name for member in members}
-    articles = [_article(member, common, names) for member in members]
+    articles = [_describe_trajectory(member, common, names) for member in members]
     column = 1
     for article in articles:
         end = -1 if article is articles[-1] else column + len(article["steps"])
@@ -150,29 +150,29 @@ def _family(members: Sequence[Entry], common: dict[str, Any]) -> dict[str, Any]:
         "articles": articles,
         "columns": column - 1,
         "words": " ".join(sorted(words)).lower(),
-        "stops": "|".join(sorted({_stop(member.trajectory) for member in members})),
+        "stops": "|".join(sorted({_get_stop_reason(member.trajectory) for member in members})),
     }
 
 
-def _article(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """What the template shows of one trajectory; ``names`` are its family's, by fingerprint.
+def _describe_trajectory(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Collect the template's values for one trajectory; ``names`` holds the names of its family by fingerprint.
 
-    ``steps`` are columns of stages around one image. Of a branch beside its parent the first is the one that holds
-    the first stage of its own.
+    ``steps`` are columns of stages around one image. A branch beside its parent begins with the column that contains
+    its first own stage.
     """
     trajectory, parent = entry.trajectory, entry.trajectory.parent
     beside = parent is not None and parent.fingerprint in names
     fork = parent.stage if beside else 0
-    steps = _steps(trajectory, _shown_stages(entry, fork))
+    steps = _group_steps(trajectory, _describe_stages(entry, fork))
     first = next((n for n, step in enumerate(steps) if any(not shown["kept"] for shown in step)), len(steps))
-    settings = {key: value for key, value in _settings(trajectory).items() if key not in common}
+    settings = {key: value for key, value in _collect_settings(trajectory).items() if key not in common}
     folder = (entry.link or "").rstrip("/")
     return {
         "name": entry.name,
         "title": entry.name if beside else trajectory.prompt,
         "trajectory": trajectory,
         "branch_of": f"{names.get(parent.fingerprint, parent.fingerprint)} from stage {parent.stage}" if parent else "",
-        "stop": _stop(trajectory),
+        "stop": _get_stop_reason(trajectory),
         "steps": steps[first:],
         "costs": {key.replace("_", " "): value for key, value in trajectory.costs.items()},
         "settings": settings,
@@ -180,8 +180,8 @@ def _article(entry: Entry, common: dict[str, Any], names: dict[str, str]) -> dic
     }
 
 
-def _steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Stages by step: whatever follows an image, but for an inspection or an answer, opens the next one."""
+def _group_steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group stages by step: after an image, any stage but an inspection or an answer begins the next step."""
     steps: list[list[dict[str, Any]]] = []
     closed = True
     for stage, one in zip(trajectory.stages, shown):
@@ -193,23 +193,24 @@ def _steps(trajectory: Trajectory, shown: Sequence[dict[str, Any]]) -> list[list
     return steps
 
 
-def _shown_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
-    """What the template shows of every stage; those before ``fork`` are the parent's."""
+def _describe_stages(entry: Entry, fork: int) -> list[dict[str, Any]]:
+    """Collect the template's values for every stage; those before ``fork`` are the parent's."""
+    assert entry.changes is not None  # set when the entry was made
     stages = entry.trajectory.stages
-    pictures = zip(_sources(entry), entry.changes)
-    shown = [_shown_image(s, *next(pictures)) if isinstance(s, ImageStage) else _shown_text(s) for s in stages]
+    pictures = zip(_get_sources(entry), entry.changes)
+    shown = [_describe_image(s, *next(pictures)) if isinstance(s, ImageStage) else _describe_text(s) for s in stages]
     for number, (stage, one) in enumerate(zip(stages, shown)):
         remark = "kept" if number < fork else "from outside" if stage.origin == "outside" else ""
         one |= {"stage": stage.stage, "number": number, "kept": number < fork, "remark": remark}
     return shown
 
 
-def _shown_text(stage: TextStage) -> dict[str, Any]:
+def _describe_text(stage: TextStage) -> dict[str, Any]:
     notes = [f"{stage.tokens} tokens"] * bool(stage.tokens) + [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
     return {"spans": split_tags(stage.text), "note": ", ".join(notes)}
 
 
-def _shown_image(stage: ImageStage, source: str, changed: Change | None) -> dict[str, Any]:
+def _describe_image(stage: ImageStage, source: str, changed: Change | None) -> dict[str, Any]:
     notes = [f"{stage.width} x {stage.height} px"] + [f"{stage.steps} steps"] * bool(stage.steps)
     notes += [f"{stage.seconds:.1f} s"] * bool(stage.seconds)
     notes += [f"{changed.share:.0%} changed"] if changed else []
@@ -223,8 +224,8 @@ def _shown_image(stage: ImageStage, source: str, changed: Change | None) -> dict
     }
 
 
-def _sources(entry: Entry) -> list[str]:
-    """Of every image a link to its file, or the image itself as a data URI."""
+def _get_sources(entry: Entry) -> list[str]:
+    """Return the source of each image: a link to its file, or a data URI."""
     if entry.link is not None:
         files = [stage.file for stage in entry.trajectory.stages if isinstance(stage, ImageStage)]
         return [urllib.parse.quote(f"{entry.link.rstrip('/')}/{file}") for file in files]

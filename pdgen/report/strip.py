@@ -1,4 +1,4 @@
-"""A trajectory's images in one row, captions under them."""
+"""The images of a trajectory in one row, with captions."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,26 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-_MARGIN = 12  # pixels around and between the images
+_MARGIN = 12  # around and between the images, in pixels
 _FONT_SIZE = 13
 _LINE_HEIGHT = 17
 
 
-def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> PIL.Image.Image:
-    """One RGB picture of all images, scaled to one height, each with its caption wrapped to its width.
+def make_strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> PIL.Image.Image:
+    """Join images to one RGB picture, scaled to one height, each with its caption wrapped to its width.
 
-    An image that is enlarged at least twice keeps its pixels square (nearest, as far as a whole factor
-    reaches); any other scaling is LANCZOS.
+    Images that are enlarged at least twice are first enlarged by a whole factor with square pixels (nearest neighbour).
+    All other scaling uses Lanczos.
 
     Args:
       images: at least one, of any sizes.
-      captions: one per image; line ends are kept.
-      height: pixels of an image's side in the strip.
+      captions: one per image; line breaks are kept.
+      height: height of an image in the strip, in pixels.
 
     Raises:
       ValueError: no images, or not one caption per image.
     """
-    stills = captioned(images, captions, height)
+    stills = add_captions(images, captions, height)
     width = sum(still.width + _MARGIN for still in stills) + _MARGIN
     row = PIL.Image.new("RGB", (width, max(still.height for still in stills) + 2 * _MARGIN), "white")
     left = _MARGIN
@@ -35,14 +35,16 @@ def strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: in
     return row
 
 
-def captioned(images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192) -> list[PIL.Image.Image]:
-    """Each image scaled as in ``strip``, on white with its caption beneath. Arguments and errors as there."""
+def add_captions(
+    images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 192
+) -> list[PIL.Image.Image]:
+    """Scale images as ``make_strip`` does and add the captions below, on white. Same arguments and errors."""
     if not images or len(images) != len(captions):
         raise ValueError(f"a strip needs images and one caption each, got {len(images)} and {len(captions)}")
-    return [_captioned(image, caption, height) for image, caption in zip(images, captions)]
+    return [_add_caption(image, caption, height) for image, caption in zip(images, captions)]
 
 
-def _captioned(image: PIL.Image.Image, caption: str, height: int) -> PIL.Image.Image:
+def _add_caption(image: PIL.Image.Image, caption: str, height: int) -> PIL.Image.Image:
     font = PIL.ImageFont.load_default(_FONT_SIZE)
     image = _scale(image.convert("RGB"), height)
     lines = _wrap(caption, font, image.width)
@@ -65,15 +67,15 @@ def _scale(image: PIL.Image.Image, height: int) -> PIL.Image.Image:
 
 
 def _wrap(text: str, font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines no wider than ``width`` pixels where words allow it; a longer word is cut."""
+    """Wrap a text to lines of at most ``width`` pixels; words that are longer are split."""
     lines = []
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
             while font.getlength(word) > width and len(word) > 1:
-                kept = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
-                lines += [line] * bool(line) + [word[:kept]]
-                line, word = "", word[kept:]
+                cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+                lines += [line] * bool(line) + [word[:cut]]
+                line, word = "", word[cut:]
             longer = f"{line} {word}".strip()
             if line and font.getlength(longer) > width:
                 lines.append(line)

@@ -5,8 +5,8 @@ import textwrap
 
 from pdgen.files import new_file
 from pdgen.report.animation import save_animation
-from pdgen.report.page import Entry, split_tags, trajectory_page
-from pdgen.report.strip import strip
+from pdgen.report.page import Entry, render_trajectories, split_tags
+from pdgen.report.strip import make_strip
 from pdgen.sample.folders import PAGE, RunError, trajectories
 from pdgen.sequence.trajectory import TextStage, Trajectory, TrajectoryError
 from pdgen.sequence.trajectory_folder import load_trajectory
@@ -58,7 +58,7 @@ class Gallery:
     def update(self) -> pathlib.Path:
         """Writes the page of all that is there and returns its path. Raises RunError as ``read``."""
         names = self.read()
-        page = trajectory_page([self._entries[name] for name in names], self._folder.resolve().name)
+        page = render_trajectories([self._entries[name] for name in names], self._folder.resolve().name)
         with new_file(self._folder / PAGE) as partial:
             partial.write_text(page, "utf-8")
         return self._folder / PAGE
@@ -77,7 +77,7 @@ class Gallery:
 def strip_of(path: pathlib.Path, trajectory: Trajectory) -> None:
     """Writes all images in one row, with captions, as PNG."""
     with new_file(path) as partial:
-        strip(trajectory.images, captions(trajectory)).save(partial, "PNG")
+        make_strip(trajectory.images, captions(trajectory)).save(partial, "PNG")
 
 
 def animation_of(path: pathlib.Path, trajectory: Trajectory) -> None:

@@ -1,21 +1,21 @@
 """Scene graphs: what a picture shows, in words and not in pixels.
 
-A graph holds entities (a noun, how many, attributes), relations between them and a background. It knows
-nothing of layout: the same type carries a GenEval prompt, the plan of a real teacher and a scene of shapes
-world (``pdgen.shapes.world`` places one). As JSON it is validated by ``decode_graph``; ``GRAPH_SCHEMA`` is the JSON
-schema that a language teacher gets.
+A graph holds entities (a noun, a count, attributes), relations between them and a background. It has no layout: the
+same type describes a GenEval prompt, the plan of a remote teacher and a scene of shapes world, whose objects
+``pdgen.shapes.world`` places. ``decode_graph`` validates JSON. ``GRAPH_SCHEMA`` is the JSON schema for remote teachers.
 
 Attributes are pairs of lower-case words. Shapes world uses ``color``, ``size`` ("small", "large"), ``fill``
-("outlined") and ``place`` (a word of ``PLACES``, or of several things one for each: "top left, right"); any other is
-carried along.
+("outlined") and ``place``. A place is a word of ``PLACES``; several things at different places have one word each:
+"top left, right". All other attributes are kept unchanged.
 """
 
 import collections
 import itertools
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
+import numpy as np
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -31,37 +31,41 @@ PLACES = (
     "bottom right",
 )
 MAX_COUNT = 20
-SEPARATOR = ", "  # of the places of several things
+PAIR_RATE = 0.4  # probability that two entities that could share a step do
+PLACE_SEPARATOR = ", "  # between the places of several things
 
 
 class SceneError(ValueError):
-    """A scene contradicts itself; the message names the entity, object or relation at fault."""
+    """A scene that contradicts itself. The message names the entity, object or relation."""
 
 
-class Placed(Protocol):
-    """An object of a scene or one that is seen."""
+@runtime_checkable
+class HasPlace(Protocol):
+    """An object with a place: one of a scene, or one detected in a picture."""
 
     @property
-    def place(self) -> str: ...
+    def place(self) -> str:
+        """A word of ``PLACES``."""
+        ...
 
 
-_Placed = TypeVar("_Placed", bound=Placed)
+_Placed = TypeVar("_Placed", bound=HasPlace)
 
 
-def words_of_place(place: str) -> tuple[str, ...]:
-    """The words of ``PLACES`` that the attribute ``place`` holds."""
-    return tuple(place.split(SEPARATOR))
+def split_places(place: str) -> tuple[str, ...]:
+    """Return the words of ``PLACES`` in a ``place`` attribute."""
+    return tuple(place.split(PLACE_SEPARATOR))
 
 
-def place_of_all(places: Iterable[str]) -> str:
-    """The attribute ``place`` of things at these places: the word, if they share it, else one for each in order."""
+def join_places(places: Iterable[str]) -> str:
+    """Return the ``place`` attribute of things at these places: one word if all agree, else all words in order."""
     order = {place: number for number, place in enumerate(PLACES)}
-    said = sorted(places, key=lambda place: order.get(place, len(order)))
-    return said[0] if len(set(said)) == 1 else SEPARATOR.join(said)
+    words = sorted(places, key=lambda place: order.get(place, len(order)))
+    return words[0] if len(set(words)) == 1 else PLACE_SEPARATOR.join(words)
 
 
 class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``count`` things of one noun (singular) that share all ``attributes``; ``id`` is unique in the graph."""
+    """``count`` things that share a noun (singular) and all attributes. ``id`` is unique in the graph."""
 
     id: int
     noun: str
@@ -76,22 +80,24 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, value in self.attributes.items():
             if not (name and value) or (name + value) != (name + value).lower():
                 raise SceneError(f"entity {self.id}: attribute {name!r}: {value!r} is not two lower-case words")
-        number = self.attributes.get("place", "").count(SEPARATOR) + 1
+        number = self.attributes.get("place", "").count(PLACE_SEPARATOR) + 1
         if number not in (1, self.count):
             raise SceneError(f"entity {self.id}: {number} places for {self.count} things: {self.attributes['place']!r}")
 
     @property
     def places(self) -> tuple[str, ...]:
-        """The place of each of its things; none where it is not stated."""
+        """The place of each thing; empty if no place is stated."""
         if "place" not in self.attributes:
             return ()
-        stated = words_of_place(self.attributes["place"])
+        stated = split_places(self.attributes["place"])
         return stated * self.count if len(stated) == 1 else stated
 
-    def misplaced(self, things: Iterable[_Placed]) -> list[_Placed]:
-        """Those of its things that are where ``place`` has none left; none where no place is stated."""
+    def find_misplaced(self, things: Iterable[_Placed]) -> list[_Placed]:
+        """Return the things that are at none of the stated places, or at one that another thing has already."""
+        if not self.places:
+            return []
         free, wrong = collections.Counter(self.places), []
-        for thing in things if self.places else ():
+        for thing in things:
             if free[thing.place]:
                 free[thing.place] -= 1
             else:
@@ -100,21 +106,21 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``subject`` stands in relation ``kind`` to ``reference``; both are ids of entities."""
+    """A relation such as "left of" between two entities, given by their ids."""
 
     subject: int
     kind: str
     reference: int
 
-    def seen_from(self, entity: int) -> "Relation":
-        """The same fact with ``entity``, one of the two, as the subject. KeyError where the kind has no inverse."""
+    def with_subject(self, entity: int) -> "Relation":
+        """Return the same fact with ``entity`` as the subject. Raises KeyError if ``kind`` has no inverse."""
         if self.subject == entity:
             return self
         return Relation(subject=self.reference, kind=INVERSE[self.kind], reference=self.subject)
 
 
 class SceneGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a picture shows. Entities stand in the order in which they are named or drawn.
+    """The content of a picture. Entities are in the order in which they are named or drawn.
 
     Raises:
       SceneError: two entities share an id or cannot be told apart, a relation names an unknown entity, or
@@ -139,7 +145,7 @@ class SceneGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _refuse_cycle(self.relations, kind)
 
     def find(self, entity: int) -> Entity:
-        """The entity of that id. Raises KeyError if there is none."""
+        """Return the entity with this id. Raises KeyError if there is none."""
         for candidate in self.entities:
             if candidate.id == entity:
                 return candidate
@@ -147,7 +153,7 @@ class SceneGraph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _refuse_cycle(relations: tuple[Relation, ...], kind: str) -> None:
-    # Kahn's algorithm on "comes before along this axis": what remains when no first one is left is a cycle.
+    # Kahn's algorithm on the order along this axis: if no entity is first, the remaining edges hold a cycle.
     edges = {(r.subject, r.reference) for r in relations if r.kind == kind}
     edges |= {(r.reference, r.subject) for r in relations if r.kind == INVERSE[kind]}
     while edges:
@@ -158,7 +164,7 @@ def _refuse_cycle(relations: tuple[Relation, ...], kind: str) -> None:
 
 
 def implies(later: SceneGraph, earlier: SceneGraph) -> bool:
-    """Whether all that ``earlier`` says, ``later`` says too (ids tell which entity is which)."""
+    """Return whether ``later`` states everything that ``earlier`` states. Entities are matched by id."""
     entities = {e.id: e for e in later.entities}
     for e in earlier.entities:
         same = entities.get(e.id)
@@ -170,8 +176,8 @@ def implies(later: SceneGraph, earlier: SceneGraph) -> bool:
     return background and set(earlier.relations) <= set(later.relations)
 
 
-def subgraph(graph: SceneGraph, ids: Collection[int]) -> SceneGraph:
-    """The entities of those ids in the graph's order, the relations among them, and the background."""
+def extract_subgraph(graph: SceneGraph, ids: Collection[int]) -> SceneGraph:
+    """Return the graph of these entities in the same order, with the relations among them and the background."""
     return SceneGraph(
         entities=tuple(e for e in graph.entities if e.id in ids),
         relations=tuple(r for r in graph.relations if r.subject in ids and r.reference in ids),
@@ -183,7 +189,7 @@ GRAPH_SCHEMA: dict[str, Any] = msgspec.json.schema(SceneGraph)
 
 
 def decode_graph(data: bytes | str) -> SceneGraph:
-    """A graph from JSON. Raises SceneError naming the key or the contradiction."""
+    """Decode a graph from JSON. Raises SceneError naming the key or the contradiction."""
     try:
         return msgspec.json.decode(data, type=SceneGraph)
     except msgspec.DecodeError as fault:
@@ -194,25 +200,25 @@ OPERATIONS = ("add", "modify", "swap", "move", "replace", "remove")
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One step of a trajectory: what was done to which entities, and the whole graph after it.
+    """One step of a trajectory: an operation, the entities it changes, and the whole graph after it.
 
-    ``operation``, ``entities`` and ``graph`` together with the graph before say all there is to say of a step:
+    Together with the graph before it, this describes a step completely:
 
-    - ``add``: ``entities`` are new, with their relations to what is there. The only one that adds entities, and
-      the only one of a first step, whose graph before is None.
-    - ``modify``: one attribute of one entity other than ``place`` has another value, or is stated for the first
-      time (``outlined`` where nothing was said before means that it was filled).
-    - ``swap``: two entities exchange places: each takes the other's relations and ``place``. Or, where none of
-      these changes, their ``color``; ``exchanges_places`` says which.
-    - ``move``: one entity's relations or its ``place`` change; it stands where the graph after says.
-    - ``replace``: ``entities`` is the old id, then the new one, which has another noun and takes over the old
-      one's count, attributes and relations.
-    - ``remove``: ``entities`` (ids of the graph before) are gone, with their relations.
+    - ``add``: ``entities`` are new, with their relations to existing entities. Only "add" adds entities. The first
+      step, whose graph before is None, is always an "add".
+    - ``modify``: one attribute of one entity, not ``place``, gets another value or is stated for the first time. An
+      entity that becomes "outlined" and had no ``fill`` before was solid.
+    - ``swap``: two entities exchange places, that is their relations and ``place``. If these stay, the two exchange
+      their ``color``. ``swaps_places`` tells the two cases apart.
+    - ``move``: the relations or the ``place`` of one entity change.
+    - ``replace``: ``entities`` holds the old id and the new id. The new entity has another noun and the old entity's
+      count, attributes and relations.
+    - ``remove``: ``entities`` (ids of the graph before) disappear with their relations.
 
-    Whatever an operation does not concern stays: entities, attributes and relations of all others, background.
+    An operation changes nothing else: no other entity, attribute or relation, and not the background.
 
     Raises:
-      SceneError: the operation is unknown, or ``entities`` do not fit the graph.
+      SceneError: the operation is unknown, or ``entities`` contradict the graph.
     """
 
     operation: str
@@ -229,7 +235,48 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SceneError(f"{self.operation} {self.entities}: the graph after it has the entities {sorted(present)}")
 
 
-def exchanges_places(before: SceneGraph, step: Step) -> bool:
-    """Whether a "swap" exchanges the places of its two entities, and not their colours."""
+def swaps_places(before: SceneGraph, step: Step) -> bool:
+    """Return whether a "swap" exchanges the places of its two entities; otherwise it exchanges their colours."""
     places = [[graph.find(e).attributes.get("place") for e in step.entities] for graph in (before, step.graph)]
     return set(before.relations) != set(step.graph.relations) or places[0] != places[1]
+
+
+# Growth: a graph as a sequence of growing connected subgraphs, one per drawing step.
+
+
+def _draw_order(rng: np.random.Generator, graph: SceneGraph) -> list[int]:
+    # Random, but entities related to drawn ones come first, so that each subgraph is connected if possible.
+    waiting = [e.id for e in graph.entities]
+    drawn: list[int] = []
+    while waiting:
+        ends = {end for r in graph.relations for end in (r.subject, r.reference) if {r.subject, r.reference} & {*drawn}}
+        candidates = [e for e in waiting if e in ends] or waiting
+        drawn.append(candidates[rng.integers(len(candidates))])
+        waiting.remove(drawn[-1])
+    return drawn
+
+
+def _draw_step_sizes(rng: np.random.Generator, entities: int, max_images: int) -> list[int]:
+    # Entities per step: as even as possible, with the larger steps at random positions.
+    steps = entities - max(int(rng.binomial(entities // 2, PAIR_RATE)), entities - max_images)
+    each, left = divmod(entities, steps)
+    return [each + int(i < left) for i in rng.permutation(steps)]
+
+
+def grow(rng: np.random.Generator, graph: SceneGraph, max_images: int = 5) -> list[Step]:
+    """Split a graph into 1 to ``max_images`` "add" steps. The graph after the last one is ``graph``.
+
+    The first step draws the background. A step adds one or two entities, or more if the graph has over twice
+    ``max_images``. All things of an entity are drawn in one step. If any remaining entity is related to a drawn one,
+    such an entity comes next. Each step's graph implies the one before and keeps the order of ``graph``. Compositions
+    of ``sample_graph`` take 3.5 steps on average.
+
+    Raises:
+      ValueError: the graph has no entity, or ``max_images`` is below 1.
+    """
+    if not graph.entities or max_images < 1:
+        raise ValueError(f"nothing to draw: {len(graph.entities)} entities in at most {max_images} images")
+    order = _draw_order(rng, graph)
+    ends = list(itertools.accumulate(_draw_step_sizes(rng, len(order), max_images)))
+    steps = [Step("add", tuple(order[a:b]), extract_subgraph(graph, order[:b])) for a, b in zip([0, *ends], ends)]
+    return [*steps[:-1], Step("add", steps[-1].entities, graph)]

@@ -1,29 +1,29 @@
-"""The instruction of a step as data: made from a step, put in words, carried out on a graph.
+"""The instruction of a step as data: make it from a step, write it as a sentence, apply it to a graph.
 
-``parse.parse_instruction`` is the inverse of ``say``.
+``parse.parse_instruction`` is the inverse of ``write_instruction``.
 """
 
 import msgspec
 import numpy as np
 
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
-from pdgen.shapes.lexicon import join, sentence, target_phrase
-from pdgen.shapes.phrases import name, relations_to, scene, some, statements, the
+from pdgen.shapes.lexicon import join_words, make_sentence, phrase_target
+from pdgen.shapes.phrases import collect_relations, phrase_known, phrase_new, phrase_scene, shorten, write_statements
 
 EXCHANGED = "exchanged"
 
 
 class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to do, without what is there already.
+    """The change of one step, without the rest of the scene.
 
     Attributes:
       operation: one of ``OPERATIONS``.
-      entities: ids of those concerned; of "replace" the old one and the new one.
-      graph: all that the instruction names. New entities have all their attributes, others as many as tell them
-        apart. Relations and background are those it states.
-      changes: "modify": the attribute's new value; "move": the ``place``, if it is stated; "swap":
-        ``{"color": "exchanged"}`` where colours, not places, are exchanged.
-      for_now: what is drawn is not what the prompt asks for, and is to be put right by a later step.
+      entities: ids of the entities concerned; for "replace" the old one and the new one.
+      graph: everything that the instruction names. New entities have all their attributes, others only those that
+        distinguish them. Relations and background are the stated ones.
+      changes: for "modify" the attribute's new value; for "move" the ``place``, if stated; for "swap"
+        ``{"color": "exchanged"}`` if colours and not places are exchanged.
+      for_now: whether the step contradicts the prompt and a later step corrects it.
     """
 
     operation: str
@@ -33,38 +33,38 @@ class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     for_now: bool = False
 
 
-def instruct(before: SceneGraph | None, step: Step) -> Instruction:
-    """The instruction of a step. Raises SceneError where a step changes nothing that can be said."""
+def make_instruction(before: SceneGraph | None, step: Step) -> Instruction:
+    """Make the instruction of a step. Raises SceneError if the step changes nothing that can be stated."""
     before = SceneGraph(()) if before is None else before
     if step.operation == "add":
         return _instruct_add(before, step)
     if step.operation == "replace":
         old, new = step.entities
         entity = step.graph.find(new)
-        entity = msgspec.structs.replace(entity, attributes=_without_place(entity))
-        return Instruction("replace", step.entities, SceneGraph((name(before, old), entity)))
-    named = tuple(name(before, i) for i in step.entities)
+        entity = msgspec.structs.replace(entity, attributes=_drop_place(entity))
+        return Instruction("replace", step.entities, SceneGraph((shorten(before, old), entity)))
+    named = tuple(shorten(before, i) for i in step.entities)
     if step.operation == "move":
         return _instruct_move(before, step)
     changes = {}
     if step.operation == "modify":
         (entity,) = step.entities
-        changes = _changed(before.find(entity), step.graph.find(entity))
-    elif step.operation == "swap" and recolored(before, step):
+        changes = _find_changed(before.find(entity), step.graph.find(entity))
+    elif step.operation == "swap" and swaps_colors(before, step):
         changes = {"color": EXCHANGED}
     return Instruction(step.operation, step.entities, SceneGraph(named), changes)
 
 
-def recolored(before: SceneGraph, step: Step) -> bool:
-    """Whether a swap exchanges colours; else it exchanges places."""
-    return any("color" in _changed(before.find(i), step.graph.find(i)) for i in step.entities)
+def swaps_colors(before: SceneGraph, step: Step) -> bool:
+    """Return whether a swap exchanges colours; otherwise it exchanges places."""
+    return any("color" in _find_changed(before.find(i), step.graph.find(i)) for i in step.entities)
 
 
-def _without_place(entity: Entity) -> dict[str, str]:
+def _drop_place(entity: Entity) -> dict[str, str]:
     return {k: v for k, v in entity.attributes.items() if k != "place"}
 
 
-def _changed(old: Entity, new: Entity) -> dict[str, str]:
+def _find_changed(old: Entity, new: Entity) -> dict[str, str]:
     return {k: v for k, v in new.attributes.items() if old.attributes.get(k) != v}
 
 
@@ -72,7 +72,7 @@ def _instruct_add(before: SceneGraph, step: Step) -> Instruction:
     new = set(step.entities)
     relations = tuple(r for r in step.graph.relations if {r.subject, r.reference} & new)
     named = new | {i for r in relations for i in (r.subject, r.reference)}
-    entities = tuple(e if e.id in new else name(step.graph, e.id) for e in step.graph.entities if e.id in named)
+    entities = tuple(e if e.id in new else shorten(step.graph, e.id) for e in step.graph.entities if e.id in named)
     background = step.graph.background if step.graph.background != before.background else None
     return Instruction("add", step.entities, SceneGraph(entities, relations, background))
 
@@ -80,19 +80,23 @@ def _instruct_add(before: SceneGraph, step: Step) -> Instruction:
 def _instruct_move(before: SceneGraph, step: Step) -> Instruction:
     (entity,) = step.entities
     others = [e.id for e in step.graph.entities if e.id != entity]
-    relations = tuple(relations_to(step.graph, entity, others))
+    relations = tuple(collect_relations(step.graph, entity, others))
     references = {r.reference for r in relations}
-    named = tuple(name(before, e.id) for e in before.entities if e.id in references | {entity})
+    named = tuple(shorten(before, e.id) for e in before.entities if e.id in references | {entity})
     place = step.graph.find(entity).attributes.get("place")
     if place is None and not relations:
         raise SceneError(f"move of entity {entity}: the graph after it does not say where to")
     return Instruction("move", step.entities, SceneGraph(named, relations), {} if place is None else {"place": place})
 
 
-def carry_out(before: SceneGraph | None, instruction: Instruction) -> SceneGraph:
-    """The graph after the instruction, whose ids are those of ``before``. Raises SceneError where it does not fit."""
+def apply_instruction(before: SceneGraph | None, instruction: Instruction) -> SceneGraph:
+    """Apply an instruction, which has the ids of ``before``. Returns the graph after it.
+
+    Raises:
+      SceneError: the instruction names what is not there, or adds what is there.
+    """
     before = SceneGraph(()) if before is None else before
-    todo = {
+    operations = {
         "add": _add,
         "modify": _modify,
         "swap": _swap,
@@ -104,8 +108,10 @@ def carry_out(before: SceneGraph | None, instruction: Instruction) -> SceneGraph
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     for entity in instruction.graph.entities:
         if (entity.id in known) == (entity.id in new):
-            raise SceneError(f"{instruction.operation}: {the(entity)} is {'' if entity.id in known else 'not '}there")
-    return todo[instruction.operation](before, instruction)
+            raise SceneError(
+                f"{instruction.operation}: {phrase_known(entity)} is {'' if entity.id in known else 'not '}there"
+            )
+    return operations[instruction.operation](before, instruction)
 
 
 def _add(before: SceneGraph, instruction: Instruction) -> SceneGraph:
@@ -143,7 +149,7 @@ def _swap(before: SceneGraph, instruction: Instruction) -> SceneGraph:
 def _move(before: SceneGraph, instruction: Instruction) -> SceneGraph:
     (entity,) = instruction.entities
     entities = tuple(
-        Entity(e.id, e.noun, e.count, _without_place(e) | instruction.changes) if e.id == entity else e
+        Entity(e.id, e.noun, e.count, _drop_place(e) | instruction.changes) if e.id == entity else e
         for e in before.entities
     )
     kept = tuple(r for r in before.relations if entity not in (r.subject, r.reference))
@@ -173,7 +179,7 @@ def _remove(before: SceneGraph, instruction: Instruction) -> SceneGraph:
     )
 
 
-# Wordings: {x}, {y} are the entities, {to} what changes or where to.
+# Wordings: {x} and {y} are entities, {to} is the new value or the target.
 ADD = ("Add {x}", "Draw {x}", "Place {x}")
 START = ("Start with {x}", "Draw {x}", "Begin with {x}")
 MODIFY = ("Make {x} {to}", "Turn {x} {to}", "Change {x} to {to}")
@@ -188,13 +194,13 @@ REPLACE = ("Replace {x} with {y}", "Turn {x} into {y}", "Exchange {x} for {y}")
 REMOVE = ("Remove {x}", "Erase {x}", "Take away {x}")
 
 
-def say(rng: np.random.Generator, instruction: Instruction, first: bool = False) -> str:
-    """The instruction as a sentence; ``first``: nothing is drawn yet.
+def write_instruction(rng: np.random.Generator, instruction: Instruction, first: bool = False) -> str:
+    """Write an instruction as a sentence; ``first`` means that nothing is drawn yet.
 
-    Relations without inverse that the sentence has no place for ("on top of") follow in sentences of their own.
+    Relations without an inverse ("on top of") may not fit into the sentence. They follow in sentences of their own.
     """
     graph, concerned = instruction.graph, [instruction.graph.find(i) for i in instruction.entities]
-    x, y, to = the(concerned[0]), the(concerned[-1]), " and ".join(instruction.changes.values())
+    x, y, to = phrase_known(concerned[0]), phrase_known(concerned[-1]), " and ".join(instruction.changes.values())
     forms = {
         "modify": MODIFY,
         "swap": SWAP_COLORS if instruction.changes else SWAP,
@@ -204,14 +210,16 @@ def say(rng: np.random.Generator, instruction: Instruction, first: bool = False)
     }.get(instruction.operation, START if first else ADD)
     left: list[Relation] = []
     if instruction.operation == "add":
-        x, left = scene(graph, instruction.entities)
+        x, left = phrase_scene(graph, instruction.entities)
     elif instruction.operation == "replace":
-        y = some(concerned[1])
+        y = phrase_new(concerned[1])
     elif instruction.operation == "remove":
-        x = join([the(e) for e in concerned])
+        x = join_words([phrase_known(e) for e in concerned])
     elif instruction.operation == "move":
         place = instruction.changes.get("place")
-        where = [] if place is None else [target_phrase(place)]
-        to = " and ".join([*where, *(f"{r.kind} {the(graph.find(r.reference))}" for r in graph.relations)])
+        where = [] if place is None else [phrase_target(place)]
+        to = " and ".join([*where, *(f"{r.kind} {phrase_known(graph.find(r.reference))}" for r in graph.relations)])
     words = forms[rng.integers(len(forms))].format(x=x, y=y, to=to)
-    return " ".join([sentence(f"{words} for now" if instruction.for_now else words), *statements(graph, left)])
+    return " ".join(
+        [make_sentence(f"{words} for now" if instruction.for_now else words), *write_statements(graph, left)]
+    )

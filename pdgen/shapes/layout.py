@@ -1,8 +1,8 @@
-"""Where boxes go: squares on a grid under constraints on each one and on pairs, by randomised greedy search.
+"""Layout: squares on a grid under constraints on single squares and on pairs, by randomised greedy search.
 
-Every quantity is a whole number of grid units, x to the right, y downwards. A square's corner is its left top
-one. What a square may do is a boolean array over its corners, what a pair may do a boolean array over the
-difference of their corners, so that placing one square narrows another's choice by a single slice.
+All lengths are whole grid units, x to the right, y downwards. The corner of a square is its top left corner. The domain
+of a square is a boolean array over its corners. The constraint on a pair is a boolean array over the difference of
+their corners, so that placing one square restricts the other by a single slice.
 """
 
 import functools
@@ -16,40 +16,41 @@ from jaxtyping import Bool, Float, Int
 
 GRID = 32
 MARGIN = 0.1
-# GenEval's threshold is 0.5; layouts keep a distance, so that a box that is a pixel wrong does not turn a relation.
+# GenEval's threshold is 0.5. Layouts keep a distance from it, so that an error of one pixel flips no relation.
 CLEAR, CLEARLY_NOT = 0.55, 0.45
-CELL = 4.5  # of half a ninth's 5.33, for the same reason
-LOOKS = 24
+CELL = 4.5  # distance from a ninth's centre, at most; half its side is 5.33
+CHOICES_PER_WIDTH = 24
 RELATIONS = ("left of", "right of", "above", "below")
 
-Domain = Bool[np.ndarray, "top left"]
+# Squares of other sizes have other numbers of corners, so that the axes have no common names.
+Domain = Bool[np.ndarray, "_ _"]  # [top, left]: the allowed corners of a square
+Ninths = Int[np.ndarray, "_ _"]  # [top, left]: by corner, the ninth of the grid that holds the square's centre
+Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, where offset = second corner - first corner
 Numbers = np.ndarray | np.floating
-Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, offset = second corner - first corner
-Ninths = Int[np.ndarray, "top left"]  # by a square's corner, the ninth of the grid that holds its centre
 
 
 class _Link(NamedTuple):
-    """What a square's corner leaves to another one: offsets, and where both are given, any ninth but its own."""
+    """The constraint of one square on another: allowed offsets and, with ``here`` and ``there``, another ninth."""
 
     table: Table
     here: Ninths | None
     there: Ninths | None
 
-    def left_over(self, top: int, left: int, choices: Domain) -> Domain:
-        """What a square at (left, top) leaves of the other one's corners."""
+    def restrict(self, top: int, left: int, choices: Domain) -> Domain:
+        """Return the corners of the other square that a square at (left, top) allows."""
         rows, columns = choices.shape
         free = choices & self.table[GRID - top : GRID - top + rows, GRID - left : GRID - left + columns]
-        return free if self.here is None else free & (self.there != self.here[top, left])
+        return free if self.here is None or self.there is None else free & (self.there != self.here[top, left])
 
 
-def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
-    """GenEval's four numbers of which each says, beyond 0.5, that a relation of ``RELATIONS`` holds.
+def compute_directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
+    """Compute GenEval's strength of each relation of ``RELATIONS``; above 0.5 the relation holds.
 
-    offset = subject centre - reference centre, shortened by ``MARGIN`` times the sum of both extents along each
-    axis and divided by |offset|.
+    A strength is a component of the offset, shortened by ``MARGIN`` times the sum of both extents along its axis and
+    divided by the length of the whole offset.
 
     Args:
-      dx, dy: offset, any shape.
+      dx, dy: centre of the subject minus centre of the reference, any shape.
       width, height: sum of both boxes' extents along each axis, same shape.
 
     Returns:
@@ -62,20 +63,21 @@ def directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.
     return np.stack([-right, right, -down, down]) / length
 
 
-def domain(size: int, spacing: int = 1) -> Domain:
-    """All corners, multiples of ``spacing``, at which a square of that size is inside the grid."""
+def make_domain(size: int, spacing: int = 1) -> Domain:
+    """Return the corners, multiples of ``spacing``, at which a square of this size lies inside the grid."""
     allowed = np.arange(GRID - size + 1) % spacing == 0
     return allowed[:, None] & allowed[None, :]
 
 
 @functools.lru_cache(maxsize=1024)
-def cell(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
-    """Corners of reserved squares in which a square has its centre well inside a ninth of the grid.
+def make_cell_domain(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
+    """Return the corners of a reserved square for which the object in it is centred well inside a ninth of the grid.
 
     Args:
-      extent: of the reserved square.
-      inset, size: of the one in it, whose corner is so far from the reserved one's.
-      column, row: 0, 1 or 2.
+      extent: side of the reserved square.
+      inset: distance of the object's corner from the reserved square's, along both axes.
+      size: side of the object.
+      column, row: the ninth; 0, 1 or 2.
     """
     centres = np.arange(GRID - extent + 1) + inset + size / 2
     across, down = (np.abs(centres - (i + 0.5) * GRID / 3) <= CELL for i in (column, row))
@@ -83,65 +85,70 @@ def cell(extent: int, inset: int, size: int, column: int, row: int) -> Domain:
 
 
 @functools.lru_cache(maxsize=1024)
-def ninth(extent: int, inset: int, size: int) -> Ninths:
-    """3 x row + column of the ninth, by the corner of the reserved square; arguments as of ``cell``."""
+def compute_ninths(extent: int, inset: int, size: int) -> Ninths:
+    """Return 3 x row + column of the ninth by corner of the reserved square. Arguments as in ``make_cell_domain``."""
     third = ((np.arange(GRID - extent + 1) + inset + size / 2) * 3 // GRID).astype(int)
     return 3 * third[:, None] + third[None, :]
 
 
 @functools.lru_cache
-def middles(extent: int) -> Domain:
-    """Corners at which a square is about the middle of a ninth of the grid, or as near to it as it can be."""
+def make_middle_domain(extent: int) -> Domain:
+    """Return the corners at which a square is centred in a ninth of the grid, or as nearly as it fits."""
     columns = np.zeros(GRID - extent + 1, bool)
     columns[[min(max(middle - extent // 2, 0), GRID - extent) for middle in (5, 16, 27)]] = True
     return columns[:, None] & columns[None, :]
 
 
 @functools.lru_cache(maxsize=4096)
-def apart(first: int, second: int, gap: int) -> Table:
-    """Where two squares of these sizes have at least ``gap`` empty units between them."""
+def make_gap_table(first: int, second: int, gap: int) -> Table:
+    """Allow offsets with at least ``gap`` empty units between two squares of these sizes."""
     offset = np.arange(-GRID, GRID + 1)
     free = (offset >= first + gap) | (-offset >= second + gap)
     return free[:, None] | free[None, :]
 
 
 @functools.lru_cache(maxsize=4096)
-def related(kind: str, subject: int, reference: int, shift: int) -> Table:
-    """Where the second square, the subject, stands ``kind`` the first, the reference.
+def make_relation_table(kind: str, subject: int, reference: int, shift: int) -> Table:
+    """Allow offsets at which the second square, the subject, is clearly ``kind`` the first, the reference.
 
     Args:
       kind: one of ``RELATIONS``.
       subject, reference: sizes.
-      shift: to be added to the difference of the corners along both axes.
+      shift: added to the difference of the corners along both axes.
     """
-    return _strength(kind, subject, reference, shift) > CLEAR
+    return _compute_strength(kind, subject, reference, shift) > CLEAR
 
 
 @functools.lru_cache(maxsize=4096)
-def unrelated(kind: str, subject: int, reference: int, shift: int) -> Table:
-    """Where the second square does not stand ``kind`` the first; arguments as of ``related``."""
-    return _strength(kind, subject, reference, shift) < CLEARLY_NOT
+def make_exclusion_table(kind: str, subject: int, reference: int, shift: int) -> Table:
+    """Allow offsets at which that relation clearly does not hold. Arguments as in ``make_relation_table``."""
+    return _compute_strength(kind, subject, reference, shift) < CLEARLY_NOT
 
 
-def _strength(kind: str, subject: int, reference: int, shift: int) -> Float[np.ndarray, "dy dx"]:
+def _compute_strength(kind: str, subject: int, reference: int, shift: int) -> Float[np.ndarray, "dy dx"]:
     offset = np.arange(-GRID, GRID + 1) + shift + (subject - reference) / 2
     dx, dy = np.broadcast_arrays(offset[None, :], offset[:, None])
     extent = np.float64(subject + reference)
-    return directions(dx, dy, extent, extent)[RELATIONS.index(kind)]
+    return compute_directions(dx, dy, extent, extent)[RELATIONS.index(kind)]
 
 
 @functools.lru_cache(maxsize=64)
-def moved(distance: int) -> Table:
-    """Where the corners differ by at least ``distance`` along some axis."""
+def make_move_table(distance: int) -> Table:
+    """Allow offsets of at least ``distance`` along some axis."""
     far = np.abs(np.arange(-GRID, GRID + 1)) >= distance
     return far[:, None] | far[None, :]
 
 
 @functools.lru_cache(maxsize=4096)
-def joint(parts: tuple[tuple[str | int, ...], ...]) -> Table:
-    """Where all parts hold: each the name of one of the functions above and its arguments."""
+def make_joint_table(parts: tuple[tuple[str | int, ...], ...]) -> Table:
+    """Combine constraints, each given as a kind of table and the arguments of its function."""
     tables: dict[str | int, Callable[..., Table]]
-    tables = {"apart": apart, "related": related, "unrelated": unrelated, "moved": moved}
+    tables = {
+        "apart": make_gap_table,
+        "related": make_relation_table,
+        "unrelated": make_exclusion_table,
+        "moved": make_move_table,
+    }
     return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
 
 
@@ -153,19 +160,20 @@ def solve(
     budget: int = 1,
     elsewhere: Mapping[tuple[int, int], tuple[Ninths, Ninths]] = types.MappingProxyType({}),
 ) -> list[tuple[int, int]] | None:
-    """Corners (left, top) that obey all constraints; None if the search finds none.
+    """Search for corners (left, top) that satisfy all constraints; None if the search finds none.
 
-    Squares are placed one after the other, the one with the fewest choices first. For each, ``width`` random
-    choices that leave every other one a choice (of ``LOOKS`` times as many looked at) are tried in the order of
-    the room that they leave; ``width`` 1 is a plain random draw.
+    Squares are placed one by one, the one with the fewest corners left first. For each square, up to
+    ``CHOICES_PER_WIDTH`` x ``width`` random corners are examined until ``width`` are found that leave every other
+    square a corner. These are tried in the order of the room they leave. With ``width`` 1 the corner is a plain random
+    draw.
 
     Args:
-      rng: decides everything.
+      rng: the only source of randomness.
       domains: the allowed corners of each square.
-      tables: by (first, second), indices of ``domains``, each unordered pair at most once.
-      width: choices tried for each square.
+      tables: constraints by (first, second), indices of ``domains``; each unordered pair at most once.
+      width: corners tried for each square.
       budget: dead ends after which the search gives up.
-      elsewhere: pairs of ``tables`` that are to be in two ninths of the grid, and the ninths of both.
+      elsewhere: pairs of ``tables`` that must lie in different ninths of the grid, with the ninths of both.
     """
     neighbours: list[dict[int, _Link]] = [{} for _ in domains]
     for (first, second), table in tables.items():
@@ -183,19 +191,19 @@ def _search(
     width: int,
     budget: list[int],
 ) -> dict[int, tuple[int, int]] | None:
-    # `budget` holds one number, shared by the whole recursion.
+    # `budget` is a list of one number, because the whole recursion shares it.
     if not waiting:
         return {}
     index = min(waiting, key=lambda i: np.count_nonzero(waiting[i]))
     rest = {i: d for i, d in waiting.items() if i != index}
     choices = np.flatnonzero(waiting[index])
     options = []
-    for choice in rng.permutation(choices)[: LOOKS * width].tolist():
+    for choice in rng.permutation(choices)[: CHOICES_PER_WIDTH * width].tolist():
         top, left = divmod(choice, waiting[index].shape[1])
         narrowed = {}
         for other, link in neighbours[index].items():
             if other in rest:
-                narrowed[other] = link.left_over(top, left, rest[other])
+                narrowed[other] = link.restrict(top, left, rest[other])
                 if not narrowed[other].any():
                     break
         else:
@@ -203,8 +211,8 @@ def _search(
             options.append((room, (left, top), rest | narrowed))
             if len(options) == width:
                 break
-    for _, corner, left_over in sorted(options, key=lambda option: -option[0]):
-        found = _search(rng, neighbours, left_over, width, budget)
+    for _, corner, remaining in sorted(options, key=lambda option: -option[0]):
+        found = _search(rng, neighbours, remaining, width, budget)
         if found is not None:
             return found | {index: corner}
         if budget[0] <= 0:

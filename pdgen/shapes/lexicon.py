@@ -1,10 +1,14 @@
-"""The words of the project's own language: nouns and their plurals, numbers, colours, places, relations.
+"""The vocabulary of prompts, plans and inspections: nouns and their plurals, numbers, colours, places, relations.
 
-``language`` writes with them and ``parse`` reads with them. A noun is a shape of shapes world or one of the 80
-classes of COCO by the names that GenEval's prompts give them.
+``language`` writes with it and ``parse`` reads with it. A noun is a shape of shapes world or one of the 80 classes of
+COCO, under the name that GenEval's prompts use.
 """
 
-from pdgen.shapes.graph import COLORS, words_of_place
+from collections.abc import Sequence
+
+import numpy as np
+
+from pdgen.shapes.graph import COLORS, split_places
 from pdgen.shapes.placement import SIZES
 from pdgen.shapes.world import FILLS, SHAPES
 
@@ -113,7 +117,7 @@ NUMBERS = (
     "nineteen",
     "twenty",
 )
-# By attribute, in the order in which adjectives stand before a noun.
+# The words of each attribute, in the order of adjectives before a noun.
 ADJECTIVES = {"size": tuple(SIZES), "fill": FILLS, "color": COLORS}
 SYNONYMS = {"big": "large", "little": "small", "gray": "grey", "center": "centre", "middle": "centre"}
 # The first wording is the one that GenEval uses.
@@ -127,38 +131,43 @@ PREPOSITIONS = {"left": "on", "right": "on", "centre": "in"}  # "at" before any 
 _IRREGULAR = {"person": "people", "knife": "knives", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}
 
 
-def plural(noun: str) -> str:
-    """The noun's plural: "crosses", "wine glasses", "knives"."""
+def pick(rng: np.random.Generator, forms: Sequence[str]) -> str:
+    """Draw one of several wordings, all with the same probability."""
+    return forms[int(rng.integers(len(forms)))]
+
+
+def pluralize(noun: str) -> str:
+    """Return the plural of a noun: "crosses", "wine glasses", "knives"."""
     if noun in _IRREGULAR:
         return _IRREGULAR[noun]
     return f"{noun}es" if noun.endswith(("s", "x", "z", "ch", "sh")) else f"{noun}s"
 
 
-def number(count: int) -> str:
-    """The word of a count from 1 to 20."""
+def spell_number(count: int) -> str:
+    """Return the word for a count from 1 to 20."""
     return NUMBERS[count - 1]
 
 
-def with_article(words: str) -> str:
-    """The words after "a" or "an"."""
+def add_article(words: str) -> str:
+    """Put "a" or "an" before the words."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def place_phrase(place: str) -> str:
-    """Where, of the attribute ``place``: "on the left", "at the top right, on the right and at the bottom"."""
-    return join([f"{PREPOSITIONS.get(word, 'at')} the {word}" for word in words_of_place(place)])
+def phrase_place(place: str) -> str:
+    """Phrase a ``place`` attribute: "on the left", "at the top right, on the right and at the bottom"."""
+    return join_words([f"{PREPOSITIONS.get(word, 'at')} the {word}" for word in split_places(place)])
 
 
-def target_phrase(place: str) -> str:
-    """Where to: "to the left", "to the top, to the right and to the bottom"."""
-    return join([f"to the {word}" for word in words_of_place(place)])
+def phrase_target(place: str) -> str:
+    """Phrase a ``place`` attribute as the target of a move: "to the left", "to the top and to the right"."""
+    return join_words([f"to the {word}" for word in split_places(place)])
 
 
-def join(parts: list[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+def join_words(parts: list[str]) -> str:
+    """Join as a list in words: "a", "a and b", "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def sentence(words: str) -> str:
-    """The words with a capital and a full stop."""
+def make_sentence(words: str) -> str:
+    """Capitalise the words and add a full stop."""
     return f"{words[0].upper()}{words[1:]}."

@@ -1,7 +1,7 @@
 """The procedural painter of shapes world: a scene as a small anti-aliased picture.
 
-Each object is blended over the picture inside its own box alone, so a step that adds, recolours or moves an
-object leaves every pixel outside the boxes concerned bit for bit as it was. Nothing is random.
+Each object is blended over the picture inside its own box only. A step that adds, recolours or moves an object
+therefore changes no bit of any pixel outside the boxes concerned. Nothing is random.
 """
 
 import functools
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from pdgen.sequence.images import Picture
-from pdgen.shapes.world import GRID, Object, Scene
+from pdgen.shapes.world import GRID, Scene, SceneObject
 
 SUPERSAMPLING = 16
 LINE_WIDTH = 1.5  # of an outlined shape's contour, in grid units
@@ -41,55 +41,55 @@ BACKGROUND_RGB = {
 Contour = list[tuple[float, float]]
 
 
-def _arc(radius: float, start: float, stop: float, x: float = 0.0, corners: int = 60) -> Contour:
+def _make_arc(radius: float, start: float, stop: float, x: float = 0.0, corners: int = 60) -> Contour:
     # Around (x, 0); angles in turns, clockwise from the right.
     angles = 2 * math.pi * np.linspace(start, stop, corners, endpoint=stop - start < 1)
     return [(x + radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
 
-def _star(points: int, inner: float) -> Contour:
+def _make_star(points: int, inner: float) -> Contour:
     turns = [(i / points / 2 - 0.25, (1.0, inner)[i % 2]) for i in range(2 * points)]
     return [(r * math.cos(2 * math.pi * t), r * math.sin(2 * math.pi * t)) for t, r in turns]
 
 
-def _crescent(inner: float, shift: float) -> Contour:
-    # A disc of radius 1 without the one of radius `inner` that is shifted to the right; the tips are where they meet.
+def _make_crescent(inner: float, shift: float) -> Contour:
+    # A disc of radius 1 minus a disc of radius `inner` shifted to the right; the tips are where both circles meet.
     x = (shift**2 + 1 - inner**2) / (2 * shift)
     y = math.sqrt(1 - x**2)
     tip, bend = math.atan2(y, x) / (2 * math.pi), math.atan2(y, x - shift) / (2 * math.pi)
-    return _arc(1, tip, 1 - tip) + _arc(inner, 1 - bend, bend, shift)
+    return _make_arc(1, tip, 1 - tip) + _make_arc(inner, 1 - bend, bend, shift)
 
 
-def _heart() -> Contour:
+def _make_heart() -> Contour:
     angles = np.linspace(0, 2 * math.pi, 80, endpoint=False)
     down = 13 * np.cos(angles) - 5 * np.cos(2 * angles) - 2 * np.cos(3 * angles) - np.cos(4 * angles)
     return list(zip(16 * np.sin(angles) ** 3, -down))
 
 
-# Contours by (x, y), y downwards, in any units; a second one is a hole. The first is stretched to fill the box.
+# Contours of (x, y), y downwards, in any units. The first is stretched to fill the box; a second one is a hole.
 CONTOURS = {
-    "circle": [_arc(1, 0, 1)],
+    "circle": [_make_arc(1, 0, 1)],
     "square": [[(0, 0), (1, 0), (1, 1), (0, 1)]],
     "triangle": [[(1, 0), (2, 1), (0, 1)]],
     "diamond": [[(1, 0), (2, 1), (1, 2), (0, 1)]],
     "cross": [[(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1)]],
-    "star": [_star(5, 0.42)],
-    "heart": [_heart()],
-    "ring": [_arc(1, 0, 1), _arc(0.45, 0, 1)],
-    "crescent": [_crescent(0.8, 0.5)],
+    "star": [_make_star(5, 0.42)],
+    "heart": [_make_heart()],
+    "ring": [_make_arc(1, 0, 1), _make_arc(0.45, 0, 1)],
+    "crescent": [_make_crescent(0.8, 0.5)],
     "arrow": [[(0, 3), (5, 3), (5, 0), (10, 5), (5, 10), (5, 7), (0, 7)]],
 }
 
 
 @functools.lru_cache(maxsize=4096)
-def coverage(
+def compute_coverage(
     shape: str, fill: str, box: tuple[float, float, float, float], line: float
 ) -> Float[np.ndarray, "height width"]:
-    """Fraction of each pixel inside the shape, read-only.
+    """Compute the fraction of each pixel that a shape covers. The array is read-only.
 
     Args:
       shape, fill: words of ``SHAPES`` and ``FILLS``.
-      box: left, top, right, bottom in pixels, left and top below 1; the array ends at right and bottom, rounded up.
+      box: left, top, right, bottom in pixels; left and top are below 1. The array ends at right and bottom, rounded up.
       line: width of an outlined shape's contour in pixels.
     """
     left, top, right, bottom = (v * SUPERSAMPLING for v in box)
@@ -107,7 +107,7 @@ def coverage(
     if fill == "outlined":
         drawn = Image.new("L", fine, 0)
         for contour in contours:
-            width = round(2 * line * SUPERSAMPLING)  # of which the outer half falls away
+            width = round(2 * line * SUPERSAMPLING)  # the outer half is cut off below
             ImageDraw.Draw(drawn).line([*contour, contour[0]], fill=255, width=width)
         inside = Image.fromarray(np.minimum(np.asarray(inside), np.asarray(drawn)))
     covered = np.asarray(inside.reduce(SUPERSAMPLING), np.float32) / 255
@@ -115,20 +115,26 @@ def coverage(
     return covered
 
 
-def _blend(picture: np.ndarray, item: Object, scale: float) -> None:
+def _blend(picture: np.ndarray, item: SceneObject, scale: float) -> None:
     left, top, right, bottom = (v * scale for v in item.box)
     x, y = math.floor(left), math.floor(top)
-    covered = coverage(item.shape, item.fill, (left - x, top - y, right - x, bottom - y), LINE_WIDTH * scale)
+    covered = compute_coverage(item.shape, item.fill, (left - x, top - y, right - x, bottom - y), LINE_WIDTH * scale)
     window = picture[y : y + covered.shape[0], x : x + covered.shape[1]]
     covered = covered[: window.shape[0], : window.shape[1], None]
     window += covered * (np.array(COLOR_RGB[item.color], np.float32) - window)
 
 
 def paint(scene: Scene, size: int = GRID) -> Picture:
-    """The scene as RGB uint8 [size, size, 3], values 0 to 255; the same scene always gives the same bytes.
+    """Paint a scene as RGB uint8 [size, size, 3]. Equal scenes give equal bytes.
 
-    ``size`` is in pixels, at least ``MIN_SIZE``; objects keep their share of the picture. Edges are anti-aliased
-    by area coverage. Raises ValueError for a smaller picture.
+    Edges are anti-aliased by area coverage.
+
+    Args:
+      scene: the scene.
+      size: side of the picture in pixels, at least ``MIN_SIZE``. Objects scale with it.
+
+    Raises:
+      ValueError: ``size`` is too small.
     """
     if size < MIN_SIZE:
         raise ValueError(f"a picture of {size} pixels: shapes become unrecognisable below {MIN_SIZE}")

@@ -1,4 +1,4 @@
-"""Text to scene graphs: prompts and descriptions in the project's own wordings, and GenEval's prompts.
+"""The parser from texts to scene graphs: prompts and descriptions as ``language`` writes them, and GenEval's prompts.
 
     text       = sentence ("." sentence)*
     sentence   = opener? scene | "the background is" BACKGROUND | statement (("," | "and") statement)*
@@ -7,8 +7,8 @@
     thing      = new place? | known              statement = known "is" (place | KIND thing) ("and" ...)*
     new        = ("a" | NUMBER) ADJECTIVE* NOUN  known = "the" NUMBER? ADJECTIVE* NOUN place?
 
-A recursive descent over the words, one method per rule; ``parse_instruction`` reads the sentences of
-``instruction.say`` with the same rules. What the words of ``lexicon`` do not cover is refused with the word.
+It is a recursive descent over the words, with one method per rule. ``parse_instruction`` uses the same rules for the
+sentences of ``instruction.write_instruction``. A word that ``lexicon`` does not contain is an error that names it.
 """
 
 import re
@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pdgen.shapes.graph import PLACES, Entity, Relation, SceneError, SceneGraph, place_of_all
+from pdgen.shapes.graph import PLACES, Entity, Relation, SceneError, SceneGraph, join_places
 from pdgen.shapes.instruction import EXCHANGED, Instruction
-from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS, place_phrase, plural
+from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS, phrase_place, pluralize
 from pdgen.shapes.world import BACKGROUNDS
 
 OPENERS = (
@@ -40,65 +40,65 @@ _WORD = re.compile(r"[a-z0-9'-]+|[^\sa-z0-9'-]")
 _NUMBERS = {word: n for n, word in enumerate(NUMBERS, 1)} | {str(n): n for n in range(1, len(NUMBERS) + 1)}
 _ATTRIBUTE = {word: attribute for attribute, words in ADJECTIVES.items() for word in words}
 # GenEval forms plurals by rule alone ("knifes", "benchs", "sheeps").
-_NOUN = {form: noun for noun in NOUNS for form in (plural(noun), f"{noun}s", noun)}
+_NOUN = {form: noun for noun in NOUNS for form in (pluralize(noun), f"{noun}s", noun)}
 _LOOK_STARTS = {form.split()[0] for form in (*_NOUN, *_ATTRIBUTE)}
 _BACKGROUND = {f"{article} {b} background": b for article in ("a", "an") for b in BACKGROUNDS}
-_PLACE = {f"{preposition} the {p}": p for p in PLACES for preposition in (place_phrase(p).split()[0], "at", "in")}
+_PLACE = {f"{preposition} the {p}": p for p in PLACES for preposition in (phrase_place(p).split()[0], "at", "in")}
 _TARGET = {f"to the {p}": p for p in PLACES}
 _KIND = {wording: kind for kind, wordings in RELATIONS.items() for wording in wordings}
 
 
-def canonical(graph: SceneGraph) -> tuple:
-    """What the graph says, whatever its ids and order, and whichever way its relations are told.
+def canonicalize(graph: SceneGraph) -> tuple:
+    """Return a form of the graph that does not depend on ids, order or the direction of relations.
 
-    Equal for two graphs exactly if they say the same, as long as their entities can be told apart.
+    Two graphs with distinguishable entities have equal forms exactly if they state the same.
     """
     looks = {e.id: (e.noun, e.count, tuple(sorted(e.attributes.items()))) for e in graph.entities}
-    turned = {r.seen_from(r.reference) if r.kind in ("right of", "below") else r for r in graph.relations}
+    turned = {r.with_subject(r.reference) if r.kind in ("right of", "below") else r for r in graph.relations}
     relations = sorted((looks[r.subject], r.kind, looks[r.reference]) for r in turned)
     return tuple(sorted(looks.values())), tuple(relations), graph.background
 
 
 def parse(text: str) -> SceneGraph:
-    """The graph of a prompt or a description; ids are 0, 1, ... in the order of naming.
+    """Parse a prompt or a description. Ids are 0, 1, ... in the order of naming.
 
     Raises:
-      SceneError: naming the word that is not understood, or what contradicts itself.
+      SceneError: a word is not understood, or the text contradicts itself; the message names it.
     """
     reader = _Reader(text)
     while not reader.at_end():
-        reader.sentence()
-    return reader.graph()
+        reader.read_sentence()
+    return reader.build_graph()
 
 
 def parse_instruction(text: str) -> Instruction:
-    """The instruction in a sentence of ``instruction.say``; ids are 0, 1, ... in the order of naming.
+    """Parse a sentence of ``instruction.write_instruction``. Ids are 0, 1, ... in the order of naming.
 
-    Things that are there already have the attributes by which they are named. Raises SceneError as ``parse``.
+    Entities that exist already have only the attributes in their names. Raises SceneError as ``parse``.
     """
     reader = _Reader(text, anything_known=True)
     for words, rule in _INSTRUCTIONS:
         if reader.take(words):
             instruction = rule(reader)
             for_now = reader.take("for now")
-            reader.stop()
+            reader.expect_end()
             return msgspec.structs.replace(instruction, for_now=for_now)
-    raise reader.not_understood("an instruction")
+    raise reader.make_error("an instruction")
 
 
 class _Reader:
-    """The words of a text, a position in them, and what was understood so far."""
+    """A text as words, the current position, and the graph read so far."""
 
     def __init__(self, text: str, anything_known: bool = False) -> None:
         self.text = text
         self.words = [SYNONYMS.get(w, w) for w in _WORD.findall(text.lower())]
         self.position = 0
-        self.anything_known = anything_known  # "the circle" need not be named before
+        self.anything_known = anything_known  # "the circle" need not have been named before
         self.entities: list[Entity] = []
         self.relations: list[Relation] = []
         self.background: str | None = None
 
-    def graph(self) -> SceneGraph:
+    def build_graph(self) -> SceneGraph:
         if not self.entities and self.background is None:
             raise SceneError(f"{self.text!r} names nothing")
         return SceneGraph(tuple(self.entities), tuple(self.relations), self.background)
@@ -108,16 +108,16 @@ class _Reader:
     def at_end(self) -> bool:
         return self.position == len(self.words)
 
-    def word(self, ahead: int = 0) -> str:
+    def get_word(self, ahead: int = 0) -> str:
         at = self.position + ahead
         return self.words[at] if at < len(self.words) else _END
 
-    def not_understood(self, expected: str) -> SceneError:
-        found = "the text ends" if self.at_end() else f"{self.word()!r} is not understood"
+    def make_error(self, expected: str) -> SceneError:
+        found = "the text ends" if self.at_end() else f"{self.get_word()!r} is not understood"
         return SceneError(f"{self.text!r}: {found} where {expected} is expected")
 
     def take(self, phrase: str) -> bool:
-        """Goes past the phrase if it stands here."""
+        """Consume the phrase if it comes next; return whether it does."""
         wanted = phrase.split()
         if self.words[self.position : self.position + len(wanted)] != wanted:
             return False
@@ -125,102 +125,104 @@ class _Reader:
         return True
 
     def take_one(self, phrases: Iterable[str]) -> str | None:
-        """Goes past the longest of the phrases that stands here."""
+        """Consume and return the longest of the phrases that comes next; None if there is none."""
         rest = " ".join(self.words[self.position : self.position + 6]) + " "
         found = max((p for p in phrases if rest.startswith(f"{p} ")), key=len, default=None)
         if found is not None:
             self.take(found)
         return found
 
-    def must(self, phrase: str) -> None:
+    def expect(self, phrase: str) -> None:
         if not self.take(phrase):
-            raise self.not_understood(repr(phrase))
+            raise self.make_error(repr(phrase))
 
-    def stop(self) -> None:
-        """The end of a sentence and of the text."""
+    def expect_end(self) -> None:
+        """Consume the end of the sentence, which must be the end of the text."""
         self.take(".")
         if not self.at_end():
-            raise self.not_understood("the end")
+            raise self.make_error("the end")
 
     # Sentences.
 
-    def sentence(self) -> None:
+    def read_sentence(self) -> None:
         if self.take("the background is"):
             self.set_background(self.take_one(BACKGROUNDS))
-        elif self.take_one(OPENERS) is None and self.word() == "the":
-            self.statement()
-            while self.separator():
-                self.statement()
+        elif self.take_one(OPENERS) is None and self.get_word() == "the":
+            self.read_statement()
+            while self.take_separator():
+                self.read_statement()
         else:
-            self.scene()
+            self.read_scene()
         if not self.take(".") and not self.at_end():
-            raise self.not_understood("the end of the sentence")
+            raise self.make_error("the end of the sentence")
 
-    def scene(self) -> None:
-        if self.background_phrase() and not self.take("with"):
+    def read_scene(self) -> None:
+        if self.read_background_phrase() and not self.take("with"):
             return
-        self.items()
+        self.read_items()
 
-    def items(self) -> list[int]:
-        """Items up to the end of the sentence; their ids, those of their references excluded."""
-        new = self.item()
-        while self.separator():
-            new += self.item()
-        if self.take("on") and not self.background_phrase():
-            raise self.not_understood("a background")
+    def read_items(self) -> list[int]:
+        """Read items up to the end of the sentence. Returns their ids without those of their references."""
+        new = self.read_item()
+        while self.take_separator():
+            new += self.read_item()
+        if self.take("on") and not self.read_background_phrase():
+            raise self.make_error("a background")
         return new
 
-    def separator(self) -> bool:
-        comma = self.word() == ","
-        if self.word(int(comma)) == "on":
+    def take_separator(self) -> bool:
+        comma = self.get_word() == ","
+        if self.get_word(int(comma)) == "on":
             self.position += int(comma)
             return False
         self.position += int(comma)
         return self.take("and") or comma
 
-    def item(self) -> list[int]:
-        entity = self.new()
-        return [entity, *self.related(entity)]
+    def read_item(self) -> list[int]:
+        entity = self.read_new()
+        return [entity, *self.read_relations(entity)]
 
-    def related(self, entity: int) -> list[int]:
-        """Relations said of the entity; the ids of new things they are said with."""
+    def read_relations(self, entity: int) -> list[int]:
+        """Read relations of the entity. Returns the ids of new things in them."""
         new = []
-        if self.word() == "and" and self.starts_relation(1):  # after a place
+        if self.get_word() == "and" and self.starts_relation(1):  # after a place
             self.take("and")
-        while (kind := self.relation_kind()) is not None:
-            if self.word() == "the":
-                reference = self.known()
+        while (kind := self.read_relation_kind()) is not None:
+            if self.get_word() == "the":
+                reference = self.read_known()
             else:
-                reference = self.new()
+                reference = self.read_new()
                 new.append(reference)
             self.relations.append(Relation(entity, kind, reference))
-            if self.word() != "and" or not self.starts_relation(1):
+            if self.get_word() != "and" or not self.starts_relation(1):
                 break
             self.take("and")
         return new
 
-    def statement(self) -> None:
-        entity = self.known()
+    def read_statement(self) -> None:
+        entity = self.read_known()
         if not self.take("is") and not self.take("are"):
-            raise self.not_understood("'is' or 'are'")
+            raise self.make_error("'is' or 'are'")
         while True:
-            if (place := self.place()) is not None:
+            if (place := self.read_place()) is not None:
                 self.set_place(entity, place)
-            elif (kind := self.relation_kind()) is not None:
-                self.relations.append(Relation(entity, kind, self.known() if self.word() == "the" else self.new()))
+            elif (kind := self.read_relation_kind()) is not None:
+                self.relations.append(
+                    Relation(entity, kind, self.read_known() if self.get_word() == "the" else self.read_new())
+                )
             else:
-                raise self.not_understood("a place or relation")
-            if self.word() != "and" or self.word(1) == "the":
+                raise self.make_error("a place or relation")
+            if self.get_word() != "and" or self.get_word(1) == "the":
                 return
             self.take("and")
 
     # Things.
 
-    def new(self) -> int:
-        """Something named for the first time; its id."""
-        count = 1 if self.take_one(("a", "an")) else self.number()
-        noun, attributes = self.look()
-        if (place := self.place()) is not None:
+    def read_new(self) -> int:
+        """Read a thing named for the first time. Returns its id."""
+        count = 1 if self.take_one(("a", "an")) else self.read_number()
+        noun, attributes = self.read_look()
+        if (place := self.read_place()) is not None:
             attributes["place"] = place
         return self.append(noun, count, attributes)
 
@@ -228,37 +230,37 @@ class _Reader:
         self.entities.append(Entity(len(self.entities), noun, count, attributes))
         return len(self.entities) - 1
 
-    def number(self) -> int:
-        count = _NUMBERS.get(self.word())
+    def read_number(self) -> int:
+        count = _NUMBERS.get(self.get_word())
         if count is None:
-            raise self.not_understood("'a', 'an' or a number")
+            raise self.make_error("'a', 'an' or a number")
         self.position += 1
         return count
 
-    def look(self) -> tuple[str, dict[str, str]]:
-        """Adjectives and a noun."""
+    def read_look(self) -> tuple[str, dict[str, str]]:
+        """Read adjectives and a noun."""
         attributes: dict[str, str] = {}
-        while (attribute := _ATTRIBUTE.get(self.word())) is not None and self.noun_follows():
+        while (attribute := _ATTRIBUTE.get(self.get_word())) is not None and self.noun_follows():
             if attribute in attributes:
-                raise self.not_understood(f"a noun (its {attribute} is {attributes[attribute]})")
-            attributes[attribute] = self.word()
+                raise self.make_error(f"a noun (its {attribute} is {attributes[attribute]})")
+            attributes[attribute] = self.get_word()
             self.position += 1
         form = self.take_one(_NOUN)
         if form is None:
-            raise self.not_understood("a noun")
+            raise self.make_error("a noun")
         return _NOUN[form], attributes
 
     def noun_follows(self) -> bool:
-        # "orange" is a colour before a noun or an adjective, and a noun otherwise.
-        return self.word() not in _NOUN or self.word(1) in _LOOK_STARTS
+        # "orange" is a colour if a noun or an adjective follows, and otherwise a noun.
+        return self.get_word() not in _NOUN or self.get_word(1) in _LOOK_STARTS
 
-    def known(self) -> int:
-        """Something named before; its id."""
+    def read_known(self) -> int:
+        """Read a thing named before. Returns its id."""
         start = self.position
-        self.must("the")
-        count = self.number() if self.word() in _NUMBERS else None
-        noun, attributes = self.look()
-        if (place := self.place()) is not None:
+        self.expect("the")
+        count = self.read_number() if self.get_word() in _NUMBERS else None
+        noun, attributes = self.read_look()
+        if (place := self.read_place()) is not None:
             attributes["place"] = place
         found = [e for e in self.entities if e.noun == noun and attributes.items() <= e.attributes.items()]
         found = [e for e in found if count in (None, e.count)]
@@ -272,8 +274,8 @@ class _Reader:
 
     # Places, relations, background.
 
-    def place(self, phrases: Mapping[str, str] = _PLACE) -> str | None:
-        """A place, or one for each of several things, as the attribute ``place`` has it."""
+    def read_place(self, phrases: Mapping[str, str] = _PLACE) -> str | None:
+        """Read a place, or one place for each of several things, as a ``place`` attribute."""
         found, end = [], self.position
         while not self.starts_relation() and (phrase := self.take_one(phrases)) is not None:
             found.append(phrases[phrase])
@@ -281,7 +283,7 @@ class _Reader:
             self.take(",")
             self.take("and")
         self.position = end
-        return place_of_all(found) if found else None
+        return join_places(found) if found else None
 
     def set_place(self, entity: int, place: str) -> None:
         old = self.entities[entity]
@@ -291,12 +293,12 @@ class _Reader:
         rest = " ".join(self.words[self.position + ahead : self.position + ahead + 4]) + " "
         return any(rest.startswith(f"{wording} ") for wording in _KIND)
 
-    def relation_kind(self) -> str | None:
+    def read_relation_kind(self) -> str | None:
         wording = self.take_one(_KIND)
         return None if wording is None else _KIND[wording]
 
-    def background_phrase(self) -> bool:
-        """ "a grey background", if that stands here."""
+    def read_background_phrase(self) -> bool:
+        """Consume a background such as "a grey background" if it comes next; return whether it does."""
         phrase = self.take_one(_BACKGROUND)
         if phrase is not None:
             self.set_background(_BACKGROUND[phrase])
@@ -304,102 +306,104 @@ class _Reader:
 
     def set_background(self, background: str | None) -> None:
         if background is None:
-            raise self.not_understood("a background")
+            raise self.make_error("a background")
         if self.background not in (None, background):
             raise SceneError(f"{self.text!r}: the background is both {self.background!r} and {background!r}")
         self.background = background
 
-    # Instructions. Each rule reads what follows its verb.
+    # Instructions. Each method reads what follows the verb.
 
-    def instruct(self, operation: str, entities: Iterable[int], changes: dict[str, str] | None = None) -> Instruction:
+    def make_instruction(
+        self, operation: str, entities: Iterable[int], changes: dict[str, str] | None = None
+    ) -> Instruction:
         graph = SceneGraph(tuple(self.entities), tuple(self.relations), self.background)
         return Instruction(operation, tuple(entities), graph, changes or {})
 
-    def two(self, between: str) -> tuple[int, int]:
-        first = self.known()
-        self.must(between)
-        return first, self.known()
+    def read_two(self, between: str) -> tuple[int, int]:
+        first = self.read_known()
+        self.expect(between)
+        return first, self.read_known()
 
-    def add(self) -> Instruction:
-        return self.instruct("add", self.items())
+    def read_add(self) -> Instruction:
+        return self.make_instruction("add", self.read_items())
 
-    def put(self) -> Instruction:
-        return self.move() if self.word() == "the" else self.add()
+    def read_put(self) -> Instruction:
+        return self.read_move() if self.get_word() == "the" else self.read_add()
 
-    def move(self) -> Instruction:
-        entity = self.known()
-        target = self.place(_TARGET)
+    def read_move(self) -> Instruction:
+        entity = self.read_known()
+        target = self.read_place(_TARGET)
         changes = {} if target is None else {"place": target}
         if target is None or self.take("and"):
             if not self.starts_relation():
-                raise self.not_understood("a place or relation")
-            self.related(entity)
-        return self.instruct("move", [entity], changes)
+                raise self.make_error("a place or relation")
+            self.read_relations(entity)
+        return self.make_instruction("move", [entity], changes)
 
-    def modify(self) -> Instruction:
-        entity = self.known()
-        if self.take("into") or self.word() in ("a", "an"):
-            return self.instruct("replace", [entity, self.new()])
+    def read_modify(self) -> Instruction:
+        entity = self.read_known()
+        if self.take("into") or self.get_word() in ("a", "an"):
+            return self.make_instruction("replace", [entity, self.read_new()])
         self.take("to")
         changes: dict[str, str] = {}
         while True:
-            word = self.word()
+            word = self.get_word()
             key = _ATTRIBUTE.get(word)
             if key is None or key in changes:
-                raise self.not_understood("a new colour, size or fill")
+                raise self.make_error("a new colour, size or fill")
             changes[key] = word
             self.position += 1
             if not self.take("and"):
-                return self.instruct("modify", [entity], changes)
+                return self.make_instruction("modify", [entity], changes)
 
-    def swap(self) -> Instruction:
+    def read_swap(self) -> Instruction:
         if self.take("the colours of"):
-            return self.instruct("swap", self.two("and"), {"color": EXCHANGED})
-        first = self.known()
+            return self.make_instruction("swap", self.read_two("and"), {"color": EXCHANGED})
+        first = self.read_known()
         if self.take("for"):
-            return self.instruct("replace", [first, self.new()])
-        self.must("and")
-        return self.instruct("swap", [first, self.known()])
+            return self.make_instruction("replace", [first, self.read_new()])
+        self.expect("and")
+        return self.make_instruction("swap", [first, self.read_known()])
 
-    def let(self) -> Instruction:
-        pair = self.two("and")
-        self.must("change")
+    def read_let(self) -> Instruction:
+        pair = self.read_two("and")
+        self.expect("change")
         if self.take("colours"):
-            return self.instruct("swap", pair, {"color": EXCHANGED})
-        self.must("places")
-        return self.instruct("swap", pair)
+            return self.make_instruction("swap", pair, {"color": EXCHANGED})
+        self.expect("places")
+        return self.make_instruction("swap", pair)
 
-    def replace(self) -> Instruction:
-        first = self.known()
-        self.must("with")
-        return self.instruct("replace", [first, self.new()])
+    def read_replace(self) -> Instruction:
+        first = self.read_known()
+        self.expect("with")
+        return self.make_instruction("replace", [first, self.read_new()])
 
-    def remove(self) -> Instruction:
-        gone = [self.known()]
-        while self.separator():
-            gone.append(self.known())
-        return self.instruct("remove", gone)
+    def read_remove(self) -> Instruction:
+        gone = [self.read_known()]
+        while self.take_separator():
+            gone.append(self.read_known())
+        return self.make_instruction("remove", gone)
 
 
 _INSTRUCTIONS = (
-    ("add", _Reader.add),
-    ("draw", _Reader.add),
-    ("paint", _Reader.add),
-    ("start with", _Reader.add),
-    ("begin with", _Reader.add),
-    ("place", _Reader.put),
-    ("put", _Reader.put),
-    ("move", _Reader.move),
-    ("shift", _Reader.move),
-    ("bring", _Reader.move),
-    ("make", _Reader.modify),
-    ("turn", _Reader.modify),
-    ("change", _Reader.modify),
-    ("swap", _Reader.swap),
-    ("exchange", _Reader.swap),
-    ("let", _Reader.let),
-    ("replace", _Reader.replace),
-    ("remove", _Reader.remove),
-    ("erase", _Reader.remove),
-    ("take away", _Reader.remove),
+    ("add", _Reader.read_add),
+    ("draw", _Reader.read_add),
+    ("paint", _Reader.read_add),
+    ("start with", _Reader.read_add),
+    ("begin with", _Reader.read_add),
+    ("place", _Reader.read_put),
+    ("put", _Reader.read_put),
+    ("move", _Reader.read_move),
+    ("shift", _Reader.read_move),
+    ("bring", _Reader.read_move),
+    ("make", _Reader.read_modify),
+    ("turn", _Reader.read_modify),
+    ("change", _Reader.read_modify),
+    ("swap", _Reader.read_swap),
+    ("exchange", _Reader.read_swap),
+    ("let", _Reader.read_let),
+    ("replace", _Reader.read_replace),
+    ("remove", _Reader.read_remove),
+    ("erase", _Reader.read_remove),
+    ("take away", _Reader.read_remove),
 )

@@ -1,4 +1,4 @@
-"""Placements: where objects of shapes world may be, and how large, on the lattice of the VAE tokens or anywhere."""
+"""Placements: the allowed positions and sizes of objects in shapes world, on the lattice of VAE tokens or free."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,17 @@ from pdgen.shapes.graph import Step
 from pdgen.shapes.layout import GRID
 
 SIZES = {"small": (7,), "medium": (10, 11), "large": (14, 15)}  # all widths of shapes
-TOKEN = 8  # units of a side of the VAE token: a picture is 4 x 4 tokens
+TOKEN = 8  # side of a VAE token in grid units: a picture has 4 x 4 tokens
 
 
 class Attempt(NamedTuple):
-    """One search for a layout: empty units between boxes, choices and dead ends of ``solve``.
+    """The settings of one search for a layout.
 
-    ``compact`` takes the smallest sizes and puts them about the middles of the nine places. Things of one entity have
-    places of their own, unless they are ``crowded``.
+    Attributes:
+      gap: empty units between boxes, at least.
+      width, budget: see ``layout.solve``.
+      compact: take the smallest sizes and centre objects in the nine places.
+      crowded: allow several things of one entity at one place.
     """
 
     gap: int
@@ -27,12 +30,12 @@ class Attempt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where objects may be, and how large.
+    """The allowed positions and sizes of objects.
 
     Attributes:
-      spacing: every corner is a multiple of so many units.
-      shares: of the words of ``SIZES`` in random scenes.
-      widths: of the words.
+      spacing: every corner is a multiple of this many units.
+      shares: probability of each word of ``SIZES`` in random scenes.
+      widths: widths in units for each of these words.
       attempts: searches for a layout, in order.
     """
 
@@ -41,21 +44,21 @@ class Placement:
     widths: Mapping[str, tuple[int, ...]]
     attempts: tuple[Attempt, ...]
 
-    def corner(self, value: int, before: int, width: int) -> int:
-        """Where along an axis an object at ``value`` begins when it becomes ``width`` wide instead of ``before``."""
+    def resize_corner(self, value: int, before: int, width: int) -> int:
+        """Return the corner, along one axis, of an object at ``value`` whose width changes from ``before``."""
         if self.spacing == 1:
             return min(max(value + (before - width) // 2, 0), GRID - width)
         return min(value, (GRID - width) // self.spacing * self.spacing)
 
-    def inset(self, extent: int, width: int) -> int:
-        """How far from the corner of a reserved square an object in it begins."""
+    def compute_inset(self, extent: int, width: int) -> int:
+        """Return the distance of an object's corner from that of its reserved square."""
         return (extent - width) // 2 if self.spacing == 1 else 0
 
-    def usual_sizes(self, steps: Sequence[Step]) -> dict[int, str]:
-        """The size of every entity where it has none stated, the same in all steps.
+    def choose_sizes(self, steps: Sequence[Step]) -> dict[int, str]:
+        """Return the size of each entity for the steps that state none.
 
-        Free objects are medium. On the lattice they are small, but large where a step outlines them (a small one has
-        no inside to leave out) or another step calls them small, which must then be seen.
+        Free objects are medium. On the lattice they are small, with two exceptions: they are large if a step outlines
+        them, since small shapes cannot be outlined, or if another step calls them small, so that the change is visible.
         """
         entities = [entity for step in steps for entity in step.graph.entities]
         if "medium" in self.widths:
@@ -66,14 +69,14 @@ class Placement:
         return {entity.id: "large" if entity.id in large else "small" for entity in entities}
 
 
-# A VAE token sees few crops of a shape: its corners are the token's own.
+# Corners of objects are corners of tokens, so that a token sees few different crops of a shape.
 LATTICE = Placement(
     TOKEN,
     {"small": 0.6, "large": 0.4},
     {"small": (7,), "large": (15,)},
     (Attempt(1, 1, 1), Attempt(1, 3, 4), Attempt(1, 9, 100), Attempt(1, 9, 100, crowded=True)),
 )
-# Widely spread at first, then ever closer.
+# Attempts go from widely spread to closely packed.
 FREE = Placement(
     1,
     {"small": 0.3, "medium": 0.4, "large": 0.3},

@@ -1,21 +1,20 @@
-"""Building a data set in shards: cut into pieces that are each made, written and remembered on their own.
+"""Resumable builds of data sets in shards.
 
-    DIR/<subset>-<5 digits>.array_record   one shard's records
-    DIR/report/<the same name>.js          the same for the browser of samples
-    DIR/build/<the same name>.json         its ``ShardFacts``; written last: the shard is done
-    DIR/build/settings.json                what the shards are made from
-    DIR/dataset.json, DIR/index.html       written when all shards of the stages asked for are done
+    DIR/<subset>-<5 digits>.array_record   the records of one shard
+    DIR/report/<the same name>.js          the same records for the browser of samples
+    DIR/build/<the same name>.json         the shard's ``ShardFacts``, written last: the shard is finished
+    DIR/build/settings.json                the settings of the build
+    DIR/dataset.json, DIR/index.html       written when all shards of the requested stages are finished
 
-A shard is a pure function of the settings and its own number, and every file appears whole or not at all. So a
-build that is killed goes on where it was, and its folder comes out byte for byte as if it had never stopped,
-whatever the runner and the number of workers.
+A shard depends only on the settings and its number, and every file is written atomically. So a killed build can resume,
+and its result is byte for byte that of an uninterrupted build, with any runner and any number of workers.
 """
 
 import collections
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,20 +22,28 @@ import msgspec
 from pdgen.data.records import INDEX, SUFFIX, DataFile, Dataset, Origin, write_file, write_index
 from pdgen.files import check_settings, file_sha256, lock_folder, new_file
 from pdgen.sequence.trajectory import Record
-from pdgen.synthesis.leaks import geneval_digests
-from pdgen.synthesis.page import Summary, browser_chunk, browser_index, dataset_page, figures, merge, summarise
-from pdgen.synthesis.settings import SUBSETS, Settings
+from pdgen.synthesis.leaks import load_geneval_digests
+from pdgen.synthesis.page import (
+    DatasetSummary,
+    make_table_row,
+    merge_summaries,
+    render_chunk,
+    render_dataset,
+    render_index,
+    summarise_records,
+)
+from pdgen.synthesis.settings import SUBSETS, DatasetSettings
 
 STATE, REPORT, PAGE = "build", "report", "index.html"
 _SETTINGS = "settings.json"
 
 
 class BuildError(ValueError):
-    """A build cannot begin, go on or end; the line names the folder or the shard and the remedy."""
+    """A build that cannot start, resume or finish. The message is one line with the folder or shard and the remedy."""
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """Samples ``start`` to ``stop`` - 1 of a subset; the ``number``-th of its shards."""
+    """Shard ``number`` of a subset: samples ``start`` to ``stop`` - 1."""
 
     subset: str
     number: int
@@ -45,20 +52,20 @@ class Shard(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name of its files, without their endings."""
+        """The name of its files without suffix."""
         return f"{self.subset}-{self.number:05d}"
 
 
 class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a finished shard.
+    """The facts of a finished shard.
 
     Attributes:
-      name: of its files, without their endings.
-      records: in its file.
-      sha256: of its file.
-      rejected: samples made and not kept, by reason.
-      noted: ids of records, by what was noted of them.
-      summary: what the report shows of it.
+      name: name of its files without suffix.
+      records: number of records in its file.
+      sha256: digest of its file.
+      rejected: number of rejected samples by reason.
+      noted: ids of noteworthy records, such as leaks, by kind.
+      summary: its part of the report.
     """
 
     name: str
@@ -66,119 +73,119 @@ class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
     rejected: dict[str, int]
     noted: dict[str, list[str]]
-    summary: Summary
+    summary: DatasetSummary
 
 
-class Made(NamedTuple):
-    """A shard's records, how many samples were rejected on the way, by reason, and ids of records to be noted."""
+class ShardContent(NamedTuple):
+    """The records of a shard, the number of rejected samples by reason, and ids of noteworthy records by kind."""
 
     records: list[Record]
     rejected: Mapping[str, int]
     noted: Mapping[str, list[str]] = {}
 
 
-Make = Callable[[Shard], Made]
+Make = Callable[[Shard], ShardContent]
 Work = Callable[[Shard], ShardFacts]
 Runner = Callable[[Work, Sequence[Shard]], Iterator[ShardFacts]]
 
 
-def cut(subset: str, count: int, size: int) -> list[Shard]:
-    """The shards of a subset of ``count`` samples, ``size`` in each but the last."""
+def cut_shards(subset: str, count: int, size: int) -> list[Shard]:
+    """Divide ``count`` samples of a subset into shards of ``size``; the last one may be smaller."""
     starts = range(0, count, size)
     return [Shard(subset, number, start, min(start + size, count)) for number, start in enumerate(starts)]
 
 
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+def write_atomically(path: pathlib.Path, data: bytes) -> None:
+    """Write a file atomically."""
     with new_file(path) as partial:
         partial.write_bytes(data)
 
 
-def make_and_write(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts:
-    """Makes a shard and writes its files; the facts, which say that it is done, come last.
+def build_shard(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts:
+    """Make a shard and write its files. The facts are written last, because they mark the shard as finished.
 
     Raises:
-      BuildError: ``make`` gave another number of records.
-      RecordError: one of them breaks the format.
+      BuildError: ``make`` returned a wrong number of records.
+      RecordError: a record is malformed.
     """
     records, rejected, noted = make(shard)
     if len(records) != shard.stop - shard.start:
         raise BuildError(f"{shard.name}: {len(records)} records made, {shard.stop - shard.start} expected")
     file = write_file(folder / f"{shard.name}{SUFFIX}", records, shard.subset)
-    write_whole(folder / REPORT / f"{shard.name}.js", browser_chunk(shard.name, records).encode())
+    write_atomically(folder / REPORT / f"{shard.name}.js", render_chunk(shard.name, records).encode())
     facts = ShardFacts(
         name=shard.name,
         records=file.records,
         sha256=file.sha256,
         rejected=dict(sorted(rejected.items())),
         noted=dict(noted),
-        summary=summarise(records),
+        summary=summarise_records(records),
     )
-    write_whole(_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
+    write_atomically(_get_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
     return facts
 
 
-def _facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+def _get_facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
     return folder / STATE / f"{shard.name}.json"
 
 
-def known_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
-    """The facts of all shards of a subset that were made so far, in order; their files are not looked at."""
+def read_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
+    """Read the facts of all finished shards of a subset, in order. Their files are not checked."""
     paths = sorted(folder.glob(f"{STATE}/{subset}-*.json"))
     return [msgspec.json.decode(path.read_bytes(), type=ShardFacts) for path in paths]
 
 
-def begun_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The settings of every subset that was begun in the folder, by its name."""
+def read_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Read the settings of all subsets that were started in the folder."""
     return msgspec.json.decode((folder / STATE / _SETTINGS).read_bytes())["stages"]
 
 
-def finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
-    """The facts of a shard whose files are there and unharmed, else None."""
+def find_finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
+    """Return the facts of a shard if it is finished and its files are intact, otherwise None."""
     try:
-        facts = msgspec.json.decode(_facts_path(folder, shard).read_bytes(), type=ShardFacts)
-        unharmed = file_sha256(folder / f"{shard.name}{SUFFIX}") == facts.sha256
+        facts = msgspec.json.decode(_get_facts_path(folder, shard).read_bytes(), type=ShardFacts)
+        intact = file_sha256(folder / f"{shard.name}{SUFFIX}") == facts.sha256
     except (FileNotFoundError, msgspec.DecodeError):
         return None
     shown = (folder / REPORT / f"{shard.name}.js").is_file()
-    return facts if unharmed and shown else None
+    return facts if intact and shown else None
 
 
-def run(
+def build_shards(
     folder: pathlib.Path,
     shards: Sequence[Shard],
     make: Make,
     runner: Runner,
     progress: Callable[[ShardFacts], None] = lambda facts: None,
 ) -> list[ShardFacts]:
-    """The facts of all shards, in order; those that are not yet done are made by ``runner``.
+    """Make all unfinished shards with ``runner``. Returns the facts of all shards, in order.
 
-    ``progress`` is called with every shard's facts as they become known.
+    ``progress`` is called with the facts of each finished shard.
     """
     known = {}
     for shard in shards:
-        if (facts := finished(folder, shard)) is not None:
+        if (facts := find_finished(folder, shard)) is not None:
             known[shard.name] = facts
             progress(facts)
     missing = [shard for shard in shards if shard.name not in known]
     if missing:
-        for facts in runner(functools.partial(make_and_write, folder, make), missing):
+        for facts in runner(functools.partial(build_shard, folder, make), missing):
             known[facts.name] = facts
             progress(facts)
     return [known[shard.name] for shard in shards]
 
 
 @contextlib.contextmanager
-def opened(
+def open_build(
     folder: pathlib.Path, common: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], overwrite: bool
-) -> Iterator[None]:
-    """Claims ``folder`` for a build of ``stages`` (subset: its settings) that share the ``common`` settings.
+) -> Generator[None, None, None]:
+    """Lock ``folder`` for a build of ``stages`` (subset: its settings) with the ``common`` settings.
 
-    Other subsets that the folder holds stay. Leftovers of a build that was killed are removed.
+    Other subsets in the folder stay. Temporary files of a killed build are removed.
 
     Raises:
-      BuildError: the folder holds something else, or a build from other settings that ``overwrite`` does not
-        replace, or another process is building in it.
+      BuildError: the folder has other content, a build with other settings that ``overwrite`` does not replace, or a
+        build that is running.
     """
     state = folder / STATE
     if folder.exists() and not state.is_dir() and (not folder.is_dir() or any(folder.iterdir())):
@@ -188,14 +195,14 @@ def opened(
     with lock_folder(folder, "building in it", lock=state, error=BuildError):
         for leftover in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
             leftover.unlink()
-        _agree(folder, common, stages, overwrite)
+        _check_settings(folder, common, stages, overwrite)
         yield
 
 
-def _agree(
+def _check_settings(
     folder: pathlib.Path, common: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], overwrite: bool
 ) -> None:
-    """Compares the settings with those that the folder was begun with, and notes the new ones."""
+    """Compare the settings with those in the folder, and write the new ones."""
     path = folder / STATE / _SETTINGS
     begun = msgspec.json.decode(path.read_bytes()) if path.is_file() else {"common": {}, "stages": {}}
     if overwrite and any(subset in begun["stages"] for subset in stages):
@@ -204,13 +211,13 @@ def _agree(
             begun["stages"].pop(subset, None)
             _discard(folder, subset)
     wanted = msgspec.to_builtins({"common": common, "stages": begun["stages"] | dict(stages)}, str_keys=True)
-    wanted = msgspec.json.decode(msgspec.json.encode(wanted))  # tuples become lists, as in the file
+    wanted = msgspec.json.decode(msgspec.json.encode(wanted))  # converts tuples to lists, as in the file
     if begun["stages"]:
         _compare(folder, begun["common"], wanted["common"], overwrite)
     for subset, settings in begun["stages"].items():
         if subset in stages:
             _compare(folder, settings, wanted["stages"][subset], overwrite)
-    write_whole(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")
 
 
 def _compare(folder: pathlib.Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool) -> None:
@@ -219,92 +226,92 @@ def _compare(folder: pathlib.Path, begun: Mapping[str, Any], wanted: Mapping[str
 
 
 def _discard(folder: pathlib.Path, subset: str) -> None:
-    """Removes a subset's shards; their facts, which say that they are done, go first."""
+    """Remove a subset's shards. The facts are removed first, because they mark shards as finished."""
     for pattern in (f"{STATE}/{subset}-*.json", f"{REPORT}/{subset}-*.js", f"{subset}-*{SUFFIX}"):
         for path in folder.glob(pattern):
             path.unlink()
 
 
-def data_files(facts: Sequence[ShardFacts]) -> list[DataFile]:
-    """The shards' files as ``dataset.json`` counts them."""
+def list_data_files(facts: Sequence[ShardFacts]) -> list[DataFile]:
+    """Return the shards' entries for ``dataset.json``."""
     return [
         DataFile(name=f"{f.name}{SUFFIX}", records=f.records, subset=f.name.rpartition("-")[0], sha256=f.sha256)
         for f in facts
     ]
 
 
-def total_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
-    """Rejected samples by reason over all shards, most frequent first."""
+def count_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
+    """Count rejected samples by reason over all shards, most frequent first."""
     total: collections.Counter[str] = collections.Counter()
     for one in facts:
         total.update(one.rejected)
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def total_summary(facts: Sequence[ShardFacts]) -> Summary:
-    """What the report shows of all shards together."""
-    return merge([one.summary for one in facts])
+def summarise_facts(facts: Sequence[ShardFacts]) -> DatasetSummary:
+    """Merge the summaries of all shards."""
+    return merge_summaries([one.summary for one in facts])
 
 
-def write_outcome(settings: Settings, common: dict[str, Any], folder: pathlib.Path) -> str:
-    """Writes ``dataset.json`` and the page of the stages that are whole.
+def write_outcome(settings: DatasetSettings, common: dict[str, Any], folder: pathlib.Path) -> str:
+    """Write ``dataset.json`` and the page of all complete stages.
 
     Args:
-      settings: The build's settings.
-      common: Its ``pdgen.synthesis.shards.common_settings``.
-      folder: Its folder.
+      settings: the settings of the build.
+      common: see ``pdgen.synthesis.shards.collect_common_settings``.
+      folder: the folder of the build.
 
     Returns:
-      A line that sums the data set up.
+      One line that summarises the data set.
     """
-    stages = _whole_stages(settings, folder)
-    facts = _dataset_facts(common, stages)
-    begun = begun_stages(folder)
+    stages = _find_complete_stages(settings, folder)
+    facts = _make_dataset_facts(common, stages)
+    begun = read_stages(folder)
     origin = Origin(
         seed=settings.seed,
         tokenizer=common["tokenizer"],
         autoencoder=common["autoencoder"],
-        settings=settings.common() | {stage: begun[stage] for stage in stages},
+        settings=settings.common_to_dict() | {stage: begun[stage] for stage in stages},
     )
     every = [one for found in stages.values() for one in found]
-    dataset = Dataset(files=data_files(every), origin=origin, facts=facts)
+    dataset = Dataset(files=list_data_files(every), origin=origin, facts=facts)
     rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
-    write_whole(folder / REPORT / "index.js", browser_index(rows).encode())
-    summaries = {stage: total_summary(found) for stage, found in stages.items()}
-    page = dataset_page("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
-    write_whole(folder / PAGE, page.encode())
+    write_atomically(folder / REPORT / "index.js", render_index(rows).encode())
+    summaries = {stage: summarise_facts(found) for stage, found in stages.items()}
+    page = render_dataset("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
+    write_atomically(folder / PAGE, page.encode())
     write_index(folder, dataset)
     counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())
     size = sum((folder / file.name).stat().st_size for file in dataset.files)
     return f"{folder}: {counts} records in {len(dataset.files)} files, {size / 1e6:.1f} MB; see {folder / PAGE}"
 
 
-def _whole_stages(settings: Settings, folder: pathlib.Path) -> dict[str, list[ShardFacts]]:
-    """The facts of every stage in the folder that has all its samples, in order."""
+def _find_complete_stages(settings: DatasetSettings, folder: pathlib.Path) -> dict[str, list[ShardFacts]]:
+    """Return the facts of all complete stages in the folder, in order."""
     found = {}
-    for stage, begun in sorted(begun_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
-        facts = known_facts(folder, stage)
+    for stage, begun in sorted(read_stages(folder).items(), key=lambda item: SUBSETS.index(item[0])):
+        facts = read_facts(folder, stage)
         part = msgspec.convert(begun, type(getattr(settings, stage)))
-        count, _ = msgspec.structs.replace(settings, **{stage: part}).counts(stage)
+        count, _ = msgspec.structs.replace(settings, **{stage: part}).count_samples(stage)
         if sum(one.records for one in facts) == count:
             found[stage] = facts
     return found
 
 
-def _dataset_facts(common: dict[str, Any], stages: dict[str, list[ShardFacts]]) -> dict[str, Any]:
-    """The facts of ``dataset.json``."""
+def _make_dataset_facts(common: dict[str, Any], stages: dict[str, list[ShardFacts]]) -> dict[str, Any]:
+    """Make the facts of ``dataset.json``."""
     every = [one for facts in stages.values() for one in facts]
     leaked = {kind: [name for one in every for name in one.noted.get(kind, ())] for kind in ("exact", "normalised")}
     subsets = {}
     for stage, facts in stages.items():
-        ours = figures(total_summary(facts))._asdict()
+        ours = make_table_row(summarise_facts(facts))._asdict()
         subsets[stage] = {key: value for key, value in ours.items() if value is not None}
     return {
         "subsets": subsets,
-        "rejected": {stage: total_rejected(facts) for stage, facts in stages.items()},
+        "rejected": {stage: count_rejected(facts) for stage, facts in stages.items()},
         "leaks": {
             "prompts": sum(one.records for one in every),
-            "benchmark": f"GenEval, {len(geneval_digests())} prompts",
+            "benchmark": f"GenEval, {len(load_geneval_digests())} prompts",
             "exact": len(leaked["exact"]),
             "normalised": len(leaked["exact"]) + len(leaked["normalised"]),
             "records": leaked["exact"] + leaked["normalised"],

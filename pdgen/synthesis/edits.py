@@ -1,21 +1,22 @@
-"""Edits: two steps, of which the second changes a picture that is there, and their scenes."""
+"""Edits: one step that draws a picture, and a second step that changes it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from pdgen.shapes.graph import SceneGraph, Step
-from pdgen.shapes.grow import grow
-from pdgen.shapes.world import Scene, violations
+from pdgen.shapes.graph import SceneGraph, Step, grow
+from pdgen.shapes.matching import find_violations
+from pdgen.shapes.world import Scene
 from pdgen.synthesis.rewrite import rewrite
 
 
-def edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
-    """A step that draws a first picture, and one that makes ``graph`` of it; None where the graph allows none such.
+def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
+    """Make a step that draws a first picture and one that turns it into ``graph``; None if the graph does not allow it.
 
     Args:
-      graph: of shapes world; it and what stands there first say nothing that is held out.
-      operation: of the second step, one of ``OPERATIONS``.
+      rng: the only source of randomness.
+      graph: a graph of shapes world without held-out combinations.
+      operation: the operation of the second step, one of ``OPERATIONS``.
     """
     whole = Step("add", tuple(e.id for e in graph.entities), graph)
     if operation != "add":
@@ -31,17 +32,16 @@ def edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> S
     return [Step("add", tuple(e.id for e in before.entities), before), steps[second]]
 
 
-def clear(step: Step, before: Scene, after: Scene) -> bool:
-    """Whether the step has something to do in a picture of the scene before it.
+def changes_picture(step: Step, before: Scene, after: Scene) -> bool:
+    """Return whether a step changes the picture of the scene before it.
 
-    A layout may happen to show what a step is to bring about. "Move the star left of the ring" would then ask for
-    nothing, and a changed picture would be no better an answer than the same one. Exchanged places need only be seen:
-    two things of which the graph says the same may still change places.
+    A layout may show the result of a step already. "Move the star left of the ring" would then ask for nothing. For a
+    swap it is enough that the pictures differ, because two things with equal relations may still exchange places.
     """
     if step.operation == "swap":
-        return _shown(before) != _shown(after)
-    return bool(violations(before, step.graph))
+        return _list_looks(before) != _list_looks(after)
+    return bool(find_violations(before, step.graph))
 
 
-def _shown(scene: Scene) -> list[tuple[str | int, ...]]:
+def _list_looks(scene: Scene) -> list[tuple[str | int, ...]]:
     return sorted((o.shape, o.color, o.fill, *o.box) for o in scene.objects)

@@ -1,7 +1,6 @@
-"""Leaks: training prompts that are prompts of a benchmark.
+"""Leaks: training prompts that are benchmark prompts.
 
-The benchmark's prompts themselves are not kept, only the SHA-256 of each in normal form. Anyone can make the file of
-GenEval's again from its list:
+The package contains only the SHA-256 of each benchmark prompt in normal form. This makes GenEval's file from its list:
 
     python -m pdgen.synthesis.leaks evaluation_metadata.jsonl > geneval_prompts.sha256
 """
@@ -17,11 +16,11 @@ from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.files import sha256
 
 
-def normalise(prompt: str) -> str:
-    """The prompt in normal form: what punctuation, case and spacing cannot change.
+def normalise_prompt(prompt: str) -> str:
+    """Normalise punctuation, case and spacing of a prompt.
 
-    Unicode is brought to NFKC and lower case (``str.casefold``); whatever is neither a letter nor a digit becomes
-    a blank; blanks in a row become one, and none stand at either end.
+    The text is converted to NFKC and lower case (``str.casefold``). All characters other than letters and digits become
+    spaces. Repeated, leading and trailing spaces are removed.
 
     >>> normalise("A  photo of a bench.")
     'a photo of a bench'
@@ -30,48 +29,49 @@ def normalise(prompt: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
 
 
-def digest(text: str) -> str:
-    """SHA-256 of the text in UTF-8, in hexadecimal."""
+def digest_text(text: str) -> str:
+    """Compute SHA-256 of the text in UTF-8, in hexadecimal."""
     return sha256(text.encode())
 
 
-def benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
-    """The sorted digests of the normalised prompts of a list, such as GenEval's: one a line, or as a JSON object.
+def compute_benchmark_digests(metadata: str | pathlib.Path) -> list[str]:
+    """Compute the sorted digests of the normalised prompts of a file: one prompt or JSON object per line.
 
     Raises:
       PromptError: see ``pdgen.data.prompts.read_prompt_file``.
     """
     prompts = read_prompt_texts(pathlib.Path(metadata))
-    return sorted({digest(normalise(prompt)) for prompt in prompts})
+    return sorted({digest_text(normalise_prompt(prompt)) for prompt in prompts})
 
 
 @functools.cache
-def geneval_digests() -> frozenset[str]:
-    """The digests of GenEval's prompts that the package ships."""
+def load_geneval_digests() -> frozenset[str]:
+    """Load the digests of GenEval's prompts from the package."""
     return frozenset(geneval_prompts_file().read_text().split())
 
 
-def leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
-    """Whether a prompt is one of a benchmark's: to the letter, only in normal form, or not at all.
+def find_leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
+    """Return whether a prompt is a benchmark prompt: "exact", only after normalisation ("normalised"), or None.
 
-    "exact" supposes that the benchmark's own prompts are in normal form, as all of GenEval's are.
+    "exact" assumes that the benchmark's own prompts are in normal form, as all of GenEval's are.
 
     Args:
-      digests: of the benchmark's prompts, by default GenEval's.
+      prompt: the prompt.
+      digests: digests of the benchmark's prompts; None: GenEval's.
     """
-    digests = geneval_digests() if digests is None else digests
-    if digest(prompt) in digests:
+    digests = load_geneval_digests() if digests is None else digests
+    if digest_text(prompt) in digests:
         return "exact"
-    return "normalised" if digest(normalise(prompt)) in digests else None
+    return "normalised" if digest_text(normalise_prompt(prompt)) in digests else None
 
 
 def main(argv: list[str]) -> int:
-    """Prints the digests of the list that is named; the exit status."""
+    """Print the digests of the prompts in a file. Returns the exit status."""
     if len(argv) != 2:
         print("leaks: usage: python -m pdgen.synthesis.leaks METADATA.jsonl", file=sys.stderr)
         return 2
     try:
-        print("\n".join(benchmark_digests(argv[1])))
+        print("\n".join(compute_benchmark_digests(argv[1])))
     except PromptError as fault:
         print(f"leaks: {fault}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
-"""The page of a data set: counts beside the paper's, histograms and a browser of samples.
+"""The page of a data set: counts beside those of the paper, histograms and a browser of samples.
 
-The page and what it shows are files that need no server and no network: ``index.html`` loads the list of samples
-(``report/index.js``), and the samples of one shard (``report/<shard>.js``) when they come to be shown.
+The page needs no server and no network. ``index.html`` loads the list of samples (``report/index.js``), and the samples
+of a shard (``report/<shard>.js``) when they are first shown.
 """
 
 import base64
@@ -16,14 +16,14 @@ import PIL.Image
 from pdgen.report.page import render, split_tags
 from pdgen.sequence.trajectory import Image, Record, Text
 
-# Pixels of a thumbnail's longer side; a picture that is no larger is shown as it is.
+# Longer side of a thumbnail in pixels; smaller pictures are shown unchanged.
 THUMBNAIL = 128
-_BIN = 20  # characters of a prompt, in the histogram
+_BIN = 20  # width of a bin of prompt lengths, in characters
 VERDICTS = ("", "positive", "negative")
 
 
-class Paper(NamedTuple):
-    """A row of the paper's Table 1; None where it tells nothing."""
+class TableRow(NamedTuple):
+    """A row of the paper's Table 1; None for missing values."""
 
     samples: int
     positive: int | None = None
@@ -35,31 +35,31 @@ class Paper(NamedTuple):
 
 # arXiv 2604.04746, Table 1.
 PAPER = {
-    "multi_turn": Paper(32012, prompt_length=152.8, images=3.51, max_images=5),
-    "conflict": Paper(15201, positive=6905, negative=8296),
-    "alignment": Paper(15000, positive=5000, negative=10000),
+    "multi_turn": TableRow(32012, prompt_length=152.8, images=3.51, max_images=5),
+    "conflict": TableRow(15201, positive=6905, negative=8296),
+    "alignment": TableRow(15000, positive=5000, negative=10000),
 }
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
-    """What samples are filtered by."""
+class SampleRow(msgspec.Struct, frozen=True, array_like=True):
+    """The properties by which samples are filtered."""
 
     task: str
     operations: list[str]
     verdict: str
 
 
-class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DatasetSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Counts over records.
 
     Attributes:
-      images: records by number of drawn images.
-      prompt_lengths: records by characters of the prompt.
-      operations: steps by operation.
-      tasks: records by task.
-      verdicts: records by "positive", "negative" or "" (neither).
-      faults: drafts that an inspection faults.
-      rows: one per record, in order.
+      images: number of records by number of drawn images.
+      prompt_lengths: number of records by length of the prompt in characters.
+      operations: number of steps by operation.
+      tasks: number of records by task.
+      verdicts: number of records by "positive", "negative" or "" (neither).
+      faults: number of inspections that find a fault.
+      rows: one row per record, in order.
     """
 
     images: dict[int, int] = {}
@@ -68,23 +68,23 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: dict[str, int] = {}
     verdicts: dict[str, int] = {}
     faults: int = 0
-    rows: list[Row] = []
+    rows: list[SampleRow] = []
 
     @property
     def records(self) -> int:
-        """How many were counted."""
+        """Number of records."""
         return len(self.rows)
 
 
-def _row(record: Record) -> Row:
+def _make_sample_row(record: Record) -> SampleRow:
     scene = record.scene or {}
     operations = [step["operation"] for step in scene.get("steps", ())]
     verdict = {True: "positive", False: "negative", None: ""}[scene.get("positive")]
-    return Row(task=scene.get("task", ""), operations=operations, verdict=verdict)
+    return SampleRow(task=scene.get("task", ""), operations=operations, verdict=verdict)
 
 
-def summarise(records: Iterable[Record]) -> Summary:
-    """Counts over the records; tasks, operations and verdicts are those their ``scene`` names, if it does."""
+def summarise_records(records: Iterable[Record]) -> DatasetSummary:
+    """Count over records. Tasks, operations and verdicts are read from their ``scene``."""
     images: collections.Counter[int] = collections.Counter()
     lengths: collections.Counter[int] = collections.Counter()
     rows, faults = [], 0
@@ -92,67 +92,67 @@ def summarise(records: Iterable[Record]) -> Summary:
         images[sum(isinstance(s, Image) and s.stage != "given" for s in record.segments)] += 1
         lengths[next(len(s.text) for s in record.segments if s.stage == "prompt")] += 1
         faults += sum(isinstance(s, Text) and "<refine>" in s.text for s in record.segments)
-        rows.append(_row(record))
-    return Summary(
-        images=_ordered(images),
-        prompt_lengths=_ordered(lengths),
-        operations=_ordered(collections.Counter(o for row in rows for o in row.operations)),
-        tasks=_ordered(collections.Counter(row.task for row in rows)),
-        verdicts=_ordered(collections.Counter(row.verdict for row in rows)),
+        rows.append(_make_sample_row(record))
+    return DatasetSummary(
+        images=_sort_counts(images),
+        prompt_lengths=_sort_counts(lengths),
+        operations=_sort_counts(collections.Counter(o for row in rows for o in row.operations)),
+        tasks=_sort_counts(collections.Counter(row.task for row in rows)),
+        verdicts=_sort_counts(collections.Counter(row.verdict for row in rows)),
         faults=faults,
         rows=rows,
     )
 
 
-def _ordered(counts: Mapping[Any, int]) -> dict[Any, int]:
+def _sort_counts(counts: Mapping[Any, int]) -> dict[Any, int]:
     return dict(sorted(counts.items()))
 
 
-def merge(summaries: Sequence[Summary]) -> Summary:
-    """The summary of all their records together."""
+def merge_summaries(summaries: Sequence[DatasetSummary]) -> DatasetSummary:
+    """Merge summaries to one over all their records."""
 
-    def added(name: str) -> dict[Any, int]:
+    def add_counts(name: str) -> dict[Any, int]:
         total: collections.Counter[Any] = collections.Counter()
         for one in summaries:
             total.update(getattr(one, name))
-        return _ordered(total)
+        return _sort_counts(total)
 
     names = ("images", "prompt_lengths", "operations", "tasks", "verdicts")
-    return Summary(
-        **{name: added(name) for name in names},
+    return DatasetSummary(
+        **{name: add_counts(name) for name in names},
         faults=sum(one.faults for one in summaries),
         rows=[row for one in summaries for row in one.rows],
     )
 
 
-def mean(counts: Mapping[int, int]) -> float:
-    """The mean of a histogram (value: how often); 0 of none."""
+def compute_mean(counts: Mapping[int, int]) -> float:
+    """Compute the mean of a histogram (count by value); 0 if it is empty."""
     return sum(value * count for value, count in counts.items()) / max(1, sum(counts.values()))
 
 
-def figures(summary: Summary) -> Paper:
-    """Ours, as the paper's Table 1 tells it."""
-    return Paper(
+def make_table_row(summary: DatasetSummary) -> TableRow:
+    """Make a row in the form of the paper's Table 1."""
+    return TableRow(
         samples=summary.records,
         positive=summary.verdicts.get("positive"),
         negative=summary.verdicts.get("negative"),
-        prompt_length=mean(summary.prompt_lengths),
-        images=mean(summary.images),
+        prompt_length=compute_mean(summary.prompt_lengths),
+        images=compute_mean(summary.images),
         max_images=max(summary.images, default=0),
     )
 
 
-def browser_chunk(name: str, records: Iterable[Record]) -> str:
-    """A script that hands the page the samples of one shard."""
-    samples = [_sample(record) for record in records]
-    return f"pdgen_chunk({_json(name)},{_json(samples)});\n"
+def render_chunk(name: str, records: Iterable[Record]) -> str:
+    """Render the script with the samples of one shard."""
+    samples = [_describe_sample(record) for record in records]
+    return f"pdgen_chunk({_to_json(name)},{_to_json(samples)});\n"
 
 
-def browser_index(shards: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
-    """A script that hands the page the list of all samples.
+def render_index(shards: Sequence[tuple[str, str, Sequence[SampleRow]]]) -> str:
+    """Render the script with the list of all samples.
 
     Args:
-      shards: (name, subset, rows) of each, in order.
+      shards: (name, subset, rows) of each shard, in order.
     """
     rows = [row for _, _, rows in shards for row in rows]
     tasks = sorted({row.task for row in rows})
@@ -164,20 +164,20 @@ def browser_index(shards: Sequence[tuple[str, str, Sequence[Row]]]) -> str:
         "tasks": tasks,
         "operations": operations,
         "verdicts": VERDICTS,
-        # Per sample: its task's number, its operations as bits, its verdict's number.
+        # Per sample: number of the task, operations as bits, number of the verdict.
         "task": [task_number[row.task] for row in rows],
         "bits": [sum({operation_bit[o] for o in row.operations}) for row in rows],
         "verdict": [VERDICTS.index(row.verdict) for row in rows],
     }
-    return f"pdgen_index({_json(index)});\n"
+    return f"pdgen_index({_to_json(index)});\n"
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _sample(record: Record) -> dict[str, Any]:
-    row = _row(record)
+def _describe_sample(record: Record) -> dict[str, Any]:
+    row = _make_sample_row(record)
     verdicts = {one["segment"]: one for one in (record.scene or {}).get("verdicts", ())}
     return {
         "id": record.id,
@@ -186,23 +186,29 @@ def _sample(record: Record) -> dict[str, Any]:
         "complete": record.complete,
         "operations": row.operations,
         "note": (record.scene or {}).get("note", ""),
-        "segments": [_shown(segment, verdicts.get(number)) for number, segment in enumerate(record.segments)],
+        "segments": [
+            _describe_segment(segment, verdicts.get(number)) for number, segment in enumerate(record.segments)
+        ],
     }
 
 
-def _shown(segment: Text | Image, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+def _describe_segment(segment: Text | Image, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"stage": segment.stage, "target": segment.target}
     if verdict is not None:
         shown["judged"] = {"accept": verdict["accept"], "analysis": verdict["analysis"]}
     if isinstance(segment, Text):
         return shown | {"spans": split_tags(segment.text)}
-    kind, data, size = thumbnail(segment.png)
+    kind, data, size = make_thumbnail(segment.png)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return shown | {"source": source, "size": size}
 
 
-def thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
-    """(format, file, (width, height) of the picture itself): its bytes, or a WebP of ``THUMBNAIL`` pixels."""
+def make_thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
+    """Make a thumbnail: the PNG itself if it is small, otherwise a WebP of ``THUMBNAIL`` pixels.
+
+    Returns:
+      The format, the file's bytes, and (width, height) of the original picture in pixels.
+    """
     with PIL.Image.open(io.BytesIO(png)) as picture:
         size = picture.size
         if max(size) <= THUMBNAIL:
@@ -215,7 +221,7 @@ def thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
 
 
 class Chart(NamedTuple):
-    """A bar chart: ``rows`` of (label, count per subset)."""
+    """A bar chart with ``rows`` of (label, count by subset)."""
 
     title: str
     rows: list[tuple[str, dict[str, int]]]
@@ -226,48 +232,51 @@ class Chart(NamedTuple):
         return max((sum(counts.values()) for _, counts in self.rows), default=1) or 1
 
 
-def _charts(subsets: Mapping[str, Summary]) -> list[Chart]:
-    binned = {name: summary.prompt_lengths and _binned(summary.prompt_lengths) for name, summary in subsets.items()}
+def _make_charts(subsets: Mapping[str, DatasetSummary]) -> list[Chart]:
+    binned = {
+        name: summary.prompt_lengths and _bin_lengths(summary.prompt_lengths) for name, summary in subsets.items()
+    }
     return [
-        _chart("Images of a sample", {name: s.images for name, s in subsets.items()}, str),
-        _chart("Characters of a prompt", binned, lambda start: f"{start} to {start + _BIN - 1}"),
-        _chart("Steps by operation", {name: s.operations for name, s in subsets.items()}, str),
-        _chart("Samples by task", {name: s.tasks for name, s in subsets.items()}, lambda task: task or "none"),
+        _make_chart("Images of a sample", {name: s.images for name, s in subsets.items()}, str),
+        _make_chart("Characters of a prompt", binned, lambda start: f"{start} to {start + _BIN - 1}"),
+        _make_chart("Steps by operation", {name: s.operations for name, s in subsets.items()}, str),
+        _make_chart("Samples by task", {name: s.tasks for name, s in subsets.items()}, lambda task: task or "none"),
     ]
 
 
-def _binned(lengths: Mapping[int, int]) -> dict[int, int]:
+def _bin_lengths(lengths: Mapping[int, int]) -> dict[int, int]:
     bins: collections.Counter[int] = collections.Counter()
     for length, count in lengths.items():
         bins[length // _BIN * _BIN] += count
     return dict(bins)
 
 
-def _chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any) -> Chart:
+def _make_chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any) -> Chart:
     keys = sorted({key for one in counts.values() for key in one})
-    if keys and isinstance(keys[0], int):  # no gaps
+    if keys and isinstance(keys[0], int):  # adds empty bins, so that the axis has no gaps
         step = _BIN if "Characters" in title else 1
         keys = list(range(keys[0], keys[-1] + 1, step))
     return Chart(title, [(label(key), {name: one.get(key, 0) for name, one in counts.items()}) for key in keys])
 
 
-def dataset_page(
-    title: str, subsets: Mapping[str, Summary], facts: Mapping[str, Any], settings: Mapping[str, Any]
+def render_dataset(
+    title: str, subsets: Mapping[str, DatasetSummary], facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    """``index.html`` of a data set.
+    """Render ``index.html`` of a data set.
 
     Args:
-      title: its heading.
+      title: heading of the page.
       subsets: the summary of each subset, in order.
-      facts: of ``dataset.json``: "rejected" (by subset and reason), "leaks" and "versions" are shown.
-      settings: what it was made from.
+      facts: the facts of ``dataset.json``, of which "rejected" (by subset and reason), "leaks" and "versions" are
+        shown.
+      settings: the settings of the data set.
     """
-    rows = [(name, PAPER.get(name), figures(summary), summary) for name, summary in subsets.items()]
+    rows = [(name, PAPER.get(name), make_table_row(summary), summary) for name, summary in subsets.items()]
     return render(
         "dataset.html",
         title=title,
         rows=rows,
-        charts=_charts(subsets),
+        charts=_make_charts(subsets),
         facts=facts,
         settings=settings,
         subsets=list(subsets),

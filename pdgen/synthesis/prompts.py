@@ -1,7 +1,7 @@
-"""What samples begin with: a prompt, what it asks for and the scenes that lead there.
+"""Stories for samples: a prompt, its graph, and the steps and scenes that lead to it.
 
-Prompts are made of random scenes or come from a file. None is one of GenEval's, unless the settings allow that, and
-no scene of shapes world says or shows what ``held_out`` keeps from training.
+Prompts are written from random scenes or read from a file. None is a prompt of GenEval unless the settings allow it,
+and no scene of shapes world contains a held-out combination (``shapes.held_out``).
 """
 
 import dataclasses
@@ -11,110 +11,116 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes import language
-from pdgen.shapes.graph import COLORS, SceneError, SceneGraph, place_of_all
-from pdgen.shapes.grow import grow
-from pdgen.shapes.held_out import held_out
-from pdgen.shapes.matching import differences
-from pdgen.shapes.world import place
-from pdgen.synthesis.leaks import leak
+from pdgen.shapes.graph import COLORS, SceneError, SceneGraph, grow, join_places
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.matching import find_differences
+from pdgen.shapes.world import Scene, place_scenes
+from pdgen.synthesis.leaks import find_leak
 from pdgen.synthesis.rewrite import SHAPES_VOCABULARY, Vocabulary, rewrite
-from pdgen.synthesis.sample import ENTITY_RATES, prompt_graph, sample_graph
-from pdgen.synthesis.settings import Settings
+from pdgen.synthesis.sample import ENTITY_RATES, make_prompt_graph, sample_graph
+from pdgen.synthesis.settings import DatasetSettings
 from pdgen.synthesis.story import HELD_OUT, Rejected, Story, Teachers
 from pdgen.teachers.protocols import Declined
 
-PROMPT_TASK = "prompt"  # of samples whose prompts come from a file
+PROMPT_TASK = "prompt"  # the task of samples whose prompts come from a file
 OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
 
 
-def _asked(
-    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None
+def _choose_prompt(
+    rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None
 ) -> tuple[str, str, SceneGraph, SceneGraph]:
-    """(task, prompt, what it asks for, the whole scene)."""
+    """Return the task, the prompt, its graph and the graph of the whole scene."""
     if prompt is not None:
-        graph = understood(settings, teachers, prompt)
+        graph = parse_prompt(settings, teachers, prompt)
         return PROMPT_TASK, prompt, graph, graph
-    task = chosen(rng, settings.tasks)
+    task = choose(rng, settings.tasks)
     rates = ENTITY_RATES
     if settings.entities:
         rates = {n: share / sum(settings.entities) for n, share in enumerate(settings.entities, 1)}
     graph = sample_graph(rng, task, entity_rates=rates)
-    asked = prompt_graph(rng, graph, task)
-    # Of one or two things a prompt is as short as GenEval's.
-    text = language.prompt(rng, asked, task if len(asked.entities) > 2 else "short")
+    asked = make_prompt_graph(rng, graph, task)
+    # Prompts for one or two entities are as short as GenEval's.
+    text = language.write_prompt(rng, asked, task if len(asked.entities) > 2 else "short")
     refuse_leak(settings, text)
     return task, text, asked, graph
 
 
-def chosen(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
-    """One of the keys, drawn by their shares, which are divided by their sum."""
+def choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+    """Draw one of the keys with probabilities proportional to their shares."""
     keys, weights = zip(*shares.items())
     return keys[rng.choice(len(keys), p=np.array(weights) / sum(weights))]
 
 
-def understood(settings: Settings, teachers: Teachers, prompt: str) -> SceneGraph:
-    """What a prompt of a file asks for. Raises Rejected of a benchmark's prompt, and where the writer declines."""
-    refuse_leak(settings, prompt)  # before a writer is paid for reading it
+def parse_prompt(settings: DatasetSettings, teachers: Teachers, prompt: str) -> SceneGraph:
+    """Parse a prompt from a file. Raises Rejected if it is a benchmark prompt or the writer declines."""
+    refuse_leak(settings, prompt)  # first, because a remote writer costs money
     try:
         return teachers.writer.parse(prompt)
     except Declined:
         raise Rejected("prompt not understood") from None
 
 
-def refuse_leak(settings: Settings, prompt: str) -> None:
-    """Raises Rejected of a benchmark's prompt, unless the settings allow it."""
-    if not settings.allow_leaks and leak(prompt):
+def refuse_leak(settings: DatasetSettings, prompt: str) -> None:
+    """Raise Rejected for a benchmark prompt, unless the settings allow it."""
+    if not settings.allow_leaks and find_leak(prompt):
         raise Rejected("benchmark prompt")
 
 
 def make_story(
-    rng: np.random.Generator, settings: Settings, teachers: Teachers, prompt: str | None = None, rewritten: float = 0.0
+    rng: np.random.Generator,
+    settings: DatasetSettings,
+    teachers: Teachers,
+    prompt: str | None = None,
+    rewritten: float = 0.0,
 ) -> Story:
-    """A story from a prompt of a file, or from a random scene. Raises Rejected.
+    """Make a story from a prompt of a file, or from a random scene. Raises Rejected.
 
-    Only the last step shows all that the prompt asks for and nothing else.
+    Only the last step shows exactly what the prompt asks for.
     """
-    task, text, asked, graph = _asked(rng, settings, teachers, prompt)
+    task, text, asked, graph = _choose_prompt(rng, settings, teachers, prompt)
     vocabulary = SHAPES_VOCABULARY if prompt is None else OTHER_WORDS
     grown = grow(rng, graph, settings.max_images)
     steps = rewrite(rng, grown, rewritten, vocabulary, max_images=settings.max_images)
-    if not all(differences(asked, step.graph) for step in steps[:-1]):
-        steps = grown  # a way round what nobody asks for would continue after a picture that is complete
-    story = placed(rng, teachers, Story(task, text, asked, tuple(steps), ()))
-    return stating_places(rng, story, settings.places) if settings.places and teachers.placement else story
+    if not all(find_differences(asked, step.graph) for step in steps[:-1]):
+        steps = grown  # a detour around something that nobody asks for would continue after a complete picture
+    story = place_story(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    return state_places(rng, story, settings.places) if settings.places and teachers.placement else story
 
 
-def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
-    """The story whose steps also say where things are, as its scenes have them: plans decide what prompts leave open.
+def state_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
+    """State the places of entities in the steps of a story as its scenes show them, so that plans include them.
 
     Args:
-      rate: probability for every entity that is added and never changed.
+      rng: selects the entities.
+      story: a story with scenes.
+      rate: probability for each entity that is added and never changed.
     """
     changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
     last = story.scenes[-1]
-    kept = [e.id for e in story.steps[-1].graph.entities if e.id not in changed]
-    stated = [i for i, draw in zip(kept, rng.random(len(kept))) if draw < rate]
-    places = {i: place_of_all(o.place for o in last.of(i)) for i in stated}
+    assert last is not None  # only shapes world states places
+    candidates = [e.id for e in story.steps[-1].graph.entities if e.id not in changed]
+    selected = [i for i, draw in zip(candidates, rng.random(len(candidates))) if draw < rate]
+    places = {i: join_places(o.place for o in last.objects_of(i)) for i in selected}
 
-    def stated(graph: SceneGraph) -> SceneGraph:
+    def add_places(graph: SceneGraph) -> SceneGraph:
         entities = (
             msgspec.structs.replace(e, attributes=e.attributes | {"place": places[e.id]}) if e.id in places else e
             for e in graph.entities
         )
         return msgspec.structs.replace(graph, entities=tuple(entities))
 
-    steps = tuple(msgspec.structs.replace(step, graph=stated(step.graph)) for step in story.steps)
+    steps = tuple(msgspec.structs.replace(step, graph=add_places(step.graph)) for step in story.steps)
     return dataclasses.replace(story, steps=steps)
 
 
-def placed(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
-    """The story with its scenes laid out, if the painter draws such. Raises Rejected, also of what is held out."""
-    scenes: Sequence = [None] * len(story.steps)
+def place_story(rng: np.random.Generator, teachers: Teachers, story: Story) -> Story:
+    """Place the scenes of a story if the painter needs them. Raises Rejected, also for held-out combinations."""
+    scenes: Sequence[Scene | None] | None = [None] * len(story.steps)
     if teachers.placement:
-        if any(map(held_out, (story.asked, *(step.graph for step in story.steps)))):
+        if any(map(is_held_out, (story.asked, *(step.graph for step in story.steps)))):
             raise Rejected(HELD_OUT)
         try:
-            scenes = place(rng, story.steps, teachers.placement)
+            scenes = place_scenes(rng, story.steps, teachers.placement)
         except SceneError:
             raise Rejected("not a scene of shapes world") from None
         if scenes is None:

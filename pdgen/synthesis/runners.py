@@ -1,6 +1,6 @@
-"""Where shards are made: in this process, in processes of this machine, or on a Ray cluster.
+"""Runners of shards: in this process, in processes of this machine, or on a Ray cluster.
 
-All take a picklable function and its arguments and give its results as they come, in any order.
+A runner maps a picklable function over its arguments and yields the results as they are finished, in any order.
 """
 
 import concurrent.futures
@@ -17,7 +17,7 @@ from typing import TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# One worker is one thread, so that as many run side by side as there are cores. Libraries read these when loaded.
+# One thread per worker, so that one worker per core is efficient. Libraries read these variables when they are loaded.
 _ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "OMP_NUM_THREADS": "1",
@@ -27,22 +27,22 @@ _ONE_THREAD = {
 
 
 class RunnerError(ValueError):
-    """Work cannot be shared out, or a worker was lost; the line names the remedy."""
+    """Work that cannot be distributed, or a lost worker. The message is one line with the remedy."""
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def here(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
-    """One after the other in this process."""
+def run_serial(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+    """Run one item after the other in this process."""
     return map(function, items)
 
 
 @contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
-    """Sets variables of the environment for the processes that are started meanwhile."""
+def _set_environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
+    """Set environment variables for the processes that are started in this context."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -52,9 +52,9 @@ def _environment(changes: Mapping[str, str]) -> Generator[None, None, None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _begin(lifeline: Connection) -> None:
-    """In a worker: it leaves when the parent closes the other end, or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+def _exit_with_parent(lifeline: Connection) -> None:
+    """Exit this worker when the parent closes the other end of the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
 
     def watch() -> None:
         lifeline.poll(None)
@@ -63,8 +63,8 @@ def _begin(lifeline: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
-    """In ``workers`` processes of this machine, which leave at once when this one does, however it ends.
+def run_in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+    """Run in ``workers`` processes of this machine, which exit as soon as this process ends.
 
     Raises:
       RunnerError: a worker was lost.
@@ -72,10 +72,10 @@ def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(theirs,)
+        min(workers, len(items)), mp_context=context, initializer=_exit_with_parent, initargs=(theirs,)
     )
     try:
-        with _environment(_ONE_THREAD):
+        with _set_environment(_ONE_THREAD):
             futures = [pool.submit(function, item) for item in items]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
@@ -89,19 +89,20 @@ def in_processes(workers: int, function: Callable[[In], Out], items: Sequence[In
         theirs.close()
 
 
-def on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
-    """On the Ray cluster that ``RAY_ADDRESS`` names or that runs on this machine; otherwise one is started here.
+def run_on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+    """Run on the Ray cluster of ``RAY_ADDRESS`` or of this machine; if there is none, start one.
 
-    Every machine of the cluster needs this package installed and the output folder mounted at the same path.
+    All machines of the cluster need this package and the output folder at the same path.
 
     Raises:
       RunnerError: Ray is not installed.
     """
     try:
         import ray
+        import ray.exceptions
     except ImportError:
         raise RunnerError("the ray runner needs Ray: pip install 'pdgen[cluster]'") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics
     ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _ONE_THREAD})
     try:
         remote = ray.remote(_call)

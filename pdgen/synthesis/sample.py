@@ -1,10 +1,9 @@
-"""Random scenes of shapes world, as graphs: what is to be seen, and what a prompt says of it.
+"""Random graphs of scenes of shapes world, and the graphs of their prompts.
 
-A scene begins as a layout on the 3 x 3 cells of ``PLACES``; its relations and places are read off that layout, so
-that they can all be true at once. At most ``MAX_OBJECTS`` shapes stand in a scene.
+A scene begins as a layout on the 3 x 3 cells of ``PLACES``. Its relations and places are read off the layout, so that
+they are consistent. A scene has at most ``MAX_OBJECTS`` shapes.
 
-No training scene says what ``held_out`` keeps from training; every test scene of a task that speaks of such pairs
-asks for one.
+No training scene contains a held-out combination. Every test scene of a task with such combinations contains one.
 """
 
 import functools
@@ -14,29 +13,29 @@ from collections.abc import Mapping
 import numpy as np
 
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
-from pdgen.shapes.held_out import held_out, held_out_relation
+from pdgen.shapes.held_out import is_held_out, is_held_out_relation
 from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, can_be_outlined
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "composition")
-ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # entities of a composition
-MORE_RATE = 0.2  # an entity of a composition stands for two or more things
-RELATION_RATE = 0.85  # a composition states a relation that would connect two groups of entities
-MOST = 4  # things of one entity
-FEW = 4  # things among which one can be large
+ENTITY_RATES = {3: 0.25, 4: 0.35, 5: 0.25, 6: 0.15}  # probabilities of the number of entities of a composition
+MORE_RATE = 0.2  # probability that an entity of a composition has several things
+RELATION_RATE = 0.85  # probability that a composition states a relation between two groups of entities
+MOST = 4  # maximum things of one entity
+FEW = 4  # maximum things of a scene with a large one
 
 Cells = tuple[tuple[int, int], ...]  # (column, row) of each thing of an entity
 
 
 def has_room(graph: SceneGraph) -> bool:
-    """Whether things are few enough to find places: ``MAX_OBJECTS``; with a large one four, and no second one."""
+    """Return whether a graph is small enough for a layout: ``MAX_OBJECTS`` things, or ``FEW`` with one large thing."""
     things = sum(e.count for e in graph.entities)
     large = sum(e.count for e in graph.entities if e.attributes.get("size") == "large")
     return things <= MAX_OBJECTS if not large else things <= FEW and large == 1
 
 
 @functools.cache
-def _blocks(count: int) -> tuple[Cells, ...]:
-    # All rows, columns and squares of that many cells: things of one entity stand together.
+def _list_blocks(count: int) -> tuple[Cells, ...]:
+    # All rows, columns and rectangles of that many cells: things of one entity are adjacent.
     sides = [(w, count // w) for w in range(1, 4) if count % w == 0 and count // w <= 3]
     return tuple(
         tuple((column + i, row + j) for i in range(width) for j in range(height))
@@ -46,14 +45,14 @@ def _blocks(count: int) -> tuple[Cells, ...]:
     )
 
 
-def _layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
-    # The largest groups choose first; where they leave no room for the rest, all choose again.
+def _draw_layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
+    # The largest groups are placed first. If the rest has no room, all are placed again.
     order = sorted(range(len(counts)), key=lambda i: -counts[i])
     while True:
         taken: dict[int, Cells] = {}
         for i in order:
             used = set(itertools.chain(*taken.values()))
-            free = [block for block in _blocks(counts[i]) if not used & set(block)]
+            free = [block for block in _list_blocks(counts[i]) if not used & set(block)]
             if not free:
                 break
             taken[i] = free[rng.integers(len(free))]
@@ -61,8 +60,8 @@ def _layout(rng: np.random.Generator, counts: list[int]) -> list[Cells]:
             return [taken[i] for i in range(len(counts))]
 
 
-def _relation(subject: Cells, reference: Cells) -> str | None:
-    # The one relation that clearly holds for every pair of things: further along one axis than along the other.
+def _find_relation(subject: Cells, reference: Cells) -> str | None:
+    # The relation that clearly holds for all pairs of things: the offset along one axis exceeds that along the other.
     offsets = np.array([(a - c, b - d) for a, b in subject for c, d in reference])
     for axis, (less, more) in enumerate((("left of", "right of"), ("above", "below"))):
         along, across = offsets[:, axis], np.abs(offsets[:, 1 - axis])
@@ -73,8 +72,8 @@ def _relation(subject: Cells, reference: Cells) -> str | None:
     return None
 
 
-def _shown(layout: list[Cells]) -> set[Relation]:
-    # What is true of any two things of two entities, by GenEval's rule: on a diagonal two relations.
+def _find_shown_relations(layout: list[Cells]) -> set[Relation]:
+    # All relations between any two things of two entities by GenEval's rule: two of them on a diagonal.
     numbers = range(len(layout))
     pairs = ((i, j, a, b) for i, j in itertools.combinations(numbers, 2) for a in layout[i] for b in layout[j])
     shown = set()
@@ -86,13 +85,13 @@ def _shown(layout: list[Cells]) -> set[Relation]:
     return shown
 
 
-def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
-    # A random forest over the entities: with no cycle, no relation follows from others.
+def _draw_relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tuple[Relation, ...]:
+    # A random forest over the entities: without cycles, no relation follows from others.
     group = list(range(len(layout)))
     relations = []
     pairs = list(itertools.permutations(range(len(layout)), 2))
     for subject, reference in [pairs[i] for i in rng.permutation(len(pairs))]:
-        kind = _relation(layout[subject], layout[reference])
+        kind = _find_relation(layout[subject], layout[reference])
         if kind is None or group[subject] == group[reference]:
             continue
         old, new = group[subject], group[reference]
@@ -102,13 +101,15 @@ def _relations(rng: np.random.Generator, layout: list[Cells], rate: float) -> tu
     return tuple(sorted(relations, key=lambda r: (r.subject, r.reference)))
 
 
-def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None) -> list[int]:
+def _draw_counts(
+    rng: np.random.Generator, task: str, entity_rates: Mapping[int, float], things: int | None
+) -> list[int]:
     if task == "counting":
         return [int(rng.integers(2, 5))]
     if task != "composition":
         return [1] if task in ("single_object", "colors") else [1, 1]
     if things is not None:
-        return _shared_out(rng, things)
+        return _divide_things(rng, things)
     counts = [1] * int(rng.choice(list(entity_rates), p=list(entity_rates.values())))
     for i in range(len(counts)):
         if rng.random() < MORE_RATE:
@@ -116,8 +117,8 @@ def _counts(rng: np.random.Generator, task: str, entity_rates: Mapping[int, floa
     return counts
 
 
-def _shared_out(rng: np.random.Generator, things: int) -> list[int]:
-    # Each thing joins the entity before it or is the first of the next one.
+def _divide_things(rng: np.random.Generator, things: int) -> list[int]:
+    # Each thing joins the entity of the one before or begins a new entity.
     counts = [1]
     for joins in rng.random(things - 1) < MORE_RATE:
         if joins and counts[-1] < MOST:
@@ -127,19 +128,21 @@ def _shared_out(rng: np.random.Generator, things: int) -> list[int]:
     return [counts[i] for i in rng.permutation(len(counts))]
 
 
-def _arrange(rng: np.random.Generator, task: str, counts: list[int]) -> tuple[list[Cells], tuple[Relation, ...]]:
+def _draw_arrangement(
+    rng: np.random.Generator, task: str, counts: list[int]
+) -> tuple[list[Cells], tuple[Relation, ...]]:
     if task != "position":
-        layout = _layout(rng, counts)
-        return layout, _relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
-    while True:  # Until the two do not stand on a diagonal.
-        layout = _layout(rng, counts)
-        kind = _relation(*layout)
+        layout = _draw_layout(rng, counts)
+        return layout, _draw_relations(rng, layout, RELATION_RATE if task == "composition" else 0.5)
+    while True:  # until the two are not on a diagonal
+        layout = _draw_layout(rng, counts)
+        kind = _find_relation(*layout)
         if kind is not None:
             return layout, (Relation(subject=0, kind=kind, reference=1),)
 
 
-def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
-    # Attributes apart from colour. What ``has_room`` says of large shapes is kept; among many, more are small.
+def _draw_styles(rng: np.random.Generator, task: str, counts: list[int], layout: list[Cells]) -> list[dict[str, str]]:
+    # Attributes other than colour, within the limits of ``has_room``. Crowded scenes have more small things.
     crowded = sum(counts) > FEW
     size_rate, fill_rate, place_rate = (0.3 + 0.2 * crowded, 0.15, 0.1) if task == "composition" else (0.2, 0.1, 0.25)
     may_be_large = not crowded
@@ -160,8 +163,8 @@ def _styles(rng: np.random.Generator, task: str, counts: list[int], layout: list
     return styles
 
 
-def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
-    # (noun, colour) of each entity: no two alike, and where a prompt leaves colours out, no two nouns alike.
+def _draw_looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, str]]:
+    # (noun, colour) of each entity, all different. Tasks whose prompts may omit colours have different nouns.
     if task == "composition":
         picks = rng.permutation(len(SHAPES) * len(COLORS))[:number]
         return [(SHAPES[i // len(COLORS)], COLORS[i % len(COLORS)]) for i in picks]
@@ -169,8 +172,8 @@ def _looks(rng: np.random.Generator, task: str, number: int) -> list[tuple[str, 
     return [(SHAPES[n], COLORS[c]) for n, c in zip(nouns, colors)]
 
 
-def _possible(noun: str, style: dict[str, str]) -> dict[str, str]:
-    # The style without what shapes world cannot paint of that noun.
+def _drop_unpaintable(noun: str, style: dict[str, str]) -> dict[str, str]:
+    # Removes attributes that shapes world cannot paint for this noun.
     return {k: v for k, v in style.items() if k != "fill" or can_be_outlined(noun, style.get("size"))}
 
 
@@ -181,21 +184,21 @@ def sample_graph(
     entity_rates: Mapping[int, float] = ENTITY_RATES,
     things: int | None = None,
 ) -> SceneGraph:
-    """A whole scene for a prompt of one of ``TASKS``: every entity has a colour; ids are 0, 1, ... in order.
+    """Draw a whole scene for a prompt of one of ``TASKS``. Every entity has a colour; ids are 0, 1, ... in order.
 
-    The relations (0 to entities - 1; exactly one of ``position``) contain no cycle and are true together of a
-    layout of 3 x 3 cells. A background is stated for most compositions and some other scenes.
+    The relations have no cycle and hold together on a layout of 3 x 3 cells. Their number is 0 to entities - 1, and 1
+    for ``position``. Most compositions and some other scenes state a background.
 
     Args:
-      split: "train": the graph says nothing that is held out, and the layout that it is read off shows nothing such.
-        "test": what the prompt says holds a held-out pair or triple, if the task is ``colors``, ``position``,
-        ``color_attr`` or ``composition``; others as "train".
+      rng: the only source of randomness.
+      task: one of ``TASKS``.
+      split: "train": neither the graph nor the layout contains a held-out combination. "test": the prompt's graph
+        contains one if the task is ``colors``, ``position``, ``color_attr`` or ``composition``; other tasks as "train".
       entity_rates: probability of each number of entities, 1 to ``MAX_OBJECTS``, in a composition.
-      things: how many things the entities of a composition are together, 1 to ``MAX_OBJECTS``; then ``entity_rates``
-        do not count.
+      things: total number of things of a composition, 1 to ``MAX_OBJECTS``; it replaces ``entity_rates``.
 
     Raises:
-      ValueError: the task or split is unknown, or ``entity_rates`` or ``things`` are of other numbers.
+      ValueError: the task or split is unknown, or a number is out of range.
     """
     if task not in TASKS or split not in ("train", "test"):
         raise ValueError(f"task {task!r} and split {split!r} must be one of {TASKS} and one of 'train', 'test'")
@@ -203,29 +206,29 @@ def sample_graph(
         raise ValueError(f"entity_rates are for {sorted(entity_rates)} entities; a scene has 1 to {MAX_OBJECTS}")
     if things is not None and not 1 <= things <= MAX_OBJECTS:
         raise ValueError(f"things={things}: a scene has 1 to {MAX_OBJECTS}")
-    counts = _counts(rng, task, entity_rates, things)
-    layout, relations = _arrange(rng, task, counts)
-    styles = _styles(rng, task, counts, layout)
+    counts = _draw_counts(rng, task, entity_rates, things)
+    layout, relations = _draw_arrangement(rng, task, counts)
+    styles = _draw_styles(rng, task, counts, layout)
     has_background = rng.random() < (0.75 if task == "composition" else 0.25)
     background = str(rng.choice(BACKGROUNDS)) if has_background else None
     wanted = split == "test" and task in ("colors", "position", "color_attr", "composition")
-    shown = () if wanted else _shown(layout)
+    shown = () if wanted else _find_shown_relations(layout)
     while True:
-        looks = _looks(rng, task, len(counts))
+        looks = _draw_looks(rng, task, len(counts))
         nouns = [noun for noun, _ in looks]
-        if any(held_out_relation(nouns[r.subject], r.kind, nouns[r.reference]) for r in shown):
+        if any(is_held_out_relation(nouns[r.subject], r.kind, nouns[r.reference]) for r in shown):
             continue
         entities = tuple(
-            Entity(id=i, noun=noun, count=count, attributes={"color": color} | _possible(noun, style))
+            Entity(id=i, noun=noun, count=count, attributes={"color": color} | _drop_unpaintable(noun, style))
             for i, ((noun, color), count, style) in enumerate(zip(looks, counts, styles))
         )
         graph = SceneGraph(entities, relations, background)
-        if held_out(_asked(graph, task) if wanted else graph) == wanted:
+        if is_held_out(_reduce_to_task(graph, task) if wanted else graph) == wanted:
             return graph
 
 
-def _asked(graph: SceneGraph, task: str) -> SceneGraph:
-    # What a prompt of the task must say; of a composition all, since each entity may be told by its looks alone.
+def _reduce_to_task(graph: SceneGraph, task: str) -> SceneGraph:
+    # The part of the graph that a prompt of the task must state: all of a composition.
     if task == "composition":
         return graph
     with_color = task in ("colors", "color_attr")
@@ -235,13 +238,13 @@ def _asked(graph: SceneGraph, task: str) -> SceneGraph:
     return SceneGraph(entities, graph.relations if task == "position" else ())
 
 
-def prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
-    """What the prompt says of ``graph``, a scene made for ``task``; ``graph`` implies it.
+def make_prompt_graph(rng: np.random.Generator, graph: SceneGraph, task: str) -> SceneGraph:
+    """Make the graph of the prompt for ``graph``, a scene drawn for ``task``, which implies the result.
 
-    GenEval's tasks say no more than their templates. A composition says all but, now and then, the background
-    and places, which are then for the plan to decide.
+    Prompts of GenEval's tasks state no more than GenEval's templates. Prompts of compositions state everything, but
+    sometimes omit the background and the places, which the plan then decides.
     """
-    asked = _asked(graph, task)
+    asked = _reduce_to_task(graph, task)
     if task != "composition":
         return asked
     keep_background, keep_places = rng.random(2) < (0.85, 0.5)

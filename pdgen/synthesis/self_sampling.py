@@ -1,7 +1,7 @@
-"""The conflict subset by self-sampling: plans that a trained model writes, judged against the raw prompt.
+"""The conflict subset by self-sampling: plans of a trained model, judged against the prompt.
 
-A plan that the judge accepts makes a positive sample. One that he does not makes a negative sample: his analysis and
-correction, then the right plan and its picture. One that says what ``held_out`` keeps from training makes none.
+An accepted plan gives a positive sample. A rejected plan gives a negative sample with the judge's analysis and
+correction, then the right plan and its picture. A plan with a held-out combination gives no sample.
 """
 
 import collections
@@ -11,45 +11,45 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pdgen.sequence.trajectory import Record, TrajectoryError, format_inspection, parse_plan
-from pdgen.shapes.graph import SceneError, SceneGraph, Step, subgraph
-from pdgen.shapes.held_out import held_out
-from pdgen.shapes.instruction import carry_out
-from pdgen.shapes.matching import aligned
+from pdgen.shapes.graph import SceneError, SceneGraph, Step, extract_subgraph
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.instruction import apply_instruction
+from pdgen.shapes.matching import align
 from pdgen.shapes.parse import parse_instruction
-from pdgen.shapes.world import Scene, place
-from pdgen.synthesis.prompts import make_story, placed
-from pdgen.synthesis.settings import SUBSETS, Settings, SettingsError
-from pdgen.synthesis.story import HELD_OUT, WRONG_PICTURE, Drawing, Rejected, Story, Teachers
+from pdgen.shapes.world import Scene, place_scenes
+from pdgen.synthesis.prompts import make_story, place_story
+from pdgen.synthesis.settings import SUBSETS, DatasetSettings, SettingsError
+from pdgen.synthesis.story import HELD_OUT, WRONG_PICTURE, RecordBuilder, Rejected, Story, Teachers
 from pdgen.synthesis.subsets import ATTEMPTS, Samples, is_positive
 from pdgen.teachers.protocols import Declined
 
-# The first plan that a model writes for each prompt, and the seeds it is to use.
+# Writes the first plan for each prompt, given the prompts and one seed for each.
 PlanWriter = Callable[[Sequence[str], Sequence[int]], list[str]]
-TOGETHER = 32  # plans asked for at once
+PLAN_BATCH_SIZE = 32  # plans written at a time
 
 
 def _refuse_held_out(words: str, description: SceneGraph) -> None:
-    """Raises Rejected where a plan says what is held out from training, or its instruction leaves it there."""
+    """Raise Rejected if the plan, or the graph after its instruction, contains a held-out combination."""
     try:
         instruction = parse_instruction(words)
         new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
-        before = subgraph(instruction.graph, {e.id for e in instruction.graph.entities} - {*new})
-        after = carry_out(before, instruction)
+        before = extract_subgraph(instruction.graph, {e.id for e in instruction.graph.entities} - {*new})
+        after = apply_instruction(before, instruction)
     except SceneError:
         raise Rejected("plan not understood") from None
-    if any(map(held_out, (instruction.graph, after, description))):
+    if any(map(is_held_out, (instruction.graph, after, description))):
         raise Rejected(HELD_OUT)
 
 
-def _drawable(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[Step, Scene | None]:
-    """The plan as a step, and its placed scene where the painter draws such. Raises Rejected."""
+def _read_plan(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[Step, Scene | None]:
+    """Parse a plan to a step and place its scene if the painter needs one. Raises Rejected."""
     try:
         instruction, description = parse_plan(plan)
         graph = teachers.writer.parse(description)
         if teachers.placement:
             _refuse_held_out(instruction, graph)
         step = Step("add", tuple(e.id for e in graph.entities), graph)
-        scenes = place(rng, [step], teachers.placement) if teachers.placement else [None]
+        scenes = place_scenes(rng, [step], teachers.placement) if teachers.placement else [None]
     except (TrajectoryError, Declined):
         raise Rejected("plan not understood") from None
     except SceneError:
@@ -59,58 +59,65 @@ def _drawable(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple[
     return step, scenes[0]
 
 
-def _corrected(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
-    """The story of the right plan: of what the prompt asks for, that which the wrong one seems to mean."""
+def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
+    """Make the story of the right plan, which draws the entities of the prompt that the wrong plan seems to mean."""
     whole = story.steps[-1].graph
     asked = {e.id for e in whole.entities}
-    meant = [e.id for e in aligned(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
-    step = Step("add", tuple(meant), subgraph(whole, meant))
-    return placed(rng, teachers, Story(story.task, story.prompt, story.asked, (step,), ()))
+    meant = [e.id for e in align(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
+    step = Step("add", tuple(meant), extract_subgraph(whole, meant))
+    return place_story(rng, teachers, Story(story.task, story.prompt, story.asked, (step,), ()))
 
 
-def judged_plan(
+def judge_sampled_plan(
     rng: np.random.Generator, teachers: Teachers, story: Story, plan: str
 ) -> tuple[bool, Callable[[str], Record]]:
-    """Whether the judge accepts a story's first plan, and the sample that comes of it. Raises Rejected."""
-    step, scene = _drawable(rng, teachers, plan)
-    drawing = Drawing(story, teachers, rng)
-    drawing.plan(step, plan)
-    verdict = drawing.judged_plan()
-    if verdict.accept:
-        drawing.sketch(scene, None)
-        drawing.inspect(format_inspection(verdict.analysis))
-        finish = functools.partial(drawing.record, source="conflict", complete=False, positive=True)
-        return True, finish
-    drawing = Drawing(_corrected(rng, teachers, story, step), teachers, rng)
-    drawing.plan(step, plan, target=False)
-    drawing.verdicts[1] = verdict
-    drawing.draft(scene, None, True, WRONG_PICTURE)
-    drawing.inspect(format_inspection(verdict.analysis, verdict.correction))
-    drawing.plan_step(0)
-    drawing.sketch(drawing.story.scenes[0], None, "refine")
-    return False, functools.partial(drawing.record, source="conflict", complete=False, positive=False)
+    """Judge a story's first plan and make its sample.
 
-
-def self_sampled(
-    settings: Settings, teachers: Teachers, numbers: range, write: PlanWriter, prompts: Sequence[str] = ()
-) -> Samples:
-    """Those samples of the conflict subset, in order.
-
-    They come of candidates 0, 1, ..., each a function of (settings, seed, ``numbers.start``) and its number; those of
-    a verdict of which there are enough are counted as rejected.
+    Returns:
+      Whether the plan is accepted, and a function from the record's name to the record.
 
     Raises:
-      SettingsError: too few of one verdict among ``ATTEMPTS`` candidates a sample.
+      Rejected: the plan gives no sample.
+    """
+    step, scene = _read_plan(rng, teachers, plan)
+    builder = RecordBuilder(story, teachers, rng)
+    builder.add_plan(step, plan)
+    verdict = builder.judge_plan()
+    if verdict.accept:
+        builder.add_drawn_image(scene, None)
+        builder.add_inspection(format_inspection(verdict.analysis))
+        finish = functools.partial(builder.build_record, source="conflict", complete=False, positive=True)
+        return True, finish
+    builder = RecordBuilder(_correct_story(rng, teachers, story, step), teachers, rng)
+    builder.add_plan(step, plan, target=False)
+    builder.verdicts[1] = verdict
+    builder.add_draft(scene, None, True, WRONG_PICTURE)
+    builder.add_inspection(format_inspection(verdict.analysis, verdict.correction))
+    builder.add_plan_of_step(0)
+    builder.add_drawn_image(builder.story.scenes[0], None, "refine")
+    return False, functools.partial(builder.build_record, source="conflict", complete=False, positive=False)
+
+
+def make_self_sampled(
+    settings: DatasetSettings, teachers: Teachers, numbers: range, write: PlanWriter, prompts: Sequence[str] = ()
+) -> Samples:
+    """Make samples of the conflict subset, in order.
+
+    Candidates are numbered 0, 1, ... and depend only on (settings, seed, ``numbers.start``) and their number. If there
+    are enough samples of a candidate's verdict, it is counted as rejected.
+
+    Raises:
+      SettingsError: ``ATTEMPTS`` candidates per sample gave too few of one verdict.
     """
     wanted = {kind: [n for n in numbers if is_positive(settings, "conflict", n) == kind] for kind in (True, False)}
     found: dict[int, Record] = {}
     rejected: collections.Counter[str] = collections.Counter()
-    for first in range(0, ATTEMPTS * len(numbers), TOGETHER):
+    for first in range(0, ATTEMPTS * len(numbers), PLAN_BATCH_SIZE):
         if len(found) == len(numbers):
             break
-        for rng, story, plan in _candidates(settings, teachers, numbers.start, first, write, prompts, rejected):
+        for rng, story, plan in _draw_candidates(settings, teachers, numbers.start, first, write, prompts, rejected):
             try:
-                kind, finish = judged_plan(rng, teachers, story, plan)
+                kind, finish = judge_sampled_plan(rng, teachers, story, plan)
             except Rejected as fault:
                 rejected[fault.reason] += 1
                 continue
@@ -129,8 +136,8 @@ def self_sampled(
     return Samples([found[number] for number in numbers], rejected)
 
 
-def _candidates(
-    settings: Settings,
+def _draw_candidates(
+    settings: DatasetSettings,
     teachers: Teachers,
     start: int,
     first: int,
@@ -138,9 +145,9 @@ def _candidates(
     prompts: Sequence[str],
     rejected: collections.Counter[str],
 ) -> list[tuple[np.random.Generator, Story, str]]:
-    """``TOGETHER`` stories and the plans that the model writes for them."""
+    """Draw ``PLAN_BATCH_SIZE`` stories and let the model write their plans."""
     stories = []
-    for candidate in range(first, first + TOGETHER):
+    for candidate in range(first, first + PLAN_BATCH_SIZE):
         rng = np.random.default_rng((settings.seed, SUBSETS.index("conflict"), start, candidate))
         prompt = prompts[int(rng.integers(len(prompts)))] if prompts else None
         try:

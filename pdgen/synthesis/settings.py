@@ -1,4 +1,4 @@
-"""What a data set is made of: the keys of configs such as ``configs/data_shapes.py``."""
+"""The settings of a data set: the keys of configs such as ``configs/data_shapes.py``."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import msgspec
 from pdgen.shapes.graph import OPERATIONS
 from pdgen.shapes.world import MAX_OBJECTS
 from pdgen.synthesis.sample import TASKS
-from pdgen.teachers.endpoint import Settings as EndpointSettings
-from pdgen.teachers.kontext import Settings as KontextSettings
+from pdgen.teachers.endpoint import EndpointSettings
+from pdgen.teachers.kontext import KontextSettings
 
-# Random numbers depend on a subset's place in this list.
+# Random numbers depend on a subset's position in this list.
 SUBSETS = ("multi_turn", "conflict", "alignment", "text_to_image", "understand", "edit")
-# Compositions have prompts as long as the paper's; the rest are GenEval's tasks, of which a small model needs many.
+# Compositions have prompts as long as the paper's. The others are GenEval's tasks; a small model needs many of them.
 TASK_SHARES = {
     "single_object": 0.06,
     "two_object": 0.06,
@@ -27,7 +27,7 @@ TASK_SHARES = {
 
 
 class SettingsError(ValueError):
-    """A setting is out of range, or a stage lacks something; the line names the key and the remedy."""
+    """A setting that is out of range or missing. The message is one line with the key and the remedy."""
 
 
 THING_SHARES = (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)
@@ -50,8 +50,8 @@ class MultiTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Multi-turn generation: whole trajectories.
 
     Attributes:
-      count: samples.
-      fault_rate: of steps whose first draft is faulty, as long as the sample has no more than ``max_images``.
+      count: number of samples.
+      fault_rate: probability of a faulty first draft per step, while the sample has at most ``max_images``.
     """
 
     count: int = 32012
@@ -66,10 +66,10 @@ class Conflict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Instruction-intermediate conflict: plans that contradict the prompt, and plans that are merely incomplete.
 
     Attributes:
-      positive, negative: samples.
-      variant: "self" judges plans that ``checkpoint`` writes; "graph" makes wrong ones from the scene graph.
-      checkpoint: a pdgen checkpoint or the workdir of a training run on multi-turn samples; with "self" alone.
-      temperature: of the written plans.
+      positive, negative: numbers of samples.
+      variant: "self" judges plans that ``checkpoint`` writes; "graph" makes wrong plans from the scene graph.
+      checkpoint: a pdgen checkpoint or the workdir of a training run on multi-turn samples; only for "self".
+      temperature: sampling temperature of the plans; only for "self".
     """
 
     positive: int = 6905
@@ -89,8 +89,8 @@ class Alignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Image-instruction alignment: pictures that show what their plan says, and faulty ones.
 
     Attributes:
-      positive, negative: samples.
-      archive: a GenRef archive (.tar) or a folder of them; "" corrupts scenes of shapes world.
+      positive, negative: numbers of samples.
+      archive: a GenRef archive (.tar) or a folder of them; "": corrupted scenes of shapes world.
     """
 
     positive: int = 5000
@@ -116,13 +116,13 @@ def _check_numbers(name: str, shares: tuple[float, ...]) -> None:
 
 
 class TextToImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A prompt and its picture at once, as the base model draws. ``tasks`` are those of the whole data set.
+    """A prompt and its picture, drawn in one step as by the base model. ``tasks`` are those of the whole data set.
 
     Attributes:
-      count: samples.
-      things: shares of compositions, descriptions and captions of 1, 2, ... things.
-      wordings: shares of texts. "prompt": as a user asks; "description": as a plan describes the whole scene;
-        "caption": as an answer describes the picture; "places": as one that also says where everything is.
+      count: number of samples.
+      things: shares of compositions, descriptions and captions with 1, 2, ... things.
+      wordings: shares of texts. "prompt": a user's prompt; "description": a plan's description of the whole scene;
+        "caption": a caption of the picture; "places": a caption with all places.
     """
 
     count: int = 0
@@ -139,8 +139,8 @@ class Understand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A picture, a question and its answer.
 
     Attributes:
-      count: samples.
-      things: shares of pictures of 1, 2, ... things.
+      count: number of samples.
+      things: shares of pictures with 1, 2, ... things.
       questions: shares of ``questions.KINDS``.
     """
 
@@ -158,10 +158,10 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A picture, an instruction and the changed picture.
 
     Attributes:
-      count: samples.
-      things: shares of scenes of 1, 2, ... things; what is removed or still to be added is one more or less.
+      count: number of samples.
+      things: shares of scenes with 1, 2, ... things, after the edit.
       operations: shares of ``graph.OPERATIONS``.
-      places: share of what is added where the instruction says.
+      places: probability that the instruction states the place of an added thing.
     """
 
     count: int = 0
@@ -177,14 +177,15 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who paints, judges and writes.
+    """The teachers of a data set.
 
     Attributes:
-      painter: "shapes", or "kontext" for FLUX.1-Kontext as ``kontext`` says.
-      judge: "exact" for shapes world, or "endpoint" as ``endpoint`` says.
+      painter: "shapes", or "kontext" for FLUX.1-Kontext with the settings ``kontext``.
+      judge: "exact" for shapes world, or "endpoint" with the settings ``endpoint``.
       writer: "rules", or "endpoint"; it parses prompts from a file.
-      prompts: a text file of prompts, one a line; "" makes prompts of shapes world.
-      redraws: further tries of a picture that the judge rejects.
+      prompts: a text file with one prompt per line; "": prompts of shapes world.
+      redraws: further attempts at a picture that the judge rejects.
+      endpoint, kontext: settings of the endpoint and of FLUX.1-Kontext.
     """
 
     painter: Literal["shapes", "kontext"] = "shapes"
@@ -206,29 +207,31 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def remote(self) -> bool:
-        """Whether any answer costs money."""
+        """Whether a teacher is remote, so that answers may cost money."""
         return "endpoint" in (self.judge, self.writer)
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A data set.
+class DatasetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The settings of a data set.
 
     Attributes:
-      seed: every sample is a function of it, of the sample's subset and number, and of these settings.
-      image_size: pixels of a picture's side in shapes world.
-      positions: of objects in shapes world: on the "lattice" of the VAE tokens, or "free".
-      shard_size: samples of a file; a killed build loses no more.
-      latents: add the latents of shapes world's autoencoder; without, ``launch/build_data.py encode`` adds any.
-      tasks: shares of ``sample.TASKS``; they are divided by their sum.
-      entities: shares of compositions with 1, 2, ... entities; empty for ``sample.ENTITY_RATES``.
+      seed: a sample depends only on the seed, its subset and number, and these settings.
+      image_size: side of a picture of shapes world in pixels.
+      positions: positions of objects in shapes world: on the "lattice" of the VAE tokens, or "free".
+      shard_size: samples per file; a killed build loses at most that many per worker.
+      latents: whether to add latents of shapes world's autoencoder; ``launch/build_data.py encode`` adds any others.
+      tasks: shares of ``sample.TASKS``, divided by their sum.
+      entities: shares of compositions with 1, 2, ... entities; empty: ``sample.ENTITY_RATES``.
       rewritten: share of multi-turn and alignment samples whose steps also modify, swap, move, replace and remove.
-      places: share of what is drawn of which plans of shapes world, and "description", say where it is, whether or not
-        the prompt does.
-      max_images: of a sample.
-      allow_leaks: keep prompts that are GenEval's; they are counted and named either way.
+      places: probability that plans of shapes world, and "description" texts, state the place of an entity even if the
+        prompt does not.
+      max_images: maximum images of a sample.
+      allow_leaks: whether to keep prompts of GenEval; they are counted and listed in any case.
+      multi_turn, conflict, alignment, text_to_image, understand, edit: the subsets.
+      teachers: the teachers.
 
     Raises:
-      SettingsError: a value is out of range; the line names the key.
+      SettingsError: a value is out of range; the message names the key.
     """
 
     seed: int = 0
@@ -262,26 +265,26 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.multi_turn.fault_rate and self.teachers.painter != "shapes":
             raise SettingsError("multi_turn.fault_rate: only shapes world can draw a faulty draft; set it to 0")
 
-    def counts(self, subset: str) -> tuple[int, int]:
-        """(samples, positive ones among them) of a subset; most do not tell them apart and have none."""
+    def count_samples(self, subset: str) -> tuple[int, int]:
+        """Return the number of samples of a subset, and of positive ones; 0 if the subset does not distinguish them."""
         part = getattr(self, subset)
         if "count" in part.__struct_fields__:
             return part.count, 0
         return part.positive + part.negative, part.positive
 
-    def of(self, subset: str) -> dict[str, Any]:
-        """The settings of one subset as plain data."""
+    def subset_to_dict(self, subset: str) -> dict[str, Any]:
+        """Convert the settings of one subset to plain data."""
         return msgspec.to_builtins(getattr(self, subset))
 
-    def common(self) -> dict[str, Any]:
-        """The settings that all subsets share, as plain data, less what decides nothing but speed and price."""
+    def common_to_dict(self) -> dict[str, Any]:
+        """Convert the settings shared by all subsets to plain data, without those that only affect speed and price."""
         shared = {k: v for k, v in msgspec.to_builtins(self).items() if k not in SUBSETS}
         if endpoint := shared["teachers"]["endpoint"]:
             shared["teachers"]["endpoint"] = {k: endpoint[k] for k in ("url", "model", "parameters", "answers")}
         return shared
 
-    def lacking(self, subset: str) -> str | None:
-        """What a stage needs and does not have, in a line; None if nothing."""
+    def find_missing(self, subset: str) -> str | None:
+        """Return one line on what a stage needs and does not have; None if nothing is missing."""
         needs_scenes = self.teachers.painter != "shapes"
         if subset == "conflict" and self.conflict.variant == "self" and not self.conflict.checkpoint:
             return (
@@ -304,18 +307,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
-def scaled(settings: Settings, factor: float, count: int | None = None) -> Settings:
-    """The settings with all numbers of samples multiplied by ``factor``.
+def scale_settings(settings: DatasetSettings, factor: float, count: int | None = None) -> DatasetSettings:
+    """Multiply all numbers of samples by ``factor``.
 
     Args:
-      count: samples of all subsets together, in the settings' proportions, before they are multiplied.
+      settings: the settings.
+      factor: a positive number.
+      count: total number of samples before the multiplication, in the settings' proportions; None: unchanged.
 
     Raises:
-      SettingsError: the factor is no positive number, or no sample is left.
+      SettingsError: ``factor`` or ``count`` is not positive, or no sample is left.
     """
     if not (math.isfinite(factor) and factor > 0):
         raise SettingsError(f"--scale={factor} is no positive number")
-    total = sum(settings.counts(subset)[0] for subset in SUBSETS)
+    total = sum(settings.count_samples(subset)[0] for subset in SUBSETS)
     if count is not None:
         if count < 1 or not total:
             raise SettingsError(f"--count={count}: at least 1 sample is needed")
@@ -326,6 +331,6 @@ def scaled(settings: Settings, factor: float, count: int | None = None) -> Setti
         keys = [key for key in ("count", "positive", "negative") if key in part.__struct_fields__]
         changed[subset] = msgspec.structs.replace(part, **{key: round(getattr(part, key) * factor) for key in keys})
     new = msgspec.structs.replace(settings, **changed)
-    if not any(new.counts(subset)[0] for subset in SUBSETS):
+    if not any(new.count_samples(subset)[0] for subset in SUBSETS):
         raise SettingsError(f"no sample is left of {total} at --scale={factor:g}")
     return new

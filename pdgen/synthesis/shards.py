@@ -1,4 +1,4 @@
-"""Shards of the subsets: who is hired for them, and how each shard comes to its records and latents."""
+"""Makers of shards: they create the teachers, make the samples of a shard and add latents."""
 
 import dataclasses
 import functools
@@ -14,18 +14,18 @@ import numpy as np
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.data.latents import Encode, add_latents, autoencoder_fingerprint, batched_encoder
+from pdgen.data.latents import Encode, add_latents, fingerprint_autoencoder, make_encoder
 from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.sequence.images import Picture
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Record, Text, format_plan
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.synthesis.build import Made, Shard
-from pdgen.synthesis.importers.genref import from_archive
+from pdgen.synthesis.build import Shard, ShardContent
+from pdgen.synthesis.importers.genref import make_archive_samples
 from pdgen.synthesis.importers.reflection import read_genref
-from pdgen.synthesis.leaks import leak
-from pdgen.synthesis.self_sampling import PlanWriter, self_sampled
-from pdgen.synthesis.settings import Conflict, Settings, SettingsError
+from pdgen.synthesis.leaks import find_leak
+from pdgen.synthesis.self_sampling import PlanWriter, make_self_sampled
+from pdgen.synthesis.settings import Conflict, DatasetSettings, SettingsError
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import Samples, make_samples
 from pdgen.teachers.endpoint import Endpoint
@@ -39,23 +39,24 @@ from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter
 
 @dataclasses.dataclass
 class BlankPainter:
-    """Paints nothing, and counts what it is asked for: the painter of a dry run."""
+    """The painter of a dry run, which only counts pictures."""
 
     size: int
     pictures: int = 0
     name: str = "blank"
 
     def paint(self, stroke: Stroke) -> Picture:
-        """A grey picture."""
+        """Return a grey picture."""
         self.pictures += 1
         return np.full((self.size, self.size, 3), 128, np.uint8)
 
 
-def hire(settings: Settings, endpoint: Endpoint | None = None) -> Teachers:
-    """The teachers that the settings name.
+def make_teachers(settings: DatasetSettings, endpoint: Endpoint | None = None) -> Teachers:
+    """Make the teachers of the settings.
 
     Args:
-      endpoint: asked in place of one made from the settings; a dry one makes a dry run of all teachers.
+      settings: the settings of the data set.
+      endpoint: used instead of one made from the settings; with a dry endpoint all teachers are dry.
 
     Raises:
       TeacherError: the endpoint's key is missing.
@@ -79,126 +80,135 @@ def hire(settings: Settings, endpoint: Endpoint | None = None) -> Teachers:
 
 
 @functools.cache
-def shapes_encoder() -> tuple[Encode, str]:
-    """The encoder of shapes world's autoencoder, compiled once in a process, and its fingerprint."""
+def load_shapes_encoder() -> tuple[Encode, str]:
+    """Load shapes world's autoencoder. Returns its encoder, which each process compiles once, and its fingerprint."""
     weights = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
-    return batched_encoder(SHAPES_AUTOENCODER, weights), autoencoder_fingerprint(weights)
+    return make_encoder(SHAPES_AUTOENCODER, weights), fingerprint_autoencoder(weights)
 
 
 @functools.lru_cache(1)
-def _hired(settings: bytes) -> tuple[Settings, Teachers]:
-    decoded = msgspec.json.decode(settings, type=Settings)
-    return decoded, hire(decoded)
+def _decode_settings(settings: bytes) -> tuple[DatasetSettings, Teachers]:
+    decoded = msgspec.json.decode(settings, type=DatasetSettings)
+    return decoded, make_teachers(decoded)
 
 
-def noted_leaks(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The ids of records whose prompt is one of GenEval's, by "exact" and "normalised"."""
-    noted: dict[str, list[str]] = {}
+def find_leaks(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Find records whose prompt is one of GenEval's. Returns their ids by "exact" and "normalised"."""
+    leaks: dict[str, list[str]] = {}
     for record in records:
         prompt = next(s for s in record.segments if isinstance(s, Text) and s.stage == "prompt")
-        if kind := leak(prompt.text):
-            noted.setdefault(kind, []).append(record.id)
-    return noted
+        if kind := find_leak(prompt.text):
+            leaks.setdefault(kind, []).append(record.id)
+    return leaks
 
 
 @dataclasses.dataclass(frozen=True)
-class Maker:
-    """Makes any shard of the settings; it goes to other processes and knows no more than it needs.
+class ShardMaker:
+    """A picklable function that makes any shard of a data set.
 
     Attributes:
-      settings: ``Settings`` as JSON.
-      prompts: of a file, if they come from one.
+      settings: ``DatasetSettings`` as JSON.
+      prompts: the prompts, if they come from a file.
     """
 
     settings: bytes
     prompts: tuple[str, ...] = ()
 
-    def __call__(self, shard: Shard) -> Made:
-        settings, teachers = _hired(self.settings)
-        threads = settings.teachers.endpoint.concurrency if settings.teachers.remote else 1
+    def __call__(self, shard: Shard) -> ShardContent:
+        settings, teachers = _decode_settings(self.settings)
+        threads = _count_threads(settings)
         numbers = range(shard.start, shard.stop)
-        return finish(settings, make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads))
+        return finish_shard(settings, make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads))
 
 
-def finish(settings: Settings, samples: Samples) -> Made:
-    """The samples with latents, if the settings want them, and their leaks."""
-    records = add_latents(samples.records, shapes_encoder()[0]) if settings.latents else samples.records
-    return Made(records, samples.rejected, noted_leaks(records))
+def finish_shard(settings: DatasetSettings, samples: Samples) -> ShardContent:
+    """Add latents to the samples if the settings ask for them, and find leaks."""
+    records = add_latents(samples.records, load_shapes_encoder()[0]) if settings.latents else samples.records
+    return ShardContent(records, samples.rejected, find_leaks(records))
 
 
-def common_settings(settings: Settings) -> dict[str, Any]:
-    """What must be equal for a build to resume: settings, versions, tokenizer and autoencoder."""
+def collect_common_settings(settings: DatasetSettings) -> dict[str, Any]:
+    """Collect what must be equal to resume a build: settings, versions, tokenizer and autoencoder."""
     return {
-        **settings.common(),
+        **settings.common_to_dict(),
         "tokenizer": load_tokenizer(shapes_folder()).fingerprint,
-        "autoencoder": shapes_encoder()[1] if settings.latents else None,
+        "autoencoder": load_shapes_encoder()[1] if settings.latents else None,
         "versions": {name: importlib.metadata.version(name) for name in ("pdgen", "jax", "numpy", "pillow")},
     }
 
 
-def stays_here(settings: Settings, stage: str) -> bool:
-    """Whether this process must make a stage: it holds a checkpoint, a large model, or an archive's position."""
+def needs_main_process(settings: DatasetSettings, stage: str) -> bool:
+    """Return whether a stage must run in this process, which has a checkpoint, a large model or an open archive."""
     alone = {"conflict": settings.conflict.variant == "self", "alignment": bool(settings.alignment.archive)}
     return alone.get(stage, False) or settings.teachers.painter == "kontext" or settings.teachers.remote
 
 
-def maker(settings: Settings) -> Maker:
-    """The maker of the settings' shards. Raises SettingsError where the prompts' file cannot be read."""
+def make_shard_maker(settings: DatasetSettings) -> ShardMaker:
+    """Make the maker of shards. Raises SettingsError if the file of prompts cannot be read."""
     path = settings.teachers.prompts
     try:
         prompts = read_prompt_texts(pathlib.Path(path)) if path else []
     except PromptError as fault:
         raise SettingsError(f"teachers.prompts: {fault}") from None
-    return Maker(msgspec.json.encode(settings), tuple(prompts))
+    return ShardMaker(msgspec.json.encode(settings), tuple(prompts))
 
 
-def self_sampling_maker(settings: Settings, teachers: Teachers, write: PlanWriter) -> Callable[[Shard], Made]:
-    """Makes shards of the conflict subset in this process, where the sampler is."""
-    prompts = maker(settings).prompts
+def make_self_sampling_maker(
+    settings: DatasetSettings, teachers: Teachers, write: PlanWriter
+) -> Callable[[Shard], ShardContent]:
+    """Make a function that makes shards of the conflict subset in this process, which has the sampler."""
+    prompts = make_shard_maker(settings).prompts
 
-    def make(shard: Shard) -> Made:
+    def make(shard: Shard) -> ShardContent:
         numbers = range(shard.start, shard.stop)
-        return finish(settings, self_sampled(settings, teachers, numbers, write, prompts))
+        return finish_shard(settings, make_self_sampled(settings, teachers, numbers, write, prompts))
 
     return make
 
 
-def archive_maker(settings: Settings, teachers: Teachers, used: Callable[[Shard], int]) -> Callable[[Shard], Made]:
-    """Makes shards of the alignment subset from GenRef, in order and in this process.
+def make_archive_maker(
+    settings: DatasetSettings, teachers: Teachers, used: Callable[[Shard], int]
+) -> Callable[[Shard], ShardContent]:
+    """Make a function that makes shards of the alignment subset from GenRef, in order and in this process.
 
     Args:
-      used: how many of the archive's samples the shards before one have used or rejected.
+      settings, teachers: those of the data set.
+      used: returns how many samples of the archive the shards before the given one have used or rejected.
     """
     position, outcomes = 0, iter(())  # type: int, Iterator[Outcome]
 
-    def make(shard: Shard) -> Made:
+    def make(shard: Shard) -> ShardContent:
         nonlocal position, outcomes
         start = used(shard)
         if start < position or position == 0:
             position, outcomes = 0, read_genref(pathlib.Path(settings.alignment.archive))
         for _ in itertools.islice(outcomes, start - position):
             pass
-        samples = from_archive(settings, teachers, outcomes, range(shard.start, shard.stop))
+        samples = make_archive_samples(settings, teachers, outcomes, range(shard.start, shard.stop))
         position = start + len(samples.records) + sum(samples.rejected.values())
-        return finish(settings, samples)
+        return finish_shard(settings, samples)
 
     return make
 
 
-def dry_samples(settings: Settings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str]) -> None:
-    """Asks what those samples of a subset would ask, of teachers that only count it.
+def run_dry(settings: DatasetSettings, teachers: Teachers, subset: str, numbers: range, prompts: Sequence[str]) -> None:
+    """Make samples with dry teachers, which count the requests.
 
-    Every plan of self-sampling is taken for accepted; a dry run has no checkpoint that writes any.
+    A dry run has no checkpoint, so it assumes that every plan of self-sampling is accepted.
     """
     if subset == "conflict" and settings.conflict.variant == "self":
-        total, _ = settings.counts(subset)
+        total, _ = settings.count_samples(subset)
         alike = msgspec.structs.replace(settings, conflict=Conflict(positive=total, negative=0))
-        self_sampled(alike, teachers, numbers, _prompts_as_plans, prompts)
+        make_self_sampled(alike, teachers, numbers, _prompts_as_plans, prompts)
     elif subset == "alignment" and settings.alignment.archive:
-        from_archive(settings, teachers, read_genref(pathlib.Path(settings.alignment.archive)), numbers)
+        make_archive_samples(settings, teachers, read_genref(pathlib.Path(settings.alignment.archive)), numbers)
     else:
-        threads = settings.teachers.endpoint.concurrency
-        make_samples(settings, teachers, subset, numbers, prompts, threads)
+        make_samples(settings, teachers, subset, numbers, prompts, _count_threads(settings))
+
+
+def _count_threads(settings: DatasetSettings) -> int:
+    endpoint = settings.teachers.endpoint
+    return endpoint.concurrency if endpoint is not None and settings.teachers.remote else 1
 
 
 def _prompts_as_plans(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Stories: what a trajectory is to draw, step by step, and the record that comes of drawing it.
+"""Stories, which define what a trajectory draws step by step, and the builder of their records.
 
-The same code draws shapes world and real pictures: only the teachers differ, and that shapes world knows where
-everything stands.
+The same code is used for shapes world and for real pictures. They differ in the teachers, and only shapes world has
+scenes.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import Image, Record, Text, parse_plan
-from pdgen.shapes import language
+from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import SceneGraph, Step
 from pdgen.shapes.placement import LATTICE, Placement
 from pdgen.shapes.world import Scene
@@ -24,12 +24,12 @@ WRONG_PICTURE = "picture rejected by the judge"
 HELD_OUT = "held out from training"
 
 
-class Stopped(Exception):
-    """Other samples made the build end, so this one is given up."""
+class BuildStopped(Exception):
+    """Raised to abandon a sample because another sample has stopped the build."""
 
 
 class Rejected(Exception):
-    """A sample that is not kept. ``reason`` is one of few, for counting."""
+    """A sample that is not used. ``reason`` is one of a few texts, for counting."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -38,15 +38,15 @@ class Rejected(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """Who draws, judges and writes.
+    """The teachers of a build.
 
     Attributes:
       painter, judge, writer: see ``pdgen.teachers.protocols``.
-      placement: of the scenes that the painter draws, which is that of shapes world; None: they have none.
-      judge_explains: the words of inspections are the judge's; else ``language`` writes them.
-      redraws: further tries where the judge rejects a picture.
-      assumed: nobody is asked, as in a dry run, so no answer rejects a sample.
-      stop: once it is set, nobody is asked any more: ``Stopped`` is raised.
+      placement: placement of the scenes for the painter of shapes world; None: the painter needs no scenes.
+      judge_explains: whether inspections use the judge's words; otherwise ``shapes.inspections`` writes them.
+      redraws: further attempts if the judge rejects a picture.
+      assumed: whether answers are assumed, as in a dry run, so that none rejects a sample.
+      stop: once set, no teacher is called any more, and ``BuildStopped`` is raised.
     """
 
     painter: Painter
@@ -61,14 +61,14 @@ class Teachers:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """What is to be drawn.
+    """The plan of a trajectory.
 
     Attributes:
-      task: what the prompt was made for.
-      prompt: its text.
-      asked: what it asks for.
-      steps: the way there, one per picture; ids are those of ``asked``.
-      scenes: as placed after each step; None where the painter decides.
+      task: the task of the prompt.
+      prompt: the text of the prompt.
+      asked: the graph of the prompt.
+      steps: one per picture, with the ids of ``asked``.
+      scenes: the scene after each step; None if the painter needs none.
     """
 
     task: str
@@ -77,18 +77,24 @@ class Story:
     steps: tuple[Step, ...]
     scenes: tuple[Scene | None, ...]
 
-    def before(self, number: int) -> SceneGraph | None:
-        """The graph before step ``number``; None for the first, number 0."""
+    def get_graph_before(self, number: int) -> SceneGraph | None:
+        """Return the graph before step ``number``; None for step 0."""
         return self.steps[number - 1].graph if number else None
 
 
-class Drawing:
-    """A record on its way: segments so far, the judge's verdicts by number of segment, and the last picture.
+class RecordBuilder:
+    """A builder that adds segments to a record.
 
     Args:
-      story: its prompt begins the record.
-      teachers: they draw and judge.
-      rng: of wordings and of the painter's seeds.
+      story: the story; its prompt is the first segment.
+      teachers: the painter and the judge.
+      rng: determines wordings and the painter's seeds.
+
+    Attributes:
+      segments: the segments so far.
+      steps: the steps of the plans so far.
+      picture: the last picture; None before the first.
+      verdicts: the judge's verdicts by number of segment.
     """
 
     def __init__(self, story: Story, teachers: Teachers, rng: np.random.Generator):
@@ -100,124 +106,131 @@ class Drawing:
 
     @property
     def plans(self) -> list[str]:
-        """The plans so far."""
+        """The texts of the plans so far."""
         return [s.text for s in self.segments if isinstance(s, Text) and s.stage == "plan"]
 
-    def plan(self, step: Step, text: str, target: bool = True) -> None:
-        """Adds a plan, which is for ``step``."""
+    def add_plan(self, step: Step, text: str, target: bool = True) -> None:
+        """Add a plan for ``step``."""
         self.steps.append(step)
         self.segments.append(Text(stage="plan", text=text, target=target))
 
-    def inspect(self, text: str) -> None:
-        """Adds an inspection."""
+    def add_inspection(self, text: str) -> None:
+        """Add an inspection."""
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
     def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:
-        """A picture after the last plan; nothing is added."""
-        self._go_on()
+        """Paint a picture for the last plan. It is not added to the record."""
+        self._check_stop()
         instruction, _ = parse_plan(self.plans[-1])
         seed = int(self.rng.integers(2**31))
         return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
 
-    def add(
+    def add_image(
         self,
         picture: Picture,
         verdict: Verdict,
         stage: Literal["given", "sketch", "refine"] = "sketch",
         target: bool = True,
     ) -> None:
-        """Adds a picture and the judge's verdict on it."""
+        """Add a picture and the judge's verdict on it."""
         self.verdicts[len(self.segments)] = verdict
         self.segments.append(Image(stage=stage, png=encode_png(picture), target=target))
         self.picture = picture
 
-    def judged(self, picture: Picture, previous: Picture | None) -> Verdict:
-        """The judge's verdict on a picture of the last plan. Raises Rejected where he declines."""
-        self._go_on()
+    def judge_picture(self, picture: Picture, previous: Picture | None) -> Verdict:
+        """Judge a picture of the last plan. Raises Rejected if the judge declines."""
+        self._check_stop()
         try:
-            return self.teachers.judge.picture(self.plans[-1], picture, previous)
+            return self.teachers.judge.judge_picture(self.plans[-1], picture, previous)
         except Declined:
             raise Rejected("judge declined") from None
 
-    def judged_plan(self) -> Verdict:
-        """The judge's verdict on the last plan, just added. Raises Rejected where he declines."""
-        self._go_on()
+    def judge_plan(self) -> Verdict:
+        """Judge the last plan, which must be the last segment. Raises Rejected if the judge declines."""
+        self._check_stop()
         try:
-            verdict = self.teachers.judge.plan(self.story.prompt, self.plans)
+            verdict = self.teachers.judge.judge_plan(self.story.prompt, self.plans)
         except Declined:
             raise Rejected("judge declined") from None
         self.verdicts[len(self.segments) - 1] = verdict
         return verdict
 
-    def _go_on(self) -> None:
+    def _check_stop(self) -> None:
         if self.teachers.stop.is_set():
-            raise Stopped
+            raise BuildStopped
 
-    def expect(self, accepted: bool, verdict: Verdict, reason: str) -> None:
-        """Raises Rejected with the reason where the verdict is another one."""
+    def check_verdict(self, accepted: bool, verdict: Verdict, reason: str) -> None:
+        """Raise Rejected with ``reason`` if the verdict differs from ``accepted``."""
         if verdict.accept != accepted and not self.teachers.assumed:
             raise Rejected(reason)
 
-    def sketch(self, scene: Scene | None, previous: Picture | None, stage: str = "sketch") -> None:
-        """Draws the last plan until the judge accepts it, and adds the picture. Raises Rejected if he never does."""
+    def add_drawn_image(
+        self, scene: Scene | None, previous: Picture | None, stage: Literal["sketch", "refine"] = "sketch"
+    ) -> None:
+        """Paint the last plan until the judge accepts a picture, and add it. Raises Rejected if none is accepted."""
         for _ in range(1 + self.teachers.redraws):
             picture = self.paint(scene, previous)
-            verdict = self.judged(picture, previous)
+            verdict = self.judge_picture(picture, previous)
             if verdict.accept:
-                return self.add(picture, verdict, stage)
+                return self.add_image(picture, verdict, stage)
         raise Rejected(WRONG_PICTURE)
 
-    def draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
-        """Adds a picture of the last plan that is context alone. Raises Rejected where the verdict is another one."""
+    def add_draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
+        """Add a picture of the last plan as context. Raises Rejected if the verdict differs from ``accepted``."""
         picture = self.paint(scene, previous)
-        verdict = self.judged(picture, previous)
-        self.expect(accepted, verdict, reason)
-        self.add(picture, verdict, target=False)
+        verdict = self.judge_picture(picture, previous)
+        self.check_verdict(accepted, verdict, reason)
+        self.add_image(picture, verdict, target=False)
 
-    def agree(self, number: int) -> None:
-        """Adds the inspection that finds step ``number`` as planned."""
+    def add_agreement(self, number: int) -> None:
+        """Add an inspection that finds no fault in step ``number``."""
         if self.teachers.judge_explains:
-            return self.inspect(self.verdicts[len(self.segments) - 1].analysis)
+            return self.add_inspection(self.verdicts[len(self.segments) - 1].analysis)
         story = self.story
-        self.inspect(language.agreement(self.rng, story.before(number), story.steps[number], story.asked))
+        self.add_inspection(
+            inspections.write_agreement(self.rng, story.get_graph_before(number), story.steps[number], story.asked)
+        )
 
-    def step(self, number: int) -> None:
-        """A whole turn: plan, sketch and the inspection that agrees."""
-        self.plan_step(number)
-        self.sketch(self.story.scenes[number], self.picture)
-        self.agree(number)
+    def add_turn(self, number: int) -> None:
+        """Add a whole turn: a plan, a sketch and an inspection that finds no fault."""
+        self.add_plan_of_step(number)
+        self.add_drawn_image(self.story.scenes[number], self.picture)
+        self.add_agreement(number)
 
-    def plan_step(self, number: int) -> None:
-        """Adds the plan of step ``number``."""
+    def add_plan_of_step(self, number: int) -> None:
+        """Add the plan of step ``number``."""
         step = self.story.steps[number]
-        self.plan(step, language.plan(self.rng, self.story.before(number), step, self.story.asked))
+        self.add_plan(step, language.write_plan(self.rng, self.story.get_graph_before(number), step, self.story.asked))
 
-    def corrected_step(self, number: int) -> str:
-        """A plan, a faulty draft, its inspection and the refined picture. Returns the fault's kind."""
-        self.plan_step(number)
+    def add_corrected_turn(self, number: int) -> str:
+        """Add a plan, a faulty draft, its inspection and the refined picture. Returns the kind of fault."""
+        self.add_plan_of_step(number)
         step, scene, previous = self.story.steps[number], self.story.scenes[number], self.picture
-        here = [e.id for e in step.graph.entities if e.id in step.entities]
-        entity = here[int(self.rng.integers(len(here)))]
+        assert scene is not None and self.teachers.placement is not None  # see ``can_be_faulty``
+        present = [e.id for e in step.graph.entities if e.id in step.entities]
+        entity = present[int(self.rng.integers(len(present)))]
         draft, kind = corrupt(self.rng, scene, step.graph, entity, self.teachers.placement)
-        self.draft(draft, previous, False, "fault not seen by the judge")
-        self.inspect(language.fault_of_draft(self.rng, kind, step.graph, entity, draft))
-        self.sketch(scene, previous, "refine")
+        self.add_draft(draft, previous, False, "fault not seen by the judge")
+        self.add_inspection(inspections.write_draft_fault(self.rng, kind, step.graph, entity, draft))
+        self.add_drawn_image(scene, previous, "refine")
         return kind
 
-    def can_be_corrected(self, number: int) -> bool:
-        """Whether something of step ``number`` is in its picture, so that it can be drawn wrong."""
+    def can_be_faulty(self, number: int) -> bool:
+        """Return whether step ``number`` shows an entity that can be drawn wrong."""
         step, scene = self.story.steps[number], self.story.scenes[number]
         return scene is not None and any(e.id in step.entities for e in step.graph.entities)
 
-    def record(self, name: str, source: str, complete: bool, positive: bool | None = None, note: str = "") -> Record:
-        """The record, with what is known of it as plain data in ``scene``."""
+    def build_record(
+        self, name: str, source: str, complete: bool, positive: bool | None = None, note: str = ""
+    ) -> Record:
+        """Build the record. Its ``scene`` holds task, graphs, verdicts and note as plain data."""
         story = self.story
         scene: dict[str, Any] = {
             "task": story.task,
             "prompt_graph": msgspec.to_builtins(story.asked),
             "steps": [msgspec.to_builtins(step) for step in self.steps],
             "judge": self.teachers.judge.name,
-            "verdicts": [told(number, verdict) for number, verdict in sorted(self.verdicts.items())],
+            "verdicts": [verdict_to_dict(number, verdict) for number, verdict in sorted(self.verdicts.items())],
         }
         if positive is not None:
             scene["positive"] = positive
@@ -226,6 +239,6 @@ class Drawing:
         return Record(id=name, source=source, complete=complete, segments=self.segments, scene=scene)
 
 
-def told(segment: int, verdict: Verdict) -> dict[str, Any]:
-    """A verdict on a segment as plain data."""
+def verdict_to_dict(segment: int, verdict: Verdict) -> dict[str, Any]:
+    """Convert a verdict on a segment to plain data."""
     return {"segment": segment, **msgspec.to_builtins(verdict)}

@@ -1,4 +1,4 @@
-"""Who is asked from outside while pictures are sampled: all exact, or all on a chat endpoint."""
+"""The teachers that guide sampling: all exact, or all on a chat endpoint."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ from pdgen.teachers.verifier import EndpointCritic, EndpointVerifier, ExactCriti
 
 
 class Advisers(NamedTuple):
-    """One of each; see ``pdgen.teachers.protocols``."""
+    """A planner, a critic and a verifier; see ``pdgen.teachers.protocols``."""
 
     planner: Planner
     critic: Critic
     verifier: Verifier
 
 
-def exact_advisers(seed: int = 0, max_steps: int = MAX_STEPS) -> Advisers:
-    """Those of shapes world; ``seed`` decides wordings, ``max_steps`` is the planner's."""
+def make_exact_advisers(seed: int = 0, max_steps: int = MAX_STEPS) -> Advisers:
+    """Make the advisers of shapes world. ``seed`` determines the wording, ``max_steps`` limits the planner."""
     return Advisers(ExactPlanner(seed, max_steps), ExactCritic(seed), ExactVerifier())
 
 
-def endpoint_advisers(endpoint: Endpoint, max_steps: int = MAX_STEPS) -> Advisers:
-    """Any vision model behind a chat endpoint; ``max_steps`` is the planner's."""
+def make_endpoint_advisers(endpoint: Endpoint, max_steps: int = MAX_STEPS) -> Advisers:
+    """Make advisers from any vision model behind a chat endpoint. ``max_steps`` limits the planner."""
     return Advisers(EndpointPlanner(endpoint, max_steps), EndpointCritic(endpoint), EndpointVerifier(endpoint))

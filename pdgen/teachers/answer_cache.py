@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept by content: one file per request, shared by threads and processes."""
+"""The cache of paid answers: one file per request, shared by threads and processes."""
 
 import contextlib
 import pathlib
@@ -10,8 +10,8 @@ from absl import logging
 from pdgen.files import file_lock, new_file
 
 
-class Paid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model answered once, whether it is of use or not; tokens as the server counted them."""
+class PaidAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An answer of a model, usable or not, with the tokens that the server counted."""
 
     content: str
     refusal: str | None
@@ -20,16 +20,16 @@ class Paid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_tokens: int
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A cache file: every answer to one request, in the order in which they came."""
+class CacheEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A cache file: all answers to one request, in order."""
 
     model: str
     task: str
-    answers: list[Paid]
+    answers: list[PaidAnswer]
 
 
 class AnswerCache:
-    """Entries by key (lower-case hex) in ``folder``, which is made at the first write."""
+    """Entries by key (lower-case hexadecimal) in ``folder``, which the first write creates."""
 
     def __init__(self, folder: str | pathlib.Path):
         self._folder = pathlib.Path(folder)
@@ -37,28 +37,30 @@ class AnswerCache:
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / key[:2] / f"{key}.json"
 
-    def read(self, key: str) -> list[Paid]:
-        """The answers under ``key``, none if there is no file; a file that is none of ours is warned of."""
+    def read(self, key: str) -> list[PaidAnswer]:
+        """Return the answers under ``key``; empty if there is no file. Logs a warning if the file is malformed."""
         path = self._path(key)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry).answers
+            return msgspec.json.decode(path.read_bytes(), type=CacheEntry).answers
         except FileNotFoundError:
             return []
         except msgspec.DecodeError as fault:
             logging.warning("%s: not readable (%s); asking again", path, fault)
             return []
 
-    def write(self, key: str, model: str, task: str, answers: Sequence[Paid]) -> None:
-        """Replaces the entry, for the holder of its lock; readers see the old file or the new one."""
+    def write(self, key: str, model: str, task: str, answers: Sequence[PaidAnswer]) -> None:
+        """Replace an entry atomically. The caller must hold its lock."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = msgspec.json.format(msgspec.json.encode(Entry(model=model, task=task, answers=list(answers))), indent=1)
+        data = msgspec.json.format(
+            msgspec.json.encode(CacheEntry(model=model, task=task, answers=list(answers))), indent=1
+        )
         with new_file(path) as partial:
             partial.write_bytes(data + b"\n")
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Generator[None, None, None]:
-        """Whoever holds ``key`` is alone with it among all threads and processes; a killed holder lets go."""
+        """Lock ``key`` against all other threads and processes. The lock of a killed process is released."""
         path = self._path(key).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(path, wait=True):

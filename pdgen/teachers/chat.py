@@ -1,4 +1,4 @@
-"""Questions to a chat model and what is made of its answers: bodies, schemas, decoding. No network here."""
+"""Requests to a chat model and their answers: bodies, schemas, decoding. This module uses no network."""
 
 import base64
 import dataclasses
@@ -10,15 +10,15 @@ from typing import Any
 
 import msgspec
 
-from pdgen.teachers.answer_cache import Paid
+from pdgen.teachers.answer_cache import PaidAnswer
 from pdgen.teachers.protocols import Declined
 
-CHARACTERS_PER_TOKEN = 4  # of English text, about; only estimates rest on it
+CHARACTERS_PER_TOKEN = 4  # approximately, for English text; used only for estimates
 LONGEST_QUOTE = 2000
 
 
 class AnswerError(Declined):
-    """This one request gets no answer; others may. ``reason`` is one of "refused" and the malformed kinds."""
+    """A request without a usable answer; other requests may succeed. ``reason`` is a short text for counting."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -26,17 +26,17 @@ class AnswerError(Declined):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """One question.
+class ChatRequest:
+    """One request.
 
     Attributes:
-      task: usage is counted by it, and error messages begin with it.
-      version: of the prompt; part of the cache key.
-      system: what the model is to do.
-      content: texts and pictures (PNG bytes) in the order in which the model reads them.
-      answer: the msgspec Struct that the answer must decode to; its schema is sent.
-      assumed: the answer a dry run goes on with; its length is the estimate of what is written.
-      check: raises ValueError where a decoded answer does not suit the question.
+      task: name under which usage is counted; error messages begin with it.
+      version: version of the prompt; part of the cache key.
+      system: the system prompt.
+      content: texts and pictures (PNG bytes), in the order in which the model reads them.
+      answer: the msgspec Struct of the answer, whose schema is sent.
+      assumed: the answer in a dry run; its length is the estimate of output tokens.
+      check: raises ValueError if a decoded answer does not fit the request.
     """
 
     task: str
@@ -47,23 +47,23 @@ class Request:
     assumed: Any
     check: Callable[[Any], None] = lambda _: None
 
-    def body(self, model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON body of the question. Equal questions give equal bodies."""
-        schema, strict = answer_schema(self.answer)
+    def make_body(self, model: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the JSON body. Equal requests give equal bodies."""
+        schema, strict = make_schema(self.answer)
         form = {"name": self.answer.__name__, "strict": strict, "schema": schema}
         return {
             "model": model,
             "messages": [
                 {"role": "system", "content": self.system},
-                {"role": "user", "content": [_part(part) for part in self.content]},
+                {"role": "user", "content": [_encode_part(part) for part in self.content]},
             ],
             "response_format": {"type": "json_schema", "json_schema": form},
             **parameters,
         }
 
-    def estimated_tokens(self) -> tuple[int, int]:
-        """(input, output): text by its length, pictures by GPT-4o's rule of 85 and 170 per 512-pixel tile."""
-        texts = [self.system, json.dumps(answer_schema(self.answer)[0])]
+    def estimate_tokens(self) -> tuple[int, int]:
+        """Estimate (input, output) tokens: texts by length, pictures as GPT-4o counts, 85 plus 170 per 512 px tile."""
+        texts = [self.system, json.dumps(make_schema(self.answer)[0])]
         texts += [part for part in self.content if isinstance(part, str)]
         tokens = sum(map(len, texts)) / CHARACTERS_PER_TOKEN
         for png in (part for part in self.content if isinstance(part, bytes)):
@@ -72,20 +72,23 @@ class Request:
         return math.ceil(tokens), math.ceil(len(msgspec.json.encode(self.assumed)) / CHARACTERS_PER_TOKEN)
 
 
-def _part(part: str | bytes) -> dict[str, Any]:
+def _encode_part(part: str | bytes) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(part).decode()}}
 
 
-def answer_schema(answer: type) -> tuple[dict[str, Any], bool]:
-    """(JSON schema of a Struct, whether servers can enforce it strictly: no object of free keys).
+def make_schema(answer: type) -> tuple[dict[str, Any], bool]:
+    """Make the JSON schema of a Struct.
 
-    The root is an object (servers refuse a reference there), all properties are required, and docstrings stay out:
-    rewording one must not change what is asked.
+    The root is an object, because servers reject a reference there. All properties are required. Docstrings are left
+    out, so that rewording one does not change the request.
+
+    Returns:
+      The schema, and whether servers can enforce it strictly, that is whether no object has arbitrary keys.
     """
     schema = msgspec.json.schema(answer)
-    definitions = {name: _bare(value) for name, value in schema["$defs"].items()}
+    definitions = {name: _strip_definition(value) for name, value in schema["$defs"].items()}
     root = definitions.pop(schema["$ref"].rsplit("/", 1)[1])
     strict = all(
         not isinstance(p.get("additionalProperties"), dict)
@@ -95,7 +98,7 @@ def answer_schema(answer: type) -> tuple[dict[str, Any], bool]:
     return {**root, **({"$defs": definitions} if definitions else {})}, strict
 
 
-def _bare(definition: dict[str, Any]) -> dict[str, Any]:
+def _strip_definition(definition: dict[str, Any]) -> dict[str, Any]:
     properties = {
         name: {k: v for k, v in value.items() if k != "default"} for name, value in definition["properties"].items()
     }
@@ -118,7 +121,7 @@ class _Usage(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    """The part of a server's reply that is read."""
+    """The used part of a server's reply."""
 
     choices: list[_Choice]
     usage: _Usage | None = None
@@ -129,15 +132,14 @@ class Completion(msgspec.Struct):
 
 
 def decode_reply(data: bytes) -> Completion:
-    """A server's reply. Raises ValueError where it is none."""
+    """Decode a server's reply. Raises ValueError if it is malformed."""
     return msgspec.json.decode(data, type=Completion)
 
 
-def read_answer(request: Request, paid: Paid) -> Any:
-    """The decoded answer. Raises AnswerError with the reason why it is of no use.
+def read_answer(request: ChatRequest, paid: PaidAnswer) -> Any:
+    """Decode an answer. Raises AnswerError with the reason if it cannot be used.
 
-    What stands before the first and after the last brace is passed over: servers without structured answers like
-    to wrap them.
+    Text before the first and after the last brace is ignored, because servers without structured answers often add it.
     """
     if paid.refusal or paid.finish_reason == "content_filter":
         raise AnswerError("refused", f"{request.task}: refused: {paid.refusal or 'content filter'}")
@@ -156,10 +158,10 @@ def read_answer(request: Request, paid: Paid) -> Any:
     return answer
 
 
-def ask_again(body: dict[str, Any], last: Paid, fault: AnswerError) -> dict[str, Any]:
-    """The body of the attempt after the answer ``last``, with that answer and what is wrong with it.
+def make_retry_body(body: dict[str, Any], last: PaidAnswer, fault: AnswerError) -> dict[str, Any]:
+    """Make the body of the attempt after the answer ``last``: the request, that answer, and its fault.
 
-    At temperature 0 the bare question would get the same answer again.
+    At temperature 0 the request alone would get the same answer again.
     """
     complaint = f"That answer cannot be used ({fault}). Answer again, with JSON of the schema alone."
     turns = [{"role": "assistant", "content": last.content[:LONGEST_QUOTE]}, {"role": "user", "content": complaint}]

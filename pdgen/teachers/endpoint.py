@@ -1,11 +1,11 @@
-"""A client for any OpenAI-compatible chat endpoint: pictures in, validated structured answers out, none paid twice.
+"""A client for OpenAI-compatible chat endpoints with structured answers and a cache.
 
-``Endpoint.ask`` turns a ``Request`` into the answer type that it names. Every answer that was paid for lies in the
-cache folder, one file per request, whether it is of use or not. What a request comes to is a function of that file
-alone, so a build that is killed and started again comes to the same and pays for nothing a second time.
+``Endpoint.ask`` sends a ``ChatRequest`` and returns the validated answer. The cache folder has one file per request
+with all its answers, usable or not. The result depends on that file only. So a build that is killed and restarted gets
+the same results and pays for no answer twice.
 
-With ``dry_run=True`` nothing is sent: what the cache lacks is counted and priced, and answered by the request's own
-assumption.
+With ``dry_run=True`` nothing is sent. Requests that are not in the cache are counted and priced, and the request's
+assumed answer is returned.
 """
 
 import collections
@@ -21,28 +21,28 @@ from typing import Any
 import msgspec
 
 from pdgen.files import sha256
-from pdgen.teachers.answer_cache import AnswerCache, Paid
-from pdgen.teachers.chat import AnswerError, Request, ask_again, decode_reply, read_answer
+from pdgen.teachers.answer_cache import AnswerCache, PaidAnswer
+from pdgen.teachers.chat import AnswerError, ChatRequest, decode_reply, make_retry_body, read_answer
 from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.transport import Patience, post
+from pdgen.teachers.transport import RetryPolicy, post
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where to ask, what it costs and how long to wait.
+class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Address, prices and limits of an endpoint.
 
     Attributes:
-      url: base of the interface, such as "https://api.openai.com/v1"; "/chat/completions" is added.
-      model: name sent with every request.
+      url: base URL, such as "https://api.openai.com/v1"; "/chat/completions" is appended.
+      model: model name, sent with every request.
       cache: folder of the answers.
-      key_variable: environment variable that holds the key; "" for a server that asks for none.
-      parameters: sent as they are; some models want other names, such as ``max_completion_tokens``.
-      concurrency: requests under way at the same time, in this process.
-      answers: how often a request is asked until it is answered well, malformed answers included.
-      input_price, output_price: of a million tokens, in any currency.
+      key_variable: environment variable with the key; "" for a server without keys.
+      parameters: further parameters, sent unchanged; some models use other names, such as ``max_completion_tokens``.
+      concurrency: maximum number of simultaneous requests of this process.
+      answers: maximum number of answers to a request, until one is usable.
+      input_price, output_price: price of a million tokens, in any currency.
       patience: timeouts and retries.
 
     Raises:
-      TeacherError: naming the value that cannot be.
+      TeacherError: a value is invalid; the message names it.
     """
 
     url: str
@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answers: int = 3
     input_price: float = 0.0
     output_price: float = 0.0
-    patience: Patience = Patience()
+    patience: RetryPolicy = RetryPolicy()
 
     def __post_init__(self) -> None:
         try:
@@ -74,7 +74,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Usage(msgspec.Struct):
-    """What one task took: answers paid for now (or, in a dry run, to be paid), answers found, tokens paid for."""
+    """The usage of one task.
+
+    Attributes:
+      calls: answers that were paid for; in a dry run, answers that would be.
+      cached: answers found in the cache.
+      input_tokens, output_tokens: tokens of ``calls``.
+    """
 
     calls: int = 0
     cached: int = 0
@@ -82,16 +88,16 @@ class Usage(msgspec.Struct):
     output_tokens: int = 0
 
 
-class Ledger:
-    """Counts of an endpoint, safe among threads.
+class UsageLedger:
+    """The usage of an endpoint. Thread-safe.
 
     Attributes:
-      tasks: usage by ``Request.task``.
-      retried: failed attempts that bore no answer, by reason.
-      rejected: answers paid for and of no use, by reason.
+      tasks: usage by ``ChatRequest.task``.
+      retried: failed attempts without an answer, by reason.
+      rejected: paid answers that could not be used, by reason.
     """
 
-    def __init__(self, settings: Settings, dry_run: bool):
+    def __init__(self, settings: EndpointSettings, dry_run: bool):
         self.tasks: dict[str, Usage] = {}
         self.retried: collections.Counter[str] = collections.Counter()
         self.rejected: collections.Counter[str] = collections.Counter()
@@ -99,35 +105,35 @@ class Ledger:
         self._dry_run = dry_run
         self._lock = threading.Lock()
 
-    def retry(self, reason: str) -> None:
-        """Counts an attempt that failed."""
+    def count_retry(self, reason: str) -> None:
+        """Count a failed attempt."""
         with self._lock:
             self.retried[reason] += 1
 
-    def reject(self, reason: str) -> None:
-        """Counts an answer of no use."""
+    def count_rejection(self, reason: str) -> None:
+        """Count an answer that cannot be used."""
         with self._lock:
             self.rejected[reason] += 1
 
     def add(self, task: str, **counts: int) -> None:
-        """Adds to the fields of the task's ``Usage``."""
+        """Add to the fields of the task's ``Usage``."""
         with self._lock:
             usage = self.tasks.setdefault(task, Usage())
             for name, count in counts.items():
                 setattr(usage, name, getattr(usage, name) + count)
 
     def total(self) -> Usage:
-        """The sum over all tasks."""
+        """Return the sum over all tasks."""
         with self._lock:
             return Usage(*(sum(getattr(u, name) for u in self.tasks.values()) for name in Usage.__struct_fields__))
 
     def price(self, usage: Usage) -> float:
-        """What the tokens cost, in the currency of the settings."""
+        """Compute the price of the tokens, in the currency of the settings."""
         s = self._settings
         return (usage.input_tokens * s.input_price + usage.output_tokens * s.output_price) / 1e6
 
     def report(self) -> str:
-        """A few lines for the reader: each task and their sum, and what was retried and rejected."""
+        """Format a table of all tasks and their sum, and the counts of retries and rejections."""
         header = f"{'task':<20} {'to send' if self._dry_run else 'sent':>9} {'cached':>9} {'tokens in':>12} "
         lines = [header + f"{'tokens out':>12} {'price':>10}{' (estimates)' if self._dry_run else ''}"]
         for task, u in [*sorted(self.tasks.items()), ("all", self.total())]:
@@ -142,39 +148,40 @@ class Ledger:
 
 
 class Endpoint:
-    """A chat endpoint with its cache and its ledger. All methods may be called from several threads.
+    """A chat endpoint with its cache and its usage. Thread-safe.
 
     Raises:
-      TeacherError: the key's environment variable is missing or holds no key (not in a dry run).
+      TeacherError: the key's environment variable is missing or malformed; not raised in a dry run.
     """
 
-    def __init__(self, settings: Settings, dry_run: bool = False):
+    def __init__(self, settings: EndpointSettings, dry_run: bool = False):
         self.settings = settings
         self.dry_run = dry_run
-        self.ledger = Ledger(settings, dry_run)
+        self.ledger = UsageLedger(settings, dry_run)
         self._cache = AnswerCache(settings.cache)
         self._slots = threading.Semaphore(settings.concurrency)
         self._assumed: set[str] = set()
         self._lock = threading.Lock()
         if not dry_run:
-            _key(settings)
+            _read_key(settings)
 
-    def ask(self, request: Request) -> Any:
-        """The answer, an instance of ``request.answer``, from the cache or the server.
+    def ask(self, request: ChatRequest) -> Any:
+        """Return the answer, an instance of ``request.answer``, from the cache or the server.
 
         Raises:
           AnswerError: the model refuses, or ``settings.answers`` answers were malformed.
-          TeacherError: the server cannot be used (its status, no answer in all attempts).
+          TeacherError: the server returns an error or does not answer.
         """
         return self._ask(request, threading.Event())
 
-    def map(self, requests: Iterable[Request]) -> Iterator[Any]:
-        """The answers in the order of the requests, which are taken a few ahead; an AnswerError stands for itself.
+    def map(self, requests: Iterable[ChatRequest]) -> Iterator[Any]:
+        """Yield the answers in the order of the requests; a request without an answer yields its AnswerError.
 
-        Interrupted, or closed early, it drops what waits, and what is under way finishes into the cache.
+        Requests are read a few ahead. If the iteration is interrupted or closed early, waiting requests are dropped,
+        and running requests finish and are cached.
 
         Raises:
-          TeacherError: as ``ask``.
+          TeacherError: see ``ask``.
         """
         cancelled = threading.Event()
         pool = concurrent.futures.ThreadPoolExecutor(self.settings.concurrency)
@@ -187,17 +194,17 @@ class Endpoint:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            cancelled.set()  # what waits ends before it is sent
+            cancelled.set()  # waiting requests end before they are sent
             pool.shutdown()
 
-    def _outcome(self, request: Request, cancelled: threading.Event) -> Any:
+    def _outcome(self, request: ChatRequest, cancelled: threading.Event) -> Any:
         try:
             return self._ask(request, cancelled)
         except AnswerError as fault:
             return fault
 
-    def _ask(self, request: Request, cancelled: threading.Event) -> Any:
-        body = request.body(self.settings.model, self.settings.parameters)
+    def _ask(self, request: ChatRequest, cancelled: threading.Event) -> Any:
+        body = request.make_body(self.settings.model, self.settings.parameters)
         content = json.dumps([request.version, body], sort_keys=True).encode()
         key = sha256(content)
         if self.dry_run:
@@ -206,13 +213,13 @@ class Endpoint:
             paid = self._cache.read(key)
             self.ledger.add(request.task, cached=bool(paid))
             while (answer := self._settle(request, paid)) is None or isinstance(answer, AnswerError):
-                attempt = ask_again(body, paid[-1], answer) if paid else body
+                attempt = make_retry_body(body, paid[-1], answer) if paid else body
                 paid = [*paid, self._pay(request, attempt, cancelled)]
                 self._cache.write(key, self.settings.model, request.task, paid)
             return answer
 
-    def _settle(self, request: Request, paid: Sequence[Paid]) -> Any:
-        # What the answers so far come to: the last one, or its fault where it pays to ask again; None if none.
+    def _settle(self, request: ChatRequest, paid: Sequence[PaidAnswer]) -> Any:
+        # Returns the last answer, or its fault if another attempt is allowed, or None if there is no answer yet.
         if not paid:
             return None
         try:
@@ -222,17 +229,17 @@ class Endpoint:
                 raise
             return fault
 
-    def _pay(self, request: Request, body: dict[str, Any], cancelled: threading.Event) -> Paid:
+    def _pay(self, request: ChatRequest, body: dict[str, Any], cancelled: threading.Event) -> PaidAnswer:
         url = self.settings.url.rstrip("/") + "/chat/completions"
         if cancelled.is_set():
             raise TeacherError(f"{url}: cancelled")
         data = json.dumps(body).encode()
-        key = _key(self.settings)
+        key = _read_key(self.settings)
         with self._slots:
-            reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.retry)
+            reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.count_retry)
         choice = reply.choices[0]
-        guess = request.estimated_tokens()  # for servers that do not count
-        paid = Paid(
+        guess = request.estimate_tokens()  # for servers that return no usage
+        paid = PaidAnswer(
             content=choice.message.content or "",
             refusal=choice.message.refusal,
             finish_reason=choice.finish_reason,
@@ -244,10 +251,10 @@ class Endpoint:
         try:
             read_answer(request, paid)
         except AnswerError as fault:
-            self.ledger.reject(fault.reason)
+            self.ledger.count_rejection(fault.reason)
         return paid
 
-    def _assume(self, request: Request, key: str) -> Any:
+    def _assume(self, request: ChatRequest, key: str) -> Any:
         paid = self._cache.read(key)
         answer = self._settle(request, paid)
         if answer is not None and not isinstance(answer, AnswerError):
@@ -257,19 +264,19 @@ class Endpoint:
             first = key not in self._assumed
             self._assumed.add(key)
         if first:
-            tokens = request.estimated_tokens()
+            tokens = request.estimate_tokens()
             self.ledger.add(request.task, calls=1, input_tokens=tokens[0], output_tokens=tokens[1])
-        else:  # by then it would be in the cache
+        else:  # a real run would find it in the cache
             self.ledger.add(request.task, cached=1)
         return request.assumed
 
 
-def _key(settings: Settings) -> str:
-    # Read where it is used and held by no object, so that no repr and no dump can show it.
+def _read_key(settings: EndpointSettings) -> str:
+    # Read at every use and stored in no object, so that no repr and no dump can show it.
     if not settings.key_variable:
         return ""
     key = os.environ.get(settings.key_variable, "").strip()
-    if not re.fullmatch(r"[!#-\[\]-~]+", key):  # visible ASCII that JSON writes as it is
+    if not re.fullmatch(r"[!#-\[\]-~]+", key):  # visible ASCII that JSON does not escape
         raise TeacherError(
             f"environment variable {settings.key_variable} holds no key; export it, or set key_variable to '' "
             "for a server that asks for none"

@@ -1,9 +1,9 @@
 """FLUX.1-Kontext [dev] as the painter of real pictures, by diffusers (the extra ``teachers``).
 
-Licences: this module brings no weights. Those of FLUX.1-Kontext [dev] come from their owner under the FLUX.1 [dev]
-Non-Commercial License v1.1.1: the model may be run for non-commercial purposes alone, training other models for
-commercial use is none, its pictures may not train a model that competes with FLUX.1 [dev] or FLUX.1 Kontext [dev],
-and pictures that are given to others must be filtered or reviewed. Read it before you build data with them:
+Licence: pdgen does not include the weights. FLUX.1-Kontext [dev] is licensed under the FLUX.1 [dev] Non-Commercial
+License v1.1.1. The model may only be run for non-commercial purposes, which exclude training models for commercial use.
+Its pictures may not be used to train a model that competes with FLUX.1 [dev] or FLUX.1 Kontext [dev]. Pictures that are
+distributed must be filtered or reviewed. Read the licence before you build data with the model:
 https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev
 """
 
@@ -22,15 +22,15 @@ from pdgen.teachers.protocols import Stroke, TeacherError
 CHECKPOINT = "black-forest-labs/FLUX.1-Kontext-dev"
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How Kontext is run.
+class KontextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The settings of FLUX.1-Kontext.
 
     Attributes:
       checkpoint: folder of a diffusers checkpoint, or its name on the Hugging Face hub.
-      device, dtype: as PyTorch names them. In bfloat16 the weights take 34 GB.
-      size: of a picture's side in pixels; the model is trained at about 1024 x 1024.
-      steps: evaluations of the model for a picture.
-      guidance_scale: of the distilled guidance; 2.5 is what the model's card uses for editing.
+      device, dtype: PyTorch's names. In bfloat16 the weights take 34 GB.
+      size: side of a picture in pixels; the model was trained at about 1024 x 1024.
+      steps: model evaluations per picture.
+      guidance_scale: scale of the distilled guidance; the model card uses 2.5 for editing.
     """
 
     checkpoint: str = CHECKPOINT
@@ -42,52 +42,51 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KontextPainter:
-    """``teachers.Painter`` by FLUX.1-Kontext: each step edits the picture before by the step's instruction.
+    """A ``Painter`` with FLUX.1-Kontext: each step edits the previous picture according to the step's instruction.
 
-    The first step has no picture before it and is drawn from the instruction alone, as the pipeline does for text
-    to image. What an instruction does not concern stays alike, not bit for bit.
+    The first step is text to image. Parts that an instruction does not concern stay similar but not identical.
 
     Args:
-      settings: see ``Settings``.
-      pipeline: a ``FluxKontextPipeline`` or what behaves like one; None loads the checkpoint at the first picture.
+      settings: see ``KontextSettings``.
+      pipeline: a ``FluxKontextPipeline`` or an object with its interface; None: the checkpoint, loaded at first use.
     """
 
-    def __init__(self, settings: Settings, pipeline: Any = None):
+    def __init__(self, settings: KontextSettings, pipeline: Any = None):
         self.name = settings.checkpoint
         self.settings = settings
         self._pipeline = pipeline
         self._lock = threading.Lock()  # a pipeline's scheduler holds the state of one run
 
     def paint(self, stroke: Stroke) -> Picture:
-        """The picture after the step, [size, size, 3].
+        """Paint the picture after a step, [size, size, 3].
 
         Raises:
-          TeacherError: the instruction is empty, the picture before has another size, or the pipeline is missing.
+          TeacherError: the instruction is empty, the previous picture has another size, or the pipeline is missing.
         """
         return self.paint_batch([stroke])[0]
 
     def paint_batch(self, strokes: Sequence[Stroke]) -> list[Picture]:
-        """The pictures after several steps, drawn together; all strokes are first ones, or none is.
+        """Paint the pictures after several steps in one batch. Either all or none of the strokes are first steps.
 
-        A stroke's noise comes from its own seed, so a picture depends on its batch by rounding alone. Errors as
+        Noise depends on the stroke's own seed, so the batch affects a picture only by rounding. Raises TeacherError as
         ``paint``.
         """
         self._check(strokes)
-        images = None if strokes[0].previous is None else [Image.fromarray(s.previous) for s in strokes]
+        previous = [Image.fromarray(s.previous) for s in strokes if s.previous is not None]
         with self._lock:
             pipeline = self._load()
             torch = importlib.import_module("torch")
             size = self.settings.size
             result = pipeline(
-                image=images,
+                image=previous or None,
                 prompt=[s.instruction for s in strokes],
                 height=size,
                 width=size,
                 num_inference_steps=self.settings.steps,
                 guidance_scale=self.settings.guidance_scale,
-                # Noise is drawn on the CPU: equal on every device.
+                # Noise from the CPU is equal on every device.
                 generator=[torch.Generator("cpu").manual_seed(s.seed) for s in strokes],
-                # Else the pipeline draws about 1024 x 1024 pixels, and shows a part of the picture before.
+                # Otherwise the pipeline would paint about 1024 x 1024 pixels and crop the previous picture.
                 max_area=size * size,
                 _auto_resize=False,
             )
@@ -117,11 +116,11 @@ class KontextPainter:
         return self._pipeline
 
 
-def load_pipeline(settings: Settings) -> Any:
-    """The checkpoint's ``FluxKontextPipeline`` on its device, without progress bars.
+def load_pipeline(settings: KontextSettings) -> Any:
+    """Load the checkpoint's ``FluxKontextPipeline`` on its device, without progress bars.
 
     Raises:
-      TeacherError: diffusers is missing, the checkpoint cannot be read, or the device is not there.
+      TeacherError: diffusers is missing, the checkpoint cannot be read, or the device does not exist.
     """
     try:
         torch, diffusers = (importlib.import_module(name) for name in ("torch", "diffusers"))

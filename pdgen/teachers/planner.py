@@ -1,4 +1,4 @@
-"""Planners: a prompt as the steps that draw it, exact for shapes world or asked of a chat endpoint."""
+"""Planners, which divide a prompt into drawing steps: one exact for shapes world, one on a chat endpoint."""
 
 import zlib
 
@@ -7,10 +7,9 @@ import numpy as np
 
 from pdgen.sequence.trajectory import format_plan
 from pdgen.shapes import language
-from pdgen.shapes.graph import SceneError
-from pdgen.shapes.grow import grow
+from pdgen.shapes.graph import SceneError, grow
 from pdgen.shapes.parse import parse
-from pdgen.teachers.chat import Request
+from pdgen.teachers.chat import ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import Declined
 
@@ -54,16 +53,16 @@ class PlanAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _words(self) -> list[tuple[str, str]]:
         return [(" ".join(s.instruction.split()), " ".join(s.description.split())) for s in self.steps]
 
-    def plans(self) -> list[str]:
-        """The steps as plans, one line each."""
+    def to_plans(self) -> list[str]:
+        """Convert the steps to plans, one line each."""
         return [format_plan(*words) for words in self._words()]
 
 
 _ASSUMED = PlanAnswer([PlanStep("Draw the first thing that the prompt names.", "The first thing.")] * 3)
 
 
-def plan_steps_request(prompt: str, max_steps: int) -> Request:
-    """The question for a prompt's steps; answered by a PlanAnswer of at most ``max_steps``."""
+def make_plan_steps_request(prompt: str, max_steps: int) -> ChatRequest:
+    """Ask for the steps of a prompt. The answer is a PlanAnswer of at most ``max_steps`` steps."""
 
     def check(answer: PlanAnswer) -> None:
         if len(answer.steps) > max_steps:
@@ -71,15 +70,15 @@ def plan_steps_request(prompt: str, max_steps: int) -> Request:
 
     rules = PLAN_RULES.format(max_steps=max_steps)
     assumed = PlanAnswer(_ASSUMED.steps[:max_steps])
-    return Request("plan steps", PROMPT_VERSION, rules, (f"Prompt:\n{prompt}",), PlanAnswer, assumed, check)
+    return ChatRequest("plan steps", PROMPT_VERSION, rules, (f"Prompt:\n{prompt}",), PlanAnswer, assumed, check)
 
 
 class ExactPlanner:
-    """``teachers.Planner`` of shapes world: it reads the prompt and adds one or two entities a step.
+    """The exact ``Planner`` of shapes world: it parses the prompt and adds one or two entities per step.
 
     Args:
-      seed: decides order and wording, together with the prompt.
-      max_steps: of one prompt, at least 1.
+      seed: determines order and wording, together with the prompt.
+      max_steps: maximum steps of a prompt, at least 1.
     """
 
     name = "exact"
@@ -88,7 +87,7 @@ class ExactPlanner:
         self._seed, self._max_steps = seed, max_steps
 
     def plan(self, prompt: str) -> list[str]:
-        """The plans of ``grow``'s steps. Raises Declined where a word is not understood or nothing is named."""
+        """Write the plans of ``grow``'s steps. Raises Declined if a word is not understood or nothing is named."""
         rng = np.random.default_rng((self._seed, zlib.crc32(prompt.encode())))
         try:
             graph = parse(prompt)
@@ -96,16 +95,17 @@ class ExactPlanner:
                 raise SceneError(f"{prompt!r} names nothing to draw")
             steps = grow(rng, graph, self._max_steps)
             befores = [None, *(step.graph for step in steps)]
-            return [language.plan(rng, before, step) for before, step in zip(befores, steps)]
+            return [language.write_plan(rng, before, step) for before, step in zip(befores, steps)]
         except SceneError as fault:
             raise Declined(f"planner 'exact': {fault}") from None
 
 
 class EndpointPlanner:
-    """``teachers.Planner`` on a chat endpoint.
+    """A ``Planner`` on a chat endpoint.
 
     Args:
-      max_steps: of one prompt, at least 1.
+      endpoint: the endpoint.
+      max_steps: maximum steps of a prompt, at least 1.
     """
 
     def __init__(self, endpoint: Endpoint, max_steps: int = MAX_STEPS):
@@ -113,5 +113,5 @@ class EndpointPlanner:
         self._endpoint, self._max_steps = endpoint, max_steps
 
     def plan(self, prompt: str) -> list[str]:
-        """The model's plans. Raises AnswerError where it gives none of use."""
-        return self._endpoint.ask(plan_steps_request(prompt, self._max_steps)).plans()
+        """Return the model's plans. Raises AnswerError if it gives none that can be used."""
+        return self._endpoint.ask(make_plan_steps_request(prompt, self._max_steps)).to_plans()

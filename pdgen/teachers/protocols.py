@@ -1,8 +1,7 @@
-"""What builds data and guides sampling beside the model: painters, judges, writers, planners, critics and verifiers.
+"""Teachers, which build data and guide sampling: painters, judges, writers, planners, critics and verifiers.
 
-Shapes world has exact ones of each (``exact``, ``planner``, ``verifier``). ``kontext`` paints with FLUX.1-Kontext.
-All others also work through any OpenAI-compatible server (``endpoint``). A function that takes a teacher takes
-these types.
+Shapes world has an exact one of each (``exact``, ``planner``, ``verifier``). ``kontext`` paints with FLUX.1-Kontext.
+All except painters also exist for OpenAI-compatible servers (``endpoint``).
 """
 
 import dataclasses
@@ -17,15 +16,21 @@ from pdgen.shapes.world import Scene
 
 
 class TeacherError(ValueError):
-    """A teacher refuses or cannot answer; the line names the teacher, the input and the reason."""
+    """A teacher that refuses or cannot answer. The message is one line with the teacher, the input and the reason."""
 
 
 class Declined(TeacherError):
-    """There is no answer to this one input; the teacher is well, and others may have one."""
+    """A teacher that has no answer to this input; other inputs may have one."""
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A judge's answer. ``analysis`` is one or two sentences; ``correction`` what to do, None where it accepts."""
+    """A judge's answer.
+
+    Attributes:
+      accept: whether the judge accepts.
+      analysis: one or two sentences.
+      correction: what to do; None exactly if the judge accepts.
+    """
 
     accept: bool
     analysis: str
@@ -38,13 +43,13 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclasses.dataclass(frozen=True)
 class Stroke:
-    """What a painter is asked for: the next picture of a trajectory.
+    """The input of a painter for the next picture of a trajectory.
 
     Attributes:
       instruction: what to add or change, in words.
-      previous: the picture before; None at the first step.
-      scene: the placed scene after the step, where it exists (shapes world).
-      seed: decides all that is left open.
+      previous: the picture before the step; None at the first step.
+      scene: the placed scene after the step (shapes world only).
+      seed: determines everything else.
     """
 
     instruction: str
@@ -55,71 +60,79 @@ class Stroke:
 
 @runtime_checkable
 class Painter(Protocol):
-    """Draws one step after the other."""
+    """A teacher that draws the pictures of steps."""
 
     name: str
 
     def paint(self, stroke: Stroke) -> Picture:
-        """The picture after the step. Raises TeacherError where the stroke lacks what this painter needs."""
+        """Paint the picture after a step. Raises TeacherError if the stroke lacks what this painter needs."""
+        ...
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Accepts or rejects plans and pictures, and says why."""
+    """A teacher that accepts or rejects plans and pictures, with reasons."""
 
     name: str
 
-    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
-        """Whether the last of ``plans`` (texts with ``<ins>`` and ``<des>``, in order) agrees with the prompt.
+    def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+        """Judge whether the last of ``plans`` (texts with ``<ins>`` and ``<des>``, in order) agrees with the prompt.
 
-        What is merely not drawn yet is no conflict.
+        Things that are only not drawn yet are no conflict.
         """
+        ...
 
-    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
-        """Whether the picture shows what ``plan`` promises after the step."""
+    def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+        """Judge whether the picture after the step shows what ``plan`` describes."""
+        ...
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Reads and rewrites text."""
+    """A teacher that parses prompts and rewrites texts."""
 
     name: str
 
     def parse(self, prompt: str) -> SceneGraph:
-        """The graph a prompt asks for. Raises Declined with the reason where it has none."""
+        """Parse a prompt to a graph. Raises Declined with the reason if it has none."""
+        ...
 
     def rewrite(self, text: str, seed: int) -> str:
-        """The same content in other words; tags stay where they are."""
+        """Rewrite a text in other words with the same content and tags."""
+        ...
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """Divides the drawing of a prompt into steps."""
+    """A teacher that divides a prompt into drawing steps."""
 
     name: str
 
     def plan(self, prompt: str) -> list[str]:
-        """The plans (texts with ``<ins>`` and ``<des>``) of one step each, in order; at least one.
+        """Return one plan (text with ``<ins>`` and ``<des>``) for each step, in order; at least one.
 
-        Equal prompts get equal plans. Raises Declined with the reason where a prompt has none.
+        Equal prompts get equal plans. Raises Declined with the reason if a prompt has no plans.
         """
+        ...
 
 
 @runtime_checkable
 class Critic(Protocol):
-    """Says what of a picture is not as its prompt asks, and what to do."""
+    """A teacher that lists what is wrong with a picture, and how to correct it."""
 
     name: str
 
     def critique(self, prompt: str, picture: Picture) -> Verdict:
-        """Accepts, or analyses all faults and gives a correction for each. Raises Declined with the reason."""
+        """Accept, or describe all faults with a correction for each. Raises Declined with the reason."""
+        ...
 
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Compares pictures of the same prompt."""
+    """A teacher that scores pictures of the same prompt."""
 
     name: str
 
     def score(self, prompt: str, picture: Picture) -> float:
-        """The share, 0 to 1, of what the prompt asks for that the picture shows. Raises Declined with the reason."""
+        """Return the share, 0 to 1, of the prompt's requirements that the picture meets. Raises Declined."""
+        ...

@@ -1,6 +1,6 @@
-"""A judge and a writer on a chat endpoint, with the prompts that say what the method asks of them.
+"""A judge and a writer on a chat endpoint, and their system prompts.
 
-``PROMPT_VERSION`` is part of every answer's cache key: raise it with every change that shall be asked anew.
+``PROMPT_VERSION`` is part of the cache key of every answer. Increase it if a change must discard the cached answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import msgspec
 from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import TAG, format_inspection
 from pdgen.shapes.graph import MAX_COUNT, PLACES, Entity, SceneGraph
-from pdgen.teachers.chat import Request
+from pdgen.teachers.chat import ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
@@ -95,17 +95,17 @@ STYLES = ("plain and short", "natural and fluent", "precise, like a painter's no
 
 
 class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A judge's answer as the model writes it: the reasons before the verdict that follows from them."""
+    """A judge's answer as the model writes it, with the reasons before the verdict."""
 
     analysis: str
     accept: bool
     correction: str | None
 
     def __post_init__(self) -> None:
-        self.verdict()
+        self.to_verdict()
 
-    def verdict(self) -> Verdict:
-        """The verdict; an empty correction is none. Raises ValueError where it is none or cannot be written."""
+    def to_verdict(self) -> Verdict:
+        """Convert to a verdict; an empty correction counts as None. Raises ValueError if the answer is inconsistent."""
         correction = " ".join((self.correction or "").split()) or None
         analysis = " ".join(self.analysis.split())
         if not analysis:
@@ -115,7 +115,7 @@ class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ParseAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A parsed prompt, or the reason why it has no graph."""
+    """The graph of a prompt, or the reason why it has none."""
 
     reason: str
     graph: SceneGraph | None
@@ -141,43 +141,43 @@ _ACCEPTED = JudgeAnswer(
     accept=True,
     correction=None,
 )
-# A dry run takes every prompt for three things, so that it goes on to the steps that would draw them.
+# A dry run assumes three things in every prompt, so that it also counts the requests of the steps that draw them.
 _THREE = SceneGraph(
     entities=tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "small"}) for i in range(3))
 )
 _PARSED = ParseAnswer(reason="", graph=_THREE)
 
 
-def plan_request(prompt: str, plans: Sequence[str]) -> Request:
-    """The question whether the last of ``plans`` agrees with the prompt; answered by a JudgeAnswer."""
+def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:
+    """Ask whether the last of ``plans`` agrees with the prompt. The answer is a JudgeAnswer."""
     if not plans:
         raise TeacherError("judge plan: there is no plan to judge")
     earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
     content = f"Prompt:\n{prompt}\n\nEarlier plans:\n{earlier}\n\nLast plan:\n{plans[-1]}"
-    return Request("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
+    return ChatRequest("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
 
 
-def picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> Request:
-    """The question whether the picture shows what the plan promises; answered by a JudgeAnswer."""
+def make_picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> ChatRequest:
+    """Ask whether the picture shows what the plan describes. The answer is a JudgeAnswer."""
     before = () if previous is None else ("The picture before the step:", encode_png(previous))
     content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
-    return Request("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
+    return ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
 
 
-def parse_request(prompt: str) -> Request:
-    """The question for a prompt's graph; answered by a ParseAnswer."""
-    return Request("parse", PROMPT_VERSION, PARSE_RULES, (f"Prompt:\n{prompt}",), ParseAnswer, _PARSED)
+def make_parse_request(prompt: str) -> ChatRequest:
+    """Ask for the graph of a prompt. The answer is a ParseAnswer."""
+    return ChatRequest("parse", PROMPT_VERSION, PARSE_RULES, (f"Prompt:\n{prompt}",), ParseAnswer, _PARSED)
 
 
-def rewrite_request(text: str, seed: int) -> Request:
-    """The question for other words; answered by a RewriteAnswer. Each seed is a question of its own."""
+def make_rewrite_request(text: str, seed: int) -> ChatRequest:
+    """Ask for another wording. The answer is a RewriteAnswer. Different seeds give different requests."""
     style = STYLES[seed % len(STYLES)]
     content = f"Style: {style}. Variant {seed}: word it differently from other variants.\n\nText:\n{text}"
-    check = _keeps_tags(text)
-    return Request("rewrite", PROMPT_VERSION, REWRITE_RULES, (content,), RewriteAnswer, RewriteAnswer(text), check)
+    check = _make_tag_check(text)
+    return ChatRequest("rewrite", PROMPT_VERSION, REWRITE_RULES, (content,), RewriteAnswer, RewriteAnswer(text), check)
 
 
-def _keeps_tags(text: str) -> Callable[[RewriteAnswer], None]:
+def _make_tag_check(text: str) -> Callable[[RewriteAnswer], None]:
     def check(answer: RewriteAnswer) -> None:
         if not answer.text.strip():
             raise ValueError("the text is empty")
@@ -188,35 +188,35 @@ def _keeps_tags(text: str) -> Callable[[RewriteAnswer], None]:
 
 
 class EndpointJudge:
-    """``teachers.Judge`` on a chat endpoint. Both methods raise AnswerError where the model gives no verdict."""
+    """A ``Judge`` on a chat endpoint. Both methods raise AnswerError if the model gives no usable verdict."""
 
     def __init__(self, endpoint: Endpoint):
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
-    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
-        """Whether the last of ``plans`` agrees with the prompt."""
-        return self._endpoint.ask(plan_request(prompt, plans)).verdict()
+    def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+        """Judge whether the last of ``plans`` agrees with the prompt."""
+        return self._endpoint.ask(make_plan_request(prompt, plans)).to_verdict()
 
-    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
-        """Whether the picture shows what ``plan`` promises, and keeps what it does not concern."""
-        return self._endpoint.ask(picture_request(plan, picture, previous)).verdict()
+    def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+        """Judge whether the picture shows what ``plan`` describes and leaves everything else unchanged."""
+        return self._endpoint.ask(make_picture_request(plan, picture, previous)).to_verdict()
 
 
 class EndpointWriter:
-    """``teachers.Writer`` on a chat endpoint."""
+    """A ``Writer`` on a chat endpoint."""
 
     def __init__(self, endpoint: Endpoint):
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
     def parse(self, prompt: str) -> SceneGraph:
-        """The graph of any prompt. Raises Declined with the reason where it has none."""
-        answer = self._endpoint.ask(parse_request(prompt))
+        """Parse any prompt to a graph. Raises Declined with the reason if it has none."""
+        answer = self._endpoint.ask(make_parse_request(prompt))
         if answer.graph is None:
             raise Declined(f"{self.name}: {prompt[:60]!r} has no scene graph: {answer.reason}")
         return answer.graph
 
     def rewrite(self, text: str, seed: int) -> str:
-        """The text in other words, one line; tags stay."""
-        return " ".join(self._endpoint.ask(rewrite_request(text, seed)).text.split())
+        """Rewrite a text in other words, on one line, with the same tags."""
+        return " ".join(self._endpoint.ask(make_rewrite_request(text, seed)).text.split())

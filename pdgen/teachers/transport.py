@@ -1,7 +1,7 @@
-"""One JSON request over HTTP until it is answered: deadlines, retries with backoff, and no key in any message.
+"""JSON requests over HTTP with deadlines and retries. No error message contains the key.
 
-On the standard library alone (proxies of the environment are obeyed), so that a build machine needs no extra
-package. Redirects are not followed: the key goes to the host that the settings name and to no other.
+The module uses only the standard library, so that a build machine needs no extra package. It respects the proxies of
+the environment. Redirects are not followed, so that the key is sent only to the host in the settings.
 """
 
 import email.utils
@@ -27,17 +27,17 @@ TRANSIENT = (408, 409, 425, 429)
 T = TypeVar("T")
 
 
-class Patience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long to wait for an answer, in seconds.
+class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Timeouts and retries of a request. All times are in seconds.
 
     Attributes:
-      timeout: one attempt, from connecting to the last byte.
-      attempts: of one request, all told.
-      backoff: wait after the first failed attempt; it doubles with each further one, and half of it is random.
-      longest_wait: bound of the wait; a server that asks for more by ``Retry-After`` ends the request.
+      timeout: limit of one attempt, from connecting to the last byte.
+      attempts: maximum number of attempts.
+      backoff: wait after the first failed attempt. It doubles with each further attempt, and half of it is random.
+      longest_wait: maximum wait. The request fails if the server's ``Retry-After`` is longer.
 
     Raises:
-      TeacherError: no attempt, no time or a negative wait.
+      TeacherError: a value is out of range.
     """
 
     timeout: float = 120.0
@@ -50,8 +50,8 @@ class Patience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise TeacherError(f"{self}: at least one attempt, a timeout above 0 and no negative wait are needed")
 
 
-class _Transient(Exception):
-    # A failure that may pass: the reason as it is counted, and how long the server asks to wait.
+class _TransientError(Exception):
+    # A failure that may not repeat: the reason for counting, and the wait that the server asks for.
     def __init__(self, reason: str, message: str = "", wait: float = 0.0):
         super().__init__(f"{reason}: {message}" if message else reason)
         self.reason = reason
@@ -68,32 +68,34 @@ def post(
     body: bytes,
     key: str,
     decode: Callable[[bytes], T],
-    patience: Patience,
+    patience: RetryPolicy,
     cancelled: threading.Event,
     count: Callable[[str], None],
 ) -> T:
-    """What the server answers to ``body`` (JSON), after as many attempts as ``patience`` grants.
+    """Post ``body`` (JSON) and return the decoded answer.
 
-    Timeouts, cut connections, answers that ``decode`` refuses and the statuses 408, 409, 425, 429 and 5xx are
-    tried again after max(backoff, ``Retry-After``). The key is blotted out of whatever comes back.
+    The request is repeated after timeouts, cut connections, answers that ``decode`` rejects and the statuses 408, 409,
+    425, 429 and 5xx, after max(backoff, ``Retry-After``). The key is removed from everything that comes back.
 
     Args:
-      key: bearer token; "" for a server without one.
-      decode: reads the answer; a ValueError says that it is none.
-      cancelled: set from elsewhere, it ends the waiting between attempts.
-      count: told the reason of every failed attempt ("timeout", "HTTP 429", "cut connection", ...).
+      url, body: the request.
+      key: bearer token; "" for a server without keys.
+      decode: decodes the answer; raises ValueError if it is malformed.
+      patience: timeouts and retries.
+      cancelled: when set, the wait between attempts ends.
+      count: called with the reason of each failed attempt ("timeout", "HTTP 429", "cut connection", ...).
 
     Raises:
-      TeacherError: another status, a wait that is too long, no attempt left, or cancelled.
+      TeacherError: the status is another one, the wait is too long, all attempts failed, or the request was cancelled.
     """
     for attempt in itertools.count(1):
         try:
-            data = _attempt(url, body, key, patience.timeout)
+            data = _send_once(url, body, key, patience.timeout)
             try:
                 return decode(data)
             except ValueError:
-                raise _Transient("garbage", _line(data)[:60]) from None
-        except _Transient as fault:
+                raise _TransientError("garbage", _to_line(data)[:60]) from None
+        except _TransientError as fault:
             count(fault.reason)
             if attempt == patience.attempts:
                 raise TeacherError(f"{url}: no answer in {attempt} attempts; the last: {fault}") from None
@@ -107,7 +109,7 @@ def post(
     raise AssertionError("the last attempt has returned or raised")
 
 
-def _attempt(url: str, body: bytes, key: str, timeout: float) -> bytes:
+def _send_once(url: str, body: bytes, key: str, timeout: float) -> bytes:
     headers = {"Content-Type": "application/json", "User-Agent": "pdgen"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -115,28 +117,28 @@ def _attempt(url: str, body: bytes, key: str, timeout: float) -> bytes:
     deadline = time.monotonic() + timeout
     try:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as response:
-            return _blot(_read(response, deadline), key)
+            return _redact(_read(response, deadline), key)
     except urllib.error.HTTPError as fault:
         with fault:
-            raise _refusal(url, fault, key) from None
+            raise _make_error(url, fault, key) from None
     except (OSError, http.client.HTTPException) as fault:
-        raise _Transient(_reason(fault)) from None
+        raise _TransientError(_name_reason(fault)) from None
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    # The socket's timeout bounds a single read; a server that drips bytes is bounded by the deadline.
+    # The socket's timeout limits a single read; the deadline limits a server that sends slowly.
     chunks = []
     while chunk := response.read1(CHUNK):
         chunks.append(chunk)
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:  # read1 takes an early end of the stream for its regular one
+    if response.length:  # read1 does not report a stream that ends early
         raise http.client.IncompleteRead(b"".join(chunks), response.length)
     return b"".join(chunks)
 
 
-def _reason(fault: Exception) -> str:
-    cause = getattr(fault, "reason", fault)  # URLError wraps what happened while connecting
+def _name_reason(fault: Exception) -> str:
+    cause = getattr(fault, "reason", fault)  # URLError wraps errors while connecting
     if isinstance(cause, TimeoutError):
         return "timeout"
     if isinstance(cause, http.client.HTTPException | ConnectionResetError | BrokenPipeError):
@@ -144,20 +146,20 @@ def _reason(fault: Exception) -> str:
     return f"no connection ({cause})"
 
 
-def _refusal(url: str, fault: urllib.error.HTTPError, key: str) -> Exception:
+def _make_error(url: str, fault: urllib.error.HTTPError, key: str) -> Exception:
     try:
-        message = _server_message(_blot(fault.read(CHUNK), key))
+        message = _read_server_message(_redact(fault.read(CHUNK), key))
     except (OSError, http.client.HTTPException):
         message = "(message cut)"
     if fault.code in TRANSIENT or fault.code >= 500:
-        return _Transient(f"HTTP {fault.code}", message, _retry_after(fault.headers.get("Retry-After", "")))
+        return _TransientError(f"HTTP {fault.code}", message, _parse_retry_after(fault.headers.get("Retry-After", "")))
     if 300 <= fault.code < 400:
-        target = _blot(fault.headers.get("Location", "nowhere").encode(), key)
-        message = f"redirected to {_line(target)}; name that in url"
+        target = _redact(fault.headers.get("Location", "nowhere").encode(), key)
+        message = f"redirected to {_to_line(target)}; name that in url"
     return TeacherError(f"{url}: HTTP {fault.code}: {message}")
 
 
-def _retry_after(value: str) -> float:
+def _parse_retry_after(value: str) -> float:
     # RFC 9110: seconds, or a date.
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
@@ -167,23 +169,23 @@ def _retry_after(value: str) -> float:
         return 0.0
 
 
-def _server_message(data: bytes) -> str:
-    # {"error": {"message": ...}}, {"error": ...}, or whatever the server sent.
+def _read_server_message(data: bytes) -> str:
+    # The message of {"error": {"message": ...}} or {"error": ...}, otherwise the whole body.
     try:
         error = json.loads(data)["error"]
         data = str(error["message"] if isinstance(error, dict) else error).encode()
     except (ValueError, KeyError, TypeError):
         pass
-    return _line(data)[:LONGEST_MESSAGE] or "(no message)"
+    return _to_line(data)[:LONGEST_MESSAGE] or "(no message)"
 
 
-def _line(data: bytes) -> str:
+def _to_line(data: bytes) -> str:
     return " ".join(data.decode("utf-8", "replace").split())
 
 
-def _blot(data: bytes, key: str) -> bytes:
+def _redact(data: bytes, key: str) -> bytes:
     if not key:
         return data
-    # JSON may write a slash with a backslash before it, and JSON inside JSON with more of them.
+    # JSON may escape a slash with a backslash, and nested JSON with several.
     parts = (re.escape(part) for part in key.encode().split(b"/"))
     return re.sub(rb"\\*/".join(parts), b"[key]", data)

@@ -1,6 +1,7 @@
-"""Pictures against their prompts: critics say what is wrong, verifiers how much is right.
+"""Critics, which list what is wrong with a picture, and verifiers, which score how much of its prompt is right.
 
-Exact ones for shapes world, which read the prompt and detect the shapes; and any vision model behind a chat endpoint.
+Those of shapes world are exact: they parse the prompt and detect the shapes. The others use any vision model behind a
+chat endpoint.
 """
 
 import itertools
@@ -12,15 +13,15 @@ import numpy as np
 
 from pdgen.sequence.images import Picture, encode_png
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.detector import background
+from pdgen.shapes.detector import detect_background
 from pdgen.shapes.graph import SceneError, SceneGraph
-from pdgen.shapes.matching import words_of
+from pdgen.shapes.matching import get_words
 from pdgen.shapes.parse import parse
-from pdgen.shapes.world import relations_between
-from pdgen.teachers.chat import Request
+from pdgen.shapes.world import find_relations
+from pdgen.teachers.chat import ChatRequest
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.exact.judge import as_verdict, detected
-from pdgen.teachers.exact.picture_check import Seen, inspections, looks_of, read
+from pdgen.teachers.exact.judge import detect_cached, make_verdict
+from pdgen.teachers.exact.picture_check import MatchedPicture, describe_detection, match_detections, write_inspections
 from pdgen.teachers.protocols import Declined, Verdict
 from pdgen.teachers.remote_teachers import JudgeAnswer
 
@@ -53,7 +54,7 @@ false). At least one check.
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing asked for, and whether it is there."""
+    """One requirement, and whether it is met."""
 
     what: str
     right: bool
@@ -69,7 +70,7 @@ class VerifierAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("there is no check, or one that does not say what")
 
     def score(self) -> float:
-        """The share of checks that are right."""
+        """Compute the share of checks that are right."""
         return sum(check.right for check in self.checks) / len(self.checks)
 
 
@@ -77,20 +78,20 @@ _ACCEPTED = JudgeAnswer("The picture shows all that the prompt asks for, in the 
 _SCORED = VerifierAnswer([Check(f"thing number {i}, which the prompt asks for", True) for i in range(6)])
 
 
-def critique_request(prompt: str, picture: Picture) -> Request:
-    """The question what is wrong with a picture; answered by a JudgeAnswer."""
+def make_critique_request(prompt: str, picture: Picture) -> ChatRequest:
+    """Ask what is wrong with a picture. The answer is a JudgeAnswer."""
     content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
-    return Request("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
+    return ChatRequest("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
 
 
-def score_request(prompt: str, picture: Picture) -> Request:
-    """The question how much of a picture is right; answered by a VerifierAnswer."""
+def make_score_request(prompt: str, picture: Picture) -> ChatRequest:
+    """Ask how much of a picture is right. The answer is a VerifierAnswer."""
     content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
-    return Request("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
+    return ChatRequest("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
 
 
 class ExactCritic:
-    """``teachers.Critic`` of shapes world. Equal questions get equal answers; ``seed`` decides their wording."""
+    """The exact ``Critic`` of shapes world. Equal inputs give equal answers; ``seed`` determines the wording."""
 
     name = "exact"
 
@@ -98,83 +99,83 @@ class ExactCritic:
         self._seed = seed
 
     def critique(self, prompt: str, picture: Picture) -> Verdict:
-        """All faults of the picture, and the corrections that put them right.
+        """List all faults of the picture and their corrections.
 
         Raises:
           Declined: the prompt is not understood.
-          ValueError: the picture is no square of 32 pixels or more.
+          ValueError: the picture is not square, or smaller than 32 pixels.
         """
-        seen, graph = _read("critic", prompt, picture)
+        seen, graph = _read_picture("critic", prompt, picture)
         words = (self._seed, zlib.crc32(prompt.encode()), zlib.crc32(picture.tobytes()))
-        found = [as_verdict(text) for text in inspections(np.random.default_rng(words), seen, graph)]
+        found = [make_verdict(text) for text in write_inspections(np.random.default_rng(words), seen, graph)]
         if not found:
             return Verdict(accept=True, analysis="The picture shows all that the prompt asks for.")
         analysis, correction = (" ".join(parts) for parts in zip(*((v.analysis, v.correction) for v in found)))
-        return as_verdict(format_inspection(analysis, correction))
+        return make_verdict(format_inspection(analysis, correction))
 
 
 class ExactVerifier:
-    """``teachers.Verifier`` of shapes world."""
+    """The exact ``Verifier`` of shapes world."""
 
     name = "exact"
 
     def score(self, prompt: str, picture: Picture) -> float:
-        """Promises kept over promises made.
+        """Compute the share of the prompt's requirements that the picture meets.
 
-        A prompt promises each entity's number, noun and attributes, which all its instances have, each relation,
-        which holds between all instances of both, and its background. Of what is missing no promise is kept, and
-        every further shape counts as a broken one.
+        Each entity has requirements for its number, its noun and each attribute, which all its instances must have.
+        Each relation must hold between all instances of both entities. The background is a requirement if stated. A
+        missing entity meets none of its requirements, and each further shape counts as one that is not met.
 
         Raises:
           Declined: the prompt is not understood.
-          ValueError: the picture is no square of 32 pixels or more.
+          ValueError: the picture is not square, or smaller than 32 pixels.
         """
-        kept = list(_promises(*_read("verifier", prompt, picture)))
-        return sum(kept) / len(kept)
+        met = list(_check_requirements(*_read_picture("verifier", prompt, picture)))
+        return sum(met) / len(met)
 
 
-def _read(who: str, prompt: str, picture: Picture) -> tuple[Seen, SceneGraph]:
+def _read_picture(role: str, prompt: str, picture: Picture) -> tuple[MatchedPicture, SceneGraph]:
     try:
         graph = parse(prompt)
     except SceneError as fault:
-        raise Declined(f"{who} 'exact': {fault}") from None
-    return read(detected(picture), background(picture), graph), graph
+        raise Declined(f"{role} 'exact': {fault}") from None
+    return match_detections(detect_cached(picture), detect_background(picture), graph), graph
 
 
-def _promises(seen: Seen, graph: SceneGraph) -> Iterator[bool]:
-    """Whether each promise is kept; at least one."""
+def _check_requirements(seen: MatchedPicture, graph: SceneGraph) -> Iterator[bool]:
+    """Yield for each requirement whether it is met; at least one."""
     for entity in graph.entities:
-        shown = [looks_of(o.found) for o in seen.of(entity.id)]
+        shown = [describe_detection(o.found) for o in seen.objects_of(entity.id)]
         yield len(shown) == entity.count
-        for key, value in words_of(entity).items():
+        for key, value in get_words(entity).items():
             yield bool(shown) and all(looks.get(key) == value for looks in shown)
     for relation in graph.relations:
-        pairs = list(itertools.product(seen.of(relation.subject), seen.of(relation.reference)))
-        yield bool(pairs) and all(relation.kind in relations_between(a, b) for a, b in pairs)
+        pairs = list(itertools.product(seen.objects_of(relation.subject), seen.objects_of(relation.reference)))
+        yield bool(pairs) and all(relation.kind in find_relations(a, b) for a, b in pairs)
     if graph.background is not None:
         yield graph.background == seen.background
     yield from (False for _ in seen.extra)
 
 
 class EndpointCritic:
-    """``teachers.Critic`` on a chat endpoint."""
+    """A ``Critic`` on a chat endpoint."""
 
     def __init__(self, endpoint: Endpoint):
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
     def critique(self, prompt: str, picture: Picture) -> Verdict:
-        """The model's critique. Raises AnswerError where it gives none of use."""
-        return self._endpoint.ask(critique_request(prompt, picture)).verdict()
+        """Return the model's critique. Raises AnswerError if it gives none that can be used."""
+        return self._endpoint.ask(make_critique_request(prompt, picture)).to_verdict()
 
 
 class EndpointVerifier:
-    """``teachers.Verifier`` on a chat endpoint."""
+    """A ``Verifier`` on a chat endpoint."""
 
     def __init__(self, endpoint: Endpoint):
         self.name = endpoint.settings.model
         self._endpoint = endpoint
 
     def score(self, prompt: str, picture: Picture) -> float:
-        """The share of the model's checks that are right. Raises AnswerError where it gives none of use."""
-        return self._endpoint.ask(score_request(prompt, picture)).score()
+        """Return the share of the model's checks that are right. Raises AnswerError without a usable answer."""
+        return self._endpoint.ask(make_score_request(prompt, picture)).score()

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from pdgen.data.lengths import record_name
+from pdgen.data.lengths import locate_record
 from pdgen.data.loader import Batches
-from pdgen.data.packing import Document, plan
+from pdgen.data.packing import Document, plan_packs
 from pdgen.data.records import RecordError
 from pdgen.flow.rectified import velocity_target
 from pdgen.sequence.layout import Pack, stack
@@ -108,9 +108,9 @@ def held_out_documents(batches: Batches) -> list[list[Document]]:
         Document(0, n, int(table.record[n]), (int(table.first[n]), int(table.stop[n])), (True,) * int(units))
         for n, units in zip(batches.held_out.tolist(), np.diff(table.starts)[batches.held_out])
     ]
-    lengths = np.array([batches.packer.lengths(document) for document in documents], np.int32)
+    lengths = np.array([batches.packer.count_tokens(document) for document in documents], np.int32)
     budgets = batches.settings.budgets
-    numbers = plan(lengths[None], np.array([budgets.text, budgets.vit, budgets.vae]))[0]
+    numbers = plan_packs(lengths[None], np.array([budgets.text, budgets.vit, budgets.vae]))[0]
     return [[documents[i] for i in np.flatnonzero(numbers == pack)] for pack in range(numbers.max() + 1)]
 
 
@@ -133,7 +133,7 @@ def own_packs(batches: Batches, accumulate: int, process: tuple[int, int]) -> It
             layouts, broken = batches.lay_out_all(packs[number] if number < len(packs) else [])
             made.append(batches.assemble(layouts, number))
             for record in broken:
-                logging.warning("%s: broken, left out of the held-out records", record_name(batches.source, record))
+                logging.warning("%s: broken, left out of the held-out records", locate_record(batches.source, record))
         yield stack(made)
 
 

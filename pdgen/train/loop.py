@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.checkpoints.runs.base import Base
 from pdgen.checkpoints.runs.workdir import EXPORT
-from pdgen.data.loader import Loader, loader
+from pdgen.data.loader import Loader, make_loader
 from pdgen.files import Log
 from pdgen.models import bagel
 from pdgen.sequence.layout import Pack
@@ -75,7 +75,7 @@ def train(
     ):
         state = _first_state(run, config, shardings, checkpoints, say)
         start = int(state.step)
-        batches = loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
+        batches = make_loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
         key = run_key(run.seed, mesh)
         step = functools.partial(compiled_step(config), key=key)
         held_out = HeldOut(config, batches.batches, key, mesh) if run.held_out else None

@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from pdgen.checkpoints.runs.base import Base, load_base
 from pdgen.checkpoints.runs.workdir import CONFIG_FILE
 from pdgen.config import ModelConfig, get_preset
-from pdgen.data.documents import ranges
-from pdgen.data.latents import autoencoder_fingerprint
+from pdgen.data.documents import expand_ranges
+from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import Log, file_lock, new_file
@@ -173,7 +173,7 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
             f"({origin.tokenizer[:8]}, not {base.tokenizer.fingerprint[:8]}), perhaps by another version of "
             "pdgen; build it again"
         )
-    own = autoencoder_fingerprint(base.autoencoder)
+    own = fingerprint_autoencoder(base.autoencoder)
     if origin.autoencoder not in (None, own):
         raise RunError(
             f"config: data {run.data} has another autoencoder's latents than the model's "
@@ -192,7 +192,7 @@ def check_targets(run: RunConfig, batches: Batches) -> None:
     chosen = np.concatenate([batches.subsets[name] for name in shares])
     mixed = f"config: mixture: no document of {', '.join(map(repr, shares))}"
     first, end = documents.starts[chosen], documents.starts[chosen + 1]
-    units, _ = ranges(first, end - first)
+    units, _ = expand_ranges(first, end - first)
     if not (documents.kinds[units] == NOISED).any():
         raise RunError(f"{mixed} draws an image, so there is no flow to learn; give a subset that does a weight")
     records = (batches.source[number] for number in np.unique(documents.record[chosen]))

@@ -12,9 +12,13 @@ import PIL.Image
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.synthesis import build, runners
 
-SHARDS = [*build.cut("one", 22, 4), *build.cut("two", 5, 4)]
+SHARDS = [*build.cut_shards("one", 22, 4), *build.cut_shards("two", 5, 4)]
 SETTINGS = {"one": {"count": 22}, "two": {"count": 5}}
-RUNNERS = {"here": runners.here, "processes": functools.partial(runners.in_processes, 2), "ray": runners.on_ray}
+RUNNERS = {
+    "here": runners.run_serial,
+    "processes": functools.partial(runners.run_in_processes, 2),
+    "ray": runners.run_on_ray,
+}
 
 
 def png(rng, side=8):
@@ -37,7 +41,7 @@ def make(shard, seconds=0.0):
         name = f"{shard.subset}-{number}"
         records.append(Record(id=name, source=shard.subset, complete=True, segments=segments, scene=scene))
         time.sleep(seconds)
-    return build.Made(records, {"ugly": 1} if len(records) == 4 else {})
+    return build.ShardContent(records, {"ugly": 1} if len(records) == 4 else {})
 
 
 def fail(shard):
@@ -45,8 +49,8 @@ def fail(shard):
 
 
 def main(folder, runner):
-    with build.opened(folder, {"seed": 0}, SETTINGS, overwrite=False):
-        build.run(folder, SHARDS, functools.partial(make, seconds=0.05), RUNNERS[runner])
+    with build.open_build(folder, {"seed": 0}, SETTINGS, overwrite=False):
+        build.build_shards(folder, SHARDS, functools.partial(make, seconds=0.05), RUNNERS[runner])
 
 
 if __name__ == "__main__":

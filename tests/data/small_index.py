@@ -2,13 +2,15 @@
 
 import numpy as np
 
-from pdgen.data.lengths import Counted, LengthIndex, make_index
+from pdgen.data.lengths import CountedRecord, LengthIndex, make_index
 from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
 
 
 def index_of(records) -> LengthIndex:
     """The index of records r0, r1, ... given as lists of units, each a single turn."""
-    return make_index(Counted(f"r{n}", Outline(list(units), [(0, len(units))])) for n, units in enumerate(records))
+    return make_index(
+        CountedRecord(f"r{n}", Outline(list(units), [(0, len(units))])) for n, units in enumerate(records)
+    )
 
 
 def shapes_like(count, seed=0) -> LengthIndex:
@@ -42,5 +44,5 @@ def paper_like(count, seed=0) -> LengthIndex:
             turns.append((first, len(units)))
             units.append(Unit(TEXT, int(rng.integers(15, 60))))
         turns[-1] = (turns[-1][0], len(units))
-        records.append(Counted(f"r{number}", Outline(units, turns)))
+        records.append(CountedRecord(f"r{number}", Outline(units, turns)))
     return make_index(records)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdgen.data.documents import PackingError, make_documents
-from pdgen.data.lengths import Counted, make_index
+from pdgen.data.lengths import CountedRecord, make_index
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
 
@@ -18,9 +18,9 @@ SHORT = [Unit(TEXT, 4), *IMAGE]
 @pytest.fixture
 def index():
     records = [
-        Counted("long", Outline(STEPS, TURNS)),
-        Counted("", None, "part-00000.array_record: record 1: broken"),
-        Counted("short", Outline(SHORT, [(0, 4)])),
+        CountedRecord("long", Outline(STEPS, TURNS)),
+        CountedRecord("", None, "part-00000.array_record: record 1: broken"),
+        CountedRecord("short", Outline(SHORT, [(0, 4)])),
     ]
     return make_index(records)
 
@@ -39,7 +39,7 @@ def test_whole_records_without_the_broken_one(index):
     assert teaches(documents) == [(0, 0, 3), (2, 0, 1)]
     assert units(documents, 0) == STEPS and units(documents, 1) == SHORT
     text = 5 + 7 + 9 + 11 + 3 + 5 * 2 + 8 * 2  # words, and two switches for each of 13 units
-    np.testing.assert_array_equal(documents.totals(), [[text, 3 * 16, 5 * 64], [4 + 8, 16, 128]])
+    np.testing.assert_array_equal(documents.count_tokens(), [[text, 3 * 16, 5 * 64], [4 + 8, 16, 128]])
 
 
 def test_single_turns_see_what_came_before_without_its_noised_copies(index):
@@ -51,7 +51,7 @@ def test_single_turns_see_what_came_before_without_its_noised_copies(index):
 
 
 def test_a_turn_that_teaches_nothing_is_no_document():
-    index = make_index([Counted("a", Outline(STEPS, [(0, 5), (0, 0), (8, 13)]))])
+    index = make_index([CountedRecord("a", Outline(STEPS, [(0, 5), (0, 0), (8, 13)]))])
     assert teaches(make_documents(index, turns="single")) == [(0, 0, 1), (0, 2, 3)]
 
 
@@ -73,8 +73,8 @@ def test_a_long_record_is_cut_after_the_last_turn_that_fits(index, vae, stop, en
 
 
 def test_a_cut_that_teaches_nothing_is_no_document():
-    silent = Counted("a", Outline(STEPS, [(0, 0), (5, 6), (8, 13)]))
-    index = make_index([silent, Counted("b", Outline(SHORT, [(0, 4)]))])
+    silent = CountedRecord("a", Outline(STEPS, [(0, 0), (5, 6), (8, 13)]))
+    index = make_index([silent, CountedRecord("b", Outline(SHORT, [(0, 4)]))])
     assert teaches(make_documents(index, Budgets(61, 48, 200), too_long="cut")) == [(0, 0, 2), (1, 0, 1)]
     with pytest.raises(PackingError, match=r"record a needs .* no turn of it fits"):
         make_documents(index, Budgets(13, 48, 200), too_long="cut")
@@ -94,4 +94,4 @@ def test_a_first_turn_that_does_not_fit_is_refused_even_so(index, turns):
 
 def test_a_data_set_of_broken_records_is_refused():
     with pytest.raises(PackingError, match="holds no document"):
-        make_documents(make_index([Counted("", None, "broken")]))
+        make_documents(make_index([CountedRecord("", None, "broken")]))

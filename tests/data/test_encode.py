@@ -10,13 +10,13 @@ from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER, SHAPES_NANO
 from pdgen.data import encode as encoding
 from pdgen.data.encode import Encoder, encode_dataset
-from pdgen.data.latents import LatentError, autoencoder_fingerprint, batched_encoder
+from pdgen.data.latents import LatentError, fingerprint_autoencoder, make_encoder
 from pdgen.data.records import (
     Dataset,
     Origin,
     RecordError,
     RecordSource,
-    broken_records,
+    find_broken_records,
     write_dataset,
     write_files,
     write_index,
@@ -62,10 +62,10 @@ def test_every_picture_has_its_moments_and_the_model_reads_them(source, encoder,
     before, after = RecordSource(source), RecordSource(tmp_path / "out")
     assert after.dataset == dataset
     assert after.subsets == before.subsets
-    assert dataset.origin == msgspec.structs.replace(before.dataset.origin, autoencoder=autoencoder_fingerprint(params))
+    assert dataset.origin == msgspec.structs.replace(before.dataset.origin, autoencoder=fingerprint_autoencoder(params))
     assert dataset.facts == {"rejected": 2}
-    assert list(broken_records(tmp_path / "out")) == []
-    encode, tokenizer = batched_encoder(SHAPES_AUTOENCODER, params), load_tokenizer(shapes_folder())
+    assert list(find_broken_records(tmp_path / "out")) == []
+    encode, tokenizer = make_encoder(SHAPES_AUTOENCODER, params), load_tokenizer(shapes_folder())
     for number in range(len(before)):
         old, new = before[number], after[number]
         assert new.id == old.id and record_segments(new, tokenizer, SHAPES_NANO)
@@ -137,14 +137,14 @@ def test_unfinished_work_with_other_settings_is_not_mixed_in(source, encoder, pa
     with pytest.raises(LatentError, match="batch_size=8, now it is 9; finish that work, or delete the folder"):
         encode_dataset(source, tmp_path / "out", Encoder(SHAPES_AUTOENCODER, params, RULE, 9))
     with (
-        encoding._claimed(tmp_path / ".new.encoding", {"source": "x"}),
+        encoding._claim_folder(tmp_path / ".new.encoding", {"source": "x"}),
         pytest.raises(LatentError, match="another process is encoding into it"),
     ):
         encode_dataset(source, tmp_path / "new", encoder)
     (tmp_path / ".out.encoding" / "work.json").unlink()  # killed while the finished folder was renamed
     for name in ("out", "fresh"):
         encode_dataset(source, tmp_path / name, Encoder(SHAPES_AUTOENCODER, other, RULE, 8))
-    assert RecordSource(tmp_path / "out").dataset.origin.autoencoder == autoencoder_fingerprint(other)
+    assert RecordSource(tmp_path / "out").dataset.origin.autoencoder == fingerprint_autoencoder(other)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 

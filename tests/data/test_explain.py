@@ -34,7 +34,7 @@ def batches(source, **changes):
 
 def test_the_worked_example_of_the_layout():
     """Text ``a`` and an image of two tokens, noised and clean, as it stands in ``layout``'s docstring."""
-    latents, places = np.zeros((2, SHAPES_NANO.latent_dim), np.float32), np.arange(2)
+    latents, places = np.zeros((2, SHAPES_NANO.latent_dim), np.float32), np.arange(2, dtype=np.int32)
     letter = TOKENIZER.encode("a")[0]
     segments = [
         TextSegment([letter], loss=True, switch_target=TOKENIZER.vision_start),
@@ -64,10 +64,10 @@ def test_the_worked_example_of_the_layout():
 def test_runs_tile_the_pack_and_agree_with_it(source, turns, draws):
     made = batches(source, turns=turns, draws=draws, dropout=ConditionDropout(0.3, 0.3, 0.3))
     for number in (0, 5):
-        pack, explained = made.pack(number), explain_pack(made, number)
+        pack, explained = made.make_pack(number), explain_pack(made, number)
         runs = [run for document in explained.documents for run in document.runs]
         assert [run.start for run in runs] == [0, *(run.end for run in runs[:-1])]
-        assert explained.used == runs[-1].end == made.packer.used(number).sum()
+        assert explained.used == runs[-1].end == made.packer.count_used(number).sum()
         for run in runs:
             slots = np.arange(run.start, run.end)
             assert {*pack.rotary[pack.to_sequence[slots]].tolist()} == {run.rotary}

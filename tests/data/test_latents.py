@@ -10,7 +10,7 @@ import pytest
 
 from pdgen.config import AutoencoderConfig
 from pdgen.data import latents
-from pdgen.data.latents import LatentError, add_latents, batched_encoder
+from pdgen.data.latents import LatentError, add_latents, make_encoder
 from pdgen.models import autoencoder
 from pdgen.sequence.images import ImageError, SizeRule, decode_image
 from pdgen.sequence.trajectory import Image, Text
@@ -27,7 +27,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def encode(params):
-    return batched_encoder(NANO, params, batch_size=8)
+    return make_encoder(NANO, params, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_pictures_are_resized_to_the_models_sizes(encode, made):
 
 def test_large_pictures_come_in_smaller_batches(monkeypatch, params):
     pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    alone = batched_encoder(NANO, params, 1)(pictures)
+    alone = make_encoder(NANO, params, 1)(pictures)
     monkeypatch.setattr(latents, "BATCH_PIXELS", 32 * 32 - 1)  # not even one, so one
-    for ours, theirs in zip(batched_encoder(NANO, params)(pictures), alone, strict=True):
+    for ours, theirs in zip(make_encoder(NANO, params)(pictures), alone, strict=True):
         assert (ours == theirs).all()
 
 

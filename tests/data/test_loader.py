@@ -19,8 +19,8 @@ from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_NANO
 from pdgen.data import lengths
 from pdgen.data.documents import PackingError
-from pdgen.data.loader import Batches, LoaderConfig, LoaderError, loader
-from pdgen.data.packing import Document, document_rng
+from pdgen.data.loader import Batches, LoaderConfig, LoaderError, make_loader
+from pdgen.data.packing import Document, make_document_rng
 from pdgen.data.records import Origin, RecordError, RecordSource, write_dataset
 from pdgen.sequence.layout import Budgets, pack_shapes
 from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, loss_targets
@@ -62,8 +62,8 @@ def test_batches_have_the_stated_shapes(batches):
 def test_the_step_is_the_whole_position(folder, batches):
     """Starting at step 2 gives what going on from step 0 gives, and what random access gives."""
     source = RecordSource(folder)
-    whole = list(loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=4))
-    resumed = list(loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
+    whole = list(make_loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=4))
+    resumed = list(make_loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
     assert len(whole) == 4 and len(resumed) == 2
     for step, batch in enumerate(whole):
         assert_equal(batch, batches[step].pack)
@@ -87,10 +87,10 @@ def test_draws_are_noised_copies_of_every_drawn_image(folder):
         targets = [made.text_targets[made.text_weights > 0].tolist() for made in (single, several)]
         assert targets[0] == targets[1]
     for number in range(4):
-        pack, documents = thrice.pack(number), thrice.packer.documents(number)
+        pack, documents = thrice.make_pack(number), thrice.packer.choose_documents(number)
         images = [s for d in documents for s in source[d.record].segments if isinstance(s, Image) and s.target]
         assert np.bincount(pack.vae_image[pack.vae_image >= 0]).tolist() == [16] * 3 * len(images)
-        assert thrice.packer.used(number)[2] == sum(pack.vae_latents.any(1))
+        assert thrice.packer.count_used(number)[2] == sum(pack.vae_latents.any(1))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -110,10 +110,10 @@ def test_every_text_of_the_records_is_in_the_packs(folder, turns):
     whole = Batches(SHAPES_NANO, source, TOKENIZER, settings)
     seen = []
     for number in range(100 if turns == "whole" else 150):
-        pack, documents = whole.pack(number), whole.packer.documents(number)
+        pack, documents = whole.make_pack(number), whole.packer.choose_documents(number)
         start = 0
         for document in documents:
-            length = whole.packer.lengths(document)[0]
+            length = whole.packer.count_tokens(document)[0]
             texts = loss_targets(source[document.record], TOKENIZER, *document.turns)[0]
             expected = [s.text for s in source[document.record].segments[: len(texts)] if not isinstance(s, Image)]
             assert TOKENIZER.decode(pack.text_ids[start : start + length]) == "".join(expected)
@@ -176,23 +176,23 @@ def test_long_records_are_cut_if_the_config_says_so(folder):
 
 
 def test_an_epoch_draws_other_latents_and_dropout(batches):
-    documents = [document for number in range(100) for document in batches.packer.documents(number)]
+    documents = [document for number in range(100) for document in batches.packer.choose_documents(number)]
     same = sorted((d for d in documents if d.number == 3), key=lambda d: d.epoch)
     assert len({d.keep for d in same}) > 1
     one, two = (batches.lay_out(d._replace(keep=(True,) * len(d.keep))) for d in same[:2])
     again = batches.lay_out(same[0]._replace(keep=(True,) * len(same[0].keep)))
     np.testing.assert_array_equal(one.vae_latents, again.vae_latents)
     assert not np.array_equal(one.vae_latents[:64], two.vae_latents[:64])
-    assert document_rng(5, same[0]).random() != document_rng(6, same[0]).random()
+    assert make_document_rng(5, same[0]).random() != make_document_rng(6, same[0]).random()
 
 
 def test_workers_give_the_same_batches(folder, batches):
     if not flags.FLAGS.is_parsed():
         with pytest.raises(LoaderError, match="workers need parsed absl flags"):
-            loader(SHAPES_NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, workers=2))
+            make_loader(SHAPES_NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, workers=2))
         flags.FLAGS.mark_as_parsed()
     settings = dataclasses.replace(SETTINGS, workers=2)
-    made = list(loader(SHAPES_NANO, RecordSource(folder), TOKENIZER, settings, start_step=1, stop_step=4))
+    made = list(make_loader(SHAPES_NANO, RecordSource(folder), TOKENIZER, settings, start_step=1, stop_step=4))
     assert len(made) == 3
     for step, batch in enumerate(made, 1):
         assert_equal(batch, batches[step].pack)
@@ -208,13 +208,13 @@ def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
             import dataclasses, multiprocessing, time
             from absl import flags
             from pdgen.config import SHAPES_NANO
-            from pdgen.data.loader import loader
+            from pdgen.data.loader import make_loader
             from pdgen.data.records import RecordSource
             from tests.data.test_loader import SETTINGS, TOKENIZER
             if __name__ == "__main__":
                 flags.FLAGS.mark_as_parsed()
                 settings = dataclasses.replace(SETTINGS, workers=1)
-                batches = loader(SHAPES_NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
+                batches = make_loader(SHAPES_NANO, RecordSource({str(folder)!r}), TOKENIZER, settings)
                 next(batches)
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
                 time.sleep(60)
@@ -248,7 +248,7 @@ def broken(folder, target, number, change):
 def test_a_broken_picture_stops_with_file_and_record(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     with pytest.raises(RecordError, match=r"part-00001\.array_record: record 2: record r-0-000012: "):
-        list(loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=10))
+        list(make_loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=10))
 
 
 def test_missing_latents_stop_with_file_and_record(folder, tmp_path):
@@ -276,30 +276,30 @@ def test_a_small_pack_is_refused(folder):
 
 def test_lengths_are_counted_once_per_data_set_and_model(folder, monkeypatch):
     source = RecordSource(folder)
-    index = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
+    index = lengths.load_length_index(source, TOKENIZER, SHAPES_NANO)
     monkeypatch.setattr(lengths, "outline", None)  # whoever counts again, fails
-    again = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
+    again = lengths.load_length_index(source, TOKENIZER, SHAPES_NANO)
     for field in dataclasses.fields(index):
         np.testing.assert_array_equal(getattr(index, field.name), getattr(again, field.name))
     other = dataclasses.replace(TOKENIZER, fingerprint="another")
     with pytest.raises(TypeError):
-        lengths.length_index(source, other, SHAPES_NANO)
+        lengths.load_length_index(source, other, SHAPES_NANO)
     larger = dataclasses.replace(SHAPES_NANO, vision=dataclasses.replace(SHAPES_NANO.vision, patch_size=4, max_side=8))
     with pytest.raises(TypeError):
-        lengths.length_index(source, TOKENIZER, larger)
+        lengths.load_length_index(source, TOKENIZER, larger)
     with pytest.raises(TypeError):
-        lengths.length_index(source, TOKENIZER, SHAPES_NANO, draws=5)
+        lengths.load_length_index(source, TOKENIZER, SHAPES_NANO, draws=5)
     assert not list(folder.glob(".*partial"))
 
 
 def test_a_garbled_length_file_is_counted_again(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 0, lambda segment: segment)
-    index = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
+    index = lengths.load_length_index(source, TOKENIZER, SHAPES_NANO)
     (path,) = source.folder.glob("lengths-*.npz")
     path.write_bytes(path.read_bytes()[:100])
-    again = lengths.length_index(source, TOKENIZER, SHAPES_NANO)
+    again = lengths.load_length_index(source, TOKENIZER, SHAPES_NANO)
     np.testing.assert_array_equal(index.tokens, again.tokens)
-    np.testing.assert_array_equal(lengths.length_index(source, TOKENIZER, SHAPES_NANO).tokens, index.tokens)
+    np.testing.assert_array_equal(lengths.load_length_index(source, TOKENIZER, SHAPES_NANO).tokens, index.tokens)
 
 
 def test_changed_records_are_noticed(folder):
@@ -310,7 +310,7 @@ def test_changed_records_are_noticed(folder):
         whole.source = type("Shifted", (RecordSource,), {"__getitem__": lambda self, n: shifted[n]})(folder)
         with pytest.raises(LoaderError, match="is not the record whose tokens were counted"):
             for number in range(20):
-                whole.pack(number)
+                whole.make_pack(number)
 
 
 @pytest.mark.slow
@@ -322,13 +322,13 @@ def test_broken_records_are_skipped_and_counted(folder, tmp_path, workers):
     once = broken(folder, tmp_path / "one", 20, lambda s: msgspec.structs.replace(s, **none))
     source = broken(once.folder, tmp_path / "two", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     settings = dataclasses.replace(SETTINGS, broken="skip", dropout=NO_DROPOUT, workers=workers)
-    batches = loader(SHAPES_NANO, source, TOKENIZER, settings, stop_step=26)
+    batches = make_loader(SHAPES_NANO, source, TOKENIZER, settings, stop_step=26)
     assert batches.skipped == {20}
     whole = Batches(SHAPES_NANO, source, TOKENIZER, settings)
     seen = set()
     for step, pack in enumerate(batches):
-        documents = [d for row in range(4) for d in whole.packer.documents(4 * step + row)]
-        lengths = sum(whole.packer.lengths(d)[0] for d in documents if d.record != 12)
+        documents = [d for row in range(4) for d in whole.packer.choose_documents(4 * step + row)]
+        lengths = sum(whole.packer.count_tokens(d)[0] for d in documents if d.record != 12)
         assert np.count_nonzero(pack.text_ids) == lengths
         seen |= {d.record for d in documents}
     assert 12 in seen and 20 not in seen

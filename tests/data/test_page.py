@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.data.page import KEYS, mask_picture, pack_pages
+from pdgen.data.page import KEYS, draw_mask, render_pack
 from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, TokenRun
 from pdgen.sequence.layout import Budgets, intervals
 
@@ -24,7 +24,7 @@ def dense():
 
 
 def test_a_small_mask_is_the_dense_one_in_colours():
-    picture = np.asarray(mask_picture(MASK, KINDS, side=450))
+    picture = np.asarray(draw_mask(MASK, KINDS, side=450))
     assert picture.shape == (400, 400, 4)
     small = picture[::2, ::2]
     np.testing.assert_array_equal(small, picture[1::2, 1::2])
@@ -34,20 +34,20 @@ def test_a_small_mask_is_the_dense_one_in_colours():
 
 
 def test_a_large_mask_is_the_mean_of_its_pairs():
-    picture = np.asarray(mask_picture(MASK, KINDS, side=50))
+    picture = np.asarray(draw_mask(MASK, KINDS, side=50))
     shares = dense().reshape(50, 4, 50, 4).mean(axis=(1, 3))
     np.testing.assert_array_equal(picture[..., 3], np.round(255 * shares))
 
 
 def test_cells_of_unequal_size_keep_the_area():
-    picture = np.asarray(mask_picture(MASK, KINDS, side=33)).astype(float)
+    picture = np.asarray(draw_mask(MASK, KINDS, side=33)).astype(float)
     edges = np.diff(np.linspace(0, 200, 34).astype(int))
     pairs = (picture[..., 3] / 255 * np.outer(edges, edges)).sum()
     assert pairs == pytest.approx(dense().sum(), rel=2e-3)
 
 
 def test_lines_stand_before_documents_and_hide_nothing():
-    plain, lined = (np.asarray(mask_picture(MASK, KINDS, starts, side=200)) for starts in ((), (100,)))
+    plain, lined = (np.asarray(draw_mask(MASK, KINDS, starts, side=200)) for starts in ((), (100,)))
     changed = (plain != lined).any(axis=2)
     assert changed[100].sum() + changed[:, 100].sum() - changed[100, 100] == changed.sum() > 0
     assert not changed[plain[..., 3] > 0].any()
@@ -81,7 +81,7 @@ def pages():
     starts = np.repeat([0, 8, 12], [8, 4, 3])
     ends = np.repeat([8, 12, 12], [8, 4, 3])
     mask = np.stack([starts, ends, starts, ends]).astype(np.int32)
-    return pack_pages(ExplainedPack(7, Budgets(8, 1, 6), (first, second), streams, mask), "Pack 7 of data")
+    return render_pack(ExplainedPack(7, Budgets(8, 1, 6), (first, second), streams, mask), "Pack 7 of data")
 
 
 def test_the_overview(pages):
@@ -115,5 +115,5 @@ def test_a_documents_page(pages):
 
 def test_a_pack_of_padding_has_an_overview():
     streams = np.repeat([0, 1, 2], [4, 1, 1]).astype(np.int8)
-    pages = pack_pages(ExplainedPack(0, Budgets(4, 1, 1), (), streams, np.zeros((4, 6), np.int32)), "Pack 0")
+    pages = render_pack(ExplainedPack(0, Budgets(4, 1, 1), (), streams, np.zeros((4, 6), np.int32)), "Pack 0")
     assert list(pages) == ["index.html"] and "0 documents in 0 of 6 slots" in pages["index.html"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.data.documents import PackingError, make_documents
-from pdgen.data.stream import Stream, shares
+from pdgen.data.stream import Stream, compute_shares
 from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout, dropout_mask, stream_lengths
 from tests.data.small_index import shapes_like
 
@@ -25,12 +25,15 @@ def subset_of(number):
 
 
 def test_without_weights_subsets_come_in_proportion():
-    assert shares(SUBSETS, {}) == {"multi_turn": 0.5, "conflict": 0.25, "alignment": 0.25}
-    assert shares({"": range(7)}, {}) == {"": 1.0}
+    assert compute_shares(SUBSETS, {}) == {"multi_turn": 0.5, "conflict": 0.25, "alignment": 0.25}
+    assert compute_shares({"": range(7)}, {}) == {"": 1.0}
 
 
 def test_weights_are_relative_and_zero_leaves_a_subset_out():
-    assert shares(SUBSETS, {"multi_turn": 3, "conflict": 1, "alignment": 0}) == {"multi_turn": 0.75, "conflict": 0.25}
+    assert compute_shares(SUBSETS, {"multi_turn": 3, "conflict": 1, "alignment": 0}) == {
+        "multi_turn": 0.75,
+        "conflict": 0.25,
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,13 +48,13 @@ def test_weights_are_relative_and_zero_leaves_a_subset_out():
 )
 def test_a_mixture_that_does_not_suit_is_refused(mixture, message):
     with pytest.raises(PackingError, match=message):
-        shares(SUBSETS, mixture)
+        compute_shares(SUBSETS, mixture)
 
 
 def test_a_weighted_subset_without_documents_is_refused():
     with pytest.raises(PackingError, match="subset 'b' has weight 1 but no document; set it to 0"):
-        shares({"a": range(3), "b": ()}, {"a": 1, "b": 1})
-    assert shares({"a": range(3), "b": ()}, {}) == {"a": 1.0}
+        compute_shares({"a": range(3), "b": ()}, {"a": 1, "b": 1})
+    assert compute_shares({"a": range(3), "b": ()}, {}) == {"a": 1.0}
 
 
 @settings(deadline=None)
@@ -63,7 +66,7 @@ def test_shares_hold_everywhere_in_the_stream(weights, window):
     made = make_documents(shapes_like(numbers[-1]))
     stream = Stream(made, subsets, dict(zip(subsets, weights)), NO_DROPOUT, 0)
     ordered = sorted(stream.shares.values())
-    before, after = (np.array(stream.counts(w * stream.window_size)) for w in (window, window + 1))
+    before, after = (np.array(stream.count_taken(w * stream.window_size)) for w in (window, window + 1))
     assert after.sum() - before.sum() == stream.window_size and (after >= before).all()
     np.testing.assert_allclose(after, np.multiply(ordered, (window + 1) * stream.window_size), atol=len(weights))
 
@@ -72,7 +75,7 @@ def test_a_mixture_of_subsets(documents):
     """Weights 3 : 1 : 0 over ten windows; every subset in whole epochs of its own, in mixed order."""
     mixture = {"multi_turn": 3.0, "conflict": 1.0, "alignment": 0.0}
     stream = Stream(documents, SUBSETS, mixture, NO_DROPOUT, seed=4)
-    windows = [stream.window(number) for number in range(10)]
+    windows = [stream.make_window(number) for number in range(10)]
     seen = [(int(e), int(n)) for w in windows for e, n in zip(w.epoch, w.number)]
     assert len(set(seen)) == len(seen) == 6000
     names = [subset_of(number) for _, number in seen]
@@ -90,7 +93,7 @@ def test_orders_of_subsets_and_epochs_differ(documents):
     for mixture, low in (({"a": 1, "b": 3}, 0), ({"a": 3, "b": 1}, 300)):
         stream = Stream(documents, subsets, mixture, NO_DROPOUT, seed=0)
         for number in (0, 2):  # the first halves of epochs 0 and 1
-            window = stream.window(number)
+            window = stream.make_window(number)
             own = window.number[(window.number >= low) & (window.number < low + 300)] - low
             halves.append(set(own.tolist()))
     assert [len(half) for half in halves] == [150] * 4
@@ -103,7 +106,7 @@ def test_dropout_rates_and_lengths(documents):
     stream = Stream(documents, {"": range(600)}, {}, ConditionDropout(0.1, 0.3, 0.2), seed=0)
     dropped, kinds = [], []
     for number in range(5):
-        window = stream.window(number)
+        window = stream.make_window(number)
         for place, document in enumerate(window.number):
             own = slice(documents.starts[document], documents.starts[document + 1])
             keep = window.keep[window.starts[place] : window.starts[place + 1]]
@@ -120,7 +123,7 @@ def test_dropout_is_drawn_per_seed_subset_epoch_and_document(documents):
     """A document's numbers stand where its units stand among its subset's, whatever else the window holds."""
     dropout = ConditionDropout(0.5, 0.5, 0.5)
     stream = Stream(documents, SUBSETS, {"multi_turn": 1, "conflict": 1, "alignment": 0}, dropout, seed=3)
-    window, lengths = stream.window(1), np.diff(documents.starts)
+    window, lengths = stream.make_window(1), np.diff(documents.starts)
     for place in range(0, 600, 7):
         number, epoch = int(window.number[place]), int(window.epoch[place])
         subset = sorted(SUBSETS).index(subset_of(number))
@@ -135,7 +138,7 @@ def test_dropout_is_drawn_per_seed_subset_epoch_and_document(documents):
 
 def test_dropout_depends_on_epoch_and_seed(documents):
     def keeps(seed, number):
-        window = Stream(documents, {"": range(600)}, {}, ConditionDropout(), seed).window(number)
+        window = Stream(documents, {"": range(600)}, {}, ConditionDropout(), seed).make_window(number)
         parts = np.split(window.keep, window.starts[1:-1])
         return {document: parts[place].tolist() for place, document in enumerate(window.number.tolist())}
 

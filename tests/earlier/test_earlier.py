@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, verify
 from pdgen.data.loader import Batches, LoaderConfig
-from pdgen.data.records import RecordSource, broken_records
+from pdgen.data.records import RecordSource, find_broken_records
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sequence.layout import Budgets
@@ -51,7 +51,7 @@ def test_a_checkpoint_holds_the_same_tree(written):
 
 def test_records_are_whole_and_packed_alike(written):
     """Tokens, positions, intervals and routes of the first pack are those of then."""
-    assert not list(broken_records(written / "data"))
+    assert not list(find_broken_records(written / "data"))
     source = RecordSource(written / "data")
     assert [(record.id, len(record.segments)) for record in source] == [
         ("multi_turn-0-000000", 4),
@@ -60,7 +60,7 @@ def test_records_are_whole_and_packed_alike(written):
     ]
     config = load_checkpoint(written / "checkpoint")[0]
     tokenizer = load_tokenizer(written / "checkpoint" / "tokenizer")
-    leaves = jax.tree.leaves(Batches(config, source, tokenizer, LOADER).pack(0))
+    leaves = jax.tree.leaves(Batches(config, source, tokenizer, LOADER).make_pack(0))
     whole = hashlib.sha256()
     for leaf in map(np.asarray, leaves):
         if np.issubdtype(leaf.dtype, np.integer):

@@ -7,7 +7,7 @@ from pdgen.evaluate.folder import Sample
 from pdgen.shapes.graph import COLORS, Entity, SceneGraph, Step
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import parse
-from pdgen.shapes.world import place
+from pdgen.shapes.world import place_scenes
 
 
 def painted(prompt: str, seed: int, size: int = 64) -> PIL.Image.Image:
@@ -17,7 +17,7 @@ def painted(prompt: str, seed: int, size: int = 64) -> PIL.Image.Image:
     free = iter(rng.permutation(COLORS).tolist())
     entities = tuple(Entity(e.id, e.noun, e.count, {"color": next(free)} | e.attributes) for e in graph.entities)
     whole = SceneGraph(entities, graph.relations, graph.background)
-    (scene,) = place(rng, [Step("add", tuple(e.id for e in entities), whole)])
+    (scene,) = place_scenes(rng, [Step("add", tuple(e.id for e in entities), whole)])
     return PIL.Image.fromarray(paint(scene, size))
 
 

@@ -78,7 +78,7 @@ def test_wise_s_images_on_the_page(wise, tmp_path):
     assert only.shown[0].told[2] == "binary: score 1"
     page = evaluation_page("A run", [], {}, [], shown=[only])
     assert "Culture: 1 images, mean graded score 0.450" in page and 'src="images/1.png"' in page
-    assert "binary: score 1" in page and "show what was detected" not in page
+    assert "binary: score 1" in page and "show detections" not in page
 
 
 def test_wise_without_any_valid_answer_shows_nothing(wise, tmp_path):

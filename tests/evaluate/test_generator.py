@@ -12,7 +12,7 @@ from pdgen.evaluate import generator
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.sample.strategies.table import StrategyError
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
-from pdgen.teachers.advisers import exact_advisers
+from pdgen.teachers.advisers import make_exact_advisers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
 
@@ -110,7 +110,7 @@ def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):
     loaded, sampler = [], Scripted()
     monkeypatch.setattr(generator.Sampler, "from_checkpoint", lambda path: loaded.append(path) or sampler)
     recipe = generator.read_recipe(str(checkpoint), "process", {"max_images": 3, "image.num_timesteps": 7})
-    generate = generator.make_generate(recipe, exact_advisers())
+    generate = generator.make_generate(recipe, make_exact_advisers())
     assert loaded == []
     samples = [*generate(["a", "b"], [3, 4]), *generate(["c"], [5])]
     assert loaded == [checkpoint] and (sampler.settings.max_images, sampler.settings.image.num_timesteps) == (3, 7)

@@ -7,7 +7,7 @@ import pytest
 
 from pdgen.evaluate.metadata import agrees, decode_metadata
 from pdgen.shapes.graph import COLORS, SceneError
-from pdgen.shapes.lexicon import COCO, number, with_article
+from pdgen.shapes.lexicon import COCO, add_article, spell_number
 from pdgen.shapes.parse import parse
 
 
@@ -20,17 +20,17 @@ def records():
     one = [{"class": noun, "count": 1} for noun in COCO]
     for a, b, color, other in zip(one, one[7:] + one[:7], itertools.cycle(COLORS), itertools.cycle(COLORS[3:])):
         noun, second = a["class"], b["class"]
-        yield record(f"a photo of {with_article(noun)}", [a])
-        yield record(f"a photo of {with_article(noun)} and {with_article(second)}", [a, b])
+        yield record(f"a photo of {add_article(noun)}", [a])
+        yield record(f"a photo of {add_article(noun)} and {add_article(second)}", [a, b])
         for n in (2, 3, 4):  # GenEval's plurals: "es" after s and sh alone would be "buses", "glasses"; else "s"
             form = f"{noun}es" if noun.endswith("s") and noun not in ("skis", "scissors") else f"{noun}s"
             excluded = [{"class": noun, "count": n + 1}]
-            yield record(f"a photo of {number(n)} {form}", [{"class": noun, "count": n}], exclude=excluded)
-        yield record(f"a photo of {with_article(f'{color} {noun}')}", [a | {"color": color}])
+            yield record(f"a photo of {spell_number(n)} {form}", [{"class": noun, "count": n}], exclude=excluded)
+        yield record(f"a photo of {add_article(f'{color} {noun}')}", [a | {"color": color}])
         for kind in ("left of", "right of", "above", "below"):
-            prompt = f"a photo of {with_article(second)} {kind} {with_article(noun)}"
+            prompt = f"a photo of {add_article(second)} {kind} {add_article(noun)}"
             yield record(prompt, [a, b | {"position": [kind, 0]}])
-        prompt = f"a photo of {with_article(f'{color} {noun}')} and {with_article(f'{other} {second}')}"
+        prompt = f"a photo of {add_article(f'{color} {noun}')} and {add_article(f'{other} {second}')}"
         yield record(prompt, [a | {"color": color}, b | {"color": other}])
 
 

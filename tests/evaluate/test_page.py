@@ -31,7 +31,7 @@ def test_the_page():
     assert "<td>color attr</td><td>0.500</td><td>1,234</td>" in page.replace("\n", "")
     assert "<td>overall</td><td>-</td>" in page
     assert re.search(r'<rect x="8.0" y="6.0" width="16.0" height="24.0"><title>circle 0.90', page)
-    assert '<svg viewBox="0 0 64 48"' in page and "show what was detected" in page
+    assert '<svg viewBox="0 0 64 48"' in page and "show detections" in page
     assert "1 &lt;b&gt;blue&lt;/b&gt;" in page
     assert "<td>0.870</td>" in page and "arXiv 2604.04746" in page
     assert "two: 0.750 at 2,000" in page

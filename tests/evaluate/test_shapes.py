@@ -11,11 +11,11 @@ from pdgen.evaluate.geneval import TASKS, check_prompts, judge, keep
 from pdgen.evaluate.metadata import agrees, decode_metadata
 from pdgen.evaluate.shapes import COUNTS, benchmark
 from pdgen.shapes import language
-from pdgen.shapes.held_out import held_out
+from pdgen.shapes.held_out import is_held_out
 from pdgen.shapes.parse import parse
 from pdgen.shapes.world import SHAPES
-from pdgen.synthesis.leaks import normalise
-from pdgen.synthesis.sample import prompt_graph, sample_graph
+from pdgen.synthesis.leaks import normalise_prompt
+from pdgen.synthesis.sample import make_prompt_graph, sample_graph
 from tests.evaluate.painted import painted
 
 KEPT_FROM_TRAINING = ("colors", "position", "color_attr", "composition")
@@ -68,14 +68,14 @@ def test_compositions_are_long_and_name_no_noun_twice(prompts):
 
 def test_pairs_and_triples_are_held_out_and_never_drawn_for_training(prompts):
     for prompt in prompts:
-        assert held_out(parse(prompt.metadata.prompt)) == (prompt.metadata.tag in KEPT_FROM_TRAINING)
-    tested = {normalise(p.metadata.prompt) for p in prompts if p.metadata.tag in KEPT_FROM_TRAINING}
+        assert is_held_out(parse(prompt.metadata.prompt)) == (prompt.metadata.tag in KEPT_FROM_TRAINING)
+    tested = {normalise_prompt(p.metadata.prompt) for p in prompts if p.metadata.tag in KEPT_FROM_TRAINING}
     for seed in range(300):
         rng = np.random.default_rng(seed)
         task = (*TASKS, "composition")[seed % 7]
         graph = sample_graph(rng, task)
-        text = language.prompt(rng, prompt_graph(rng, graph, task), task)
-        assert normalise(text) not in tested and not held_out(parse(text))
+        text = language.write_prompt(rng, make_prompt_graph(rng, graph, task), task)
+        assert normalise_prompt(text) not in tested and not is_held_out(parse(text))
 
 
 def test_equal_seeds_give_equal_lists(prompts):

@@ -13,8 +13,8 @@ import pytest
 
 from pdgen.evaluate import wise
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.teachers.endpoint import Endpoint, Settings
-from pdgen.teachers.transport import Patience
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings
+from pdgen.teachers.transport import RetryPolicy
 from tests.support.chat_server import ChatServer, completion, refuses, says
 
 GRADED = {"graded": wise.JUDGEMENTS["graded"]}
@@ -74,11 +74,11 @@ def server(monkeypatch):
 
 @pytest.fixture
 def settings(server, tmp_path):
-    return Settings(
+    return EndpointSettings(
         server.url,
         "judge",
         str(tmp_path / "answers"),
-        patience=Patience(attempts=2, backoff=0.01),
+        patience=RetryPolicy(attempts=2, backoff=0.01),
         concurrency=1,
         input_price=2.5,
         output_price=10.0,

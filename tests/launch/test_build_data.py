@@ -17,8 +17,8 @@ import pytest
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.data.latents import autoencoder_fingerprint
-from pdgen.data.records import Origin, RecordSource, broken_records, write_dataset
+from pdgen.data.latents import fingerprint_autoencoder
+from pdgen.data.records import Origin, RecordSource, find_broken_records, write_dataset
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image
 from tests.data import handmade
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_records_are_sound_and_the_index_tells_of_them(folder):
-    assert list(broken_records(folder)) == []
+    assert list(find_broken_records(folder)) == []
     source = RecordSource(folder)
     records = [source[i] for i in range(len(source))]
     assert [r.source for r in records] == ["multi_turn"] * 15 + ["conflict"] * 7 + ["alignment"] * 7
@@ -77,7 +77,7 @@ def test_the_records_are_sound_and_the_index_tells_of_them(folder):
     told = source.dataset
     assert told.origin.seed == 5 and told.origin.settings["multi_turn"]["count"] == 15
     assert told.origin.tokenizer == load_tokenizer(shapes_folder()).fingerprint
-    assert told.origin.autoencoder == autoencoder_fingerprint(read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER))
+    assert told.origin.autoencoder == fingerprint_autoencoder(read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER))
     for file in told.files:
         assert hashlib.sha256((folder / file.name).read_bytes()).hexdigest() == file.sha256
         assert file.name.startswith(file.subset)

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.report.page import Entry, families, render, split_tags, trajectory_page
+from pdgen.report.page import Entry, group_families, render, render_trajectories, split_tags
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 
 VOID = {"meta", "img", "input", "path"}
@@ -92,7 +92,7 @@ def entry(trajectory):
 
 
 def test_everything_stands_on_the_page_in_order(entry):
-    page = Page(trajectory_page([entry], "Step 5"))
+    page = Page(render_trajectories([entry], "Step 5"))
     expected = [
         "Step 5",
         "trajectories: 1 · images drawn: 2 · step limit: 1",
@@ -145,7 +145,7 @@ def test_everything_stands_on_the_page_in_order(entry):
 
 
 def test_a_step_is_an_image_with_its_texts(entry):
-    page = Page(trajectory_page([entry]))
+    page = Page(render_trajectories([entry]))
     steps = [["given"], ["plan", "sketch", "inspect"], ["plan", "refine", "inspect"]]
     assert page.steps == steps
     assert page.places == ["1 / -1", "1", "2", "3"]
@@ -155,13 +155,13 @@ def test_a_step_is_an_image_with_its_texts(entry):
         TextStage("answer", "It sits."),
     ]
     other = dataclasses.replace(entry.trajectory, mode="think", stages=base, images=[shade(1)])
-    assert Page(trajectory_page([Entry("x", other)])).steps == [["thought", "sketch", "answer"]]
+    assert Page(render_trajectories([Entry("x", other)])).steps == [["thought", "sketch", "answer"]]
 
 
 def test_what_changed_is_outlined(entry):
-    page = Page(trajectory_page([entry]))
+    page = Page(render_trajectories([entry]))
     assert page.paths == [(2, "M2 0h3M2 2h3M2 0v2M5 0v2")]  # nothing on the first two, by hand on the third
-    text = trajectory_page([entry])
+    text = render_trajectories([entry])
     assert 'viewBox="0 0 8.0 4.0"' in text and "body:has(#outlines:not(:checked)) .picture svg { display: none" in text
 
 
@@ -171,26 +171,26 @@ def test_a_branch_stands_beside_its_parent(trajectory):
     twig = dataclasses.replace(branch.branch(3), stop_reason="finished")
     other = dataclasses.replace(trajectory, prompt="another", seed=13)
     entries = [Entry("a", trajectory), Entry("b", other), Entry("a-1", branch), Entry("a-1-1", twig)]
-    assert [[e.name for e in family] for family in families(entries)] == [["a", "a-1", "a-1-1"], ["b"]]
-    page = Page(trajectory_page(entries))
+    assert [[e.name for e in family] for family in group_families(entries)] == [["a", "a-1", "a-1-1"], ["b"]]
+    page = Page(render_trajectories(entries))
     parent = [["given"], ["plan", "sketch", "inspect"], ["plan", "refine", "inspect"]]
     assert page.steps == [*parent, ["plan kept", "sketch kept", "inspect"], *parent]
     assert page.places[:8] == ["1 / 4", "1", "2", "3", "4 / 5", "4", "5 / -1", "1 / -1"]
     assert "seed 12, branch of a from stage 3" in page.words and "Inspect, from outside" in page.words
     assert page.words.count("scale = 2") == 2 and page.words.count("scale = 4") == 2  # no longer common to all
     assert [family["data-stops"] for family in page.families] == ["finished|step limit|unfinished", "step limit"]
-    alone = Page(trajectory_page([Entry("a-1", branch)]))
+    alone = Page(render_trajectories([Entry("a-1", branch)]))
     assert alone.steps == [["given"], ["plan", "sketch", "inspect"]]
     assert f"a-1, seed 12, branch of {trajectory.fingerprint} from stage 3" in alone.words
 
 
 def test_the_filter_looks_through_prompts_and_names(trajectory):
-    page = Page(trajectory_page([Entry("N1", dataclasses.replace(trajectory, prompt='A "Red" cat'))]))
+    page = Page(render_trajectories([Entry("N1", dataclasses.replace(trajectory, prompt='A "Red" cat'))]))
     assert page.families[0]["data-words"] == 'a "red" cat n1 process'
 
 
 def test_embedded_images_are_the_images(entry):
-    page = Page(trajectory_page([entry]))
+    page = Page(render_trajectories([entry]))
     for attributes, image in zip(page.images, entry.trajectory.images, strict=True):
         head, data = attributes["src"].split(",")
         assert head == "data:image/png;base64" and attributes["class"] == "pixelated"
@@ -200,18 +200,18 @@ def test_embedded_images_are_the_images(entry):
 
 
 def test_linked_images_are_quoted(entry):
-    text = trajectory_page([Entry("x", entry.trajectory, 'runs/a "b"/00042/', ["the strip.png"])])
+    text = render_trajectories([Entry("x", entry.trajectory, 'runs/a "b"/00042/', ["the strip.png"])])
     assert [a["src"] for a in Page(text).images] == [f"runs/a%20%22b%22/00042/{n}.png" for n in range(3)]
     assert all(f'href="runs/a%20%22b%22/00042/{name}"' in text for name in ("0.png", "2.png", "the%20strip.png"))
 
 
 def test_nothing_is_fetched(entry):
-    text = trajectory_page([entry])
+    text = render_trajectories([entry])
     assert not any(word in text for word in ("http:", "https:", "@import", "url(", "fetch(", 'src="//'))
 
 
 def test_a_page_of_none_says_so():
-    assert "trajectories: 0 · images drawn: 0" in Page(trajectory_page([])).words
+    assert "trajectories: 0 · images drawn: 0" in Page(render_trajectories([])).words
 
 
 def test_a_template_gets_all_its_values():

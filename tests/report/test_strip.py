@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.report.strip import strip
+from pdgen.report.strip import make_strip
 
 
 def checkerboard(height, width):
@@ -14,7 +14,7 @@ def checkerboard(height, width):
 
 def test_small_images_keep_their_pixels():
     image = checkerboard(8, 4)
-    row = np.asarray(strip([image, image], ["a", "b"], height=32))
+    row = np.asarray(make_strip([image, image], ["a", "b"], height=32))
     assert row.shape == (32 + 36 + 17, 12 + 2 * (16 + 12), 3)
     enlarged = np.kron(np.asarray(image), np.ones((4, 4, 1), np.uint8))
     np.testing.assert_array_equal(row[12:44, 12:28], enlarged)
@@ -23,7 +23,7 @@ def test_small_images_keep_their_pixels():
 
 
 def test_any_size_comes_to_the_one_height():
-    row = strip([checkerboard(100, 50), checkerboard(7, 7), PIL.Image.new("L", (300, 600), 90)], ["", "", ""], 64)
+    row = make_strip([checkerboard(100, 50), checkerboard(7, 7), PIL.Image.new("L", (300, 600), 90)], ["", "", ""], 64)
     assert row.mode == "RGB" and row.size == (12 + 32 + 12 + 64 + 12 + 32 + 12, 64 + 36)
     assert (np.asarray(row)[12:76, 132:164] == 90).all()
 
@@ -31,7 +31,7 @@ def test_any_size_comes_to_the_one_height():
 def test_captions_stay_below_their_image():
     image = PIL.Image.new("RGB", (64, 64), "red")
     words = "long words in this caption and averyverylongwordthatmustbecut\nnext line"
-    row = np.asarray(strip([image, image], [words, ""], height=64))
+    row = np.asarray(make_strip([image, image], [words, ""], height=64))
     text = (row[64 + 12 :] < 128).all(-1)
     columns = np.flatnonzero(text.any(0))
     assert columns.min() >= 12 and columns.max() < 12 + 64 + 2
@@ -41,7 +41,7 @@ def test_captions_stay_below_their_image():
 
 def test_a_word_that_is_cut_loses_nothing():
     def ink(caption):
-        row = np.asarray(strip([PIL.Image.new("RGB", (64, 64), "red")], [caption], height=64), np.int64)
+        row = np.asarray(make_strip([PIL.Image.new("RGB", (64, 64), "red")], [caption], height=64), np.int64)
         return (255 - row[64 + 12 :]).sum()
 
     np.testing.assert_allclose(ink("W" * 40), 40 * ink("W"), rtol=0.02)
@@ -50,4 +50,4 @@ def test_a_word_that_is_cut_loses_nothing():
 @pytest.mark.parametrize(("images", "captions"), [(0, 0), (1, 0), (1, 2)])
 def test_captions_must_fit(images, captions):
     with pytest.raises(ValueError, match=f"got {images} and {captions}"):
-        strip([PIL.Image.new("RGB", (4, 4))] * images, ["a"] * captions)
+        make_strip([PIL.Image.new("RGB", (4, 4))] * images, ["a"] * captions)

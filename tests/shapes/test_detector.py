@@ -12,10 +12,10 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.models import autoencoder
-from pdgen.shapes.detector import THRESHOLD, background, detect
+from pdgen.shapes.detector import THRESHOLD, detect, detect_background
 from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, paint
 from pdgen.shapes.placement import FREE, LATTICE, PLACEMENTS
-from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Object, Scene, random_scene, relations_between
+from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, SceneObject, find_relations, sample_scene
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -29,7 +29,7 @@ def seen(picture):
 
 
 def scenes(seed, count, placement):
-    return [random_scene(np.random.default_rng((seed, i)), 1 + i % MAX_OBJECTS, placement) for i in range(count)]
+    return [sample_scene(np.random.default_rng((seed, i)), 1 + i % MAX_OBJECTS, placement) for i in range(count)]
 
 
 def share_right(found, expected):
@@ -46,24 +46,27 @@ def test_painted_pictures_are_read_exactly(name, count):
     for scene in scenes(0, count, PLACEMENTS[name]):
         picture = paint(scene)
         assert seen(picture) == shown(scene)
-        assert background(picture) == scene.background
+        assert detect_background(picture) == scene.background
 
 
 @given(SEEDS, st.integers(1, MAX_OBJECTS), st.sampled_from([32, 48, 64, 96, 100, 256]), st.sampled_from([*PLACEMENTS]))
 @settings(max_examples=100, deadline=None)
 def test_so_are_larger_ones(seed, count, size, name):
-    scene = random_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
+    scene = sample_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
     picture = paint(scene, size)
     assert seen(picture) == shown(scene)
-    assert background(picture) == scene.background
+    assert detect_background(picture) == scene.background
 
 
 def test_four_alike_that_almost_touch_are_four():
     corners = [(0, 0), (15, 0), (0, 15), (15, 15)]
-    scene = Scene(tuple(Object(i, 0, "square", "red", 14, x, y) for i, (x, y) in enumerate(corners)))
+    scene = Scene(tuple(SceneObject(i, 0, "square", "red", 14, x, y) for i, (x, y) in enumerate(corners)))
     assert seen(paint(scene)) == shown(scene)
     small = Scene(
-        tuple(Object(i, 0, "square", "white", 7, 4 + x // 15 * 8, 4 + y // 15 * 8) for i, (x, y) in enumerate(corners))
+        tuple(
+            SceneObject(i, 0, "square", "white", 7, 4 + x // 15 * 8, 4 + y // 15 * 8)
+            for i, (x, y) in enumerate(corners)
+        )
     )
     assert seen(paint(small)) == shown(small)
 
@@ -71,10 +74,10 @@ def test_four_alike_that_almost_touch_are_four():
 @pytest.mark.parametrize("name", BACKGROUNDS)
 def test_nothing_is_found_where_nothing_is(name):
     picture = paint(Scene((), name))
-    assert detect(picture) == [] and background(picture) == name
+    assert detect(picture) == [] and detect_background(picture) == name
     noise = np.random.default_rng(0).normal(0, 8, picture.shape)
     noisy = np.clip(picture + noise, 0, 255).astype(np.uint8)
-    assert detect(noisy) == [] and background(noisy) == name
+    assert detect(noisy) == [] and detect_background(noisy) == name
 
 
 def test_a_square_of_numbers_is_a_square():
@@ -91,7 +94,7 @@ def test_a_square_of_numbers_is_a_square():
 
 
 def test_scores_fall_with_blur_and_noise_and_sort_what_is_found():
-    scene = random_scene(np.random.default_rng(5), 5, FREE)
+    scene = sample_scene(np.random.default_rng(5), 5, FREE)
     blurred = PIL.Image.fromarray(paint(scene, 64)).filter(PIL.ImageFilter.GaussianBlur(1.0))
     found = detect(np.asarray(blurred))
     assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
@@ -128,19 +131,19 @@ def test_nearly_all_is_right_after_the_shipped_autoencoder():
     extra = sum(max(len(detect(p)) - len(s.objects), 0) for p, s in zip(back, pictured))
     assert right / objects > 0.97
     assert extra / objects < 0.01
-    assert all(background(p) == s.background for p, s in zip(back, pictured))
+    assert all(detect_background(p) == s.background for p, s in zip(back, pictured))
 
 
 def test_relations_hold_of_found_boxes():
-    scene = Scene((Object(0, 0, "ring", "red", 10, 0, 11), Object(1, 1, "star", "blue", 10, 20, 11)))
+    scene = Scene((SceneObject(0, 0, "ring", "red", 10, 0, 11), SceneObject(1, 1, "star", "blue", 10, 20, 11)))
     ring, star = (next(f for f in detect(paint(scene)) if f.shape == shape) for shape in ("ring", "star"))
-    assert relations_between(ring, star) == ("left of",)
+    assert find_relations(ring, star) == ("left of",)
     assert set(SHAPES) >= {ring.shape, star.shape}
 
 
 @pytest.mark.parametrize("shape", [(31, 31, 3), (64, 32, 3)])
 def test_pictures_that_are_no_square_or_too_small_are_refused(shape):
     words = f"a picture of {shape[1]} x {shape[0]} pixels: detection takes squares of 32 pixels or more"
-    for function in (detect, background):
+    for function in (detect, detect_background):
         with pytest.raises(ValueError, match=words):
             function(np.zeros(shape, np.uint8))

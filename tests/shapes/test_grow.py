@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pdgen.shapes.graph import Entity, Relation, SceneGraph, implies
-from pdgen.shapes.grow import grow
+from pdgen.shapes.graph import Entity, Relation, SceneGraph, grow, implies
 from pdgen.synthesis.sample import TASKS, sample_graph
 
 KINDS = ("left of", "above", "holding", "near")

@@ -12,23 +12,23 @@ from msgspec.structs import replace
 from pdgen.sequence.trajectory import parse_plan
 from pdgen.shapes import language
 from pdgen.shapes.graph import COLORS, INVERSE, Step
-from pdgen.shapes.held_out import held_out, held_out_look, held_out_relation, unstated
+from pdgen.shapes.held_out import find_unstated, is_held_out, is_held_out_look, is_held_out_relation
 from pdgen.shapes.layout import RELATIONS
 from pdgen.shapes.parse import parse
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.shapes.world import SHAPES, place, relations_between, shows_held_out
+from pdgen.shapes.world import SHAPES, find_relations, place_scenes, shows_held_out
 from pdgen.synthesis.faults import FAULTS
 from pdgen.synthesis.prompts import make_story
 from pdgen.synthesis.sample import TASKS
-from pdgen.synthesis.self_sampling import judged_plan, self_sampled
-from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings
+from pdgen.synthesis.self_sampling import judge_sampled_plan, make_self_sampled
+from pdgen.synthesis.settings import Alignment, Conflict, DatasetSettings, MultiTurn
 from pdgen.synthesis.story import HELD_OUT, Rejected
 from pdgen.synthesis.subsets import make_samples
 from tests.support.kept_out import is_kept_out, kept_out, of_graph, of_plan, of_segment, scanned
 from tests.support.shapes_records import ASSUMED, EXACT
 from tests.support.stories import entity, graph, story, thing
 
-SETTINGS = Settings(
+SETTINGS = DatasetSettings(
     tasks=dict.fromkeys(TASKS, 0.1) | {"composition": 0.4},
     multi_turn=MultiTurn(count=60, fault_rate=0.6),
     conflict=Conflict(positive=10, negative=80),
@@ -47,7 +47,7 @@ def model(prompts, seeds):
             colors = rng.permutation(COLORS).tolist()
             other = tuple(replace(e, attributes=e.attributes | {"color": c}) for e, c in zip(said.entities, colors))
             said = replace(said, entities=other)
-        plans.append(language.plan(rng, None, Step("add", tuple(e.id for e in said.entities), said)))
+        plans.append(language.write_plan(rng, None, Step("add", tuple(e.id for e in said.entities), said)))
     return plans
 
 
@@ -59,8 +59,10 @@ def made(request):
         subset: make_samples(SETTINGS, dataclasses.replace(ASSUMED, placement=placement), subset, range(count))
         for subset, count in (("multi_turn", 60), ("conflict", 90), ("alignment", 120))
     }
-    sampled = Settings(tasks={"color_attr": 1.0, "colors": 1.0}, conflict=Conflict(20, 30, variant="self"))
-    return samples | {"self": self_sampled(sampled, dataclasses.replace(EXACT, placement=placement), range(50), model)}
+    sampled = DatasetSettings(tasks={"color_attr": 1.0, "colors": 1.0}, conflict=Conflict(20, 30, variant="self"))
+    return samples | {
+        "self": make_self_sampled(sampled, dataclasses.replace(EXACT, placement=placement), range(50), model)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_all_that_is_not_held_out_occurs(told):
 
 def test_rejected_plans_and_prompts_are_counted(made):
     assert made["self"].rejected[HELD_OUT] >= 3
-    settings = Settings(multi_turn=MultiTurn(count=3), rewritten=0)
+    settings = DatasetSettings(multi_turn=MultiTurn(count=3), rewritten=0)
     prompts = ["a red square and a green circle", "a green circle", "a red circle left of a green diamond"]
     samples = make_samples(settings, ASSUMED, "multi_turn", range(3), prompts)
     assert samples.rejected[HELD_OUT] >= 2
@@ -111,16 +113,16 @@ def test_rejected_plans_and_prompts_are_counted(made):
 )
 def test_a_plan_of_a_model_that_says_it_in_either_part_is_rejected(plan):
     rng = np.random.default_rng(0)
-    green = make_story(rng, Settings(), EXACT, "a green square")
+    green = make_story(rng, DatasetSettings(), EXACT, "a green square")
     with pytest.raises(Rejected, match=HELD_OUT):
-        judged_plan(rng, EXACT, green, plan)
+        judge_sampled_plan(rng, EXACT, green, plan)
 
 
 def test_the_rule_is_that_of_the_digests_and_holds_out_about_a_tenth():
-    pairs = {(c, n) for c in COLORS for n in SHAPES if held_out_look(c, n)}
+    pairs = {(c, n) for c in COLORS for n in SHAPES if is_held_out_look(c, n)}
     assert {f"{c} {n}" for c, n in pairs} == {f"{c} {n}" for c in COLORS for n in SHAPES if is_kept_out(f"{c} {n}")}
     assert 6 <= len(pairs) <= 14
-    triples = [(a, k, b) for a, k, b in itertools.product(SHAPES, RELATIONS, SHAPES) if held_out_relation(a, k, b)]
+    triples = [(a, k, b) for a, k, b in itertools.product(SHAPES, RELATIONS, SHAPES) if is_held_out_relation(a, k, b)]
     assert 24 <= len(triples) <= 56  # of 360, each told twice
     assert {(b, INVERSE[k], a) for a, k, b in triples} == {*triples}
     assert not any(a == b for a, _, b in triples)
@@ -130,17 +132,17 @@ def test_the_rule_is_that_of_the_digests_and_holds_out_about_a_tenth():
 def test_a_layout_shows_a_relation_that_is_held_out_only_where_it_is_stated(name):
     circle, diamond = entity(0), entity(1, "diamond", color="green")
     free = graph(circle, diamond)
-    assert [(r.subject, r.kind, r.reference) for r in unstated(free)] == [(0, "left of", 1)]
+    assert [(r.subject, r.kind, r.reference) for r in find_unstated(free)] == [(0, "left of", 1)]
     shown = collections.Counter()
     for seed in range(100):
-        (scene,) = place(np.random.default_rng(seed), [Step("add", (0, 1), free)], PLACEMENTS[name])
-        shown.update(relations_between(*(scene.of(i)[0] for i in (0, 1))))
+        (scene,) = place_scenes(np.random.default_rng(seed), [Step("add", (0, 1), free)], PLACEMENTS[name])
+        shown.update(find_relations(*(scene.objects_of(i)[0] for i in (0, 1))))
         assert not shows_held_out(scene.objects)
     assert not shown["left of"] and min(shown[kind] for kind in ("right of", "above", "below")) > 10
     stated = graph(circle, diamond, relations=[(0, "left of", 1)])
-    assert held_out(stated) and unstated(stated) == []
-    assert unstated(graph(circle, diamond, relations=[(1, "right of", 0)])) == []
-    (scene,) = place(np.random.default_rng(0), [Step("add", (0, 1), stated)], PLACEMENTS[name])
+    assert is_held_out(stated) and find_unstated(stated) == []
+    assert find_unstated(graph(circle, diamond, relations=[(1, "right of", 0)])) == []
+    (scene,) = place_scenes(np.random.default_rng(0), [Step("add", (0, 1), stated)], PLACEMENTS[name])
     assert shows_held_out(scene.objects)
 
 
@@ -162,10 +164,10 @@ def test_what_objects_show(objects, shown):
 def test_the_reader_of_these_tests_sees_what_is_there():
     for seed in range(80):
         rng, (_, asked, steps) = story(seed)
-        text = language.prompt(rng, asked, "composition")
+        text = language.write_prompt(rng, asked, "composition")
         assert scanned(text) >= {words for words in of_graph(asked) if words.split()[0] in COLORS}
         for before, step in zip([None, *(s.graph for s in steps)], steps):
-            plan = language.plan(rng, before, step, asked)
+            plan = language.write_plan(rng, before, step, asked)
             assert of_graph(step.graph) <= of_plan(plan) and scanned(parse_plan(plan)[1]) >= of_graph(step.graph)
     assert scanned("The red circle is not left of the two green stars and above the ring.") == {
         "red circle",

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from pdgen.sequence.trajectory import parse_plan, parse_refine
-from pdgen.shapes import language
+from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
-from pdgen.shapes.instruction import carry_out, instruct
+from pdgen.shapes.instruction import apply_instruction, make_instruction
 from pdgen.shapes.lexicon import COCO
-from pdgen.shapes.parse import canonical, parse, parse_instruction
+from pdgen.shapes.parse import canonicalize, parse, parse_instruction
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.shapes.world import place
+from pdgen.shapes.world import place_scenes
 from pdgen.synthesis.faults import FAULTS, corrupt
-from pdgen.synthesis.sample import prompt_graph, sample_graph
+from pdgen.synthesis.sample import make_prompt_graph, sample_graph
 from tests.support.stories import story
 
 
@@ -50,32 +50,32 @@ def all_wordings(write, times=200):
     ],
 )
 def test_prompts_come_in_genevals_form_and_in_others(graph, task, official):
-    said = collections.Counter(language.prompt(np.random.default_rng(s), graph, task) for s in range(400))
+    said = collections.Counter(language.write_prompt(np.random.default_rng(s), graph, task) for s in range(400))
     assert 0.3 < said[official] / 400 < 0.5
     assert len(said) >= 7
-    assert {canonical(parse(text)) for text in said} == {canonical(graph)}
+    assert {canonicalize(parse(text)) for text in said} == {canonicalize(graph)}
 
 
 def test_compositions_average_about_150_characters():
     lengths, said = [], set()
     for seed in range(1500):
         rng = np.random.default_rng((5, seed))
-        graph = prompt_graph(rng, sample_graph(rng, "composition"), "composition")
-        said.add(language.prompt(rng, graph, "composition"))
-        lengths.append(len(language.prompt(rng, graph, "composition")))
+        graph = make_prompt_graph(rng, sample_graph(rng, "composition"), "composition")
+        said.add(language.write_prompt(rng, graph, "composition"))
+        lengths.append(len(language.write_prompt(rng, graph, "composition")))
     assert 145 < np.mean(lengths) < 160
     assert len(said) > 1490
 
 
 def test_a_composition_in_all_its_wordings():
-    said = all_wordings(lambda rng: language.prompt(rng, TRIO, "composition"), 600)
+    said = all_wordings(lambda rng: language.write_prompt(rng, TRIO, "composition"), 600)
     assert {
         "Draw a red circle left of a blue square, and three pink stars above the square, on a beige background.",
         "A photo of a beige background with a red circle left of a blue square, and three pink stars above the square.",
         "A red circle left of a blue square, and three pink stars above the square. The background is beige.",
     } <= said
     assert any("and three pink stars. The circle is left of the square. The three stars are above" in t for t in said)
-    assert {canonical(parse(text)) for text in said} == {canonical(TRIO)}
+    assert {canonicalize(parse(text)) for text in said} == {canonicalize(TRIO)}
 
 
 def test_names_are_as_long_as_needed():
@@ -83,21 +83,21 @@ def test_names_are_as_long_as_needed():
         (thing(0, "ring", color="red"), thing(1, "ring", color="blue", size="small"), thing(2, "ring", color="blue")),
         (Relation(1, "above", 0), Relation(2, "below", 0)),
     )
-    for text in all_wordings(lambda rng: language.description(rng, alike)):
+    for text in all_wordings(lambda rng: language.write_description(rng, alike)):
         assert "a red ring below a small blue ring and above a blue ring" in text
     moved = SceneGraph(alike.entities, (Relation(2, "left of", 1),))
-    said = all_wordings(lambda rng: language.instruction(rng, alike, Step("move", (2,), moved)))
+    said = all_wordings(lambda rng: language.write_step_instruction(rng, alike, Step("move", (2,), moved)))
     assert "Move the blue ring left of the small blue ring." in said
 
 
 def test_plans_say_what_is_new_and_describe_the_whole():
-    first = all_wordings(lambda rng: language.plan(rng, None, Step("add", (0,), SceneGraph((CIRCLE,)))))
+    first = all_wordings(lambda rng: language.write_plan(rng, None, Step("add", (0,), SceneGraph((CIRCLE,)))))
     assert "<ins>Start with a red circle.</ins> <des>The picture shows a red circle.</des>" in first
-    last = all_wordings(lambda rng: language.plan(rng, PAIR, Step("add", (2,), TRIO)))
+    last = all_wordings(lambda rng: language.write_plan(rng, PAIR, Step("add", (2,), TRIO)))
     parts = [parse_plan(text) for text in last]
     what = "three pink stars above the blue square on a beige background."
     assert {ins for ins, _ in parts} == {f"Add {what}", f"Draw {what}", f"Place {what}"}
-    assert {canonical(parse(des)) for _, des in parts} == {canonical(TRIO)}
+    assert {canonicalize(parse(des)) for _, des in parts} == {canonicalize(TRIO)}
     assert len({des for _, des in parts}) == 3
 
 
@@ -153,14 +153,14 @@ def test_plans_say_what_is_new_and_describe_the_whole():
     ],
 )
 def test_instructions_of_each_operation(step, before, words):
-    assert all_wordings(lambda rng: language.instruction(rng, before, step)) == words
+    assert all_wordings(lambda rng: language.write_step_instruction(rng, before, step)) == words
 
 
 def test_what_is_not_meant_to_stay_is_drawn_for_now():
     asked = SceneGraph((thing(0, "circle"), thing(1, "square", color="green"), STARS), (LEFT,))
 
     def ending(before, step):
-        said = all_wordings(lambda rng: language.instruction(rng, before, step, asked))
+        said = all_wordings(lambda rng: language.write_step_instruction(rng, before, step, asked))
         return {text.endswith(" for now.") for text in said}
 
     circle, square = SceneGraph((CIRCLE,)), thing(1, "square", color="green")
@@ -179,19 +179,23 @@ def test_instructions_are_short():
     words = []
     for seed in range(1000):
         rng, told = story(seed)
-        words += [len(language.instruction(rng, before, step).split()) for before, step in told.pairs()]
+        words += [len(language.write_step_instruction(rng, before, step).split()) for before, step in told.pairs()]
     assert np.mean(words) < 10
     assert np.percentile(words, 99) < 30
 
 
 def test_agreement_names_what_was_checked_and_what_is_to_come():
     asked = SceneGraph((CIRCLE, SQUARE, STARS), (LEFT,))
-    said = all_wordings(lambda rng: language.agreement(rng, SceneGraph((SQUARE,)), Step("add", (0,), PAIR), asked))
+    said = all_wordings(
+        lambda rng: inspections.write_agreement(rng, SceneGraph((SQUARE,)), Step("add", (0,), PAIR), asked)
+    )
     reasons = {"The red circle is left of the blue square", "The red circle is there, left of the blue square"}
     assert all(any(text.startswith(reason) for reason in reasons) for text in said)
     to_come = ("Three pink stars are still to come.", "Still to come: three pink stars.")
     assert {text.split(". ")[1] for text in said} == {*to_come, "Three pink stars are not drawn yet."}
-    done = all_wordings(lambda rng: language.agreement(rng, SceneGraph((SQUARE,)), Step("add", (0,), PAIR), PAIR))
+    done = all_wordings(
+        lambda rng: inspections.write_agreement(rng, SceneGraph((SQUARE,)), Step("add", (0,), PAIR), PAIR)
+    )
     ends = {"Nothing is missing.", "The picture is complete.", "All that was asked for is there."}
     assert {next(e for e in ends if text.endswith(e)) for text in done} == ends
 
@@ -199,7 +203,7 @@ def test_agreement_names_what_was_checked_and_what_is_to_come():
 def test_what_is_put_right_later_is_announced():
     later = SceneGraph((thing(0, "circle", color="green", size="small"), SQUARE), (Relation(0, "above", 1),))
     here = SceneGraph((*PAIR.entities, thing(7, "ring", color="black")), (LEFT,))
-    text = language.agreement(np.random.default_rng(0), None, Step("add", (0, 1, 7), here), later)
+    text = inspections.write_agreement(np.random.default_rng(0), None, Step("add", (0, 1, 7), here), later)
     assert text.split(". ", 1)[1] == (
         "The red circle will become green. The red circle will become small. The black ring will not stay. "
         "The red circle will move above the blue square."
@@ -210,7 +214,7 @@ def test_agreements_never_ask_for_a_refinement():
     for seed in range(300):
         rng, told = story(seed)
         for before, step in told.pairs():
-            text = language.agreement(rng, before, step, told.asked)
+            text = inspections.write_agreement(rng, before, step, told.asked)
             assert parse_refine(text) is None
             assert text.endswith(".") and text[0].isupper()
             complete = text.endswith(("Nothing is missing.", "is complete.", "All that was asked for is there."))
@@ -287,7 +291,7 @@ def test_agreements_never_ask_for_a_refinement():
     ],
 )
 def test_faults_and_their_corrections(kind, entity, wrong, analyses, correction):
-    said = all_wordings(lambda rng: language.fault(rng, kind, TRIO, entity, wrong))
+    said = all_wordings(lambda rng: inspections.write_fault(rng, kind, TRIO, entity, wrong))
     assert {text.split(" <refine>")[0] for text in said} == analyses
     corrections = {parse_refine(text) for text in said}
     assert correction in corrections and len(corrections) > 1
@@ -297,7 +301,7 @@ def test_faults_and_their_corrections(kind, entity, wrong, analyses, correction)
 def test_faults_of_size_are_those_of_a_stated_size(right, wrong):
     planned = SceneGraph((thing(0, "circle", color="red", size=right),))
     seen = thing(0, "circle", color="red", size=wrong)
-    said = all_wordings(lambda rng: language.fault(rng, "size", planned, 0, seen))
+    said = all_wordings(lambda rng: inspections.write_fault(rng, "size", planned, 0, seen))
     assert {text.split(" <refine>")[0] for text in said} == {
         f"The red circle is {wrong}, not {right}.",
         f"The {wrong} red circle should be {right}.",
@@ -307,11 +311,13 @@ def test_faults_of_size_are_those_of_a_stated_size(right, wrong):
     assert f"Make the {wrong} red circle {right}." in {parse_refine(text) for text in said}
     for size in ("small", "medium", "large"):
         with pytest.raises(SceneError, match="entity 0: the size"):
-            language.fault(np.random.default_rng(0), "size", TRIO, 0, thing(0, "circle", color="red", size=size))
+            inspections.write_fault(
+                np.random.default_rng(0), "size", TRIO, 0, thing(0, "circle", color="red", size=size)
+            )
 
 
 def test_faults_of_place_name_the_relation_or_the_place():
-    said = all_wordings(lambda rng: language.fault(rng, "place", TRIO, 0, CIRCLE, LEFT))
+    said = all_wordings(lambda rng: inspections.write_fault(rng, "place", TRIO, 0, CIRCLE, LEFT))
     assert {text.split(" <refine>")[0] for text in said} == {
         "The red circle is not left of the blue square.",
         "The red circle should be left of the blue square.",
@@ -319,11 +325,11 @@ def test_faults_of_place_name_the_relation_or_the_place():
     }
     assert "Move the red circle left of the blue square." in {parse_refine(text) for text in said}
     placed = SceneGraph((thing(0, "circle", color="red", place="top left"),))
-    said = all_wordings(lambda rng: language.fault(rng, "place", placed, 0, thing(0, "circle", place="right")))
+    said = all_wordings(lambda rng: inspections.write_fault(rng, "place", placed, 0, thing(0, "circle", place="right")))
     analysis = "The red circle is on the right, not at the top left."
     assert f"{analysis} <refine>Move the red circle to the top left.</refine>" in said
     three = SceneGraph((thing(0, "heart", 3, color="red", place="top left, right, bottom"),))
-    said = all_wordings(lambda rng: language.fault(rng, "place", three, 0, thing(0, "heart", place="top")))
+    said = all_wordings(lambda rng: inspections.write_fault(rng, "place", three, 0, thing(0, "heart", place="top")))
     planned = "at the top left, on the right and at the bottom"
     assert {text.split(" <refine>")[0] for text in said} == {
         f"One of the three red hearts is at the top, not {planned}.",
@@ -334,13 +340,13 @@ def test_faults_of_place_name_the_relation_or_the_place():
     assert moved in {parse_refine(text) for text in said}
     assert parse_instruction(moved).changes == {"place": "top left, right, bottom"}
     with pytest.raises(SceneError, match="no place or relation is wrong"):
-        language.fault(np.random.default_rng(0), "place", placed, 0, placed.entities[0])
+        inspections.write_fault(np.random.default_rng(0), "place", placed, 0, placed.entities[0])
 
 
 @pytest.mark.parametrize("kind", ["color", "shape", "count", "size"])
 def test_no_fault_is_found_where_there_is_none(kind):
     with pytest.raises(SceneError, match="entity 0"):
-        language.fault(np.random.default_rng(0), kind, TRIO, 0, CIRCLE)
+        inspections.write_fault(np.random.default_rng(0), kind, TRIO, 0, CIRCLE)
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
@@ -349,12 +355,12 @@ def test_every_fault_of_a_draft_has_words_and_its_correction_undoes_it(name):
     for seed in range(250):
         rng, told = story(seed)
         graph = told.steps[-1].graph
-        scenes = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)], PLACEMENTS[name])
+        scenes = place_scenes(rng, [Step("add", tuple(e.id for e in graph.entities), graph)], PLACEMENTS[name])
         if scenes is None:
             continue
         entity = graph.entities[int(rng.integers(len(graph.entities)))]
         draft, kind = corrupt(rng, scenes[0], graph, entity.id, PLACEMENTS[name])
-        text = language.fault_of_draft(rng, kind, graph, entity.id, draft)
+        text = inspections.write_draft_fault(rng, kind, graph, entity.id, draft)
         correction = parse_refine(text)
         seen[kind] += 1
         if kind != "count":
@@ -401,7 +407,7 @@ def changed(graph, number, **fields):
     ],
 )
 def test_conflicts_of_a_plan_with_its_prompt(plan, analysis, correction):
-    said = all_wordings(lambda rng: language.conflict(rng, TRIO, plan))
+    said = all_wordings(lambda rng: inspections.write_conflict(rng, TRIO, plan))
     assert analysis in {text.split(" <refine>")[0] for text in said}
     assert correction in {parse_refine(text) for text in said}
     assert len({text.split(" <refine>")[0] for text in said}) == len({parse_refine(text) for text in said}) == 3
@@ -411,16 +417,16 @@ def test_an_incomplete_plan_is_no_conflict():
     for number in range(len(TRIO.entities)):
         part = SceneGraph(TRIO.entities[: number + 1])
         with pytest.raises(SceneError, match="does not contradict"):
-            language.conflict(np.random.default_rng(0), TRIO, part)
+            inspections.write_conflict(np.random.default_rng(0), TRIO, part)
 
 
 def test_words_fit_real_pictures_too():
     graph = SceneGraph(
         (thing(0, COCO[16], color="brown"), thing(1, "umbrella", material="wooden")), (Relation(0, "on top of", 1),)
     )
-    text = language.description(np.random.default_rng(1), graph)
+    text = language.write_description(np.random.default_rng(1), graph)
     assert text.endswith("a brown dog and a wooden umbrella. The dog is on top of the umbrella.")
     step = Step("add", (0, 1), graph)
-    text = language.instruction(np.random.default_rng(0), None, step)
+    text = language.write_step_instruction(np.random.default_rng(0), None, step)
     assert text.endswith("a brown dog and a wooden umbrella. The brown dog is on top of the umbrella.")
-    assert canonical(carry_out(None, instruct(None, step))) == canonical(graph)
+    assert canonicalize(apply_instruction(None, make_instruction(None, step))) == canonicalize(graph)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import pdgen
 from pdgen.config import NANO
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.shapes import language
+from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import COLORS, PLACES
-from pdgen.shapes.lexicon import number, plural
-from pdgen.shapes.world import BACKGROUNDS, SHAPES, place
-from pdgen.synthesis.base.questions import KINDS, asker
+from pdgen.shapes.lexicon import pluralize, spell_number
+from pdgen.shapes.world import BACKGROUNDS, SHAPES, place_scenes
+from pdgen.synthesis.base.questions import KINDS, make_asker
 from tests.support.stories import story
 
 FOLDER = pathlib.Path(pdgen.__file__).parent / "assets" / "shapes"
@@ -33,12 +33,12 @@ def texts():
     found = {"prompt": [], "plan": [], "agreement": [], "question": [], "answer": []}
     for seed in range(700):
         rng, told = story(seed)
-        found["prompt"].append(language.prompt(rng, told.asked, told.task))
+        found["prompt"].append(language.write_prompt(rng, told.asked, told.task))
         for before, step in told.pairs():
-            found["plan"].append(language.plan(rng, before, step))
-            found["agreement"].append(language.agreement(rng, before, step, told.asked))
-        for scene in (place(rng, told.steps) or ())[-1:]:
-            asked = [asker(rng, kind)(scene) for kind in KINDS]
+            found["plan"].append(language.write_plan(rng, before, step))
+            found["agreement"].append(inspections.write_agreement(rng, before, step, told.asked))
+        for scene in (place_scenes(rng, told.steps) or ())[-1:]:
+            asked = [make_asker(rng, kind)(scene) for kind in KINDS]
             found["question"] += [q.text for q in asked if q is not None]
             found["answer"] += [q.answer for q in asked if q is not None]
     return found
@@ -63,10 +63,10 @@ def test_texts_are_short(pieces, texts, kind, mean, most):
 def test_every_word_is_one_piece(pieces, texts):
     plain = re.sub(r"</?\w+>", "\n", "\n".join(text for kind in texts.values() for text in kind))
     words = set(re.findall(r" ?[A-Za-z]+", plain))
-    words |= {f" {word}" for noun in SHAPES for word in (noun, plural(noun))}
+    words |= {f" {word}" for noun in SHAPES for word in (noun, pluralize(noun))}
     words |= {f" {word}" for phrase in (*COLORS, *PLACES, *BACKGROUNDS) for word in phrase.split()}
     words |= {answer.split()[0].capitalize() for answer in (*COLORS, *BACKGROUNDS, "yes", "no", "none")}
-    words |= {f" {number(count)}" for count in range(1, 7)} | {" <des>", "<ins>", "</ins>", "</des>", "</refine>"}
+    words |= {f" {spell_number(count)}" for count in range(1, 7)} | {" <des>", "<ins>", "</ins>", "</des>", "</refine>"}
     assert [w for w in sorted(words) if len(pieces.encode(w)) != 1] == []
 
 

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.shapes import world
-from pdgen.shapes.graph import COLORS
-from pdgen.shapes.grow import grow
-from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, CONTOURS, coverage, paint
+from pdgen.shapes.graph import COLORS, grow
+from pdgen.shapes.painter import BACKGROUND_RGB, COLOR_RGB, CONTOURS, compute_coverage, paint
 from pdgen.shapes.placement import PLACEMENTS
 from pdgen.synthesis.rewrite import rewrite
 from pdgen.synthesis.sample import sample_graph
@@ -51,7 +50,7 @@ INSIDE = {  # area of the unit box that an outline of width w leaves out
 
 
 def single(shape="circle", color="red", size=10, x=8, y=8, background="light grey", fill="solid"):
-    return world.Scene((world.Object(0, 0, shape, color, size, x, y, fill),), background)
+    return world.Scene((world.SceneObject(0, 0, shape, color, size, x, y, fill),), background)
 
 
 def box_mask(size, *objects):
@@ -121,7 +120,7 @@ def test_colours_and_grounds_are_told_apart():
 def test_a_step_leaves_every_other_pixel_identical(seed, name):
     rng = np.random.default_rng(seed)
     steps = rewrite(rng, grow(rng, sample_graph(rng, "composition")), 0.7)
-    scenes = world.place(rng, steps, PLACEMENTS[name]) or []
+    scenes = world.place_scenes(rng, steps, PLACEMENTS[name]) or []
     size = (32, 64)[seed % 2]
     for (a, b), step in zip(itertools.pairwise(scenes), steps[1:]):
         concerned = [o for scene in (a, b) for o in scene.objects if o.entity in step.entities]
@@ -141,7 +140,7 @@ def test_painting_is_deterministic_and_its_own():
 
 @pytest.mark.parametrize("size", [16, 48, 64, 100])
 def test_other_picture_sizes_show_the_same_scene(size):
-    scene = world.random_scene(np.random.default_rng(3), 6)
+    scene = world.sample_scene(np.random.default_rng(3), 6)
     picture = paint(scene, size)
     assert picture.shape == (size, size, 3)
     side = min(size, 32)
@@ -154,7 +153,7 @@ def test_other_picture_sizes_show_the_same_scene(size):
 
 def test_coverage_is_symmetric_where_the_shape_is():
     for shape in ("circle", "square", "triangle", "diamond", "cross", "heart", "ring"):
-        picture = coverage(shape, "solid", (0.0, 0.0, 15.0, 15.0), 1.5)
+        picture = compute_coverage(shape, "solid", (0.0, 0.0, 15.0, 15.0), 1.5)
         np.testing.assert_allclose(picture, picture[:, ::-1], atol=0.08)
 
 

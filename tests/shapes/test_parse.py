@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.shapes import language
-from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneError, SceneGraph, Step, place_of_all
-from pdgen.shapes.instruction import EXCHANGED, Instruction, carry_out, instruct, say
-from pdgen.shapes.lexicon import COCO, NOUNS, plural, with_article
-from pdgen.shapes.parse import canonical, parse, parse_instruction
+from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneError, SceneGraph, Step, join_places
+from pdgen.shapes.instruction import EXCHANGED, Instruction, apply_instruction, make_instruction, write_instruction
+from pdgen.shapes.lexicon import COCO, NOUNS, add_article, pluralize
+from pdgen.shapes.parse import canonicalize, parse, parse_instruction
 from pdgen.shapes.world import BACKGROUNDS
 from tests.support.stories import story
 
@@ -25,9 +25,9 @@ def test_prompts_and_descriptions_read_back_as_their_graphs():
     wrong = []
     for seed in SEEDS:
         rng, told = story(seed)
-        texts = [(language.prompt(rng, told.asked, told.task), told.asked)]
-        texts += [(language.description(rng, step.graph), step.graph) for step in told.steps]
-        wrong += [text for text, graph in texts if canonical(parse(text)) != canonical(graph)]
+        texts = [(language.write_prompt(rng, told.asked, told.task), told.asked)]
+        texts += [(language.write_description(rng, step.graph), step.graph) for step in told.steps]
+        wrong += [text for text, graph in texts if canonicalize(parse(text)) != canonicalize(graph)]
     assert wrong == []
 
 
@@ -43,14 +43,14 @@ def test_instructions_read_back_and_carried_out_lead_to_the_next_graph():
     for seed in SEEDS:
         rng, told = story(seed)
         for before, step in told.pairs():
-            order = instruct(before, step)
+            order = make_instruction(before, step)
             order = msgspec.structs.replace(order, for_now=bool(rng.integers(2)))
-            text = say(rng, order, first=before is None)
+            text = write_instruction(rng, order, first=before is None)
             read = parse_instruction(text)
             assert (read.operation, read.changes, read.for_now) == (order.operation, order.changes, order.for_now), text
-            assert canonical(read.graph) == canonical(order.graph), text
+            assert canonicalize(read.graph) == canonicalize(order.graph), text
             assert looks(read) == looks(order), text
-            assert canonical(carry_out(before, order)) == canonical(step.graph), text
+            assert canonicalize(apply_instruction(before, order)) == canonicalize(step.graph), text
             operations.add(read.operation)
     assert operations == {"add", "modify", "swap", "move", "replace", "remove"}
 
@@ -66,14 +66,14 @@ def graphs(draw):
     nouns = st.sampled_from((*NOUNS[:4], "orange", "skis", "sheep", "tv", "tv remote", "hot dog", "dog"))
     parts = draw(st.lists(st.tuples(nouns, st.integers(1, 20), attributes_strategy()), max_size=5))
     each = {n: draw(st.lists(st.sampled_from(PLACES), min_size=n, max_size=n)) for _, n, a in parts if "place" in a}
-    parts = [(noun, n, a | ({"place": place_of_all(each[n])} if n in each else {})) for noun, n, a in parts]
+    parts = [(noun, n, a | ({"place": join_places(each[n])} if n in each else {})) for noun, n, a in parts]
     entities = {(noun, tuple(sorted(a.items()))): (noun, count, a) for noun, count, a in parts}
     entities = [Entity(i, *entity) for i, entity in enumerate(entities.values())]
     pairs = [(a, b) for a in range(len(entities)) for b in range(a)]
     stated = draw(st.lists(st.sampled_from(pairs), max_size=4, unique=True)) if pairs else []
     # Later entities are right of or below earlier ones, so that nothing contradicts.
     relations = [Relation(a, draw(st.sampled_from(("right of", "below"))), b) for a, b in stated]
-    relations = [r.seen_from(r.reference) if draw(st.booleans()) else r for r in relations]
+    relations = [r.with_subject(r.reference) if draw(st.booleans()) else r for r in relations]
     backgrounds = (None, *BACKGROUNDS) if entities else BACKGROUNDS
     return SceneGraph(tuple(entities), tuple(relations), draw(st.sampled_from(backgrounds)))
 
@@ -82,11 +82,11 @@ def graphs(draw):
 @settings(max_examples=500, deadline=None)
 def test_any_graph_reads_back(graph, seed, task):
     rng = np.random.default_rng(seed)
-    assert canonical(parse(language.prompt(rng, graph, task))) == canonical(graph)
-    assert canonical(parse(language.description(rng, graph))) == canonical(graph)
+    assert canonicalize(parse(language.write_prompt(rng, graph, task))) == canonicalize(graph)
+    assert canonicalize(parse(language.write_description(rng, graph))) == canonicalize(graph)
     if graph.entities:
-        order = language.instruction(rng, None, Step("add", tuple(e.id for e in graph.entities), graph))
-        assert canonical(parse_instruction(order).graph) == canonical(graph)
+        order = language.write_step_instruction(rng, None, Step("add", tuple(e.id for e in graph.entities), graph))
+        assert canonicalize(parse_instruction(order).graph) == canonicalize(graph)
 
 
 @given(graphs())
@@ -95,9 +95,9 @@ def test_canonical_is_blind_to_ids_order_and_direction(graph):
     ids = {e.id: 10 - e.id for e in graph.entities}
     entities = tuple(Entity(ids[e.id], e.noun, e.count, e.attributes) for e in reversed(graph.entities))
     relations = tuple(Relation(ids[r.reference], INVERSE[r.kind], ids[r.subject]) for r in graph.relations)
-    assert canonical(SceneGraph(entities, relations, graph.background)) == canonical(graph)
+    assert canonicalize(SceneGraph(entities, relations, graph.background)) == canonicalize(graph)
     if graph.relations:
-        assert canonical(SceneGraph(graph.entities, graph.relations[1:], graph.background)) != canonical(graph)
+        assert canonicalize(SceneGraph(graph.entities, graph.relations[1:], graph.background)) != canonicalize(graph)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_worked_examples(text, entities, relations):
 def test_every_noun_is_read_in_singular_and_plural():
     assert len(COCO) == len(set(COCO)) == 80
     for noun in NOUNS:
-        assert parse(f"a photo of {with_article(noun)}") == SceneGraph((thing(0, noun),))
-        for form in (plural(noun), f"{noun}s"):
+        assert parse(f"a photo of {add_article(noun)}") == SceneGraph((thing(0, noun),))
+        for form in (pluralize(noun), f"{noun}s"):
             assert parse(f"a photo of two {form}") == SceneGraph((thing(0, noun, 2),))
-    assert [plural(n) for n in ("cross", "bench", "toothbrush", "bus", "knife", "person", "sheep", "wine glass")] == [
-        *("crosses", "benches", "toothbrushes", "buses", "knives", "people", "sheep", "wine glasses")
-    ]
+    assert [
+        pluralize(n) for n in ("cross", "bench", "toothbrush", "bus", "knife", "person", "sheep", "wine glass")
+    ] == [*("crosses", "benches", "toothbrushes", "buses", "knives", "people", "sheep", "wine glasses")]
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_instructions_that_are_not_understood(text, words):
 def test_an_instruction_is_carried_out_on_what_is_there_alone():
     there = SceneGraph((RED,))
     with pytest.raises(SceneError, match="remove: the blue ring is not there"):
-        carry_out(there, Instruction("remove", (1,), SceneGraph((BLUE,))))
+        apply_instruction(there, Instruction("remove", (1,), SceneGraph((BLUE,))))
     with pytest.raises(SceneError, match="add: the red star is there"):
-        carry_out(there, Instruction("add", (0,), SceneGraph((RED,))))
+        apply_instruction(there, Instruction("add", (0,), SceneGraph((RED,))))
     nowhere = Step("move", (0,), SceneGraph((RED, BLUE)))
     with pytest.raises(SceneError, match="does not say where to"):
-        instruct(SceneGraph((RED, BLUE), (Relation(0, "above", 1),)), nowhere)
+        make_instruction(SceneGraph((RED, BLUE), (Relation(0, "above", 1),)), nowhere)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.shapes import world
-from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, Step
-from pdgen.shapes.grow import grow
-from pdgen.shapes.layout import domain
+from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, SceneError, Step, grow
+from pdgen.shapes.layout import make_domain
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.placement import PLACEMENTS
 from pdgen.synthesis.rewrite import rewrite
 from pdgen.synthesis.sample import TASKS, sample_graph
@@ -37,13 +37,15 @@ def keeps(a, b):
 
 
 def placed(name, seed, steps):
-    return world.place(np.random.default_rng(seed), steps, PLACEMENTS[name])
+    return world.place_scenes(np.random.default_rng(seed), steps, PLACEMENTS[name])
 
 
 def test_the_lattice_is_usual():
-    steps, scene = made(1), world.random_scene(np.random.default_rng(1), 3)
-    assert world.place(np.random.default_rng(1), steps) == placed("lattice", 1, steps) != placed("free", 1, steps)
-    assert scene == world.random_scene(np.random.default_rng(1), 3, PLACEMENTS["lattice"])
+    steps, scene = made(1), world.sample_scene(np.random.default_rng(1), 3)
+    assert (
+        world.place_scenes(np.random.default_rng(1), steps) == placed("lattice", 1, steps) != placed("free", 1, steps)
+    )
+    assert scene == world.sample_scene(np.random.default_rng(1), 3, PLACEMENTS["lattice"])
 
 
 @both
@@ -57,7 +59,7 @@ def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(n
     for step, scene in zip(steps, scenes or []):
         by_hand(scene, step.graph, name, usual)
         assert all(keeps(a, b) for a, b in itertools.combinations(scene.objects, 2))
-        assert world.satisfies(scene, step.graph) == []
+        assert find_violations(scene, step.graph) == []
         assert msgspec.convert(msgspec.to_builtins(scene), world.Scene) == scene
     for (before, after), step in zip(itertools.pairwise(scenes or []), steps[1:]):
         assert before.background == after.background
@@ -93,7 +95,7 @@ def by_hand(scene, wanted, name, usual):
             column, row = (int((v + item.size / 2) / (32 / 3)) for v in (item.x, item.y))
             assert said.attributes["place"] == PLACES[3 * row + column]
     for r in wanted.relations:
-        for a, b in itertools.product(scene.of(r.subject), scene.of(r.reference)):
+        for a, b in itertools.product(scene.objects_of(r.subject), scene.objects_of(r.reference)):
             dx, dy = a.x - b.x + (a.size - b.size) / 2, a.y - b.y + (a.size - b.size) / 2
             along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[r.kind]
             assert (along - 0.1 * (a.size + b.size)) / np.hypot(dx, dy) > 0.5
@@ -136,24 +138,27 @@ def two_scenes(name, seed, first, second):
 def test_operations_move_what_they_say_and_nothing_else(name, seed):
     then = functools.partial(two_scenes, name, seed)
     a, b = then(PAIR, Step("swap", (0, 1), TURNED))
-    centre = lambda scene, i: [(lo + hi) // 2 for lo, hi in zip(scene.of(i)[0].box[:2], scene.of(i)[0].box[2:])]  # noqa: E731
+
+    def centre(scene, i):
+        return [(lo + hi) // 2 for lo, hi in zip(scene.objects_of(i)[0].box[:2], scene.objects_of(i)[0].box[2:])]
+
     assert np.abs(np.subtract(centre(a, 0), centre(b, 1))).max() <= 1
     assert np.abs(np.subtract(centre(a, 1), centre(b, 0))).max() <= 1
     a, b = then(PAIR, Step("swap", (0, 1), graph(BLUE, RED_SQUARE, relations=[(0, "left of", 1)])))
     assert [o.box for o in a.objects] == [o.box for o in b.objects]
     assert [o.color for o in b.objects] == ["blue", "red"]
     a, b = then(PAIR, Step("move", (0,), TURNED))
-    assert a.of(1) == b.of(1)
-    assert max(abs(a.of(0)[0].x - b.of(0)[0].x), abs(a.of(0)[0].y - b.of(0)[0].y)) >= 6
+    assert a.objects_of(1) == b.objects_of(1)
+    assert max(abs(a.objects_of(0)[0].x - b.objects_of(0)[0].x), abs(a.objects_of(0)[0].y - b.objects_of(0)[0].y)) >= 6
     a, b = then(PAIR, Step("replace", (0, 2), graph(STAR, SQUARE, relations=[(2, "left of", 1)])))
     assert np.abs(np.subtract(centre(a, 0), centre(b, 2))).max() <= 1
     a, b = then(PAIR, Step("remove", (0,), graph(SQUARE)))
-    assert b.objects == a.of(1)
+    assert b.objects == a.objects_of(1)
     large = graph(entity(0, size="large"), SQUARE, relations=[(0, "left of", 1)])
     a, b = then(PAIR, Step("modify", (0,), large))
-    assert (a.of(0)[0].size_word, b.of(0)[0].size_word) == (USUAL[name], "large")
+    assert (a.objects_of(0)[0].size_word, b.objects_of(0)[0].size_word) == (USUAL[name], "large")
     if name == "lattice":
-        assert (a.of(0)[0].x, a.of(0)[0].y) == (b.of(0)[0].x, b.of(0)[0].y)
+        assert (a.objects_of(0)[0].x, a.objects_of(0)[0].y) == (b.objects_of(0)[0].x, b.objects_of(0)[0].y)
     else:
         assert np.abs(np.subtract(centre(a, 0), centre(b, 0))).max() <= 1
 
@@ -172,7 +177,7 @@ def test_backgrounds_last_until_another_is_stated():
         graph(*([entity(0)] + [SQUARE, STAR, entity(3, "ring")][:i]), background=b) for i, b in enumerate(backgrounds)
     ]
     steps = [Step("add", (g.entities[-1].id,), g) for g in graphs]
-    scenes = world.place(np.random.default_rng(0), steps)
+    scenes = world.place_scenes(np.random.default_rng(0), steps)
     assert [s.background for s in scenes] == ["beige", "beige", "lavender", "lavender"]
 
 
@@ -205,7 +210,7 @@ def test_what_has_no_layout_is_none(name):
 )
 def test_what_shapes_world_cannot_show_is_refused_by_name(steps, words):
     with pytest.raises(SceneError, match=words):
-        world.place(np.random.default_rng(0), steps)
+        world.place_scenes(np.random.default_rng(0), steps)
 
 
 def test_what_stands_anywhere_may_be_medium():
@@ -235,7 +240,7 @@ def test_what_has_no_size_stated_has_the_usual_one(entities, expected):
     steps = [Step("add", (0, 1), graphs[0])] + [Step("modify", (0,), g) for g in graphs[1:]]
     for name, size in (("lattice", expected), ("free", "medium")):
         for scene, e in zip(placed(name, 3, steps), entities, strict=True):
-            assert scene.of(0)[0].size in STATED[name][e.attributes.get("size", size)]
+            assert scene.objects_of(0)[0].size in STATED[name][e.attributes.get("size", size)]
 
 
 @pytest.mark.parametrize(
@@ -243,9 +248,9 @@ def test_what_has_no_size_stated_has_the_usual_one(entities, expected):
     [(7, 8, [0, 8, 16, 24]), (15, 8, [0, 8, 16]), (29, 1, [0, 1, 2, 3]), (25, 3, [0, 3, 6])],
 )
 def test_the_domain_of_a_square_is_all_spaced_corners_that_keep_it_inside(size, spacing, corners):
-    rows, columns = np.nonzero(domain(size, spacing))
+    rows, columns = np.nonzero(make_domain(size, spacing))
     assert {*zip(rows, columns)} == {*itertools.product(corners, repeat=2)}
-    assert domain(size, spacing).shape == (33 - size, 33 - size) and domain(size).all()
+    assert make_domain(size, spacing).shape == (33 - size, 33 - size) and make_domain(size).all()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +267,7 @@ def test_the_domain_of_a_square_is_all_spaced_corners_that_keep_it_inside(size, 
     ],
 )
 def test_what_becomes_larger_or_smaller_stays_where_it_is(name, value, before, width, after):
-    assert PLACEMENTS[name].corner(value, before, width) == after
+    assert PLACEMENTS[name].resize_corner(value, before, width) == after
 
 
 @pytest.mark.parametrize(
@@ -288,7 +293,7 @@ def test_what_becomes_larger_or_smaller_stays_where_it_is(name, value, before, w
     ],
 )
 def test_violations_are_named(objects, words):
-    found = world.satisfies(world.Scene(objects), PAIR)
+    found = [v.text for v in find_violations(world.Scene(objects), PAIR)]
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found))
 
@@ -296,7 +301,7 @@ def test_violations_are_named(objects, words):
 def test_stated_sizes_places_fills_and_backgrounds_are_checked():
     scene = world.Scene((thing(0, 0, 0, size=7),))
     wanted = graph(entity(0, size="large", fill="outlined", place="right"), background="beige")
-    assert world.satisfies(scene, wanted) == [
+    assert [v.text for v in find_violations(scene, wanted)] == [
         "entity 0: size of object 0 is small, not large",
         "entity 0: fill of object 0 is solid, not outlined",
         "entity 0: place of object 0 is top left, not right",
@@ -321,7 +326,7 @@ def test_stated_sizes_places_fills_and_backgrounds_are_checked():
 )
 def test_places_of_several_things_are_taken_in_any_order(where, wrong):
     scene = world.Scene(tuple(thing(i, x, y, 7, entity=0) for i, (x, y) in enumerate(where)))
-    found = world.satisfies(scene, graph(entity(0, count=2, place="top left, right")))
+    found = [v.text for v in find_violations(scene, graph(entity(0, count=2, place="top left, right")))]
     assert len(found) == len(wrong)
     assert all(text.endswith(words) for words, text in zip(wrong, found))
 
@@ -334,7 +339,7 @@ def test_several_things_of_an_entity_are_at_places_of_their_own(name):
         (scene,) = placed(name, seed, [Step("add", (0, 1), wanted)])
         for one in wanted.entities:
             groups += one.count > 1
-            crowded += len({o.place for o in scene.of(one.id)}) < one.count
+            crowded += len({o.place for o in scene.objects_of(one.id)}) < one.count
     assert groups == 450 and crowded == 0
 
 
@@ -354,7 +359,7 @@ def test_stated_places_of_several_things_are_those_of_the_layout(name, seed):
 
 
 def random_scene(name, seed, count):
-    return world.random_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
+    return world.sample_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
 
 
 @both
@@ -399,8 +404,8 @@ def test_random_scenes_show_everything(name):
 )
 def test_relations_by_the_published_rule(x, y, expected):
     reference, subject = thing(0, 0, 0), thing(1, x, y)
-    assert world.relations_between(subject, reference) == expected
-    assert set(world.relations_between(reference, subject)) == {INVERSE[kind] for kind in expected}
+    assert world.find_relations(subject, reference) == expected
+    assert set(world.find_relations(reference, subject)) == {INVERSE[kind] for kind in expected}
 
 
 @pytest.mark.parametrize(
@@ -428,7 +433,7 @@ def test_the_place_is_the_ninth_that_holds_the_centre(x, y, place):
         (lambda: world.Scene((thing(x=13), thing(1))), "objects 0 and 1 touch or overlap"),
         (lambda: world.Scene((thing(y=1), thing(1, x=8))), "objects 0 and 1 touch or overlap"),
         (lambda: world.Scene((thing(y=11), thing(1, y=1))), "objects 0 and 1 touch or overlap"),
-        (lambda: world.random_scene(np.random.default_rng(0), 7), "7 objects asked for"),
+        (lambda: world.sample_scene(np.random.default_rng(0), 7), "7 objects asked for"),
     ],
 )
 def test_faulty_scenes_are_refused_by_name(build, words):

@@ -11,12 +11,12 @@ import PIL.Image
 from pdgen.sequence.trajectory import parse_plan
 from pdgen.shapes.detector import detect
 from pdgen.shapes.graph import COLORS, INVERSE
-from pdgen.shapes.instruction import carry_out
-from pdgen.shapes.lexicon import NUMBERS, RELATIONS, plural
+from pdgen.shapes.instruction import apply_instruction
+from pdgen.shapes.lexicon import NUMBERS, RELATIONS, pluralize
 from pdgen.shapes.parse import parse, parse_instruction
-from pdgen.shapes.world import SHAPES, relations_between
+from pdgen.shapes.world import SHAPES, find_relations
 
-_NOUN = {form: noun for noun in SHAPES for form in (noun, plural(noun))}
+_NOUN = {form: noun for noun in SHAPES for form in (noun, pluralize(noun))}
 _KIND = {wording: kind for kind, wordings in RELATIONS.items() for wording in wordings}
 _NOUNS, _KINDS, _COLORS, _NEXT = (
     "|".join(sorted(words, key=len, reverse=True)) for words in (_NOUN, _KIND, COLORS, ("the", "an?", *NUMBERS))
@@ -82,14 +82,14 @@ def of_instruction(words):
     instruction = parse_instruction(words)
     after = set()
     if instruction.operation in ("modify", "swap", "move"):
-        after = of_graph(carry_out(instruction.graph, instruction))
+        after = of_graph(apply_instruction(instruction.graph, instruction))
     return of_graph(instruction.graph) | after
 
 
 def of_picture(png):
     """The pairs and triples that a picture shows, by the detector."""
     found = detect(np.asarray(PIL.Image.open(io.BytesIO(png))))
-    related = ((a, b, kind) for a, b in itertools.permutations(found, 2) for kind in relations_between(a, b))
+    related = ((a, b, kind) for a, b in itertools.permutations(found, 2) for kind in find_relations(a, b))
     return {f"{f.color} {f.shape}" for f in found} | {triple(a.shape, kind, b.shape) for a, b, kind in related}
 
 

@@ -1,6 +1,6 @@
 """Small records of shapes world, made at once: nobody judges them."""
 
-from pdgen.synthesis.settings import MultiTurn, Settings
+from pdgen.synthesis.settings import DatasetSettings, MultiTurn
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_samples
 from pdgen.teachers.exact.judge import ExactJudge
@@ -14,10 +14,10 @@ class Trusting:
 
     name = "trusting"
 
-    def plan(self, prompt, plans):
+    def judge_plan(self, prompt, plans):
         return Verdict(accept=True, analysis="It agrees.")
 
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         return Verdict(accept=True, analysis="It is as planned.")
 
 
@@ -28,7 +28,7 @@ EXACT = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 
 def trajectories(count, seed=0, fault_rate=0.3):
     """Multi-turn records of one to three things, without latents."""
-    settings = Settings(
+    settings = DatasetSettings(
         seed=seed,
         tasks={"composition": 1.0},
         entities=(0.3, 0.45, 0.25),

@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pdgen.shapes.graph import Entity, Relation, SceneGraph, Step
-from pdgen.shapes.grow import grow
-from pdgen.shapes.world import Object
+from pdgen.shapes.graph import Entity, Relation, SceneGraph, Step, grow
+from pdgen.shapes.world import SceneObject
 from pdgen.synthesis.rewrite import rewrite
-from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
+from pdgen.synthesis.sample import TASKS, make_prompt_graph, sample_graph
 
 
 class Story(NamedTuple):
@@ -26,11 +25,11 @@ def story(seed: int, task: str | None = None) -> tuple[np.random.Generator, Stor
     rng = np.random.default_rng((11, seed))
     task = task or TASKS[seed % len(TASKS)]
     graph = sample_graph(rng, task)
-    return rng, Story(task, prompt_graph(rng, graph, task), rewrite(rng, grow(rng, graph), share=0.5))
+    return rng, Story(task, make_prompt_graph(rng, graph, task), rewrite(rng, grow(rng, graph), share=0.5))
 
 
 def thing(object_id=0, x=3, y=11, size=10, color="red", shape="circle", entity=None, fill="solid"):
-    return Object(object_id, object_id if entity is None else entity, shape, color, size, x, y, fill)
+    return SceneObject(object_id, object_id if entity is None else entity, shape, color, size, x, y, fill)
 
 
 def entity(number, noun="circle", count=1, color="red", **attributes):

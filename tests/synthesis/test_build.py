@@ -40,21 +40,23 @@ def whole(tmp_path_factory):
 
 def test_samples_are_cut_into_shards():
     assert [s.name for s in shards.SHARDS] == [f"one-{n:05d}" for n in range(6)] + ["two-00000", "two-00001"]
-    assert [(s.start, s.stop) for s in build.cut("one", 10, 4)] == [(0, 4), (4, 8), (8, 10)]
-    assert build.cut("one", 0, 4) == []
+    assert [(s.start, s.stop) for s in build.cut_shards("one", 10, 4)] == [(0, 4), (4, 8), (8, 10)]
+    assert build.cut_shards("one", 0, 4) == []
 
 
 def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
-    facts = build.run(whole, shards.SHARDS, shards.fail, runners.here)  # nothing is missing, so nothing is made
-    files = build.data_files(facts)
+    facts = build.build_shards(
+        whole, shards.SHARDS, shards.fail, runners.run_serial
+    )  # nothing is missing, so nothing is made
+    files = build.list_data_files(facts)
     write_index(whole, Index(files=files, origin=Origin(seed=0)))
     source = RecordSource(whole)
     assert [source[i].id for i in range(27)] == [f"one-{n}" for n in range(22)] + [f"two-{n}" for n in range(5)]
     assert {f.subset for f in files} == {"one", "two"}
     for file in files:
         assert hashlib.sha256((whole / file.name).read_bytes()).hexdigest() == file.sha256
-    assert build.total_rejected(facts) == {"ugly": 6}
-    summary = build.total_summary(facts)
+    assert build.count_rejected(facts) == {"ugly": 6}
+    summary = build.summarise_facts(facts)
     assert (summary.records, summary.verdicts) == (27, {"negative": 13, "positive": 14})
     (whole / "dataset.json").unlink()
 
@@ -110,29 +112,31 @@ def test_a_damaged_or_missing_file_is_made_again(tmp_path, whole):
         made.append(shard.name)
         return shards.make(shard)
 
-    build.run(folder, shards.SHARDS, make, runners.here)
+    build.build_shards(folder, shards.SHARDS, make, runners.run_serial)
     assert made == ["one-00001", "one-00002", "two-00000"]
     assert content(folder) == content(whole)
 
 
 def test_facts_that_are_known_and_made_come_in_order(tmp_path):
     told = []
-    with build.opened(tmp_path, COMMON, {"one": {}}, overwrite=False):
-        build.run(tmp_path, build.cut("one", 8, 4)[1:], shards.make, runners.here)
-        facts = build.run(tmp_path, build.cut("one", 8, 4), shards.make, runners.here, lambda f: told.append(f.name))
+    with build.open_build(tmp_path, COMMON, {"one": {}}, overwrite=False):
+        build.build_shards(tmp_path, build.cut_shards("one", 8, 4)[1:], shards.make, runners.run_serial)
+        facts = build.build_shards(
+            tmp_path, build.cut_shards("one", 8, 4), shards.make, runners.run_serial, lambda f: told.append(f.name)
+        )
     assert [f.name for f in facts] == ["one-00000", "one-00001"]
     assert told == ["one-00001", "one-00000"]
 
 
 def test_a_subset_can_be_added_and_made_anew(tmp_path, whole):
-    with build.opened(tmp_path, COMMON, {"one": shards.SETTINGS["one"]}, overwrite=False):
-        build.run(tmp_path, shards.SHARDS[:6], shards.make, runners.here)
+    with build.open_build(tmp_path, COMMON, {"one": shards.SETTINGS["one"]}, overwrite=False):
+        build.build_shards(tmp_path, shards.SHARDS[:6], shards.make, runners.run_serial)
     first = content(tmp_path)
-    with build.opened(tmp_path, COMMON, {"two": shards.SETTINGS["two"]}, overwrite=False):
-        build.run(tmp_path, shards.SHARDS[6:], shards.make, runners.here)
+    with build.open_build(tmp_path, COMMON, {"two": shards.SETTINGS["two"]}, overwrite=False):
+        build.build_shards(tmp_path, shards.SHARDS[6:], shards.make, runners.run_serial)
     assert content(tmp_path) == content(whole)
     (tmp_path / "dataset.json").write_text("{}")
-    with build.opened(tmp_path, COMMON, {"two": {"count": 3}}, overwrite=True):
+    with build.open_build(tmp_path, COMMON, {"two": {"count": 3}}, overwrite=True):
         left = content(tmp_path)
     assert left.keys() == first.keys()
     assert all(left[name] == first[name] for name in first if "settings" not in name)
@@ -140,7 +144,7 @@ def test_a_subset_can_be_added_and_made_anew(tmp_path, whole):
 
 def test_another_builds_folder_is_refused_by_name(tmp_path):
     def reopen(common, stages, overwrite=False):
-        with build.opened(tmp_path / "data", common, stages, overwrite):
+        with build.open_build(tmp_path / "data", common, stages, overwrite):
             pass
 
     reopen({"seed": 0, "rates": (1, 2)}, {"one": {"count": 3}, "two": {"count": 4}})
@@ -159,41 +163,41 @@ def test_another_builds_folder_is_refused_by_name(tmp_path):
 
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path):
-    with build.opened(tmp_path, {}, {}, False):
+    with build.open_build(tmp_path, {}, {}, False):
         pass
     before = content(tmp_path)
     for leftover in (f".one-00000{SUFFIX}.partial", "report/.one-00000.js.partial", "build/.one-00000.json.partial"):
         (tmp_path / leftover).write_text("half")
-    with build.opened(tmp_path, {}, {}, False):
+    with build.open_build(tmp_path, {}, {}, False):
         assert content(tmp_path) == before
 
 
 def test_a_folder_of_something_else_and_one_in_use_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(build.BuildError, match="was not begun by build_data"), build.opened(tmp_path, {}, {}, True):
+    with pytest.raises(build.BuildError, match="was not begun by build_data"), build.open_build(tmp_path, {}, {}, True):
         pass
     assert content(tmp_path) == {"notes.txt": b"mine"}
     folder = tmp_path / "data"
     with (
-        build.opened(folder, {}, {}, False),
+        build.open_build(folder, {}, {}, False),
         pytest.raises(build.BuildError, match="another process is building in it"),
-        build.opened(folder, {}, {}, False),
+        build.open_build(folder, {}, {}, False),
     ):
         pass
 
 
 @pytest.mark.parametrize("runner", ["here", "processes"])
 def test_a_fault_in_a_shard_ends_the_build(tmp_path, runner):
-    with build.opened(tmp_path, {}, {}, False), pytest.raises(build.BuildError, match=r"one-0000\d: no luck"):
-        build.run(tmp_path, shards.SHARDS[:3], shards.fail, shards.RUNNERS[runner])
-    with build.opened(tmp_path, {}, {}, False), pytest.raises(build.BuildError, match="0 records made, 4 expected"):
-        build.run(tmp_path, shards.SHARDS[:1], lambda shard: build.Made([], {}), runners.here)
+    with build.open_build(tmp_path, {}, {}, False), pytest.raises(build.BuildError, match=r"one-0000\d: no luck"):
+        build.build_shards(tmp_path, shards.SHARDS[:3], shards.fail, shards.RUNNERS[runner])
+    with build.open_build(tmp_path, {}, {}, False), pytest.raises(build.BuildError, match="0 records made, 4 expected"):
+        build.build_shards(tmp_path, shards.SHARDS[:1], lambda shard: build.ShardContent([], {}), runners.run_serial)
     assert not list(tmp_path.glob(f"*{SUFFIX}"))
 
 
 def test_a_lost_worker_is_told(tmp_path):
     with pytest.raises(runners.RunnerError, match="a worker process was lost"):
-        list(runners.in_processes(1, os._exit, [3]))
+        list(runners.run_in_processes(1, os._exit, [3]))
 
 
 def test_a_terminated_build_leaves_at_once_and_keeps_its_work(tmp_path, whole):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdgen.shapes.graph import COLORS, SceneError, Step
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.shapes.world import SHAPES, Scene, place, relations_between, violations
+from pdgen.shapes.world import SHAPES, Scene, find_relations, place_scenes
 from pdgen.synthesis.faults import FAULTS, corrupt
 from tests.support.stories import entity, graph, story, thing
 
@@ -24,7 +25,7 @@ PAIR = graph(entity(0), SQUARE, relations=[(0, "left of", 1)])
 def laid_out(name, seed, wanted):
     """A scene of the graph."""
     step = Step("add", tuple(e.id for e in wanted.entities), wanted)
-    return place(np.random.default_rng(seed), [step], PLACEMENTS[name])[0]
+    return place_scenes(np.random.default_rng(seed), [step], PLACEMENTS[name])[0]
 
 
 def stays(name, corner, size, old_corner, old_size):
@@ -41,15 +42,15 @@ def stays(name, corner, size, old_corner, old_size):
 def test_a_faulty_draft_is_wrong_in_one_respect(name, seed):
     rng = np.random.default_rng(seed)
     step = story(seed)[1].steps[-1]
-    scenes = place(rng, [Step("add", tuple(e.id for e in step.graph.entities), step.graph)], PLACEMENTS[name])
+    scenes = place_scenes(rng, [Step("add", tuple(e.id for e in step.graph.entities), step.graph)], PLACEMENTS[name])
     target = step.graph.entities[int(rng.integers(len(step.graph.entities)))].id
     for scene in scenes or []:
         draft, kind = corrupt(rng, scene, step.graph, target, PLACEMENTS[name])
         assert name == "free" or not any(o.x % 8 or o.y % 8 for o in draft.objects)
         assert [o for o in draft.objects if o.entity != target] == [o for o in scene.objects if o.entity != target]
         assert draft.background == scene.background
-        mine, right = draft.of(target), scene.of(target)
-        assert {v.kind for v in violations(draft, step.graph)} == {kind}
+        mine, right = draft.objects_of(target), scene.objects_of(target)
+        assert {v.kind for v in find_violations(draft, step.graph)} == {kind}
         if kind == "size":
             assert {o.size for o in mine} <= WIDTHS[name]
             for one, was in zip(mine, right, strict=True):
@@ -84,7 +85,7 @@ def test_every_kind_of_fault_occurs_where_the_graph_makes_it_one(name):
     kinds = collections.Counter(kind for _, kind in drafts)
     assert set(kinds) == set(FAULTS)
     assert min(kinds.values()) > 300 / 6 - 4 * np.sqrt(300 * 5 / 36)
-    assert {len(d.of(0)) for d, kind in drafts if kind == "count"} == {1, 3}
+    assert {len(d.objects_of(0)) for d, kind in drafts if kind == "count"} == {1, 3}
     plain = graph(entity(0), SQUARE)
     scene = laid_out(name, 0, plain)
     kinds = {corrupt(rng, scene, plain, 0, PLACEMENTS[name])[1] for _ in range(60)}
@@ -95,7 +96,10 @@ def test_no_fault_makes_two_entities_alike_or_shows_what_is_held_out():
     full = graph(entity(0), entity(1, color="blue"), entity(2, "ring"))
     scene = Scene((thing(0, 0, 0), thing(1, 11, 0, color="blue"), thing(2, 22, 0, shape="ring")))
     drafts = [corrupt(np.random.default_rng(i), scene, full, 0) for i in range(300)]
-    wrong = {kind: {(o.shape, o.color) for d, k in drafts if k == kind for o in d.of(0)} for kind in ("color", "shape")}
+    wrong = {
+        kind: {(o.shape, o.color) for d, k in drafts if k == kind for o in d.objects_of(0)}
+        for kind in ("color", "shape")
+    }
     assert wrong["color"] == {("circle", color) for color in COLORS if color not in ("red", "blue")}
     # Held out: red squares, triangles and arrows; diamonds, crosses and crescents left of rings (by sha256sum).
     alike = {"circle", "ring"}
@@ -113,7 +117,7 @@ def test_what_moves_or_is_too_many_shows_no_relation_that_is_held_out(kind, x, y
         draft, fault = corrupt(np.random.default_rng(seed), scene, full, seed % 2)
         circles, diamonds = ([o for o in draft.objects if o.shape == shape] for shape in ("circle", "diamond"))
         for circle, diamond in itertools.product(circles, diamonds):
-            shown[fault].update(relations_between(circle, diamond))
+            shown[fault].update(find_relations(circle, diamond))
     assert min(sum(shown["place"].values()), sum(shown["count"].values())) > 20
     assert not any(relations["left of"] for relations in shown.values())
 

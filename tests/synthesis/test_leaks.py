@@ -11,48 +11,54 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdgen.data.prompts import PromptError
-from pdgen.synthesis.leaks import benchmark_digests, digest, geneval_digests, leak, normalise
+from pdgen.synthesis.leaks import (
+    compute_benchmark_digests,
+    digest_text,
+    find_leak,
+    load_geneval_digests,
+    normalise_prompt,
+)
 
 # Two of GenEval's prompts, as its paper prints them.
 KNOWN = ("a photo of a bench", "a photo of a dog right of a teddy bear")
 
 
 def test_the_shipped_digests_are_those_of_553_prompts():
-    assert len(geneval_digests()) == 553
-    assert all(re.fullmatch("[0-9a-f]{64}", line) for line in geneval_digests())
-    assert hashlib.sha256(b"a photo of a bench").hexdigest() in geneval_digests()
+    assert len(load_geneval_digests()) == 553
+    assert all(re.fullmatch("[0-9a-f]{64}", line) for line in load_geneval_digests())
+    assert hashlib.sha256(b"a photo of a bench").hexdigest() in load_geneval_digests()
 
 
 @pytest.mark.parametrize("prompt", KNOWN)
 def test_a_benchmark_prompt_is_found_however_it_is_spelt(prompt):
-    assert leak(prompt) == "exact"
+    assert find_leak(prompt) == "exact"
     for spelling in (prompt.capitalize() + ".", f"  {prompt.upper()}\n", prompt.replace(" ", "  "), f'"{prompt}"!'):
-        assert leak(spelling) == "normalised"
-    assert leak(f"{prompt} at night") is None
-    assert leak(prompt.replace("photo", "picture")) is None
+        assert find_leak(spelling) == "normalised"
+    assert find_leak(f"{prompt} at night") is None
+    assert find_leak(prompt.replace("photo", "picture")) is None
 
 
 def test_words_are_kept_apart_and_forms_of_a_letter_are_one():
-    assert normalise("Hot-dog,fork") == "hot dog fork"
-    assert normalise("hotdog") != normalise("hot dog")
-    assert normalise("CAFE\u0301") == normalise("caf\u00e9") == "caf\u00e9"
-    assert normalise("\ufb01ve \uff11\uff12") == "five 12"
+    assert normalise_prompt("Hot-dog,fork") == "hot dog fork"
+    assert normalise_prompt("hotdog") != normalise_prompt("hot dog")
+    assert normalise_prompt("CAFE\u0301") == normalise_prompt("caf\u00e9") == "caf\u00e9"
+    assert normalise_prompt("\ufb01ve \uff11\uff12") == "five 12"
 
 
 @given(st.text())
 def test_the_normal_form_is_its_own(text):
-    once = normalise(text)
-    assert normalise(f" {once}! ") == once
+    once = normalise_prompt(text)
+    assert normalise_prompt(f" {once}! ") == once
 
 
 def test_digests_are_made_again_from_a_list(tmp_path):
     path = tmp_path / "metadata.jsonl"
     path.write_text("".join(json.dumps({"tag": "x", "prompt": p}) + "\n" for p in (*KNOWN, KNOWN[0] + ".")))
-    assert benchmark_digests(path) == sorted(map(digest, KNOWN))
-    assert leak("A dog", frozenset(benchmark_digests(path))) is None
+    assert compute_benchmark_digests(path) == sorted(map(digest_text, KNOWN))
+    assert find_leak("A dog", frozenset(compute_benchmark_digests(path))) is None
     command = [sys.executable, "-m", "pdgen.synthesis.leaks", path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == sorted(map(digest, KNOWN))
+    assert done.stdout.split() == sorted(map(digest_text, KNOWN))
 
 
 @pytest.mark.parametrize(
@@ -70,5 +76,5 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path, content, words):
     if content is not None:
         path.write_text(content)
     with pytest.raises(PromptError, match=words) as caught:
-        benchmark_digests(path)
+        compute_benchmark_digests(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)

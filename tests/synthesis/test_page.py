@@ -13,15 +13,15 @@ import pytest
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.synthesis.page import (
     THUMBNAIL,
-    Summary,
-    browser_chunk,
-    browser_index,
-    dataset_page,
-    figures,
-    mean,
-    merge,
-    summarise,
-    thumbnail,
+    DatasetSummary,
+    compute_mean,
+    make_table_row,
+    make_thumbnail,
+    merge_summaries,
+    render_chunk,
+    render_dataset,
+    render_index,
+    summarise_records,
 )
 
 FACTS = {
@@ -67,29 +67,31 @@ def called(script, name):
 
 
 def test_counts_by_hand():
-    summary = summarise(RECORDS)
+    summary = summarise_records(RECORDS)
     assert summary.images == {2: 2, 3: 1}
     assert summary.prompt_lengths == {12: 2, 41: 1}
     assert summary.operations == {"add": 3, "swap": 1}
     assert summary.tasks == {"colors": 1, "position": 2}
     assert summary.verdicts == {"": 1, "negative": 1, "positive": 1}
     assert summary.faults == 3
-    assert figures(summary) == (3, 1, 1, pytest.approx(65 / 3), pytest.approx(7 / 3), 3)
-    assert mean({}) == 0
+    assert make_table_row(summary) == (3, 1, 1, pytest.approx(65 / 3), pytest.approx(7 / 3), 3)
+    assert compute_mean({}) == 0
 
 
 def test_parts_add_up_to_the_whole():
-    assert merge([summarise(RECORDS[:1]), Summary(), summarise(RECORDS[1:])]) == summarise(RECORDS)
+    assert merge_summaries(
+        [summarise_records(RECORDS[:1]), DatasetSummary(), summarise_records(RECORDS[1:])]
+    ) == summarise_records(RECORDS)
 
 
 def test_a_record_of_another_source_is_counted_too():
     bare = Record(id="x", source="x", complete=True, segments=RECORDS[0].segments[:3])
-    summary = summarise([bare])
+    summary = summarise_records([bare])
     assert (summary.tasks, summary.operations, summary.verdicts) == ({"": 1}, {}, {"": 1})
 
 
 def test_a_chunk_holds_what_is_shown_of_its_samples():
-    name, samples = called(browser_chunk("multi_turn-00001", RECORDS), "pdgen_chunk")
+    name, samples = called(render_chunk("multi_turn-00001", RECORDS), "pdgen_chunk")
     assert name == "multi_turn-00001"
     assert [s["verdict"] for s in samples] == ["", "positive", "negative"]
     second = samples[1]
@@ -107,8 +109,8 @@ def test_a_chunk_holds_what_is_shown_of_its_samples():
 
 
 def test_the_index_lists_every_sample_by_number_and_bit():
-    rows = summarise(RECORDS).rows
-    (index,) = called(browser_index([("a-00000", "a", rows[:2]), ("b-00000", "b", rows[2:])]), "pdgen_index")
+    rows = summarise_records(RECORDS).rows
+    (index,) = called(render_index([("a-00000", "a", rows[:2]), ("b-00000", "b", rows[2:])]), "pdgen_index")
     assert index["shards"] == [["a-00000", "a", 2], ["b-00000", "b", 1]]
     assert [index["tasks"][n] for n in index["task"]] == ["position", "position", "colors"]
     named = [{o for n, o in enumerate(index["operations"]) if bits >> n & 1} for bits in index["bits"]]
@@ -117,8 +119,8 @@ def test_the_index_lists_every_sample_by_number_and_bit():
 
 
 def test_large_pictures_become_thumbnails():
-    assert thumbnail(png(THUMBNAIL, 9)) == ("png", png(THUMBNAIL, 9), (THUMBNAIL, 9))
-    kind, data, size = thumbnail(png(512, 256))
+    assert make_thumbnail(png(THUMBNAIL, 9)) == ("png", png(THUMBNAIL, 9), (THUMBNAIL, 9))
+    kind, data, size = make_thumbnail(png(512, 256))
     small = PIL.Image.open(io.BytesIO(data))
     assert (kind, size) == ("webp", (512, 256))
     assert (small.format, small.size) == ("WEBP", (THUMBNAIL, THUMBNAIL // 2))
@@ -151,8 +153,8 @@ class _Cells(html.parser.HTMLParser):
 
 
 def test_the_page_shows_ours_beside_the_papers():
-    subsets = {"multi_turn": summarise(RECORDS), "other": summarise(RECORDS[:1])}
-    page = dataset_page("my <set>", subsets, FACTS, {"a": {"b": 1}})
+    subsets = {"multi_turn": summarise_records(RECORDS), "other": summarise_records(RECORDS[:1])}
+    page = render_dataset("my <set>", subsets, FACTS, {"a": {"b": 1}})
     assert "my &lt;set&gt;" in page and "http://" not in page and "https://" not in page
     shown = _Cells(page)
     start = shown.cells.index("multi_turn")
@@ -167,11 +169,11 @@ def test_the_page_shows_ours_beside_the_papers():
 
 
 def test_the_page_calls_what_its_script_defines():
-    page = dataset_page("x", {"one": summarise(RECORDS)}, FACTS, {})
+    page = render_dataset("x", {"one": summarise_records(RECORDS)}, FACTS, {})
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert "function pdgen_index(" in script and "function pdgen_chunk(" in script
     used = set(re.findall(r"\b(?:sample|segment)\.(\w+)", script)) - {"forEach"}
-    sample = called(browser_chunk("a", RECORDS), "pdgen_chunk")[1][0]
+    sample = called(render_chunk("a", RECORDS), "pdgen_chunk")[1][0]
     assert used <= {*sample, *(key for s in sample["segments"] for key in s)}
     ids = set(re.findall(r'getElementById\("(\w+)"\)', script))
     assert all(f'id="{name}"' in page for name in ids)

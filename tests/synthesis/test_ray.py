@@ -15,10 +15,10 @@ def test_a_ray_cluster_makes_the_same_and_tells_faults_alike(tmp_path):
     shards.main(tmp_path / "ray", "ray")
     assert content(tmp_path / "ray") == content(tmp_path / "here")
     with pytest.raises(build.BuildError, match="one-00000: no luck"):
-        list(runners.on_ray(shards.fail, shards.SHARDS[:1]))
+        list(runners.run_on_ray(shards.fail, shards.SHARDS[:1]))
 
 
 def test_ray_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(runners.RunnerError, match=r"pip install 'pdgen\[cluster\]'"):
-        list(runners.on_ray(len, [[]]))
+        list(runners.run_on_ray(len, [[]]))

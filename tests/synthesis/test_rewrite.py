@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from pdgen.shapes.graph import INVERSE, OPERATIONS, Entity, Relation, SceneGraph, Step, exchanges_places
-from pdgen.shapes.grow import grow
-from pdgen.shapes.held_out import held_out
+from pdgen.shapes.graph import INVERSE, OPERATIONS, Entity, Relation, SceneGraph, Step, grow, swaps_places
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.shapes.world import MAX_OBJECTS, SHAPES, place, satisfies
+from pdgen.shapes.world import MAX_OBJECTS, SHAPES, place_scenes
 from pdgen.synthesis.rewrite import DEFAULT_WEIGHTS, SECOND_RATE, SHAPES_VOCABULARY, Vocabulary, rewrite
 from pdgen.synthesis.sample import TASKS, sample_graph
 
@@ -68,7 +68,7 @@ def check_swap(before, step, gone, new, changed, lost, gained):
     assert changed.keys() <= {a, b}
     other = {a: b, b: a}
     old, now = (dict(zip(other, map(graph.find, other))) for graph in (before, step.graph))
-    name = "place" if exchanges_places(before, step) else "color"
+    name = "place" if swaps_places(before, step) else "color"
     for i in other:
         assert now[i].attributes.get(name) == old[other[i]].attributes.get(name)
         assert changed.get(i, {name}) == {name}
@@ -153,7 +153,7 @@ def test_what_is_shown_for_a_while_can_be_told_apart_and_is_not_held_out(task):
     for _, _, steps in rewritten(task, 400):
         for step in steps:
             entities = step.graph.entities
-            assert not held_out(step.graph)
+            assert not is_held_out(step.graph)
             assert len({(e.noun, e.attributes["color"]) for e in entities}) == len(entities)
             large = sum(e.count for e in entities if e.attributes.get("size") == "large")
             assert sum(e.count for e in entities) <= (4 if large else MAX_OBJECTS)
@@ -283,10 +283,10 @@ def test_words_of_a_vocabulary_are_the_only_new_ones():
 def test_most_rewritten_trajectories_find_a_layout(task, least, name):
     placed = 0
     for index, (_, _, steps) in enumerate(rewritten(task, 100)):
-        scenes = place(np.random.default_rng(index), steps, PLACEMENTS[name])
+        scenes = place_scenes(np.random.default_rng(index), steps, PLACEMENTS[name])
         if scenes is not None:
             placed += 1
-            assert not any(satisfies(scene, step.graph) for scene, step in zip(scenes, steps, strict=True))
+            assert not any(find_violations(scene, step.graph) for scene, step in zip(scenes, steps, strict=True))
     assert placed >= least * 100
 
 

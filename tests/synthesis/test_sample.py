@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pdgen.shapes.graph import COLORS, INVERSE, PLACES, Entity, Relation, SceneGraph, implies
-from pdgen.shapes.held_out import held_out
+from pdgen.shapes.held_out import is_held_out
 from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES
-from pdgen.synthesis.sample import ENTITY_RATES, TASKS, has_room, prompt_graph, sample_graph
+from pdgen.synthesis.sample import ENTITY_RATES, TASKS, has_room, make_prompt_graph, sample_graph
 
 COUNT = 400
 
@@ -20,7 +20,7 @@ def made(task, split="train", count=COUNT):
     for index in range(count):
         rng = np.random.default_rng((7, TASKS.index(task), index))
         graph = sample_graph(rng, task, split)
-        yield graph, prompt_graph(rng, graph, task)
+        yield graph, make_prompt_graph(rng, graph, task)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -156,19 +156,19 @@ def by_hand(words):
 
 def test_what_is_held_out_is_stable_and_the_same_from_both_sides():
     # Hexadecimal digests of these words, taken with sha256sum, divided by ten.
-    assert held_out(SceneGraph((Entity(0, "square", 1, {"color": "red"}),)))
-    assert not held_out(SceneGraph((Entity(0, "circle", 1, {"color": "red"}),)))
+    assert is_held_out(SceneGraph((Entity(0, "square", 1, {"color": "red"}),)))
+    assert not is_held_out(SceneGraph((Entity(0, "circle", 1, {"color": "red"}),)))
     circle, diamond = Entity(0, "circle"), Entity(1, "diamond")
     for relation in (Relation(0, "left of", 1), Relation(1, "right of", 0)):
-        assert held_out(SceneGraph((circle, diamond), (relation,)))
+        assert is_held_out(SceneGraph((circle, diamond), (relation,)))
     for relation in (Relation(1, "left of", 0), Relation(0, "right of", 1)):
-        assert held_out(SceneGraph((circle, diamond), (relation,))) == by_hand("diamond left of circle")
+        assert is_held_out(SceneGraph((circle, diamond), (relation,))) == by_hand("diamond left of circle")
     pairs = [f"{color} {noun}" for color in COLORS for noun in SHAPES]
     for words in pairs:
         color, noun = words.split(" ", 1)
-        assert held_out(SceneGraph((Entity(0, noun, 1, {"color": color}),))) == by_hand(words)
+        assert is_held_out(SceneGraph((Entity(0, noun, 1, {"color": color}),))) == by_hand(words)
     assert 0 < sum(map(by_hand, pairs)) < 0.2 * len(pairs)
-    assert held_out(SceneGraph((Entity(0, "man"), Entity(1, "cup")), (Relation(0, "holding", 1),))) == by_hand(
+    assert is_held_out(SceneGraph((Entity(0, "man"), Entity(1, "cup")), (Relation(0, "holding", 1),))) == by_hand(
         "man holding cup"
     )
 
@@ -182,12 +182,12 @@ def test_every_noun_and_colour_stays_in_training():
 @pytest.mark.parametrize("task", TASKS)
 def test_training_never_shows_what_is_held_out_and_tests_always_ask_for_it(task):
     for graph, prompt in made(task):
-        assert not held_out(graph)
-        assert not held_out(prompt)
+        assert not is_held_out(graph)
+        assert not is_held_out(prompt)
     asks = task in ("colors", "position", "color_attr", "composition")
     for graph, prompt in made(task, "test", 200):
-        assert held_out(prompt) == asks
-        assert held_out(graph) == asks
+        assert is_held_out(prompt) == asks
+        assert is_held_out(graph) == asks
 
 
 @pytest.mark.parametrize(

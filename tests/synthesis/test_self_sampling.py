@@ -7,8 +7,8 @@ from pdgen.sequence.trajectory import Image, check_grammar, encode_record, parse
 from pdgen.shapes import language
 from pdgen.shapes.graph import Step
 from pdgen.shapes.parse import parse
-from pdgen.synthesis.self_sampling import TOGETHER, self_sampled
-from pdgen.synthesis.settings import Conflict, Settings, SettingsError
+from pdgen.synthesis.self_sampling import BATCH_SIZE, make_self_sampled
+from pdgen.synthesis.settings import Conflict, DatasetSettings, SettingsError
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import is_positive
 from pdgen.teachers.exact.judge import ExactJudge
@@ -17,7 +17,7 @@ from pdgen.teachers.exact.writer import RulesWriter
 
 TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 CONFLICT = Conflict(positive=6, negative=10, variant="self")
-SETTINGS = Settings(conflict=CONFLICT, tasks={"colors": 1.0, "color_attr": 1.0})
+SETTINGS = DatasetSettings(conflict=CONFLICT, tasks={"colors": 1.0, "color_attr": 1.0})
 OTHER = {"red": "blue", "blue": "red"}
 
 
@@ -27,7 +27,7 @@ def model(prompts, seeds):
     for prompt, seed in zip(prompts, seeds):
         graph = parse(prompt)
         step = Step("add", tuple(e.id for e in graph.entities), graph)
-        words = language.plan(np.random.default_rng(seed), None, step)
+        words = language.write_plan(np.random.default_rng(seed), None, step)
         if seed % 2 == 0:
             for entity in graph.entities:
                 color = entity.attributes["color"]
@@ -38,7 +38,7 @@ def model(prompts, seeds):
 
 @pytest.fixture(scope="module")
 def samples():
-    return self_sampled(SETTINGS, TEACHERS, range(16), model)
+    return make_self_sampled(SETTINGS, TEACHERS, range(16), model)
 
 
 def test_accepted_plans_are_targets_and_rejected_ones_context(samples):
@@ -66,14 +66,14 @@ def test_accepted_plans_are_targets_and_rejected_ones_context(samples):
 
 def test_plans_that_cannot_be_used_are_counted(samples):
     assert samples.rejected["plan not understood"] >= 1
-    assert sum(samples.rejected.values()) + 16 <= 3 * TOGETHER
+    assert sum(samples.rejected.values()) + 16 <= 3 * BATCH_SIZE
 
 
 def test_samples_depend_on_their_shard_alone(samples):
-    again = self_sampled(SETTINGS, TEACHERS, range(16), model)
+    again = make_self_sampled(SETTINGS, TEACHERS, range(16), model)
     assert [encode_record(r) for r in again.records] == [encode_record(r) for r in samples.records]
     assert again.rejected == samples.rejected
-    later = self_sampled(SETTINGS, TEACHERS, range(8, 16), model)
+    later = make_self_sampled(SETTINGS, TEACHERS, range(8, 16), model)
     assert {r.segments[0].text for r in later.records} != {r.segments[0].text for r in samples.records[8:]}
 
 
@@ -84,5 +84,5 @@ def test_a_model_without_conflicts_is_told(monkeypatch):
         return model(prompts, [2 * seed + 1 for seed in range(len(seeds))])
 
     with pytest.raises(SettingsError, match="0 positive and 5 negative samples are missing after 64 plans") as fault:
-        self_sampled(SETTINGS, TEACHERS, range(8), faultless)
+        make_self_sampled(SETTINGS, TEACHERS, range(8), faultless)
     assert "raise conflict.temperature" in str(fault.value)

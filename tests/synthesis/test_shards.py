@@ -17,11 +17,10 @@ from pdgen.shapes.parse import parse
 from pdgen.shapes.placement import FREE, LATTICE
 from pdgen.synthesis import shards
 from pdgen.synthesis.build import Shard
-from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError, TeacherSettings
+from pdgen.synthesis.settings import Alignment, Conflict, DatasetSettings, MultiTurn, SettingsError, TeacherSettings
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_samples
-from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.endpoint import Settings as EndpointSettings
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.exact.painter import ShapesPainter
 from pdgen.teachers.exact.writer import RulesWriter
@@ -69,25 +68,25 @@ def remote(tmp_path, url):
     prompts.write_text("\n".join(PROMPTS))
     endpoint = EndpointSettings(url=url, model="m", cache=str(tmp_path / "answers"), concurrency=3, input_price=1e4)
     teachers = TeacherSettings("kontext", "endpoint", "endpoint", prompts=str(prompts), endpoint=endpoint)
-    return Settings(latents=False, rewritten=0, multi_turn=MultiTurn(count=6, fault_rate=0), teachers=teachers)
+    return DatasetSettings(latents=False, rewritten=0, multi_turn=MultiTurn(count=6, fault_rate=0), teachers=teachers)
 
 
 def test_shapes_world_hires_its_own_and_others_are_hired_by_name(tmp_path):
-    own = shards.hire(Settings())
+    own = shards.make_teachers(DatasetSettings())
     assert (type(own.painter), type(own.judge), type(own.writer)) == (ShapesPainter, ExactJudge, RulesWriter)
     assert (own.placement, own.judge_explains, own.painter.size) == (LATTICE, False, 64)
-    assert shards.hire(Settings(positions="free")).placement == FREE
+    assert shards.make_teachers(DatasetSettings(positions="free")).placement == FREE
     settings = remote(tmp_path, "http://127.0.0.1:1/v1")
     teachers = msgspec.structs.replace(settings.teachers, redraws=2)
-    others = shards.hire(msgspec.structs.replace(settings, teachers=teachers))
+    others = shards.make_teachers(msgspec.structs.replace(settings, teachers=teachers))
     assert isinstance(others.judge, EndpointJudge) and others.painter.settings.size == 1024
     assert (others.placement, others.judge_explains, others.redraws) == (None, True, 2)
 
 
 @pytest.mark.parametrize(("positions", "sizes"), [("lattice", {7, 15}), ("free", {7, 10, 11, 14, 15})])
 def test_pictures_show_things_where_the_settings_want_them(positions, sizes):
-    settings = Settings(positions=positions, multi_turn=MultiTurn(count=12, fault_rate=0.5))
-    records = make_samples(settings, shards.hire(settings), "multi_turn", range(12)).records
+    settings = DatasetSettings(positions=positions, multi_turn=MultiTurn(count=12, fault_rate=0.5))
+    records = make_samples(settings, shards.make_teachers(settings), "multi_turn", range(12)).records
     shown = [PIL.Image.open(io.BytesIO(s.png)) for r in records for s in r.segments if isinstance(s, Image)]
     assert {picture.size for picture in shown} == {(64, 64)}
     boxes = [found.box for picture in shown for found in detect(np.asarray(picture))]
@@ -102,12 +101,12 @@ def test_a_missing_key_is_told_before_anything_is_asked(tmp_path, monkeypatch):
     teachers = msgspec.structs.replace(settings.teachers, endpoint=endpoint)
     settings = msgspec.structs.replace(settings, teachers=teachers)
     with pytest.raises(TeacherError, match="NO_SUCH_KEY"):
-        shards.hire(settings)
+        shards.make_teachers(settings)
 
 
 def test_a_shard_has_latents_and_is_made_alike_in_any_process():
-    make = shards.maker(Settings(multi_turn=MultiTurn(count=4)))
-    assert msgspec.json.decode(make.settings, type=Settings) == Settings(multi_turn=MultiTurn(count=4))
+    make = shards.make_shard_maker(DatasetSettings(multi_turn=MultiTurn(count=4)))
+    assert msgspec.json.decode(make.settings, type=DatasetSettings) == DatasetSettings(multi_turn=MultiTurn(count=4))
     made = make(Shard("multi_turn", 0, 1, 3))
     assert [r.id for r in made.records] == ["multi_turn-0-000001", "multi_turn-0-000002"]
     assert all(s.latent_shape == (8, 8, 16) for r in made.records for s in r.segments if isinstance(s, Image))
@@ -117,7 +116,7 @@ def test_a_shard_has_latents_and_is_made_alike_in_any_process():
 
 def test_remote_teachers_are_asked_once_and_their_words_are_the_inspections(tmp_path, server, monkeypatch):
     monkeypatch.setattr(shards, "KontextPainter", lambda settings: Blank())
-    make = shards.maker(remote(tmp_path, server.url))
+    make = shards.make_shard_maker(remote(tmp_path, server.url))
     made = make(Shard("multi_turn", 0, 0, 6))
     prompts = [r.segments[0].text for r in made.records]
     assert prompts[:2] == list(PROMPTS[:2]) and set(prompts) == set(PROMPTS[:2])  # one is a benchmark's
@@ -126,7 +125,7 @@ def test_remote_teachers_are_asked_once_and_their_words_are_the_inspections(tmp_
     assert inspections == {"As planned, says the server."}
     asked = len(server.bodies)
     assert asked == len({json.dumps(body) for body in server.bodies})
-    shards._hired.cache_clear()  # as in another process
+    shards._decode_settings.cache_clear()  # as in another process
     assert make(Shard("multi_turn", 0, 0, 6)).records == made.records
     assert len(server.bodies) == asked and server.peak <= 3
 
@@ -138,10 +137,10 @@ def test_a_dry_run_asks_nobody_and_counts_what_a_build_asks(tmp_path, server, va
         settings, conflict=Conflict(positive=2, negative=2, variant=variant, checkpoint="none")
     )
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
-    teachers = shards.hire(settings, endpoint)
-    prompts = shards.maker(settings).prompts
+    teachers = shards.make_teachers(settings, endpoint)
+    prompts = shards.make_shard_maker(settings).prompts
     for subset, count in (("multi_turn", 6), ("conflict", 4)):
-        shards.dry_samples(settings, teachers, subset, range(count), prompts)
+        shards.run_dry(settings, teachers, subset, range(count), prompts)
     assert server.bodies == []
     calls = {task: usage.calls for task, usage in endpoint.ledger.tasks.items()}
     assert calls["parse"] >= 2 and calls["judge picture"] >= 2 and calls["judge plan"] >= 1
@@ -154,25 +153,25 @@ def test_a_dry_run_paints_nothing():
 
 
 def test_leaks_are_noted_by_record():
-    settings = Settings(allow_leaks=True, multi_turn=MultiTurn(count=3, fault_rate=0), rewritten=0)
+    settings = DatasetSettings(allow_leaks=True, multi_turn=MultiTurn(count=3, fault_rate=0), rewritten=0)
     teachers = Teachers(Blank(), Trusting(), RulesWriter(), placement=None)
     texts = ("a photo of a bench", "A photo of a cow.", "a red bench")
     records = make_samples(settings, teachers, "multi_turn", range(3), texts).records
-    assert shards.noted_leaks(records) == {"exact": ["multi_turn-0-000000"], "normalised": ["multi_turn-0-000001"]}
+    assert shards.find_leaks(records) == {"exact": ["multi_turn-0-000000"], "normalised": ["multi_turn-0-000001"]}
 
 
 def test_shards_of_an_archive_are_the_same_whichever_are_made_again(tmp_path):
     archive = write_tar(tmp_path / "a.tar", {str(n): sample(f"{n} dogs") for n in range(9)})
     pathlib.Path(archive).with_name("b.tar").write_bytes(pathlib.Path(archive).read_bytes())
     alignment = Alignment(positive=2, negative=4, archive=str(tmp_path))
-    settings = Settings(latents=False, alignment=alignment)
+    settings = DatasetSettings(latents=False, alignment=alignment)
     cut = [Shard("alignment", n, 2 * n, 2 * n + 2) for n in range(3)]
     used = {0: 0, 1: 2, 2: 4}
-    make = shards.archive_maker(settings, SEEING, lambda shard: used[shard.number])
+    make = shards.make_archive_maker(settings, SEEING, lambda shard: used[shard.number])
     whole = [make(shard).records for shard in cut]
     prompts = [r.segments[0].text for records in whole for r in records]
     assert prompts == [f"{n} dogs" for n in range(6)]
-    again = shards.archive_maker(settings, SEEING, lambda shard: used[shard.number])
+    again = shards.make_archive_maker(settings, SEEING, lambda shard: used[shard.number])
     assert [again(cut[n]).records for n in (2, 0, 1)] == [whole[n] for n in (2, 0, 1)]
 
 
@@ -182,7 +181,7 @@ class Slow(Trusting):
     def __init__(self):
         self.calls, self.lock = 0, threading.Lock()
 
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         with self.lock:
             self.calls += 1
             number = self.calls
@@ -193,7 +192,7 @@ class Slow(Trusting):
 
 
 def test_when_a_teacher_is_gone_the_others_stop_asking():
-    settings = Settings(multi_turn=MultiTurn(count=60, fault_rate=0))
+    settings = DatasetSettings(multi_turn=MultiTurn(count=60, fault_rate=0))
     judge = Slow()
     with pytest.raises(TeacherError, match="the server is gone"):
         make_samples(settings, Teachers(ShapesPainter(32), judge, RulesWriter()), "multi_turn", range(60), threads=4)
@@ -203,11 +202,11 @@ def test_when_a_teacher_is_gone_the_others_stop_asking():
 def test_a_file_of_prompts_is_read_and_bad_ones_are_named(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\n  two \n")
-    settings = Settings(teachers=TeacherSettings(prompts=str(path)))
-    assert shards.maker(settings).prompts == ("one", "two")
+    settings = DatasetSettings(teachers=TeacherSettings(prompts=str(path)))
+    assert shards.make_shard_maker(settings).prompts == ("one", "two")
     path.write_text("\n")
     with pytest.raises(SettingsError, match=r"teachers.prompts: .*prompts.txt: holds no prompt"):
-        shards.maker(settings)
+        shards.make_shard_maker(settings)
     path.unlink()
     with pytest.raises(SettingsError, match="No such file"):
-        shards.maker(settings)
+        shards.make_shard_maker(settings)

@@ -11,11 +11,11 @@ import pytest
 
 from pdgen.sequence.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
 from pdgen.shapes.graph import PLACES, SceneGraph, implies
-from pdgen.shapes.language import COMPLETE
-from pdgen.shapes.matching import differences
+from pdgen.shapes.inspections import COMPLETE
+from pdgen.shapes.matching import find_differences
 from pdgen.shapes.parse import parse
 from pdgen.synthesis.prompts import PROMPT_TASK, make_story
-from pdgen.synthesis.settings import Alignment, Conflict, MultiTurn, Settings, SettingsError
+from pdgen.synthesis.settings import Alignment, Conflict, DatasetSettings, MultiTurn, SettingsError
 from pdgen.synthesis.story import Rejected, Teachers
 from pdgen.synthesis.subsets import is_positive, make_sample, make_samples
 from pdgen.teachers.exact.judge import ExactJudge
@@ -24,7 +24,7 @@ from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import Verdict
 from tests.support.shapes_records import ASSUMED, EXACT, Trusting
 
-SETTINGS = Settings(
+SETTINGS = DatasetSettings(
     multi_turn=MultiTurn(count=40, fault_rate=0.3),
     conflict=Conflict(positive=10, negative=30),
     alignment=Alignment(positive=10, negative=30),
@@ -58,14 +58,15 @@ def made():
 @pytest.fixture(scope="module")
 def conflicts():
     """Many more conflicts that nobody judged."""
-    settings = Settings(conflict=Conflict(positive=0, negative=150))
+    settings = DatasetSettings(conflict=Conflict(positive=0, negative=150))
     return make_samples(settings, ASSUMED, "conflict", range(150)).records
 
 
 def test_the_rewritten_plan_has_no_other_conflict(conflicts):
     judge = ExactJudge()
     seen, agreed = (
-        [judge.plan(r.segments[0].text, [*plans(r)[:-2], plans(r)[n]]).accept for r in conflicts] for n in (-2, -1)
+        [judge.judge_plan(r.segments[0].text, [*plans(r)[:-2], plans(r)[n]]).accept for r in conflicts]
+        for n in (-2, -1)
     )
     assert sum(seen) <= 4  # another thing that is asked for may be meant
     assert all(agreed)
@@ -89,7 +90,7 @@ def test_a_sample_depends_on_settings_subset_and_number_alone(made):
     assert [encode_record(r) for r in backwards] == [encode_record(made["conflict"].records[n]) for n in (9, 4)]
     threaded = make_samples(SETTINGS, ASSUMED, "conflict", range(4, 10), threads=3)
     assert threaded.records == made["conflict"].records[4:10]
-    other = make_samples(Settings(seed=1, multi_turn=MultiTurn(40)), ASSUMED, "multi_turn", range(3)).records
+    other = make_samples(DatasetSettings(seed=1, multi_turn=MultiTurn(40)), ASSUMED, "multi_turn", range(3)).records
     assert all(a.segments[0].text != b.segments[0].text for a, b in zip(other, made["multi_turn"].records))
 
 
@@ -109,7 +110,9 @@ def test_multi_turn_samples_run_to_the_end_of_what_is_asked(made):
 
 def test_nothing_follows_a_picture_that_shows_all_that_is_asked_for():
     """Of short prompts, which leave much open: most ways round concern what they do not ask for."""
-    settings = Settings(tasks={"single_object": 1.0, "counting": 1.0}, multi_turn=MultiTurn(60, 0.0), rewritten=1.0)
+    settings = DatasetSettings(
+        tasks={"single_object": 1.0, "counting": 1.0}, multi_turn=MultiTurn(60, 0.0), rewritten=1.0
+    )
     records = make_samples(settings, ASSUMED, "multi_turn", range(60)).records
     assert sum(len(plans(record)) > 1 for record in records) >= 10
     for record in records:
@@ -125,11 +128,11 @@ def test_a_conflict_is_in_the_plan_and_not_in_the_picture(made):
         assert [s.target for s in record.segments[-5:]] == [False, False, True, True, True]
         *earlier, wrong, right = plans(record)
         prompt = record.segments[0].text
-        assert not judge.plan(prompt, [*earlier, wrong]).accept, wrong
-        assert judge.plan(prompt, [*earlier, right]).accept
+        assert not judge.judge_plan(prompt, [*earlier, wrong]).accept, wrong
+        assert judge.judge_plan(prompt, [*earlier, right]).accept
         before = next((pixels(s) for s in reversed(record.segments[:-5]) if isinstance(s, Image)), None)
-        assert judge.picture(wrong, pixels(record.segments[-4]), before).accept
-        assert judge.picture(right, pixels(record.segments[-1]), before).accept
+        assert judge.judge_picture(wrong, pixels(record.segments[-4]), before).accept
+        assert judge.judge_picture(right, pixels(record.segments[-1]), before).accept
         notes.add(record.scene["note"].split()[-1])
     assert {"count", "color", "relation"} <= notes
 
@@ -138,7 +141,7 @@ def test_a_plan_that_is_right_if_incomplete_is_no_conflict(made):
     judge, open_ended = ExactJudge(), 0
     for record in (r for r in made["conflict"].records if r.scene["positive"]):
         texts = plans(record)
-        assert all(judge.plan(record.segments[0].text, texts[: n + 1]).accept for n in range(len(texts)))
+        assert all(judge.judge_plan(record.segments[0].text, texts[: n + 1]).accept for n in range(len(texts)))
         assert kinds(record)[-1] == "inspect" and "<refine>" not in record.segments[-1].text
         open_ended += not record.complete
     assert open_ended >= 5
@@ -151,14 +154,14 @@ def test_alignment_is_judged_on_pictures(made):
         if record.scene["positive"]:
             assert order[-2:] == ["image", "inspect"]
             asked, shown = (msgspec.convert(g, SceneGraph) for g in (record.scene["prompt_graph"], last_graph(record)))
-            assert record.complete == (not differences(asked, shown))
+            assert record.complete == (not find_differences(asked, shown))
             continue
         assert order[-4:] == ["plan", "image", "inspect+refine", "image"] and not record.complete
         assert [s.target for s in record.segments[-4:]] == [True, False, True, True]
         before = next((pixels(s) for s in reversed(record.segments[:-4]) if isinstance(s, Image)), None)
         plan, draft, _, refined = record.segments[-4:]
-        assert not judge.picture(plan.text, pixels(draft), before).accept
-        assert judge.picture(plan.text, pixels(refined), before).accept
+        assert not judge.judge_picture(plan.text, pixels(draft), before).accept
+        assert judge.judge_picture(plan.text, pixels(refined), before).accept
         notes[record.scene["note"]] += 1
     assert len(notes) >= 4
 
@@ -172,7 +175,7 @@ def test_what_the_exact_judge_keeps_is_what_a_believing_one_keeps(made):
 
 
 def test_positive_samples_are_spread_evenly():
-    settings = Settings(conflict=Conflict(positive=6905, negative=8296))
+    settings = DatasetSettings(conflict=Conflict(positive=6905, negative=8296))
     flags = [is_positive(settings, "conflict", n) for n in range(15201)]
     assert sum(flags) == 6905
     assert all(abs(sum(flags[a : a + 250]) - 113.6) <= 1 for a in range(0, 15000, 250))
@@ -180,7 +183,7 @@ def test_positive_samples_are_spread_evenly():
 
 def test_tasks_come_in_their_shares():
     tasks = {"counting": 3.0, "position": 1.0}
-    settings = Settings(tasks=tasks, multi_turn=MultiTurn(count=120, fault_rate=0))
+    settings = DatasetSettings(tasks=tasks, multi_turn=MultiTurn(count=120, fault_rate=0))
     records = make_samples(settings, ASSUMED, "multi_turn", range(120)).records
     counted = collections.Counter(r.scene["task"] for r in records)
     assert counted.keys() == tasks.keys() and 75 <= counted["counting"] <= 105
@@ -201,7 +204,7 @@ def test_plans_state_the_places_that_their_scenes_have():
                 if entity.id not in changed:
                     assert place is not None
                 if place is not None:
-                    there = sorted((o.place for o in scene.of(entity.id)), key=PLACES.index)
+                    there = sorted((o.place for o in scene.objects_of(entity.id)), key=PLACES.index)
                     assert place in (", ".join(there), *(there[:1] if len({*there}) == 1 else ()))
                     stated[entity.count > 1] += 1
     assert stated[False] > 200 and stated[True] > 30
@@ -217,7 +220,7 @@ def test_without_a_share_of_places_stories_are_as_their_prompts_say():
 
 
 def test_without_rewriting_steps_only_add():
-    settings = Settings(rewritten=0.0, multi_turn=MultiTurn(count=20, fault_rate=0))
+    settings = DatasetSettings(rewritten=0.0, multi_turn=MultiTurn(count=20, fault_rate=0))
     records = make_samples(settings, ASSUMED, "multi_turn", range(20)).records
     assert {s["operation"] for r in records for s in r.scene["steps"]} == {"add"}
 
@@ -255,14 +258,14 @@ class Doubting(Trusting):
     def __init__(self):
         self.calls = itertools.count(1)
 
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         if next(self.calls) % 3 == 0:
             return Verdict(accept=False, analysis="No.", correction="Draw it again.")
-        return super().picture(plan, picture, previous)
+        return super().judge_picture(plan, picture, previous)
 
 
 def test_rejected_samples_are_counted_and_replaced():
-    settings = Settings(multi_turn=MultiTurn(count=12, fault_rate=0), entities=(1.0, 1.0), rewritten=0)
+    settings = DatasetSettings(multi_turn=MultiTurn(count=12, fault_rate=0), entities=(1.0, 1.0), rewritten=0)
     teachers = Teachers(ShapesPainter(64), Doubting(), RulesWriter())
     samples = make_samples(settings, teachers, "multi_turn", range(12))
     assert [r.id for r in samples.records] == [f"multi_turn-0-{n:06d}" for n in range(12)]
@@ -273,7 +276,7 @@ def test_rejected_samples_are_counted_and_replaced():
 
 
 class Refusing(Trusting):
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         return Verdict(accept=False, analysis="No.", correction="Again.")
 
 
@@ -299,7 +302,7 @@ class Canvas:
 
 
 class Explaining(Trusting):
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         return Verdict(accept=True, analysis=f"Seen: {parse_plan(plan)[0]}")
 
 
@@ -309,7 +312,7 @@ PROMPTS = ("a brown dog left of a white cat, and two cars", "A photo of a bench.
 def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
     """The painter edits its last picture by the instruction; inspections are the judge's; leaks are left out."""
     canvas = Canvas()
-    settings = Settings(multi_turn=MultiTurn(count=2, fault_rate=0), rewritten=0)
+    settings = DatasetSettings(multi_turn=MultiTurn(count=2, fault_rate=0), rewritten=0)
     teachers = Teachers(canvas, Explaining(), RulesWriter(), placement=None, judge_explains=True)
     samples = make_samples(settings, teachers, "multi_turn", range(2), PROMPTS)
     assert [r.segments[0].text for r in samples.records] == [PROMPTS[0], PROMPTS[3]]
@@ -332,10 +335,10 @@ def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
 
 def test_a_prompt_that_is_not_understood_or_leaks_is_rejected_by_name():
     teachers = Teachers(Canvas(), Explaining(), RulesWriter(), placement=None, judge_explains=True)
-    settings = Settings(multi_turn=MultiTurn(count=1, fault_rate=0), rewritten=0)
+    settings = DatasetSettings(multi_turn=MultiTurn(count=1, fault_rate=0), rewritten=0)
     _, rejected = make_sample(settings, teachers, "multi_turn", 0, PROMPTS[1:])
     assert rejected == {"benchmark prompt": 1, "prompt not understood": 1}
-    leaky = Settings(multi_turn=settings.multi_turn, allow_leaks=True)
+    leaky = DatasetSettings(multi_turn=settings.multi_turn, allow_leaks=True)
     kept, _ = make_sample(leaky, teachers, "multi_turn", 0, PROMPTS[1:])
     assert kept.segments[0].text == PROMPTS[1]
 
@@ -343,7 +346,7 @@ def test_a_prompt_that_is_not_understood_or_leaks_is_rejected_by_name():
 class Strict(Explaining):
     """Takes any plan with a dog that is not brown for a conflict."""
 
-    def plan(self, prompt, plans):
+    def judge_plan(self, prompt, plans):
         dogs = [e for e in parse(parse_plan(plans[-1])[1]).entities if e.noun == "dog"]
         if all(dog.attributes.get("color") == "brown" for dog in dogs):
             return Verdict(accept=True, analysis="It agrees.")
@@ -351,7 +354,7 @@ class Strict(Explaining):
 
 
 def test_conflicts_of_other_nouns_are_drawn_from_the_graph():
-    settings = Settings(conflict=Conflict(positive=1, negative=2), multi_turn=MultiTurn(fault_rate=0))
+    settings = DatasetSettings(conflict=Conflict(positive=1, negative=2), multi_turn=MultiTurn(fault_rate=0))
     teachers = Teachers(Canvas(), Strict(), RulesWriter(), placement=None)
     records = make_samples(settings, teachers, "conflict", range(3), PROMPTS[:1]).records
     for record in records:

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from pdgen.teachers import endpoint as ep
-from pdgen.teachers.chat import Request
-from pdgen.teachers.transport import Patience
+from pdgen.teachers.chat import ChatRequest
+from pdgen.teachers.transport import RetryPolicy
 from tests.support.chat_server import ChatServer, completion
 
 KEY = "sk-very/secret+0123456789"
@@ -21,8 +21,8 @@ class Word(msgspec.Struct, frozen=True):
     word: str
 
 
-def request(text: str = "one", **changes) -> Request:
-    return dataclasses.replace(Request("word", 1, "Say a word.", (text,), Word, Word("assumed")), **changes)
+def request(text: str = "one", **changes) -> ChatRequest:
+    return dataclasses.replace(ChatRequest("word", 1, "Say a word.", (text,), Word, Word("assumed")), **changes)
 
 
 def echo(handler, body):
@@ -43,8 +43,8 @@ def server(monkeypatch):
 
 @pytest.fixture
 def settings(server, tmp_path):
-    patience = Patience(timeout=5.0, attempts=4, backoff=0.01, longest_wait=2.0)
-    return ep.Settings(
+    patience = RetryPolicy(timeout=5.0, attempts=4, backoff=0.01, longest_wait=2.0)
+    return ep.EndpointSettings(
         server.url,
         "judge-1",
         str(tmp_path / "cache"),

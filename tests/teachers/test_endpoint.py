@@ -17,7 +17,7 @@ from pdgen.teachers import endpoint as ep
 from pdgen.teachers.answer_cache import AnswerCache
 from pdgen.teachers.chat import AnswerError
 from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.remote_teachers import picture_request
+from pdgen.teachers.remote_teachers import make_picture_request
 from tests.support.chat_server import completion, drips, hangs_up, refuses, says, sends
 from tests.teachers.conftest import KEY, PLAN, YES, Word, echo, request
 
@@ -66,10 +66,10 @@ def test_each_part_of_the_question_is_part_of_its_key(server, settings):
     assert len(server.bodies) == 4
     server.usual = says(YES)
     for seen in (picture, other, picture):
-        client.ask(picture_request(PLAN, seen))
+        client.ask(make_picture_request(PLAN, seen))
     assert len(server.bodies) == 6
     for changed in ({"model": "judge-2"}, {"parameters": {"temperature": 0.5}}):
-        ep.Endpoint(structs.replace(settings, **changed)).ask(picture_request(PLAN, picture))
+        ep.Endpoint(structs.replace(settings, **changed)).ask(make_picture_request(PLAN, picture))
     assert len(server.bodies) == 8
 
 
@@ -217,7 +217,7 @@ def test_braces_in_a_wrapping_and_no_count_of_tokens(server, settings):
     server.usual = says('Sure!\n```json\n{"word": "wrapped"}\n```', usage=False)
     client = ep.Endpoint(settings)
     assert client.ask(request()) == Word("wrapped")
-    assert (client.ledger.total().input_tokens, client.ledger.total().output_tokens) == request().estimated_tokens()
+    assert (client.ledger.total().input_tokens, client.ledger.total().output_tokens) == request().estimate_tokens()
 
 
 def test_the_server_sees_no_more_than_the_limit(server, settings):

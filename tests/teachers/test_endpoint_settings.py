@@ -7,7 +7,7 @@ from msgspec import structs
 
 from pdgen.teachers import endpoint as ep
 from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.transport import Patience
+from pdgen.teachers.transport import RetryPolicy
 from tests.support.chat_server import refuses, says, sends
 from tests.teachers.conftest import KEY, request
 
@@ -73,4 +73,4 @@ def test_impossible_settings(settings, changes, words):
 @pytest.mark.parametrize("changes", [{"attempts": 0}, {"timeout": 0.0}, {"backoff": -1.0}, {"longest_wait": -1.0}])
 def test_impossible_patience(changes):
     with pytest.raises(TeacherError, match="at least one attempt"):
-        Patience(**changes)
+        RetryPolicy(**changes)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from pdgen.teachers.kontext import KontextPainter, Settings
+from pdgen.teachers.kontext import KontextPainter, KontextSettings
 from pdgen.teachers.protocols import Painter, Stroke, TeacherError
 
 SIZE = 32
@@ -89,7 +89,7 @@ def pipeline():
     torch.set_num_threads(threads)
 
 
-SETTINGS = Settings("tiny", device="cpu", dtype="float32", size=SIZE, steps=2)
+SETTINGS = KontextSettings("tiny", device="cpu", dtype="float32", size=SIZE, steps=2)
 
 
 def stroke(instruction="add a red circle .", previous=None, seed=0):

@@ -6,8 +6,8 @@ import pytest
 
 from pdgen.sequence.trajectory import parse_plan
 from pdgen.shapes import language
-from pdgen.shapes.parse import canonical, parse
-from pdgen.teachers.chat import AnswerError, answer_schema
+from pdgen.shapes.parse import canonicalize, parse
+from pdgen.teachers.chat import AnswerError, make_schema
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.planner import EndpointPlanner, ExactPlanner, PlanAnswer
@@ -25,7 +25,7 @@ def answer(*steps):
 def test_hand_made_prompt():
     plans = [parse_plan(plan) for plan in ExactPlanner().plan(PROMPT)]
     assert len(plans) > 1  # three entities, of which no more than two share a step
-    assert canonical(parse(plans[-1][1])) == canonical(parse(PROMPT))
+    assert canonicalize(parse(plans[-1][1])) == canonicalize(parse(PROMPT))
     (instruction, description), *more = map(parse_plan, ExactPlanner(max_steps=1).plan(PROMPT))
     assert not more and "two red circles" in instruction and "green star" in instruction and "star" in description
 
@@ -33,16 +33,16 @@ def test_hand_made_prompt():
 @pytest.mark.parametrize("seed", range(60))
 def test_every_plan_agrees_with_its_prompt_and_the_last_one_completes_it(seed):
     rng, (task, asked, _) = story(seed)
-    prompt = language.prompt(rng, asked, task)
+    prompt = language.write_prompt(rng, asked, task)
     planner: Planner = ExactPlanner(seed=seed)
     plans = planner.plan(prompt)
     assert plans == planner.plan(prompt)
     assert 1 <= len(plans) <= 5
     for step in range(1, 1 + len(plans)):
-        verdict = ExactJudge().plan(prompt, plans[:step])
+        verdict = ExactJudge().judge_plan(prompt, plans[:step])
         assert verdict.accept, (prompt, plans, verdict)
     # All the plans say, the prompt asks for, and the other way round.
-    assert canonical(parse(parse_plan(plans[-1])[1])) == canonical(parse(prompt))
+    assert canonicalize(parse(parse_plan(plans[-1])[1])) == canonicalize(parse(prompt))
 
 
 def test_seeds_draw_in_other_orders():
@@ -97,6 +97,6 @@ def test_a_dry_run_plans_steps_and_sends_nothing(server, settings):
 
 
 def test_the_schema_is_an_object_that_servers_can_enforce():
-    schema, strict = answer_schema(PlanAnswer)
+    schema, strict = make_schema(PlanAnswer)
     assert strict and schema["required"] == ["steps"]
     assert list(schema["$defs"]["PlanStep"]["properties"]) == ["instruction", "description"]

@@ -9,9 +9,9 @@ import pytest
 
 from pdgen.shapes.graph import GRAPH_SCHEMA, SceneGraph
 from pdgen.teachers import endpoint as ep
-from pdgen.teachers.chat import answer_schema
+from pdgen.teachers.chat import make_schema
 from pdgen.teachers.protocols import TeacherError, Verdict
-from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter, JudgeAnswer, ParseAnswer, plan_request
+from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter, JudgeAnswer, ParseAnswer, make_plan_request
 from tests.support.chat_server import says
 from tests.teachers.conftest import PLAN, YES, Word, request
 
@@ -25,8 +25,8 @@ def test_a_dry_run_sends_and_writes_nothing_and_tells_calls_tokens_and_price(ser
     client.ask(request())  # by then it would be in the cache
     judge = EndpointJudge(client)
     picture = np.zeros((512, 1024, 3), np.uint8)
-    assert judge.picture(PLAN, picture, picture).accept
-    assert judge.plan("a red circle", [PLAN]).accept
+    assert judge.judge_picture(PLAN, picture, picture).accept
+    assert judge.judge_plan("a red circle", [PLAN]).accept
     graph = EndpointWriter(client).parse("three cats in a box")
     assert len(graph.entities) == 3
     assert EndpointWriter(client).rewrite(PLAN, 3) == PLAN
@@ -53,18 +53,18 @@ def test_the_judge_sees_prompt_plans_and_pictures(server, settings):
     server.script.extend([says(YES), says(NO), says(NO)])
     judge = EndpointJudge(ep.Endpoint(settings))
     assert judge.name == "judge-1"
-    verdict = judge.plan("a red circle and a star", ["<ins>first</ins>", PLAN])
+    verdict = judge.judge_plan("a red circle and a star", ["<ins>first</ins>", PLAN])
     assert verdict == Verdict(True, "The plan adds the circle.")
     text = server.bodies[0]["messages"][1]["content"][0]["text"]
     assert text.index("a red circle and a star") < text.index("<ins>first</ins>") < text.index(f"Last plan:\n{PLAN}")
     picture = np.full((8, 8, 3), 7, np.uint8)
-    assert judge.picture(PLAN, picture) == Verdict(False, "The circle is blue.", "Make it red.")
-    judge.picture(PLAN, picture, np.zeros((8, 8, 3), np.uint8))
+    assert judge.judge_picture(PLAN, picture) == Verdict(False, "The circle is blue.", "Make it red.")
+    judge.judge_picture(PLAN, picture, np.zeros((8, 8, 3), np.uint8))
     kinds = [[part["type"] for part in b["messages"][1]["content"]] for b in server.bodies[1:]]
     assert kinds == [["text", "text", "image_url"], ["text", "text", "image_url", "text", "image_url"]]
     assert server.bodies[1]["messages"][1]["content"][2]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
     with pytest.raises(TeacherError, match="no plan"):
-        judge.plan("a red circle", [])
+        judge.judge_plan("a red circle", [])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_verdicts_that_contradict_themselves_are_malformed(server, settings, ans
     server.script.append(says(answer))
     server.usual = says('{"analysis": "Now\\n right.", "accept": true, "correction": ""}')
     client = ep.Endpoint(settings)
-    assert EndpointJudge(client).plan("a circle", [PLAN]) == Verdict(True, "Now right.")
+    assert EndpointJudge(client).judge_plan("a circle", [PLAN]) == Verdict(True, "Now right.")
     assert client.ledger.rejected == {"against the schema": 1}
 
 
@@ -133,9 +133,9 @@ def test_rewriting_keeps_the_tags_and_each_seed_is_a_question(server, settings):
 
 def test_schemas_say_nothing_of_docstrings_and_have_an_object_as_root():
     for answer, strict in ((JudgeAnswer, True), (ParseAnswer, False)):
-        schema, enforced = answer_schema(answer)
+        schema, enforced = make_schema(answer)
         assert enforced is strict
         assert schema["type"] == "object" and schema["required"] == list(schema["properties"])
         assert "description" not in json.dumps(schema) and "default" not in json.dumps(schema)
-    assert list(answer_schema(JudgeAnswer)[0]["properties"]) == ["analysis", "accept", "correction"]
-    assert plan_request("p", ["x"]).body("m", {}) == plan_request("p", ["x"]).body("m", {})
+    assert list(make_schema(JudgeAnswer)[0]["properties"]) == ["analysis", "accept", "correction"]
+    assert make_plan_request("p", ["x"]).make_body("m", {}) == make_plan_request("p", ["x"]).make_body("m", {})

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from pdgen.shapes import language
 from pdgen.shapes.graph import Step
-from pdgen.shapes.instruction import carry_out
+from pdgen.shapes.instruction import apply_instruction
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import parse, parse_instruction
 from pdgen.shapes.placement import PLACEMENTS
-from pdgen.shapes.world import Object, Scene, place
+from pdgen.shapes.world import Scene, SceneObject, place_scenes
 from pdgen.synthesis.faults import corrupt
 from pdgen.synthesis.sample import sample_graph
-from pdgen.teachers.chat import AnswerError, answer_schema
+from pdgen.teachers.chat import AnswerError, make_schema
 from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.exact.plan_check import in_terms_of
+from pdgen.teachers.exact.plan_check import resolve_instruction
 from pdgen.teachers.protocols import Critic, Declined, Verdict, Verifier
 from pdgen.teachers.verifier import EndpointCritic, EndpointVerifier, ExactCritic, ExactVerifier, VerifierAnswer
 from tests.support.chat_server import says
@@ -33,7 +33,7 @@ TWO = "a photo of a red circle left of a blue square"
 
 def picture(*objects, background="beige"):
     """Objects as (shape, colour, size, x, y)."""
-    made = [Object(i, i, shape, color, size, x, y) for i, (shape, color, size, x, y) in enumerate(objects)]
+    made = [SceneObject(i, i, shape, color, size, x, y) for i, (shape, color, size, x, y) in enumerate(objects)]
     return paint(Scene(tuple(made), background), 32)
 
 
@@ -74,8 +74,10 @@ def scenes(seed, placement):
     for number in itertools.count():
         rng = np.random.default_rng((5, seed, number))
         graph = sample_graph(rng, "composition")
-        if (placed := place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)], placement)) is not None:
-            return rng, language.prompt(rng, graph, "composition"), graph, placed[0]
+        if (
+            placed := place_scenes(rng, [Step("add", tuple(e.id for e in graph.entities), graph)], placement)
+        ) is not None:
+            return rng, language.write_prompt(rng, graph, "composition"), graph, placed[0]
 
 
 @pytest.mark.parametrize(("name", "size"), [("lattice", 64), ("free", 32)])
@@ -96,7 +98,7 @@ def test_right_pictures_are_accepted_and_wrong_ones_lose_score(name, size, seed)
 def test_a_correction_carried_out_on_what_is_there_gives_what_was_asked(color):
     there = parse(f"a {color} circle left of a blue square")
     verdict = CRITIC.critique(TWO, picture(("circle", color, 10, 2, 12), SQUARE))
-    after = carry_out(there, in_terms_of(there, parse_instruction(verdict.correction)))
+    after = apply_instruction(there, resolve_instruction(there, parse_instruction(verdict.correction)))
     assert after == parse(TWO)
 
 
@@ -158,6 +160,6 @@ def test_a_dry_run_accepts_and_sends_nothing(server, settings):
 
 
 def test_the_schema_is_an_object_that_servers_can_enforce():
-    schema, strict = answer_schema(VerifierAnswer)
+    schema, strict = make_schema(VerifierAnswer)
     assert strict and schema["required"] == ["checks"]
     assert list(schema["$defs"]["Check"]["properties"]) == ["what", "right"]

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from pdgen.assets import shapes_folder
 from pdgen.config import SHAPES_NANO, ComputeConfig
-from pdgen.data.loader import Batches, LoaderConfig, LoaderError, held_out_records
+from pdgen.data.loader import Batches, LoaderConfig, LoaderError, select_held_out
 from pdgen.data.packing import Document
 from pdgen.data.records import Origin, RecordSource, write_dataset
 from pdgen.sequence.layout import Budgets
@@ -46,25 +46,25 @@ def batches(tmp_path_factory):
 )
 def test_the_last_records_of_every_subset(mixture, count, expected):
     subsets = {"a": [range(4), range(4, 10)], "b": [range(10, 14)]}
-    assert held_out_records(subsets, mixture, count).tolist() == expected
+    assert select_held_out(subsets, mixture, count).tolist() == expected
 
 
 def test_all_records_cannot_be_held_out():
     with pytest.raises(LoaderError, match="held_out is 4, but the subsets in the mixture hold 4 records"):
-        held_out_records({"a": [range(9)], "b": [range(9, 13)]}, {"a": 0.0, "b": 1.0}, 4)
+        select_held_out({"a": [range(9)], "b": [range(9, 13)]}, {"a": 0.0, "b": 1.0}, 4)
 
 
 def test_held_out_records_are_in_no_batch(batches):
     """Over several epochs; all others are in some."""
     ids = [batches.source[number].id for number in range(20)]
-    trained = {name for step in range(20) for name in batches.record_ids(step)}
+    trained = {name for step in range(20) for name in batches.list_record_ids(step)}
     assert trained == set(ids[:-HELD])
 
 
 def test_record_ids_are_the_batch_s(batches):
     """Of both rows, in order, as ``launch/show.py pack`` reads them from the packer."""
-    expected = [batches.source[document.record].id for n in (6, 7) for document in batches.packer.documents(n)]
-    assert batches.record_ids(3) == expected
+    expected = [batches.source[document.record].id for n in (6, 7) for document in batches.packer.choose_documents(n)]
+    assert batches.list_record_ids(3) == expected
 
 
 def test_every_held_out_document_once_and_whole(batches):
@@ -73,7 +73,7 @@ def test_every_held_out_document_once_and_whole(batches):
     assert sorted(document.record for document in documents) == list(range(20 - HELD, 20))
     assert all(all(document.keep) for document in documents)
     for pack in packs:
-        assert (sum(batches.packer.lengths(document) for document in pack) <= [512, 128, 352]).all()
+        assert (sum(batches.packer.count_tokens(document) for document in pack) <= [512, 128, 352]).all()
 
 
 def test_processes_share_the_rows(batches):

@@ -22,11 +22,11 @@ from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.shapes import language
 from pdgen.shapes.graph import OPERATIONS, SceneGraph, Step
-from pdgen.shapes.held_out import held_out
-from pdgen.shapes.instruction import Instruction, instruct
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.instruction import Instruction, make_instruction
 from pdgen.shapes.lexicon import NUMBERS
 from pdgen.synthesis.base.questions import KINDS
-from pdgen.synthesis.settings import Edit, Settings, TextToImage, Understand
+from pdgen.synthesis.settings import DatasetSettings, Edit, TextToImage, Understand
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_sample
 from pdgen.teachers.exact.judge import ExactJudge
@@ -121,9 +121,9 @@ def _drawing(row: str, count: int, seed: int) -> list[Case]:
         records = _records("text_to_image", count, _row_seed("drawing", row, seed), text_to_image=part)
         return [Case("drawing", row, _text(r.segments[0]), _graph(_scene(r)["prompt_graph"])) for r in records]
     rng = np.random.default_rng(_row_seed("drawing", row, seed))
-    every = [graph for graph in scenes_of(_TASKS[row]) if held_out(graph) == (row == UNSEEN)]
+    every = [graph for graph in scenes_of(_TASKS[row]) if is_held_out(graph) == (row == UNSEEN)]
     graphs = [every[i] for i in sorted(rng.permutation(len(every))[:count])]
-    return [Case("drawing", row, language.prompt(rng, graph, "short"), graph) for graph in graphs]
+    return [Case("drawing", row, language.write_prompt(rng, graph, "short"), graph) for graph in graphs]
 
 
 def _editing(row: str, count: int, seed: int) -> list[Case]:
@@ -132,7 +132,7 @@ def _editing(row: str, count: int, seed: int) -> list[Case]:
     for record in _records("edit", count, _row_seed("editing", row, seed), edit=part):
         given, prompt, _ = record.segments
         before, (step,) = _graph(_scene(record)["before"]), msgspec.convert(_scene(record)["steps"], list[Step])
-        cases.append(Case("editing", row, _text(prompt), step.graph, _png(given), instruct(before, step)))
+        cases.append(Case("editing", row, _text(prompt), step.graph, _png(given), make_instruction(before, step)))
     return cases
 
 
@@ -173,7 +173,7 @@ def _teachers() -> Teachers:
 
 
 def _records(subset: str, count: int, seed: int, **part: Any) -> list[Record]:
-    settings = Settings(seed=seed, image_size=SIZE, tasks={"composition": 1.0}, **part)
+    settings = DatasetSettings(seed=seed, image_size=SIZE, tasks={"composition": 1.0}, **part)
     return [make_sample(settings, _teachers(), subset, number)[0] for number in range(count)]
 
 

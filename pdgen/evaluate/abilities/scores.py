@@ -15,14 +15,20 @@ from pdgen.evaluate.abilities.prompts import GROUPS, Case
 from pdgen.evaluate.statistics import estimate
 from pdgen.evaluate.tables import Cell, Table, interval
 from pdgen.sequence.images import Picture
-from pdgen.shapes.detector import Found, background, detect
+from pdgen.shapes.detector import Detection, detect, detect_background
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.instruction import Instruction
-from pdgen.shapes.lexicon import sentence
-from pdgen.shapes.matching import is_called, words_of
-from pdgen.shapes.parse import canonical, parse
-from pdgen.shapes.phrases import be, the, was
-from pdgen.teachers.exact.picture_check import SHIFT, check_promises, check_untouched, looks_of, read
+from pdgen.shapes.lexicon import make_sentence
+from pdgen.shapes.matching import get_words, matches_words
+from pdgen.shapes.parse import canonicalize, parse
+from pdgen.shapes.phrases import is_or_are, phrase_known, was_or_were
+from pdgen.teachers.exact.picture_check import (
+    SHIFT,
+    check_picture,
+    check_unchanged,
+    describe_detection,
+    match_detections,
+)
 
 IMAGES = "images"  # folder of all pictures
 OVERALL = "overall"
@@ -106,12 +112,12 @@ def judge_edit(
     """
     old, new = detect(before), detect(now)
     wrong = _promises(new, now, after) or _still_there(instruction, old, new)
-    touched = _analysis(check_untouched(np.random.default_rng(0), instruction, (before, old), (now, new)))
+    touched = _analysis(check_unchanged(np.random.default_rng(0), instruction, (before, old), (now, new)))
     scores = {"right": wrong is None and touched is None, "done": wrong is None, "untouched": touched is None}
     return _numbers(scores), wrong or touched or ""
 
 
-def _still_there(instruction: Instruction, old: Sequence[Found], new: Sequence[Found]) -> str | None:
+def _still_there(instruction: Instruction, old: Sequence[Detection], new: Sequence[Detection]) -> str | None:
     # A graph need not say where things stand, and may be true of the given picture too, so moves and swaps of places
     # are also read off the boxes: nothing that moved is where it was, and of two things that exchange places each is
     # about where the other was.
@@ -119,18 +125,20 @@ def _still_there(instruction: Instruction, old: Sequence[Found], new: Sequence[F
     if instruction.operation == "move":
         stood, stands = _boxes(pair[0], old), _boxes(pair[0], new, anywhere=True)
         if any(abs(np.subtract(a, b)).max() <= SHIFT for a in stood for b in stands):
-            return sentence(f"{the(pair[0])} {'has' if pair[0].count == 1 else 'have'} not moved")
+            return make_sentence(f"{phrase_known(pair[0])} {'has' if pair[0].count == 1 else 'have'} not moved")
     if instruction.operation == "swap" and not instruction.changes:
         for one, other in (pair, pair[::-1]):
             stood, stands = _boxes(other, old), _boxes(one, new, anywhere=True)
             if sum(any(_meet(a, b) for b in stood) for a in stands) < min(len(stood), len(stands)):
-                return sentence(f"{the(one)} {be(one)} not where {the(other)} {was(other)}")
+                return make_sentence(
+                    f"{phrase_known(one)} {is_or_are(one)} not where {phrase_known(other)} {was_or_were(other)}"
+                )
     return None
 
 
-def _boxes(entity: Entity, found: Sequence[Found], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
-    words = {key: word for key, word in words_of(entity).items() if not (anywhere and key == "place")}
-    return [one.box for one in found if is_called(words, looks_of(one))]
+def _boxes(entity: Entity, found: Sequence[Detection], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
+    words = {key: word for key, word in get_words(entity).items() if not (anywhere and key == "place")}
+    return [one.box for one in found if matches_words(words, describe_detection(one))]
 
 
 def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
@@ -150,8 +158,10 @@ def judge_answer(kind: str, answer: str, expected: str) -> tuple[dict[str, float
     return _numbers(scores), "" if right else fault
 
 
-def _promises(found: Sequence[Found], picture: Picture, graph: SceneGraph) -> str | None:
-    return _analysis(check_promises(np.random.default_rng(0), read(found, background(picture), graph), graph))
+def _promises(found: Sequence[Detection], picture: Picture, graph: SceneGraph) -> str | None:
+    return _analysis(
+        check_picture(np.random.default_rng(0), match_detections(found, detect_background(picture), graph), graph)
+    )
 
 
 def _analysis(inspection: str | None) -> str | None:
@@ -172,10 +182,10 @@ def _numbers(scores: Mapping[str, bool]) -> dict[str, float]:
 
 def _same_scene(answer: str, expected: str) -> tuple[bool, str]:
     try:
-        said = canonical(parse(answer))
+        said = canonicalize(parse(answer))
     except SceneError as fault:
         return False, f"not understood: {fault}"
-    return said == canonical(parse(expected)), f"expected {expected!r}"
+    return said == canonicalize(parse(expected)), f"expected {expected!r}"
 
 
 def _first_word(answer: str) -> str:

@@ -24,8 +24,8 @@ from pdgen.sequence.images import Picture, changed_pixels
 from pdgen.sequence.trajectory import ImageStage, Trajectory, TrajectoryError, parse_plan, parse_refine
 from pdgen.shapes.graph import SceneError
 from pdgen.shapes.parse import parse_instruction
-from pdgen.teachers.exact.judge import detected
-from pdgen.teachers.exact.picture_check import check_untouched
+from pdgen.teachers.exact.judge import detect_cached
+from pdgen.teachers.exact.picture_check import check_unchanged
 from pdgen.teachers.protocols import Declined, Judge, Verifier
 
 Effect = Literal["mends", "nothing", "harms"]
@@ -160,13 +160,13 @@ Untouched = Callable[[str, Picture, Picture], bool | None]
 
 
 def shapes_untouched(plan: str, previous: Picture, picture: Picture) -> bool | None:
-    """``Untouched`` of shapes world, by ``picture_check.check_untouched``."""
+    """``Untouched`` of shapes world, by ``picture_check.check_unchanged``."""
     try:
         instruction = parse_instruction(parse_plan(plan)[0])
     except (SceneError, TrajectoryError):
         return None
-    before, now = (previous, detected(previous)), (picture, detected(picture))
-    return check_untouched(np.random.default_rng(0), instruction, before, now) is None
+    before, now = (previous, detect_cached(previous)), (picture, detect_cached(picture))
+    return check_unchanged(np.random.default_rng(0), instruction, before, now) is None
 
 
 def process_facts(
@@ -225,8 +225,8 @@ def _judged(prompt: str, one: _Drawn, judge: Judge, verifier: Verifier) -> _Judg
     score = _answer(verifier.score, prompt, one.picture)
     if not one.plans:
         return _Judged(None, True, None if score is None else score >= 1, score)
-    planned = _answer(judge.plan, prompt, one.plans)
-    shown = _answer(judge.picture, one.plans[-1], one.picture, one.previous)
+    planned = _answer(judge.judge_plan, prompt, one.plans)
+    shown = _answer(judge.judge_picture, one.plans[-1], one.picture, one.previous)
     accepted = (None if verdict is None else verdict.accept for verdict in (planned, shown))
     return _Judged(one.plans[-1], *accepted, score)
 

@@ -13,7 +13,7 @@ from pdgen.evaluate.process.tables import cost_table, trajectory_folders
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.sequence.trajectory_folder import load_trajectory
-from pdgen.teachers.advisers import exact_advisers
+from pdgen.teachers.advisers import make_exact_advisers
 from pdgen.teachers.exact.judge import ExactJudge
 
 TRAJECTORIES = "trajectories"  # the folder of an evaluation that holds them
@@ -40,7 +40,7 @@ def judge_trajectories(output: pathlib.Path, prompts: Sequence[Prompt]) -> list[
       OSError: The file cannot be written.
     """
     things = {prompt.metadata.prompt: len(prompt.metadata.include) for prompt in prompts}
-    judge, verifier = ExactJudge(), exact_advisers().verifier
+    judge, verifier = ExactJudge(), make_exact_advisers().verifier
     facts = []
     for path in tqdm(trajectory_folders(output / TRAJECTORIES), unit=" trajectories", desc="judging"):
         one = load_trajectory(path)

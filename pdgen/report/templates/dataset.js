@@ -1,6 +1,6 @@
 "use strict";
 const PAGE = 20;
-const chunks = new Map();  // shard -> its samples, or the functions that wait for them
+const chunks = new Map();  // shard -> its samples, or the pending promise of them
 let index = null, selected = [];
 
 const make = (tag, className, text) => {
@@ -78,7 +78,7 @@ function writeHash() {
   history.replaceState(null, "", `#${given}`);
 }
 
-// [shard's name, number in it] of every sample that the filters let through.
+// Return [shard, number in the shard] of every sample that passes the filters.
 function select() {
   const task = index.tasks.indexOf(state.task), verdict = index.verdicts.indexOf(state.verdict);
   const bit = state.operation ? 1 << index.operations.indexOf(state.operation) : 0;
@@ -124,8 +124,8 @@ function article(sample) {
   if (sample.verdict) head.append(make("span", `badge ${sample.verdict}`, sample.verdict));
   if (sample.task) head.append(make("span", "badge", sample.task));
   if (sample.note) head.append(make("span", "badge", sample.note));
-  head.append(make("span", "soft", `${sample.id}${sample.complete ? "" : ", a cut: more may follow"}`));
-  let column = null, closed = true, plans = 0;  // a plan or a redrawn picture opens a column
+  head.append(make("span", "soft", `${sample.id}${sample.complete ? "" : ", incomplete trajectory"}`));
+  let column = null, closed = true, plans = 0;  // a plan or a refined picture begins a column
   for (const segment of sample.segments) {
     if (segment.stage === "prompt") continue;
     if (!column || (closed && segment.stage !== "inspect")) {

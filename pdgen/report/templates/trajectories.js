@@ -1,5 +1,5 @@
 "use strict";
-// Shows the families whose words hold all that is typed and that stopped as chosen.
+// Show the families that contain all typed words and have the chosen stop reason.
 const words = document.getElementById("words"), stop = document.getElementById("stop");
 const families = [...document.querySelectorAll(".family")];
 function filter() {
@@ -14,4 +14,4 @@ function filter() {
 }
 document.getElementById("filter").oninput = filter;
 document.getElementById("filter").onsubmit = event => event.preventDefault();
-filter();  // a browser may bring back what was typed before
+filter();  // a browser may restore the form's earlier content

@@ -15,7 +15,7 @@ from pdgen.sample.engine import Sampler
 from pdgen.sample.settings import SampleSettings, base_settings
 from pdgen.sequence.trajectory import Mode, Trajectory
 from pdgen.shapes.world import GRID
-from pdgen.teachers.advisers import Advisers, exact_advisers
+from pdgen.teachers.advisers import Advisers, make_exact_advisers
 from pdgen.teachers.protocols import Critic, Declined, Verifier
 from pdgen.teachers.verifier import ExactCritic, ExactVerifier
 
@@ -49,7 +49,7 @@ class Task:
     prompts: Sequence[str]
     seeds: Sequence[int]
     settings: SampleSettings = SampleSettings()
-    advisers: Advisers = exact_advisers()
+    advisers: Advisers = make_exact_advisers()
     progress: Callable[[str], None] = lambda line: None
 
     def draw(

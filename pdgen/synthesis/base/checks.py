@@ -1,8 +1,8 @@
-"""Whether a picture shows what is said: scenes that are described as they are, or wrongly in one respect.
+"""Checks of whether a picture shows a description, which is right or wrong in one respect.
 
-What is to be right or wrong is drawn first, and said in either case and in the same words, so that a question does not
-tell its answer. In what a wrong one is wrong, is a word of ``faults.FAULTS``, "fill", "relation" or "background". Where
-several readings would do (a red circle or a blue star in place of a red star), nothing is asked about that.
+The aspect that is right or wrong is drawn first. Both cases use the same wording, so that a question does not reveal
+its answer. The aspect is a word of ``faults.FAULTS``, "fill", "relation" or "background". Ambiguous cases are left out,
+such as a red star instead of which a red circle and a blue star are present.
 """
 
 import itertools
@@ -13,30 +13,30 @@ import numpy as np
 from msgspec.structs import replace
 
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
-from pdgen.shapes.held_out import held_out, held_out_look
-from pdgen.shapes.lexicon import number, place_phrase
-from pdgen.shapes.phrases import be, fact, known, look, some
-from pdgen.shapes.phrases import scene as phrase
-from pdgen.shapes.world import BACKGROUNDS, FILLS, OUTLINED_SHAPES, SHAPES, Scene, relation_strengths
-from pdgen.synthesis.base.captions import Group, groups
+from pdgen.shapes.held_out import is_held_out, is_held_out_look
+from pdgen.shapes.lexicon import phrase_place, pick, spell_number
+from pdgen.shapes.phrases import is_or_are, phrase_look, phrase_new, phrase_relation, refer_to
+from pdgen.shapes.phrases import phrase_scene as phrase
+from pdgen.shapes.world import BACKGROUNDS, FILLS, OUTLINED_SHAPES, SHAPES, Scene, compute_relation_strengths
+from pdgen.synthesis.base.captions import ObjectGroup, group_objects
 from pdgen.synthesis.faults import MISPLACED
 
-MOST = 3  # entities of a question
-BACKGROUND_RATE = 0.2  # of the questions about something else that say the background too
-RELATION_RATE = 0.5  # and of those that say how two entities stand
+MOST = 3  # maximum entities of a question
+BACKGROUND_RATE = 0.2  # share of the other questions that also state the background
+RELATION_RATE = 0.5  # share of the other questions that also state a relation
 YES = "Yes."
 OPPOSITES = {"size": ("small", "large"), "fill": FILLS}
 
 
-class Check(NamedTuple):
-    """A scene that a picture may show.
+class SceneCheck(NamedTuple):
+    """A description that a picture may show.
 
     Attributes:
-      words: what to see: "a red circle left of two stars".
-      answer: "Yes.", or "No, ..." and what is wrong.
-      right: whether it is "Yes.".
-      said: the words as a graph.
-      kind: what is right or wrong.
+      words: the description, such as "a red circle left of two stars".
+      answer: "Yes.", or "No, ..." with the difference.
+      right: whether the answer is "Yes.".
+      said: the description as a graph.
+      kind: the aspect that is right or wrong.
     """
 
     words: str
@@ -47,11 +47,18 @@ class Check(NamedTuple):
 
 
 class _Focus(NamedTuple):
-    """What is said truly of a scene, and of which entity it could be said wrongly in respect of ``kind``."""
+    """A true description of a scene, and the entity about which a false one can be made.
+
+    Attributes:
+      said: the true description.
+      entity: id of the entity.
+      there: everything that the picture shows.
+      background: the background of the picture.
+    """
 
     said: SceneGraph
     entity: int
-    there: list[Group]  # all that the picture shows
+    there: list[ObjectGroup]
     background: str
 
 
@@ -63,12 +70,12 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str | None:
 
 
 class Aim(NamedTuple):
-    """What is drawn before there is a scene.
+    """The part of a check that is drawn before the scene.
 
     Attributes:
-      kind: what is right or wrong, one of ``KINDS``.
+      kind: the aspect that is right or wrong, one of ``KINDS``.
       right: whether it is right.
-      word: of the kinds "size" and "fill", what is said of the thing.
+      word: for the kinds "size" and "fill", the stated word.
     """
 
     kind: str
@@ -76,36 +83,36 @@ class Aim(NamedTuple):
     word: str
 
 
-def aim(rng: np.random.Generator) -> Aim:
-    """Any kind, right as often as wrong, every word as often as the other."""
+def draw_aim(rng: np.random.Generator) -> Aim:
+    """Draw kind, correctness and word, each uniformly."""
     kind, right, word = KINDS[rng.integers(len(KINDS))], rng.integers(2), rng.integers(2)
     return Aim(kind, bool(right), OPPOSITES[kind][word] if kind in OPPOSITES else "")
 
 
-def check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> Check | None:
-    """Something said of the scene; None where the scene has nothing that could be so said.
+def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneCheck | None:
+    """Make a check of a scene; None if the scene does not allow it.
 
     Args:
-      rng: decides what is left open.
-      scene: shows nothing that is held out; then the words say nothing such either.
-      wanted: as ``aim`` draws it.
+      rng: determines everything else.
+      scene: a scene without held-out combinations; the description then has none either.
+      wanted: see ``draw_aim``.
     """
     kind, right, _ = wanted
-    focus = _truth(rng, scene, wanted)
+    focus = _draw_focus(rng, scene, wanted)
     if focus is None:
         return None
     said, answer = focus.said, YES
     if not right:
-        wrong = _FALSIFY[kind](rng, focus)
-        if wrong is None or held_out(wrong[0]):
+        wrong = _FALSIFIERS[kind](rng, focus)
+        if wrong is None or is_held_out(wrong[0]):
             return None
         said, answer = wrong[0], f"No, {wrong[1]}."
     text, left = phrase(said, [e.id for e in said.entities])
-    return None if left else Check(text, answer, right, said, kind)
+    return None if left else SceneCheck(text, answer, right, said, kind)
 
 
-def _suits(group: Group, wanted: Aim) -> bool:
-    """Whether what is wanted can be said of the group; whether it is clearly right or wrong is another question."""
+def _is_suitable(group: ObjectGroup, wanted: Aim) -> bool:
+    """Return whether the aspect can be stated of the group."""
     kind, entity = wanted.kind, group.entity
     if kind in OPPOSITES:
         can_differ = kind == "size" or (entity.noun in OUTLINED_SHAPES and entity.attributes["size"] != "small")
@@ -113,22 +120,22 @@ def _suits(group: Group, wanted: Aim) -> bool:
     return entity.count == 1 or kind != "place"
 
 
-def _truth(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus | None:
-    """A part of what the scene shows, which states something of that kind."""
-    there, kind = groups(scene), wanted.kind
-    suitable = [group for group in there if _suits(group, wanted)]
+def _draw_focus(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus | None:
+    """Draw a true description of a part of the scene that states the aspect."""
+    there, kind = group_objects(scene), wanted.kind
+    suitable = [group for group in there if _is_suitable(group, wanted)]
     least = 2 if kind == "relation" else 1
     looks = {(group.entity.attributes["color"], group.entity.noun) for group in there}
-    if not suitable or len(there) < least or len(looks) < len(there):  # colour and noun name one alone
+    if not suitable or len(there) < least or len(looks) < len(there):  # colour and noun must identify a group
         return None
     first = suitable[rng.integers(len(suitable))]
     rest = [group for group in there if group is not first]
     number_of_others = int(rng.integers(least - 1, min(MOST - 1, len(rest)) + 1))
     others = [rest[i] for i in rng.permutation(len(rest))[:number_of_others]]
-    entities = [_told(rng, first, kind), *(_told(rng, other, "") for other in others)]
+    entities = [_describe_group(rng, first, kind), *(_describe_group(rng, other, "") for other in others)]
     relations: tuple[Relation, ...] = ()
     if kind == "relation" or (others and kind != "place" and rng.random() < RELATION_RATE):
-        relations = _true_relations(rng, first, others[0])
+        relations = _draw_true_relation(rng, first, others[0])
         if kind == "relation" and not relations:
             return None
     states_ground = kind == "background" or rng.random() < BACKGROUND_RATE
@@ -136,146 +143,148 @@ def _truth(rng: np.random.Generator, scene: Scene, wanted: Aim) -> _Focus | None
     return _Focus(said, first.entity.id, there, scene.background)
 
 
-def _told(rng: np.random.Generator, group: Group, kind: str) -> Entity:
-    """The group's entity with its colour, what ``kind`` asks for and now and then more."""
+def _describe_group(rng: np.random.Generator, group: ObjectGroup, kind: str) -> Entity:
+    """Return the group's entity with its colour, the attribute of ``kind``, and sometimes others."""
     entity = group.entity
-    kept = {"color": entity.attributes["color"]}
+    stated = {"color": entity.attributes["color"]}
     if kind == "size" or (entity.attributes["size"] == "large" and rng.random() < 0.5):
-        kept["size"] = entity.attributes["size"]
+        stated["size"] = entity.attributes["size"]
     if kind == "fill" or entity.attributes["fill"] == "outlined":
-        kept["fill"] = entity.attributes["fill"]
+        stated["fill"] = entity.attributes["fill"]
     if kind == "place":
-        kept["place"] = group.objects[0].place
-    return replace(entity, attributes=kept)
+        stated["place"] = group.objects[0].place
+    return replace(entity, attributes=stated)
 
 
-def _strengths(a: Group, b: Group) -> dict[str, list[float]]:
-    pairs = [relation_strengths(x, y) for x, y in itertools.product(a.objects, b.objects)]
+def _compute_strengths(a: ObjectGroup, b: ObjectGroup) -> dict[str, list[float]]:
+    pairs = [compute_relation_strengths(x, y) for x, y in itertools.product(a.objects, b.objects)]
     return {kind: [one[kind] for one in pairs] for kind in pairs[0]}
 
 
-def _true_relations(rng: np.random.Generator, a: Group, b: Group) -> tuple[Relation, ...]:
-    true = [kind for kind, values in _strengths(a, b).items() if min(values) > 0.5]
+def _draw_true_relation(rng: np.random.Generator, a: ObjectGroup, b: ObjectGroup) -> tuple[Relation, ...]:
+    true = [kind for kind, values in _compute_strengths(a, b).items() if min(values) > 0.5]
     kind = _pick(rng, true)
     return () if kind is None else (Relation(a.entity.id, kind, b.entity.id),)
 
 
-# What is said wrongly, and what is right instead; None where that would not be clear.
+# Functions that return a false description and the correction; None if the case would be ambiguous.
 
 
-def _with(focus: _Focus, **changes: object) -> SceneGraph:
+def _change_entity(focus: _Focus, **changes: object) -> SceneGraph:
     entities = tuple(replace(e, **changes) if e.id == focus.entity else e for e in focus.said.entities)
     return replace(focus.said, entities=entities)
 
 
-def _set(focus: _Focus, key: str, value: str) -> SceneGraph:
-    return _with(focus, attributes=focus.said.find(focus.entity).attributes | {key: value})
+def _set_attribute(focus: _Focus, key: str, value: str) -> SceneGraph:
+    return _change_entity(focus, attributes=focus.said.find(focus.entity).attributes | {key: value})
 
 
-def _looks(focus: _Focus) -> list[tuple[str, str]]:
+def _list_looks(focus: _Focus) -> list[tuple[str, str]]:
     return [(g.entity.attributes["color"], g.entity.noun) for g in focus.there]
 
 
-def _plain(entity: Entity) -> Entity:
+def _keep_color(entity: Entity) -> Entity:
     return replace(entity, attributes={"color": entity.attributes["color"]})
 
 
-def _wrong_color(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    entity, nouns = focus.said.find(focus.entity), [noun for _, noun in _looks(focus)]
+def _falsify_color(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    entity, nouns = focus.said.find(focus.entity), [noun for _, noun in _list_looks(focus)]
     true = entity.attributes["color"]
-    color = _pick(rng, [c for c in COLORS if c != true and not held_out_look(c, entity.noun)])
+    color = _pick(rng, [c for c in COLORS if c != true and not is_held_out_look(c, entity.noun)])
     if nouns.count(entity.noun) > 1 or color is None:
         return None
     bare = replace(entity, attributes={})
-    return _set(focus, "color", color), f"the {look(bare)} {be(entity)} {true}, not {color}"
+    return _set_attribute(focus, "color", color), f"the {phrase_look(bare)} {is_or_are(entity)} {true}, not {color}"
 
 
-def _wrong_shape(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    entity, looks = focus.said.find(focus.entity), _looks(focus)
+def _falsify_shape(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    entity, looks = focus.said.find(focus.entity), _list_looks(focus)
     color = entity.attributes["color"]
     may_be = OUTLINED_SHAPES if "fill" in entity.attributes else SHAPES
-    noun = _pick(rng, [n for n in may_be if not held_out_look(color, n) and n not in {noun for _, noun in looks}])
+    noun = _pick(rng, [n for n in may_be if not is_held_out_look(color, n) and n not in {noun for _, noun in looks}])
     if [c for c, _ in looks].count(color) > 1 or noun is None:
         return None
-    shown, asked = some(_plain(entity)), some(replace(entity, noun=noun, attributes={}))
-    return _with(focus, noun=noun), f"there {be(entity)} {shown}, not {asked}"
+    shown, asked = phrase_new(_keep_color(entity)), phrase_new(replace(entity, noun=noun, attributes={}))
+    return _change_entity(focus, noun=noun), f"there {is_or_are(entity)} {shown}, not {asked}"
 
 
-def _wrong_size(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    # No small thing is outlined, so nobody asks for one.
-    return None if "fill" in focus.said.find(focus.entity).attributes else _opposite(focus, "size")
+def _falsify_size(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    # Small things cannot be outlined, so a small outlined thing would be an impossible description.
+    return None if "fill" in focus.said.find(focus.entity).attributes else _state_opposite(focus, "size")
 
 
-def _wrong_fill(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    return _opposite(focus, "fill")
+def _falsify_fill(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    return _state_opposite(focus, "fill")
 
 
-def _opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
+def _state_opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
     if entity.attributes[key] not in OPPOSITES[key]:
         return None
     (value,) = (word for word in OPPOSITES[key] if word != entity.attributes[key])
-    name = look(_plain(entity))
-    return _set(focus, key, value), f"the {name} {be(entity)} {entity.attributes[key]}, not {value}"
+    name = phrase_look(_keep_color(entity))
+    return _set_attribute(focus, key, value), f"the {name} {is_or_are(entity)} {entity.attributes[key]}, not {value}"
 
 
-def _wrong_place(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+def _falsify_place(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
     true = entity.attributes["place"]
-    place = _pick(rng, [p for p in PLACES if p != true])
-    answer = f"the {look(_plain(entity))} is {place_phrase(true)}, not {place_phrase(place)}"
-    return _set(focus, "place", place), answer
+    place = pick(rng, [p for p in PLACES if p != true])
+    answer = f"the {phrase_look(_keep_color(entity))} is {phrase_place(true)}, not {phrase_place(place)}"
+    return _set_attribute(focus, "place", place), answer
 
 
-def _wrong_count(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    # One of several is shown, so "a circle" would not be wrong.
+def _falsify_count(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    # The smaller wrong number is at least two: "a circle" would be true of several circles.
     entity = focus.said.find(focus.entity)
     count = entity.count + (1 if entity.count < 3 or rng.random() < 0.5 else -1)
-    shown = _plain(entity)
-    answer = f"there {be(entity)} {number(entity.count)} {look(shown)}, not {number(count)}"
-    return _with(focus, count=count), answer
+    shown = _keep_color(entity)
+    answer = f"there {is_or_are(entity)} {spell_number(entity.count)} {phrase_look(shown)}, not {spell_number(count)}"
+    return _change_entity(focus, count=count), answer
 
 
-def _missing(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    colors, nouns = ({*words} for words in zip(*_looks(focus)))
+def _falsify_presence(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    colors, nouns = ({*words} for words in zip(*_list_looks(focus)))
     absent = [
         (color, noun)
         for color in COLORS
         for noun in SHAPES
-        if color not in colors and noun not in nouns and not held_out_look(color, noun)
+        if color not in colors and noun not in nouns and not is_held_out_look(color, noun)
     ]
     if not absent:
         return None
     color, noun = absent[rng.integers(len(absent))]
     entity = Entity(focus.entity, noun, focus.said.find(focus.entity).count, {"color": color})
-    return _with(focus, noun=noun, attributes=entity.attributes), f"there {be(entity)} no {look(entity)}"
+    return _change_entity(
+        focus, noun=noun, attributes=entity.attributes
+    ), f"there {is_or_are(entity)} no {phrase_look(entity)}"
 
 
-def _wrong_relation(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+def _falsify_relation(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
     (true,) = focus.said.relations
     a, b = ({g.entity.id: g for g in focus.there}[i] for i in (true.subject, true.reference))
-    kind = _pick(rng, [kind for kind, values in _strengths(a, b).items() if max(values) <= MISPLACED])
+    kind = _pick(rng, [kind for kind, values in _compute_strengths(a, b).items() if max(values) <= MISPLACED])
     if kind is None:
         return None
     said = replace(focus.said, relations=(replace(true, kind=kind),))
     entity = said.find(true.subject)
-    return said, f"{known(said, entity.id)} {be(entity)} not {fact(said, said.relations[0])}"
+    return said, f"{refer_to(said, entity.id)} {is_or_are(entity)} not {phrase_relation(said, said.relations[0])}"
 
 
-def _wrong_background(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    ground = _pick(rng, [b for b in BACKGROUNDS if b != focus.background])
+def _falsify_background(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
+    ground = pick(rng, [b for b in BACKGROUNDS if b != focus.background])
     return replace(focus.said, background=ground), f"the background is {focus.background}, not {ground}"
 
 
-_FALSIFY: dict[str, _Falsify] = {
-    "color": _wrong_color,
-    "shape": _wrong_shape,
-    "size": _wrong_size,
-    "fill": _wrong_fill,
-    "place": _wrong_place,
-    "count": _wrong_count,
-    "missing": _missing,
-    "relation": _wrong_relation,
-    "background": _wrong_background,
+_FALSIFIERS: dict[str, _Falsify] = {
+    "color": _falsify_color,
+    "shape": _falsify_shape,
+    "size": _falsify_size,
+    "fill": _falsify_fill,
+    "place": _falsify_place,
+    "count": _falsify_count,
+    "missing": _falsify_presence,
+    "relation": _falsify_relation,
+    "background": _falsify_background,
 }
-KINDS = tuple(_FALSIFY)
+KINDS = tuple(_FALSIFIERS)

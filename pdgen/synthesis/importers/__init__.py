@@ -1,6 +1,6 @@
-"""Other data sets as records: one function per format, each a pure generator of records and skipped samples.
+"""Importers of other data sets: one function per format, which yields records and skipped samples.
 
-Words of the data sets themselves are targets; what an importer has to make up is context.
+Texts of the data sets are targets. Texts that an importer adds are context.
 """
 
 import pathlib
@@ -18,34 +18,34 @@ FORMATS: dict[str, Callable[[pathlib.Path], Iterator[Outcome]]] = {
     reasoning.THINKMORPH: reasoning.read_thinkmorph,
     reflection.UNICOT: reflection.read_unicot,
     reflection.GENREF: reflection.read_genref,
-    folder.FOLDER: folder.read,
+    folder.FOLDER: folder.read_folder,
 }
 
 
 def import_dataset(
     name: str, source: pathlib.Path, target: pathlib.Path, *, records_per_file: int = 1000, overwrite: bool = False
 ) -> tuple[Dataset, Tally]:
-    """Writes the records of another data set to the folder ``target``, whole or not at all.
+    """Write the records of another data set to the folder ``target``, atomically.
 
-    The only subset is called ``name``; what was skipped, and why, stands in ``dataset.json`` under facts.
+    The only subset is called ``name``. The facts in ``dataset.json`` list skipped samples and the reasons.
 
     Args:
       name: a key of ``FORMATS``.
       source: a file of that format or a folder of files.
       target: the folder to write.
-      records_per_file: of the written files.
-      overwrite: whether an existing data set is replaced.
+      records_per_file: records in each written file.
+      overwrite: whether to replace an existing data set.
 
     Raises:
       FolderError: the target cannot be written.
-      ImporterError: a file is not of the format, or no sample became a record.
+      ImporterError: a file has another format, or no sample became a record.
     """
     tally = Tally()
     with new_folder(target, kind="data set", replaceable=is_dataset, overwrite=overwrite) as partial:
-        records = tally.records_of(FORMATS[name](source))
+        records = tally.filter_records(FORMATS[name](source))
         files = write_files(partial, records, subset=name, records_per_file=records_per_file)
         if not files:
             raise ImporterError(f"{source}: no sample became a record; skipped: {tally.skipped or 'none'}")
-        dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.facts())
+        dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.to_dict())
         write_index(partial, dataset)
     return dataset, tally

@@ -1,4 +1,4 @@
-"""The alignment subset from GenRef archives: bad pictures with what to change, good ones with why they fit."""
+"""The alignment subset from GenRef archives: bad pictures with corrections, and good pictures with explanations."""
 
 import collections
 import io
@@ -9,37 +9,41 @@ import numpy as np
 import PIL.Image
 
 from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, parse_refine
-from pdgen.synthesis.importers.outcome import Outcome, Skipped
-from pdgen.synthesis.leaks import leak
-from pdgen.synthesis.settings import Settings, SettingsError
-from pdgen.synthesis.story import Rejected, Teachers, told
+from pdgen.synthesis.importers.outcome import Outcome, SkippedSample
+from pdgen.synthesis.leaks import find_leak
+from pdgen.synthesis.settings import DatasetSettings, SettingsError
+from pdgen.synthesis.story import Rejected, Teachers, verdict_to_dict
 from pdgen.synthesis.subsets import Samples, is_positive
 from pdgen.teachers.protocols import Declined, Verdict
 
 
-def _judged(teachers: Teachers, plan: str, image: Image) -> Verdict:
+def _judge_picture(teachers: Teachers, plan: str, image: Image) -> Verdict:
     with PIL.Image.open(io.BytesIO(image.png)) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     try:
-        return teachers.judge.picture(plan, pixels)
+        return teachers.judge.judge_picture(plan, pixels)
     except Declined:
         raise Rejected("judge declined") from None
 
 
-def _sample(
-    settings: Settings, teachers: Teachers, imported: Record, positive: bool
+def _make_segments(
+    settings: DatasetSettings, teachers: Teachers, imported: Record, positive: bool
 ) -> tuple[list[Text | Image], Verdict | None]:
-    """The segments of a sample made of GenRef's prompt, plan, bad picture, reflection and good picture.
+    """Make the segments of a sample from GenRef's prompt, plan, bad picture, reflection and good picture.
 
-    And the judge's verdict on the first picture, None where he was not asked.
+    Returns:
+      The segments, and the judge's verdict on the first picture; None if no judge is needed.
+
+    Raises:
+      Rejected: the prompt is a benchmark prompt, or the judge declines or disagrees.
     """
     prompt, plan, bad, reflection, good = imported.segments
     assert isinstance(prompt, Text) and isinstance(plan, Text) and isinstance(reflection, Text)
     assert isinstance(bad, Image) and isinstance(good, Image)
-    if not settings.allow_leaks and leak(prompt.text):
+    if not settings.allow_leaks and find_leak(prompt.text):
         raise Rejected("benchmark prompt")
     if positive:
-        verdict = _judged(teachers, plan.text, good)
+        verdict = _judge_picture(teachers, plan.text, good)
         if not verdict.accept:
             raise Rejected("picture rejected by the judge")
         sketch = msgspec.structs.replace(good, stage="sketch")
@@ -47,7 +51,7 @@ def _sample(
         return [prompt, plan, sketch, explanation], verdict
     verdict = None
     if teachers.judge_explains:
-        verdict = _judged(teachers, plan.text, bad)
+        verdict = _judge_picture(teachers, plan.text, bad)
         if verdict.accept and not teachers.assumed:
             raise Rejected("fault not seen by the judge")
         text = format_inspection(verdict.analysis, parse_refine(reflection.text))
@@ -55,16 +59,21 @@ def _sample(
     return [prompt, plan, bad, reflection, good], verdict
 
 
-def from_archive(settings: Settings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range) -> Samples:
-    """Those samples of the alignment subset, each from the next of ``outcomes`` that will do.
+def make_archive_samples(
+    settings: DatasetSettings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range
+) -> Samples:
+    """Make samples of the alignment subset, each from the next suitable one of ``outcomes``.
 
-    Every outcome is used or counted as rejected, so records and rejected together tell how many were taken.
+    Every outcome is used or counted as rejected, so the number of records and rejections is the number of outcomes
+    read.
 
     Args:
-      outcomes: of ``pdgen.synthesis.importers.reflection.read_genref``.
+      settings, teachers: those of the data set.
+      outcomes: see ``pdgen.synthesis.importers.reflection.read_genref``.
+      numbers: the numbers of the samples.
 
     Raises:
-      SettingsError: there are too few.
+      SettingsError: there are too few outcomes.
     """
     records: list[Record] = []
     rejected: collections.Counter[str] = collections.Counter()
@@ -75,27 +84,27 @@ def from_archive(settings: Settings, teachers: Teachers, outcomes: Iterator[Outc
             if outcome is None:
                 raise SettingsError(
                     f"alignment.archive: {settings.alignment.archive} ends at sample {number} of "
-                    f"{settings.counts('alignment')[0]}; lower alignment.positive and alignment.negative"
+                    f"{settings.count_samples('alignment')[0]}; lower alignment.positive and alignment.negative"
                 )
-            record = _record(settings, teachers, outcome, number, rejected)
+            record = _make_record(settings, teachers, outcome, number, rejected)
         records.append(record)
     return Samples(records, rejected)
 
 
-def _record(
-    settings: Settings, teachers: Teachers, outcome: Outcome, number: int, rejected: collections.Counter[str]
+def _make_record(
+    settings: DatasetSettings, teachers: Teachers, outcome: Outcome, number: int, rejected: collections.Counter[str]
 ) -> Record | None:
-    if isinstance(outcome, Skipped):
+    if isinstance(outcome, SkippedSample):
         rejected[outcome.reason] += 1
         return None
     positive = is_positive(settings, "alignment", number)
     try:
-        segments, verdict = _sample(settings, teachers, outcome, positive)
+        segments, verdict = _make_segments(settings, teachers, outcome, positive)
     except Rejected as fault:
         rejected[fault.reason] += 1
         return None
     scene = {"task": "genref", "positive": positive, **(outcome.scene or {}), "note": outcome.id}
     if verdict is not None:
-        scene |= {"judge": teachers.judge.name, "verdicts": [told(2, verdict)]}
+        scene |= {"judge": teachers.judge.name, "verdicts": [verdict_to_dict(2, verdict)]}
     name = f"alignment-{settings.seed}-{number:06d}"
     return Record(id=name, source="alignment", complete=False, segments=segments, scene=scene)

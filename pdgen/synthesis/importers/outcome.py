@@ -1,4 +1,4 @@
-"""What becomes of a sample of another data set: a record, or a reason why not."""
+"""Outcomes of the import of a sample: a record, or the reason why it was skipped."""
 
 import dataclasses
 import itertools
@@ -9,16 +9,16 @@ from typing import Any
 from pdgen.sequence.trajectory import Record, TrajectoryError, check_grammar
 
 UNGRAMMATICAL = "breaks the sequence grammar"
-NAMED = 20  # samples named per reason
-TOGETHER = 32  # samples in memory at a time
+NAMED = 20  # skipped samples listed per reason
+CHUNK_SIZE = 32  # samples in memory at a time
 
 
 class ImporterError(ValueError):
-    """A whole file or folder is not of the format; one line names it and what was expected."""
+    """A file or folder that does not have the format. The message is one line with its name and the expected format."""
 
 
-class Refused(ValueError):
-    """A sample cannot become a record. ``reason`` is one of few, for counting; the text tells the details."""
+class RefusedSample(ValueError):
+    """A sample that cannot become a record. ``reason`` is one of a few texts, for counting; the message has details."""
 
     def __init__(self, reason: str, details: str) -> None:
         super().__init__(details)
@@ -26,8 +26,8 @@ class Refused(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A sample that was left out: ``where`` names file and row, ``reason`` is for counting."""
+class SkippedSample:
+    """A sample that was skipped. ``where`` names file and row; ``reason`` is for counting."""
 
     where: str
     reason: str
@@ -37,53 +37,53 @@ class Skipped:
         return f"{self.where}: {self.reason}: {self.details}"
 
 
-Outcome = Record | Skipped
+Outcome = Record | SkippedSample
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """One sample as it was stored: ``where`` for messages, ``id`` for its record."""
+class SourceSample:
+    """One sample as stored: ``where`` is for messages, ``id`` for its record."""
 
     where: str
     id: str
     content: Any
 
 
-def convert(samples: Iterable[Sample], make: Callable[[str, Any], Record]) -> Iterator[Outcome]:
-    """``make(id, content)`` of every sample, or why there is none.
+def convert(samples: Iterable[SourceSample], make: Callable[[str, Any], Record]) -> Iterator[Outcome]:
+    """Convert samples to records by ``make(id, content)``, in order.
 
-    ``make`` raises Refused, or TrajectoryError for texts that hold tags; what it returns is checked against
-    the sequence grammar. Outcomes keep the samples' order; threads share the work, which is pictures mostly.
+    A sample is skipped if ``make`` raises RefusedSample, or TrajectoryError for texts with tags, or if the record
+    breaks the sequence grammar. Threads share the work, which is mostly decoding of pictures.
     """
 
-    def outcome(sample: Sample) -> Outcome:
+    def convert_one(sample: SourceSample) -> Outcome:
         try:
             record = make(sample.id, sample.content)
             check_grammar(record)
-        except Refused as fault:
-            return Skipped(sample.where, fault.reason, str(fault))
+        except RefusedSample as fault:
+            return SkippedSample(sample.where, fault.reason, str(fault))
         except TrajectoryError as fault:
-            return Skipped(sample.where, UNGRAMMATICAL, str(fault))
+            return SkippedSample(sample.where, UNGRAMMATICAL, str(fault))
         return record
 
     remaining = iter(samples)
     with ThreadPoolExecutor() as threads:
-        while together := list(itertools.islice(remaining, TOGETHER)):
-            yield from threads.map(outcome, together)
+        while chunk := list(itertools.islice(remaining, CHUNK_SIZE)):
+            yield from threads.map(convert_one, chunk)
 
 
 class Tally:
-    """Counts what passes: ``records`` and, by reason, what was skipped, the first ``NAMED`` by name."""
+    """Counts of records and of skipped samples by reason, with the first ``NAMED`` samples of each reason."""
 
     def __init__(self) -> None:
         self.records = 0
         self._skipped: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
 
-    def records_of(self, outcomes: Iterable[Outcome]) -> Iterator[Record]:
-        """The records among ``outcomes``."""
+    def filter_records(self, outcomes: Iterable[Outcome]) -> Iterator[Record]:
+        """Yield the records among ``outcomes``, and count all."""
         for outcome in outcomes:
-            if isinstance(outcome, Skipped):
+            if isinstance(outcome, SkippedSample):
                 self._counts[outcome.reason] = self._counts.get(outcome.reason, 0) + 1
                 named = self._skipped.setdefault(outcome.reason, [])
                 if len(named) < NAMED:
@@ -94,10 +94,10 @@ class Tally:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many samples were skipped, by reason."""
+        """Number of skipped samples by reason."""
         return dict(self._counts)
 
-    def facts(self) -> dict[str, Any]:
-        """For ``dataset.json``: counts, and the names of the first skipped samples of each reason."""
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain data for ``dataset.json``: counts, and the first skipped samples of each reason."""
         skipped = {r: {"samples": n, "first": self._skipped[r]} for r, n in sorted(self._counts.items())}
         return {"imported": self.records, "skipped": skipped}

@@ -1,19 +1,18 @@
-"""Data sets of mended images: UniCoT-Self-Reflection and GenRef.
+"""Importers of data sets with corrected images: UniCoT-Self-Reflection and GenRef.
 
-UniCoT-Self-Reflection: columns ``prompt`` and, per round ``input_image`` (what is looked at),
-``eval`` and ``eval_summary`` (what is wrong with it), ``edit`` (what to change) and ``output_image`` (the result;
-null in the last round, which finds nothing wrong). A row becomes prompt, plan, the first image as sketch; per
-round an inspection of ``eval`` and ``eval_summary``, with ``edit`` as its ``<refine>``, and the round's result
-as refined image. Images that a later inspection faults are context; the last one is a target, so are all
-inspections. Complete.
+UniCoT-Self-Reflection: columns ``prompt`` and, per round, ``input_image`` (the image to inspect), ``eval`` and
+``eval_summary`` (its faults), ``edit`` (the correction) and ``output_image`` (the result; null in the last round, which
+finds no fault). A row becomes a complete record of prompt, plan and the first image as sketch, and for each round an
+inspection from ``eval`` and ``eval_summary`` with ``edit`` as its ``<refine>``, and the result as refined image. Images
+with faults are context. The last image and all inspections are targets.
 
 GenRef: webdataset archives with ``good_image.jpg``, ``bad_image.jpg``, ``reflection.txt``, ``prompt.txt``,
-``subset.txt`` per sample. A sample becomes prompt, plan, the bad image as sketch (context), the reflection as
-``<refine>``, the good image as refined image (both targets). It is a cut, so not complete; GenRef does not say
-whether the good image is good enough. The reflections say what to change and do not analyse; a teacher may put
-an analysis before them. The record's ``scene`` holds {"subset": ...}.
+``subset.txt`` per sample. A sample becomes a record of prompt, plan, the bad image as sketch (context), the reflection
+as ``<refine>`` and the good image as refined image (both targets). The record is not complete, because GenRef does not
+say whether the good image has faults. Reflections are corrections without an analysis, which a teacher can add. The
+record's ``scene`` is {"subset": ...}.
 
-Neither holds plans: the plan asks for the whole scene, repeats the prompt and is context.
+Both lack plans. The plan asks for the whole scene, repeats the prompt and is context.
 """
 
 import pathlib
@@ -24,59 +23,61 @@ import msgspec
 
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.synthesis.importers import texts
-from pdgen.synthesis.importers.outcome import Outcome, Refused, convert
+from pdgen.synthesis.importers.outcome import Outcome, RefusedSample, convert
 from pdgen.synthesis.importers.pictures import MISSING, to_png
-from pdgen.synthesis.importers.samples import parquet_samples, tar_samples
+from pdgen.synthesis.importers.samples import read_parquet, read_tar
 
 UNICOT, GENREF = "unicot", "genref"
 _ROUNDS = ("input_image", "output_image", "edit", "eval", "eval_summary")
 
 
 def read_unicot(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a UniCoT-Self-Reflection parquet file or a folder of them. Raises ImporterError."""
-    return convert(parquet_samples(path, UNICOT, [("prompt", *_ROUNDS)]), _unicot)
+    """Read records from a UniCoT-Self-Reflection parquet file or a folder of them. Raises ImporterError."""
+    return convert(read_parquet(path, UNICOT, [("prompt", *_ROUNDS)]), _import_unicot)
 
 
 def read_genref(path: pathlib.Path) -> Iterator[Outcome]:
-    """Records of a GenRef archive or a folder of them. Raises ImporterError."""
-    return convert(tar_samples(path, GENREF), _genref)
+    """Read records from a GenRef archive or a folder of them. Raises ImporterError."""
+    return convert(read_tar(path, GENREF), _import_genref)
 
 
-def _start(prompt: str, png: bytes) -> list[Text | Image]:
-    segments = [texts.prompt(prompt), texts.stated_plan(texts.DRAW, prompt, target=False)]
-    return [*segments, texts.drawn(segments, png)]
+def _make_start(prompt: str, png: bytes) -> list[Text | Image]:
+    segments = [texts.make_prompt(prompt), texts.make_plan(texts.DRAW, prompt, target=False)]
+    return [*segments, texts.make_image(segments, png)]
 
 
-def _unicot(record_id: str, row: dict[str, Any]) -> Record:
+def _import_unicot(record_id: str, row: dict[str, Any]) -> Record:
     rounds = {name: row[name] or [] for name in _ROUNDS}
     lengths = {name: len(held) for name, held in rounds.items()}
     if len(set(lengths.values())) > 1 or not rounds["input_image"]:
-        raise Refused("rounds differ in number", ", ".join(f"{name} {n}" for name, n in lengths.items()))
-    segments = _start(texts.words(row["prompt"], "prompt"), to_png(rounds["input_image"][0], "input_image[0]"))
+        raise RefusedSample("rounds differ in number", ", ".join(f"{name} {n}" for name, n in lengths.items()))
+    segments = _make_start(texts.read_text(row["prompt"], "prompt"), to_png(rounds["input_image"][0], "input_image[0]"))
     last = lengths["edit"] - 1
     for number in range(last + 1):
-        edit, result = texts.words_if_any(rounds["edit"][number], "edit"), rounds["output_image"][number]
+        edit, result = texts.read_optional_text(rounds["edit"][number], "edit"), rounds["output_image"][number]
         if bool(edit) != (result is not None) or (not edit and number < last):
-            raise Refused("round without edit or result", f"round {number} of {last + 1}: edit {edit[:40]!r}")
-        judged = [texts.words_if_any(rounds[name][number], name) for name in ("eval", "eval_summary")]
+            raise RefusedSample("round without edit or result", f"round {number} of {last + 1}: edit {edit[:40]!r}")
+        judged = [texts.read_optional_text(rounds[name][number], name) for name in ("eval", "eval_summary")]
         analysis = " ".join(part for part in judged if part)
-        segments.append(texts.inspection(texts.words(analysis, f"eval[{number}]"), edit or None))
+        segments.append(texts.make_inspection(texts.read_text(analysis, f"eval[{number}]"), edit or None))
         if result is not None:
-            segments.append(texts.drawn(segments, to_png(result, f"output_image[{number}]")))
-    segments = texts.without_corrected_targets(segments)
+            segments.append(texts.make_image(segments, to_png(result, f"output_image[{number}]")))
+    segments = texts.drop_corrected_targets(segments)
     return Record(id=record_id, source=UNICOT, complete=True, segments=segments)
 
 
-def _genref(record_id: str, members: dict[str, bytes]) -> Record:
+def _import_genref(record_id: str, members: dict[str, bytes]) -> Record:
     held = {name.rpartition(".")[0]: data for name, data in members.items()}
     for name in ("bad_image", "good_image"):
         if name not in held:
-            raise Refused(MISSING, f"{name} is not among {', '.join(sorted(members))}")
-    prompt = texts.words(held.get("prompt"), "prompt.txt")
-    segments = _start(prompt, to_png(held["bad_image"], "bad_image"))
-    segments.append(texts.inspection("", texts.words(held.get("reflection"), "reflection.txt")))
-    segments.append(texts.drawn(segments, to_png(held["good_image"], "good_image")))
-    segments = texts.without_corrected_targets(segments)
+            raise RefusedSample(MISSING, f"{name} is not among {', '.join(sorted(members))}")
+    prompt = texts.read_text(held.get("prompt"), "prompt.txt")
+    segments = _make_start(prompt, to_png(held["bad_image"], "bad_image"))
+    segments.append(texts.make_inspection("", texts.read_text(held.get("reflection"), "reflection.txt")))
+    segments.append(texts.make_image(segments, to_png(held["good_image"], "good_image")))
+    segments = texts.drop_corrected_targets(segments)
     record = Record(id=record_id, source=GENREF, complete=False, segments=segments)
     subset = held.get("subset", b"").strip()
-    return msgspec.structs.replace(record, scene={"subset": texts.words(subset, "subset.txt")}) if subset else record
+    return (
+        msgspec.structs.replace(record, scene={"subset": texts.read_text(subset, "subset.txt")}) if subset else record
+    )

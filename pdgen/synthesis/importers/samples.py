@@ -1,4 +1,4 @@
-"""Reading samples one by one from parquet files, tar archives and JSON lines, with progress."""
+"""Readers of samples from parquet files, tar archives and JSON lines, one by one and with a progress bar."""
 
 import pathlib
 import tarfile
@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pdgen.synthesis.importers.outcome import ImporterError, Sample
+from pdgen.synthesis.importers.outcome import ImporterError, SourceSample
 
-ROWS = 16  # read together; a row of images may have many megabytes
+ROWS = 16  # rows read at a time; a row with images may have many megabytes
 
 
-def files_of(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
-    """The file ``path``, or all files below the folder ``path`` that end in ``suffix``; with short names.
+def list_files(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
+    """List the file ``path``, or all files below the folder ``path`` that end in ``suffix``, with short names.
 
     Raises:
-      ImporterError: there is none.
+      ImporterError: there is no such file.
     """
     if path.is_file():
         return [(path, path.name)]
@@ -29,25 +29,25 @@ def files_of(path: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, str]]:
     return [(file, file.relative_to(path).as_posix()) for file in found]
 
 
-def parquet_samples(path: pathlib.Path, source: str, layouts: Sequence[Collection[str]]) -> Iterator[Sample]:
-    """The rows of parquet files as dictionaries, all columns.
+def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[str]]) -> Iterator[SourceSample]:
+    """Read the rows of parquet files as dictionaries of all columns.
 
     Args:
       path: a file, or a folder with ``*.parquet``.
-      source: begins the ids, ``<source>/<file>/<row>``; rows count from 0 in each file.
+      source: first part of the ids ``<source>/<file>/<row>``; rows are numbered from 0 in each file.
       layouts: sets of columns; each file must have all columns of one of them.
 
     Raises:
-      ImporterError: a file is no parquet, is damaged, or lacks columns.
+      ImporterError: a file is not parquet, is damaged, or lacks columns.
     """
-    for file, name in files_of(path, ".parquet"):
+    for file, name in list_files(path, ".parquet"):
         try:
             table = pq.ParquetFile(file)
             _check_columns(file, table.schema_arrow.names, layouts)
             with tqdm(total=table.metadata.num_rows, desc=name, unit="row", leave=False) as bar:
                 for batch in table.iter_batches(batch_size=ROWS):
                     for row in batch.to_pylist():
-                        yield Sample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
+                        yield SourceSample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
                         bar.update()
         except (pa.ArrowException, OSError) as fault:
             raise ImporterError(f"{file}: not a whole parquet file ({' '.join(str(fault).split())})") from None
@@ -59,19 +59,19 @@ def _check_columns(file: pathlib.Path, columns: Sequence[str], layouts: Sequence
         raise ImporterError(f"{file}: has columns {', '.join(columns)}; expected {wanted}")
 
 
-def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
-    """The samples of webdataset archives: members that share a name up to the first dot, in a row.
+def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
+    """Read the samples of webdataset archives: consecutive members with the same name up to the first dot.
 
-    A sample's content is a dictionary from the rest of the name ("prompt.txt") to the member's bytes.
+    The content of a sample is a dictionary from the rest of the name ("prompt.txt") to the member's bytes.
 
     Args:
       path: an archive, or a folder with ``*.tar``.
-      source: begins the ids, ``<source>/<file>/<shared name>``.
+      source: first part of the ids ``<source>/<file>/<shared name>``.
 
     Raises:
-      ImporterError: an archive is no tar, or is truncated.
+      ImporterError: an archive is not a tar file, or is truncated.
     """
-    for file, name in files_of(path, ".tar"):
+    for file, name in list_files(path, ".tar"):
         key: tuple[str, str] = ("", "")
         content: dict[str, bytes] = {}
         try:
@@ -87,20 +87,20 @@ def tar_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
                     first, _, rest = base.partition(".")
                     if (folder, first) != key:
                         if content:
-                            yield _tar_sample(file, name, key, source, content)
+                            yield _make_tar_sample(file, name, key, source, content)
                         key, content = (folder, first), {}
                     opened = archive.extractfile(member)
-                    assert opened is not None  # of a file
+                    assert opened is not None  # the member is a file
                     content[rest.lower()] = opened.read()
                     bar.update(member.offset_data + member.size - bar.n)
         except (tarfile.TarError, OSError, EOFError) as fault:
             raise ImporterError(f"{file}: not a whole tar archive ({fault})") from None
         if content:
-            yield _tar_sample(file, name, key, source, content)
+            yield _make_tar_sample(file, name, key, source, content)
 
 
 def _check_end(file: pathlib.Path) -> None:
-    """Raises TarError where the zeros that end an archive are missing; tarfile itself may not notice."""
+    """Raise TarError if the zeros at the end of an archive are missing, which tarfile may not notice."""
     with file.open("rb") as archive:
         size = archive.seek(0, 2)
         archive.seek(max(0, size - tarfile.BLOCKSIZE))
@@ -108,29 +108,31 @@ def _check_end(file: pathlib.Path) -> None:
             raise tarfile.ReadError("it is truncated or compressed")
 
 
-def _tar_sample(file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]) -> Sample:
+def _make_tar_sample(
+    file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]
+) -> SourceSample:
     member = "/".join(part for part in key if part)
-    return Sample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
+    return SourceSample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
 
 
-def json_samples(path: pathlib.Path, source: str) -> Iterator[Sample]:
-    """The lines of JSON lines files, as bytes; empty lines are passed over.
+def read_json_lines(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
+    """Read the lines of JSON lines files as bytes; empty lines are skipped.
 
-    Lines count from 1. A sample's content is (the file's folder, the line); its id ``<source>/<file>/<line>``.
+    The content of a sample is (the file's folder, the line). Its id is ``<source>/<file>/<line>``, from line 1.
 
     Args:
       path: a file, or a folder with ``*.jsonl``.
-      source: begins the ids.
+      source: first part of the ids.
 
     Raises:
       ImporterError: there is no file.
     """
-    for file, name in files_of(path, ".jsonl"):
+    for file, name in list_files(path, ".jsonl"):
         with (
             file.open("rb") as lines,
             tqdm(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
         ):
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield Sample(f"{file}: line {number}", f"{source}/{name}/{number}", (file.parent, line))
+                    yield SourceSample(f"{file}: line {number}", f"{source}/{name}/{number}", (file.parent, line))
                 bar.update(len(line))

@@ -1,4 +1,4 @@
-"""Plans, inspections and targets made from the texts of other data sets."""
+"""Plans, inspections and targets from the texts of other data sets."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pdgen.sequence.trajectory import (
     parse_refine,
     segment_kind,
 )
-from pdgen.synthesis.importers.outcome import Refused
+from pdgen.synthesis.importers.outcome import RefusedSample
 
 NO_TEXT = "missing text"
 DRAW = "Draw the whole scene."
@@ -24,69 +24,68 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _REFINE_OPENS = "<refine>"
 
 
-def words(value: Any, name: str) -> str:
-    """A text without the space around it. Raises Refused where it is empty or no text; bytes are UTF-8."""
+def read_text(value: Any, name: str) -> str:
+    """Read a text, as str or UTF-8 bytes, and strip it. Raises RefusedSample if it is empty or not a text."""
     if isinstance(value, bytes):
         try:
             value = value.decode()
         except UnicodeDecodeError as fault:
-            raise Refused(NO_TEXT, f"{name} is no UTF-8 ({fault})") from None
+            raise RefusedSample(NO_TEXT, f"{name} is no UTF-8 ({fault})") from None
     if not isinstance(value, str) or not value.strip():
-        raise Refused(NO_TEXT, f"{name} is {value!r}, expected words")
+        raise RefusedSample(NO_TEXT, f"{name} is {value!r}, expected words")
     return value.strip()
 
 
-def words_if_any(value: Any, name: str) -> str:
-    """``words``, or "" where there are none."""
-    return "" if value is None or value == "" else words(value, name)
+def read_optional_text(value: Any, name: str) -> str:
+    """Read a text as ``read_text``; "" if it is missing."""
+    return "" if value is None or value == "" else read_text(value, name)
 
 
-def prompt(text: str) -> Text:
-    """The prompt segment."""
+def make_prompt(text: str) -> Text:
+    """Make the prompt segment."""
     return Text(stage="prompt", text=text, target=False)
 
 
-def first_wording(value: Any, name: str) -> str:
-    """``words`` of a text, or of the first of a list of wordings."""
+def read_first_wording(value: Any, name: str) -> str:
+    """Read a text, or the first of a list of wordings, as ``read_text``."""
     while isinstance(value, list):
         value = value[0] if value else None
-    return words(value, name)
+    return read_text(value, name)
 
 
-def stated_plan(instruction: str, description: str, *, target: bool) -> Text:
-    """A plan of two parts. ``target`` is False where its words were made up: then nobody learns them."""
+def make_plan(instruction: str, description: str, *, target: bool) -> Text:
+    """Make a plan of two parts. ``target`` should be False if the importer added the words."""
     return Text(stage="plan", text=format_plan(instruction, description), target=target)
 
 
-def thought_plan(text: str) -> Text:
-    """A plan from a thought that precedes a drawing.
+def make_thought_plan(text: str) -> Text:
+    """Make a plan from the thought before a drawing.
 
-    A thought that is a plan already (``<ins>``, closed either way) stays one. Of any other the last sentence,
-    which says what is drawn, becomes the description and what precedes it the instruction; a single sentence
-    is both.
+    A thought that is a plan already (``<ins>``, closed either way) stays one. Otherwise the last sentence, which says
+    what is drawn, becomes the description, and the text before it the instruction. A single sentence becomes both.
     """
     if "<ins>" in text:
-        return stated_plan(*parse_plan(text), target=True)
+        return make_plan(*parse_plan(text), target=True)
     *_, last = _SENTENCE_END.split(text)
     first = text[: len(text) - len(last)].strip()
-    return stated_plan(first or last, last, target=True)
+    return make_plan(first or last, last, target=True)
 
 
-def inspection(analysis: str, correction: str | None = None) -> Text:
-    """An inspection; an ``analysis`` that holds ``<refine>`` itself is written with the proper closing tag."""
+def make_inspection(analysis: str, correction: str | None = None) -> Text:
+    """Make an inspection. If ``analysis`` contains ``<refine>``, its closing tag is corrected."""
     if correction is None and (correction := parse_refine(analysis)) is not None:
         analysis = analysis[: analysis.index(_REFINE_OPENS)]
     text = format_inspection(analysis.strip(), correction if correction is None else correction.strip())
     return Text(stage="inspect", text=text.strip(), target=True)
 
 
-def drawn(segments: Sequence[Text | Image], png: bytes) -> Image:
-    """An image that is drawn after ``segments``, a target."""
+def make_image(segments: Sequence[Text | Image], png: bytes) -> Image:
+    """Make an image that is drawn after ``segments``, as a target."""
     return Image(stage=image_stage([segment_kind(s) for s in segments]), png=png, target=True)
 
 
-def without_corrected_targets(segments: Sequence[Text | Image]) -> list[Text | Image]:
-    """The segments, with drafts that are faulted and plans that are rewritten made context."""
+def drop_corrected_targets(segments: Sequence[Text | Image]) -> list[Text | Image]:
+    """Make drafts with faults and rewritten plans context."""
     faulty = set(find_corrected([segment_kind(s) for s in segments]))
     return [
         msgspec.structs.replace(segment, target=segment.target and number not in faulty)

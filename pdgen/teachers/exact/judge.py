@@ -1,6 +1,6 @@
-"""The exact judge of shapes world: it reads the words and detects the shapes, and knows nothing else.
+"""The exact judge of shapes world, which parses the texts and detects the shapes.
 
-It has no access to the scene that was painted, nor to the graph that a prompt was made from.
+It has no access to the painted scene, nor to the graph that a prompt was made from.
 """
 
 import functools
@@ -11,33 +11,33 @@ import numpy as np
 
 from pdgen.sequence.images import Picture
 from pdgen.sequence.trajectory import TrajectoryError, parse_plan, parse_refine
-from pdgen.shapes.detector import Found, background, detect
+from pdgen.shapes.detector import Detection, detect, detect_background
 from pdgen.shapes.graph import SceneError, SceneGraph
 from pdgen.shapes.instruction import Instruction
-from pdgen.shapes.matching import aligned
+from pdgen.shapes.matching import align
 from pdgen.shapes.parse import parse, parse_instruction
-from pdgen.shapes.phrases import scene
-from pdgen.teachers.exact.picture_check import check_promises, check_untouched, read
-from pdgen.teachers.exact.plan_check import check_plan, still_to_come
+from pdgen.shapes.phrases import phrase_scene
+from pdgen.teachers.exact.picture_check import check_picture, check_unchanged, match_detections
+from pdgen.teachers.exact.plan_check import check_plan, describe_missing
 from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
 
 class ExactJudge:
-    """``teachers.Judge`` of shapes world. Equal questions get equal verdicts; ``seed`` decides their wording."""
+    """The exact ``Judge`` of shapes world. Equal inputs give equal verdicts; ``seed`` determines the wording."""
 
     name = "exact"
 
     def __init__(self, seed: int = 0):
         self._seed = seed
 
-    def plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
-        """Whether the last plan agrees with the prompt, with the plan before it, and its parts with each other.
+    def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
+        """Judge whether the last plan agrees with the prompt and the plan before it, and whether its parts agree.
 
-        A contradiction is another colour, noun, count, relation, size, fill, place or background than the prompt
-        asks for, or something that it does not ask for. What the plan does not say yet is none.
+        A contradiction is another colour, noun, count, relation, size, fill, place or background than the prompt asks
+        for, or something that the prompt does not ask for. What the plan does not state yet is no contradiction.
 
         Raises:
-          Declined: a text is no plan, or says what is not understood; the line names it.
+          Declined: a text is not a plan or is not understood; the message names it.
           TeacherError: there is no plan.
         """
         if not plans:
@@ -48,34 +48,33 @@ class ExactJudge:
             before = _read_plan(plans[-2])[1] if len(plans) > 1 else None
             instruction, description = _read_plan(plans[-1])
             if (text := check_plan(rng, asked, before, instruction, description)) is not None:
-                return as_verdict(text)
+                return make_verdict(text)
         except (SceneError, TrajectoryError) as fault:
             raise Declined(f"exact judge: {fault}") from None
-        rest = still_to_come(asked, aligned(asked, description))
+        rest = describe_missing(asked, align(asked, description))
         return Verdict(accept=True, analysis=f"The plan agrees with the prompt; {rest}.")
 
-    def picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
-        """Whether the picture shows all that the plan's description says, and no further shape.
+    def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
+        """Judge whether the picture shows everything in the plan's description, and no further shape.
 
-        With ``previous``, also whether all that the instruction does not concern is as it was; ``picture_check``
-        states the tolerances.
+        With ``previous``, also judge whether everything else is unchanged; see ``picture_check`` for the tolerances.
 
         Raises:
-          Declined: the text is no plan or not understood.
-          ValueError: a picture is no square of 32 pixels or more.
+          Declined: the text is not a plan or is not understood.
+          ValueError: a picture is not square, or smaller than 32 pixels.
         """
         try:
             instruction, description = _read_plan(plan)
             rng = self._rng(plan, zlib.crc32(picture.tobytes()))
-            found = detected(picture)
-            text = check_promises(rng, read(found, background(picture), description), description)
+            found = detect_cached(picture)
+            text = check_picture(rng, match_detections(found, detect_background(picture), description), description)
             if text is None and previous is not None:
-                text = check_untouched(rng, instruction, (previous, detected(previous)), (picture, found))
+                text = check_unchanged(rng, instruction, (previous, detect_cached(previous)), (picture, found))
         except (SceneError, TrajectoryError) as fault:
             raise Declined(f"exact judge: {fault}") from None
         if text is not None:
-            return as_verdict(text)
-        shown, _ = scene(description, [e.id for e in description.entities])
+            return make_verdict(text)
+        shown, _ = phrase_scene(description, [e.id for e in description.entities])
         return Verdict(accept=True, analysis=f"The picture shows {shown}, as planned.")
 
     def _rng(self, *parts: str | int) -> np.random.Generator:
@@ -87,18 +86,18 @@ def _read_plan(text: str) -> tuple[Instruction, SceneGraph]:
     return parse_instruction(instruction), parse(description)
 
 
-def detected(picture: Picture) -> tuple[Found, ...]:
-    """The shapes of a picture; see ``detect``."""
+def detect_cached(picture: Picture) -> tuple[Detection, ...]:
+    """Detect the shapes of a picture as ``detect``, with a cache."""
     return _detect(picture.tobytes(), picture.shape)
 
 
-@functools.lru_cache(maxsize=64)  # the picture of a step is the one before of the next
-def _detect(data: bytes, shape: tuple[int, ...]) -> tuple[Found, ...]:
+@functools.lru_cache(maxsize=64)  # each picture is used twice: after its step, and before the next one
+def _detect(data: bytes, shape: tuple[int, ...]) -> tuple[Detection, ...]:
     return tuple(detect(np.frombuffer(data, np.uint8).reshape(shape)))
 
 
-def as_verdict(inspection: str) -> Verdict:
-    """The verdict of an inspection that found a fault."""
+def make_verdict(inspection: str) -> Verdict:
+    """Convert an inspection that found a fault to a verdict."""
     return Verdict(
         accept=False, analysis=inspection.partition("<refine>")[0].strip(), correction=parse_refine(inspection)
     )

@@ -1,7 +1,7 @@
-"""Whether a picture of shapes world shows what a plan promises, and keeps what the step does not concern.
+"""Checks of a picture of shapes world: does it show what the plan describes, and is everything else unchanged?
 
-From pixels alone: ``detect`` says what is seen, each shape is taken for an instance of the entity that it resembles
-most, and the graph's promises are checked on shapes, colours and boxes with GenEval's rule for relations.
+The checks use only pixels. ``detect`` finds the shapes, each shape is matched to the most similar entity, and the graph
+is checked on shapes, colours and boxes with GenEval's rule for relations.
 """
 
 import dataclasses
@@ -14,39 +14,39 @@ from PIL import Image
 
 from pdgen.sequence.images import Picture
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.detector import Found, background
+from pdgen.shapes.detector import Detection, detect_background
 from pdgen.shapes.graph import Entity, SceneGraph
+from pdgen.shapes.inspections import write_background_fault, write_fault
 from pdgen.shapes.instruction import Instruction
-from pdgen.shapes.language import background_fault, fault
-from pdgen.shapes.lexicon import sentence
-from pdgen.shapes.matching import assign, is_called, looks_cost, words_of
-from pdgen.shapes.phrases import known
-from pdgen.shapes.world import GRID, Violation, place_of, relations_between, violations
+from pdgen.shapes.lexicon import make_sentence
+from pdgen.shapes.matching import Violation, assign, compute_look_cost, find_violations, get_words, matches_words
+from pdgen.shapes.phrases import refer_to
+from pdgen.shapes.world import GRID, find_place, find_relations
 
-_Watched = tuple[Picture, Sequence[Found]]  # and what is detected in it
-SURPLUS = 2.0  # cost of being one more than the count; of another colour or noun it is rather something else
-SHIFT = 1  # units by which each side of a box may differ: half a unit of detection in either picture
-# Of 255, of the mean over 3 x 3 units in some channel. Colours differ from backgrounds by at least 55 there; noise of
-# 10 in every pixel of both pictures stays below 20.
+_Observed = tuple[Picture, Sequence[Detection]]  # a picture and the shapes detected in it
+SURPLUS = 2.0  # cost of an instance above the count; lower than that of another colour or noun
+SHIFT = 1  # allowed difference of each side of a box in units: half a unit from the detection in each picture
+# Allowed change, out of 255, of the mean over 3 x 3 units in any channel. An object changes it by at least 55; noise of
+# 10 in every pixel of both pictures changes it by less than 20.
 TOLERANCE = 24.0
 
 
 @dataclasses.dataclass(frozen=True)
-class SeenObject:
-    """A detected shape as an instance of an entity; the attributes are those of ``world.Object``."""
+class MatchedObject:
+    """A detected shape that is matched to an entity. The attributes are those of ``world.SceneObject``."""
 
     id: int
     entity: int
-    found: Found
+    found: Detection
 
     @property
     def shape(self) -> str:
-        """Its noun."""
+        """A word of ``SHAPES``."""
         return self.found.shape
 
     @property
     def color(self) -> str:
-        """Its colour."""
+        """A word of ``COLORS``."""
         return self.found.color
 
     @property
@@ -61,132 +61,146 @@ class SeenObject:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """In units of 1/32 of the picture's side."""
+        """(left, top, right, bottom) in units of 1/32 of the picture's side."""
         return self.found.box
 
     @property
     def place(self) -> str:
         """The word of ``PLACES``."""
-        return place_of(self.found)
+        return find_place(self.found)
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """A picture read against a graph; attributes as of ``world.Scene``, and what is an instance of nothing."""
+class MatchedPicture:
+    """A picture whose shapes are matched to the entities of a graph.
 
-    objects: tuple[SeenObject, ...]
+    Attributes:
+      objects, background: see ``world.Scene``.
+      extra: detected shapes that match no entity.
+    """
+
+    objects: tuple[MatchedObject, ...]
     background: str
-    extra: tuple[Found, ...]
+    extra: tuple[Detection, ...]
 
-    def of(self, entity: int) -> tuple[SeenObject, ...]:
-        """The instances of an entity."""
+    def objects_of(self, entity: int) -> tuple[MatchedObject, ...]:
+        """Return the instances of an entity."""
         return tuple(o for o in self.objects if o.entity == entity)
 
 
-def read(found: Sequence[Found], ground: str, graph: SceneGraph) -> Seen:
-    """Each detected shape as an instance of the entity that it resembles most, all together."""
+def match_detections(found: Sequence[Detection], ground: str, graph: SceneGraph) -> MatchedPicture:
+    """Match the detected shapes to the most similar entities, by the cheapest assignment of all."""
     slots = [(e, n) for e in graph.entities for n in range(e.count + len(found))]
     costs = np.zeros((len(found), len(slots)))
     for i, one in enumerate(found):
-        looks = looks_of(one)
+        looks = describe_detection(one)
         for j, (entity, number) in enumerate(slots):
-            costs[i, j] = looks_cost(words_of(entity), looks) + SURPLUS * (number >= entity.count)
+            costs[i, j] = compute_look_cost(get_words(entity), looks) + SURPLUS * (number >= entity.count)
     matches = assign(costs)
-    objects = tuple(SeenObject(i, slots[matches[i]][0].id, found[i]) for i in sorted(matches))
-    return Seen(objects, ground, tuple(one for i, one in enumerate(found) if i not in matches))
+    objects = tuple(MatchedObject(i, slots[matches[i]][0].id, found[i]) for i in sorted(matches))
+    return MatchedPicture(objects, ground, tuple(one for i, one in enumerate(found) if i not in matches))
 
 
-def looks_of(found: Found) -> dict[str, str]:
-    """All that can be said of a detected shape, as noun and attributes."""
-    return {"noun": found.shape, "color": found.color, "size": found.size, "fill": found.fill, "place": place_of(found)}
+def describe_detection(found: Detection) -> dict[str, str]:
+    """Return noun and all attributes of a detected shape."""
+    return {
+        "noun": found.shape,
+        "color": found.color,
+        "size": found.size,
+        "fill": found.fill,
+        "place": find_place(found),
+    }
 
 
-def inspections(rng: np.random.Generator, seen: Seen, graph: SceneGraph) -> Iterator[str]:
-    """The inspections of a picture that does not show what the graph says, one for each fault.
+def write_inspections(rng: np.random.Generator, seen: MatchedPicture, graph: SceneGraph) -> Iterator[str]:
+    """Write one inspection for each difference between a picture and its graph.
 
-    Those of entities come first, missing or wrong, then a wrong background, then things that nobody asked for.
+    The order is: missing or wrong entities, a wrong background, things that the graph does not contain.
     """
-    told = set()
-    for violation in violations(seen, graph):
-        if (key := violation[:2]) not in told:
-            told.add(key)
-            yield _say(rng, violation, seen, graph)
+    reported = set()
+    for violation in find_violations(seen, graph):
+        if (key := violation[:2]) not in reported:
+            reported.add(key)
+            yield _write_inspection(rng, violation, seen, graph)
     for extra in seen.extra:
-        yield fault(rng, "extra", graph, wrong=_entity(extra))
+        yield write_fault(rng, "extra", graph, wrong=_to_entity(extra))
 
 
-def check_promises(rng: np.random.Generator, seen: Seen, graph: SceneGraph) -> str | None:
-    """The first of ``inspections``, None where the picture shows what the graph says."""
-    return next(inspections(rng, seen, graph), None)
+def check_picture(rng: np.random.Generator, seen: MatchedPicture, graph: SceneGraph) -> str | None:
+    """Return the first of ``write_inspections``; None if the picture shows what the graph states."""
+    return next(write_inspections(rng, seen, graph), None)
 
 
-def _entity(found: Found) -> Entity:
+def _to_entity(found: Detection) -> Entity:
     return Entity(0, found.shape, 1, {"color": found.color})
 
 
-def _say(rng: np.random.Generator, violation: Violation, seen: Seen, graph: SceneGraph) -> str:
+def _write_inspection(rng: np.random.Generator, violation: Violation, seen: MatchedPicture, graph: SceneGraph) -> str:
     kind = violation.kind
     if kind == "background":
-        return background_fault(rng, graph.background, seen.background)
+        assert graph.background is not None  # an open background cannot be wrong
+        return write_background_fault(rng, graph.background, seen.background)
     subject = violation.entities[0]
     if kind == "missing":
-        return fault(rng, kind, graph, subject)
-    relation, wrong = None, seen.of(subject)
+        return write_fault(rng, kind, graph, subject)
+    relation, wrong = None, seen.objects_of(subject)
     if kind == "place" and len(violation.entities) == 2:
         pairs = itertools.product(graph.relations, seen.objects, seen.objects)
         relation = next(
             r
             for r, a, b in pairs
             if (a.entity, b.entity) == (r.subject, r.reference) == violation.entities
-            and r.kind not in relations_between(a, b)
+            and r.kind not in find_relations(a, b)
         )
     elif kind == "place":
-        wrong = tuple(graph.find(subject).misplaced(wrong))
+        wrong = tuple(graph.find(subject).find_misplaced(wrong))
     elif kind != "count":
         key = "noun" if kind == "shape" else kind
-        stated = words_of(graph.find(subject))[key]
-        wrong = tuple(o for o in wrong if looks_of(o.found)[key] != stated)
-    attributes = looks_of(wrong[0].found)
+        stated = get_words(graph.find(subject))[key]
+        wrong = tuple(o for o in wrong if describe_detection(o.found)[key] != stated)
+    attributes = describe_detection(wrong[0].found)
     shown = Entity(subject, attributes.pop("noun"), len(wrong), attributes)
-    return fault(rng, kind, graph, subject, shown, relation)
+    return write_fault(rng, kind, graph, subject, shown, relation)
 
 
-def concerned(instruction: Instruction, found: Sequence[Found]) -> set[int]:
-    """Numbers of the shapes that are there and that the instruction names to change."""
+def find_concerned(instruction: Instruction, found: Sequence[Detection]) -> set[int]:
+    """Find the numbers of the shapes that the instruction changes."""
     if instruction.operation == "add":
         return set()
     ids = instruction.entities[:1] if instruction.operation == "replace" else instruction.entities
-    named = [words_of(instruction.graph.find(i)) for i in ids]
-    return {n for n, one in enumerate(found) if any(is_called(words, looks_of(one)) for words in named)}
+    named = [get_words(instruction.graph.find(i)) for i in ids]
+    return {n for n, one in enumerate(found) if any(matches_words(words, describe_detection(one)) for words in named)}
 
 
-def check_untouched(
+def check_unchanged(
     rng: np.random.Generator,
     instruction: Instruction,
-    before: _Watched,
-    now: _Watched,
+    before: _Observed,
+    now: _Observed,
 ) -> str | None:
-    """The inspection of a picture in which something changed that the instruction does not concern, else None.
+    """Write an inspection if something changed that the instruction does not concern; return None otherwise.
 
-    Every shape before that the instruction does not name is there now, with the same shape, colour and fill and
-    each side of its box within ``SHIFT`` units. Away from all shapes of both pictures no square of 3 x 3 units
-    has a mean colour that differs by more than ``TOLERANCE``, unless the instruction states a background.
+    Each shape that the instruction does not name must still exist with the same shape, colour and fill, and with each
+    side of its box within ``SHIFT`` units. Outside the shapes of both pictures the mean colour of any 3 x 3 units may
+    change by at most ``TOLERANCE``, unless the instruction states a background.
 
     Args:
-      before, now: picture and what was detected in it.
+      rng: determines the wording.
+      instruction: the instruction of the step.
+      before, now: the pictures before and after the step, with the shapes detected in them.
     """
-    touched = concerned(instruction, before[1])
+    touched = find_concerned(instruction, before[1])
     for number, one in enumerate(before[1]):
         if number not in touched and not any(_is_same(one, other) for other in now[1]):
-            names = known(SceneGraph((_entity(one),)), 0)
-            analysis = f"{names} {_change(one, now[1])}, but the step does not concern it"
-            return format_inspection(sentence(analysis), f"Keep {names} as it was.")
+            names = refer_to(SceneGraph((_to_entity(one),)), 0)
+            analysis = f"{names} {_describe_change(one, now[1])}, but the step does not concern it"
+            return format_inspection(make_sentence(analysis), f"Keep {names} as it was.")
     if instruction.graph.background is not None:
         return None
-    grounds = background(before[0]), background(now[0])
+    grounds = detect_background(before[0]), detect_background(now[0])
     if grounds[0] != grounds[1]:
-        return background_fault(rng, *grounds)
-    place = _changed_place(before, now)
+        return write_background_fault(rng, *grounds)
+    place = _find_changed_place(before, now)
     if place is None:
         return None
     return format_inspection(
@@ -194,23 +208,23 @@ def check_untouched(
     )
 
 
-def _is_same(a: Found, b: Found) -> bool:
+def _is_same(a: Detection, b: Detection) -> bool:
     near = all(abs(x - y) <= SHIFT for x, y in zip(a.box, b.box))
     return near and (a.shape, a.color, a.fill) == (b.shape, b.color, b.fill)
 
 
-def _change(one: Found, now: Sequence[Found]) -> str:
+def _describe_change(one: Detection, now: Sequence[Detection]) -> str:
     if any((one.shape, one.color, one.fill) == (o.shape, o.color, o.fill) for o in now):
         return "has moved"
     same_place = [o for o in now if all(abs(x - y) <= SHIFT for x, y in zip(one.box, o.box))]
     if not same_place:
         return "is gone"
     other = same_place[0]
-    return f"is now {known(SceneGraph((_entity(other),)), 0).replace('the ', 'a ', 1)}"
+    return f"is now {refer_to(SceneGraph((_to_entity(other),)), 0).replace('the ', 'a ', 1)}"
 
 
-def _changed_place(before: _Watched, now: _Watched) -> str | None:
-    """The word of ``PLACES`` of the clearest change of the ground, None if there is none."""
+def _find_changed_place(before: _Observed, now: _Observed) -> str | None:
+    """Find the word of ``PLACES`` where the background changed most; None if it did not change."""
     small = [Image.fromarray(p).resize((GRID, GRID), Image.Resampling.BOX) for p, _ in (before, now)]
     change = np.subtract(*(np.asarray(p, np.float32) for p in small))
     for one in (*before[1], *now[1]):
@@ -220,4 +234,4 @@ def _changed_place(before: _Watched, now: _Watched) -> str | None:
     if means.max() <= TOLERANCE:
         return None
     y, x = np.unravel_index(means.argmax(), means.shape)
-    return place_of(types.SimpleNamespace(box=(x, y, x + 3, y + 3)))
+    return find_place(types.SimpleNamespace(box=(x, y, x + 3, y + 3)))

@@ -1,44 +1,55 @@
-"""Whether a plan agrees with its prompt, with the plan before it and with itself, on graphs read from their words."""
+"""Checks of a plan against its prompt, the plan before it and itself, on graphs parsed from their texts."""
 
 import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection
 from pdgen.shapes.graph import INVERSE, PLACES, Entity, Relation, SceneGraph
-from pdgen.shapes.instruction import Instruction, carry_out
-from pdgen.shapes.language import conflict
-from pdgen.shapes.lexicon import join, place_phrase, sentence
-from pdgen.shapes.matching import Difference, aligned, differences, relation_of, renamed, words_of
-from pdgen.shapes.phrases import background_phrase, be, fact, known, look, name, some
+from pdgen.shapes.inspections import write_conflict
+from pdgen.shapes.instruction import Instruction, apply_instruction
+from pdgen.shapes.lexicon import join_words, make_sentence, phrase_place
+from pdgen.shapes.matching import Difference, align, find_differences, get_asked_relation, get_words, renumber
+from pdgen.shapes.phrases import (
+    is_or_are,
+    phrase_background,
+    phrase_look,
+    phrase_new,
+    phrase_relation,
+    refer_to,
+    shorten,
+)
 
 _NOTHING = SceneGraph(())
 
 
-def contradiction(
+def check_prompt(
     rng: np.random.Generator, asked: SceneGraph, plan: SceneGraph, before: SceneGraph = _NOTHING
 ) -> str | None:
-    """The inspection of a plan that contradicts its prompt, None where it does not.
+    """Write an inspection if a plan contradicts its prompt; return None otherwise.
+
+    What the prompt leaves open or the plan does not state yet is no contradiction.
 
     Args:
-      asked: of the prompt; what it leaves open, and what the plan does not say yet, contradicts nothing.
-      plan: of its description or instruction, with the ids of ``asked``.
-      before: of the description before, likewise. What contradicted the prompt there already is no news: it is
-        there for now, or was found at fault then.
+      rng: determines the wording.
+      asked: graph of the prompt.
+      plan: graph of the plan's description, or after its instruction, with the ids of ``asked``.
+      before: graph of the description before, with the same ids. Its contradictions are not reported again: they are
+        intended for now, or were reported then.
     """
-    old = {_news(d) for d in differences(asked, _with_implied(asked, before))}
-    plan = _with_implied(asked, plan)
-    found = differences(asked, plan)
-    if all(d.said is None or _news(d) in old for d in found):
+    old = {_normalise_difference(d) for d in find_differences(asked, _add_implied(asked, before))}
+    plan = _add_implied(asked, plan)
+    found = find_differences(asked, plan)
+    if all(d.said is None or _normalise_difference(d) in old for d in found):
         return None
-    return conflict(rng, asked, plan, settled=[d for d in found if _news(d) in old])
+    return write_conflict(rng, asked, plan, settled=[d for d in found if _normalise_difference(d) in old])
 
 
-def _news(d: Difference) -> Difference:
-    # Whether what nobody asked for is something extra or stands for something else depends on what else is there.
+def _normalise_difference(d: Difference) -> Difference:
+    # The same unwanted thing is "extra" or a wrong "shape", depending on the other entities.
     return Difference("extra", (), "", d.said) if d.kind in ("extra", "shape") else d
 
 
-def _with_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
-    # With the opposite of each relation asked for that the plan rules out by several others, or by places.
+def _add_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
+    # Other relations or places can imply the opposite of a relation that the prompt asks for. State it, to compare it.
     there = {e.id for e in plan.entities}
     said = {frozenset((r.subject, r.reference)) for r in plan.relations}
     more = []
@@ -52,7 +63,7 @@ def _with_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
 
 
 def _implies(plan: SceneGraph, relation: Relation) -> bool:
-    # A chain of relations along the axis, or of thirds of the picture, leads from one to the other.
+    # Search for a chain from one entity to the other of relations along the axis or of thirds of the picture.
     kind = relation.kind if relation.kind in ("left of", "above") else INVERSE[relation.kind]
     start, end = (relation.subject, relation.reference)[:: 1 if kind == relation.kind else -1]
     after = {(r.subject, r.reference) for r in plan.relations if r.kind == kind}
@@ -69,95 +80,105 @@ def _implies(plan: SceneGraph, relation: Relation) -> bool:
     return end in reached
 
 
-class NotThere(Exception):
-    """An instruction names something that is not there; the argument is its name."""
+class UnknownEntityError(Exception):
+    """An instruction that names something that does not exist. The argument is its name."""
 
 
-def in_terms_of(before: SceneGraph, instruction: Instruction) -> Instruction:
-    """The instruction with the ids of ``before`` for what is there and others for what is new. Raises NotThere."""
+def resolve_instruction(before: SceneGraph, instruction: Instruction) -> Instruction:
+    """Replace the instruction's ids by those of ``before`` for existing entities, and by unused ids for new ones.
+
+    Raises:
+      UnknownEntityError: the instruction names an entity that does not exist.
+    """
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     ids: dict[int, int] = {}
     fresh = 1 + max((e.id for e in before.entities), default=-1)
     for entity in instruction.graph.entities:
-        words = words_of(entity).items()
-        found = [e for e in before.entities if words <= words_of(e).items()]
+        words = get_words(entity).items()
+        found = [e for e in before.entities if words <= get_words(e).items()]
         if entity.id in new:
             ids[entity.id] = fresh + len(ids)
         elif found:
-            ids[entity.id] = min(found, key=lambda e: len(e.attributes)).id  # the one of which no more is said
+            ids[entity.id] = min(found, key=lambda e: len(e.attributes)).id  # prefer an exact match
         else:
-            raise NotThere(known(instruction.graph, entity.id))
+            raise UnknownEntityError(refer_to(instruction.graph, entity.id))
     entities = tuple(ids[i] for i in instruction.entities)
-    return Instruction(instruction.operation, entities, renamed(instruction.graph, ids), instruction.changes)
+    return Instruction(instruction.operation, entities, renumber(instruction.graph, ids), instruction.changes)
 
 
-def removal(asked: SceneGraph, before: SceneGraph, instruction: Instruction) -> str | None:
-    """The inspection of an instruction that removes what the prompt asks for and what is right, else None.
+def check_removal(asked: SceneGraph, before: SceneGraph, instruction: Instruction) -> str | None:
+    """Write an inspection if an instruction removes something correct that the prompt asks for; else return None.
 
     Args:
-      before: the graph before the step, with the ids of ``asked``.
-      instruction: in the same ids.
+      asked: graph of the prompt.
+      before: graph before the step, with the ids of ``asked``.
+      instruction: the instruction, with the same ids.
     """
     gone = {"remove": instruction.entities, "replace": instruction.entities[:1]}.get(instruction.operation, ())
-    wrong = {i for d in differences(asked, before) if d.said is not None for i in d.entities}
+    wrong = {i for d in find_differences(asked, before) if d.said is not None for i in d.entities}
     for entity in asked.entities:
         if entity.id in gone and entity.id not in wrong:
-            named = name(asked, entity.id)
-            analysis = f"The prompt asks for {some(named)}, but the plan takes {_it(entity)} away."
-            return format_inspection(analysis, f"Keep the {look(named)}.")
+            named = shorten(asked, entity.id)
+            analysis = f"The prompt asks for {phrase_new(named)}, but the plan takes {_choose_pronoun(entity)} away."
+            return format_inspection(analysis, f"Keep the {phrase_look(named)}.")
     return None
 
 
-def inconsistency(after: SceneGraph, description: SceneGraph) -> str | None:
-    """The inspection of a plan whose two parts do not agree, None where they do.
+def check_consistency(after: SceneGraph, description: SceneGraph) -> str | None:
+    """Write an inspection if the two parts of a plan disagree; return None otherwise.
 
     Args:
-      after: the instruction carried out on the graph before.
-      description: with the ids of ``after``. It names all that is there then; it may leave out attributes, relations
-        and the background.
+      after: the graph after the plan's instruction.
+      description: the graph of the plan's description, with the ids of ``after``. It must have all entities but may
+        omit
+        attributes, relations and the background.
     """
-    for d in differences(after, description):
+    for d in find_differences(after, description):
         if d.said is not None or d.kind == "missing":
-            analysis, correction = _told_apart(after, description, d)
-            return format_inspection(sentence(analysis), sentence(correction))
+            analysis, correction = _describe_difference(after, description, d)
+            return format_inspection(make_sentence(analysis), make_sentence(correction))
     return None
 
 
-def _told_apart(after: SceneGraph, description: SceneGraph, d: Difference) -> tuple[str, str]:
+def _describe_difference(after: SceneGraph, description: SceneGraph, d: Difference) -> tuple[str, str]:
     if d.kind == "missing":
-        entity, names = after.find(d.entities[0]), known(after, d.entities[0])
-        verb, it = be(entity), _it(entity)
+        entity, names = after.find(d.entities[0]), refer_to(after, d.entities[0])
+        verb, it = is_or_are(entity), _choose_pronoun(entity)
         return f"{names} {verb} there, but the description leaves {it} out", f"Describe {names} too"
     if d.kind == "extra":
-        extra = name(description, d.entities[0])
-        return f"the description says {some(extra)}, but no step draws {_it(extra)}", f"Describe no {look(extra)}"
+        extra = shorten(description, d.entities[0])
+        return (
+            f"the description says {phrase_new(extra)}, but no step draws {_choose_pronoun(extra)}",
+            f"Describe no {phrase_look(extra)}",
+        )
     if d.kind == "relation":
-        where = f"{known(after, d.entities[0])} {fact(after, relation_of(d))}"
+        where = f"{refer_to(after, d.entities[0])} {phrase_relation(after, get_asked_relation(d))}"
         return f"the step leaves {where}, but the description says {d.said} it", f"Describe {where}"
-    right, wrong = _right_and_wrong(after, d)
+    right, wrong = _phrase_difference(after, d)
     return f"after the step there should be {right}, but the description says {wrong}", f"Describe {right}"
 
 
-def _right_and_wrong(after: SceneGraph, d: Difference) -> tuple[str, str]:
+def _phrase_difference(after: SceneGraph, d: Difference) -> tuple[str, str]:
+    assert d.said is not None  # missing things are described above
     if d.kind == "background":
-        return background_phrase(d.asked), d.said
+        return phrase_background(d.asked), d.said
     entity = after.find(d.entities[0])
     kept = {k: v for k, v in entity.attributes.items() if k in ("color", d.kind) and k != "place"}
-    right = some(Entity(entity.id, entity.noun, entity.count, kept))
-    return (f"{right} {place_phrase(d.asked)}", place_phrase(d.said)) if d.kind == "place" else (right, d.said)
+    right = phrase_new(Entity(entity.id, entity.noun, entity.count, kept))
+    return (f"{right} {phrase_place(d.asked)}", phrase_place(d.said)) if d.kind == "place" else (right, d.said)
 
 
-def _it(entity: Entity) -> str:
+def _choose_pronoun(entity: Entity) -> str:
     return "it" if entity.count == 1 else "them"
 
 
-def still_to_come(asked: SceneGraph, plan: SceneGraph) -> str:
-    """A clause on what the prompt asks for and the plan, whose ids are those of ``asked``, does not name yet."""
-    missing = [asked.find(d.entities[0]) for d in differences(asked, plan) if d.kind == "missing"]
+def describe_missing(asked: SceneGraph, plan: SceneGraph) -> str:
+    """Write a clause on what the prompt asks for and the plan does not name yet. ``plan`` has the ids of ``asked``."""
+    missing = [asked.find(d.entities[0]) for d in find_differences(asked, plan) if d.kind == "missing"]
     if not missing:
         return "nothing is missing"
-    verb = be(missing[0]) if len(missing) == 1 else "are"
-    return f"{join([some(name(asked, e.id)) for e in missing])} {verb} still to come"
+    verb = is_or_are(missing[0]) if len(missing) == 1 else "are"
+    return f"{join_words([phrase_new(shorten(asked, e.id)) for e in missing])} {verb} still to come"
 
 
 def check_plan(
@@ -167,32 +188,32 @@ def check_plan(
     instruction: Instruction,
     description: SceneGraph,
 ) -> str | None:
-    """The inspection of a plan at fault, None where it has none.
+    """Write an inspection if a plan has a fault; return None otherwise.
 
-    The description, then the instruction carried out on what is there, must not contradict the prompt in what the
-    description before did not, unless the instruction says that this is for now; the instruction must not remove
-    what is asked for and right; description and instruction must agree.
+    Neither the description nor the graph after the instruction may contradict the prompt in a new way, unless the
+    instruction is "for now". The instruction must not remove anything correct that the prompt asks for. Description and
+    instruction must agree.
 
     Args:
-      rng: decides the wording.
-      asked: of the prompt.
-      before: of the description before, None at the first step.
-      instruction, description: of the plan; ids are its own.
+      rng: determines the wording.
+      asked: graph of the prompt.
+      before: graph of the description before; None at the first step.
+      instruction, description: the parts of the plan, with their own ids.
 
     Raises:
-      SceneError: the instruction makes two things that cannot be told apart, or relations that contradict each other.
+      SceneError: the instruction gives two entities that cannot be distinguished, or contradictory relations.
     """
-    before = _NOTHING if before is None else aligned(asked, before)
+    before = _NOTHING if before is None else align(asked, before)
     for_now = instruction.for_now
-    if not for_now and (text := contradiction(rng, asked, aligned(asked, description), before)) is not None:
+    if not for_now and (text := check_prompt(rng, asked, align(asked, description), before)) is not None:
         return text
     try:
-        instruction = in_terms_of(before, instruction)
-    except NotThere as names:
+        instruction = resolve_instruction(before, instruction)
+    except UnknownEntityError as names:
         return format_inspection(f"The instruction names {names}, which is not there.", "Name only what is there.")
-    after = carry_out(before, instruction)
+    after = apply_instruction(before, instruction)
     return (
-        removal(asked, before, instruction)
-        or (None if for_now else contradiction(rng, asked, aligned(asked, after), before))
-        or inconsistency(after, aligned(after, description))
+        check_removal(asked, before, instruction)
+        or (None if for_now else check_prompt(rng, asked, align(asked, after), before))
+        or check_consistency(after, align(after, description))
     )

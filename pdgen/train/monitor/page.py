@@ -11,7 +11,7 @@ import PIL.Image
 from pdgen.report.page import render, split_tags
 from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory
-from pdgen.synthesis.page import thumbnail
+from pdgen.synthesis.page import make_thumbnail
 from pdgen.train.monitor.curves import COLOURS, LEVEL, Line, chart, number
 from pdgen.train.monitor.run_log import RunLog
 
@@ -240,7 +240,7 @@ def _cell(trajectory: Trajectory) -> dict[str, Any]:
 def _picture(image: PIL.Image.Image) -> dict[str, Any]:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    kind, data, (width, height) = thumbnail(buffer.getvalue())
+    kind, data, (width, height) = make_thumbnail(buffer.getvalue())
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"source": source, "width": width, "height": height, "pixelated": max(width, height) < 128}
 

@@ -107,7 +107,7 @@ class Watch:
         try:
             self.meter.check()
         except NotFiniteError as fault:
-            records = ", ".join(self._batches.record_ids(fault.step - 1))
+            records = ", ".join(self._batches.list_record_ids(fault.step - 1))
             raise RunError(
                 f"{fault}; its batch holds the records {records}; what {self._workdir} keeps was saved "
                 "before; look at these, or lower optimizer.learning_rate"

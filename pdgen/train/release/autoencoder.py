@@ -38,7 +38,7 @@ from pdgen.config import AutoencoderConfig
 from pdgen.models.autoencoder import decode, encode, init_params, latent_from_moments, sample_posterior
 from pdgen.shapes.painter import paint
 from pdgen.shapes.placement import FREE, LATTICE
-from pdgen.shapes.world import MAX_OBJECTS, random_scene
+from pdgen.shapes.world import MAX_OBJECTS, sample_scene
 
 Params = Mapping[str, Any]
 
@@ -286,5 +286,5 @@ def scene_pictures(seed: int, stream: int, count: int, size: int, free_share: fl
     for index in trange(count, desc="painting", unit="picture"):
         rng = np.random.default_rng((seed, stream, index))
         placement = FREE if rng.random() < free_share else LATTICE
-        pictures[index] = paint(random_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), placement), size)
+        pictures[index] = paint(sample_scene(rng, int(rng.integers(1, MAX_OBJECTS + 1)), placement), size)
     return pictures

@@ -13,7 +13,7 @@ from pdgen.checkpoints.runs.workdir import is_run
 from pdgen.checkpoints.shipped import shipped_name
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, TOKENIZER_FILES, read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
-from pdgen.data.latents import autoencoder_fingerprint
+from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.records import read_dataset
 from pdgen.files import Log, log_stderr, new_file
 from pdgen.sequence.tokenizer import load_tokenizer
@@ -63,7 +63,7 @@ def check_suits(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     run = read_workdir(workdir)
     origin = read_dataset(run.data).origin
     kept = {
-        "autoencoder": (origin.autoencoder, autoencoder_fingerprint(read_autoencoder(folder, SHAPES_AUTOENCODER))),
+        "autoencoder": (origin.autoencoder, fingerprint_autoencoder(read_autoencoder(folder, SHAPES_AUTOENCODER))),
         "tokenizer": (origin.tokenizer, load_tokenizer(folder).fingerprint),
     }
     for part, (used, shipped) in kept.items():

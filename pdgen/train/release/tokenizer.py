@@ -11,17 +11,16 @@ import sentencepiece
 
 from pdgen.files import new_file
 from pdgen.sequence.trajectory import TAG
-from pdgen.shapes import language
-from pdgen.shapes.graph import COLORS, SceneGraph, Step
-from pdgen.shapes.grow import grow
-from pdgen.shapes.lexicon import NUMBERS, plural, sentence
-from pdgen.shapes.matching import differences
-from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, place
-from pdgen.synthesis.base.questions import KINDS, asker
+from pdgen.shapes import inspections, language
+from pdgen.shapes.graph import COLORS, SceneGraph, Step, grow
+from pdgen.shapes.lexicon import NUMBERS, make_sentence, pluralize
+from pdgen.shapes.matching import find_differences
+from pdgen.shapes.world import BACKGROUNDS, MAX_OBJECTS, SHAPES, Scene, place_scenes
+from pdgen.synthesis.base.questions import KINDS, make_asker
 from pdgen.synthesis.faults import corrupt
 from pdgen.synthesis.rewrite import rewrite
-from pdgen.synthesis.sample import TASKS, prompt_graph, sample_graph
-from pdgen.teachers.exact.plan_check import inconsistency
+from pdgen.synthesis.sample import TASKS, make_prompt_graph, sample_graph
+from pdgen.teachers.exact.plan_check import check_consistency
 
 VOCAB_SIZE = 512
 MAX_WORDS = 226  # beside 262 bytes and controls, the tags and single characters
@@ -34,24 +33,24 @@ def make_texts(seed: int, count: int) -> Iterator[str]:
     """All texts of ``count`` random trajectories, a task after the other, and what may be said of their pictures."""
     answers = [*COLORS, *BACKGROUNDS, *NUMBERS[:MAX_OBJECTS]]
     for _ in range(RARE):
-        yield f" {' '.join((*SHAPES, *map(plural, SHAPES), *answers))}"
-        yield "\n".join(map(sentence, answers))
+        yield f" {' '.join((*SHAPES, *map(pluralize, SHAPES), *answers))}"
+        yield "\n".join(map(make_sentence, answers))
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         task = TASKS[number % len(TASKS)]
         graph = sample_graph(rng, task)
-        asked = prompt_graph(rng, graph, task)
-        yield language.prompt(rng, asked, task)
+        asked = make_prompt_graph(rng, graph, task)
+        yield language.write_prompt(rng, asked, task)
         before = None
         for step in rewrite(rng, grow(rng, graph), share=0.5):
-            yield language.plan(rng, before, step, asked)
-            yield language.agreement(rng, before, step, asked)
-            if any(d.said is not None for d in differences(asked, step.graph)):
-                yield language.conflict(rng, asked, step.graph)
-            if before is not None and (text := inconsistency(step.graph, before)) is not None:
+            yield language.write_plan(rng, before, step, asked)
+            yield inspections.write_agreement(rng, before, step, asked)
+            if any(d.said is not None for d in find_differences(asked, step.graph)):
+                yield inspections.write_conflict(rng, asked, step.graph)
+            if before is not None and (text := check_consistency(step.graph, before)) is not None:
                 yield text
             before = step.graph
-        scenes = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
+        scenes = place_scenes(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
         if scenes is not None:
             yield fault_text(rng, graph, scenes[0])
             yield from question_texts(rng, scenes[0])
@@ -61,13 +60,13 @@ def fault_text(rng: np.random.Generator, graph: SceneGraph, scene: Scene) -> str
     """What is said of a draft of the scene with a fault."""
     entity = int(rng.choice([e.id for e in graph.entities]))
     draft, kind = corrupt(rng, scene, graph, entity)
-    return language.fault_of_draft(rng, kind, graph, entity, draft)
+    return inspections.write_draft_fault(rng, kind, graph, entity, draft)
 
 
 def question_texts(rng: np.random.Generator, scene: Scene) -> Iterator[str]:
     """Questions of every kind that the scene allows, with their answers."""
     for kind in KINDS:
-        question = asker(rng, kind)(scene)
+        question = make_asker(rng, kind)(scene)
         if question is not None:
             yield from (question.text, question.answer)
 

@@ -12,14 +12,14 @@ from pdgen.evaluate.abilities.prompts import DRAWING, EDITING, GROUPS, READING, 
 from pdgen.evaluate.abilities.run import ability_settings
 from pdgen.evaluate.abilities.scores import Outcome, ability_tables, judge, judge_answer, judge_drawing, judge_edit
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.shapes.detector import background, detect
+from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import Entity, Relation, SceneGraph, Step
-from pdgen.shapes.held_out import held_out
-from pdgen.shapes.instruction import Instruction, carry_out, instruct
+from pdgen.shapes.held_out import is_held_out
+from pdgen.shapes.instruction import Instruction, apply_instruction, make_instruction
 from pdgen.shapes.painter import paint
-from pdgen.shapes.parse import canonical, parse
+from pdgen.shapes.parse import canonicalize, parse
 from pdgen.shapes.world import Scene
-from pdgen.synthesis.settings import Edit, Settings
+from pdgen.synthesis.settings import DatasetSettings, Edit
 from pdgen.synthesis.subsets import make_samples
 from tests.evaluate.painted import painted
 from tests.support.shapes_records import EXACT
@@ -56,8 +56,8 @@ def test_prompts_ask_for_what_is_judged(made):
     sizes = {"one thing": 1, UNSEEN: 1, "two things": 2, "position": 2, "three things": 3, "six things": 6}
     for _, case in made:
         if case.group == "drawing":
-            assert canonical(parse(case.prompt)) == canonical(case.asked)
-            assert held_out(case.asked) == (case.row == UNSEEN)
+            assert canonicalize(parse(case.prompt)) == canonicalize(case.asked)
+            assert is_held_out(case.asked) == (case.row == UNSEEN)
             things = sum(e.count for e in case.asked.entities)
             assert things == sizes.get(case.row, things) and (case.row != "counting" or 2 <= things <= 4)
             assert bool(case.asked.relations) or case.row != "position"
@@ -69,11 +69,11 @@ def test_given_pictures_are_those_that_are_asked_about(made):
     for _, case in made:
         if case.group == "editing":
             assert case.mode == "edit" and case.instruction.operation == case.row
-            assert not held_out(case.asked) and pixels(case.given).shape == (64, 64, 3)
+            assert not is_held_out(case.asked) and pixels(case.given).shape == (64, 64, 3)
         elif case.group == "reading" and case.row in ("caption", "places"):
             said = parse(case.answer)
             assert sum(e.count for e in said.entities) == len(detect(pixels(case.given)))
-            assert said.background == background(pixels(case.given))
+            assert said.background == detect_background(pixels(case.given))
     assert {case.row for _, case in made if case.group != "drawing"} == {*EDITING, *READING}
 
 
@@ -83,7 +83,7 @@ def test_pictures_of_their_prompts_are_right_and_those_of_others_are_not(made):
         picture = np.asarray(painted(case.prompt, number))
         scores, fault = judge(case, None, picture, "")
         assert set(scores.values()) == {1.0} and not fault, (case.prompt, fault)
-        other = next(one for one in reversed(cases) if canonical(one.asked) != canonical(case.asked))
+        other = next(one for one in reversed(cases) if canonicalize(one.asked) != canonicalize(case.asked))
         scores, fault = judge(case, None, np.asarray(painted(other.prompt, number)), "")
         assert scores["right"] == 0.0 and fault and "<" not in fault
 
@@ -122,14 +122,14 @@ def test_pictures_of_noise_are_wrong_and_break_nothing(made):
 
 
 def test_right_edits_are_right_and_edits_that_did_nothing_are_not():
-    settings = Settings(tasks={"composition": 1.0}, edit=Edit(72, operations=dict.fromkeys(EDITING, 1.0)))
+    settings = DatasetSettings(tasks={"composition": 1.0}, edit=Edit(72, operations=dict.fromkeys(EDITING, 1.0)))
     for record in make_samples(settings, EXACT, "edit", range(72)).records:
         before, (step,) = msgspec.convert(record.scene["before"], SceneGraph), record.scene["steps"]
         step = msgspec.convert(step, Step)
         given, now = pixels(record.segments[0].png), pixels(record.segments[2].png)
-        scores, fault = judge_edit(step.graph, instruct(before, step), given, now)
+        scores, fault = judge_edit(step.graph, make_instruction(before, step), given, now)
         assert scores == {"right": 1.0, "done": 1.0, "untouched": 1.0} and not fault
-        scores, fault = judge_edit(step.graph, instruct(before, step), given, given)
+        scores, fault = judge_edit(step.graph, make_instruction(before, step), given, given)
         assert scores == {"right": 0.0, "done": 0.0, "untouched": 1.0} and fault, step.operation
 
 
@@ -154,7 +154,7 @@ def test_every_kind_of_wrong_edit_is_seen(now, ground, done, untouched):
     before = SceneGraph((Entity(0, "circle", 1, {"color": "red"}), Entity(1, "star", 1, {"color": "blue"})))
     order = Instruction("modify", (0,), SceneGraph((before.entities[0],)), {"color": "green"})
     pictures = [paint(Scene(things, where), 64) for things, where in (((CIRCLE, STAR), "beige"), (now, ground))]
-    scores, fault = judge_edit(carry_out(before, order), order, *pictures)
+    scores, fault = judge_edit(apply_instruction(before, order), order, *pictures)
     assert scores == {"right": done and untouched, "done": done, "untouched": untouched}
     assert bool(fault) != scores["right"]
 
@@ -173,7 +173,7 @@ def test_things_that_swap_stand_where_the_other_stood(circle, star, right):
     order = Instruction("swap", (0, 1), before)
     now = thing(0, *circle, 7, "red"), thing(1, *star, 7, "blue", "star")
     pictures = [paint(Scene(things, "beige"), 64) for things in ((CIRCLE, STAR), now)]
-    scores, fault = judge_edit(carry_out(before, order), order, *pictures)
+    scores, fault = judge_edit(apply_instruction(before, order), order, *pictures)
     assert (scores["right"], bool(fault)) == (right, not right)
 
 
@@ -189,7 +189,7 @@ def test_what_is_moved_does_not_stay_even_where_that_would_do(place, done, fault
     before = SceneGraph((Entity(0, "circle", 1, {"color": "red"}), Entity(1, "star", 1, {"color": "blue"})))
     order = Instruction("move", (0,), SceneGraph(before.entities, (Relation(0, "left of", 1),)))
     pictures = [paint(Scene((circle, STAR), "beige"), 64) for circle in (CIRCLE, thing(0, *place, 7, "red"))]
-    scores, told = judge_edit(carry_out(before, order), order, *pictures)
+    scores, told = judge_edit(apply_instruction(before, order), order, *pictures)
     assert scores["done"] == done and fault in told and bool(told) != done
 
 

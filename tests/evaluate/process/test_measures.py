@@ -19,7 +19,7 @@ from pdgen.evaluate.process.tables import (
 )
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 from pdgen.shapes.painter import paint
-from pdgen.shapes.world import Object, Scene
+from pdgen.shapes.world import Scene, SceneObject
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.verifier import ExactVerifier
 
@@ -28,11 +28,11 @@ FIRST = format_plan("Start with a red circle.", "The picture shows a red circle.
 SECOND = format_plan(
     "Add a blue square right of the red circle.", "The picture shows a red circle left of a blue square."
 )
-RED = Object(0, 0, "circle", "red", 10, 3, 12)
-BLUE = Object(1, 1, "square", "blue", 10, 19, 12)
-GREEN = Object(1, 1, "square", "green", 10, 19, 12)
+RED = SceneObject(0, 0, "circle", "red", 10, 3, 12)
+BLUE = SceneObject(1, 1, "square", "blue", 10, 19, 12)
+GREEN = SceneObject(1, 1, "square", "green", 10, 19, 12)
 ODD = format_plan("Frobnicate.", "Nonsense stands here.")
-MOVED = Object(0, 0, "circle", "red", 10, 3, 1)
+MOVED = SceneObject(0, 0, "circle", "red", 10, 3, 1)
 
 ONE, BOTH, WRONG = (RED,), (RED, BLUE), (RED, GREEN)
 AGREES = format_inspection("The red circle is there. A blue square is still to come.")

@@ -19,7 +19,7 @@ from pdgen.sample.strategies.table import Process, SinglePass, make_strategy, ru
 from pdgen.sample.strategies.task import StrategyError, Task, candidate_seed
 from pdgen.sequence.images import from_pixels, unpatchify
 from pdgen.sequence.trajectory import format_plan
-from pdgen.teachers.advisers import exact_advisers
+from pdgen.teachers.advisers import make_exact_advisers
 from tests.sample.conftest import SETTINGS, Recorder, recording
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def brightness(picture):
 
 
 def task(sampler, seeds=(SEED,), **advisers):
-    return Task(sampler, [PROMPT] * len(seeds), seeds, TWO, exact_advisers()._replace(**advisers))
+    return Task(sampler, [PROMPT] * len(seeds), seeds, TWO, make_exact_advisers()._replace(**advisers))
 
 
 def outcome(trajectory):
@@ -189,7 +189,7 @@ def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy)
                 [prompts[n] for n in chosen],
                 [seeds[n] for n in chosen],
                 dataclasses.replace(TWO, together=4),
-                exact_advisers()._replace(verifier=Favour(brightness)),
+                make_exact_advisers()._replace(verifier=Favour(brightness)),
             ),
         )
 

@@ -17,7 +17,7 @@ from pdgen.sample.strategies.outside import OutsideInspector, OutsidePlanner
 from pdgen.sample.strategies.table import STRATEGIES, make_strategy, run
 from pdgen.sample.strategies.task import StrategyError, Task, candidate_seed
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_plan
-from pdgen.teachers.advisers import exact_advisers
+from pdgen.teachers.advisers import make_exact_advisers
 from pdgen.teachers.protocols import Declined, Verdict
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -101,11 +101,11 @@ def decline(*question):
 
 
 def task(prompts=PROMPTS, seeds=SEEDS, advisers=None, **changes):
-    return Task(FakeSampler(), prompts, seeds, advisers=advisers or exact_advisers(), **changes)
+    return Task(FakeSampler(), prompts, seeds, advisers=advisers or make_exact_advisers(), **changes)
 
 
 def with_adviser(kind, answer):
-    return exact_advisers()._replace(**{kind: Script(answer)})
+    return make_exact_advisers()._replace(**{kind: Script(answer)})
 
 
 def red(picture):
@@ -320,7 +320,7 @@ def refused(name, settings, advisers=None):
 
 @pytest.mark.parametrize("name", NEED_PICTURES)
 def test_without_an_image_there_is_nothing_to_judge_or_to_edit(name):
-    advisers = exact_advisers()._replace(**dict.fromkeys(("planner", "critic", "verifier"), Untouchable()))
+    advisers = make_exact_advisers()._replace(**dict.fromkeys(("planner", "critic", "verifier"), Untouchable()))
     settings = SampleSettings(max_images=0, mode="single_pass" if name != "stepwise_best_of_n" else "process")
     assert " with max_images=0 draws no picture, which this strategy needs" in refused(name, settings, advisers)
 
@@ -339,7 +339,9 @@ def test_pictures_that_exact_advisers_cannot_read_are_not_drawn(name, height, wi
 def test_pictures_of_any_size_go_to_other_advisers():
     oblong = SampleSettings(height=32, width=64)
     assert len(run(OutsidePlanner(), task(settings=oblong))) == 2
-    advisers = exact_advisers()._replace(critic=Script(lambda *question: FINE), verifier=Script(lambda *question: 0.5))
+    advisers = make_exact_advisers()._replace(
+        critic=Script(lambda *question: FINE), verifier=Script(lambda *question: 0.5)
+    )
     for name in ("inspector", "best_of_n"):
         assert len(run(make_strategy(name), task(advisers=advisers, settings=oblong))) == 2
 

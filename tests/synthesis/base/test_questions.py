@@ -6,23 +6,24 @@ import re
 import numpy as np
 import pytest
 
-from pdgen.shapes.detector import background, detect
+from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import COLORS, PLACES, Step
-from pdgen.shapes.lexicon import NUMBERS, place_phrase, plural
+from pdgen.shapes.lexicon import NUMBERS, phrase_place, pluralize
+from pdgen.shapes.matching import find_violations
 from pdgen.shapes.painter import paint
-from pdgen.shapes.parse import canonical, parse
-from pdgen.shapes.world import BACKGROUNDS, SHAPES, Scene, place, place_of, violations
-from pdgen.synthesis.base.captions import caption, seen
+from pdgen.shapes.parse import canonicalize, parse
+from pdgen.shapes.world import BACKGROUNDS, SHAPES, Scene, find_place, place_scenes
+from pdgen.synthesis.base.captions import make_caption_graph, write_caption
 from pdgen.synthesis.base.checks import KINDS as CHECKS
-from pdgen.synthesis.base.checks import YES, aim, check
-from pdgen.synthesis.base.questions import KINDS, NONE, PATIENCE, asker
+from pdgen.synthesis.base.checks import YES, draw_aim, make_check
+from pdgen.synthesis.base.questions import KINDS, MAX_SCENES, NONE, make_asker
 from pdgen.synthesis.sample import sample_graph
 from pdgen.synthesis.settings import QUESTION_SHARES
-from pdgen.teachers.exact.picture_check import read
+from pdgen.teachers.exact.picture_check import match_detections
 from tests.support.kept_out import kept_out, of_graph, scanned
 from tests.support.stories import thing
 
-_NOUN = {form: noun for noun in SHAPES for form in (noun, plural(noun))}
+_NOUN = {form: noun for noun in SHAPES for form in (noun, pluralize(noun))}
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +33,16 @@ def scenes():
     for seed in range(250):
         rng = np.random.default_rng((5, seed))
         graph = sample_graph(rng, "composition", things=1 + seed % 6)
-        found = place(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
+        found = place_scenes(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
         if found is not None:
             picture = paint(found[0], 64)
-            made.append((found[0], detect(picture), background(picture)))
+            made.append((found[0], detect(picture), detect_background(picture)))
     return made
 
 
 def asked(scenes, kind):
     """(question, scene, what is detected, background) of every scene that has a question of that kind."""
-    every = ((asker(np.random.default_rng((6, n)), kind)(one[0]), *one) for n, one in enumerate(scenes))
+    every = ((make_asker(np.random.default_rng((6, n)), kind)(one[0]), *one) for n, one in enumerate(scenes))
     return [one for one in every if one[0] is not None]
 
 
@@ -52,7 +53,7 @@ def looks(found, places):
         said = {"color": one.color}
         said |= {"size": "large"} if one.size == "large" else {}
         said |= {"fill": "outlined"} if one.fill == "outlined" else {}
-        stand.setdefault((one.shape, tuple(said.items())), []).append(place_of(one))
+        stand.setdefault((one.shape, tuple(said.items())), []).append(find_place(one))
     listed = []
     for (noun, said), where in stand.items():
         place = where[0] if len({*where}) == 1 else ", ".join(sorted(where, key=PLACES.index))
@@ -65,7 +66,7 @@ def looks(found, places):
 def test_a_caption_says_what_is_seen(scenes, places):
     numbers = set()
     for scene, found, ground in scenes:
-        said = canonical(parse(caption(scene, places)))
+        said = canonicalize(parse(write_caption(scene, places)))
         assert said == (looks(found, places), (), ground)
         numbers.add(len(found))
     assert numbers == {1, 2, 3, 4, 5, 6}
@@ -76,17 +77,17 @@ def test_things_are_named_in_reading_order():
     alike = thing(3, 24, 24, 7, "blue", "star")
     scene = Scene((alike, ring, star, other), "beige")
     shown = "a red circle, two blue stars and a large red ring on a beige background"
-    assert caption(scene) == f"The picture shows {shown}."
-    assert caption(scene, places=True) == (
+    assert write_caption(scene) == f"The picture shows {shown}."
+    assert write_caption(scene, places=True) == (
         "The picture shows a red circle at the top left, two blue stars at the top right and at the bottom right, and "
         "a large red ring on the left, on a beige background."
     )
-    assert [e.count for e in seen(scene).entities] == [1, 2, 1]
+    assert [e.count for e in make_caption_graph(scene).entities] == [1, 2, 1]
 
 
 def test_things_alike_at_one_place_are_named_together():
     scene = Scene((thing(0, 8, 8, 7), thing(1, 16, 16, 7)), "beige")
-    assert caption(scene, places=True) == "The picture shows two red circles in the centre on a beige background."
+    assert write_caption(scene, places=True) == "The picture shows two red circles in the centre on a beige background."
 
 
 def test_colours_are_those_seen(scenes):
@@ -103,7 +104,7 @@ def test_numbers_are_those_seen(scenes):
     answers = collections.Counter()
     for question, _, found, _ in asked(scenes, "count"):
         words = re.search(r"How many (?:(\w+) )??(\w+) (?:are|does)", question.text)
-        same = [f for f in found if words[1] in (None, f.color) and words[2] in ("things", plural(f.shape))]
+        same = [f for f in found if words[1] in (None, f.color) and words[2] in ("things", pluralize(f.shape))]
         assert question.answer == (f"{NUMBERS[len(same) - 1].capitalize()}." if same else NONE)
         answers[question.answer] += 1
     assert {NONE, *(f"{n.capitalize()}." for n in NUMBERS[:6])} == set(answers)
@@ -113,8 +114,8 @@ def test_any_number_will_do_after_many_scenes():
     """One circle is one circle and one thing; six of anything it does not have, nor will other scenes of one thing."""
     scene, answers = Scene((thing(0, 0, 0, 7),)), collections.Counter()
     for seed in range(100):
-        ask = asker(np.random.default_rng(seed), "count")
-        first = [ask(scene) for _ in range(PATIENCE)]
+        ask = make_asker(np.random.default_rng(seed), "count")
+        first = [ask(scene) for _ in range(MAX_SCENES)]
         answers[(first[0].answer if first[0] else None, ask(scene).answer)] += 1
         assert len({q.answer if q else None for q in first}) == 1
     assert answers.keys() == {(NONE, "One."), ("One.", "One."), (None, "One.")}
@@ -126,7 +127,7 @@ def test_places_are_those_seen(scenes):
     for question, _, found, _ in answers:
         color, noun = re.search(rf"the (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})\b", question.text).groups()
         (one,) = [f for f in found if f.shape == noun and color in (None, f.color)]
-        assert question.answer.lower() == f"{place_phrase(place_of(one))}."
+        assert question.answer.lower() == f"{phrase_place(find_place(one))}."
     assert len(answers) > 200 and len({q.answer for q, *_ in answers}) == 9
 
 
@@ -136,9 +137,9 @@ def checks(scenes):
     made = []
     for seed in range(900):
         rng = np.random.default_rng((7, seed))
-        wanted = aim(rng)
+        wanted = draw_aim(rng)
         order = (scenes[i] for i in rng.permutation(len(scenes)))
-        found = ((check(rng, one[0], wanted), *one) for one in order)
+        found = ((make_check(rng, one[0], wanted), *one) for one in order)
         made.append(next(one for one in found if one[0] is not None))
     return made
 
@@ -146,9 +147,9 @@ def checks(scenes):
 def test_what_is_confirmed_is_seen_and_what_is_denied_is_not(checks):
     for made, _, found, ground in checks:
         said = parse(made.words)
-        assert canonical(said) == canonical(made.said)
+        assert canonicalize(said) == canonicalize(made.said)
         assert made.right == (made.answer == YES)
-        assert made.right == (not violations(read(found, ground, said), said)), made
+        assert made.right == (not find_violations(match_detections(found, ground, said), said)), made
     rights = sum(made.right for made, *_ in checks)
     assert 0.45 < rights / len(checks) < 0.55
 
@@ -175,7 +176,7 @@ def test_a_denial_says_what_is_seen_instead(checks):
         elif made.kind == "place":
             color, noun = re.search(r"the (\w+) (\w+) is", truth).groups()
             (one,) = [f for f in found if (f.color, f.shape) == (color, noun)]
-            assert truth.endswith(f"is {place_phrase(place_of(one))}") and asked_for in made.words
+            assert truth.endswith(f"is {phrase_place(find_place(one))}") and asked_for in made.words
         elif made.kind == "missing":
             color, noun = truth.split()[-2:]
             assert not any(f.shape == _NOUN[noun] or f.color == color for f in found)

@@ -16,28 +16,29 @@ from pdgen.sequence.layout import VitSegment
 from pdgen.sequence.segments import record_segments
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, check_grammar, decode_record, encode_record
-from pdgen.shapes.detector import background, detect
+from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import OPERATIONS, PLACES, Entity, SceneGraph, Step
-from pdgen.shapes.instruction import carry_out, instruct
-from pdgen.shapes.lexicon import place_phrase
-from pdgen.shapes.parse import canonical, parse, parse_instruction
-from pdgen.shapes.world import Scene, place, place_of, relations_between, violations
-from pdgen.synthesis.edits import clear
-from pdgen.synthesis.leaks import leak
-from pdgen.synthesis.page import browser_chunk, dataset_page, summarise
+from pdgen.shapes.instruction import apply_instruction, make_instruction
+from pdgen.shapes.lexicon import phrase_place
+from pdgen.shapes.matching import find_violations
+from pdgen.shapes.parse import canonicalize, parse, parse_instruction
+from pdgen.shapes.world import Scene, find_place, find_relations, place_scenes
+from pdgen.synthesis.edits import changes_picture
+from pdgen.synthesis.leaks import find_leak
+from pdgen.synthesis.page import render_chunk, render_dataset, summarise_records
 from pdgen.synthesis.sample import TASKS
-from pdgen.synthesis.settings import Edit, Settings, TextToImage, Understand
+from pdgen.synthesis.settings import DatasetSettings, Edit, TextToImage, Understand
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import make_sample, make_samples
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.exact.painter import ShapesPainter
-from pdgen.teachers.exact.picture_check import check_promises, check_untouched, read
+from pdgen.teachers.exact.picture_check import check_picture, check_unchanged, match_detections
 from pdgen.teachers.exact.writer import RulesWriter
 from tests.support.kept_out import kept_out, of_graph, of_instruction, of_picture, scanned
 
 TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 COUNT = 300
-SETTINGS = Settings(
+SETTINGS = DatasetSettings(
     tasks=dict.fromkeys(TASKS, 0.08) | {"composition": 0.5},
     text_to_image=TextToImage(COUNT),
     understand=Understand(COUNT),
@@ -103,10 +104,13 @@ def test_a_picture_shows_what_its_prompt_asks_for(made):
     for record in made["text_to_image"]:
         prompt, image = record.segments
         asked, picture = parse(prompt.text), pixels(image)
-        assert canonical(asked) == canonical(graph(record.scene["prompt_graph"]))
+        assert canonicalize(asked) == canonicalize(graph(record.scene["prompt_graph"]))
         found = detect(picture)
-        assert check_promises(np.random.default_rng(0), read(found, background(picture), asked), asked) is None
-        assert not leak(prompt.text)
+        assert (
+            check_picture(np.random.default_rng(0), match_detections(found, detect_background(picture), asked), asked)
+            is None
+        )
+        assert not find_leak(prompt.text)
         tasks[record.scene["task"]] += 1
         wordings[record.scene["wording"]] += 1
         stated.update((record.scene["wording"], "place" in entity.attributes) for entity in asked.entities)
@@ -119,7 +123,7 @@ def test_a_picture_shows_what_its_prompt_asks_for(made):
 
 def test_numbers_of_things_come_in_their_shares():
     part = TextToImage(60, things=(0, 0, 1, 0, 0, 3), wordings={"description": 1})
-    settings = Settings(tasks={"composition": 1.0}, text_to_image=part)
+    settings = DatasetSettings(tasks={"composition": 1.0}, text_to_image=part)
     records = make_samples(settings, TEACHERS, "text_to_image", range(60)).records
     counted = collections.Counter(len(detect(pixels(r.segments[1]))) for r in records)
     assert counted.keys() == {3, 6} and counted[6] > 35
@@ -134,13 +138,13 @@ def test_questions_come_in_their_shares(made):
     assert 0.3 < np.mean([r.scene["positive"] for r in checks]) < 0.7
     for record in checks:
         picture, said = pixels(record.segments[0]), graph(record.scene["prompt_graph"])
-        right = not violations(read(detect(picture), background(picture), said), said)
+        right = not find_violations(match_detections(detect(picture), detect_background(picture), said), said)
         assert right == record.scene["positive"] == (record.segments[2].text == "Yes.")
 
 
 def test_numbers_that_are_asked_for_come_equally_often():
     """Zero to six are a seventh each; 0.05 is more than three standard deviations of 600 draws."""
-    settings = Settings(understand=Understand(600, questions={"count": 1.0}))
+    settings = DatasetSettings(understand=Understand(600, questions={"count": 1.0}))
     records = make_samples(settings, TEACHERS, "understand", range(600)).records
     shares = collections.Counter(record.segments[2].text for record in records)
     assert len(shares) == 7 and shares["None."] < 600 / 5
@@ -153,11 +157,11 @@ def test_an_edit_does_what_it_says_and_nothing_else(edits):
         given, prompt, image = record.segments
         old, new = ((p, detect(p)) for p in (pixels(given), pixels(image)))
         for (picture, found), shown in ((old, before), (new, step.graph)):
-            assert check_promises(rng, read(found, background(picture), shown), shown) is None
+            assert check_picture(rng, match_detections(found, detect_background(picture), shown), shown) is None
         assert parse_instruction(prompt.text).operation == step.operation
-        instruction = instruct(before, step)
-        assert canonical(carry_out(before, instruction)) == canonical(step.graph)
-        assert check_untouched(rng, instruction, old, new) is None
+        instruction = make_instruction(before, step)
+        assert canonicalize(apply_instruction(before, instruction)) == canonicalize(step.graph)
+        assert check_unchanged(rng, instruction, old, new) is None
         changed = (old[0] != new[0]).any(-1)
         assert changed.any()
         for one in (*old[1], *new[1]):
@@ -175,7 +179,7 @@ def test_an_edit_does_what_it_says_and_nothing_else(edits):
 @pytest.mark.parametrize("operation", ["move", "swap"])
 def test_what_is_asked_for_is_not_there_yet(operation):
     """As the detector reads the pictures: no given one is as the moved thing should be, every swap is seen."""
-    settings = Settings(edit=Edit(200, operations={operation: 1.0}))
+    settings = DatasetSettings(edit=Edit(200, operations={operation: 1.0}))
     for record in make_samples(settings, TEACHERS, "edit", range(200)).records:
         given, _, image = record.segments
         (step,) = (msgspec.convert(step, Step) for step in record.scene["steps"])
@@ -196,9 +200,9 @@ def _holds(found, whole, entity, stated):
         return [f for f in found if (f.shape, f.color) == (one.noun, one.attributes["color"])]
 
     place = entity.attributes.get("place")
-    places = all(place_of(f) == place for f in like(entity)) if place else True
+    places = all(find_place(f) == place for f in like(entity)) if place else True
     return places and all(
-        r.kind in relations_between(a, b)
+        r.kind in find_relations(a, b)
         for r in stated
         for a in like(whole.find(r.subject))
         for b in like(whole.find(r.reference))
@@ -212,10 +216,10 @@ def test_a_swap_of_things_that_look_alike_is_not_seen():
         for places in (("left", "right"), ("right", "left"))
     )
     swap = Step("swap", (0, 1), after)
-    scenes = place(np.random.default_rng(0), [Step("add", (0, 1), before), swap])
-    assert not clear(swap, *scenes)
+    scenes = place_scenes(np.random.default_rng(0), [Step("add", (0, 1), before), swap])
+    assert not changes_picture(swap, *scenes)
     other = Scene((scenes[0].objects[0], replace(scenes[0].objects[1], color="blue")), scenes[0].background)
-    assert clear(swap, other, scenes[1])
+    assert changes_picture(swap, other, scenes[1])
 
 
 def test_pictures_that_are_only_looked_at_have_no_latents(made):
@@ -235,34 +239,34 @@ def test_pictures_that_are_only_looked_at_have_no_latents(made):
 
 def test_prompts_of_a_file_are_drawn_asked_about_and_edited():
     prompt = "a green square and a blue circle"
-    settings = Settings(text_to_image=TextToImage(2), understand=Understand(2), edit=Edit(2, places=0.0))
+    settings = DatasetSettings(text_to_image=TextToImage(2), understand=Understand(2), edit=Edit(2, places=0.0))
     for subset in SUBSETS:
         for record in make_samples(settings, TEACHERS, subset, range(2), [prompt]).records:
             told = record.scene.get("graph") or record.scene["steps"][-1]["graph"]
-            assert canonical(graph(told)) == canonical(parse(prompt))
+            assert canonicalize(graph(told)) == canonicalize(parse(prompt))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_instructions_say_where_to_add_things(rate):
-    settings = Settings(edit=Edit(40, operations={"add": 1.0}, places=rate))
+    settings = DatasetSettings(edit=Edit(40, operations={"add": 1.0}, places=rate))
     for record in make_samples(settings, TEACHERS, "edit", range(40)).records:
         (step,) = record.scene["steps"]
         added = [e for e in graph(step["graph"]).entities if e.id in step["entities"] and e.count == 1]
         text = record.segments[1].text
         if rate:
-            assert all(place_phrase(e.attributes["place"]) in text for e in added)
+            assert all(phrase_place(e.attributes["place"]) in text for e in added)
         elif not any("place" in e.attributes for e in added):
-            assert not any(place_phrase(place) in text for place in PLACES)
+            assert not any(phrase_place(place) in text for place in PLACES)
 
 
 def test_the_page_of_a_data_set_shows_them(made):
     """An edit counts its operation, a question its kind; what is answered is shown."""
-    summaries = {subset: summarise(records) for subset, records in made.items()}
+    summaries = {subset: summarise_records(records) for subset, records in made.items()}
     assert summaries["understand"].images == {0: COUNT} and summaries["edit"].images == {1: COUNT}
     assert summaries["understand"].tasks.keys() == {*SETTINGS.understand.questions}
     assert summaries["edit"].operations.keys() == {*OPERATIONS}
     facts = {"rejected": {}, "leaks": {"exact": 0, "normalised": 0, "records": []}, "versions": {}}
-    page = dataset_page("base", summaries, facts, {})
+    page = render_dataset("base", summaries, facts, {})
     assert all(subset in page for subset in SUBSETS)
-    chunk = browser_chunk("understand-00000", made["understand"][:1])
+    chunk = render_chunk("understand-00000", made["understand"][:1])
     assert made["understand"][0].segments[2].text in chunk and '"stage":"answer"' in chunk

@@ -9,7 +9,7 @@ from PIL import Image as PilImage
 
 from pdgen.sequence.images import decode_image
 from pdgen.sequence.trajectory import Image
-from pdgen.synthesis.importers.outcome import Skipped
+from pdgen.synthesis.importers.outcome import SkippedSample
 
 COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white")
 
@@ -60,5 +60,5 @@ def seen(record):
 def split(outcomes):
     """(records, skipped) of an importer's outcomes."""
     outcomes = list(outcomes)
-    skipped = [o for o in outcomes if isinstance(o, Skipped)]
-    return [o for o in outcomes if not isinstance(o, Skipped)], skipped
+    skipped = [o for o in outcomes if isinstance(o, SkippedSample)]
+    return [o for o in outcomes if not isinstance(o, SkippedSample)], skipped

@@ -23,7 +23,7 @@ def images(tmp_path):
 def read(images, *lines):
     path = images / "data.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return split(folder.read(path))
+    return split(folder.read_folder(path))
 
 
 BREAKS = "breaks the sequence grammar"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pdgen.sequence.trajectory import check_grammar, parse_refine
-from pdgen.synthesis.importers.genref import from_archive
+from pdgen.synthesis.importers.genref import make_archive_samples
 from pdgen.synthesis.importers.reflection import read_genref
-from pdgen.synthesis.settings import Alignment, Settings, SettingsError
+from pdgen.synthesis.settings import Alignment, DatasetSettings, SettingsError
 from pdgen.synthesis.story import Teachers
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.exact.painter import ShapesPainter
@@ -16,13 +16,13 @@ from tests.support.shapes_records import Trusting
 from tests.synthesis.importers.made import picture, write_tar
 
 GOOD, BAD = (20, 200, 20), (200, 20, 20)
-SETTINGS = Settings(alignment=Alignment(positive=1, negative=2, archive="genref.tar"))
+SETTINGS = DatasetSettings(alignment=Alignment(positive=1, negative=2, archive="genref.tar"))
 
 
 class Seeing(Trusting):
     """Accepts green pictures; says nothing of a prompt with "silence"."""
 
-    def picture(self, plan, picture, previous=None):
+    def judge_picture(self, plan, picture, previous=None):
         if "silence" in plan:
             raise Declined("no answer")
         green = picture[0, 0, 1] > picture[0, 0, 0]
@@ -60,7 +60,7 @@ def archive(tmp_path):
 
 def test_each_sample_takes_the_next_that_will_do(archive):
     outcomes = read_genref(archive)
-    samples = from_archive(SETTINGS, SEEING, outcomes, range(3))
+    samples = make_archive_samples(SETTINGS, SEEING, outcomes, range(3))
     prompts = [r.segments[0].text for r in samples.records]
     assert prompts == ["a dog", "a cow", "a pig"]
     assert samples.rejected == {
@@ -83,29 +83,29 @@ def test_each_sample_takes_the_next_that_will_do(archive):
 
 
 def test_without_a_judge_that_explains_reflections_stand_as_they_are(archive):
-    settings = Settings(alignment=Alignment(positive=0, negative=2, archive="genref.tar"))
+    settings = DatasetSettings(alignment=Alignment(positive=0, negative=2, archive="genref.tar"))
     teachers = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter(), placement=None)
-    samples = from_archive(settings, teachers, read_genref(archive), range(2))
+    samples = make_archive_samples(settings, teachers, read_genref(archive), range(2))
     assert [r.segments[0].text for r in samples.records] == ["a dog", "a cat"]
     assert all(parse_refine(r.segments[3].text) == "Make the dog green." for r in samples.records)
 
 
 def test_an_archive_with_too_few_is_told(archive):
-    settings = Settings(alignment=Alignment(positive=3, negative=6, archive="genref.tar"))
+    settings = DatasetSettings(alignment=Alignment(positive=3, negative=6, archive="genref.tar"))
     with pytest.raises(SettingsError, match=r"genref.tar ends at sample 4 of 9; lower alignment.positive"):
-        from_archive(settings, SEEING, read_genref(archive), range(9))
+        make_archive_samples(settings, SEEING, read_genref(archive), range(9))
 
 
 def test_pictures_reach_the_judge_as_pixels(archive):
     seen = []
 
     class Looking(Seeing):
-        def picture(self, plan, picture, previous=None):
+        def judge_picture(self, plan, picture, previous=None):
             seen.append(picture)
-            return super().picture(plan, picture, previous)
+            return super().judge_picture(plan, picture, previous)
 
     teachers = Teachers(ShapesPainter(32), Looking(), RulesWriter(), placement=None, judge_explains=True)
-    from_archive(SETTINGS, teachers, read_genref(archive), range(1))
+    make_archive_samples(SETTINGS, teachers, read_genref(archive), range(1))
     (only,) = seen
     assert only.shape == (6, 8, 3) and only.dtype == np.uint8
     assert np.abs(only.astype(int) - BAD).max() < 20

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pdgen.data.records import RecordSource, broken_records
+from pdgen.data.records import RecordSource, find_broken_records
 from pdgen.files import FolderError
 from pdgen.synthesis.importers import FORMATS, ImporterError, import_dataset
 from pdgen.synthesis.importers.outcome import NAMED
@@ -48,7 +48,7 @@ def test_every_format_round_trips(tmp_path, name):
     assert read.subsets == {name: [range(5)]}
     assert [file.name for file in dataset.files] == [f"{name}-{n:05d}.array_record" for n in range(3)]
     assert dataset.facts == {"imported": 5, "skipped": {}} and tally.skipped == {}
-    assert list(broken_records(tmp_path / "data")) == []
+    assert list(find_broken_records(tmp_path / "data")) == []
 
 
 def test_skipped_samples_are_counted_and_the_first_named(tmp_path):

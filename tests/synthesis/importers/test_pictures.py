@@ -10,7 +10,7 @@ import pytest
 
 from pdgen.sequence.images import decode_image
 from pdgen.synthesis.importers import pictures
-from pdgen.synthesis.importers.outcome import Refused
+from pdgen.synthesis.importers.outcome import RefusedSample
 from pdgen.synthesis.importers.pictures import to_png
 
 from .made import picture
@@ -84,7 +84,7 @@ def test_turned_photographs_stand_upright(format):
 def test_truncated_files_are_refused(format, kept):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     data = stored(PIL.Image.fromarray(noise), format)
-    with pytest.raises(Refused, match=r"image\[3\]: ") as fault:
+    with pytest.raises(RefusedSample, match=r"image\[3\]: ") as fault:
         to_png(data[: int(len(data) * kept)], "image[3]")
     assert fault.value.reason == "unreadable picture"
 
@@ -100,7 +100,7 @@ def test_truncated_files_are_refused(format, kept):
     ],
 )
 def test_what_is_no_picture_is_refused(value, reason, words):
-    with pytest.raises(Refused, match=words) as fault:
+    with pytest.raises(RefusedSample, match=words) as fault:
         to_png(value, "it")
     assert fault.value.reason == reason
 
@@ -110,11 +110,11 @@ def test_too_large_pictures_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 200)
     assert to_png(data, "it") is data
     monkeypatch.setattr(pictures, "MAX_PIXELS", 199)
-    with pytest.raises(Refused, match="it has 20 x 10 pixels, at most 199") as fault:
+    with pytest.raises(RefusedSample, match="it has 20 x 10 pixels, at most 199") as fault:
         to_png(data[:60], "it")  # the header alone
     assert fault.value.reason == "picture too large"
     header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     bomb = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    with pytest.raises(Refused) as fault:
+    with pytest.raises(RefusedSample) as fault:
         to_png(bomb, "it")
     assert fault.value.reason == "picture too large"

@@ -5,7 +5,7 @@ import pytest
 
 from pdgen.sequence.trajectory import parse_plan
 from pdgen.shapes import language
-from pdgen.shapes.parse import canonical, parse, parse_instruction
+from pdgen.shapes.parse import canonicalize, parse, parse_instruction
 from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import TeacherError, Writer
 from tests.support.stories import story
@@ -23,9 +23,9 @@ def test_prompts_and_descriptions_are_reworded():
     same = total = 0
     for seed in range(200):
         rng, told = story(seed)
-        for text in (language.prompt(rng, told.asked, told.task), language.description(rng, told.asked)):
+        for text in (language.write_prompt(rng, told.asked, told.task), language.write_description(rng, told.asked)):
             other = WRITER.rewrite(text, seed)
-            assert canonical(parse(other)) == canonical(told.asked), text
+            assert canonicalize(parse(other)) == canonicalize(told.asked), text
             assert other == WRITER.rewrite(text, seed)
             total += 1
             same += other == text
@@ -36,15 +36,15 @@ def test_plans_are_reworded_between_their_tags():
     for seed in range(200):
         rng, told = story(seed)
         for before, step in told.pairs():
-            text = language.plan(rng, before, step)
+            text = language.write_plan(rng, before, step)
             other = WRITER.rewrite(text, seed)
             ins, des = parse_plan(text)
             new_ins, new_des = parse_plan(other)
             assert other != text
-            assert canonical(parse(new_des)) == canonical(parse(des))
+            assert canonicalize(parse(new_des)) == canonicalize(parse(des))
             old, new = parse_instruction(ins), parse_instruction(new_ins)
             assert (old.operation, old.changes) == (new.operation, new.changes)
-            assert canonical(old.graph) == canonical(new.graph)
+            assert canonicalize(old.graph) == canonicalize(new.graph)
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_the_kind_of_text_is_kept():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         starts = ("The picture shows", "Now the picture shows", "There ")
-        assert WRITER.rewrite(language.description(rng, graph), seed).startswith(starts)
+        assert WRITER.rewrite(language.write_description(rng, graph), seed).startswith(starts)
         assert not WRITER.rewrite("a red star and a ring", seed).startswith(starts)

@@ -15,7 +15,7 @@ from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER, AutoencoderConfig
 from pdgen.models import autoencoder as model
 from pdgen.shapes.painter import paint
-from pdgen.shapes.world import MAX_OBJECTS, random_scene
+from pdgen.shapes.world import MAX_OBJECTS, sample_scene
 from pdgen.train.release import autoencoder as training
 
 SMALL = AutoencoderConfig(channels=32, multipliers=(1,), num_blocks=1, z_channels=2, scale_factor=0.5, shift_factor=0.3)
@@ -25,7 +25,7 @@ SETTINGS = training.Settings(steps=40, decoder_share=0.25, batch_size=8, learnin
 def random_pictures(seed: int, count: int, size: int, shrink: int = 1) -> np.ndarray:
     """Scenes of 1 to 6 objects that no config's seeds draw, of ``size`` / ``shrink`` pixels."""
     rngs = [np.random.default_rng((seed, 1000, i)) for i in range(count)]
-    scenes = [random_scene(rng, 1 + i % MAX_OBJECTS) for i, rng in enumerate(rngs)]
+    scenes = [sample_scene(rng, 1 + i % MAX_OBJECTS) for i, rng in enumerate(rngs)]
     return np.stack([np.asarray(PIL.Image.fromarray(paint(scene, size)).reduce(shrink)) for scene in scenes])
 
 
