@@ -13,8 +13,8 @@ from pdgen.config import ComputeConfig
 from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
 from pdgen.sharding import RULES, has_mesh, make_mesh
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.state import StepConfig, TrainState, start_state, state_shardings
-from pdgen.train.step import compiled_step, run_key
+from pdgen.train.state import StepConfig, TrainState, make_state, state_shardings
+from pdgen.train.step import jit_step, make_run_key
 from tests.support.small import CONFIG, SWITCHES, shaken_params
 
 ROWS = 8
@@ -72,7 +72,7 @@ class Result(NamedTuple):
 def compile_step(config, *inputs):
     """The compiled step. Half the optimisation, half the time: each program runs a few times at most."""
     options = {"xla_backend_optimization_level": 0}
-    return compiled_step(config).lower(*inputs).compile(compiler_options=options)
+    return jit_step(config).lower(*inputs).compile(compiler_options=options)
 
 
 def after_one_step(config, mesh_shape=None, params=None, adapters=None, ready=lambda: None):
@@ -84,7 +84,7 @@ def after_one_step(config, mesh_shape=None, params=None, adapters=None, ready=la
     params = shaken_params() if params is None else params
 
     def start(params, adapters):
-        state = start_state(config, params, jax.random.key(0))
+        state = make_state(config, params, jax.random.key(0))
         return state if adapters is None else dataclasses.replace(state, trained=adapters)
 
     if mesh_shape is None:
@@ -97,7 +97,7 @@ def after_one_step(config, mesh_shape=None, params=None, adapters=None, ready=la
     with jax.set_mesh(mesh):
         shardings = state_shardings(config, mesh)
         state = jax.jit(start, out_shardings=shardings)(params, adapters)
-        inputs = state, _own_rows(make_batch(), mesh), run_key(KEY, mesh)
+        inputs = state, _own_rows(make_batch(), mesh), make_run_key(KEY, mesh)
         program = compile_step(config, *inputs)
         ready()
         state, metrics = program(*inputs)

@@ -19,7 +19,7 @@ def main(number, port, folder):
     assert jax.process_count() == 2 and len(jax.local_devices()) == 4
     ready = [pathlib.Path(folder, f"{process}.ready") for process in range(2)]
 
-    def meet():
+    def barrier():
         """Waits for the other to have compiled: on a busy machine that takes longer than a collective waits."""
         ready[int(number)].touch()
         end = time.monotonic() + PATIENCE
@@ -28,7 +28,7 @@ def main(number, port, folder):
             time.sleep(0.05)
 
     with jax.default_matmul_precision("highest"):
-        result = after_one_step(dataclasses.replace(STEP, accumulate=ACCUMULATE), MESH, ready=meet)
+        result = after_one_step(dataclasses.replace(STEP, accumulate=ACCUMULATE), MESH, ready=barrier)
     for part in ("metrics", "gradients", "updated"):
         np.savez(pathlib.Path(folder, f"{number}.{part}.npz"), **getattr(result, part))
 

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS
-from pdgen.train.checkpoint import Checkpoints, meet
+from pdgen.train.checkpoint import Checkpoints, barrier
 from pdgen.train.stop import StopSignals
 from tests.train.test_checkpoint import KERNEL, abstract, assert_state, flip, shardings, state_at
 
@@ -26,7 +26,7 @@ def main(number, port, folder):
         checkpoints.finish()
     if number == 0:
         flip(folder / CHECKPOINTS / "2" / KERNEL)
-    meet()
+    barrier()
     with Checkpoints(folder, 2, 0, lines.append) as checkpoints:
         found = checkpoints.restore(abstract(), places)
     assert_state(multihost_utils.process_allgather(found, tiled=True), 1)
@@ -40,7 +40,7 @@ def left_after(number):
             if step == 3 and number == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
-            if signals.asked(step):
+            if signals.poll(step):
                 return step
     return 0
 

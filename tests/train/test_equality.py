@@ -60,7 +60,7 @@ def test_accumulation(mesh, accumulate, reference):
 
 
 def test_two_processes(reference, tmp_path):
-    """Four devices each, parameters split over both, two micro-batches; they meet on localhost."""
+    """Four devices each, parameters split over both, two micro-batches; they barrier on localhost."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])

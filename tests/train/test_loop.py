@@ -19,8 +19,8 @@ from pdgen.models import bagel
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train import loop
-from pdgen.train.monitor.meter import TIMED, Meter
-from pdgen.train.monitor.watch import cut
+from pdgen.train.monitor.meter import TIMING_METRICS, Meter
+from pdgen.train.monitor.run_monitor import truncate_log
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from pdgen.train.stop import Stopped
@@ -72,7 +72,7 @@ def whole(run, tmp_path_factory):
 def _lines(workdir, name="metrics.jsonl"):
     rows = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # none twice
-    return {row["step"]: {k: v for k, v in row.items() if k not in TIMED} for row in rows}
+    return {row["step"]: {k: v for k, v in row.items() if k not in TIMING_METRICS} for row in rows}
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_export_holds_the_last_parameters(whole, run):
 @pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkeypatch):
     """Lost after step 6, of which step 4 was saved; stopped by SIGTERM after step 10, which saves that step."""
-    original, lines = Meter.line, []
+    original, lines = Meter.measure, []
     before = signal.getsignal(signal.SIGTERM)
 
     def live(last, leave):
@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
                 leave()
             return line
 
-        monkeypatch.setattr(Meter, "line", interrupt)
+        monkeypatch.setattr(Meter, "measure", interrupt)
         return _train(run, tmp_path, lines.append)
 
     def lose():
@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         live(6, lose)
-    with pytest.raises(Stopped, match=r"SIGTERM: saved step 10 of 12 to .*; start again to go on"):
+    with pytest.raises(Stopped, match=r"SIGTERM: saved step 10 of 12 to .*; start again to resume"):
         live(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) == before
     export = live(0, lose)
@@ -148,10 +148,10 @@ def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
 
 def test_metrics_after_the_restored_step_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    cut(path, 3)
+    truncate_log(path, 3)
     assert not path.exists()
     path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
-    cut(path, 3)
+    truncate_log(path, 3)
     assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
 
 
@@ -177,7 +177,7 @@ def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
 @pytest.mark.slow
 def test_the_step_loop_transfers_nothing_unasked(run, tmp_path, monkeypatch):
     """A step that is given a host's array, for which the device would have to wait, raises."""
-    monkeypatch.setattr(loop, "compiled_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
+    monkeypatch.setattr(loop, "jit_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         _train(dataclasses.replace(run, held_out=0), tmp_path)
 

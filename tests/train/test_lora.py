@@ -14,8 +14,8 @@ from pdgen.config import BAGEL_7B
 from pdgen.models import bagel
 from pdgen.models.lora import merge
 from pdgen.sharding import RULES
-from pdgen.train.lora import LoraConfig, adapter_spec
-from pdgen.train.state import model_params, start_state, trained_factors
+from pdgen.train.lora import LoraConfig, declare_adapters
+from pdgen.train.state import combine_params, find_trained, make_state
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import STEP, after_one_step, flat
 
@@ -36,7 +36,7 @@ MATRICES = {
 
 
 def names_of_adapted():
-    return sorted({name.rpartition("/")[0] for name in trained_factors(CONFIG_LORA)})
+    return sorted({name.rpartition("/")[0] for name in find_trained(CONFIG_LORA)})
 
 
 def as_matrix(name, leaf, part):
@@ -55,7 +55,8 @@ def as_matrix(name, leaf, part):
 def random_adapters():
     rng = np.random.default_rng(0)
     shapes = {
-        n: leaf.shape for n, leaf in traverse_util.flatten_dict(adapter_spec(LORA, bagel.spec(CONFIG)), sep="/").items()
+        n: leaf.shape
+        for n, leaf in traverse_util.flatten_dict(declare_adapters(LORA, bagel.spec(CONFIG)), sep="/").items()
     }
     values = {name: 0.2 * rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     return traverse_util.unflatten_dict(values, sep="/")
@@ -69,7 +70,7 @@ def test_all_linear_kernels_of_both_experts_are_adapted():
 
 def test_sizes_and_sharding_of_the_7b_adapters():
     """r (inputs + outputs) values a layer; A lies as the kernel's inputs, B as its outputs."""
-    spec = traverse_util.flatten_dict(adapter_spec(LoraConfig(rank=16), bagel.spec(BAGEL_7B)), sep="/")
+    spec = traverse_util.flatten_dict(declare_adapters(LoraConfig(rank=16), bagel.spec(BAGEL_7B)), sep="/")
     width, mlp, keys = 3584, 18944, 512
     per_layer = 2 * (width + width) + 2 * (width + keys) + 3 * (width + mlp)
     assert sum(np.prod(leaf.shape) for leaf in spec.values()) == 2 * 28 * 16 * per_layer
@@ -94,8 +95,8 @@ def test_merging_adds_the_dense_product():
 def test_training_starts_at_the_model():
     """B is zero, A uniform in +-1 / sqrt(inputs)."""
     params = shaken_params()
-    state = start_state(CONFIG_LORA, jax.tree.map(jnp.asarray, params), jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, model_params(CONFIG_LORA, state.trained, state.frozen), params)
+    state = make_state(CONFIG_LORA, jax.tree.map(jnp.asarray, params), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, combine_params(CONFIG_LORA, state.trained, state.frozen), params)
     for name, leaf in flat(state.trained).items():
         bound = 1 / np.sqrt(MATRICES[name.split("/")[-3]][1])
         assert not leaf.any() if name.endswith("/b") else 0.7 * bound < np.abs(leaf).max() <= bound
@@ -133,7 +134,7 @@ def test_a_step_changes_the_adapters_alone(stepped):
 
 def test_the_model_that_a_mesh_holds_is_merged(stepped):
     params, _, _, result = stepped
-    whole = jax.jit(functools.partial(model_params, CONFIG_LORA))(result.state.trained, result.state.frozen)
+    whole = jax.jit(functools.partial(combine_params, CONFIG_LORA))(result.state.trained, result.state.frozen)
     expected = merge(params, jax.tree.map(np.asarray, result.state.trained), SCALE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), whole, expected)
 
@@ -142,20 +143,20 @@ def test_a_base_in_bfloat16_stays_so_and_its_adapters_are_float32():
     compute = dataclasses.replace(STEP.compute, dtype="bfloat16", param_dtype="bfloat16")
     config = dataclasses.replace(CONFIG_LORA, compute=compute)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), shaken_params())
-    state = start_state(config, params, jax.random.key(0))
+    state = make_state(config, params, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
-    whole = model_params(config, state.trained, state.frozen)
+    whole = combine_params(config, state.trained, state.frozen)
     assert {leaf.dtype for leaf in jax.tree.leaves(whole)} == {jnp.dtype("bfloat16")}
 
 
 def test_faults():
     with pytest.raises(ValueError, match=r"lora.kernels 'languag/.\*' matches no linear kernel; there are: language"):
-        adapter_spec(LoraConfig(rank=2, kernels="languag/.*"), bagel.spec(CONFIG))
+        declare_adapters(LoraConfig(rank=2, kernels="languag/.*"), bagel.spec(CONFIG))
     with pytest.raises(ValueError, match=r"rank -1 and alpha 16.0"):
         LoraConfig(rank=-1)
     with pytest.raises(ValueError, match=r"lora.kernels '\*' is no regular expression"):
         LoraConfig(kernels="*")
     half = dataclasses.replace(STEP.optimizer, factors=((".*/a", 0.0), (".*/b", 1.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze an adapter; narrow lora.kernels instead"):
-        trained_factors(dataclasses.replace(CONFIG_LORA, optimizer=half))
+        find_trained(dataclasses.replace(CONFIG_LORA, optimizer=half))

@@ -24,7 +24,7 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, Text
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preflight import MAY_CHANGE, claimed, mesh_shape, preflight
+from pdgen.train.preflight import CHANGEABLE_KEYS, claim_workdir, preflight, resolve_mesh_shape
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from tests.data.small_records import records
 
@@ -45,7 +45,7 @@ def run(data):
 
 def check(run, workdir):
     checked = preflight(run, workdir, jax.devices()[:DEVICES])
-    with claimed(run, workdir, print):
+    with claim_workdir(run, workdir, print):
         return checked
 
 
@@ -88,7 +88,7 @@ def test_a_good_run_passes_and_claims_its_folder(run, tmp_path):
     checked = check(run, tmp_path / "run")
     assert tuple(checked.mesh.shape.values()) == (1, 8, 1)
     assert checked.base.config == NANO and len(checked.source) == 20
-    assert checked.step == run.step(NANO)
+    assert checked.step == run.step_config(NANO)
     text = (tmp_path / "run" / "config.json").read_text()
     assert read_run_config(json.loads(text)) == run
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "lock"]
@@ -98,7 +98,7 @@ def test_a_good_run_passes_and_claims_its_folder(run, tmp_path):
     ("mesh", "expected"), [((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)), ((-1, 2, 1), (4, 2, 1))]
 )
 def test_a_mesh_is_filled_up(run, mesh, expected):
-    assert mesh_shape(dataclasses.replace(run, mesh=mesh), DEVICES) == expected
+    assert resolve_mesh_shape(dataclasses.replace(run, mesh=mesh), DEVICES) == expected
 
 
 @pytest.mark.parametrize("mesh", [(1, 4, 1), (3, -1, 1), (2, 2, 4)])
@@ -230,7 +230,7 @@ def test_the_folder_of_another_run(run, tmp_path):
 
 def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
     check(run, tmp_path / "run")
-    numbers = {key: getattr(run, key) + 1 for key in MAY_CHANGE if type(getattr(run, key)) is int}
+    numbers = {key: getattr(run, key) + 1 for key in CHANGEABLE_KEYS if type(getattr(run, key)) is int}
     assert {"accumulate", "save_every", "keep", "log_every", "workers"} <= set(numbers)
     changed = dataclasses.replace(run, mesh=(2, 2, 2), prompts=("a circle",), **numbers)
     assert check(changed, tmp_path / "run").mesh.shape["tensor"] == 2

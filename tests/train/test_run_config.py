@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from pdgen.train.lora import LoraConfig
-from pdgen.train.run_config import RunError, read_run_config, run_json
+from pdgen.train.run_config import RunError, read_run_config, run_to_json
 from tests.support.small import CONFIG
 
 NEEDED = {"data": "d", "num_steps": 7, "rows": 4, "budgets": {"text": 1, "vit": 1, "vae": 1}}
@@ -24,12 +24,12 @@ def test_the_keys_of_a_step_reach_it():
     values.lora = ml_collections.ConfigDict({"rank": 4, "alpha": 8.0, "kernels": ".*"})
     values.compute = ml_collections.ConfigDict({"dtype": "bfloat16", "param_dtype": "bfloat16"})
     run = read_run_config(values.to_dict())
-    step = run.step(CONFIG)
+    step = run.step_config(CONFIG)
     assert (step.model, step.compute, step.num_steps) == (CONFIG, run.compute, 7)
     assert (step.ce_weight, step.accumulate, step.lora) == (0.25, 2, LoraConfig(4, 8.0, ".*"))
     assert step.optimizer.factors == FACTORS and step.optimizer.nu_dtype == "bfloat16"
-    assert step.lora.scale == 2 and run.loader.balance_texts and run.loader.draws == 3
-    assert read_run_config(json.loads(run_json(run))) == run
+    assert step.lora.scale == 2 and run.loader_config.balance_texts and run.loader_config.draws == 3
+    assert read_run_config(json.loads(run_to_json(run))) == run
 
 
 def test_a_key_that_the_file_leaves_out_is_a_flag(tmp_path):
@@ -41,10 +41,10 @@ def test_a_key_that_the_file_leaves_out_is_a_flag(tmp_path):
     code = """
 import sys
 from pdgen.cli import parse
-from pdgen.train.run_config import define_run_config, read_run_config, run_json
+from pdgen.train.run_config import define_run_config, read_run_config, run_to_json
 config = define_run_config("Some file.")
 parse(sys.argv)
-print(run_json(read_run_config(config.value.to_dict())))
+print(run_to_json(read_run_config(config.value.to_dict())))
 """
 
     def read(*flags):

@@ -7,23 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.train.spikes import DECAY, judge, start_spikes
-from pdgen.train.state import start_state
+from pdgen.train.spikes import DECAY, detect_spike, init_spike_state
+from pdgen.train.state import make_state
 from tests.support.small import shaken_params
 from tests.train.cases import KEY, STEP, compile_step, make_batch
 
 
 def judged(losses, grad_norms, factor=2.0):
     """Whether each of the steps is a spike, and the averages after the last."""
-    spikes, found = start_spikes(factor), []
+    spikes, found = init_spike_state(factor), []
     for step, values in enumerate(zip(losses, grad_norms)):
-        spike, spikes = judge(factor, spikes, jnp.int32(step), *map(jnp.float32, values))
+        spike, spikes = detect_spike(factor, spikes, jnp.int32(step), *map(jnp.float32, values))
         found.append(bool(spike))
     return found, {name: float(value) for name, value in spikes.items()}
 
 
 def test_none_is_left_out_by_factor_0():
-    assert start_spikes(0.0) == {}
+    assert init_spike_state(0.0) == {}
 
 
 def test_spikes_of_loss_and_of_gradient():
@@ -51,7 +51,7 @@ def test_a_loss_that_stays_high_is_accepted_in_time():
 def step():
     """(loss and gradient's average before) to (state before, state after, metrics) of one step."""
     config = dataclasses.replace(STEP, spike_factor=2.0, optimizer=dataclasses.replace(STEP.optimizer, ema_decay=0.5))
-    start = jax.jit(lambda params: start_state(config, params, jax.random.key(0)))
+    start = jax.jit(lambda params: make_state(config, params, jax.random.key(0)))
     first, batch, key = start(shaken_params()), make_batch(), jax.random.key(KEY)
     program = compile_step(config, first, batch, key)
 

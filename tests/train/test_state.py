@@ -11,7 +11,7 @@ from flax import traverse_util
 from jax.extend import core
 
 from pdgen.models import bagel
-from pdgen.train.state import abstract_state, model_params, trained_factors
+from pdgen.train.state import abstract_state, combine_params, find_trained
 from pdgen.train.step import train_step
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import KEY, OPTIMIZER, STEP, after_one_step, flat, make_batch
@@ -55,7 +55,7 @@ def part():
 def test_everything_but_the_fixed_tables_is_trained_by_default():
     names = set(traverse_util.flatten_dict(bagel.spec(CONFIG), sep="/"))
     fixed = {f"{table}/table" for table in bagel.FIXED_TABLES}
-    assert trained_factors(STEP) == dict.fromkeys(names - fixed, 1.0)
+    assert find_trained(STEP) == dict.fromkeys(names - fixed, 1.0)
     assert set(traverse_util.flatten_dict(abstract_state(STEP).frozen, sep="/")) == fixed
 
 
@@ -100,7 +100,7 @@ def test_moments_and_average_are_kept_in_their_dtypes(part):
 
 def test_the_whole_model_with_what_is_trained_or_its_average(part):
     for trained in (part.state.trained, part.state.ema):
-        whole = flat(model_params(PARTLY, trained, part.state.frozen))
+        whole = flat(combine_params(PARTLY, trained, part.state.frozen))
         assert whole.keys() == flat(shaken_params()).keys()
         for name, leaf in (flat(trained) | flat(part.state.frozen)).items():
             np.testing.assert_array_equal(whole[name], leaf)
@@ -159,8 +159,8 @@ def test_bfloat16_compute_with_float32_parameters(everything):
 
 def test_faults():
     with pytest.raises(ValueError, match=r"by no rule: vision/patch_embedding/kernel, .*; rules without a match: 'vi'"):
-        trained_factors(with_factors(("vi", 0.0), ("language/.*", 1.0)))
+        find_trained(with_factors(("vi", 0.0), ("language/.*", 1.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze every parameter"):
-        trained_factors(with_factors((".*", 0.0)))
+        find_trained(with_factors((".*", 0.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze every parameter"):
-        trained_factors(with_factors((".*/table", 1.0), ("(?!.*/table).*", 0.0)))
+        find_trained(with_factors((".*/table", 1.0), ("(?!.*/table).*", 0.0)))

@@ -22,9 +22,9 @@ from pdgen.train.loss import (
     total_loss,
 )
 from pdgen.train.monitor.flops import model_flops
-from pdgen.train.monitor.metrics import loss_metrics, present
-from pdgen.train.state import abstract_state, start_state
-from pdgen.train.step import gradients, train_step
+from pdgen.train.monitor.metrics import drop_absent, loss_metrics
+from pdgen.train.state import abstract_state, make_state
+from pdgen.train.step import compute_gradients, train_step
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, flat, make_batch
 
@@ -119,7 +119,7 @@ def test_losses_by_kind_and_band(params, batch, reference):
 @pytest.mark.slow
 def test_training_lowers_the_loss(params, batch):
     """Eight packs seen thirty times; the fixed position tables stay as they are."""
-    state, losses = jax.jit(functools.partial(start_state, STEP))(params, jax.random.key(0)), []
+    state, losses = jax.jit(functools.partial(make_state, STEP))(params, jax.random.key(0)), []
     step = compile_step(STEP, state, batch, jax.random.key(KEY))
     for _ in range(30):
         state, metrics = step(state, batch, jax.random.key(KEY))
@@ -149,7 +149,7 @@ def test_loss_by_kind_and_band():
     made = sums([12, 0, 0, 3, 0], [4, 0, 0, 1, 0], [0, 10, 0, 2], [0, 5, 0, 1])
     metrics = {name: float(value) for name, value in loss_metrics(made, ce_weight=0.5).items()}
     assert (metrics["loss"], metrics["ce"], metrics["mse"]) == (3.5, 3, 2)
-    shown = present(metrics)
+    shown = drop_absent(metrics)
     kinds = {"ce_plan": 3, "ce_switch": 3, "mse_1": 2, "mse_3": 2}
     weights = {"ce_plan": 4, "ce_switch": 1, "mse_1": 5, "mse_3": 1, "ce": 5, "mse": 6}
     means = {"loss": 3.5, "ce": 3, "mse": 2}
@@ -158,7 +158,7 @@ def test_loss_by_kind_and_band():
 
 def test_a_batch_without_targets_of_a_kind_adds_nothing():
     metrics = loss_metrics(sums([0] * 5, [0] * 5, [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
-    assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(present(metrics))
+    assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(drop_absent(metrics))
 
 
 def test_weights_that_sum_to_less_than_one_still_make_a_mean():
@@ -219,7 +219,7 @@ def test_streams_without_tokens(budgets):
 def test_rows_that_do_not_divide():
     shapes = abstract_state(STEP), pack_shapes(Budgets(40, 0, 0), CONFIG, ROWS), jax.random.key(KEY)
     with pytest.raises(ValueError, match="a batch of 8 rows does not divide into accumulate = 3 micro-batches"):
-        jax.eval_shape(functools.partial(gradients, dataclasses.replace(STEP, accumulate=3)), *shapes)
+        jax.eval_shape(functools.partial(compute_gradients, dataclasses.replace(STEP, accumulate=3)), *shapes)
 
 
 def plain_cross_entropy(params, hidden, targets):

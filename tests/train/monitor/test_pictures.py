@@ -15,7 +15,7 @@ from pdgen.sample.text import TextSettings
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.sharding import make_mesh, parameter_shardings
-from pdgen.train.monitor.pictures import Pictures
+from pdgen.train.monitor.pictures import PictureSampler
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
 
@@ -51,7 +51,7 @@ def fresh(base):
 def drawn(run, base, fresh, tmp_path_factory):
     """(workdir, what draws into it, lines it said) after two steps of a run on two devices."""
     workdir, lines = tmp_path_factory.mktemp("run"), []
-    pictures = Pictures(run, workdir, lines.append, base, SETTINGS)
+    pictures = PictureSampler(run, workdir, lines.append, base, SETTINGS)
     with jax.set_mesh(MESH):
         pictures(2, fresh)
         pictures(4, jax.tree.map(lambda leaf: 1.1 * leaf, fresh))
@@ -89,15 +89,15 @@ def test_later_steps_compile_nothing_and_replace_what_a_lost_run_drew(drawn, fre
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_what_cannot_be_written_is_said_and_the_run_goes_on(run, base, fresh, drawn, tmp_path):
+def test_what_cannot_be_written_is_said_and_the_run_continues(run, base, fresh, drawn, tmp_path):
     (tmp_path / "pictures").write_text("no folder")
     lines = []
-    pictures = Pictures(run, tmp_path, lines.append, base, SETTINGS)
+    pictures = PictureSampler(run, tmp_path, lines.append, base, SETTINGS)
     pictures._sampler = drawn[1]._sampler  # compiled already
     with jax.set_mesh(MESH):
         pictures(2, fresh)
     (line,) = lines
-    assert line.startswith("step 2: no pictures (") and line.endswith("; the run goes on")
+    assert line.startswith("step 2: no pictures (") and line.endswith("; the run continues")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
@@ -105,13 +105,13 @@ def test_what_cannot_be_written_is_said_and_the_run_goes_on(run, base, fresh, dr
     ("prompts", "words"),
     [
         (("a", " "), r"prompts\[1\] is empty"),
-        (("red " * 40,), r"prompts\[0\] has \d+ tokens, at most 16 are drawn from"),
+        (("red " * 40,), r"prompts\[0\] has \d+ tokens, expected at most 16"),
     ],
 )
 def test_prompts_are_checked_before_anything_is_drawn(run, base, tmp_path, prompts, words):
     changed = RunConfig(**{**vars(run), "prompts": prompts})
     with pytest.raises(RunError, match=words):
-        Pictures(changed, tmp_path, print, base, SETTINGS)
+        PictureSampler(changed, tmp_path, print, base, SETTINGS)
 
 
 def test_pictures_need_prompts(run):
