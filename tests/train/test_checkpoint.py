@@ -6,9 +6,6 @@ import json
 import os
 import re
 import resource
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ from pdgen.train import checkpoint
 from pdgen.train.checkpoint import Checkpoints
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
+from tests.train.two_processes import run_two_processes
 
 SPEC = PartitionSpec("fsdp", "tensor")
 
@@ -208,7 +206,7 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
         checkpoints.wait()
         assert finished_steps(checkpoints.folder) == [1]
         assert lines == [
-            f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run goes on and tries "
+            f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run continues and tries "
             "again at the next save"
         ]
         full_disk(None)
@@ -231,28 +229,8 @@ def test_a_last_save_that_fails_ends_the_run(tmp_path, full_disk):
 
 def test_two_processes(tmp_path):
     """Each writes its shards; a flipped byte is seen by both; SIGTERM of one stops both after the same step."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.saves_in_two", str(number), port, str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    first, second = (json.loads(output[0].splitlines()[-1]) for output in outputs)
-    assert first["left"] == second["left"] >= 3
+    first, second = (json.loads(output.splitlines()[-1]) for output in run_two_processes("save", tmp_path))
+    assert first["stopped_after"] == second["stopped_after"] >= 3
     assert first["lines"] == second["lines"]
     assert [line.partition(": ")[2] for line in first["lines"][:1]] == [
         f"step 2 is damaged, {KERNEL} has changed since it was written; set aside as 2.damaged, the one before is used"

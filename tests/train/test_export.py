@@ -1,4 +1,4 @@
-"""From a run's checkpoints to a pdgen checkpoint and a BAGEL folder, and the one way to them from a path."""
+"""From a run's checkpoints to a pdgen checkpoint and a BAGEL folder, and a workdir that is loaded like a checkpoint."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ import pytest
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.both_ways import to_bagel
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.load import digest_of, find, load, load_autoencoder
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
@@ -21,7 +22,7 @@ from pdgen.config import NANO
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.checkpoint import Checkpoints
-from pdgen.train.export import export_checkpoint, export_step, open_weights, resolve_init
+from pdgen.train.export import export_checkpoint, export_newest, export_step, open_weights, resolve_init
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, run_to_json
@@ -172,3 +173,33 @@ def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
     (folder / CHECKPOINTS / "3" / "trained.connector.fc1.kernel").rename(tmp_path / "elsewhere")
     missing = line(CheckpointError, export_step, folder, tmp_path / "x", 3, "raw")
     assert "trained.connector.fc1.kernel: cannot be opened" in missing
+
+
+def list_files(folder):
+    """Paths and modification times of all that is in a folder."""
+    return sorted((str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
+def test_a_workdir_is_read_as_its_export_would_be(workdir, changes):
+    """Values, name and digest; the digest is the export's, so that what was sampled from it goes on."""
+    folder = workdir(3, **changes)
+    before = list_files(folder)
+    loaded = load(folder)
+    assert list_files(folder) == before
+    assert loaded.name == str(folder / CHECKPOINTS / "3")
+    assert load(loaded.name).digest == digest_of(find(folder)) == loaded.digest
+    jax.tree.map(np.testing.assert_array_equal, load_autoencoder(folder)[1], loaded.params["autoencoder"])
+    export_newest(folder, lambda line: None)
+    exported = load(folder)
+    assert (exported.name, exported.digest) == (str(folder / EXPORT), loaded.digest)
+    assert exported.config == loaded.config
+    jax.tree.map(np.testing.assert_array_equal, exported.params, loaded.params)
+
+
+def test_a_damaged_step_that_is_named_is_refused(workdir):
+    folder = workdir(3)
+    step = folder / CHECKPOINTS / "3"
+    next(path for path in step.rglob("0") if path.is_file() and path.stat().st_size > 4).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"the step is damaged, .* has 0 bytes, .*; name an older one"):
+        load(step)

@@ -1,4 +1,4 @@
-"""The training step: sums that add up, draws that follow the pack and nothing else, losses in chunks."""
+"""The training step: sums that add up, draws that depend on the pack alone, chunked losses, and equality on all meshes."""
 
 import dataclasses
 import functools
@@ -26,7 +26,8 @@ from pdgen.train.monitor.metrics import drop_absent, loss_metrics
 from pdgen.train.state import abstract_state, make_state
 from pdgen.train.step import compute_gradients, train_step
 from tests.support.small import CONFIG, shaken_params
-from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, flat, make_batch
+from tests.train.cases import COMPUTE, KEY, OPTIMIZER, ROWS, STEP, after_one_step, compile_step, flat, make_batch
+from tests.train.two_processes import run_two_processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -220,6 +221,49 @@ def test_rows_that_do_not_divide():
     shapes = abstract_state(STEP), pack_shapes(Budgets(40, 0, 0), CONFIG, ROWS), jax.random.key(KEY)
     with pytest.raises(ValueError, match="a batch of 8 rows does not divide into accumulate = 3 micro-batches"):
         jax.eval_shape(functools.partial(compute_gradients, dataclasses.replace(STEP, accumulate=3)), *shapes)
+
+
+def assert_same(result, expected):
+    """1e-5 of each metric and of each gradient's largest value; each parameter with a gradient to speak of."""
+    (metrics, gradients, updated), (expected_metrics, expected_gradients, expected_updated) = result[:3], expected[:3]
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    assert gradients.keys() == updated.keys() == expected_gradients.keys()
+    floor = 1e-7 * expected_metrics["grad_norm"]
+    for name, gradient in expected_gradients.items():
+        error, bound = np.abs(gradients[name] - gradient).max(), 1e-5 * np.abs(gradient).max() + floor
+        assert error <= bound, f"{name}: {error:.1e} > {bound:.1e}"
+        large = np.abs(gradient) > 1e-6
+        np.testing.assert_allclose(
+            updated[name][large],
+            expected_updated[name][large],
+            rtol=1e-5,
+            atol=1e-3 * OPTIMIZER.learning_rate,
+            err_msg=name,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
+def test_the_step_is_the_same_on_every_mesh(mesh, reference):
+    assert_same(after_one_step(STEP, mesh), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, accumulate", [((1, 1, 1), 4), ((2, 2, 2), 2)], ids=str)
+def test_the_step_is_the_same_with_micro_batches(mesh, accumulate, reference):
+    """Normalised by the whole batch's targets, of which the micro-batches have different numbers."""
+    assert_same(after_one_step(dataclasses.replace(STEP, accumulate=accumulate), mesh), reference)
+
+
+@pytest.mark.slow
+def test_the_step_is_the_same_in_two_processes(reference, tmp_path):
+    """Four devices each, parameters split over both, two micro-batches."""
+    run_two_processes("step", tmp_path)
+    for number in range(2):
+        parts = [dict(np.load(tmp_path / f"{number}.{part}.npz")) for part in ("metrics", "gradients", "updated")]
+        assert_same(parts, reference)
 
 
 def plain_cross_entropy(params, hidden, targets):
