@@ -1,4 +1,4 @@
-"""The training step: sums that add up, draws that depend on the pack alone, chunked losses, and equality on all meshes."""
+"""The training step: sums that add up, noise that depends on the pack alone, chunked losses, equality on all meshes."""
 
 import dataclasses
 import functools
