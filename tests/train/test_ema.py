@@ -1,4 +1,4 @@
-"""The moving average's closed form, and rounding to bfloat16 that loses nothing on average."""
+"""The moving average's closed form, and unbiased rounding to bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,13 @@ def test_closed_form():
     np.testing.assert_allclose(ema["w"], expected, rtol=1e-5)
 
 
-def test_none_is_kept():
+def test_decay_0_keeps_no_average():
     config = OptimizerConfig()
     assert init_ema(config, {"w": np.ones(3)}) == {} == update_ema(config, {}, {"w": np.ones(3)}, jnp.int32(1))
 
 
-def test_bfloat16_follows_where_rounding_to_the_nearest_would_stand_still():
-    """From 1 towards 1.5 at 1e-3 of the way a step, of which the first is a sixteenth of the gap after 1."""
+def test_a_bfloat16_average_moves_where_rounding_to_the_nearest_would_not():
+    """From 1 towards 1.5 by 1e-3 of the distance per step; the first step is a sixteenth of the gap after 1."""
     config = OptimizerConfig(ema_decay=0.999, ema_dtype="bfloat16")
     assert jnp.bfloat16(0.999 * 1 + 0.001 * 1.5) == 1
     params = {"w": jnp.full(4000, 1.5)}
@@ -50,7 +50,7 @@ def test_rounding_takes_a_neighbour_and_the_mean_is_the_value(value):
     np.testing.assert_allclose(rounded.mean(), np.float64(x[0]), rtol=0, atol=4 * deviation)
 
 
-def test_bfloat16_numbers_stay():
+def test_bfloat16_numbers_are_not_changed():
     x = jnp.float32([0.0, -0.0, 1.0, -2.5, np.inf])
     np.testing.assert_array_equal(np.float32(round_stochastically(x, jax.random.key(0))), x)
 

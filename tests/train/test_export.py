@@ -37,7 +37,7 @@ RUN = RunConfig(
 
 
 def state_at(config, step):
-    """A state of random numbers, the average others than the parameters."""
+    """Make a random state whose average differs from the parameters."""
     rng = np.random.default_rng(step)
 
     def draw(leaf):
@@ -48,14 +48,14 @@ def state_at(config, step):
 
 
 def params_of(config, state, weights):
-    """The model's tree as the training step computes with it."""
+    """Return the model's tree as the training step uses it."""
     trained = state.ema if weights == "ema" else state.trained
     return jax.jit(functools.partial(combine_params, config))(trained, state.frozen)
 
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory):
-    """A checkpoint of the small model; runs take their sizes, tokenizer and autoencoder from it."""
+    """A checkpoint of the small model, from which runs start."""
     folder = tmp_path_factory.mktemp("init") / "small"
     state = state_at(RUN.step_config(MODEL), 0)
     autoencoder = read_autoencoder(shapes_folder(), MODEL.autoencoder)
@@ -66,7 +66,7 @@ def init(tmp_path_factory):
 
 @pytest.fixture
 def workdir(init, tmp_path):
-    """Makes the workdir of a run that has saved these steps."""
+    """A function that makes the workdir of a run with these saved steps."""
 
     def make(*steps, **changes):
         run = dataclasses.replace(RUN, init=str(init), **changes)
@@ -89,7 +89,7 @@ def assert_model(folder, run, step, weights="raw", **close):
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
 def test_a_step_as_a_checkpoint(workdir, weights, changes, tmp_path):
-    """Equal to what the state in memory gives; adapters, merged layer by layer, up to rounding."""
+    """Equal to the state in memory; adapters, which are merged layer by layer, up to rounding."""
     folder = workdir(3, **changes)
     export_step(folder, tmp_path / "out", 3, weights, lambda line: None)
     close = {"rtol": 1e-6, "atol": 1e-5} if changes else {}
@@ -118,7 +118,7 @@ def test_a_workdir_is_its_newest_whole_step(workdir):
 
 
 def test_an_export_of_an_unknown_step_is_written_again(workdir):
-    """As a process killed between the two leaves it."""
+    """A process was killed between writing the two."""
     folder = workdir(3)
     export_checkpoint(folder, lambda line: None)
     (folder / EXPORTED).unlink()
@@ -127,7 +127,7 @@ def test_an_export_of_an_unknown_step_is_written_again(workdir):
     assert (folder / EXPORT).stat().st_ino != before
 
 
-def test_a_run_may_start_from_another_ones_workdir(workdir):
+def test_a_run_may_start_from_the_workdir_of_another(workdir):
     folder = workdir(3)
     run = resolve_init(dataclasses.replace(RUN, init=str(folder)), lambda line: None)
     assert run.init == str(folder / EXPORT)
@@ -182,7 +182,7 @@ def list_files(folder):
 
 @pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
 def test_a_workdir_is_read_as_its_export_would_be(workdir, changes):
-    """Values, name and digest; the digest is the export's, so that what was sampled from it goes on."""
+    """Values, name and digest; the digest is that of the export, so samplings resume."""
     folder = workdir(3, **changes)
     before = list_files(folder)
     loaded = load(folder)

@@ -1,4 +1,4 @@
-"""What is held out is never trained on, every time the same, and compared with predictors made of the rest."""
+"""Held-out records are never trained on, and their losses are compared with those of fitted baselines."""
 
 import functools
 
@@ -55,7 +55,7 @@ def test_all_records_cannot_be_held_out():
 
 
 def test_held_out_records_are_in_no_batch(batches):
-    """Over several epochs; all others are in some."""
+    """Over several epochs; every other record is in some batch."""
     ids = [batches.source[number].id for number in range(20)]
     trained = {name for step in range(20) for name in batches.record_ids(step)}
     assert trained == set(ids[:-HELD])
@@ -77,7 +77,7 @@ def test_every_held_out_document_once_and_whole(batches):
 
 
 def test_processes_share_the_rows(batches):
-    """Both halves together are what one process makes; rows past the last pack are padding."""
+    """The rows of two processes are those of one; rows after the last pack are padding."""
     whole = list(local_packs(batches, 1, (0, 1)))
     halves = zip(local_packs(batches, 1, (0, 2)), local_packs(batches, 1, (1, 2)))
     for batch, parts in zip(whole, halves, strict=True):
@@ -101,7 +101,7 @@ def training_layouts(batches):
 
 
 def test_token_frequencies(batches, training_layouts):
-    """Counted again in the documents as they are laid out for training."""
+    """Compared with counts of the laid-out training documents."""
     targets = np.concatenate([made.text_targets[made.text_weights > 0] for made in training_layouts])
     counts = 1 + np.bincount(targets, minlength=512)
     baselines = fit_baselines(batches)
@@ -110,7 +110,7 @@ def test_token_frequencies(batches, training_layouts):
 
 
 def test_the_best_constant_velocity(batches):
-    """Minus the scaled mean of each latent channel over the images that are drawn; four values of a patch alike."""
+    """Minus the scaled mean of each latent channel over the target images, repeated for the four values of a patch."""
     means = [
         np.frombuffer(segment.latent_mean, np.float16).reshape(-1, 16).astype(np.float64)
         for number in range(20 - HELD)
@@ -123,7 +123,7 @@ def test_the_best_constant_velocity(batches):
 
 
 def test_the_losses_of_the_baselines(batches, monkeypatch):
-    """Against numpy, from the packs and the noise that is drawn for them; the model's own losses left out."""
+    """Compared with numpy, from the packs and their noise; the model itself is replaced."""
     monkeypatch.setattr(
         module,
         "loss_sums",

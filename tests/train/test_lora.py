@@ -1,4 +1,4 @@
-"""Adapters: the product is of low rank and added to the kernel, gradients follow, the rest stays as it is."""
+"""Adapters: a low-rank product is added to the kernel, gradients follow, and the other parameters stay frozen."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ MATRICES = {
 }
 
 
-def names_of_adapted():
+def list_adapted():
     return sorted({name.rpartition("/")[0] for name in find_trained(CONFIG_LORA)})
 
 
@@ -65,11 +65,11 @@ def random_adapters():
 def test_all_linear_kernels_of_both_experts_are_adapted():
     kinds = [f"attention/{kind}" for kind in "qkvo"] + [f"mlp/{kind}" for kind in ("up", "gate", "down")]
     layers = [f"language/layers/{expert}/{kind}/kernel" for expert in ("und", "gen") for kind in kinds]
-    assert names_of_adapted() == sorted([*layers, "connector/fc1/kernel"])
+    assert list_adapted() == sorted([*layers, "connector/fc1/kernel"])
 
 
 def test_sizes_and_sharding_of_the_7b_adapters():
-    """r (inputs + outputs) values a layer; A lies as the kernel's inputs, B as its outputs."""
+    """r (inputs + outputs) values per layer; A is sharded like the kernel's inputs, B like its outputs."""
     spec = traverse_util.flatten_dict(declare_adapters(LoraConfig(rank=16), bagel.spec(BAGEL_7B)), sep="/")
     width, mlp, keys = 3584, 18944, 512
     per_layer = 2 * (width + width) + 2 * (width + keys) + 3 * (width + mlp)
@@ -84,7 +84,7 @@ def test_merging_adds_the_dense_product():
     params, adapters = shaken_params(), random_adapters()
     merged, before, given = flat(merge(params, adapters, SCALE)), flat(params), flat(adapters)
     changed = [name for name in before if not np.array_equal(merged[name], before[name])]
-    assert sorted(changed) == names_of_adapted()
+    assert sorted(changed) == list_adapted()
     for name in changed:
         product = as_matrix(name, given[f"{name}/b"], "b") @ as_matrix(name, given[f"{name}/a"], "a")
         expected = as_matrix(name, before[name], "kernel") + SCALE * product
@@ -104,7 +104,7 @@ def test_training_starts_at_the_model():
 
 @pytest.fixture(scope="module")
 def stepped():
-    """One step on a mesh, from adapters that are not zero, and one of the whole model at the same point."""
+    """One step from nonzero adapters on a mesh, and one of the whole model at the same point."""
     params, adapters = shaken_params(), random_adapters()
     with jax.default_matmul_precision("highest"):
         dense = after_one_step(STEP, params=jax.tree.map(np.asarray, merge(params, adapters, SCALE)))
@@ -116,7 +116,7 @@ def test_gradients_are_those_of_the_dense_kernel_times_the_other_factor(stepped)
     _, adapters, dense, result = stepped
     np.testing.assert_allclose(result.metrics["loss"], dense.metrics["loss"], rtol=1e-5)
     factors = flat(adapters)
-    for name in names_of_adapted():
+    for name in list_adapted():
         gradient = as_matrix(name, dense.gradients[name], "kernel")
         a, b = (as_matrix(name, factors[f"{name}/{part}"], part) for part in "ab")
         for part, expected in (("a", b.transpose(0, 2, 1) @ gradient), ("b", gradient @ a.transpose(0, 2, 1))):
@@ -124,7 +124,7 @@ def test_gradients_are_those_of_the_dense_kernel_times_the_other_factor(stepped)
             np.testing.assert_allclose(found, SCALE * expected, rtol=0, atol=2e-5 * np.abs(SCALE * expected).max())
 
 
-def test_a_step_changes_the_adapters_alone(stepped):
+def test_a_step_changes_only_the_adapters(stepped):
     params, adapters, _, result = stepped
     jax.tree.map(np.testing.assert_array_equal, result.state.frozen, params)
     assert set(result.updated) == set(flat(adapters)) == set(flat(result.state.opt_state[1].nu))
@@ -132,7 +132,7 @@ def test_a_step_changes_the_adapters_alone(stepped):
         assert np.abs(result.updated[name] - leaf).max() > 0.5 * STEP.optimizer.learning_rate, name
 
 
-def test_the_model_that_a_mesh_holds_is_merged(stepped):
+def test_a_model_on_a_mesh_is_merged(stepped):
     params, _, _, result = stepped
     whole = jax.jit(functools.partial(combine_params, CONFIG_LORA))(result.state.trained, result.state.frozen)
     expected = merge(params, jax.tree.map(np.asarray, result.state.trained), SCALE)

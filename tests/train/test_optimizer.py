@@ -51,7 +51,7 @@ def test_two_adam_steps_with_clipping():
 
 
 def test_muon_makes_the_updates_of_each_layer_s_matrices_orthogonal():
-    """In exact arithmetic U V^T of the gradient's SVD, times 0.2 sqrt(longer side); Newton-Schulz comes near to it.
+    """In exact arithmetic U V^T of the gradient's SVD, times 0.2 sqrt(longer side); Newton-Schulz approximates it.
 
     Nesterov's momentum of a first gradient is a multiple of it, so the singular vectors are the gradient's.
     """
@@ -82,7 +82,7 @@ def test_each_name_takes_the_factor_of_its_one_rule():
 
 
 def test_all_faults_of_the_rules_are_listed_in_one_line():
-    """From end to end: "language" alone matches none of its parameters."""
+    """Rules must match fully: "language" alone matches none of its parameters."""
     with pytest.raises(ValueError) as fault:
         match_factors([("v/.*", 0.0), (".*/b", 1.0), ("language", 1.0)], ["v/a", "v/b", "language/a", "language/c"])
     assert str(fault.value) == (
@@ -104,7 +104,7 @@ def test_factors_scale_the_step_after_clipping_them_all_together():
 
 
 def test_moments_are_kept_in_the_dtypes_of_the_config():
-    """bfloat16 moments give the same updates to a few of its 2^-8."""
+    """bfloat16 moments give the same updates to a few times 2^-8."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(20, 50)).astype(np.float32)
     params, updates = {"w": np.zeros(50, np.float32)}, {}

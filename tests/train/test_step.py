@@ -62,7 +62,7 @@ def test_metrics(params, batch, reference):
 
 
 def test_norms_of_the_experts(reference):
-    """Each tensor belongs to one part; all together are the whole norm."""
+    """Each tensor belongs to one part, and the parts add up to the whole norm."""
     metrics, gradients, _ = reference
     squares = dict.fromkeys(("und", "gen", "other"), 0.0)
     for name, leaf in gradients.items():
@@ -169,7 +169,7 @@ def test_weights_that_sum_to_less_than_one_still_make_a_mean():
 
 
 def test_noise_follows_the_pack_s_number(batch):
-    """Rows in another order draw the same, bit for bit; other rows, and other keys, draw something else."""
+    """Reordered rows draw the same bits; other rows and other keys draw other values."""
     draw = jax.jit(functools.partial(draw_flow_inputs, CONFIG))
     order = np.array([5, 0, 7, 2, 1, 6, 3, 4])
     moved = jax.tree.map(lambda leaf: leaf[order], batch)
@@ -196,7 +196,7 @@ def test_timesteps(batch):
 
 @pytest.mark.slow
 def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
-    """What the loss reads of the noise: nothing of a clean image's, all of a target's."""
+    """The loss depends on the noise of targets and not on that of clean images."""
     flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))
 
     def loss(noise, params):
@@ -210,7 +210,7 @@ def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
     "budgets", [Budgets(40, 0, 44), Budgets(40, 12, 0), Budgets(40, 0, 0)], ids=["no vit", "no vae", "text alone"]
 )
 def test_streams_without_tokens(budgets):
-    """Data without images of a kind gives a budget of 0: the step is traced all the same."""
+    """A budget may be 0, for data without images of a kind."""
     state = abstract_state(STEP)
     step = functools.partial(train_step, STEP)
     after, _ = jax.eval_shape(step, state, pack_shapes(budgets, CONFIG, ROWS), jax.random.key(KEY))
@@ -224,7 +224,7 @@ def test_rows_that_do_not_divide():
 
 
 def assert_same(result, expected):
-    """1e-5 of each metric and of each gradient's largest value; each parameter with a gradient to speak of."""
+    """Compare to 1e-5 of each metric and of each gradient's largest value; parameters if their gradient is not tiny."""
     (metrics, gradients, updated), (expected_metrics, expected_gradients, expected_updated) = result[:3], expected[:3]
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
@@ -253,7 +253,7 @@ def test_the_step_is_the_same_on_every_mesh(mesh, reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh, accumulate", [((1, 1, 1), 4), ((2, 2, 2), 2)], ids=str)
 def test_the_step_is_the_same_with_micro_batches(mesh, accumulate, reference):
-    """Normalised by the whole batch's targets, of which the micro-batches have different numbers."""
+    """Losses are normalised by the targets of the whole batch; micro-batches have different numbers of them."""
     assert_same(after_one_step(dataclasses.replace(STEP, accumulate=accumulate), mesh), reference)
 
 
@@ -288,24 +288,24 @@ def test_chunked_cross_entropy(chunk):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def sizes(jaxpr):
-    """Number of elements of every array that a jaxpr computes, inner jaxprs included."""
+def list_sizes(jaxpr):
+    """Yield the number of elements of every array that a jaxpr and its inner jaxprs compute."""
     for equation in jaxpr.eqns:
         yield from (var.aval.size for var in equation.outvars)
         for inner in core.jaxprs_in_params(equation.params):
-            yield from sizes(inner)
+            yield from list_sizes(inner)
 
 
 def test_logits_of_a_long_row_never_exist_at_once():
-    """8,192 tokens over 152,064 words: nothing larger than a chunk's logits, forward and backward."""
-    tokens, words, chunk = 8192, 152064, 128
-    params = {"language": {"head": {"kernel": jax.ShapeDtypeStruct((words, 16), jnp.float32)}}}
+    """8,192 tokens, vocabulary 152,064: no array is larger than the logits of a chunk, forward and backward."""
+    tokens, vocabulary, chunk = 8192, 152064, 128
+    params = {"language": {"head": {"kernel": jax.ShapeDtypeStruct((vocabulary, 16), jnp.float32)}}}
     hidden = jax.ShapeDtypeStruct((1, tokens, 16), jnp.float32)
     targets = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 
     def largest(function):
         gradient = jax.grad(lambda *inputs: function(*inputs).sum(), argnums=(0, 1))
-        return max(sizes(jax.make_jaxpr(gradient)(params, hidden, targets).jaxpr))
+        return max(list_sizes(jax.make_jaxpr(gradient)(params, hidden, targets).jaxpr))
 
-    assert largest(functools.partial(cross_entropy, ComputeConfig(loss_chunk=chunk))) == chunk * words
-    assert largest(plain_cross_entropy) == tokens * words
+    assert largest(functools.partial(cross_entropy, ComputeConfig(loss_chunk=chunk))) == chunk * vocabulary
+    assert largest(plain_cross_entropy) == tokens * vocabulary

@@ -23,7 +23,7 @@ def metrics(loss=1.0, tokens=50.0, images=4.0, flops=1e12, **others):
 
 
 def batches(clock, seconds):
-    """An endless iterator that takes as long for each batch."""
+    """Yield batches forever; each takes ``seconds``."""
     while True:
         clock.now += seconds
         yield "batch"
@@ -39,7 +39,7 @@ def test_the_first_step_is_not_timed(clock):
 
 
 def test_speed_and_waiting(clock):
-    """Two steps of 4 s with 50 and 70 tokens, of which 1 s each is spent waiting; then one with no waiting."""
+    """Two steps of 4 s with 50 and 70 tokens, each with 1 s of waiting; then one without waiting."""
     meter, slow, quick = Meter(jax.devices()[:1]), batches(clock, 1.0), batches(clock, 0.0)
     meter.add(1, metrics())
     meter.measure(1)
@@ -69,7 +69,7 @@ def test_mfu_on_a_known_chip(clock, monkeypatch):
     assert not {"tokens", "flops", "finite"} & set(meter.measure(2))
 
 
-def test_waiting_behind_a_step_under_way_is_no_waiting(clock):
+def test_loading_during_a_step_is_no_waiting(clock):
     meter = Meter(jax.devices()[:1])
     meter.add(1, metrics())
     running = types.SimpleNamespace(is_ready=lambda: False)

@@ -1,4 +1,4 @@
-"""The page of a run from logs written by hand: its numbers, what may be missing, and several runs beside each other."""
+"""The page of a run from logs written by hand: its numbers, missing files, and several runs side by side."""
 
 import html.parser
 import json
@@ -78,7 +78,7 @@ def workdir(tmp_path):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page says: facts by label, charts with their legends, pictures, links and their targets."""
+    """The contents of a page: facts by label, charts with their legends, pictures, links and their targets."""
 
     def __init__(self, text):
         super().__init__()
@@ -123,7 +123,7 @@ class Page(html.parser.HTMLParser):
             self.charts[self._label]["legend"].append(words)
 
 
-def test_the_head_says_how_far_it_is_and_how_fast(workdir):
+def test_the_facts_state_progress_and_speed(workdir):
     facts = Page(render_run_page([read_run_log(workdir)])).facts
     assert facts["steps"] == ["60 of 400 (15%)"]
     assert facts["training time"] == ["20 s"]  # 20 * 0.5 + 20 * 0.25 + 20 * 0.25
@@ -135,7 +135,7 @@ def test_the_head_says_how_far_it_is_and_how_fast(workdir):
     assert re.fullmatch(r"last logged \d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["state"][0])
 
 
-def test_legends_tell_the_latest_values(workdir):
+def test_legends_show_the_last_values(workdir):
     charts = Page(render_run_page([read_run_log(workdir)])).charts
     legends = {title: chart["legend"] for title, chart in charts.items()}
     assert legends["Loss"] == ["loss: 6.29"]
@@ -176,7 +176,7 @@ def test_the_page_of_a_run_without_metrics_says_so(tmp_path):
     assert page.facts["steps"] == ["0 of 400 (0%)"] and not page.charts and "No curves yet." in page.text
 
 
-def test_a_run_that_has_left_says_why(workdir):
+def test_a_stopped_run_shows_why(workdir):
     (workdir / "stopped.txt").write_text("SIGTERM: saved step 60 of 400\n")
     assert Page(render_run_page([read_run_log(workdir)])).facts["state"] == ["stopped: SIGTERM: saved step 60 of 400"]
 

@@ -1,4 +1,4 @@
-"""Pictures along a run: what is drawn of a run's parameters, and what goes wrong."""
+"""Pictures during a run: sampling with the run's parameters, and failures."""
 
 import functools
 import shutil
@@ -40,7 +40,7 @@ def base(run):
 
 @pytest.fixture(scope="module")
 def fresh(base):
-    """Parameters of a run that begins, split over two devices, plus some noise: no head is 0."""
+    """Initial parameters plus noise, so that no head is 0, sharded over two devices."""
     params = jax.jit(functools.partial(bagel.init_params, base.config))(jax.random.key(0))
     rng = np.random.default_rng(0)
     shaken = jax.tree.map(lambda leaf: leaf + 0.02 * rng.normal(size=leaf.shape).astype(np.float32), params)
@@ -49,7 +49,7 @@ def fresh(base):
 
 @pytest.fixture(scope="module")
 def drawn(run, base, fresh, tmp_path_factory):
-    """(workdir, what draws into it, lines it said) after two steps of a run on two devices."""
+    """(workdir, picture sampler, lines it logged) after two steps of a run on two devices."""
     workdir, lines = tmp_path_factory.mktemp("run"), []
     pictures = PictureSampler(run, workdir, lines.append, base, SETTINGS)
     with jax.set_mesh(MESH):
@@ -77,7 +77,7 @@ def test_parameters_make_the_difference(drawn):
     assert np.abs(np.asarray(first, float) - np.asarray(second, float)).mean() > 0.1
 
 
-def test_later_steps_compile_nothing_and_replace_what_a_lost_run_drew(drawn, fresh, monkeypatch):
+def test_later_steps_compile_nothing_and_replace_older_pictures(drawn, fresh, monkeypatch):
     workdir, pictures, _ = drawn
     before = {path: path.read_bytes() for path in pictures_folder(workdir, 2).rglob("*.png")}
     stale = pictures_folder(workdir, 2) / "002"
@@ -89,7 +89,7 @@ def test_later_steps_compile_nothing_and_replace_what_a_lost_run_drew(drawn, fre
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_what_cannot_be_written_is_said_and_the_run_continues(run, base, fresh, drawn, tmp_path):
+def test_a_failure_to_write_is_reported_and_the_run_continues(run, base, fresh, drawn, tmp_path):
     (tmp_path / "pictures").write_text("no folder")
     lines = []
     pictures = PictureSampler(run, tmp_path, lines.append, base, SETTINGS)

@@ -25,14 +25,14 @@ from tests.train.cases import BUDGETS, STEP
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 H100 = 80e9
-# Machine code that nobody runs need not be fast; what is held in memory stays the same.
+# The machine code never runs, so it need not be fast; the memory stays the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # As published: every tensor of the language model, ViT, connector and embeddings.
 BAGEL_PARAMETERS = 14_607_260_128
 
 
-def run_of(name):
-    """The run of a config file."""
+def read_config(name):
+    """Read the run of a config file."""
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -41,11 +41,11 @@ def run_of(name):
 
 @pytest.fixture(scope="module")
 def paper():
-    return run_of("bagel_7b_process")
+    return read_config("bagel_7b_process")
 
 
 def test_state_of_the_paper_s_run(paper):
-    """float32 parameters, two moments and an average, an eighth on each device; small vectors lie on all of them."""
+    """float32 parameters, two moments and an average, an eighth on each device; small vectors are replicated."""
     mesh = make_run_mesh(paper, jax.devices())
     state, batch, _ = abstract_arguments(paper.step_config(read_model_config(paper)), paper.budgets, paper.rows, mesh)
     tables = (4900 + 4096) * 3584 * 4  # fixed position tables: not trained, on all devices
@@ -60,7 +60,7 @@ def test_state_of_the_paper_s_run(paper):
 
 @pytest.mark.slow
 def test_the_paper_s_run_fits_80_gb_on_8_devices(paper):
-    """Training's own step, compiled for 8 devices of this machine with the paper's sizes, remat and packs.
+    """The training step, compiled for 8 devices of this machine with the paper's sizes, remat and packs.
 
     The bound is a loose one: on an H100 the compiler needs 58 GB (docs/plan.md), on a CPU, where products in bfloat16
     are made in float32, 74 GB. A step that keeps a layer's activations, or a second copy of anything, exceeds it.
@@ -90,7 +90,7 @@ def test_the_paper_s_recipe(paper):
 
 
 def test_the_pod_sees_the_paper_s_samples(paper):
-    pod = run_of("bagel_7b_pod")
+    pod = read_config("bagel_7b_pod")
     assert pod.rows * pod.num_steps == paper.rows * paper.num_steps and pod.budgets == paper.budgets
     assert resolve_mesh_shape(pod, 64) == (8, 8, 1)
     with pytest.raises(RunError, match=r"rows is 64, expected a multiple of accumulate \* data \* fsdp = 128; .* 128"):

@@ -121,7 +121,7 @@ def test_training_reconstructs_better_and_ends_with_normalised_latents(trained, 
     untrained = training.measure(SMALL, start, pictures)
     quality = training.measure(SMALL, trained, pictures)
     assert quality.psnr > untrained.psnr + 3
-    # The mean holds to rounding only if the encoder stood still after it was normalised; of the variance, which was 1,
+    # The mean holds to rounding only if the encoder was frozen after it was normalised; of the variance, which was 1,
     # the posterior's part is gone.
     np.testing.assert_allclose(quality.mean, 0, atol=1e-4)
     assert np.all(quality.std < 1 + 1e-4)
@@ -129,7 +129,7 @@ def test_training_reconstructs_better_and_ends_with_normalised_latents(trained, 
 
 
 def test_latents_are_normalised_before_the_posterior_is_narrow(trained, pictures, monkeypatch):
-    """To rounding, only if the encoder stood still from then on."""
+    """The statistics are exact to rounding only if the encoder was frozen from then on."""
     monkeypatch.setattr(training, "narrow_posterior", lambda params: params)
     wide = training.train_autoencoder(SMALL, SETTINGS, pictures)
     quality = training.measure(SMALL, wide, pictures)
@@ -184,15 +184,15 @@ def test_the_shipped_autoencoder_reconstructs_and_has_centred_latents():
     quality = training.measure(SHAPES_AUTOENCODER, params, pictures)
     assert quality.psnr > 35
     np.testing.assert_allclose(quality.mean, 0, atol=0.1)
-    # Channels that say little had a wide posterior, and vary little without it.
+    # Channels with little information had a wide posterior, and vary little without it.
     assert np.all((quality.std > 0.1) & (quality.std < 1.1)) and quality.std.max() > 0.9
     np.testing.assert_allclose(
         quality.posterior_std, SHAPES_AUTOENCODER.scale_factor * training.POSTERIOR_STD, rtol=0.01
     )
 
 
-def test_the_shipped_decoder_bears_inexact_latents():
-    """What a generator draws is not exact: noise of a tenth of the latents' standard deviation costs little."""
+def test_the_shipped_decoder_tolerates_inexact_latents():
+    """Noise of a tenth of the latents' standard deviation, as a generator's errors, costs little."""
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
     pictures = random_pictures(1, 100, 64)
     mean, _ = model.encode(SHAPES_AUTOENCODER, params, training.scale_pixels(pictures))

@@ -1,4 +1,4 @@
-"""Stages: what has ended is left out, what fails is named and runs again."""
+"""Stages: a finished one is skipped, a failed one is named and runs again."""
 
 import sys
 
@@ -15,15 +15,15 @@ def commands(tmp_path):
     return tmp_path
 
 
-def test_a_stage_that_has_ended_is_left_out(commands):
+def test_a_finished_stage_is_skipped(commands):
     calls = commands / "calls"
     stage = Stage("count", commands / "cell", (str(calls),))
-    said = []
-    run_stage(stage, commands, said.append)
-    run_stage(stage, commands, said.append)
-    assert calls.read_text() == "x" and len(said) == 1
+    lines = []
+    run_stage(stage, commands, lines.append)
+    run_stage(stage, commands, lines.append)
+    assert calls.read_text() == "x" and len(lines) == 1
     with pytest.raises(StageError, match="was made with other arguments"):
-        run_stage(stage._replace(arguments=(str(calls), "more")), commands, said.append)
+        run_stage(stage._replace(arguments=(str(calls), "more")), commands, lines.append)
 
 
 def test_a_stage_that_fails_is_named_and_runs_again(commands):
