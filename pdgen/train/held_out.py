@@ -68,13 +68,13 @@ class HeldOutEvaluator:
 
     def __init__(self, config: StepConfig, batches: Batches, key: PRNGKeyArray, mesh: Mesh) -> None:
         replicated = NamedSharding(mesh, PartitionSpec())
-        self._ce_weight, self._sharding = config.ce_weight, NamedSharding(mesh, RULES.spec("batch"))
+        self._sharding = NamedSharding(mesh, RULES.spec("batch"))
         self._packs = list(local_packs(batches, config.accumulate, (jax.process_index(), jax.process_count())))
         self._baselines = jax.device_put(fit_baselines(batches), replicated)
         self._key = jax.jit(lambda key: jax.random.fold_in(key, SEED))(key)
-        zeros = lambda: HeldOutSums(zero_loss_sums(), jnp.zeros(()), jnp.zeros(()))  # noqa: E731
-        self._init_sums = jax.jit(zeros, out_shardings=replicated)
+        self._init_sums = jax.jit(_init_sums, out_shardings=replicated)
         self._add_pack = jax.jit(functools.partial(_add_pack, config), donate_argnums=0)
+        self._loss_metrics = jax.jit(functools.partial(loss_metrics, ce_weight=config.ce_weight))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Return losses of the raw parameters, named as in ``pdgen.train.monitor.metrics``, and of the baselines."""
@@ -82,8 +82,7 @@ class HeldOutEvaluator:
         for pack in self._packs:
             rows = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._sharding, leaf), pack)
             sums = self._add_pack(sums, state.trained, state.frozen, rows, self._baselines, self._key)
-        sums = jax.device_get(sums)
-        losses = loss_metrics(sums.losses, self._ce_weight)
+        losses = jax.device_get(self._loss_metrics(sums.losses))
         line = drop_absent({name: float(value) for name, value in losses.items()})
         for name, total, targets in (
             ("unigram_ce", sums.unigram, "ce_targets"),
@@ -91,6 +90,10 @@ class HeldOutEvaluator:
         ):
             line |= {name: float(total) / line[targets]} if targets in line else {}
         return line
+
+
+def _init_sums() -> HeldOutSums:
+    return HeldOutSums(zero_loss_sums(), jnp.zeros(()), jnp.zeros(()))
 
 
 def _add_pack(

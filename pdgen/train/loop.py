@@ -42,7 +42,7 @@ def train(
     run: RunConfig,
     workdir: pathlib.Path,
     say: Say,
-    pictures: Callable[[Base], SamplePictures] | None = None,
+    make_picture_sampler: Callable[[Base], SamplePictures] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> pathlib.Path:
     """Train to ``run.num_steps``, resuming from ``workdir`` if possible, and export a pdgen checkpoint.
@@ -52,7 +52,7 @@ def train(
       workdir: folder for ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/``
         and, at the end, ``export/``. It is locked while the run lasts.
       say: receives one-line messages for the user.
-      pictures: makes a function from the base model of the run. The function is called every ``run.pictures_every``
+      make_picture_sampler: makes a function from the base model of the run. It is called every ``run.pictures_every``
         steps with the step and the model's parameters (the moving average, if the run keeps one). It must not keep
         them: the next step reuses their memory.
       devices: devices to train on; all by default.
@@ -67,7 +67,7 @@ def train(
     """
     run = resolve_init_everywhere(run, say)
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
-    sample_pictures = pictures(base) if pictures and run.pictures_every else None
+    sample_pictures = make_picture_sampler(base) if make_picture_sampler and run.pictures_every else None
     shardings = state_shardings(config, mesh)
     with (
         claim_workdir(run, workdir, say),

@@ -112,7 +112,7 @@ def test_started_again_it_continues(shipped):
     assert again.returncode == 0 and len(again.stdout.splitlines()) == 1
     assert all_bytes(folder) == before
     other = ship(folder.parent, f"--model={BASE}", f"--output={output}", "--scale=0.1")
-    assert other.returncode == 2 and "build_data.done: was made by other arguments" in other.stderr
+    assert other.returncode == 2 and "build_data.done: was made with other arguments" in other.stderr
     assert all_bytes(folder) == before
 
 

@@ -155,7 +155,7 @@ def _list_facts(log: RunLog) -> dict[str, str]:
         "model": config["model"] or config["init"],
         "starts from": config["init"] or "fresh parameters",
         "data": config["data"],
-        "a step": f"{config['rows']} pack{'s' * (config['rows'] > 1)} of {sum(config['budgets'].values()):,} slots",
+        "batch": f"{config['rows']} pack{'s' * (config['rows'] > 1)} of {sum(config['budgets'].values()):,} slots",
         "learning rate": f"{optimizer['learning_rate']:g}, {optimizer['schedule']}",
         "mesh": " x ".join(map(str, config["mesh"])) + " (data, fsdp, tensor)",
     }

@@ -131,7 +131,7 @@ def test_the_facts_state_progress_and_speed(workdir):
     assert facts["checkpoints"] == ["40"]
     assert facts["held-out cross-entropy"] == ["0.875 (unigram model 3.75)"]
     assert facts["held-out MSE"] == ["0.625 (best constant 1.25)"]
-    assert facts["a step"] == ["2 packs of 1,000 slots"]
+    assert facts["batch"] == ["2 packs of 1,000 slots"]
     assert re.fullmatch(r"last logged \d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["state"][0])
 
 
