@@ -15,7 +15,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the keys of ``pdgen.synthesis.settings.Settings``."""
+    """Return the keys of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.shard_size = 10

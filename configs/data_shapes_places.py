@@ -9,7 +9,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Return the keys of ``pdgen.synthesis.settings.Settings``."""
+    """Return the keys of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 1
     config.image_size = 64
