@@ -58,12 +58,12 @@ class Checkpoints:
       workdir: the run's folder.
       keep: number of newest checkpoints to keep, besides the one that is being saved.
       keep_every: also keep the checkpoints of every ``keep_every``-th step; 0 keeps none of these.
-      say: receives one-line messages for the user.
+      log: receives one-line messages for the user.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int, say: Say) -> None:
+    def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int, log: Say) -> None:
         self.folder = (workdir / CHECKPOINTS).absolute()
-        self._keep, self._keep_every, self._say = keep, keep_every, say
+        self._keep, self._keep_every, self._log = keep, keep_every, log
         self._pending: int | None = None
         self._failure = ""  # of the last save
         if not jax.process_index():
@@ -96,7 +96,7 @@ class Checkpoints:
         """
         for step in reversed(steps := finished_steps(self.folder)):
             if not (fault := _agree_on_corruption(self.folder / str(step))):
-                self._say(f"resuming from step {step}")
+                self._log(f"resuming from step {step}")
                 return self._restore_step(step, abstract, shardings)
             if step == steps[0]:
                 raise RunError(
@@ -104,7 +104,7 @@ class Checkpoints:
                     "is left; name another workdir, or remove the folder to start anew"
                 )
             aside = self._set_aside(step)
-            self._say(
+            self._log(
                 f"{self.folder / str(step)}: step {step} is damaged, {fault}; set aside as {aside}, the one "
                 "before is used"
             )
@@ -156,7 +156,7 @@ class Checkpoints:
             return
         text = short(fault)
         self._failure = next((os.strerror(n) for n in DISK_FULL if os.strerror(n) in text), text[:300])
-        self._say(
+        self._log(
             f"{self.folder / str(self._pending)}: not saved ({self._failure}); the run continues and tries again at "
             "the next save"
         )

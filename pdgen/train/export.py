@@ -24,22 +24,22 @@ from pdgen.train.checkpoint import barrier
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 
 
-def export_checkpoint(path: str | pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
+def export_checkpoint(path: str | pathlib.Path, log: Say = to_stderr) -> pathlib.Path:
     """Return the pdgen checkpoint at ``path``; for a run's workdir, bring its export up to date and return that.
 
     Raises:
       CheckpointError: see ``pdgen.checkpoints.load.find``; or the run's config or checkpoint cannot be read.
     """
     path = pathlib.Path(path)
-    return export_newest(path, say) if not is_checkpoint(path) and is_run(path) else find(path, say)
+    return export_newest(path, log) if not is_checkpoint(path) and is_run(path) else find(path, log)
 
 
-def export_newest(workdir: pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
+def export_newest(workdir: pathlib.Path, log: Say = to_stderr) -> pathlib.Path:
     """Bring a run's export of raw weights up to date and return its folder; see ``export_checkpoint``."""
-    step = newest_whole(workdir, say)
+    step = newest_whole(workdir, log)
     if step is not None:
         (workdir / EXPORTED).unlink(missing_ok=True)  # after a kill from here on, the step of export/ is unknown
-        export_step(workdir, workdir / EXPORT, step, "raw", say)
+        export_step(workdir, workdir / EXPORT, step, "raw", log)
         with new_file(workdir / EXPORTED) as partial:
             partial.write_text(json.dumps({"step": step}) + "\n")
     return workdir / EXPORT
@@ -47,7 +47,7 @@ def export_newest(workdir: pathlib.Path, say: Say = to_stderr) -> pathlib.Path:
 
 @contextlib.contextmanager
 def open_weights(
-    source: str | pathlib.Path, weights: Weights | None, say: Say = to_stderr
+    source: str | pathlib.Path, weights: Weights | None, log: Say = to_stderr
 ) -> Generator[pathlib.Path, None, None]:
     """Yield a pdgen checkpoint with the requested weights of a run's newest undamaged step.
 
@@ -56,7 +56,7 @@ def open_weights(
     Args:
       source: a run's workdir, or another checkpoint, whose folder is yielded as it is.
       weights: "raw", "ema" for the moving average, or None: "raw" of a workdir, and all that other checkpoints have.
-      say: receives one-line messages for the user.
+      log: receives one-line messages for the user.
 
     Raises:
       CheckpointError: ``weights`` is given, but ``source`` is not a run's workdir; and see ``export_checkpoint``.
@@ -69,16 +69,16 @@ def open_weights(
             )
         yield source
     elif weights == "ema":
-        step = newest_whole(source, say, beyond_export=False)
+        step = newest_whole(source, log, beyond_export=False)
         assert step is not None  # without beyond_export it raises instead
         with tempfile.TemporaryDirectory(prefix=".ema-", dir=source) as folder:
-            export_step(source, pathlib.Path(folder) / EXPORT, step, weights, say)
+            export_step(source, pathlib.Path(folder) / EXPORT, step, weights, log)
             yield pathlib.Path(folder) / EXPORT
     else:
-        yield export_newest(source, say)
+        yield export_newest(source, log)
 
 
-def export_step(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, say: Say = to_stderr) -> None:
+def export_step(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, log: Say = to_stderr) -> None:
     """Write one step of a run as a pdgen checkpoint with adapters merged, replacing an existing one.
 
     Args:
@@ -86,7 +86,7 @@ def export_step(workdir: pathlib.Path, target: pathlib.Path, step: int, weights:
       target: folder of the checkpoint.
       step: a saved step.
       weights: "raw", or "ema" for the moving average of the trained parameters.
-      say: receives one-line messages for the user.
+      log: receives one-line messages for the user.
 
     Raises:
       CheckpointError: see ``pdgen.checkpoints.load.open_step``.
@@ -100,9 +100,9 @@ def export_step(workdir: pathlib.Path, target: pathlib.Path, step: int, weights:
         tokenizer_files=base.tokenizer.files,
         source_json=base.source_json,
         overwrite=target.exists(),
-        say=say,
+        say=log,
     )
-    say(f"exported step {step} to {target}")
+    log(f"exported step {step} to {target}")
 
 
 def read_workdir_config(workdir: pathlib.Path) -> RunConfig:
@@ -114,16 +114,16 @@ def read_workdir_config(workdir: pathlib.Path) -> RunConfig:
         raise RunError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
 
 
-def resolve_init(run: RunConfig, say: Say = to_stderr) -> RunConfig:
+def resolve_init(run: RunConfig, log: Say = to_stderr) -> RunConfig:
     """Return ``run`` with ``init`` replaced by the pdgen checkpoint it refers to, exporting a workdir if necessary."""
-    return dataclasses.replace(run, init=str(export_checkpoint(run.init, say))) if run.init else run
+    return dataclasses.replace(run, init=str(export_checkpoint(run.init, log))) if run.init else run
 
 
-def resolve_init_everywhere(run: RunConfig, say: Say = to_stderr) -> RunConfig:
+def resolve_init_everywhere(run: RunConfig, log: Say = to_stderr) -> RunConfig:
     """Call ``resolve_init`` in every process, in the first one before the others, since it may write an export."""
     if jax.process_index():
         barrier()
-    resolved = resolve_init(run, say)
+    resolved = resolve_init(run, log)
     if not jax.process_index():
         barrier()
     return resolved

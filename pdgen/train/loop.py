@@ -41,7 +41,7 @@ from pdgen.train.stop import Stopped, StopSignals
 def train(
     run: RunConfig,
     workdir: pathlib.Path,
-    say: Say,
+    log: Say,
     make_picture_sampler: Callable[[Base], SamplePictures] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> pathlib.Path:
@@ -51,7 +51,7 @@ def train(
       run: the config.
       workdir: folder for ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/``
         and, at the end, ``export/``. It is locked while the run lasts.
-      say: receives one-line messages for the user.
+      log: receives one-line messages for the user.
       make_picture_sampler: makes a function from the base model of the run. It is called every ``run.pictures_every``
         steps with the step and the model's parameters (the moving average, if the run keeps one). It must not keep
         them: the next step reuses their memory.
@@ -65,16 +65,16 @@ def train(
         further errors.
       Stopped: a signal stopped the run, which has saved its state.
     """
-    run = resolve_init_everywhere(run, say)
+    run = resolve_init_everywhere(run, log)
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
     sample_pictures = make_picture_sampler(base) if make_picture_sampler and run.pictures_every else None
     shardings = state_shardings(config, mesh)
     with (
-        claim_workdir(run, workdir, say),
+        claim_workdir(run, workdir, log),
         jax.set_mesh(mesh),
-        Checkpoints(workdir, run.keep, run.keep_every, say) as checkpoints,
+        Checkpoints(workdir, run.keep, run.keep_every, log) as checkpoints,
     ):
-        state = _restore_or_init(run, config, shardings, checkpoints, say)
+        state = _restore_or_init(run, config, shardings, checkpoints, log)
         start = int(state.step)
         batches = loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
         key = make_run_key(run.seed, mesh)
@@ -87,13 +87,13 @@ def train(
             monitor.start(start)
             _run_steps(run, state, _put_on_mesh(batches, mesh), step, monitor, signals, checkpoints)
         if batches.skipped:
-            say(f"{len(batches.skipped)} broken records were skipped")
+            log(f"{len(batches.skipped)} broken records were skipped")
         checkpoints.finish()
-    return _export(workdir, say)
+    return _export(workdir, log)
 
 
 def _restore_or_init(
-    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, say: Say
+    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, log: Say
 ) -> TrainState:
     """Return the newest saved state, else the state of ``init``, else a fresh one."""
     if (state := checkpoints.restore(abstract_state(config), shardings)) is not None:
@@ -101,7 +101,7 @@ def _restore_or_init(
     key = jax.random.key(run.seed)
     if not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
-    say(f"starting from {run.init}")
+    log(f"starting from {run.init}")
     places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
     targets = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -153,9 +153,9 @@ def _run_steps(
                 )
 
 
-def _export(workdir: pathlib.Path, say: Say) -> pathlib.Path:
+def _export(workdir: pathlib.Path, log: Say) -> pathlib.Path:
     """Export the last step from the first process and return the folder of the pdgen checkpoint."""
     if not jax.process_index():
-        export_newest(workdir, say)
+        export_newest(workdir, log)
     barrier()
     return workdir / EXPORT

@@ -229,7 +229,7 @@ def _shorten(value: object) -> str:
 
 
 @contextlib.contextmanager
-def claim_workdir(run: RunConfig, workdir: pathlib.Path, say: Say) -> Generator[None, None, None]:
+def claim_workdir(run: RunConfig, workdir: pathlib.Path, log: Say) -> Generator[None, None, None]:
     """Lock the run's folder and write the resolved config into it, in the first process.
 
     The operating system releases the lock when the process ends, however it ends.
@@ -249,7 +249,7 @@ def claim_workdir(run: RunConfig, workdir: pathlib.Path, say: Say) -> Generator[
                     f"{workdir}: another run is training here; wait for its end, or name another --workdir"
                 )
         except OSError as fault:
-            say(f"{workdir}: cannot be locked ({fault.strerror}); make sure that no other run starts here")
+            log(f"{workdir}: cannot be locked ({fault.strerror}); make sure that no other run starts here")
         _raise_everywhere("")
         with new_file(workdir / CONFIG_FILE) as partial:
             partial.write_text(run_to_json(run))

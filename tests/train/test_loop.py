@@ -57,9 +57,9 @@ def run(data):
     )
 
 
-def _train(run, workdir, say=lambda line: None):
+def _train(run, workdir, log=lambda line: None):
     """Train on one of the eight devices."""
-    return loop.train(run, workdir, say, devices=jax.devices()[:1])
+    return loop.train(run, workdir, log, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ class PictureSampler:
     Args:
       run: the config.
       workdir: the run's folder; the pictures are written to its ``pictures/<step>/<prompt>/``.
-      say: receives one-line messages for the user.
+      log: receives one-line messages for the user.
       base: the base model of the run.
       settings: settings of the sampler.
 
@@ -41,10 +41,10 @@ class PictureSampler:
     """
 
     def __init__(
-        self, run: RunConfig, workdir: pathlib.Path, say: Say, base: Base, settings: SampleSettings = SETTINGS
+        self, run: RunConfig, workdir: pathlib.Path, log: Say, base: Base, settings: SampleSettings = SETTINGS
     ) -> None:
         _check_prompts(run.prompts, base.tokenizer, settings.max_prompt_tokens)
-        self._run, self._workdir, self._say, self._base, self._settings = run, workdir, say, base, settings
+        self._run, self._workdir, self._log, self._base, self._settings = run, workdir, log, base, settings
         self._sampler: Sampler | None = None
 
     def __call__(self, step: int, params: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class PictureSampler:
         try:
             self._write(pictures_folder(self._workdir, step), self._sample(step, params))
         except (SampleError, FolderError, OSError) as fault:
-            self._say(f"step {step}: no pictures ({fault}); the run continues")
+            self._log(f"step {step}: no pictures ({fault}); the run continues")
 
     def _sample(self, step: int, params: dict[str, Any]) -> list[Trajectory]:
         """Return one trajectory per prompt."""
@@ -75,7 +75,7 @@ class PictureSampler:
     def _write(self, folder: pathlib.Path, trajectories: Sequence[Trajectory]) -> None:
         """Write the folder of a step, whole or not at all."""
         with new_folder(
-            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, say=self._say
+            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, say=self._log
         ) as partial:
             for number, trajectory in enumerate(trajectories):
                 save_trajectory(partial / f"{number:03d}", trajectory)

@@ -21,7 +21,7 @@ from pdgen.train.export import open_weights, read_workdir_config
 from pdgen.train.run_config import RunError
 
 
-def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Say = to_stderr) -> pathlib.Path:
+def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, log: Say = to_stderr) -> pathlib.Path:
     """Replace the files of a shipped model by those of a run's newest undamaged step, with weights in bfloat16.
 
     Each file is written under a temporary name and then renamed. The files of the autoencoder and the tokenizer stay,
@@ -31,7 +31,7 @@ def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Say
       name: one of ``pdgen.checkpoints.shipped.SHIPPED``.
       workdir: the run's folder.
       weights: "raw", or "ema" for the moving average.
-      say: receives one-line messages for the user.
+      log: receives one-line messages for the user.
 
     Returns:
       The model's folder.
@@ -43,9 +43,9 @@ def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Say
     """
     folder = shapes_folder(name)
     check_compatible(workdir, folder)
-    with open_weights(workdir, weights, say) as source, tempfile.TemporaryDirectory() as scratch:
+    with open_weights(workdir, weights, log) as source, tempfile.TemporaryDirectory() as scratch:
         exported = pathlib.Path(scratch) / name
-        to_bagel(source, exported, dtype=jnp.dtype(jnp.bfloat16), say=say)
+        to_bagel(source, exported, dtype=jnp.dtype(jnp.bfloat16), say=log)
         for file in sorted(exported.iterdir()):
             if file.name not in (AUTOENCODER, *TOKENIZER_FILES):
                 with new_file(folder / file.name) as partial:

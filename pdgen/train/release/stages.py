@@ -33,13 +33,13 @@ class Stage(NamedTuple):
         return [sys.executable, str(launch / f"{self.name}.py"), *self.arguments]
 
 
-def run_stage(stage: Stage, launch: pathlib.Path, say: Say) -> None:
+def run_stage(stage: Stage, launch: pathlib.Path, log: Say) -> None:
     """Run a stage unless it is finished.
 
     Args:
       stage: the stage to run.
       launch: folder of the commands.
-      say: receives the command line if the stage runs.
+      log: receives the command line if the stage runs.
 
     Raises:
       StageError: the stage failed, or was finished with other arguments.
@@ -53,7 +53,7 @@ def run_stage(stage: Stage, launch: pathlib.Path, say: Say) -> None:
         return
     stage.folder.mkdir(parents=True, exist_ok=True)
     command = stage.command(launch)
-    say(f"{stage.folder}: {' '.join(command[1:])}")
+    log(f"{stage.folder}: {' '.join(command[1:])}")
     with log.open("wb") as output:
         result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if result.returncode:
