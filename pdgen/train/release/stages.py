@@ -44,7 +44,7 @@ def run_stage(stage: Stage, launch: pathlib.Path, log: Say) -> None:
     Raises:
       StageError: the stage failed, or was finished with other arguments.
     """
-    done, log = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
+    done, log_file = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
     if done.exists():
         if json.loads(done.read_text()) != list(stage.arguments):
             raise StageError(
@@ -54,13 +54,13 @@ def run_stage(stage: Stage, launch: pathlib.Path, log: Say) -> None:
     stage.folder.mkdir(parents=True, exist_ok=True)
     command = stage.command(launch)
     log(f"{stage.folder}: {' '.join(command[1:])}")
-    with log.open("wb") as output:
+    with log_file.open("wb") as output:
         result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if result.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        lines = log_file.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise StageError(
             f"{stage.folder}: {stage.name} ended with status {result.returncode}: "
-            f"{lines[-1][-_TAIL:]} (full log: {log}); start again to resume"
+            f"{lines[-1][-_TAIL:]} (full log: {log_file}); start again to resume"
         )
     with new_file(done) as partial:
         partial.write_text(json.dumps(stage.arguments) + "\n")
