@@ -78,7 +78,13 @@ def open_weights(
         yield export_newest(source, log)
 
 
-def export_step(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, log: Say = to_stderr) -> None:
+def export_step(
+    workdir: pathlib.Path,
+    target: pathlib.Path,
+    step: int,
+    weights: Weights,
+    log: Say = to_stderr,
+) -> None:
     """Write one step of a run as a pdgen checkpoint with adapters merged, replacing an existing one.
 
     Args:
