@@ -102,13 +102,13 @@ def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> d
     names, rules = list(names), list(rules)
     matches = {name: [rule for rule in rules if re.fullmatch(rule[0], name)] for name in names}
     unmatched = [name for name, found in matches.items() if not found]
-    doubled = [
+    ambiguous = [
         f"{name} (by {' and '.join(repr(pattern) for pattern, _ in found)})"
         for name, found in matches.items()
         if len(found) > 1
     ]
     unused = [repr(rule[0]) for rule in rules if not any(rule in found for found in matches.values())]
-    faults = {"matched by no rule": unmatched, "matched more than once": doubled, "rules without a match": unused}
+    faults = {"matched by no rule": unmatched, "matched more than once": ambiguous, "rules without a match": unused}
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(found)}" for fault, found in faults.items() if found)
         raise ValueError(f"optimizer.factors must match every parameter exactly once, from end to end; {listed}")

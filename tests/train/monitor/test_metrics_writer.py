@@ -21,13 +21,13 @@ def read_events(path):
     while data:
         (length,) = struct.unpack_from("<Q", data)
         body = data[12 : 12 + length]
-        assert struct.unpack_from("<I", data, 8)[0] == masked(data[:8])
-        assert struct.unpack_from("<I", data, 12 + length)[0] == masked(body)
+        assert struct.unpack_from("<I", data, 8)[0] == mask_crc(data[:8])
+        assert struct.unpack_from("<I", data, 12 + length)[0] == mask_crc(body)
         yield event_pb2.Event.FromString(body)
         data = data[16 + length :]
 
 
-def masked(data):
+def mask_crc(data):
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
