@@ -81,7 +81,8 @@ def test_processes_share_the_rows(batches):
     whole = list(local_packs(batches, 1, (0, 1)))
     halves = zip(local_packs(batches, 1, (0, 2)), local_packs(batches, 1, (1, 2)))
     for batch, parts in zip(whole, halves, strict=True):
-        jax.tree.map(lambda a, *rows: np.testing.assert_array_equal(a, np.concatenate(rows)), batch, *parts)
+        for leaf, *rows in zip(jax.tree.leaves(batch), *map(jax.tree.leaves, parts), strict=True):
+            np.testing.assert_array_equal(leaf, np.concatenate(rows))
     count = len(pack_held_out(batches))
     filled = [bool(row.any()) for batch in whole for row in batch.k_end]
     assert filled == [True] * count + [False] * (count % 2)
