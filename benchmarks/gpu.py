@@ -44,7 +44,7 @@ from pdgen.sharding import RULES, make_mesh
 from pdgen.train.monitor.flops import model_flops, peak_flops
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, init_state, state_shardings
-from pdgen.train.step import compiled_step, run_key
+from pdgen.train.step import jit_step, make_run_key
 
 PARTS = ("train", "attention", "image", "text")
 FLAGS = flags.FLAGS
@@ -116,9 +116,9 @@ def step_seconds(sizes: Sizes, layers: int, pack: Pack) -> dict[str, float]:
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     batch = jax.device_put(stack([pack]), NamedSharding(mesh, RULES.spec("batch")))
     with jax.set_mesh(mesh):
-        key = run_key(0, mesh)
+        key = make_run_key(0, mesh)
         state = jax.jit(functools.partial(init_state, step), out_shardings=state_shardings(step, mesh))(key)
-        compiled = compiled_step(step).lower(state, batch, key).compile()
+        compiled = jit_step(step).lower(state, batch, key).compile()
         stats = compiled.memory_analysis()
 
         def run() -> Any:

@@ -28,7 +28,7 @@ from benchmarks.result import RESULTS, cpu_name, versions, write_json
 from pdgen.cli import fail, parse
 from pdgen.evaluate import published
 from pdgen.files import new_file
-from pdgen.train.release.stages import Stage, run
+from pdgen.train.release.stages import Stage, run_stage
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -124,7 +124,7 @@ def measure(every: Sequence[Row], stages: Mapping[str, Sequence[Stage]], launch:
       EvaluationError: an evaluation failed, had ended with other arguments, or does not fit to the others.
     """
     for stage in tqdm([stage for own in stages.values() for stage in own], unit=" evaluations"):
-        run(stage, launch, tqdm.write)
+        run_stage(stage, launch, tqdm.write)
     found = collect(every, {name: [read_run(one.folder / "scores") for one in own] for name, own in stages.items()})
     for name, own in stages.items():
         found[name]["commands"] = [shlex.join(["python", "launch/evaluate.py", *stage.arguments]) for stage in own]

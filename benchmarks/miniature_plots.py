@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.miniature_results import Numbers
-from pdgen.train.monitor.curves import COLOURS, number
+from pdgen.train.monitor.curves import COLOURS, format_number
 
 MARKERS = "os^vDPX*h<>"
 _SIZE = (9.0, 4.0)  # inches; the legend stands beside the axes
@@ -38,7 +38,7 @@ def cost(rows: Numbers) -> Figure:
         axes.errorbar([at], [score["value"]], _ends([score]), fmt=marker, color=colour, label=row["says"])
     axes.set(xlabel="network evaluations of an image", ylabel="score", xscale="log", ylim=(0, 1))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
 

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
-from pdgen.data.loader import make_loader
 from pdgen.models import bagel
 from pdgen.sequence import layout
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
@@ -39,7 +38,7 @@ from pdgen.train.loss import loss_sums, total_loss
 from pdgen.train.preflight import preflight
 from pdgen.train.run_config import RunConfig, read_run_config
 from pdgen.train.state import init_state, state_shardings
-from pdgen.train.step import run_key, train_step
+from pdgen.train.step import make_run_key, train_step
 from tests.torch_reference import cases, packing
 from tests.torch_reference.bagel import Bagel
 
@@ -181,8 +180,8 @@ def measure_run(run: RunConfig) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, ROWS))
         state = jax.jit(functools.partial(init_state, config), out_shardings=state_shardings(config, mesh))
-        state, key = state(jax.random.key(0)), run_key(run.seed, mesh)
-        batches = make_loader(base.config, source, base.tokenizer, run.loader, 0, run.num_steps)
+        state, key = state(jax.random.key(0)), make_run_key(run.seed, mesh)
+        batches = make_loader(base.config, source, base.tokenizer, run.loader_config, 0, run.num_steps)
         step = jax.jit(functools.partial(train_step, config), donate_argnums=0)
         start, seconds, sums = time.perf_counter(), [], []
         for number, batch in enumerate(batches):

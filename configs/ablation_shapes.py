@@ -1,11 +1,11 @@
-"""The paper's Tables 5, 6 and 7 in shapes world: rewriting, where critiques come from, and which subsets train.
+"""The paper's Tables 5, 6 and 7 in shapes world: rewriting, the source of critiques, and the subsets.
 
 python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation
 
-Every cell is a data set, a training run for each seed, and an evaluation of each run. Runs start from the shipped base.
-Killed and started again, the sweep continues. Its 21 runs take many hours on two cores; --config.scale, --config.seeds
-and --config.train_keys.num_steps make it small, --tables takes some of the tables. The cell rewritten_critique with the
-first seed is how the shipped process model is trained (launch/assets.py ship).
+Each cell is a data set, a training run per seed, and an evaluation of each run. Runs start from the shipped base. A
+sweep that was killed resumes. Its 21 runs take many hours on two cores; --config.scale, --config.seeds and
+--config.train_keys.num_steps make it smaller, --tables selects tables. The shipped process model is the cell
+rewritten_critique with the first seed (launch/assets.py ship).
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ _NONE = _NO_CONFLICT | _NO_ALIGNMENT
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.evaluate.ablation.Sweep``."""
+    """Return the keys of ``pdgen.evaluate.ablation.Sweep``."""
     config = ml_collections.ConfigDict()
     config.data = "configs/data_shapes.py"
     config.train = "configs/shapes_process.py"
@@ -26,12 +26,12 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "num_steps": 4000,
             "optimizer": {"warmup_steps": 100},
-            "held_out": 0,  # a run is scored on the benchmark
+            "held_out": 0,  # the benchmark scores the runs
             "pictures_every": 0,
         }
     )
     config.evaluate_flags = ("--samples=4",)
-    # Where plans are self-sampled, another cell's model writes them: one trained on the same multi-turn samples alone.
+    # Self-sampled plans come from the model of another cell, which is trained on the same multi-turn samples alone.
     config.cells = {
         "plain": {"data": {"rewritten": 0.0} | _NONE},
         "plain_critique": {"data": {"rewritten": 0.0}, "plans_from": "plain"},

@@ -1,21 +1,21 @@
-"""The three subsets at the paper's counts for BAGEL-7B: FLUX.1-Kontext paints, a chat model judges and parses.
+"""The three subsets for BAGEL-7B at the paper's counts, painted by FLUX.1-Kontext and judged by a chat model.
 
 export OPENAI_API_KEY=...
 python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --dry_run --scale=0.01
 python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --scale=0.01
 python launch/build_data.py encode --data=out/bagel --checkpoint=bagel --output=out/bagel-encoded
 
-The first command prints calls and price and sends nothing. prompts.txt holds your prompts, one a line; those that are
-GenEval's are left out. genref/ holds GenRef's archives. Kontext needs 34 GB of GPU memory and the extra `teachers`;
-mind its licence (pdgen/teachers/kontext.py). For self-sampled conflicts build and train on multi_turn first, then set
-conflict.variant to "self" and conflict.checkpoint.
+The first command prints the calls and their price without sending anything. prompts.txt holds your prompts, one per
+line; prompts of GenEval are skipped. genref/ holds GenRef's archives. Kontext needs 34 GB of GPU memory and the extra
+`teachers`; mind its licence (pdgen/teachers/kontext.py). For self-sampled conflicts build multi_turn and train on it
+first, then set conflict.variant to "self" and conflict.checkpoint.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.synthesis.settings.DatasetSettings``."""
+    """Return the keys of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.shard_size = 10
@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "cache": "out/answers",
                 "key_variable": "OPENAI_API_KEY",
                 "concurrency": 8,
-                # Dollars a million tokens; look up today's.
+                # Dollars per million tokens; check the current prices.
                 "input_price": 2.5,
                 "output_price": 10.0,
             },

@@ -2,14 +2,13 @@
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1
 
-Look at out/data/index.html. Counts are the paper's, but for faulty drafts: there are 25,000 in place of 10,000, since
-with 10,000 a model of this size saw 0.09 of its own faults. More prompts are short ones of GenEval's six tasks than in
-the paper's data, so that a prompt has about 86 characters on average and not 153 as in its Table 1. A small model
-that hardly sees short prompts does not learn to draw them, and the benchmark of shapes world asks for them in six of
-its seven tasks.
+The page is out/data/index.html. Counts are the paper's, except for 25,000 faulty drafts instead of 10,000: with 10,000
+a model of this size noticed 9 % of its own faults. More prompts than in the paper's data are short ones of GenEval's
+six tasks, so a prompt has about 86 characters on average instead of 153 (Table 1). A small model that rarely sees short
+prompts does not learn to draw them, and six of the seven tasks of shapes world's benchmark use them.
 
-Conflict plans come from the scene graph, which needs no checkpoint. For self-sampling train on the multi-turn subset
-first, then build the others:
+Conflict plans come from the scene graph, which needs no checkpoint. For self-sampled plans train on the multi-turn
+subset first, then build the others:
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/data --stages=multi_turn
 python launch/build_data.py --config=configs/data_shapes.py --output=out/data --stages=conflict,alignment \
@@ -20,7 +19,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.synthesis.settings.DatasetSettings``."""
+    """Return the keys of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.image_size = 64

@@ -1,8 +1,8 @@
-"""What the base model of shapes world learns: pictures of prompts, questions about pictures, and edits.
+"""Training data of shapes world's base model: pictures of prompts, questions about pictures, and edits.
 
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
 
-Comes to 135,000 records: 60,000 prompts with pictures, 50,000 questions with answers, 25,000 edits. Look at
+Builds 135,000 records: 60,000 prompts with pictures, 50,000 questions with answers, 25,000 edits. The page is
 out/base_data/index.html.
 """
 
@@ -10,7 +10,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.synthesis.settings.DatasetSettings``."""
+    """Return the keys of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.image_size = 64

@@ -1,15 +1,15 @@
-"""Pictures of texts that say where everything is: what the base model of shapes world learns first.
+"""Training data of the first stage of shapes world's base model: texts that state every position, with pictures.
 
 python launch/build_data.py --config=configs/data_shapes_places.py --output=out/places_data
 
-Comes to 40,000 records, such as "The picture shows a red circle at the top left and two blue stars on the right.".
+Builds 40,000 records, such as "The picture shows a red circle at the top left and two blue stars on the right.".
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.synthesis.settings.DatasetSettings``."""
+    """Return the keys of ``pdgen.synthesis.settings.DatasetSettings``."""
     config = ml_collections.ConfigDict()
     config.seed = 1
     config.image_size = 64

@@ -1,20 +1,19 @@
-"""The base of shapes world: one model that draws from text, answers questions about pictures, and edits them.
+"""The base model of shapes world: it draws from text, answers questions about pictures, and edits them.
 
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
 python launch/train.py --config=configs/shapes_base.py --workdir=out/base --config.init=out/places
 
-Starts from what configs/shapes_places.py has learnt; launch/assets.py ship --model=shapes_base trains one after
-the other.
+Starts from the result of configs/shapes_places.py; launch/assets.py ship --model=shapes_base trains both in order.
 
-1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A step draws noise for about 90 images. What the
-run reaches, and how long it takes: docs/learning.md.
+1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens per image, about 90 noised images per step. docs/learning.md
+has the results and the training time.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.train.run_config.RunConfig``."""
+    """Return the keys of ``pdgen.train.run_config.RunConfig``."""
     config = ml_collections.ConfigDict()
     config.data = "out/base_data"
     config.init = ""

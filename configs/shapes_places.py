@@ -1,18 +1,18 @@
-"""The base's first stage: pictures of texts that say where everything is.
+"""The first stage of shapes world's base model: pictures of texts that state every position.
 
 python launch/build_data.py --config=configs/data_shapes_places.py --output=out/places_data
 python launch/train.py --config=configs/shapes_places.py --workdir=out/places
 
-Such a text leaves little open, so the model soon learns which colour, size and place belong to which noun; where
-things may be anywhere, most of the loss is about where they are. configs/shapes_base.py starts from the result; what
-difference that makes: docs/learning.md.
+Such a text determines the picture, so the model quickly learns which colour, size and place belong to which noun.
+Without the positions most of the loss is about where the objects are. configs/shapes_base.py starts from the result;
+docs/learning.md measures the benefit.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.train.run_config.RunConfig``."""
+    """Return the keys of ``pdgen.train.run_config.RunConfig``."""
     config = ml_collections.ConfigDict()
     config.data = "out/places_data"
     config.init = ""

@@ -1,19 +1,19 @@
-"""The process model of shapes world: the base learns to plan, sketch, inspect and refine.
+"""The process model of shapes world: the base model learns to plan, sketch, inspect and refine.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/process_data --scale=0.3
 python launch/train.py --config=configs/shapes_process.py --workdir=out/process
 
-Fine-tunes the shipped base on the paper's three subsets. Conflicting plans are to be the model's own: train on the
+Fine-tunes the shipped base on the paper's three subsets. For conflicting plans of the model's own, train on the
 multi-turn subset first (--config.mixture.multi_turn=1 and the others 0), then build the others with
 --config.conflict.variant=self --config.conflict.checkpoint=WORKDIR. launch/assets.py ship --model=shapes does all of
-it.
+this.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.train.run_config.RunConfig``."""
+    """Return the keys of ``pdgen.train.run_config.RunConfig``."""
     config = ml_collections.ConfigDict()
     config.data = "out/process_data"
     config.init = "shapes_base"
@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 4096})
     config.dropout = ml_collections.ConfigDict({"text": 0.1, "vae": 0.1, "vit": 0.05})
-    config.mixture = ml_collections.ConfigDict()  # subsets in proportion of their documents, as the paper
+    config.mixture = ml_collections.ConfigDict()  # empty: in proportion to the documents, as in the paper
     config.turns = "whole"
     config.too_long = "refuse"
     config.broken = "stop"

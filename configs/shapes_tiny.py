@@ -1,17 +1,17 @@
-"""Shapes world, sized for one GPU and an hour: 30 million parameters, 64 pixels, 16 VAE tokens an image.
+"""Shapes world for one GPU and one hour: 30 million parameters, 64 pixels, 16 VAE tokens per image.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/shapes
 python launch/train.py --config=configs/shapes_tiny.py --workdir=out/tiny
 
-10,000 steps of 65,536 slots go 16 times through the 62,213 trajectories; within an hour if the GPU does 2.8 steps a
-second, 2 % of an H100's peak. On 2, 4, 8 or 16 devices the same config runs as it is.
+10,000 steps of 65,536 slots are 16 epochs of the 62,213 trajectories. They take an hour at 2.8 steps per second, 2 % of
+an H100's peak. The config also runs on 2, 4, 8 or 16 devices without a change.
 """
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The keys are those of ``pdgen.train.run_config.RunConfig``."""
+    """Return the keys of ``pdgen.train.run_config.RunConfig``."""
     config = ml_collections.ConfigDict()
     config.data = "out/shapes"
     config.init = ""
@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.compute = ml_collections.ConfigDict({"dtype": "bfloat16", "loss_chunk": 1024})
     config.dropout = ml_collections.ConfigDict({"text": 0.05, "vae": 0.05, "vit": 0.05})
-    config.mixture = ml_collections.ConfigDict()  # weights of subsets; none: in proportion of their documents
+    config.mixture = ml_collections.ConfigDict()  # empty: in proportion to the documents
     config.turns = "whole"
     config.too_long = "refuse"
     config.broken = "stop"

@@ -16,7 +16,7 @@ from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.evaluate.ablation import TABLES, Sweep, stages, table
 from pdgen.evaluate.tables import as_csv, as_json, as_text
 from pdgen.files import new_file
-from pdgen.train.release.stages import run
+from pdgen.train.release.stages import run_stage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep.", required=True)
@@ -34,7 +34,7 @@ def ablate() -> None:
     output = pathlib.Path(OUTPUT.value)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
     for stage in tqdm(list(stages(sweep, cells, output)), unit=" stages"):
-        run(stage, pathlib.Path(__file__).parent, tqdm.write)
+        run_stage(stage, pathlib.Path(__file__).parent, tqdm.write)
     tables = [table(sweep, name, output) for name in names]
     for name, one in zip(names, tables):
         with new_file(output / f"{name}.csv") as partial:

@@ -27,12 +27,12 @@ from tqdm import tqdm
 from pdgen.checkpoints.shipped import BASE, SHIPPED
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.cli import Mode, exit_on_sigterm, run_modes
-from pdgen.config import AutoencoderConfig, get_preset
+from pdgen.config import AutoencoderConfig
 from pdgen.evaluate.ablation import Sweep, stages
 from pdgen.train.release import autoencoder
-from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, DivergedError, Quality, scene_pictures
+from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, AutoencoderQuality, DivergedError, paint_scenes
 from pdgen.train.release.shipping import replace_shipped
-from pdgen.train.release.stages import Stage, run
+from pdgen.train.release.stages import Stage, run_stage
 from pdgen.train.release.tokenizer import train_tokenizer
 
 MODEL = flags.DEFINE_enum("model", None, SHIPPED, "The model to replace.")
@@ -65,7 +65,7 @@ def ship_model() -> None:
             print(shlex.join(stage.command(LAUNCH)))
         return
     for stage in tqdm(made, unit=" stages"):
-        run(stage, LAUNCH, tqdm.write)
+        run_stage(stage, LAUNCH, tqdm.write)
     workdir = made[-1].folder / "run"
     folder = replace_shipped(MODEL.value, workdir, WEIGHTS.value)
     print(f"{folder}: holds the {WEIGHTS.value} weights of {workdir}")
@@ -132,22 +132,24 @@ def make_autoencoder() -> None:
         print(f"latent {name} per channel: {np.array2string(getattr(quality, name), precision=3)}")
 
 
-def train_and_measure(config: ConfigDict, settings: autoencoder.Settings, path: pathlib.Path) -> Quality:
+def train_and_measure(
+    config: ConfigDict, settings: autoencoder.AutoencoderTrainConfig, path: pathlib.Path
+) -> AutoencoderQuality:
     """Trains, writes ``path`` and measures the file's own weights on held-out scenes."""
     sizes: AutoencoderConfig = get_preset(config.model).autoencoder
-    pictures = scene_pictures(settings.seed, TRAINING, config.pictures, config.image_size, config.free_share)
-    autoencoder.write_autoencoder(path, sizes, autoencoder.train(sizes, settings, pictures))
-    held_out = scene_pictures(settings.seed, HELD_OUT, config.held_out, config.image_size, free_share=0.0)
+    pictures = paint_scenes(settings.seed, TRAINING, config.pictures, config.image_size, config.free_share)
+    autoencoder.write_autoencoder(path, sizes, autoencoder.train_autoencoder(sizes, settings, pictures))
+    held_out = paint_scenes(settings.seed, HELD_OUT, config.held_out, config.image_size, free_share=0.0)
     return autoencoder.measure(sizes, read_autoencoder(path.parent, sizes), held_out)
 
 
-def read_settings(config: ConfigDict) -> autoencoder.Settings:
+def read_settings(config: ConfigDict) -> autoencoder.AutoencoderTrainConfig:
     """The config's ``train``, with ``--steps``. Raises ValueError for an unknown, missing or wrong value."""
     values = config.train.to_dict()
     if STEPS.value is not None:
         values["steps"] = STEPS.value
     try:
-        return autoencoder.Settings(**values)
+        return autoencoder.AutoencoderTrainConfig(**values)
     except TypeError as fault:
         raise ValueError(f"config.train: {fault}") from None
 

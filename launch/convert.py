@@ -17,7 +17,7 @@ from absl import flags
 from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.cli import exit_on_sigterm, run_command
-from pdgen.train.export import chosen_weights
+from pdgen.train.export import open_weights
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
@@ -43,7 +43,7 @@ def check_source() -> None:
     """Verifies the source and prints its manifest."""
     if TARGET.value is not None or DTYPE.value is not None:
         raise CheckpointError("--check only reads --source; leave --target and --dtype out")
-    with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+    with open_weights(SOURCE.value, WEIGHTS.value) as source:
         manifest = check(source)
     print(manifest.text(), end="")
     print(f"{SOURCE.value}: {manifest.summary()}, as they must be", file=sys.stderr)
@@ -55,7 +55,7 @@ def write_target() -> None:
         raise CheckpointError("--target is missing; name the folder to write")
     dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     if REVERSE.value:
-        with chosen_weights(SOURCE.value, WEIGHTS.value) as source:
+        with open_weights(SOURCE.value, WEIGHTS.value) as source:
             manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
     elif WEIGHTS.value is not None:
         raise CheckpointError("--weights chooses what --reverse or --check takes of a training run; leave it out")

@@ -48,8 +48,9 @@ from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
 from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
-from pdgen.teachers.endpoint import Endpoint, EndpointSettings
-from pdgen.train.planning.processes import join_processes, say_once
+from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.endpoint import EndpointSettings as EndpointSettings
+from pdgen.train.planning.processes import join_processes, print_once
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
 _PAGE_EVERY = 60  # seconds between two pages of a run on its way
@@ -286,7 +287,7 @@ def prepare() -> Share:
 def draw(share: Share, done: Callable[[str, Trajectory], None]) -> None:
     """Samples trajectories from their starts; ``done`` takes each, by name, as soon as it has ended."""
     run, starts = share.run, share.starts
-    names, say = list(starts), say_once if len(starts) <= run.settings.together else lambda line: None
+    names, say = list(starts), print_once if len(starts) <= run.settings.together else lambda line: None
     if not run.strategy:
         if starts:
             share.sampler.resume_all(
@@ -422,7 +423,7 @@ def branch() -> str:
             )
         watch = Stopwatch(sampler.compiler)
         try:
-            drawn = sampler.resume(edited, settings, progress=say_once)
+            drawn = sampler.resume(edited, settings, progress=print_once)
         except KeyboardInterrupt:
             raise Stopped("stopped; of the branch nothing is kept, the same command begins it again") from None
         name = next_branch(folder, parent.resolve().name)
@@ -444,7 +445,7 @@ def main(argv: list[str]) -> None:
         if DISTRIBUTED.value:
             join_processes()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after JAX, which takes it when processes join
-        say_once(branch() if BRANCH.value else sample())
+        print_once(branch() if BRANCH.value else sample())
         return
     except (Stopped, KeyboardInterrupt) as line:
         words = str(line) or "stopped"

@@ -34,17 +34,17 @@ from absl import flags
 from pdgen.checkpoints.runs.base import load_model
 from pdgen.cli import Mode, run_modes
 from pdgen.data.explain import explain_pack
-from pdgen.data.fill import format_fill, measure_fill
+from pdgen.data.fill import measure_fill
 from pdgen.data.loader import Batches
 from pdgen.data.page import format_document, write_pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.evaluate.folder import read_prompts
 from pdgen.evaluate.metadata import find_disagreements
 from pdgen.files import new_file
-from pdgen.train.export import resolved
-from pdgen.train.monitor.page import run_page
+from pdgen.train.export import resolve_init
+from pdgen.train.monitor.page import render_run_page
 from pdgen.train.monitor.run_log import read_run_log
-from pdgen.train.planning.plan import plan, table
+from pdgen.train.planning.plan import format_plan_table, plan_run
 from pdgen.train.planning.topology import parse_topology
 from pdgen.train.run_config import RunConfig, RunError, define_run_config, read_run_config
 
@@ -70,14 +70,14 @@ METADATA = flags.DEFINE_string("metadata", None, "GenEval's evaluation_metadata.
 
 def read_run() -> RunConfig:
     """The config's run with ``--data`` and with its ``init`` found. Raises RunError, CheckpointError."""
-    return resolved(read_run_config(CONFIG.value.to_dict() | ({} if DATA.value is None else {"data": DATA.value})))
+    return resolve_init(read_run_config(CONFIG.value.to_dict() | ({} if DATA.value is None else {"data": DATA.value})))
 
 
 def show_fill() -> None:
     """Prints how full the packs of a run are. Raises ValueError, OSError."""
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
-    facts = measure_fill(RecordSource(run.data), tokenizer, model, run.loader, PACKS.value, TOTAL.value)
+    facts = measure_fill(RecordSource(run.data), tokenizer, model, run.loader_config, PACKS.value, TOTAL.value)
     print(json.dumps(facts, indent=1) if JSON.value else "\n".join(format_fill(facts)))
 
 
@@ -85,7 +85,7 @@ def show_pack() -> None:
     """Prints a pack of a run, and writes its pages with ``--output``. Raises ValueError, OSError."""
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
-    pack = explain_pack(Batches(model, RecordSource(run.data), tokenizer, run.loader), PACK.value)
+    pack = explain_pack(Batches(model, RecordSource(run.data), tokenizer, run.loader_config), PACK.value)
     for number, document in enumerate(pack.documents):
         print("\n".join(format_document(document, number)))
     print(f"\nslots {pack.used} to {run.budgets.total - 1}: padding")
@@ -97,10 +97,12 @@ def show_pack() -> None:
 def show_plan() -> None:
     """Prints what a run needs on devices of a topology. Raises ValueError."""
     jax.config.update("jax_platforms", "cpu")  # leaves an accelerator of this machine free
-    facts = plan(
+    facts = plan_run(
         read_run_config(CONFIG.value.to_dict()), parse_topology(TOPOLOGY.value), SAMPLE_LENGTH.value, MFU.value
     )
-    print(json.dumps(facts) if JSON.value else "\n".join(table(facts, flags.FLAGS["config"].config_filename)))
+    print(
+        json.dumps(facts) if JSON.value else "\n".join(format_plan_table(facts, flags.FLAGS["config"].config_filename))
+    )
 
 
 def show_run(*workdirs: str) -> None:
@@ -109,7 +111,7 @@ def show_run(*workdirs: str) -> None:
         raise RunError("name the workdir of a training run")
     logs = [read_run_log(pathlib.Path(workdir)) for workdir in workdirs]
     path = choose_page(workdirs)
-    page = run_page(logs)
+    page = render_run_page(logs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -17,8 +17,8 @@ from absl import flags, logging
 from pdgen.cli import run_command, use_huge_pages
 from pdgen.sample.compiled import keep_compiled
 from pdgen.train.loop import train
-from pdgen.train.monitor.pictures import Pictures
-from pdgen.train.planning.processes import join_processes, say_once
+from pdgen.train.monitor.pictures import PictureSampler
+from pdgen.train.planning.processes import join_processes, print_once
 from pdgen.train.run_config import define_run_config, read_run_config
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -38,7 +38,7 @@ def train_model() -> int:
         join_processes()
     workdir = pathlib.Path(WORKDIR.value)
     try:
-        train(run, workdir, say_once, lambda base: Pictures(run, workdir, say_once, base))
+        train(run, workdir, print_once, lambda base: PictureSampler(run, workdir, print_once, base))
     except Stopped as line:
         print(f"train: {line}", file=sys.stderr)
         return EXIT_STATUS

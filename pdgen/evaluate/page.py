@@ -14,7 +14,7 @@ from pdgen.evaluate.statistics import LEVEL
 from pdgen.evaluate.tables import Cell, Table, as_csv, folded
 from pdgen.files import new_file
 from pdgen.report.page import render, render_trajectories
-from pdgen.train.monitor.curves import COLOURS, Point, scatter
+from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
 
 PUBLISHED: Mapping[str, tuple[PublishedTable, ...]] = {
     "geneval": (GENEVAL, STRATEGIES),
@@ -68,7 +68,7 @@ def evaluation_page(
         trajectories=TRAJECTORIES,
         costs=costs,
         colours=COLOURS,
-        plot=scatter(points, "network evaluations for an image", "score") if len(costs) > 1 else "",
+        plot=draw_scatter(points, "network evaluations for an image", "score") if len(costs) > 1 else "",
     )
 
 

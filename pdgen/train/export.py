@@ -1,8 +1,8 @@
 """From a run's checkpoints to the pdgen checkpoint that conversion and further runs read.
 
-A workdir's ``export/`` holds the raw weights of one step, which ``export.json`` beside it names. It is written when
-training ends, and again where a conversion or another run is given the workdir while a newer whole checkpoint lies
-there. Arrays are read from the run's checkpoint layer by layer, so neither a device nor the host holds the whole model.
+A workdir's ``export/`` holds the raw weights of one step; ``export.json`` names the step. Both are written when
+training ends. They are written again when a conversion or another run reads a workdir with a newer undamaged
+checkpoint. Arrays are copied layer by layer, so neither a device nor the host holds the whole model.
 """
 
 import contextlib
@@ -20,41 +20,46 @@ from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED, find_newest_step, is_run
 from pdgen.files import Log, log_stderr, new_file
-from pdgen.train.checkpoint import meet
+from pdgen.train.checkpoint import barrier
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 
 
-def export_checkpoint(path: str | pathlib.Path, say: Log = log_stderr) -> pathlib.Path:
-    """The pdgen checkpoint at ``path``; that of a run is its export, which is written first where it is older.
+def export_checkpoint(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
+    """Return the pdgen checkpoint at ``path``; for a run's workdir, bring its export up to date and return that.
 
     Raises:
       CheckpointError: see ``pdgen.checkpoints.load.find``; or the run's config or checkpoint cannot be read.
     """
     path = pathlib.Path(path)
-    return export_newest(path, say) if not is_checkpoint(path) and is_run(path) else find(path, say)
+    return export_newest(path, log) if not is_checkpoint(path) and is_run(path) else find(path, log)
 
 
-def export_newest(workdir: pathlib.Path, say: Log = log_stderr) -> pathlib.Path:
-    """The up to date export of a run, raw weights; see ``export_checkpoint``."""
-    step = find_newest_step(workdir, say)
+def export_newest(workdir: pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
+    """Bring a run's export of raw weights up to date and return its folder; see ``export_checkpoint``."""
+    step = find_newest_step(workdir, log)
     if step is not None:
-        (workdir / EXPORTED).unlink(missing_ok=True)  # killed from here on, the export is of an unknown step
-        export_run(workdir, workdir / EXPORT, step, "raw", say)
+        (workdir / EXPORTED).unlink(missing_ok=True)  # after a kill from here on, the step of export/ is unknown
+        export_step(workdir, workdir / EXPORT, step, "raw", log)
         with new_file(workdir / EXPORTED) as partial:
             partial.write_text(json.dumps({"step": step}) + "\n")
     return workdir / EXPORT
 
 
 @contextlib.contextmanager
-def chosen_weights(
-    source: str | pathlib.Path, weights: Weights | None, say: Log = log_stderr
+def open_weights(
+    source: str | pathlib.Path, weights: Weights | None, log: Log = log_stderr
 ) -> Generator[pathlib.Path, None, None]:
-    """The pdgen checkpoint of the chosen weights of a run's newest whole step; of another folder, that folder.
+    """Yield a pdgen checkpoint with the requested weights of a run's newest undamaged step.
 
-    The average is exported for the while alone, into the workdir.
+    The moving average is exported into the workdir for the duration of the block only.
+
+    Args:
+      source: a run's workdir, or another checkpoint, whose folder is yielded as it is.
+      weights: "raw", "ema" for the moving average, or None: "raw" of a workdir, and all that other checkpoints have.
+      log: receives one-line messages for the user.
 
     Raises:
-      CheckpointError: ``weights`` are given, but ``source`` is no run's workdir; and see ``export_checkpoint``.
+      CheckpointError: ``weights`` is given, but ``source`` is not a run's workdir; and see ``export_checkpoint``.
     """
     source = pathlib.Path(source)
     if is_checkpoint(source) or not is_run(source):
@@ -64,19 +69,30 @@ def chosen_weights(
             )
         yield source
     elif weights == "ema":
-        step = find_newest_step(source, say, beyond_export=False)
+        step = find_newest_step(source, log, beyond_export=False)
+        assert step is not None  # without beyond_export it raises instead
         with tempfile.TemporaryDirectory(prefix=".ema-", dir=source) as folder:
-            export_run(source, pathlib.Path(folder) / EXPORT, step, weights, say)
+            export_step(source, pathlib.Path(folder) / EXPORT, step, weights, log)
             yield pathlib.Path(folder) / EXPORT
     else:
-        yield export_newest(source, say)
+        yield export_newest(source, log)
 
 
-def export_run(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, say: Log = log_stderr) -> None:
-    """Writes one step of a run as a pdgen checkpoint, adapters merged; an existing one at ``target`` is replaced.
+def export_step(
+    workdir: pathlib.Path,
+    target: pathlib.Path,
+    step: int,
+    weights: Weights,
+    log: Log = log_stderr,
+) -> None:
+    """Write one step of a run as a pdgen checkpoint with adapters merged, replacing an existing one.
 
     Args:
-      weights: "raw", or "ema" for the moving average of what is trained.
+      workdir: the run's folder.
+      target: folder of the checkpoint.
+      step: a saved step.
+      weights: "raw", or "ema" for the moving average of the trained parameters.
+      log: receives one-line messages for the user.
 
     Raises:
       CheckpointError: see ``pdgen.checkpoints.load.open_step``.
@@ -90,13 +106,13 @@ def export_run(workdir: pathlib.Path, target: pathlib.Path, step: int, weights: 
         tokenizer_files=base.tokenizer.files,
         source_json=base.source_json,
         overwrite=target.exists(),
-        log=say,
+        log=log,
     )
-    say(f"exported step {step} to {target}")
+    log(f"exported step {step} to {target}")
 
 
-def read_workdir(workdir: pathlib.Path) -> RunConfig:
-    """The config of the run in ``workdir``. Raises RunError."""
+def read_workdir_config(workdir: pathlib.Path) -> RunConfig:
+    """Read the config of the run in ``workdir``. Raises RunError."""
     path = workdir / CONFIG_FILE
     try:
         return read_run_config(json.loads(path.read_text()))
@@ -104,16 +120,16 @@ def read_workdir(workdir: pathlib.Path) -> RunConfig:
         raise RunError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
 
 
-def resolved(run: RunConfig, say: Log = log_stderr) -> RunConfig:
-    """``run`` with the pdgen checkpoint that its ``init`` leads to."""
-    return dataclasses.replace(run, init=str(export_checkpoint(run.init, say))) if run.init else run
+def resolve_init(run: RunConfig, log: Log = log_stderr) -> RunConfig:
+    """Return ``run`` with ``init`` replaced by the pdgen checkpoint it refers to, exporting a workdir if necessary."""
+    return dataclasses.replace(run, init=str(export_checkpoint(run.init, log))) if run.init else run
 
 
-def resolved_by_all(run: RunConfig, say: Log = log_stderr) -> RunConfig:
-    """``resolved`` in every process of a run; the first goes first, since it may have to write an export."""
+def resolve_init_everywhere(run: RunConfig, log: Log = log_stderr) -> RunConfig:
+    """Call ``resolve_init`` in every process, in the first one before the others, since it may write an export."""
     if jax.process_index():
-        meet()
-    found = resolved(run, say)
+        barrier()
+    resolved = resolve_init(run, log)
     if not jax.process_index():
-        meet()
-    return found
+        barrier()
+    return resolved

@@ -1,6 +1,7 @@
 """A training run from its config to its exported checkpoint: set up, resume, step, log, save.
 
-Where parameters come from: the newest whole checkpoint of the workdir, else ``init``, else fresh ones.
+Parameters come from the newest undamaged checkpoint of the workdir, else from ``init``, else from a random
+initialisation.
 """
 
 import functools
@@ -19,85 +20,88 @@ from pdgen.files import Log
 from pdgen.models import bagel
 from pdgen.sequence.layout import Pack
 from pdgen.sharding import RULES, parameter_shardings
-from pdgen.train.checkpoint import Checkpoints, meet
-from pdgen.train.export import export_newest, resolved_by_all
-from pdgen.train.held_out import HeldOut
-from pdgen.train.monitor.watch import Draw, Watch
-from pdgen.train.preflight import claimed, preflight
+from pdgen.train.checkpoint import Checkpoints, barrier
+from pdgen.train.export import export_newest, resolve_init_everywhere
+from pdgen.train.held_out import HeldOutEvaluator
+from pdgen.train.monitor.run_monitor import RunMonitor, SamplePictures
+from pdgen.train.preflight import claim_workdir, preflight
 from pdgen.train.run_config import RunConfig
 from pdgen.train.state import (
     StepConfig,
     TrainState,
     abstract_state,
     init_state,
-    start_state,
+    make_state,
     state_shardings,
 )
-from pdgen.train.step import compiled_step, run_key
+from pdgen.train.step import jit_step, make_run_key
 from pdgen.train.stop import Stopped, StopSignals
 
 
 def train(
     run: RunConfig,
     workdir: pathlib.Path,
-    say: Log,
-    pictures: Callable[[Base], Draw] | None = None,
+    log: Log,
+    make_picture_sampler: Callable[[Base], SamplePictures] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> pathlib.Path:
-    """Trains to ``run.num_steps``, resuming what ``workdir`` holds, and exports a pdgen checkpoint.
+    """Train to ``run.num_steps``, resuming from ``workdir`` if possible, and export a pdgen checkpoint.
 
     Args:
       run: the config.
-      workdir: gets ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/`` and, in
-        the end, ``export/``; it is locked while this lasts.
-      say: takes a line for the reader.
-      pictures: makes, of what the run builds on, a function that is called every ``run.pictures_every`` steps with the
-        step and the model's parameters (the moving average, if one is kept), which it must not keep: the next step
-        takes their memory.
-      devices: to train on; all there are by default.
+      workdir: folder for ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/``
+        and, at the end, ``export/``. It is locked while the run lasts.
+      log: receives one-line messages for the user.
+      make_picture_sampler: makes a function from the base model of the run. It is called every ``run.pictures_every``
+        steps with the step and the model's parameters (the moving average, if the run keeps one). It must not keep
+        them: the next step reuses their memory.
+      devices: devices to train on; all by default.
 
     Returns:
-      The exported checkpoint's folder.
+      The folder of the exported checkpoint.
 
     Raises:
-      RunError, and what else ``preflight`` raises: the run cannot start; or a step is not finite, or the last
-        checkpoint cannot be saved.
-      Stopped: a signal has asked the run to save and leave.
+      RunError: the run cannot start, a step is not finite, or the last checkpoint cannot be saved. ``preflight`` lists
+        further errors.
+      Stopped: a signal stopped the run, which has saved its state.
     """
-    run = resolved_by_all(run, say)
+    run = resolve_init_everywhere(run, log)
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
-    draw = pictures(base) if pictures and run.pictures_every else None
+    sample_pictures = make_picture_sampler(base) if make_picture_sampler and run.pictures_every else None
     shardings = state_shardings(config, mesh)
     with (
-        claimed(run, workdir, say),
+        claim_workdir(run, workdir, log),
         jax.set_mesh(mesh),
-        Checkpoints(workdir, run.keep, run.keep_every, say) as checkpoints,
+        Checkpoints(workdir, run.keep, run.keep_every, log) as checkpoints,
     ):
-        state = _first_state(run, config, shardings, checkpoints, say)
+        state = _restore_or_init(run, config, shardings, checkpoints, log)
         start = int(state.step)
-        batches = make_loader(base.config, source, base.tokenizer, run.loader, start, run.num_steps)
-        key = run_key(run.seed, mesh)
-        step = functools.partial(compiled_step(config), key=key)
-        held_out = HeldOut(config, batches.batches, key, mesh) if run.held_out else None
-        with Watch(run, config, workdir, batches.batches, held_out, draw) as watch, StopSignals() as signals:
-            watch.start(start)
-            _steps(run, state, _on_mesh(batches, mesh), step, watch, signals, checkpoints)
+        batches = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
+        key = make_run_key(run.seed, mesh)
+        step = functools.partial(jit_step(config), key=key)
+        held_out = HeldOutEvaluator(config, batches.batches, key, mesh) if run.held_out else None
+        with (
+            RunMonitor(run, config, workdir, batches.batches, held_out, sample_pictures) as monitor,
+            StopSignals() as signals,
+        ):
+            monitor.start(start)
+            _run_steps(run, state, _put_on_mesh(batches, mesh), step, monitor, signals, checkpoints)
         if batches.skipped:
-            say(f"{len(batches.skipped)} broken records were left out")
+            log(f"{len(batches.skipped)} broken records were skipped")
         checkpoints.finish()
-    return _export(workdir, say)
+    return _export(workdir, log)
 
 
-def _first_state(
-    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, say: Log
+def _restore_or_init(
+    run: RunConfig, config: StepConfig, shardings: TrainState, checkpoints: Checkpoints, log: Log
 ) -> TrainState:
-    """Resume > init > fresh."""
+    """Return the newest saved state, else the state of ``init``, else a fresh one."""
     if (state := checkpoints.restore(abstract_state(config), shardings)) is not None:
         return state
     key = jax.random.key(run.seed)
     if not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
-    say(f"starting from {run.init}")
+    log(f"starting from {run.init}")
     places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
     targets = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -105,53 +109,53 @@ def _first_state(
         places,
     )
     params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
-    start = functools.partial(start_state, config)
-    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key)
+    make = functools.partial(make_state, config)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key)
 
 
-def _on_mesh(batches: Loader, mesh: Mesh) -> Iterator[Pack]:
-    """Each process's rows as global arrays, on their way to the devices."""
+def _put_on_mesh(batches: Loader, mesh: Mesh) -> Iterator[Pack]:
+    """Yield batches as global arrays made of each process's rows; the transfer to the devices is asynchronous."""
     sharding = NamedSharding(mesh, RULES.spec("batch"))
     for batch in batches:
-        with jax.transfer_guard("allow"):  # of several processes JAX takes this for an implicit transfer
-            placed = jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
-        yield placed
+        with jax.transfer_guard("allow"):  # with several processes JAX counts this as an implicit transfer
+            sharded = jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+        yield sharded
 
 
-def _steps(
+def _run_steps(
     run: RunConfig,
     state: TrainState,
     batches: Iterator[Pack],
     step: Callable,
-    watch: Watch,
+    monitor: RunMonitor,
     signals: StopSignals,
     checkpoints: Checkpoints,
 ) -> None:
-    """Every remaining step. The next batch goes to the devices while a step runs; nothing is fetched unasked."""
+    """Run the remaining steps. The next batch is transferred while a step runs; implicit transfers raise."""
     start, batch = int(state.step), next(batches, None)
     with jax.transfer_guard("disallow"):
         for number in range(start + 1, run.num_steps + 1):
             state, metrics = step(state, batch)
-            watch.meter.add(number, metrics)
-            batch = watch.meter.next_batch(batches)
-            if watch.after(number, state):
+            monitor.meter.add(number, metrics)
+            batch = monitor.meter.next_batch(batches)
+            if monitor.after_step(number, state):
                 checkpoints.check()
-            name = signals.asked(number)
-            if name or number % run.save_every == 0 or number == run.num_steps:
-                watch.check()
+            signal_name = signals.poll(number)
+            if signal_name or number % run.save_every == 0 or number == run.num_steps:
+                monitor.check()
                 with jax.transfer_guard("allow"):
                     checkpoints.save(number, state)
-            if name and number < run.num_steps:
+            if signal_name and number < run.num_steps:
                 checkpoints.finish()
                 raise Stopped(
-                    f"{name}: saved step {number} of {run.num_steps} to {checkpoints.folder.parent}; start "
-                    "again to go on"
+                    f"{signal_name}: saved step {number} of {run.num_steps} to {checkpoints.folder.parent}; start "
+                    "again to resume"
                 )
 
 
-def _export(workdir: pathlib.Path, say: Log) -> pathlib.Path:
-    """The pdgen checkpoint of the last step, which sampling and conversion read; the first process writes it."""
+def _export(workdir: pathlib.Path, log: Log) -> pathlib.Path:
+    """Export the last step from the first process and return the folder of the pdgen checkpoint."""
     if not jax.process_index():
-        export_newest(workdir, say)
-    meet()
+        export_newest(workdir, log)
+    barrier()
     return workdir / EXPORT

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): a linear kernel W is trained as W + scale * B A, W itself frozen.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): a linear kernel W becomes W + scale * B A; only A and B are trained.
 
-``pdgen.models.lora.merge`` takes the sum on the stacked kernels before the model sees them, for training and reading
-alike, so the model's code knows nothing of adapters.
+``pdgen.models.lora.merge`` adds the product to the stacked kernels before the model uses them, in training and when a
+checkpoint is read. So the code of the model does not depend on adapters.
 
 Axis legend: L layers (where kernels are stacked), o.. output axes, i.. input axes, r rank.
 """
@@ -18,16 +18,16 @@ from pdgen.models import parameters
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels are adapted, and how.
+    """Settings of the adapters.
 
     Attributes:
-      rank: r of every adapter; 0 trains the parameters themselves.
-      alpha: the product is scaled by alpha / rank.
-      kernels: regular expression that the names of the adapted kernels match from end to end, among the linear
-        kernels such as "language/layers/gen/mlp/up/kernel".
+      rank: rank r of every adapter; 0 trains the parameters themselves.
+      alpha: the product B A is scaled by alpha / rank.
+      kernels: regular expression that must fully match the names of the kernels to adapt, such as
+        "language/layers/gen/mlp/up/kernel".
 
     Raises:
-      ValueError: a value out of range, or no regular expression.
+      ValueError: a value is out of range, or ``kernels`` is not a regular expression.
     """
 
     rank: int = 0
@@ -44,33 +44,37 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Factor of B A; the rank must not be 0."""
+        """Scale of B A; the rank must not be 0."""
         return self.alpha / self.rank
 
 
-def adapter_spec(config: LoraConfig, model: parameters.Spec) -> parameters.Spec:
-    """Declares the adapters of ``model``'s kernels: ``{.. "kernel": {"a": [L, r, i..], "b": [L, o.., r]}}``.
+def declare_adapters(config: LoraConfig, model: parameters.Spec) -> parameters.Spec:
+    """Declare the adapters of ``model``'s kernels: ``{.. "kernel": {"a": [L, r, i..], "b": [L, o.., r]}}``.
 
-    A is uniform in +-1 / sqrt(inputs), as torch fills a linear layer, B zero: training starts at W.
+    A is initialised uniformly in +-1 / sqrt(inputs), like a linear layer in PyTorch, and B with zeros, so training
+    starts at W.
 
     Raises:
       ValueError: no linear kernel matches.
     """
     linear = {name: leaf for name, leaf in traverse_util.flatten_dict(model, sep="/").items() if leaf.inputs}
-    chosen = {name: leaf for name, leaf in linear.items() if re.fullmatch(config.kernels, name)}
-    if not chosen:
+    adapted = {name: leaf for name, leaf in linear.items() if re.fullmatch(config.kernels, name)}
+    if not adapted:
         raise ValueError(f"lora.kernels {config.kernels!r} matches no linear kernel; there are: {', '.join(linear)}")
-    return traverse_util.unflatten_dict({name: _adapter(config.rank, leaf) for name, leaf in chosen.items()}, sep="/")
+    return traverse_util.unflatten_dict(
+        {name: _declare_adapter(config.rank, leaf) for name, leaf in adapted.items()}, sep="/"
+    )
 
 
-def _adapter(rank: int, kernel: parameters.Leaf) -> dict[str, parameters.Leaf]:
-    first = int(kernel.stacked)
+def _declare_adapter(rank: int, kernel: parameters.Leaf) -> dict[str, parameters.Leaf]:
+    first = int(kernel.stacked)  # the rank axis of A follows the axis of layers
 
-    def joined(axes: tuple, r: Any) -> tuple[tuple, tuple]:
-        """Shapes, or names, of A and B."""
+    def split_axes(axes: tuple, r: Any) -> tuple[tuple, tuple]:
+        """Return the axes of A and B from those of the kernel: either sizes or names."""
         return axes[:first] + (r,) + axes[-kernel.inputs :], axes[: -kernel.inputs] + (r,)
 
-    (a_shape, b_shape), (a_names, b_names) = joined(kernel.shape, rank), joined(kernel.names, None)
+    (a_shape, b_shape), (a_names, b_names) = split_axes(kernel.shape, rank), split_axes(kernel.names, None)
+    # Variance 1 / (3 * inputs) is that of the uniform distribution in +-1 / sqrt(inputs).
     uniform = nn.initializers.variance_scaling(
         1 / 3,
         "fan_in",

@@ -1,9 +1,9 @@
-"""AdamW or Muon, with clipping and a schedule as the base model's trainer has them; rates and freezing by name."""
+"""Adam or Muon with gradient clipping, a learning rate schedule, and learning rate factors by parameter name."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,33 +18,35 @@ from pdgen.sharding import has_mesh
 
 Dtype = Literal["float32", "bfloat16"]
 
-# Half the step between bfloat16 numbers just above a power of two, relative to them.
+# Largest relative rounding error of bfloat16: half the gap above a power of two.
 BFLOAT16_ROUNDING = 2.0**-8
-# Root mean square of Muon's updates, about that of Adam's, so that one learning rate suits both (arXiv 2502.16982).
+# Root mean square of Muon's updates. It is close to that of Adam's, so one learning rate fits both (arXiv 2502.16982).
 MUON_RMS = 0.2
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., "Muon" (2024)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al., "Muon" (2024)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Learning rate, Adam, and the moving average of the parameters.
+    """Optimizer, learning rate, and the moving average of the parameters.
 
     Attributes:
-      learning_rate: peak, reached after ``warmup_steps`` of linear growth from 0.
-      factors: pairs (regular expression, factor of the learning rate). Each name, such as
-        "language/layers/gen/mlp/up/kernel", must match exactly one of them from end to end. Factor 0 freezes: no
-        gradient, no moments, no average. The layers of a stack are one array. With LoRA the names are those of the
-        adapters. The fixed position tables are matched like the others and never trained.
-      name: "adam"; or "muon", which orthogonalises the updates of the layers' matrices and leaves the rest to Adam.
-      schedule: "cosine" (falls to a tenth of the peak at the last step) or "constant".
-      b1, b2, eps: Adam's decay rates and denominator; no weight decay.
-      clip_norm: largest global norm of the gradient, taken over what is trained.
-      mu_dtype, nu_dtype: in which Adam's first and second moments are kept.
-      ema_decay: of the parameters' moving average, which starts as the first parameters; 0 keeps none.
-      ema_dtype: in which the average is kept; see ``pdgen.train.ema``.
+      learning_rate: peak of the schedule, reached after the warm-up.
+      name: "adam"; or "muon", which orthogonalises the updates of the layers' matrices and uses Adam for the rest.
+      factors: pairs (regular expression, factor of the learning rate). Each parameter name, such as
+        "language/layers/gen/mlp/up/kernel", must fully match exactly one of them. Factor 0 freezes a parameter: it has
+        no gradient, moments or average. The layers of a stack are one array. With LoRA the names are those of the
+        adapters. The fixed position tables must match as well and are never trained.
+      warmup_steps: steps of linear growth from 0.
+      schedule: "cosine", which falls to a tenth of the peak at the last step, or "constant".
+      b1, b2, eps: Adam's decay rates and the constant in its denominator. There is no weight decay. Muon uses b2 as
+        its momentum.
+      clip_norm: largest global norm of the gradient of the trained parameters.
+      mu_dtype, nu_dtype: dtypes of Adam's first and second moments.
+      ema_decay: decay of the moving average, which starts at the initial parameters; 0 keeps no average.
+      ema_dtype: dtype of the average; see ``pdgen.train.ema``.
 
     Raises:
-      ValueError: a value out of range, or no regular expression.
+      ValueError: a value is out of range, or a pattern is not a regular expression.
     """
 
     learning_rate: float = 2e-5
@@ -88,61 +90,67 @@ class OptimizerConfig:
 
 
 def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> dict[str, float]:
-    """The factor of each name.
+    """Return the factor of each name.
+
+    Args:
+      rules: pairs (regular expression, factor).
+      names: names to match.
 
     Raises:
-      ValueError: names that no rule or several rules match, and rules that match no name; all are listed.
+      ValueError: a name matches no rule or several, or a rule matches no name; the message lists all of them.
     """
     names, rules = list(names), list(rules)
     matches = {name: [rule for rule in rules if re.fullmatch(rule[0], name)] for name in names}
     unmatched = [name for name, found in matches.items() if not found]
-    doubled = [
+    ambiguous = [
         f"{name} (by {' and '.join(repr(pattern) for pattern, _ in found)})"
         for name, found in matches.items()
         if len(found) > 1
     ]
-    idle = [repr(rule[0]) for rule in rules if not any(rule in found for found in matches.values())]
-    faults = {"matched by no rule": unmatched, "matched more than once": doubled, "rules without a match": idle}
+    unused = [repr(rule[0]) for rule in rules if not any(rule in found for found in matches.values())]
+    faults = {"matched by no rule": unmatched, "matched more than once": ambiguous, "rules without a match": unused}
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(found)}" for fault, found in faults.items() if found)
         raise ValueError(f"optimizer.factors must match every parameter exactly once, from end to end; {listed}")
     return {name: found[0][1] for name, found in matches.items()}
 
 
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """The schedule over ``num_steps``. Raises ValueError for an unknown name or a warm-up that does not fit."""
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Make the learning rate schedule over ``num_steps``. Raises ValueError for an unknown name or a long warm-up."""
     if config.schedule not in ("cosine", "constant"):
         raise ValueError(f"optimizer.schedule={config.schedule!r} is unknown; choose cosine or constant")
     if config.warmup_steps >= num_steps:
         raise ValueError(f"optimizer.warmup_steps={config.warmup_steps} must be below num_steps={num_steps}")
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    rest = num_steps - config.warmup_steps
-    after = {
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest, alpha=0.1),
-        "constant": optax.constant_schedule(config.learning_rate),
-    }[config.schedule]
-    return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(config.learning_rate, num_steps - config.warmup_steps, alpha=0.1)
+    else:
+        main = optax.constant_schedule(config.learning_rate)
+    return optax.join_schedules([warmup, main], [config.warmup_steps]) if config.warmup_steps else main
 
 
 def make_optimizer(
     config: OptimizerConfig,
     num_steps: int,
     factors: Mapping[str, float],
-    leaves: Mapping[str, Leaf] | None = None,
+    leaves: Mapping[str, Leaf],
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW without decay, each parameter at its own factor of the learning rate.
+    """Chain clipping by global norm, Adam or Muon, and the learning rate times the factor of each parameter.
 
     Args:
       config: the settings.
-      num_steps: of the whole run, for the schedule.
-      factors: of every parameter of the nested dict that is trained, by its "/"-joined name.
-      leaves: how each of them is declared, for Muon, which takes the stacked matrices.
+      num_steps: steps of the whole run, for the schedule.
+      factors: factor of every trained parameter by its "/"-joined name.
+      leaves: declarations of at least these parameters. Only Muon reads them, to find the stacked matrices.
+
+    Raises:
+      ValueError: see ``make_schedule``.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         _scale_by_adam(config) if config.name == "adam" else _scale_by_muon(config, factors, leaves),
-        optax.stateless(lambda updates, _: _scaled(updates, factors)),
-        optax.scale_by_learning_rate(learning_rate(config, num_steps)),
+        optax.stateless(lambda updates, _: _scale_by_factors(updates, factors)),
+        optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     )
 
 
@@ -150,7 +158,7 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype)
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        state = adam.init(params)  # an update keeps nu in the dtype that it finds
+        state = adam.init(params)  # optax has no nu_dtype, but its updates keep the dtype of nu
         assert isinstance(state, optax.ScaleByAdamState)
         return state._replace(nu=jax.tree.map(lambda leaf: leaf.astype(config.nu_dtype), state.nu))
 
@@ -160,17 +168,17 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
 def _scale_by_muon(
     config: OptimizerConfig, names: Iterable[str], leaves: Mapping[str, Leaf]
 ) -> optax.GradientTransformation:
-    """Muon on every layer's own matrices, outputs by inputs; Adam on vectors, embeddings, head and patch maps."""
+    """Muon for the matrices of stacked layers; Adam for vectors, embeddings, head and patch projections."""
     trained = {name: leaves[name] for name in names}
     matrices = {name for name, leaf in trained.items() if leaf.stacked and leaf.inputs}
 
     def orthogonalise(updates: Any) -> Any:
         flat = traverse_util.flatten_dict(updates, sep="/")
-        flat |= {name: _orthogonalised(flat[name], trained[name].inputs) for name in matrices}
+        flat |= {name: _orthogonalise(flat[name], trained[name].inputs) for name in matrices}
         return traverse_util.unflatten_dict(flat, sep="/")
 
     momentum = optax.trace(config.b2, nesterov=True)
-    parts = {
+    parts: dict[Hashable, optax.GradientTransformation] = {
         "muon": optax.chain(momentum, optax.stateless(lambda updates, _: orthogonalise(updates))),
         "adam": _scale_by_adam(config),
     }
@@ -178,29 +186,33 @@ def _scale_by_muon(
     return optax.partition(parts, traverse_util.unflatten_dict(labels, sep="/"))
 
 
-def _orthogonalised(x: Float[Array, "L ..."], inputs: int) -> Float[Array, "L ..."]:
-    """Nearly U V^T of every layer's matrix, outputs by inputs, of root mean square ``MUON_RMS``.
+def _orthogonalise(x: Float[Array, "L ..."], inputs: int) -> Float[Array, "L ..."]:
+    """Approximate U V^T of each layer's matrix by five Newton-Schulz steps, scaled to a root mean square ``MUON_RMS``.
 
-    Five quintic Newton-Schulz steps as optax's Muon takes, which an explicit mesh does not: here each device has whole
-    layers where their number allows, else all of them.
+    Args:
+      x: updates of L layers.
+      inputs: number of trailing input axes; a matrix is outputs by inputs.
     """
+    # optax.contrib.muon does the same but does not run on an explicit mesh.
     mesh, outputs = has_mesh(), math.prod(x.shape[1 : x.ndim - inputs])
-    own = jax.typeof(x).sharding.spec if mesh else None
+    spec = jax.typeof(x).sharding.spec if mesh else None
     if mesh:
+        # A device holds whole layers if fsdp divides their number, else all layers.
         split = "fsdp" if x.shape[0] % jax.sharding.get_abstract_mesh().shape["fsdp"] == 0 else None
         x = jax.sharding.reshard(x, PartitionSpec(split))
     m = x.reshape(x.shape[0], outputs, -1)
     wide = outputs <= m.shape[2]
     m = m if wide else jnp.swapaxes(m, 1, 2)
     m /= jnp.linalg.norm(m, axis=(1, 2), keepdims=True) + 1e-8
+    a, b, c = NEWTON_SCHULZ
     for _ in range(5):
         square = m @ jnp.swapaxes(m, 1, 2)
-        m = NEWTON_SCHULZ[0] * m + (NEWTON_SCHULZ[1] * square + NEWTON_SCHULZ[2] * square @ square) @ m
+        m = a * m + (b * square + c * square @ square) @ m
     scale = MUON_RMS * max(m.shape[1:]) ** 0.5
     m = (scale * (m if wide else jnp.swapaxes(m, 1, 2))).reshape(x.shape)
-    return jax.sharding.reshard(m, own) if mesh else m
+    return jax.sharding.reshard(m, spec) if mesh else m
 
 
-def _scaled(updates: dict[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
+def _scale_by_factors(updates: Any, factors: Mapping[str, float]) -> Any:
     flat = traverse_util.flatten_dict(updates, sep="/")
     return traverse_util.unflatten_dict({name: jnp.asarray(factors[name] * u) for name, u in flat.items()}, sep="/")

@@ -1,7 +1,7 @@
-"""Everything that can be known to be wrong with a run before anything is compiled.
+"""Checks of a run before anything is compiled.
 
-``preflight`` runs first in every training: each fault is one line that names the config's key or the file, and
-what to do.
+Every training starts with ``preflight``. Each error is one line that names the key of the config or the file, and the
+remedy.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
-from pdgen.train.monitor.board import check_wandb
-from pdgen.train.run_config import RunConfig, RunError, run_json
+from pdgen.train.monitor.metrics_writer import check_wandb
+from pdgen.train.run_config import RunConfig, RunError, run_to_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 LOCK = "lock"
-# What a run may change when it goes on: none of these keys changes the mathematics.
-MAY_CHANGE = (
+# Keys that may change when a run resumes: none of them changes the mathematics.
+CHANGEABLE_KEYS = (
     "mesh",
     "accumulate",
     "workers",
@@ -49,8 +49,8 @@ MAY_CHANGE = (
 )
 
 
-class Checked(NamedTuple):
-    """What ``preflight`` has opened on the way."""
+class PreparedRun(NamedTuple):
+    """What ``preflight`` has loaded: the base model, the data set, the mesh and the static settings of a step."""
 
     base: Base
     source: RecordSource
@@ -58,35 +58,35 @@ class Checked(NamedTuple):
     step: StepConfig
 
 
-def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Device]) -> Checked:
-    """Checks a run from its mesh to its data. Nothing is written.
+def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Device]) -> PreparedRun:
+    """Check a run from its mesh to its data without writing anything.
 
     Args:
-      run: the config.
+      run: the config; its ``init`` is resolved (``pdgen.train.export.resolve_init``).
       workdir: the run's folder; it need not exist.
-      devices: to train on, over all processes.
+      devices: devices of all processes to train on.
 
     Raises:
-      RunError: the mesh, the batch, the checkpoint, the data set or the folder does not suit the run.
-      CheckpointError, TokenizerError, RecordError, PackingError, LoaderError, ValueError: as the parts raise
-        them; every line names the key or file and the remedy.
+      RunError: the mesh, the batch, the checkpoint, the data set or the folder does not fit the run.
+      CheckpointError, TokenizerError, RecordError, PackingError, LoaderError, ValueError: raised by the
+        parts; every line names the key or file and the remedy.
     """
-    check_watching(run)
-    mesh = run_mesh(run, devices)
+    check_monitoring(run)
+    mesh = make_run_mesh(run, devices)
     base = load_base(run.init, run.model)
     check_model(run, base.config, base.tokenizer)
-    step = run.step(base.config)
-    check_divides(step, mesh)
+    step = run.step_config(base.config)
+    check_sharding(step, mesh)
     check_workdir(run, workdir)
     source = open_data(run, base)
     process = jax.process_index(), jax.process_count()
-    batches = Batches(base.config, source, base.tokenizer, run.loader, process, run.num_steps)
+    batches = Batches(base.config, source, base.tokenizer, run.loader_config, process, run.num_steps)
     check_targets(run, batches)
-    return Checked(base, source, mesh, step)
+    return PreparedRun(base, source, mesh, step)
 
 
-def check_watching(run: RunConfig) -> None:
-    """Raises RunError where pictures or wandb are asked for that cannot be had."""
+def check_monitoring(run: RunConfig) -> None:
+    """Raise RunError if the config asks for wandb or pictures that are not available."""
     check_wandb(run.wandb)
     if run.pictures_every and jax.process_count() > 1:
         raise RunError(
@@ -95,11 +95,11 @@ def check_watching(run: RunConfig) -> None:
         )
 
 
-def mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
-    """Sizes of (data, fsdp, tensor) with -1 filled in.
+def resolve_mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
+    """Return the sizes of (data, fsdp, tensor) for a number of devices, with -1 replaced.
 
     Raises:
-      RunError: they do not multiply to the number of devices, or the rows do not divide among them.
+      RunError: they do not multiply to the number of devices, or do not divide the rows.
     """
     known = math.prod(size for size in run.mesh if size != -1)
     data, fsdp, tensor = (devices // known if size == -1 else size for size in run.mesh)
@@ -119,13 +119,13 @@ def mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
     return shape
 
 
-def run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of ``run`` over ``devices``; see ``mesh_shape``."""
-    return make_mesh(mesh_shape(run, len(devices)), devices)
+def make_run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """Make the mesh of ``run`` over ``devices``. Raises RunError, see ``resolve_mesh_shape``."""
+    return make_mesh(resolve_mesh_shape(run, len(devices)), devices)
 
 
 def check_model(run: RunConfig, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Raises RunError where ``init`` is another model than ``model``, or the tokenizer has more ids than the model."""
+    """Raise RunError if ``init`` holds another model than ``model``, or the tokenizer exceeds the vocabulary."""
     if run.init and run.model:
         stated = get_preset(run.model)
         parts = [
@@ -142,12 +142,12 @@ def check_model(run: RunConfig, config: ModelConfig, tokenizer: Tokenizer) -> No
     if tokenizer.vocab_size > vocabulary:
         raise RunError(
             f"config: the tokenizer of {run.init or run.model} has {tokenizer.vocab_size} ids, the model's "
-            f"vocabulary {vocabulary}; use the tokenizer that the model was made with"
+            f"vocabulary {vocabulary}; use the tokenizer that the model was trained with"
         )
 
 
-def check_divides(step: StepConfig, mesh: Mesh) -> None:
-    """Raises RunError where the mesh does not divide a parameter; ValueError where the optimiser's keys are wrong."""
+def check_sharding(step: StepConfig, mesh: Mesh) -> None:
+    """Raise RunError if the mesh does not divide a parameter, ValueError if the optimizer's keys are invalid."""
     state, shardings = abstract_state(step), state_shardings(step, mesh)
 
     def check(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> None:
@@ -164,7 +164,7 @@ def check_divides(step: StepConfig, mesh: Mesh) -> None:
 
 
 def open_data(run: RunConfig, base: Base) -> RecordSource:
-    """The data set. Raises RunError if it was made for another tokenizer or autoencoder than the model's."""
+    """Open the data set. Raises RunError if it was built for another tokenizer or autoencoder than the model's."""
     source = RecordSource(run.data)
     origin = source.dataset.origin
     if origin.tokenizer not in (None, base.tokenizer.fingerprint):
@@ -184,21 +184,21 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
 
 
 def check_targets(run: RunConfig, batches: Batches) -> None:
-    """Raises RunError where no document of the mixture bears a loss of one of the two kinds.
+    """Raise RunError if no document of the mixture has an image target, or none has a text target.
 
-    Such a run would train on one half of the objective and never say so. With ``ce_weight`` 0 texts need none.
+    Such a run would silently train on one half of the objective. With ``ce_weight`` 0 text targets are not required.
     """
     documents, shares = batches.documents, batches.packer.stream.shares
-    chosen = np.concatenate([batches.subsets[name] for name in shares])
-    mixed = f"config: mixture: no document of {', '.join(map(repr, shares))}"
-    first, end = documents.starts[chosen], documents.starts[chosen + 1]
+    mixed_documents = np.concatenate([batches.subsets[name] for name in shares])
+    fault = f"config: mixture: no document of {', '.join(map(repr, shares))}"
+    first, end = documents.starts[mixed_documents], documents.starts[mixed_documents + 1]
     units, _ = expand_ranges(first, end - first)
     if not (documents.kinds[units] == NOISED).any():
-        raise RunError(f"{mixed} draws an image, so there is no flow to learn; give a subset that does a weight")
-    records = (batches.source[number] for number in np.unique(documents.record[chosen]))
+        raise RunError(f"{fault} draws an image, so there is no flow to learn; give a subset that does a weight")
+    records = (batches.source[number] for number in np.unique(documents.record[mixed_documents]))
     if run.ce_weight and not any(_has_text_target(record) for record in records):
         raise RunError(
-            f"{mixed} has a text to learn, so there is nothing but switch tokens in the cross-entropy; give "
+            f"{fault} has a text to learn, so there is nothing but switch tokens in the cross-entropy; give "
             "a subset that has one a weight, or set ce_weight to 0"
         )
 
@@ -208,7 +208,7 @@ def _has_text_target(record: Record) -> bool:
 
 
 def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
-    """Raises RunError where the folder holds a run with other values of keys that change the mathematics."""
+    """Raise RunError if the folder holds a run that differs in keys outside ``CHANGEABLE_KEYS``."""
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
@@ -216,46 +216,48 @@ def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
         old = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise RunError(f"{path}: not valid json ({fault}); name another --workdir") from None
-    new = json.loads(run_json(run))
-    changed = [key for key in {**new, **old} if key not in MAY_CHANGE and new.get(key) != old.get(key)]
+    new = json.loads(run_to_json(run))
+    changed = [key for key in {**new, **old} if key not in CHANGEABLE_KEYS and new.get(key) != old.get(key)]
     if changed:
-        values = ", ".join(f"{key} ({_short(old.get(key))}, now {_short(new.get(key))})" for key in changed)
+        values = ", ".join(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
         raise RunError(f"{path}: holds a run with other values of {values}; name another --workdir")
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @contextlib.contextmanager
-def claimed(run: RunConfig, workdir: pathlib.Path, say: Log) -> Generator[None, None, None]:
-    """Writes the resolved config into the run's folder and keeps other runs out of it; the first process does.
+def claim_workdir(run: RunConfig, workdir: pathlib.Path, log: Log) -> Generator[None, None, None]:
+    """Lock the run's folder and write the resolved config into it, in the first process.
 
-    The lock is the operating system's: it ends with the process, however that ends.
+    The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-      RunError: another run is in the folder; in every process.
+      RunError: another run holds the lock; raised in every process.
     """
     if jax.process_index():
-        _agree("")
+        _raise_everywhere("")
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             if not stack.enter_context(file_lock(workdir / LOCK)):
-                _agree(f"{workdir}: another run is training here; wait for its end, or name another --workdir")
+                _raise_everywhere(
+                    f"{workdir}: another run is training here; wait for its end, or name another --workdir"
+                )
         except OSError as fault:
-            say(f"{workdir}: cannot be locked ({fault.strerror}); see to it that no other run is started here")
-        _agree("")
+            log(f"{workdir}: cannot be locked ({fault.strerror}); make sure that no other run starts here")
+        _raise_everywhere("")
         with new_file(workdir / CONFIG_FILE) as partial:
-            partial.write_text(run_json(run))
+            partial.write_text(run_to_json(run))
         yield
 
 
-def _agree(fault: str) -> None:
-    """Raises RunError in every process where the first one has found a fault."""
+def _raise_everywhere(fault: str) -> None:
+    """Raise RunError in every process if the first process passes a fault; the others pass ""."""
     if jax.process_count() > 1:
         line = np.frombuffer(fault.encode()[:512].ljust(512), np.uint8)
         fault = bytes(multihost_utils.broadcast_one_to_all(line)).decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""One training run as a config says it: read strictly, so that a typing error never trains silently."""
+"""The config of a training run, read strictly, so that a misspelt key never trains silently."""
 
 import dataclasses
 import json
@@ -18,40 +18,46 @@ from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig
 
-flags.disclaim_key_flags()  # --config is a flag of the command line that calls define_run_config, and in its --help
+# --config then belongs to the command line that calls define_run_config, and appears in its --help.
+flags.disclaim_key_flags()
 
 
 class RunError(ValueError):
-    """A run that cannot start or go on; one line names the key or file and the remedy."""
+    """A run that cannot start or continue; one line names the key or file and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run. ``configs/*.py`` give these keys.
+    """A training run. The keys of ``configs/*.py`` are these attributes.
 
     Attributes:
-      data: folder that build_data.py wrote.
-      init: pdgen checkpoint to start from; "" = fresh parameters of ``model`` with shapes world's tokenizer
-        and autoencoder.
-      model: preset; with ``init`` the sizes that it must hold, "" for whatever it holds.
-      num_steps: optimiser steps of the whole run.
-      rows: packs in the global batch, a multiple of accumulate * mesh data * fsdp.
-      mesh: sizes of (data, fsdp, tensor); one -1 takes the devices that are left.
+      data: folder of a data set written by build_data.py.
+      num_steps: optimizer steps of the whole run, at least 1.
+      rows: packs in the global batch, a multiple of accumulate * data * fsdp (see ``mesh``).
+      budgets: slots for text, ViT and VAE tokens in a pack.
+      init: checkpoint to start from: a pdgen checkpoint, a run's workdir or a shipped model. "" starts from fresh
+        parameters of ``model`` with shapes world's tokenizer and autoencoder.
+      model: name of a preset. With ``init`` the checkpoint must have these sizes; "" accepts any.
+      seed: of parameters, batches and noise.
+      mesh: sizes of (data, fsdp, tensor); one of them may be -1 for the remaining devices.
       ce_weight: lambda_CE, the weight of the cross-entropy.
-      accumulate: micro-batches that a step's rows are computed in, to save memory; the result is the same.
-      save_every, log_every: in steps.
-      keep: newest checkpoints that stay.
-      keep_every: those of every keep_every-th step stay as well; 0 keeps none of these.
+      accumulate: number of micro-batches of a step. More of them save memory; the result is the same.
+      save_every: steps between checkpoints.
+      keep: number of newest checkpoints to keep.
+      keep_every: also keep the checkpoints of every keep_every-th step; 0 keeps none of these.
+      log_every: steps between lines of ``metrics.jsonl``.
       workers: processes that read data; 0 reads in threads.
-      held_out: records, the last of every subset in proportion to its size, that are never trained on; 0: none.
-      held_out_every: steps between the losses of these, written to ``held_out.jsonl``.
-      pictures_every: steps between pictures of ``prompts``; 0: none are drawn.
-      prompts: what they are of; prompt n has the seed n every time.
-      wandb: project that the curves go to besides TensorBoard; "": none.
-      spike_factor: an update is left out where the loss or the gradient's norm exceeds this many times its running
-        average; 0: none is.
+      held_out: number of records to hold out from training, the last ones of every subset in proportion to its size.
+      held_out_every: steps between lines of ``held_out.jsonl``, the losses on these records.
+      pictures_every: steps between sampled pictures of ``prompts``; 0 samples none.
+      prompts: prompts of these pictures; prompt n always has seed n.
+      wandb: project that receives the curves besides TensorBoard; "" for none.
+      spike_factor: skip updates whose loss or gradient norm exceeds this many running averages; 0 skips none.
       optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
       dropout, mixture, turns, too_long, broken, balance_texts, draws: see ``pdgen.data.loader.LoaderConfig``.
+
+    Raises:
+      ValueError: a value is out of range.
     """
 
     data: str
@@ -96,7 +102,7 @@ class RunConfig:
         if self.pictures_every and not self.prompts:
             raise ValueError(f"pictures_every is {self.pictures_every}, but there are no prompts; give some, or 0")
         if self.spike_factor and not self.spike_factor > 1:
-            raise ValueError(f"spike_factor is {self.spike_factor}, expected more than 1, or 0 to leave no update out")
+            raise ValueError(f"spike_factor is {self.spike_factor}, expected more than 1, or 0 to skip no update")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
             raise ValueError(f"mesh {self.mesh} must be three sizes of at least 1, one of them -1 at most")
         if self.compute.param_dtype != "float32" and not self.lora.rank:
@@ -106,8 +112,8 @@ class RunConfig:
             )
 
     @property
-    def loader(self) -> LoaderConfig:
-        """The settings of its packs."""
+    def loader_config(self) -> LoaderConfig:
+        """Settings of the data loader."""
         return LoaderConfig(
             self.rows,
             self.budgets,
@@ -123,8 +129,8 @@ class RunConfig:
             draws=self.draws,
         )
 
-    def step(self, model: ModelConfig) -> StepConfig:
-        """The settings of its steps."""
+    def step_config(self, model: ModelConfig) -> StepConfig:
+        """Return the static settings of a training step for a model of these sizes."""
         return StepConfig(
             model,
             self.compute,
@@ -138,19 +144,19 @@ class RunConfig:
 
 
 def read_run_config(values: dict[str, Any]) -> RunConfig:
-    """The run of a plain dict. Raises RunError naming an unknown, missing or wrong key."""
+    """Read a run from plain values. Raises RunError that names an unknown, missing or invalid key."""
     try:
         run = msgspec.convert(values, RunConfig)
     except msgspec.ValidationError as fault:
         raise RunError(f"config: {fault}") from None
-    unknown = sorted(_paths(values) - _paths(dataclasses.asdict(run)))
+    unknown = sorted(_list_keys(values) - _list_keys(dataclasses.asdict(run)))
     if unknown:
         raise RunError(f"config: no such key: {', '.join(unknown)}")
     return run
 
 
-class _WithDefaults(flags.ArgumentParser):
-    """Another parser's config, with the keys that its file leaves out."""
+class _DefaultsParser(flags.ArgumentParser):
+    """Parses a config file with another parser and adds the keys that the file omits."""
 
     def __init__(self, parser: flags.ArgumentParser) -> None:
         self._parser = parser
@@ -158,39 +164,40 @@ class _WithDefaults(flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         config: Any = self._parser.parse(argument)
         with config.unlocked():
-            _fill(config, default_values())
+            _add_defaults(config, default_values())
         return config.lock()
 
 
 def define_run_config(text: str) -> flags.FlagHolder:
-    """The flag ``--config=FILE``, whose every key, in the file or not, is a flag ``--config.KEY`` as well."""
+    """Define the flag ``--config=FILE`` and a flag ``--config.KEY`` for every key, also those that the file omits."""
     holder = config_flags.DEFINE_config_file("config", None, text)
-    flags.FLAGS["config"].parser = _WithDefaults(flags.FLAGS["config"].parser)
+    flags.FLAGS["config"].parser = _DefaultsParser(flags.FLAGS["config"].parser)
     return holder
 
 
 def default_values() -> dict[str, Any]:
-    """The keys of a run that a config may leave out, as plain values."""
-    needed: dict[str, Any] = {"data": "", "num_steps": 1, "rows": 1, "budgets": Budgets(1, 1, 1)}
-    values = dataclasses.asdict(RunConfig(**needed))
-    return {name: value for name, value in values.items() if name not in needed}
+    """Return the optional keys of a run with their defaults, as plain values."""
+    required: dict[str, Any] = {"data": "", "num_steps": 1, "rows": 1, "budgets": Budgets(1, 1, 1)}
+    values = dataclasses.asdict(RunConfig(**required))
+    return {name: value for name, value in values.items() if name not in required}
 
 
-def _fill(config: ConfigDict, defaults: dict[str, Any]) -> None:
+def _add_defaults(config: ConfigDict, defaults: dict[str, Any]) -> None:
     for name, value in defaults.items():
         if name not in config:
             config[name] = value
         elif isinstance(value, dict) and isinstance(config[name], ConfigDict):
-            _fill(config[name], value)
+            _add_defaults(config[name], value)
 
 
-def run_json(run: RunConfig) -> str:
-    """The resolved config, as it is saved with the run."""
+def run_to_json(run: RunConfig) -> str:
+    """Return the config, defaults included, as the JSON that is saved in the workdir."""
     return json.dumps(dataclasses.asdict(run), indent=1) + "\n"
 
 
-def _paths(values: dict[str, Any], prefix: str = "") -> set[str]:
-    paths = set()
+def _list_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted keys of a nested dict."""
+    keys = set()
     for key, value in values.items():
-        paths |= _paths(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-    return paths
+        keys |= _list_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return keys

@@ -7,7 +7,7 @@ from pdgen.evaluate.page import Cost, evaluation_page
 from pdgen.evaluate.published import GENEVAL
 from pdgen.evaluate.tables import Table
 from pdgen.sample.strategies.table import STRATEGIES
-from pdgen.train.monitor.curves import COLOURS, Point, scatter
+from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
 
 REASON = "expected red circle>=1, found 0 red; and 1 <b>blue</b>"
 MARK = Mark("circle", 0.9, (8.0, 6.0, 24.0, 30.0))
@@ -44,13 +44,13 @@ def test_without_images_or_costs():
 
 
 def test_scatter_draws_intervals_where_there_are_some():
-    without = scatter([Point(1, 0.5, None, None, 0), Point(2, 0.6, None, None, 1)], "x", "y")
-    both = scatter([Point(1, 0.5, 0.4, 0.6, 0), Point(2, 0.6, 0.5, 0.7, 1)], "x", "y")
+    without = draw_scatter([Point(1, 0.5, None, None, 0), Point(2, 0.6, None, None, 1)], "x", "y")
+    both = draw_scatter([Point(1, 0.5, 0.4, 0.6, 0), Point(2, 0.6, 0.5, 0.7, 1)], "x", "y")
     assert both.count("stroke-opacity: 0.6") == 2 and "stroke-opacity: 0.6" not in without
 
 
 def test_as_many_points_as_strategies_are_told_apart():
     """By colour, and by the number that the legend says."""
-    svg = scatter([Point(n, n, None, None, n) for n in range(len(STRATEGIES))], "x", "y")
+    svg = draw_scatter([Point(n, n, None, None, n) for n in range(len(STRATEGIES))], "x", "y")
     assert all(colour in svg for colour in COLOURS[: len(STRATEGIES)]) and len(set(COLOURS)) >= len(STRATEGIES)
     assert [int(n) for n in re.findall(r"text-anchor: start[^>]*>(\d+)<", svg)] == [*range(1, len(STRATEGIES) + 1)]

@@ -24,7 +24,7 @@ from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.records import read_dataset, write_index
 from pdgen.evaluate.ablation import Sweep, stages
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.export import chosen_weights
+from pdgen.train.export import open_weights
 from pdgen.train.release import shipping
 from pdgen.train.run_config import RunError
 from tests.checkpoints.folders import all_bytes
@@ -100,7 +100,7 @@ def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
 def test_started_again_it_continues(shipped):
     folder, output, failed, done = shipped
     assert failed.returncode == 2 and "warmup_steps" in failed.stderr.splitlines()[-1]
-    assert "start again to go on" in failed.stderr.splitlines()[-1]
+    assert "start again to resume" in failed.stderr.splitlines()[-1]
     ran = [
         [(pathlib.Path(line.split(":")[0]).name, pathlib.Path(line.split()[1]).stem) for line in out.splitlines()]
         for out in (failed.stdout, done.stdout.rpartition(f"{folder}: holds")[0])
@@ -112,7 +112,7 @@ def test_started_again_it_continues(shipped):
     assert again.returncode == 0 and len(again.stdout.splitlines()) == 1
     assert all_bytes(folder) == before
     other = ship(folder.parent, f"--model={BASE}", f"--output={output}", "--scale=0.1")
-    assert other.returncode == 2 and "build_data.done: was made by other arguments" in other.stderr
+    assert other.returncode == 2 and "build_data.done: was made with other arguments" in other.stderr
     assert all_bytes(folder) == before
 
 
@@ -123,7 +123,7 @@ def test_the_weights_are_the_chosen_ones(target, workdir, tmp_path, weights):
     before = [file.stat().st_ino for file in kept]
     assert shipping.replace_shipped(BASE, workdir, weights, lambda line: None) == target
     assert [file.stat().st_ino for file in kept] == before
-    with chosen_weights(workdir, weights, lambda line: None) as source:
+    with open_weights(workdir, weights, lambda line: None) as source:
         to_bagel(source, tmp_path / "wanted", log=lambda line: None)
     params, stored = (read_bagel_folder(path)[1]["model"] for path in (tmp_path / "wanted", target))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(ml_dtypes.bfloat16), b), params, stored)

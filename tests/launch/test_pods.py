@@ -14,7 +14,7 @@ import yaml
 
 from pdgen.checkpoints.load import load
 from pdgen.data.records import Origin, write_dataset
-from pdgen.train.planning.topology import USABLE
+from pdgen.train.planning.topology import USABLE_FRACTION
 from tests.data.small_records import records
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_the_settings_suit_this_jax_and_keep_what_is_set():
 
 
 def test_the_share_of_memory_is_the_plan_s():
-    assert f"MEM_FRACTION:-{USABLE}}}" in ENV_FILE.read_text()
+    assert f"MEM_FRACTION:-{USABLE_FRACTION}}}" in ENV_FILE.read_text()
 
 
 @pytest.fixture(scope="module")

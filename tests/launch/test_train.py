@@ -70,7 +70,7 @@ def test_two_kills_and_a_signal(config, alone, capsys):
     assert life.process.wait() == EXIT_STATUS
     step = list_steps(workdir / CHECKPOINTS)[-1]
     log = workdir.with_suffix(".log").read_text()
-    assert log.endswith(f"train: SIGTERM: saved step {step} of {STEPS} to {workdir}; start again to go on\n")
+    assert log.endswith(f"train: SIGTERM: saved step {step} of {STEPS} to {workdir}; start again to resume\n")
     assert kill_and_resume.killed_run(config, workdir, 2, STEPS, seed=1) == 2
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert kill_and_resume.differences(alone, workdir) == []

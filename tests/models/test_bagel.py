@@ -18,7 +18,7 @@ from pdgen.sequence.layout import Budgets, pack_shapes
 from pdgen.sharding import MESH_AXES, RULES, parameter_specs
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
-from pdgen.train.step import compiled_step
+from pdgen.train.step import jit_step
 
 
 def declared(config):
@@ -115,7 +115,7 @@ def test_the_7b_train_step_lowers(shape):
     packs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), packs)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.sharding.use_abstract_mesh(mesh):
-        lowered = compiled_step(config).trace(state, packs, key).lower(lowering_platforms=("cuda",))
+        lowered = jit_step(config).trace(state, packs, key).lower(lowering_platforms=("cuda",))
     assert f"mhlo.num_partitions = {math.prod(shape)} " in lowered.as_text()
     after, metrics = lowered.out_info
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)

@@ -1,4 +1,4 @@
-"""The batch, the model and one step that the tests of training share, in this process and in those they start."""
+"""The batch, the model and the step that tests of training share."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ from pdgen.config import ComputeConfig
 from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, VitSegment, assemble, lay_out, stack
 from pdgen.sharding import RULES, has_mesh, make_mesh
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.state import StepConfig, TrainState, start_state, state_shardings
-from pdgen.train.step import compiled_step, run_key
+from pdgen.train.state import StepConfig, TrainState, make_state, state_shardings
+from pdgen.train.step import jit_step, make_run_key
 from tests.support.small import CONFIG, SWITCHES, shaken_params
 
 ROWS = 8
@@ -28,7 +28,7 @@ STEP = StepConfig(CONFIG, COMPUTE, OPTIMIZER, num_steps=30, ce_weight=0.5)
 
 
 def make_pack(row):
-    """Two documents with texts and images of their own; the rows differ in the weight of their targets."""
+    """Make a pack of two documents with texts and images; packs differ in the weight of their targets."""
     rng = np.random.default_rng(row)
 
     def text(loss, **kind):
@@ -55,12 +55,12 @@ def make_batch():
 
 
 def flat(tree):
-    """A nested dict of arrays as one of numpy arrays by name."""
+    """Flatten a nested dict of arrays to numpy arrays by name."""
     return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 class Result(NamedTuple):
-    """Of one step: metrics, gradients and updated values of what is trained, by name; the state; the program."""
+    """Result of a step: metrics, gradients and updated values of the trained parameters by name; state; program."""
 
     metrics: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
@@ -70,21 +70,21 @@ class Result(NamedTuple):
 
 
 def compile_step(config, *inputs):
-    """The compiled step. Half the optimisation, half the time: each program runs a few times at most."""
+    """Compile the step with few optimisations, which halves the time: each program runs only a few times."""
     options = {"xla_backend_optimization_level": 0}
-    return compiled_step(config).lower(*inputs).compile(compiler_options=options)
+    return jit_step(config).lower(*inputs).compile(compiler_options=options)
 
 
 def after_one_step(config, mesh_shape=None, params=None, adapters=None, ready=lambda: None):
-    """One step on a mesh of all processes, or on one device without any mesh.
+    """Take one step on a mesh of all processes, or on one device without a mesh.
 
-    The mesh's first axes divide the processes; each feeds its own rows. ``params`` and ``adapters`` take the place
-    of the usual and of fresh ones; ``ready`` is called once all is compiled.
+    Each process feeds its own rows, so the first axes of the mesh must divide the processes. ``params`` and
+    ``adapters`` replace the default ones; ``ready`` is called when all is compiled.
     """
     params = shaken_params() if params is None else params
 
     def start(params, adapters):
-        state = start_state(config, params, jax.random.key(0))
+        state = make_state(config, params, jax.random.key(0))
         return state if adapters is None else dataclasses.replace(state, trained=adapters)
 
     if mesh_shape is None:
@@ -97,28 +97,28 @@ def after_one_step(config, mesh_shape=None, params=None, adapters=None, ready=la
     with jax.set_mesh(mesh):
         shardings = state_shardings(config, mesh)
         state = jax.jit(start, out_shardings=shardings)(params, adapters)
-        inputs = state, _own_rows(make_batch(), mesh), run_key(KEY, mesh)
+        inputs = state, _make_global_batch(make_batch(), mesh), make_run_key(KEY, mesh)
         program = compile_step(config, *inputs)
         ready()
         state, metrics = program(*inputs)
-        kept = jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, shardings)
-        assert all(jax.tree.leaves(kept))  # the next step finds the state where this one did
+        same = jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, shardings)
+        assert all(jax.tree.leaves(same))  # the next step needs no resharding
         return _result(config, state, metrics, program)
 
 
-def _own_rows(batch, mesh):
-    """A global batch of which each process gives an equal share."""
+def _make_global_batch(batch, mesh):
+    """Make a global batch from an equal share of rows in each process."""
     sharding = NamedSharding(mesh, RULES.spec("batch"))
     count = ROWS // jax.process_count()
     first = count * jax.process_index()
-    own = jax.tree.map(lambda leaf: leaf[first : first + count], batch)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), own)
+    local = jax.tree.map(lambda leaf: leaf[first : first + count], batch)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
 
 
 def _result(config, state, metrics, program):
     assert int(state.step) == 1
     values = metrics, state.opt_state[1].mu, state.trained
-    if has_mesh():  # whole on every device, those of this process among them
+    if has_mesh():  # replicate, so that every process holds all values
         whole = functools.partial(jax.tree.map, lambda leaf: jax.sharding.reshard(leaf, PartitionSpec()))
         values = jax.jit(whole)(values)
     metrics, moments, updated = map(flat, values)

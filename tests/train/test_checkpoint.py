@@ -1,4 +1,4 @@
-"""Checkpoints: any mesh and number of processes, digests, damaged and failed ones, what is kept."""
+"""Checkpoints: any mesh and number of processes, digests, damaged and failed checkpoints, pruning."""
 
 import errno
 import hashlib
@@ -6,9 +6,6 @@ import json
 import os
 import re
 import resource
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +19,13 @@ from pdgen.train import checkpoint
 from pdgen.train.checkpoint import Checkpoints
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
+from tests.train.two_processes import run_two_processes
 
 SPEC = PartitionSpec("fsdp", "tensor")
 
 
 def state_at(step, seed=0):
-    """Every kind of leaf a run has: a scalar, matrices in two dtypes, empty parts, tuples."""
+    """Make a state with every kind of leaf: a scalar, matrices in two dtypes, empty parts, tuples."""
     rng = np.random.default_rng((seed, step))
     trained = {"a": {"kernel": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32)}}
     ema = {"a": {"kernel": jnp.asarray(rng.normal(size=(8, 16)), jnp.bfloat16)}}
@@ -45,13 +43,13 @@ def abstract():
     return jax.eval_shape(lambda: state_at(0))
 
 
-def opened(folder, lines=None, keep=3, keep_every=0):
+def open_checkpoints(folder, lines=None, keep=3, keep_every=0):
     return Checkpoints(folder, keep, keep_every, print if lines is None else lines.append)
 
 
-def saved(folder, *steps, **settings):
-    """Saves states on one device, one after the other."""
-    with opened(folder, **settings) as checkpoints:
+def save_steps(folder, *steps, **settings):
+    """Save states on one device, one after the other."""
+    with open_checkpoints(folder, **settings) as checkpoints:
         for step in steps:
             checkpoints.save(step, state_at(step))
         checkpoints.finish()
@@ -64,44 +62,44 @@ def assert_state(found, step):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 4, 2), (2, 2, 1)], ids=str)
-def test_a_state_comes_back_on_any_mesh(mesh, tmp_path):
-    with opened(tmp_path) as checkpoints:
+def test_a_state_is_restored_on_any_mesh(mesh, tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, jax.device_put(state_at(5), shardings((2, 2, 2))))
         checkpoints.finish()
-    with opened(tmp_path, lines := []) as checkpoints:
+    with open_checkpoints(tmp_path, lines := []) as checkpoints:
         found = checkpoints.restore(abstract(), shardings(mesh))
     assert_state(found, 5)
-    kept = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), found, shardings(mesh))
-    assert all(jax.tree.leaves(kept))
+    same = jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), found, shardings(mesh))
+    assert all(jax.tree.leaves(same))
     assert lines == ["resuming from step 5"]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
-    with opened(tmp_path) as checkpoints:
+    with open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(abstract(), shardings((1, 1, 1))) is None
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
     """The saving thread must not see what the next steps write into the same memory."""
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 7, state), donate_argnums=0)
-    with opened(tmp_path) as checkpoints:
+    with open_checkpoints(tmp_path) as checkpoints:
         state = jax.device_put(state_at(1), shardings((1, 1, 1)))
         checkpoints.save(1, state)
         for _ in range(5):
             state = overwrite(state)
-    with opened(tmp_path) as checkpoints:
+    with open_checkpoints(tmp_path) as checkpoints:
         assert_state(checkpoints.restore(abstract(), shardings((1, 1, 1))), 1)
 
 
 def test_the_newest_and_every_third_stay(tmp_path):
-    assert list_steps(saved(tmp_path, *range(1, 8), keep=2, keep_every=3)) == [3, 6, 7]
+    assert list_steps(save_steps(tmp_path, *range(1, 8), keep=2, keep_every=3)) == [3, 6, 7]
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
-    folder = saved(tmp_path, 1)
+    folder = save_steps(tmp_path, 1)
     for name in ("2.orbax-checkpoint-tmp", "0.removed"):
         (folder / name / "deep").mkdir(parents=True)
-    with opened(tmp_path):
+    with open_checkpoints(tmp_path):
         assert sorted(path.name for path in folder.iterdir()) == ["1"]
 
 
@@ -113,7 +111,7 @@ def test_digests_are_those_of_the_files_and_precede_the_commit(tmp_path, monkeyp
         seen.append(((folder / DIGESTS).is_file(), list_steps(folder.parent)))
 
     monkeypatch.setattr(checkpoint, "write_digests", spy)
-    folder = saved(tmp_path, 1) / "1"
+    folder = save_steps(tmp_path, 1) / "1"
     assert seen == [(True, [])]
     stated = json.loads((folder / DIGESTS).read_text())
     values = [path for path in folder.rglob("*") if path.is_file() and "/c" in str(path.relative_to(folder))]
@@ -130,8 +128,8 @@ def flip(path, offset=-1):
     path.write_bytes(data)
 
 
-def test_a_flipped_bit_in_any_file_is_seen(tmp_path):
-    folder = saved(tmp_path, 1) / "1"
+def test_a_flipped_bit_in_any_file_is_detected(tmp_path):
+    folder = save_steps(tmp_path, 1) / "1"
     assert find_corruption(folder) == ""
     for name in json.loads((folder / DIGESTS).read_text()):
         if (folder / name).stat().st_size:
@@ -154,11 +152,11 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_set_aside(kind, tmp_path):
-    folder = saved(tmp_path, 1, 2)
+    folder = save_steps(tmp_path, 1, 2)
     (folder / "2.damaged").mkdir()  # of an earlier time
     harm, what = DAMAGES[kind]
     harm(folder / "2")
-    with opened(tmp_path, lines := []) as checkpoints:
+    with open_checkpoints(tmp_path, lines := []) as checkpoints:
         assert_state(checkpoints.restore(abstract(), shardings((1, 1, 1))), 1)
     first, second = lines
     assert second == "resuming from step 1"
@@ -169,27 +167,33 @@ def test_a_damaged_newest_checkpoint_is_set_aside(kind, tmp_path):
 
 
 def test_with_all_damaged_the_run_is_refused(tmp_path):
-    folder = saved(tmp_path, 1, 2)
+    folder = save_steps(tmp_path, 1, 2)
     flip(folder / "1" / KERNEL)
     flip(folder / "2" / KERNEL)
-    with opened(tmp_path) as checkpoints, pytest.raises(RunError, match=r"/1: step 1 is damaged, .* no older") as fault:
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(RunError, match=r"/1: step 1 is damaged, .* no older") as fault,
+    ):
         checkpoints.restore(abstract(), shardings((1, 1, 1)))
     assert "\n" not in str(fault.value)
     assert list_steps(folder) == [1]  # so that the next start is refused as well
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
-    saved(tmp_path, 1)
+    save_steps(tmp_path, 1)
     other = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, 2), leaf.dtype), abstract())
     place = jax.tree.map(lambda leaf: jax.sharding.SingleDeviceSharding(jax.devices()[0]), other)
-    with opened(tmp_path) as checkpoints, pytest.raises(RunError, match="/1: is a checkpoint of another") as fault:
+    with (
+        open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(RunError, match="/1: is a checkpoint of another") as fault,
+    ):
         checkpoints.restore(other, place)
     assert "\n" not in str(fault.value)
 
 
 @pytest.fixture
 def full_disk():
-    """A limit on the size of files stands in for a full disk; call it with the bytes, or None for room again."""
+    """A function that limits the size of files to simulate a full disk; None lifts the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(nbytes):
@@ -200,7 +204,7 @@ def full_disk():
 
 
 def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
-    with opened(tmp_path, lines := []) as checkpoints:
+    with open_checkpoints(tmp_path, lines := []) as checkpoints:
         checkpoints.save(1, state_at(1))
         checkpoints.wait()
         full_disk(100)
@@ -208,7 +212,7 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
         checkpoints.wait()
         assert list_steps(checkpoints.folder) == [1]
         assert lines == [
-            f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run goes on and tries "
+            f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run continues and tries "
             "again at the next save"
         ]
         full_disk(None)
@@ -216,12 +220,12 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
         checkpoints.finish()
     assert len(lines) == 1
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1", "3"]
-    with opened(tmp_path) as checkpoints:
+    with open_checkpoints(tmp_path) as checkpoints:
         assert_state(checkpoints.restore(abstract(), shardings((1, 1, 1))), 3)
 
 
 def test_a_last_save_that_fails_ends_the_run(tmp_path, full_disk):
-    with opened(tmp_path, lines := []) as checkpoints:
+    with open_checkpoints(tmp_path, lines := []) as checkpoints:
         full_disk(100)
         checkpoints.save(9, state_at(9))
         with pytest.raises(RunError, match=r"the last checkpoint could not be saved \(.*\); make room and start again"):
@@ -230,32 +234,12 @@ def test_a_last_save_that_fails_ends_the_run(tmp_path, full_disk):
 
 
 def test_two_processes(tmp_path):
-    """Each writes its shards; a flipped byte is seen by both; SIGTERM of one stops both after the same step."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.saves_in_two", str(number), port, str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    first, second = (json.loads(output[0].splitlines()[-1]) for output in outputs)
-    assert first["left"] == second["left"] >= 3
+    """Each writes its shards; both detect a flipped byte; SIGTERM to one stops both after the same step."""
+    first, second = (json.loads(output.splitlines()[-1]) for output in run_two_processes("save", tmp_path))
+    assert first["stopped_after"] == second["stopped_after"] >= 3
     assert first["lines"] == second["lines"]
     assert [line.partition(": ")[2] for line in first["lines"][:1]] == [
         f"step 2 is damaged, {KERNEL} has changed since it was written; set aside as 2.damaged, the one before is used"
     ]
-    with opened(tmp_path) as checkpoints:  # one process, another mesh
+    with open_checkpoints(tmp_path) as checkpoints:  # one process, another mesh
         assert_state(checkpoints.restore(abstract(), shardings((1, 2, 1))), 1)

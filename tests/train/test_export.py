@@ -1,4 +1,4 @@
-"""From a run's checkpoints to a pdgen checkpoint and a BAGEL folder, and the one way to them from a path."""
+"""From a run's checkpoints to a pdgen checkpoint and a BAGEL folder, and a workdir that is loaded like a checkpoint."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ import pytest
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.load import compute_digest, find, load, load_autoencoder
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
@@ -21,11 +22,11 @@ from pdgen.config import NANO
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.checkpoint import Checkpoints
-from pdgen.train.export import chosen_weights, export_checkpoint, export_run, resolved
+from pdgen.train.export import export_checkpoint, export_newest, export_step, open_weights, resolve_init
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.run_config import RunConfig, run_json
-from pdgen.train.state import abstract_state, model_params
+from pdgen.train.run_config import RunConfig, run_to_json
+from pdgen.train.state import abstract_state, combine_params
 
 LANGUAGE = dataclasses.replace(NANO.language, hidden_size=32, intermediate_size=48, num_layers=2, head_dim=8)
 MODEL = dataclasses.replace(NANO, language=LANGUAGE)
@@ -36,7 +37,7 @@ RUN = RunConfig(
 
 
 def state_at(config, step):
-    """A state of random numbers, the average others than the parameters."""
+    """Make a random state whose average differs from the parameters."""
     rng = np.random.default_rng(step)
 
     def draw(leaf):
@@ -47,39 +48,39 @@ def state_at(config, step):
 
 
 def params_of(config, state, weights):
-    """The model's tree as the training step computes with it."""
+    """Return the model's tree as the training step uses it."""
     trained = state.ema if weights == "ema" else state.trained
-    return jax.jit(functools.partial(model_params, config))(trained, state.frozen)
+    return jax.jit(functools.partial(combine_params, config))(trained, state.frozen)
 
 
 @pytest.fixture(scope="module")
 def init(tmp_path_factory):
-    """A checkpoint of the small model; runs take their sizes, tokenizer and autoencoder from it."""
+    """A checkpoint of the small model, from which runs start."""
     folder = tmp_path_factory.mktemp("init") / "small"
-    state = state_at(RUN.step(MODEL), 0)
+    state = state_at(RUN.step_config(MODEL), 0)
     autoencoder = read_autoencoder(shapes_folder(), MODEL.autoencoder)
-    params = {"model": params_of(RUN.step(MODEL), state, "raw"), "autoencoder": autoencoder}
+    params = {"model": params_of(RUN.step_config(MODEL), state, "raw"), "autoencoder": autoencoder}
     write_checkpoint(folder, MODEL, params, tokenizer_files=load_tokenizer(shapes_folder()).files)
     return folder
 
 
 @pytest.fixture
 def workdir(init, tmp_path):
-    """Makes the workdir of a run that has saved these steps."""
+    """A function that makes the workdir of a run with these saved steps."""
 
     def make(*steps, **changes):
         run = dataclasses.replace(RUN, init=str(init), **changes)
         with Checkpoints(tmp_path / "run", 5, 0, print) as checkpoints:
             for step in steps:
-                checkpoints.save(step, state_at(run.step(MODEL), step))
-        (tmp_path / "run" / CONFIG_FILE).write_text(run_json(run))
+                checkpoints.save(step, state_at(run.step_config(MODEL), step))
+        (tmp_path / "run" / CONFIG_FILE).write_text(run_to_json(run))
         return tmp_path / "run"
 
     return make
 
 
 def assert_model(folder, run, step, weights="raw", **close):
-    config = run.step(MODEL)
+    config = run.step_config(MODEL)
     expected = params_of(config, state_at(config, step), weights)
     compare = functools.partial(np.testing.assert_allclose, **close) if close else np.testing.assert_array_equal
     jax.tree.map(compare, load_checkpoint(folder)[1]["model"], expected)
@@ -88,9 +89,9 @@ def assert_model(folder, run, step, weights="raw", **close):
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
 def test_a_step_as_a_checkpoint(workdir, weights, changes, tmp_path):
-    """Equal to what the state in memory gives; adapters, merged layer by layer, up to rounding."""
+    """Equal to the state in memory; adapters, which are merged layer by layer, up to rounding."""
     folder = workdir(3, **changes)
-    export_run(folder, tmp_path / "out", 3, weights, lambda line: None)
+    export_step(folder, tmp_path / "out", 3, weights, lambda line: None)
     close = {"rtol": 1e-6, "atol": 1e-5} if changes else {}
     assert_model(tmp_path / "out", dataclasses.replace(RUN, **changes), 3, weights, **close)
 
@@ -110,14 +111,14 @@ def test_a_workdir_is_its_newest_whole_step(workdir):
     export_checkpoint(folder, lambda line: None)
     assert (folder / EXPORT).stat().st_ino == before  # step 5 is still damaged, so nothing is written
     with Checkpoints(folder, 5, 0, print) as checkpoints:
-        checkpoints.save(7, state_at(RUN.step(MODEL), 7))
+        checkpoints.save(7, state_at(RUN.step_config(MODEL), 7))
     export_checkpoint(folder, lambda line: None)
     assert_model(folder / EXPORT, RUN, 7)
     assert json.loads((folder / EXPORTED).read_text()) == {"step": 7}
 
 
 def test_an_export_of_an_unknown_step_is_written_again(workdir):
-    """As a process killed between the two leaves it."""
+    """A process was killed between writing the two."""
     folder = workdir(3)
     export_checkpoint(folder, lambda line: None)
     (folder / EXPORTED).unlink()
@@ -126,20 +127,20 @@ def test_an_export_of_an_unknown_step_is_written_again(workdir):
     assert (folder / EXPORT).stat().st_ino != before
 
 
-def test_a_run_may_start_from_another_ones_workdir(workdir):
+def test_a_run_may_start_from_the_workdir_of_another(workdir):
     folder = workdir(3)
-    run = resolved(dataclasses.replace(RUN, init=str(folder)), lambda line: None)
+    run = resolve_init(dataclasses.replace(RUN, init=str(folder)), lambda line: None)
     assert run.init == str(folder / EXPORT)
-    assert resolved(run) == run
+    assert resolve_init(run) == run
 
 
 @pytest.mark.slow
 def test_a_bagel_folder_of_either_weights(workdir, tmp_path):
     folder = workdir(3)
     for weights in ("raw", "ema"):
-        with chosen_weights(folder, weights, lambda line: None) as source:
+        with open_weights(folder, weights, lambda line: None) as source:
             to_bagel(source, tmp_path / weights, log=lambda line: None)
-        config = RUN.step(MODEL)
+        config = RUN.step_config(MODEL)
         read, params = read_bagel_folder(tmp_path / weights)
         assert read == MODEL
         expected = params_of(config, state_at(config, 3), weights)
@@ -155,7 +156,7 @@ def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
         return str(fault.value)
 
     def choose(*arguments):
-        with chosen_weights(*arguments):
+        with open_weights(*arguments):
             pass
 
     folder = workdir(optimizer=OptimizerConfig(ema_decay=0.0))
@@ -170,5 +171,35 @@ def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
     assert f"{folder / CONFIG_FILE}: cannot be read" in line(CheckpointError, export_checkpoint, folder)
     (folder / CONFIG_FILE).write_text(text)
     (folder / CHECKPOINTS / "3" / "trained.connector.fc1.kernel").rename(tmp_path / "elsewhere")
-    missing = line(CheckpointError, export_run, folder, tmp_path / "x", 3, "raw")
+    missing = line(CheckpointError, export_step, folder, tmp_path / "x", 3, "raw")
     assert "trained.connector.fc1.kernel: cannot be opened" in missing
+
+
+def list_files(folder):
+    """Paths and modification times of all that is in a folder."""
+    return sorted((str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
+def test_a_workdir_is_read_as_its_export_would_be(workdir, changes):
+    """Values, name and digest; the digest is that of the export, so samplings resume."""
+    folder = workdir(3, **changes)
+    before = list_files(folder)
+    loaded = load(folder)
+    assert list_files(folder) == before
+    assert loaded.name == str(folder / CHECKPOINTS / "3")
+    assert load(loaded.name).digest == compute_digest(find(folder)) == loaded.digest
+    jax.tree.map(np.testing.assert_array_equal, load_autoencoder(folder)[1], loaded.params["autoencoder"])
+    export_newest(folder, lambda line: None)
+    exported = load(folder)
+    assert (exported.name, exported.digest) == (str(folder / EXPORT), loaded.digest)
+    assert exported.config == loaded.config
+    jax.tree.map(np.testing.assert_array_equal, exported.params, loaded.params)
+
+
+def test_a_damaged_step_that_is_named_is_refused(workdir):
+    folder = workdir(3)
+    step = folder / CHECKPOINTS / "3"
+    next(path for path in step.rglob("0") if path.is_file() and path.stat().st_size > 4).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"the step is damaged, .* has 0 bytes, .*; name an older one"):
+        load(step)

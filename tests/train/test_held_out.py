@@ -1,4 +1,4 @@
-"""What is held out is never trained on, every time the same, and compared with predictors made of the rest."""
+"""Held-out records are never trained on, and their losses are compared with those of fitted baselines."""
 
 import functools
 
@@ -17,8 +17,8 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image
 from pdgen.sharding import make_mesh
 from pdgen.train import held_out as module
-from pdgen.train.held_out import HeldOut, held_out_documents, own_packs, simple_predictors
-from pdgen.train.loss import draw_flow_inputs, no_loss
+from pdgen.train.held_out import HeldOutEvaluator, fit_baselines, local_packs, pack_held_out
+from pdgen.train.loss import draw_flow_inputs, zero_loss_sums
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, TrainState
 from tests.data.small_records import records
@@ -55,7 +55,7 @@ def test_all_records_cannot_be_held_out():
 
 
 def test_held_out_records_are_in_no_batch(batches):
-    """Over several epochs; all others are in some."""
+    """Over several epochs; every other record is in some batch."""
     ids = [batches.source[number].id for number in range(20)]
     trained = {name for step in range(20) for name in batches.list_record_ids(step)}
     assert trained == set(ids[:-HELD])
@@ -68,7 +68,7 @@ def test_record_ids_are_the_batch_s(batches):
 
 
 def test_every_held_out_document_once_and_whole(batches):
-    packs = held_out_documents(batches)
+    packs = pack_held_out(batches)
     documents = [document for pack in packs for document in pack]
     assert sorted(document.record for document in documents) == list(range(20 - HELD, 20))
     assert all(all(document.keep) for document in documents)
@@ -77,15 +77,16 @@ def test_every_held_out_document_once_and_whole(batches):
 
 
 def test_processes_share_the_rows(batches):
-    """Both halves together are what one process makes; rows past the last pack are padding."""
-    whole = list(own_packs(batches, 1, (0, 1)))
-    halves = zip(own_packs(batches, 1, (0, 2)), own_packs(batches, 1, (1, 2)))
+    """The rows of two processes are those of one; rows after the last pack are padding."""
+    whole = list(local_packs(batches, 1, (0, 1)))
+    halves = zip(local_packs(batches, 1, (0, 2)), local_packs(batches, 1, (1, 2)))
     for batch, parts in zip(whole, halves, strict=True):
-        jax.tree.map(lambda a, *rows: np.testing.assert_array_equal(a, np.concatenate(rows)), batch, *parts)
-    count = len(held_out_documents(batches))
+        for leaf, *rows in zip(jax.tree.leaves(batch), *map(jax.tree.leaves, parts), strict=True):
+            np.testing.assert_array_equal(leaf, np.concatenate(rows))
+    count = len(pack_held_out(batches))
     filled = [bool(row.any()) for batch in whole for row in batch.k_end]
     assert filled == [True] * count + [False] * (count % 2)
-    assert len(list(own_packs(batches, 2, (0, 1)))) == count  # of one row each
+    assert len(list(local_packs(batches, 2, (0, 1)))) == count  # of one row each
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +102,16 @@ def training_layouts(batches):
 
 
 def test_token_frequencies(batches, training_layouts):
-    """Counted again in the documents as they are laid out for training."""
+    """Compared with counts of the laid-out training documents."""
     targets = np.concatenate([made.text_targets[made.text_weights > 0] for made in training_layouts])
     counts = 1 + np.bincount(targets, minlength=512)
-    simple = simple_predictors(batches)
-    np.testing.assert_allclose(simple.surprise, -np.log(counts / counts.sum()), rtol=1e-5)
-    np.testing.assert_allclose(np.exp(-simple.surprise).sum(), 1, rtol=1e-5)
+    baselines = fit_baselines(batches)
+    np.testing.assert_allclose(baselines.unigram_nll, -np.log(counts / counts.sum()), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(-baselines.unigram_nll).sum(), 1, rtol=1e-5)
 
 
 def test_the_best_constant_velocity(batches):
-    """Minus the scaled mean of each latent channel over the images that are drawn; four values of a patch alike."""
+    """Minus the scaled mean of each latent channel over the target images, repeated for the four values of a patch."""
     means = [
         np.frombuffer(segment.latent_mean, np.float16).reshape(-1, 16).astype(np.float64)
         for number in range(20 - HELD)
@@ -119,15 +120,15 @@ def test_the_best_constant_velocity(batches):
     ]
     autoencoder = SHAPES_NANO.autoencoder
     mean = autoencoder.scale_factor * (np.concatenate(means).mean(axis=0) - autoencoder.shift_factor)
-    np.testing.assert_allclose(simple_predictors(batches).velocity.reshape(4, 16), -np.tile(mean, (4, 1)), rtol=1e-4)
+    np.testing.assert_allclose(fit_baselines(batches).velocity.reshape(4, 16), -np.tile(mean, (4, 1)), rtol=1e-4)
 
 
-def test_the_simple_predictors_losses(batches, monkeypatch):
-    """Against numpy, from the packs and the noise that is drawn for them; the model's own losses left out."""
+def test_the_losses_of_the_baselines(batches, monkeypatch):
+    """Compared with numpy, from the packs and their noise; the model itself is replaced."""
     monkeypatch.setattr(
         module,
         "loss_sums",
-        lambda *_: no_loss()._replace(
+        lambda *_: zero_loss_sums()._replace(
             ce_weight=jax.numpy.float32([2, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])
         ),
     )
@@ -135,16 +136,16 @@ def test_the_simple_predictors_losses(batches, monkeypatch):
     mesh, key = make_mesh((1, 2, 1), jax.devices()[:2]), jax.random.key(5)
     with jax.set_mesh(mesh):
         key = jax.device_put(key, jax.NamedSharding(mesh, PartitionSpec()))
-        held_out = HeldOut(config, batches, key, mesh)
+        held_out = HeldOutEvaluator(config, batches, key, mesh)
         first, second = (held_out(TrainState(0, {}, {}, (), {}, {})) for _ in range(2))
     assert first == second
-    simple, packs = simple_predictors(batches), list(own_packs(batches, 1, (0, 1)))
+    baselines, packs = fit_baselines(batches), list(local_packs(batches, 1, (0, 1)))
     draw = jax.jit(functools.partial(draw_flow_inputs, SHAPES_NANO))
     unigram = constant = 0.0
     for pack in packs:
-        unigram += (simple.surprise[pack.text_targets] * pack.text_weights).sum()
+        unigram += (baselines.unigram_nll[pack.text_targets] * pack.text_weights).sum()
         noise = np.asarray(draw(pack, jax.random.fold_in(jax.random.key(5), module.SEED)).noise, np.float64)
-        error = np.square(noise - pack.vae_latents - simple.velocity).mean(axis=-1)
+        error = np.square(noise - pack.vae_latents - baselines.velocity).mean(axis=-1)
         constant += (error * pack.vae_weights).sum()
     np.testing.assert_allclose(first["unigram_ce"], unigram / (2 * len(packs)), rtol=1e-5)
     np.testing.assert_allclose(first["constant_mse"], constant / (4 * len(packs)), rtol=1e-5)

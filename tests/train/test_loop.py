@@ -1,4 +1,4 @@
-"""A whole run on a few records: it learns, resumes to the same bits, and refuses what it must."""
+"""A whole run on a few records: it learns, resumes with the same bits, and refuses invalid configs."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from pdgen.models import bagel
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train import loop
-from pdgen.train.monitor.meter import TIMED, Meter
-from pdgen.train.monitor.watch import cut
+from pdgen.train.monitor.meter import TIMING_METRICS, Meter
+from pdgen.train.monitor.run_monitor import truncate_log
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from pdgen.train.stop import Stopped
@@ -57,14 +57,14 @@ def run(data):
     )
 
 
-def _train(run, workdir, say=lambda line: None):
-    """On one device: the tests' eight are for the sharding tests."""
-    return loop.train(run, workdir, say, devices=jax.devices()[:1])
+def _train(run, workdir, log=lambda line: None):
+    """Train on one of the eight devices."""
+    return loop.train(run, workdir, log, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, _train(run, workdir)
 
@@ -72,7 +72,7 @@ def whole(run, tmp_path_factory):
 def _lines(workdir, name="metrics.jsonl"):
     rows = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})  # none twice
-    return {row["step"]: {k: v for k, v in row.items() if k not in TIMED} for row in rows}
+    return {row["step"]: {k: v for k, v in row.items() if k not in TIMING_METRICS} for row in rows}
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_it_learns(whole):
 
 
 @pytest.mark.slow
-def test_held_out_losses_fall_below_what_knows_nothing(whole):
-    """Of the same targets every time; a unigram model is far better than chance, and not yet beaten."""
+def test_held_out_losses_fall(whole):
+    """The targets are always the same; the unigram baseline is far better than chance."""
     lines = _lines(whole[0], "held_out.jsonl")
     assert sorted(lines) == [4, 8, 12]
     assert lines[12]["ce"] < lines[4]["ce"] - 0.5 and lines[12]["mse"] < lines[4]["mse"]
@@ -106,8 +106,8 @@ def test_export_holds_the_last_parameters(whole, run):
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkeypatch):
-    """Lost after step 6, of which step 4 was saved; stopped by SIGTERM after step 10, which saves that step."""
-    original, lines = Meter.line, []
+    """Killed after step 6 with step 4 saved, then stopped by SIGTERM after step 10, which saves that step."""
+    original, lines = Meter.measure, []
     before = signal.getsignal(signal.SIGTERM)
 
     def live(last, leave):
@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
                 leave()
             return line
 
-        monkeypatch.setattr(Meter, "line", interrupt)
+        monkeypatch.setattr(Meter, "measure", interrupt)
         return _train(run, tmp_path, lines.append)
 
     def lose():
@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
 
     with pytest.raises(KeyboardInterrupt):
         live(6, lose)
-    with pytest.raises(Stopped, match=r"SIGTERM: saved step 10 of 12 to .*; start again to go on"):
+    with pytest.raises(Stopped, match=r"SIGTERM: saved step 10 of 12 to .*; start again to resume"):
         live(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) == before
     export = live(0, lose)
@@ -146,12 +146,12 @@ def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
 
 
-def test_metrics_after_the_restored_step_are_cut(tmp_path):
+def test_metrics_after_the_restored_step_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    cut(path, 3)
+    truncate_log(path, 3)
     assert not path.exists()
     path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
-    cut(path, 3)
+    truncate_log(path, 3)
     assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
 
 
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, tmp_path):
 
 @pytest.mark.slow
 def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
-    """Every step is due to be saved, none to be logged."""
+    """Save every step and log none."""
     wild = dataclasses.replace(
         run, optimizer=OptimizerConfig(learning_rate=1e30, clip_norm=1e30), save_every=1, log_every=99
     )
@@ -175,16 +175,16 @@ def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_step_loop_transfers_nothing_unasked(run, tmp_path, monkeypatch):
-    """A step that is given a host's array, for which the device would have to wait, raises."""
-    monkeypatch.setattr(loop, "compiled_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
+def test_an_implicit_transfer_in_the_step_loop_raises(run, tmp_path, monkeypatch):
+    """The device would wait for the array of a host."""
+    monkeypatch.setattr(loop, "jit_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         _train(dataclasses.replace(run, held_out=0), tmp_path)
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_of_the_average(run, tmp_path):
-    """Every second step, of the model's whole tree, in which the frozen tables stand too; no time is counted."""
+def test_pictures_are_sampled_from_the_average(run, tmp_path):
+    """Every second step, from the model's whole tree including the frozen tables."""
     drawn = {}
 
     def draw(step, params):

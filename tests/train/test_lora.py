@@ -1,4 +1,4 @@
-"""Adapters: the product is of low rank and added to the kernel, gradients follow, the rest stays as it is."""
+"""Adapters: a low-rank product is added to the kernel, gradients follow, and the other parameters stay frozen."""
 
 import dataclasses
 import functools
@@ -14,8 +14,8 @@ from pdgen.config import BAGEL_7B
 from pdgen.models import bagel
 from pdgen.models.lora import merge
 from pdgen.sharding import RULES
-from pdgen.train.lora import LoraConfig, adapter_spec
-from pdgen.train.state import model_params, start_state, trained_factors
+from pdgen.train.lora import LoraConfig, declare_adapters
+from pdgen.train.state import combine_params, find_trained, make_state
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import STEP, after_one_step, flat
 
@@ -35,8 +35,8 @@ MATRICES = {
 }
 
 
-def names_of_adapted():
-    return sorted({name.rpartition("/")[0] for name in trained_factors(CONFIG_LORA)})
+def list_adapted():
+    return sorted({name.rpartition("/")[0] for name in find_trained(CONFIG_LORA)})
 
 
 def as_matrix(name, leaf, part):
@@ -55,7 +55,8 @@ def as_matrix(name, leaf, part):
 def random_adapters():
     rng = np.random.default_rng(0)
     shapes = {
-        n: leaf.shape for n, leaf in traverse_util.flatten_dict(adapter_spec(LORA, bagel.spec(CONFIG)), sep="/").items()
+        n: leaf.shape
+        for n, leaf in traverse_util.flatten_dict(declare_adapters(LORA, bagel.spec(CONFIG)), sep="/").items()
     }
     values = {name: 0.2 * rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     return traverse_util.unflatten_dict(values, sep="/")
@@ -64,12 +65,12 @@ def random_adapters():
 def test_all_linear_kernels_of_both_experts_are_adapted():
     kinds = [f"attention/{kind}" for kind in "qkvo"] + [f"mlp/{kind}" for kind in ("up", "gate", "down")]
     layers = [f"language/layers/{expert}/{kind}/kernel" for expert in ("und", "gen") for kind in kinds]
-    assert names_of_adapted() == sorted([*layers, "connector/fc1/kernel"])
+    assert list_adapted() == sorted([*layers, "connector/fc1/kernel"])
 
 
 def test_sizes_and_sharding_of_the_7b_adapters():
-    """r (inputs + outputs) values a layer; A lies as the kernel's inputs, B as its outputs."""
-    spec = traverse_util.flatten_dict(adapter_spec(LoraConfig(rank=16), bagel.spec(BAGEL_7B)), sep="/")
+    """r (inputs + outputs) values per layer; A is sharded like the kernel's inputs, B like its outputs."""
+    spec = traverse_util.flatten_dict(declare_adapters(LoraConfig(rank=16), bagel.spec(BAGEL_7B)), sep="/")
     width, mlp, keys = 3584, 18944, 512
     per_layer = 2 * (width + width) + 2 * (width + keys) + 3 * (width + mlp)
     assert sum(np.prod(leaf.shape) for leaf in spec.values()) == 2 * 28 * 16 * per_layer
@@ -83,7 +84,7 @@ def test_merging_adds_the_dense_product():
     params, adapters = shaken_params(), random_adapters()
     merged, before, given = flat(merge(params, adapters, SCALE)), flat(params), flat(adapters)
     changed = [name for name in before if not np.array_equal(merged[name], before[name])]
-    assert sorted(changed) == names_of_adapted()
+    assert sorted(changed) == list_adapted()
     for name in changed:
         product = as_matrix(name, given[f"{name}/b"], "b") @ as_matrix(name, given[f"{name}/a"], "a")
         expected = as_matrix(name, before[name], "kernel") + SCALE * product
@@ -94,8 +95,8 @@ def test_merging_adds_the_dense_product():
 def test_training_starts_at_the_model():
     """B is zero, A uniform in +-1 / sqrt(inputs)."""
     params = shaken_params()
-    state = start_state(CONFIG_LORA, jax.tree.map(jnp.asarray, params), jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, model_params(CONFIG_LORA, state.trained, state.frozen), params)
+    state = make_state(CONFIG_LORA, jax.tree.map(jnp.asarray, params), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, combine_params(CONFIG_LORA, state.trained, state.frozen), params)
     for name, leaf in flat(state.trained).items():
         bound = 1 / np.sqrt(MATRICES[name.split("/")[-3]][1])
         assert not leaf.any() if name.endswith("/b") else 0.7 * bound < np.abs(leaf).max() <= bound
@@ -103,7 +104,7 @@ def test_training_starts_at_the_model():
 
 @pytest.fixture(scope="module")
 def stepped():
-    """One step on a mesh, from adapters that are not zero, and one of the whole model at the same point."""
+    """One step from nonzero adapters on a mesh, and one of the whole model at the same point."""
     params, adapters = shaken_params(), random_adapters()
     with jax.default_matmul_precision("highest"):
         dense = after_one_step(STEP, params=jax.tree.map(np.asarray, merge(params, adapters, SCALE)))
@@ -115,7 +116,7 @@ def test_gradients_are_those_of_the_dense_kernel_times_the_other_factor(stepped)
     _, adapters, dense, result = stepped
     np.testing.assert_allclose(result.metrics["loss"], dense.metrics["loss"], rtol=1e-5)
     factors = flat(adapters)
-    for name in names_of_adapted():
+    for name in list_adapted():
         gradient = as_matrix(name, dense.gradients[name], "kernel")
         a, b = (as_matrix(name, factors[f"{name}/{part}"], part) for part in "ab")
         for part, expected in (("a", b.transpose(0, 2, 1) @ gradient), ("b", gradient @ a.transpose(0, 2, 1))):
@@ -123,7 +124,7 @@ def test_gradients_are_those_of_the_dense_kernel_times_the_other_factor(stepped)
             np.testing.assert_allclose(found, SCALE * expected, rtol=0, atol=2e-5 * np.abs(SCALE * expected).max())
 
 
-def test_a_step_changes_the_adapters_alone(stepped):
+def test_a_step_changes_only_the_adapters(stepped):
     params, adapters, _, result = stepped
     jax.tree.map(np.testing.assert_array_equal, result.state.frozen, params)
     assert set(result.updated) == set(flat(adapters)) == set(flat(result.state.opt_state[1].nu))
@@ -131,9 +132,9 @@ def test_a_step_changes_the_adapters_alone(stepped):
         assert np.abs(result.updated[name] - leaf).max() > 0.5 * STEP.optimizer.learning_rate, name
 
 
-def test_the_model_that_a_mesh_holds_is_merged(stepped):
+def test_a_model_on_a_mesh_is_merged(stepped):
     params, _, _, result = stepped
-    whole = jax.jit(functools.partial(model_params, CONFIG_LORA))(result.state.trained, result.state.frozen)
+    whole = jax.jit(functools.partial(combine_params, CONFIG_LORA))(result.state.trained, result.state.frozen)
     expected = merge(params, jax.tree.map(np.asarray, result.state.trained), SCALE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), whole, expected)
 
@@ -142,20 +143,20 @@ def test_a_base_in_bfloat16_stays_so_and_its_adapters_are_float32():
     compute = dataclasses.replace(STEP.compute, dtype="bfloat16", param_dtype="bfloat16")
     config = dataclasses.replace(CONFIG_LORA, compute=compute)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), shaken_params())
-    state = start_state(config, params, jax.random.key(0))
+    state = make_state(config, params, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
-    whole = model_params(config, state.trained, state.frozen)
+    whole = combine_params(config, state.trained, state.frozen)
     assert {leaf.dtype for leaf in jax.tree.leaves(whole)} == {jnp.dtype("bfloat16")}
 
 
 def test_faults():
     with pytest.raises(ValueError, match=r"lora.kernels 'languag/.\*' matches no linear kernel; there are: language"):
-        adapter_spec(LoraConfig(rank=2, kernels="languag/.*"), bagel.spec(CONFIG))
+        declare_adapters(LoraConfig(rank=2, kernels="languag/.*"), bagel.spec(CONFIG))
     with pytest.raises(ValueError, match=r"rank -1 and alpha 16.0"):
         LoraConfig(rank=-1)
     with pytest.raises(ValueError, match=r"lora.kernels '\*' is no regular expression"):
         LoraConfig(kernels="*")
     half = dataclasses.replace(STEP.optimizer, factors=((".*/a", 0.0), (".*/b", 1.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze an adapter; narrow lora.kernels instead"):
-        trained_factors(dataclasses.replace(CONFIG_LORA, optimizer=half))
+        find_trained(dataclasses.replace(CONFIG_LORA, optimizer=half))

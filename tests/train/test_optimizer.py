@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from pdgen.models.parameters import linear, norm, stacked
-from pdgen.train.optimizer import MUON_RMS, OptimizerConfig, learning_rate, make_optimizer, match_factors
+from pdgen.models.parameters import linear, norm, stack_layers
+from pdgen.train.optimizer import MUON_RMS, OptimizerConfig, make_optimizer, make_schedule, match_factors
 
 
 def test_warm_up_and_cosine():
     """Linear from 0 to the peak at the end of the warm-up, then half a cosine to a tenth of it."""
-    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup_steps=10), num_steps=110)
+    rate = make_schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=10), num_steps=110)
     for step in (0, 1, 5, 10, 35, 60, 110, 200):
         progress = min(1, max(0, step - 10) / 100)
         expected = 1e-3 * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2) if step >= 10 else 1e-4 * step
@@ -19,7 +19,7 @@ def test_warm_up_and_cosine():
 
 
 def test_constant():
-    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup_steps=4, schedule="constant"), num_steps=100)
+    rate = make_schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=4, schedule="constant"), num_steps=100)
     np.testing.assert_allclose([rate(step) for step in (0, 2, 4, 99)], [0, 5e-4, 1e-3, 1e-3])
 
 
@@ -32,13 +32,13 @@ def test_constant():
 )
 def test_faults(config, message):
     with pytest.raises(ValueError, match=message):
-        learning_rate(config, num_steps=10)
+        make_schedule(config, num_steps=10)
 
 
 def test_two_adam_steps_with_clipping():
     """Adam's formula on the gradient scaled to norm 1; no weight decay."""
     config = OptimizerConfig(learning_rate=0.1, schedule="constant", clip_norm=1.0, eps=1e-8)
-    optimizer = make_optimizer(config, 10, {"w": 1.0})
+    optimizer = make_optimizer(config, 10, {"w": 1.0}, {})
     params = {"w": np.array([5.0, -7.0], np.float32)}
     state, m, v = optimizer.init(params), 0, 0
     for step, gradient in enumerate(([3.0, 4.0], [0.3, 0.4]), start=1):
@@ -51,11 +51,11 @@ def test_two_adam_steps_with_clipping():
 
 
 def test_muon_makes_the_updates_of_each_layer_s_matrices_orthogonal():
-    """In exact arithmetic U V^T of the gradient's SVD, times 0.2 sqrt(longer side); Newton-Schulz comes near to it.
+    """In exact arithmetic U V^T of the gradient's SVD, times 0.2 sqrt(longer side); Newton-Schulz approximates it.
 
     Nesterov's momentum of a first gradient is a multiple of it, so the singular vectors are the gradient's.
     """
-    spec = stacked({"map": linear((4, 3), (8,), (None, None), (None,), bias=True), "scale": norm(8)}, 2)
+    spec = stack_layers({"map": linear((4, 3), (8,), (None, None), (None,), bias=True), "scale": norm(8)}, 2)
     leaves = {"a/kernel": spec["map"]["kernel"], "a/bias": spec["map"]["bias"], "a/scale": spec["scale"]["scale"]}
     config = OptimizerConfig(name="muon", learning_rate=0.1, schedule="constant", clip_norm=1e9, eps=1e-8)
     optimizer = make_optimizer(config, 10, {"a/kernel": 1.0, "a/bias": 1.0, "a/scale": 0.5}, leaves)
@@ -82,7 +82,7 @@ def test_each_name_takes_the_factor_of_its_one_rule():
 
 
 def test_all_faults_of_the_rules_are_listed_in_one_line():
-    """From end to end: "language" alone matches none of its parameters."""
+    """Rules must match fully: "language" alone matches none of its parameters."""
     with pytest.raises(ValueError) as fault:
         match_factors([("v/.*", 0.0), (".*/b", 1.0), ("language", 1.0)], ["v/a", "v/b", "language/a", "language/c"])
     assert str(fault.value) == (
@@ -95,7 +95,7 @@ def test_all_faults_of_the_rules_are_listed_in_one_line():
 def test_factors_scale_the_step_after_clipping_them_all_together():
     """Adam's first step is the sign of the gradient: the norm is taken over both."""
     config = OptimizerConfig(learning_rate=0.1, schedule="constant", clip_norm=1.0, eps=1.0)
-    optimizer = make_optimizer(config, 10, {"x/a": 1.0, "x/b": 0.25})
+    optimizer = make_optimizer(config, 10, {"x/a": 1.0, "x/b": 0.25}, {})
     params = {"x": {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}}
     gradients = {"x": {"a": np.float32([2, 4]), "b": np.float32([4])}}  # norm 6
     updates = optimizer.update(gradients, optimizer.init(params), params)[0]["x"]
@@ -104,13 +104,13 @@ def test_factors_scale_the_step_after_clipping_them_all_together():
 
 
 def test_moments_are_kept_in_the_dtypes_of_the_config():
-    """bfloat16 moments give the same updates to a few of its 2^-8."""
+    """bfloat16 moments give the same updates to a few times 2^-8."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(20, 50)).astype(np.float32)
     params, updates = {"w": np.zeros(50, np.float32)}, {}
     for dtype in ("float32", "bfloat16"):
         config = OptimizerConfig(mu_dtype=dtype, nu_dtype=dtype, schedule="constant")
-        optimizer = make_optimizer(config, 20, {"w": 1.0})
+        optimizer = make_optimizer(config, 20, {"w": 1.0}, {})
         state = optimizer.init(params)
         for gradient in gradients:
             update, state = optimizer.update({"w": gradient}, state, params)

@@ -24,7 +24,7 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, Text
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preflight import MAY_CHANGE, claimed, mesh_shape, preflight
+from pdgen.train.preflight import CHANGEABLE_KEYS, claim_workdir, preflight, resolve_mesh_shape
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from tests.data.small_records import records
 
@@ -45,12 +45,12 @@ def run(data):
 
 def check(run, workdir):
     checked = preflight(run, workdir, jax.devices()[:DEVICES])
-    with claimed(run, workdir, print):
+    with claim_workdir(run, workdir, print):
         return checked
 
 
-def refused(run, workdir):
-    """The one line that refuses the run; nothing of its folder may have been made."""
+def get_refusal(run, workdir):
+    """Return the one line that refuses the run; its folder must not exist."""
     with pytest.raises(ValueError) as caught:
         check(run, workdir)
     assert not workdir.exists()
@@ -59,13 +59,13 @@ def refused(run, workdir):
     return line
 
 
-def changed_records(change):
-    """The small records with every segment as ``change`` makes it."""
+def change_records(change):
+    """Return the small records with ``change`` applied to every segment."""
     return [msgspec.structs.replace(r, segments=[change(s) for s in r.segments]) for r in records(6)]
 
 
-def with_origin(data, folder, **changes):
-    """The same data set with another origin."""
+def copy_with_origin(data, folder, **changes):
+    """Make a copy of a data set with another origin."""
     folder.mkdir()
     for file in data.glob("*.array_record"):
         (folder / file.name).symlink_to(file)
@@ -74,8 +74,8 @@ def with_origin(data, folder, **changes):
     return str(folder)
 
 
-def checkpoint(folder, config=NANO, tokenizer=None):
-    """A checkpoint of zeros."""
+def write_zeros(folder, config=NANO, tokenizer=None):
+    """Write a checkpoint of zeros."""
     shapes = nn.unbox(bagel.abstract_params(config))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     params = {"model": zeros, "autoencoder": read_autoencoder(shapes_folder(), config.autoencoder)}
@@ -88,7 +88,7 @@ def test_a_good_run_passes_and_claims_its_folder(run, tmp_path):
     checked = check(run, tmp_path / "run")
     assert tuple(checked.mesh.shape.values()) == (1, 8, 1)
     assert checked.base.config == NANO and len(checked.source) == 20
-    assert checked.step == run.step(NANO)
+    assert checked.step == run.step_config(NANO)
     text = (tmp_path / "run" / "config.json").read_text()
     assert read_run_config(json.loads(text)) == run
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "lock"]
@@ -97,26 +97,26 @@ def test_a_good_run_passes_and_claims_its_folder(run, tmp_path):
 @pytest.mark.parametrize(
     ("mesh", "expected"), [((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)), ((-1, 2, 1), (4, 2, 1))]
 )
-def test_a_mesh_is_filled_up(run, mesh, expected):
-    assert mesh_shape(dataclasses.replace(run, mesh=mesh), DEVICES) == expected
+def test_a_mesh_size_of_minus_1_is_replaced(run, mesh, expected):
+    assert resolve_mesh_shape(dataclasses.replace(run, mesh=mesh), DEVICES) == expected
 
 
 @pytest.mark.parametrize("mesh", [(1, 4, 1), (3, -1, 1), (2, 2, 4)])
 def test_a_mesh_for_other_devices(run, tmp_path, mesh):
-    line = refused(dataclasses.replace(run, mesh=mesh), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, mesh=mesh), tmp_path / "run")
     assert line.startswith(f"config: mesh is data {mesh[0]}, fsdp {mesh[1]}, tensor {mesh[2]}, which 8 devices")
     assert "(1, 8, 1)" in line
 
 
 def test_a_mesh_that_does_not_divide_the_model(run, tmp_path):
     """The nano model has two key and value heads."""
-    line = refused(dataclasses.replace(run, mesh=(1, 2, 4)), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, mesh=(1, 2, 4)), tmp_path / "run")
     assert line.startswith("config: mesh (1, 2, 4) (data, fsdp, tensor) does not divide ") and "attention/k" in line
 
 
 @pytest.mark.parametrize(("rows", "accumulate", "right"), [(4, 1, 8), (12, 1, 16), (8, 2, 16)])
 def test_a_batch_that_does_not_divide(run, tmp_path, rows, accumulate, right):
-    line = refused(dataclasses.replace(run, rows=rows, accumulate=accumulate), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, rows=rows, accumulate=accumulate), tmp_path / "run")
     assert line == (
         f"config: rows is {rows}, expected a multiple of accumulate * data * fsdp = {8 * accumulate}; "
         f"set rows to {right}"
@@ -124,43 +124,43 @@ def test_a_batch_that_does_not_divide(run, tmp_path, rows, accumulate, right):
 
 
 def test_budgets_below_the_longest_trajectory(run, tmp_path):
-    line = refused(dataclasses.replace(run, budgets=Budgets(512, 128, 96)), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, budgets=Budgets(512, 128, 96)), tmp_path / "run")
     assert "a pack holds text 512, vit 128, vae 96" in line and "budgets of text" in line and "hold every one" in line
 
 
 def test_data_without_latents(run, tmp_path):
     bare = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
-    made = changed_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
+    made = change_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
     write_dataset(tmp_path / "data", made, Origin(seed=0))
-    line = refused(dataclasses.replace(run, data=str(tmp_path / "data")), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, data=str(tmp_path / "data")), tmp_path / "run")
     assert line.startswith(f"{tmp_path}/data/part-00000.array_record: record 0")
     assert line.endswith("(launch/build_data.py encode)")
 
 
 def test_data_of_another_tokenizer(run, data, tmp_path):
-    other = with_origin(data, tmp_path / "data", tokenizer="0" * 64)
-    line = refused(dataclasses.replace(run, data=other), tmp_path / "run")
+    other = copy_with_origin(data, tmp_path / "data", tokenizer="0" * 64)
+    line = get_refusal(dataclasses.replace(run, data=other), tmp_path / "run")
     assert line.startswith(f"config: data {other} was built for another tokenizer") and line.endswith("build it again")
 
 
 def test_latents_of_another_autoencoder(run, data, tmp_path):
-    other = with_origin(data, tmp_path / "data", autoencoder="0" * 64)
-    line = refused(dataclasses.replace(run, data=other), tmp_path / "run")
+    other = copy_with_origin(data, tmp_path / "data", autoencoder="0" * 64)
+    line = get_refusal(dataclasses.replace(run, data=other), tmp_path / "run")
     assert line.startswith(f"config: data {other} has another autoencoder's latents")
     assert line.endswith("(launch/build_data.py encode)")
 
 
 def test_a_tokenizer_beyond_the_vocabulary(run, tmp_path):
     small = dataclasses.replace(NANO, language=dataclasses.replace(NANO.language, vocab_size=400))
-    init = checkpoint(tmp_path / "init", small)
-    line = refused(dataclasses.replace(run, init=init, model=""), tmp_path / "run")
+    init = write_zeros(tmp_path / "init", small)
+    line = get_refusal(dataclasses.replace(run, init=init, model=""), tmp_path / "run")
     ids = load_tokenizer(shapes_folder()).vocab_size
     assert line.startswith(f"config: the tokenizer of {init} has {ids} ids, the model's vocabulary 400;")
 
 
 def test_a_checkpoint_of_another_model(run, tmp_path):
-    init = checkpoint(tmp_path / "init")
-    line = refused(dataclasses.replace(run, init=init, model="tiny"), tmp_path / "run")
+    init = write_zeros(tmp_path / "init")
+    line = get_refusal(dataclasses.replace(run, init=init, model="tiny"), tmp_path / "run")
     assert line.startswith(f"config: init {init} holds another model than 'tiny' (language, vision, max_latent_size")
     for model in ("nano", ""):
         assert check(dataclasses.replace(run, init=init, model=model), tmp_path / f"run{model}").base.config == NANO
@@ -179,11 +179,11 @@ def test_a_mixture_that_does_not_suit_the_subsets(run, tmp_path, mixture, line):
     folder = tmp_path / "data"
     folder.mkdir()
     bare = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
-    broken = changed_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
+    broken = change_records(lambda s: msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s)
     files = write_files(folder, records(6), subset="a") + write_files(folder, broken, subset="b")
     write_index(folder, Dataset(files=files, origin=Origin(seed=0)))
     run = dataclasses.replace(run, data=str(folder), mixture=mixture, broken="skip")
-    assert refused(run, tmp_path / "run") == line
+    assert get_refusal(run, tmp_path / "run") == line
     check(dataclasses.replace(run, mixture={"a": 1.0, "b": 0.0}), tmp_path / "run")
 
 
@@ -194,7 +194,7 @@ def halves(tmp_path):
     folder.mkdir()
 
     def only(kind):
-        return changed_records(lambda s: msgspec.structs.replace(s, target=s.target and isinstance(s, kind)))
+        return change_records(lambda s: msgspec.structs.replace(s, target=s.target and isinstance(s, kind)))
 
     files = write_files(folder, only(Text), subset="read") + write_files(folder, only(Image), subset="draw")
     write_index(folder, Dataset(files=files, origin=Origin(seed=0)))
@@ -209,7 +209,7 @@ def halves(tmp_path):
     ],
 )
 def test_a_mixture_without_a_target_of_one_kind(run, halves, tmp_path, mixture, lacks, remedy):
-    line = refused(dataclasses.replace(run, data=halves, mixture=mixture), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, data=halves, mixture=mixture), tmp_path / "run")
     assert line.startswith(f"config: mixture: no document of {lacks}") and line.endswith(remedy)
 
 
@@ -230,7 +230,7 @@ def test_the_folder_of_another_run(run, tmp_path):
 
 def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
     check(run, tmp_path / "run")
-    numbers = {key: getattr(run, key) + 1 for key in MAY_CHANGE if type(getattr(run, key)) is int}
+    numbers = {key: getattr(run, key) + 1 for key in CHANGEABLE_KEYS if type(getattr(run, key)) is int}
     assert {"accumulate", "save_every", "keep", "log_every", "workers"} <= set(numbers)
     changed = dataclasses.replace(run, mesh=(2, 2, 2), prompts=("a circle",), **numbers)
     assert check(changed, tmp_path / "run").mesh.shape["tensor"] == 2
@@ -251,7 +251,7 @@ def test_two_runs_in_a_folder(run, tmp_path):
 
 
 def test_a_folder_that_cannot_be_locked(run, tmp_path, monkeypatch, capsys):
-    """Some network file systems have no locks: the run goes on and says so."""
+    """Some network file systems have no locks: the run continues and reports it."""
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -263,7 +263,7 @@ def test_a_folder_that_cannot_be_locked(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("held_out", [20, 21])
 def test_nothing_left_to_train_on(run, tmp_path, held_out):
-    line = refused(dataclasses.replace(run, held_out=held_out), tmp_path / "run")
+    line = get_refusal(dataclasses.replace(run, held_out=held_out), tmp_path / "run")
     assert line.startswith(f"config: held_out is {held_out}, but the subsets in the mixture hold 20 records; set it to")
 
 
@@ -274,7 +274,7 @@ def test_held_out_records_that_teach_nothing(run, tmp_path):
     broken = [msgspec.structs.replace(s, **bare) if isinstance(s, Image) else s for s in made[-1].segments]
     write_dataset(tmp_path / "data", [*made[:-1], msgspec.structs.replace(made[-1], segments=broken)], Origin(seed=0))
     run = dataclasses.replace(run, data=str(tmp_path / "data"), broken="skip", held_out=1)
-    line = refused(run, tmp_path / "run")
+    line = get_refusal(run, tmp_path / "run")
     assert line == "config: held_out is 1, but the last records are broken or teach nothing; hold out more"
     assert check(dataclasses.replace(run, held_out=2), tmp_path / "run")
 
@@ -295,4 +295,4 @@ def test_a_damaged_config_of_the_folder(run, tmp_path):
     ],
 )
 def test_an_optimiser_that_cannot_be_made(run, tmp_path, changes, line):
-    assert refused(dataclasses.replace(run, **changes), tmp_path / "run").startswith(line)
+    assert get_refusal(dataclasses.replace(run, **changes), tmp_path / "run").startswith(line)

@@ -1,4 +1,4 @@
-"""What is trained and what is frozen, moments and averages in their dtypes, and memory that is used again."""
+"""Trained and frozen parameters, dtypes of moments and averages, and memory that is reused."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from flax import traverse_util
 from jax.extend import core
 
 from pdgen.models import bagel
-from pdgen.train.state import abstract_state, model_params, trained_factors
+from pdgen.train.state import abstract_state, combine_params, find_trained
 from pdgen.train.step import train_step
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import KEY, OPTIMIZER, STEP, after_one_step, flat, make_batch
@@ -42,20 +42,20 @@ def float32_products():
 
 @pytest.fixture(scope="module")
 def everything():
-    """A step that trains all there is."""
+    """A step that trains all parameters."""
     return after_one_step(STEP)
 
 
 @pytest.fixture(scope="module")
 def part():
-    """A step that trains a part, on a mesh of eight."""
+    """A step that trains a part of the parameters, on a mesh of eight devices."""
     return after_one_step(PARTLY, (2, 2, 2))
 
 
 def test_everything_but_the_fixed_tables_is_trained_by_default():
     names = set(traverse_util.flatten_dict(bagel.spec(CONFIG), sep="/"))
     fixed = {f"{table}/table" for table in bagel.FIXED_TABLES}
-    assert trained_factors(STEP) == dict.fromkeys(names - fixed, 1.0)
+    assert find_trained(STEP) == dict.fromkeys(names - fixed, 1.0)
     assert set(traverse_util.flatten_dict(abstract_state(STEP).frozen, sep="/")) == fixed
 
 
@@ -71,8 +71,8 @@ def test_frozen_parameters_have_no_gradient_moments_or_average(part, everything)
         np.testing.assert_array_equal(leaf, params[name])
 
 
-def test_what_is_trained_has_the_same_gradient_and_its_share_of_the_step(part, everything):
-    """Gradients as far as bfloat16 moments hold them; the norm is of the trained part alone."""
+def test_trained_parameters_have_the_same_gradient_and_a_scaled_update(part, everything):
+    """Gradients to the precision of bfloat16 moments; the norm is that of the trained part."""
     params = flat(shaken_params())
     squares = 0.0
     for name, gradient in part.gradients.items():
@@ -98,43 +98,43 @@ def test_moments_and_average_are_kept_in_their_dtypes(part):
         np.testing.assert_allclose(np.float32(average), expected, rtol=2**-7, atol=1e-6)
 
 
-def test_the_whole_model_with_what_is_trained_or_its_average(part):
+def test_combining_with_trained_parameters_or_their_average(part):
     for trained in (part.state.trained, part.state.ema):
-        whole = flat(model_params(PARTLY, trained, part.state.frozen))
+        whole = flat(combine_params(PARTLY, trained, part.state.frozen))
         assert whole.keys() == flat(shaken_params()).keys()
         for name, leaf in (flat(trained) | flat(part.state.frozen)).items():
             np.testing.assert_array_equal(whole[name], leaf)
 
 
-def equations(jaxpr):
-    """All of a jaxpr's, inner jaxprs' included."""
+def list_equations(jaxpr):
+    """Yield all equations of a jaxpr and of its inner jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
+            yield from list_equations(inner)
 
 
-def matrix_products(*factors):
-    """How many a step has in its program."""
+def count_matrix_products(*factors):
+    """Count the matrix products in the program of a step."""
     config = with_factors(*factors)
     inputs = abstract_state(config), make_batch(), jax.random.key(KEY)
     program = jax.make_jaxpr(functools.partial(train_step, config))(*inputs)
-    return sum(equation.primitive.name == "dot_general" for equation in equations(program.jaxpr))
+    return sum(equation.primitive.name == "dot_general" for equation in list_equations(program.jaxpr))
 
 
 def test_frozen_parts_cost_no_backward_pass():
-    """Of a frozen ViT, and of a connector frozen as well, not one product of the backward pass is left."""
-    whole = matrix_products((".*", 1.0))
-    frozen = matrix_products(("vision/.*", 0.0), ("(?!vision/).*", 1.0))
-    also_connector = matrix_products(("(vision|connector)/.*", 0.0), ("(?!vision/|connector/).*", 1.0))
-    # The ViT: patch embedding, q, k, v, o, fc1, fc2, of which the first needs no gradient of its input. The connector:
-    # two, of which the first needs none either once the ViT is frozen. Attention's own products come on top.
+    """A frozen ViT, and a frozen connector as well, have no product in the backward pass."""
+    whole = count_matrix_products((".*", 1.0))
+    frozen = count_matrix_products(("vision/.*", 0.0), ("(?!vision/).*", 1.0))
+    also_connector = count_matrix_products(("(vision|connector)/.*", 0.0), ("(?!vision/|connector/).*", 1.0))
+    # The ViT has patch embedding (without a gradient of its input), q, k, v, o, fc1 and fc2, besides attention. The
+    # connector has two products; the first needs no gradient of its input if the ViT is frozen.
     assert whole - frozen >= 13 + 1
     assert frozen - also_connector == 3
 
 
-def test_the_next_state_takes_the_memory_of_the_last(everything, part):
-    """All of it: parameters, moments, averages, on one device and on eight."""
+def test_the_next_state_reuses_the_memory_of_the_last(everything, part):
+    """Parameters, moments and averages, on one device and on eight."""
     for result, devices in ((everything, 1), (part, 8)):
         leaves = jax.tree.leaves(result.state)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
@@ -143,7 +143,7 @@ def test_the_next_state_takes_the_memory_of_the_last(everything, part):
 
 
 def test_bfloat16_compute_with_float32_parameters(everything):
-    """The loss to a few of bfloat16's 2^-8; gradients and parameters float32."""
+    """The loss agrees to a few times 2^-8; gradients and parameters are float32."""
     compute = dataclasses.replace(STEP.compute, dtype="bfloat16")
     result = after_one_step(dataclasses.replace(STEP, compute=compute))
     np.testing.assert_allclose(result.metrics["loss"], everything.metrics["loss"], rtol=0.02)
@@ -159,8 +159,8 @@ def test_bfloat16_compute_with_float32_parameters(everything):
 
 def test_faults():
     with pytest.raises(ValueError, match=r"by no rule: vision/patch_embedding/kernel, .*; rules without a match: 'vi'"):
-        trained_factors(with_factors(("vi", 0.0), ("language/.*", 1.0)))
+        find_trained(with_factors(("vi", 0.0), ("language/.*", 1.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze every parameter"):
-        trained_factors(with_factors((".*", 0.0)))
+        find_trained(with_factors((".*", 0.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze every parameter"):
-        trained_factors(with_factors((".*/table", 1.0), ("(?!.*/table).*", 0.0)))
+        find_trained(with_factors((".*/table", 1.0), ("(?!.*/table).*", 0.0)))

@@ -1,4 +1,4 @@
-"""The training step: sums that add up, draws that follow the pack and nothing else, losses in chunks."""
+"""The training step: sums that add up, noise that depends on the pack alone, chunked losses, equality on all meshes."""
 
 import dataclasses
 import functools
@@ -22,11 +22,12 @@ from pdgen.train.loss import (
     total_loss,
 )
 from pdgen.train.monitor.flops import model_flops
-from pdgen.train.monitor.metrics import loss_metrics, present
-from pdgen.train.state import abstract_state, start_state
-from pdgen.train.step import gradients, train_step
+from pdgen.train.monitor.metrics import drop_absent, loss_metrics
+from pdgen.train.state import abstract_state, make_state
+from pdgen.train.step import compute_gradients, train_step
 from tests.support.small import CONFIG, shaken_params
-from tests.train.cases import COMPUTE, KEY, ROWS, STEP, after_one_step, compile_step, flat, make_batch
+from tests.train.cases import COMPUTE, KEY, OPTIMIZER, ROWS, STEP, after_one_step, compile_step, flat, make_batch
+from tests.train.two_processes import run_two_processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +62,7 @@ def test_metrics(params, batch, reference):
 
 
 def test_norms_of_the_experts(reference):
-    """Each tensor belongs to one part; all together are the whole norm."""
+    """Each tensor belongs to one part, and the parts add up to the whole norm."""
     metrics, gradients, _ = reference
     squares = dict.fromkeys(("und", "gen", "other"), 0.0)
     for name, leaf in gradients.items():
@@ -119,7 +120,7 @@ def test_losses_by_kind_and_band(params, batch, reference):
 @pytest.mark.slow
 def test_training_lowers_the_loss(params, batch):
     """Eight packs seen thirty times; the fixed position tables stay as they are."""
-    state, losses = jax.jit(functools.partial(start_state, STEP))(params, jax.random.key(0)), []
+    state, losses = jax.jit(functools.partial(make_state, STEP))(params, jax.random.key(0)), []
     step = compile_step(STEP, state, batch, jax.random.key(KEY))
     for _ in range(30):
         state, metrics = step(state, batch, jax.random.key(KEY))
@@ -149,7 +150,7 @@ def test_loss_by_kind_and_band():
     made = sums([12, 0, 0, 3, 0], [4, 0, 0, 1, 0], [0, 10, 0, 2], [0, 5, 0, 1])
     metrics = {name: float(value) for name, value in loss_metrics(made, ce_weight=0.5).items()}
     assert (metrics["loss"], metrics["ce"], metrics["mse"]) == (3.5, 3, 2)
-    shown = present(metrics)
+    shown = drop_absent(metrics)
     kinds = {"ce_plan": 3, "ce_switch": 3, "mse_1": 2, "mse_3": 2}
     weights = {"ce_plan": 4, "ce_switch": 1, "mse_1": 5, "mse_3": 1, "ce": 5, "mse": 6}
     means = {"loss": 3.5, "ce": 3, "mse": 2}
@@ -158,7 +159,7 @@ def test_loss_by_kind_and_band():
 
 def test_a_batch_without_targets_of_a_kind_adds_nothing():
     metrics = loss_metrics(sums([0] * 5, [0] * 5, [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
-    assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(present(metrics))
+    assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(drop_absent(metrics))
 
 
 def test_weights_that_sum_to_less_than_one_still_make_a_mean():
@@ -168,7 +169,7 @@ def test_weights_that_sum_to_less_than_one_still_make_a_mean():
 
 
 def test_noise_follows_the_pack_s_number(batch):
-    """Rows in another order draw the same, bit for bit; other rows, and other keys, draw something else."""
+    """Reordered rows draw the same bits; other rows and other keys draw other values."""
     draw = jax.jit(functools.partial(draw_flow_inputs, CONFIG))
     order = np.array([5, 0, 7, 2, 1, 6, 3, 4])
     moved = jax.tree.map(lambda leaf: leaf[order], batch)
@@ -195,7 +196,7 @@ def test_timesteps(batch):
 
 @pytest.mark.slow
 def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
-    """What the loss reads of the noise: nothing of a clean image's, all of a target's."""
+    """The loss depends on the noise of targets and not on that of clean images."""
     flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))
 
     def loss(noise, params):
@@ -209,7 +210,7 @@ def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
     "budgets", [Budgets(40, 0, 44), Budgets(40, 12, 0), Budgets(40, 0, 0)], ids=["no vit", "no vae", "text alone"]
 )
 def test_streams_without_tokens(budgets):
-    """Data without images of a kind gives a budget of 0: the step is traced all the same."""
+    """A budget may be 0, for data without images of a kind."""
     state = abstract_state(STEP)
     step = functools.partial(train_step, STEP)
     after, _ = jax.eval_shape(step, state, pack_shapes(budgets, CONFIG, ROWS), jax.random.key(KEY))
@@ -219,7 +220,50 @@ def test_streams_without_tokens(budgets):
 def test_rows_that_do_not_divide():
     shapes = abstract_state(STEP), pack_shapes(Budgets(40, 0, 0), CONFIG, ROWS), jax.random.key(KEY)
     with pytest.raises(ValueError, match="a batch of 8 rows does not divide into accumulate = 3 micro-batches"):
-        jax.eval_shape(functools.partial(gradients, dataclasses.replace(STEP, accumulate=3)), *shapes)
+        jax.eval_shape(functools.partial(compute_gradients, dataclasses.replace(STEP, accumulate=3)), *shapes)
+
+
+def assert_same(result, expected):
+    """Compare to 1e-5 of each metric and of each gradient's largest value; parameters if their gradient is not tiny."""
+    (metrics, gradients, updated), (expected_metrics, expected_gradients, expected_updated) = result[:3], expected[:3]
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    assert gradients.keys() == updated.keys() == expected_gradients.keys()
+    floor = 1e-7 * expected_metrics["grad_norm"]
+    for name, gradient in expected_gradients.items():
+        error, bound = np.abs(gradients[name] - gradient).max(), 1e-5 * np.abs(gradient).max() + floor
+        assert error <= bound, f"{name}: {error:.1e} > {bound:.1e}"
+        large = np.abs(gradient) > 1e-6
+        np.testing.assert_allclose(
+            updated[name][large],
+            expected_updated[name][large],
+            rtol=1e-5,
+            atol=1e-3 * OPTIMIZER.learning_rate,
+            err_msg=name,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
+def test_the_step_is_the_same_on_every_mesh(mesh, reference):
+    assert_same(after_one_step(STEP, mesh), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, accumulate", [((1, 1, 1), 4), ((2, 2, 2), 2)], ids=str)
+def test_the_step_is_the_same_with_micro_batches(mesh, accumulate, reference):
+    """Losses are normalised by the targets of the whole batch; micro-batches have different numbers of them."""
+    assert_same(after_one_step(dataclasses.replace(STEP, accumulate=accumulate), mesh), reference)
+
+
+@pytest.mark.slow
+def test_the_step_is_the_same_in_two_processes(reference, tmp_path):
+    """Four devices each, parameters split over both, two micro-batches."""
+    run_two_processes("step", tmp_path)
+    for number in range(2):
+        parts = [dict(np.load(tmp_path / f"{number}.{part}.npz")) for part in ("metrics", "gradients", "updated")]
+        assert_same(parts, reference)
 
 
 def plain_cross_entropy(params, hidden, targets):
@@ -244,24 +288,24 @@ def test_chunked_cross_entropy(chunk):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def sizes(jaxpr):
-    """Number of elements of every array that a jaxpr computes, inner jaxprs included."""
+def list_sizes(jaxpr):
+    """Yield the number of elements of every array that a jaxpr and its inner jaxprs compute."""
     for equation in jaxpr.eqns:
         yield from (var.aval.size for var in equation.outvars)
         for inner in core.jaxprs_in_params(equation.params):
-            yield from sizes(inner)
+            yield from list_sizes(inner)
 
 
 def test_logits_of_a_long_row_never_exist_at_once():
-    """8,192 tokens over 152,064 words: nothing larger than a chunk's logits, forward and backward."""
-    tokens, words, chunk = 8192, 152064, 128
-    params = {"language": {"head": {"kernel": jax.ShapeDtypeStruct((words, 16), jnp.float32)}}}
+    """8,192 tokens, vocabulary 152,064: no array is larger than the logits of a chunk, forward and backward."""
+    tokens, vocabulary, chunk = 8192, 152064, 128
+    params = {"language": {"head": {"kernel": jax.ShapeDtypeStruct((vocabulary, 16), jnp.float32)}}}
     hidden = jax.ShapeDtypeStruct((1, tokens, 16), jnp.float32)
     targets = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 
     def largest(function):
         gradient = jax.grad(lambda *inputs: function(*inputs).sum(), argnums=(0, 1))
-        return max(sizes(jax.make_jaxpr(gradient)(params, hidden, targets).jaxpr))
+        return max(list_sizes(jax.make_jaxpr(gradient)(params, hidden, targets).jaxpr))
 
-    assert largest(functools.partial(cross_entropy, ComputeConfig(loss_chunk=chunk))) == chunk * words
-    assert largest(plain_cross_entropy) == tokens * words
+    assert largest(functools.partial(cross_entropy, ComputeConfig(loss_chunk=chunk))) == chunk * vocabulary
+    assert largest(plain_cross_entropy) == tokens * vocabulary

@@ -1,4 +1,4 @@
-"""Curves as SVG for inlining into a page: they take its colours and scale to any width."""
+"""Curves as SVG to inline into a page: they use the page's colours and scale to any width."""
 
 import io
 import itertools
@@ -8,19 +8,19 @@ from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Readable on white and on black.
+# Legible on white and on black.
 COLOURS = ("#2f7fd0", "#d98a1f", "#4f9a34", "#a860c0", "#cf4a5a", "#7d7d84", "#12988a", "#9b6b3e")
-LEVEL = 5  # of ``COLOURS``, for levels
-_SIZE = (4.7, 2.7)  # inches of 72 units: text of 9 units is readable where the chart is as wide as a phone
-_PAGE_COLOURS = {"#010203": "var(--soft)", "#040506": "var(--line)"}  # stand-ins: matplotlib knows no CSS
+LEVEL = 5  # index into ``COLOURS`` for levels
+_SIZE = (4.7, 2.7)  # inches of 72 units: text of 9 units is legible when the chart is as wide as a phone
+_PAGE_COLOURS = {"#010203": "var(--soft)", "#040506": "var(--line)"}  # placeholders: matplotlib has no CSS variables
 _TEXT, _GRID = _PAGE_COLOURS
-_DECADE = 8  # values spread over this factor are shown on a log axis
-_MOST_POINTS = 400
+_LOG_RANGE = 8  # a larger ratio of the largest to the smallest value calls for a log axis
+_MAX_POINTS = 400
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pdgen",
@@ -41,13 +41,13 @@ _STYLE: Any = {
 
 
 class Line(NamedTuple):
-    """One series.
+    """One series of a chart.
 
     Attributes:
-      steps, values: [n] each.
-      colour: a number into ``COLOURS``, beyond its end from the start.
-      style: "noisy" draws the values faint and their smoothed course over them, "exact" the values alone, "sparse"
-        dots joined by dashes.
+      steps, values: coordinates of the points.
+      colour: index into ``COLOURS``, which repeat.
+      style: "noisy" draws the values faintly under their smoothed curve, "exact" the values alone, "sparse" dots joined
+        by dashes.
     """
 
     steps: Float[np.ndarray, " n"]
@@ -57,58 +57,58 @@ class Line(NamedTuple):
 
     @property
     def last(self) -> float:
-        """The latest value, smoothed as it is drawn."""
+        """The last value, smoothed if the drawn curve is."""
         values = smooth(self.values, _half_life(self.values)) if self.style == "noisy" else self.values
         return float(values[-1])
 
 
 def smooth(values: Float[np.ndarray, " n"], half_life: float) -> Float[np.ndarray, " n"]:
-    """Means of all values so far, in which a value counts half after ``half_life`` further ones.
+    """Return exponentially weighted means: a value counts half after ``half_life`` further values.
 
     >>> smooth(np.array([1.0, 4.0]), 1.0)
     array([1., 3.])
     """
-    keep = 0.5 ** (1 / half_life)
+    decay = 0.5 ** (1 / half_life)
     total = weight = 0.0
     means = np.empty(len(values))
     for n, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1
+        total, weight = decay * total + value, decay * weight + 1
         means[n] = total / weight
     return means
 
 
-def thin(values: Float[np.ndarray, " n"], most: int) -> np.ndarray:
-    """Indices, ascending, of at most ``most`` values: each stretch's lowest and highest, so no spike is lost."""
-    if len(values) <= most:
+def thin(values: Float[np.ndarray, " n"], max_points: int) -> Int[np.ndarray, " m"]:
+    """Return ascending indices of at most ``max_points`` values: the extremes of equal intervals, so spikes survive."""
+    if len(values) <= max_points:
         return np.arange(len(values))
-    edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
-    stretches = itertools.pairwise(edges)
-    return np.unique([start + pick(values[start:end]) for start, end in stretches for pick in (np.argmin, np.argmax)])
+    edges = np.linspace(0, len(values), max_points // 2 + 1).astype(int)
+    intervals = itertools.pairwise(edges)
+    return np.unique([start + pick(values[start:end]) for start, end in intervals for pick in (np.argmin, np.argmax)])
 
 
-def chart(lines: Sequence[Line], levels: Sequence[float] = (), log: bool = False) -> str:
-    """An ``<svg>`` of the lines over steps, without title or legend.
+def draw_chart(lines: Sequence[Line], levels: Sequence[float] = (), log: bool = False) -> str:
+    """Draw lines over steps as an ``<svg>`` without title or legend.
 
     Args:
-      lines: what to draw, later ones on top.
-      levels: values that a dotted line across the chart marks.
-      log: a log axis, if the values are positive and spread over about a decade.
+      lines: lines to draw, later ones on top.
+      levels: values to mark with a dotted line across the chart.
+      log: use a log axis if the values are positive and span a factor of ``_LOG_RANGE``.
     """
     values = np.concatenate([*(line.values for line in lines), levels])
     with matplotlib.rc_context(_STYLE):
         figure = Figure(_SIZE, layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
-            _draw(axes, line)
+            _draw_line(axes, line)
         for level in levels:
             axes.axhline(level, color=COLOURS[LEVEL], linestyle=":", linewidth=1.2)
-        if log and values.min() > 0 and values.max() > _DECADE * values.min():
+        if log and values.min() > 0 and values.max() > _LOG_RANGE * values.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_locator(ticker.NullLocator())
         elif 0 <= values.min() <= values.max() / 2:
             axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(lambda value, _: number(value))
+        axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.tick_params(length=0)
@@ -118,7 +118,7 @@ def chart(lines: Sequence[Line], levels: Sequence[float] = (), log: bool = False
 
 
 class Point(NamedTuple):
-    """A dot at (x, y) with the interval of y, None where it cannot be told; ``colour`` as of ``Line``."""
+    """A dot at (x, y) with the interval [low, high] of y, None if unknown; ``colour`` as in ``Line``."""
 
     x: float
     y: float
@@ -127,8 +127,8 @@ class Point(NamedTuple):
     colour: int
 
 
-def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """An ``<svg>`` of the points, numbered from 1, with their intervals; x on a log axis where it spreads far."""
+def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """Draw points, numbered from 1, with their intervals as an ``<svg>``; x has a log axis if its range is wide."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(_SIZE, layout="constrained")
         axes = figure.add_subplot()
@@ -139,11 +139,11 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
             axes.plot([point.x], [point.y], marker="o", markersize=5, color=colour)
             axes.annotate(str(label), (point.x, point.y), (5, 3), textcoords="offset points")
         xs = [point.x for point in points]
-        if min(xs) > 0 and max(xs) > _DECADE * min(xs):
+        if min(xs) > 0 and max(xs) > _LOG_RANGE * min(xs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: number(value))
+        axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.tick_params(length=0)
         buffer = io.StringIO()
@@ -151,39 +151,39 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     return _inline(buffer.getvalue())
 
 
-def number(value: float) -> str:
-    """As readers like it: 12,345 or 0.123."""
+def format_number(value: float) -> str:
+    """Format a number for readers: 12,345 or 0.123."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _draw(axes: Axes, line: Line) -> None:
+def _draw_line(axes: Axes, line: Line) -> None:
     colour = COLOURS[line.colour % len(COLOURS)]
     dots: dict[str, Any] = {"marker": "o", "markersize": 2.6}
     if line.style == "sparse":
         axes.plot(line.steps, line.values, linestyle="--", color=colour, linewidth=1.2, **dots)
         return
-    drawn, few = line.values, dots if len(line.values) == 1 else {}
+    curve, markers = line.values, dots if len(line.values) == 1 else {}  # a line of one point is invisible
     if line.style == "noisy":
-        shown = thin(line.values, _MOST_POINTS)
+        shown = thin(line.values, _MAX_POINTS)
         axes.plot(line.steps[shown], line.values[shown], color=colour, alpha=0.3, linewidth=0.8)
-        drawn = smooth(line.values, _half_life(line.values))
-    shown = thin(drawn, _MOST_POINTS)
-    axes.plot(line.steps[shown], drawn[shown], color=colour, linewidth=1.5, **few)
+        curve = smooth(line.values, _half_life(line.values))
+    shown = thin(curve, _MAX_POINTS)
+    axes.plot(line.steps[shown], curve[shown], color=colour, linewidth=1.5, **markers)
 
 
 def _half_life(values: np.ndarray) -> float:
-    """The smoothing of a noisy curve, in points."""
+    """Return the half-life that smooths a noisy curve, in points."""
     return max(1.0, len(values) / 50)
 
 
 def _inline(svg: str) -> str:
-    """What a page needs of matplotlib's file: the drawing, in the page's font and colours, of any width."""
+    """Strip matplotlib's file to the drawing, with the page's font and colours and without a fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| xmlns(:\w+)?="[^"]*"| font-family: [^;]*;', "", svg)  # ids repeat in a page
     view = re.search(r'viewBox="[^"]*"', svg)
-    assert view is not None  # matplotlib always gives one
+    assert view is not None  # matplotlib always writes one
     svg = f"<svg {view[0]}" + svg[svg.index(">") :]
-    for stand_in, colour in _PAGE_COLOURS.items():
-        svg = svg.replace(stand_in, colour)
+    for placeholder, colour in _PAGE_COLOURS.items():
+        svg = svg.replace(placeholder, colour)
     return svg.strip()

@@ -1,10 +1,10 @@
-"""Floating point operations of a training step, by the count that BAGEL's own trainer states MFU with.
+"""Model FLOPs of a training step, counted as BAGEL's own trainer counts them for MFU.
 
     6 * (L * one expert's layer + 2 * N * D) * tokens  +  12 * h * H * L * sum(sample_length ** 2)
 
-A token passes one expert, forward once and backward twice at 2 operations a parameter; attention is counted as
-if every token saw its whole sample. Recomputation, ViT, connector and autoencoder are not counted, nor is padding:
-so that numbers can be set beside those published for BAGEL (github.com/ByteDance-Seed/Bagel, train/).
+Each token passes one expert: 2 FLOPs per parameter in the forward pass and 4 in the backward pass. Attention is counted
+as if every token attended to its whole sample. Recomputation, ViT, connector, autoencoder and padding are not counted.
+So the numbers are comparable with those published for BAGEL (github.com/ByteDance-Seed/Bagel, train/).
 
 Axis legend: L layers, N vocabulary, D width, F mlp width, H query heads, K key/value heads, h head size.
 """
@@ -17,8 +17,8 @@ from pdgen.config import LanguageConfig, ModelConfig
 
 Number = TypeVar("Number", float, Array)
 
-# Dense bf16 peaks in FLOP/s by a name in jax's ``device_kind``, from the makers' data sheets (NVIDIA's SXM figures
-# without sparsity; cloud.google.com/tpu/docs/system-architecture). The first name that is found counts.
+# Dense bf16 peaks in FLOP/s by a substring of jax's ``device_kind``, from the vendors' data sheets (NVIDIA's SXM
+# figures without sparsity; cloud.google.com/tpu/docs/system-architecture). The first match counts.
 _PEAKS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -38,23 +38,23 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of one device by jax's ``device_kind``; None for a device that is not known."""
+    """Return the peak dense bf16 FLOP/s of one device by jax's ``device_kind``; None for an unknown device."""
     return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
 
 
 def expert_parameters(config: LanguageConfig) -> int:
-    """Parameters of the linear maps of one expert's layers: what one token is multiplied with."""
+    """Count the parameters of the linear maps in one expert's layers, which each token is multiplied with."""
     D, F, heads = config.hidden_size, config.intermediate_size, 2 * (config.num_heads + config.num_kv_heads)
     return config.num_layers * (D * heads * config.head_dim + 3 * D * F)
 
 
 def model_flops(config: ModelConfig, tokens: Number, squares: Number) -> Number:
-    """Operations of one step (forward and backward), for MFU.
+    """Compute the model FLOPs of one step, forward and backward.
 
     Args:
-      config: sizes.
-      tokens: of all documents in the step: text, switch, ViT and VAE tokens, every copy of an image, no padding.
-      squares: sum of the squared token counts of these documents.
+      config: sizes of the model.
+      tokens: number of tokens in the step without padding: text, switch, ViT and VAE tokens, every copy of an image.
+      squares: sum of the squared token counts of the documents.
 
     Returns:
       FLOPs; divide by seconds * devices * ``peak_flops`` for the MFU.

@@ -1,19 +1,19 @@
-"""What a run tells about itself: computed within the step, fetched now and then, one line of JSON for each step logged.
+"""Metrics of a step, computed on the devices within it. Each logged step is one line of JSON.
 
-loss, ce, mse               of the step's batch; ce_weight is not in ce
-ce_plan .. ce_answer        by what the text target belongs to, ``layout.TARGETS``
+loss, ce, mse               of the step's batch; ce is not scaled by ce_weight
+ce_plan .. ce_answer        by kind of text target, ``layout.TARGETS``
 mse_0 .. mse_3              by timestep, from clean to noise, in bands of 1 / ``BANDS``
-*_targets                   the weight of each of these
+*_targets                   total weight of the targets of each of these
 grad_norm, update_norm, param_norm and each with _und, _gen, _other
-                            of what is trained: both experts of the language model, and all the rest
-learning_rate               of the step's update
+                            of the trained parameters: both experts of the language model, and the rest
+learning_rate               of the step's update, before the factors of single parameters
 fill_text, fill_vit, fill_vae
                             share of the batch's slots that hold tokens
 step_seconds, tokens_per_second, images_per_second, mfu, data_wait, memory_bytes
-                            measured since the line before, see ``pdgen.train.monitor.meter``
-skipped_spikes              updates left out so far, see ``pdgen.train.spikes``
+                            measured since the previous line, see ``pdgen.train.monitor.meter``
+skipped_spikes              number of updates skipped so far, see ``pdgen.train.spikes``
 
-What does not exist (no target of a kind in the batch, an expert that is frozen) is absent.
+A metric that does not exist is absent: a loss without targets in the batch, or a norm of an expert that is frozen.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from jaxtyping import Array
 from pdgen.config import ModelConfig
 from pdgen.models.mot import EXPERTS
 from pdgen.sequence.layout import STREAMS, TARGETS, Pack
-from pdgen.train.loss import BANDS, LossSums, mean, total_loss
+from pdgen.train.loss import BANDS, LossSums, total_loss, weighted_mean
 from pdgen.train.monitor.flops import model_flops
 
 Metrics = dict[str, Array]
@@ -34,17 +34,17 @@ _NAMES = {"ce": [f"ce_{kind}" for kind in TARGETS], "mse": [f"mse_{band}" for ba
 
 
 def loss_metrics(sums: LossSums, ce_weight: float) -> Metrics:
-    """The loss, its means, and under ``<mean>_targets`` their weights, float32 scalars."""
+    """Compute the loss, its means, and as ``<mean>_targets`` the weights of these, float32 scalars."""
     metrics = {"loss": total_loss(sums, ce_weight)}
     for name, totals, weights in (("ce", sums.ce, sums.ce_weight), ("mse", sums.mse, sums.mse_count)):
-        metrics |= {name: mean(totals.sum(), weights.sum()), f"{name}_targets": weights.sum()}
+        metrics |= {name: weighted_mean(totals.sum(), weights.sum()), f"{name}_targets": weights.sum()}
         for number, part in enumerate(_NAMES[name]):
-            metrics |= {part: mean(totals[number], weights[number]), f"{part}_targets": weights[number]}
+            metrics |= {part: weighted_mean(totals[number], weights[number]), f"{part}_targets": weights[number]}
     return metrics
 
 
-def norms(name: str, tree: Mapping[str, Any]) -> Metrics:
-    """The Euclidean norm of a tree named like the model's, under ``name``, and those of its parts."""
+def norm_metrics(name: str, tree: Mapping[str, Any]) -> Metrics:
+    """Compute the Euclidean norm of a tree like the model's as ``name``, and those of its parts as ``name_<part>``."""
     squares: dict[str, Array] = {}
     for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
         part = next((expert for expert in EXPERTS if expert in path.split("/")), "other")
@@ -54,23 +54,23 @@ def norms(name: str, tree: Mapping[str, Any]) -> Metrics:
 
 
 def batch_metrics(config: ModelConfig, batch: Pack) -> Metrics:
-    """Fill of the streams; ``tokens`` without padding, noised ``images``, and the ``flops`` of MFU, float32 scalars."""
+    """Compute the fill of the streams, ``tokens`` without padding, noised ``images`` and model ``flops``, float32."""
     rows, slots = batch.k_end.shape
-    real = batch.k_end > 0
-    # A document's slots are one range from k_start on, and 1 + 3 + .. + (2 n - 1) = n ** 2.
-    squares = jnp.sum(jnp.where(real, 2.0 * (jnp.arange(slots) - batch.k_start) + 1, 0))
+    is_token = batch.k_end > 0
+    # A document of n tokens is one range of slots from k_start on, and 1 + 3 + .. + (2 n - 1) = n ** 2.
+    squares = jnp.sum(jnp.where(is_token, 2.0 * (jnp.arange(slots) - batch.k_start) + 1, 0))
     sizes = (batch.text_ids.shape[1], batch.vit_positions.shape[1], batch.vae_positions.shape[1])
     tokens: dict[str, Any] = {}
     first = 0
     for name, size in zip(STREAMS, sizes):
         inside = (batch.to_sequence >= first) & (batch.to_sequence < first + size)
-        tokens[name], first = jnp.sum(real & inside, dtype=jnp.float32), first + size
+        tokens[name], first = jnp.sum(is_token & inside, dtype=jnp.float32), first + size
     total = sum(tokens.values())
     fill = {f"fill_{name}": tokens[name] / (rows * size) for name, size in zip(STREAMS, sizes) if size}
     images = jnp.sum(jnp.max(batch.vae_image, axis=1, initial=-1) + 1, dtype=jnp.float32)
     return fill | {"tokens": total, "images": images, "flops": model_flops(config, total, squares)}
 
 
-def present(values: Mapping[str, float]) -> dict[str, float]:
-    """The values without the means that no target stands behind."""
+def drop_absent(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the values without the means that have no targets."""
     return {name: value for name, value in values.items() if values.get(f"{name.removesuffix('_targets')}_targets", 1)}

@@ -1,4 +1,4 @@
-"""Pictures along a training run: the same prompts and seeds every time, so that one sees the model learn."""
+"""Pictures during a training run: the same prompts and seeds every time, to show what the model learns."""
 
 import pathlib
 from collections.abc import Sequence
@@ -19,48 +19,49 @@ from pdgen.sharding import without_mesh
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
 
-# A model that has learned little runs into every limit, so these are low.
+# A model early in training runs into every limit, so the limits are low.
 SETTINGS = SampleSettings(max_images=3, max_prompt_tokens=256, image=ImageSettings(num_timesteps=25))
 
 
-class Pictures:
-    """Samples a run's prompts, prompt n with seed n, and keeps the trajectories in its folder.
+class PictureSampler:
+    """Samples a run's prompts, prompt n with seed n, and writes the trajectories to its folder.
 
-    Everything is compiled at the first call and used again at the later ones. What cannot be drawn or written is said
-    in one line, and the run goes on.
+    The first call compiles; later calls reuse the compiled functions. A failure to sample or to write is reported in
+    one line and does not stop the run.
 
     Args:
       run: the config.
-      workdir: gets ``pictures/<step>/<prompt>/``.
-      say: takes a line for the reader.
-      base: what the run builds on.
-      settings: how it is sampled.
+      workdir: the run's folder; the pictures are written to its ``pictures/<step>/<prompt>/``.
+      log: receives one-line messages for the user.
+      base: the base model of the run.
+      settings: settings of the sampler.
 
     Raises:
       RunError: a prompt is empty or too long.
     """
 
     def __init__(
-        self, run: RunConfig, workdir: pathlib.Path, say: Log, base: Base, settings: SampleSettings = SETTINGS
+        self, run: RunConfig, workdir: pathlib.Path, log: Log, base: Base, settings: SampleSettings = SETTINGS
     ) -> None:
-        _check(run.prompts, base.tokenizer, settings.max_prompt_tokens)
-        self._run, self._workdir, self._say, self._base, self._settings = run, workdir, say, base, settings
+        _check_prompts(run.prompts, base.tokenizer, settings.max_prompt_tokens)
+        self._run, self._workdir, self._log, self._base, self._settings = run, workdir, log, base, settings
         self._sampler: Sampler | None = None
 
     def __call__(self, step: int, params: dict[str, Any]) -> None:
-        """Draws with the model's parameters after ``step``, on one device, which holds them whole meanwhile.
+        """Sample with the model's parameters after ``step`` on one device, which must have room for all of them.
 
-        Pictures of that step that are there, since a run was lost after it, are replaced.
+        Existing pictures of the step, from a run that was killed after it, are replaced.
         """
         try:
-            self._write(pictures_folder(self._workdir, step), self._draw(step, params))
+            self._write(pictures_folder(self._workdir, step), self._sample(step, params))
         except (SampleError, FolderError, OSError) as fault:
-            self._say(f"step {step}: no pictures ({fault}); the run goes on")
+            self._log(f"step {step}: no pictures ({fault}); the run continues")
 
-    def _draw(self, step: int, params: dict[str, Any]) -> list[Trajectory]:
-        """One trajectory per prompt."""
+    def _sample(self, step: int, params: dict[str, Any]) -> list[Trajectory]:
+        """Return one trajectory per prompt."""
         base = self._base
-        device = SingleDeviceSharding(jax.local_devices()[0])  # the device itself would leave a leaf's type on the mesh
+        # Given the device instead of a sharding, device_put would keep the mesh in the type of each leaf.
+        device = SingleDeviceSharding(jax.local_devices()[0])
         with without_mesh():
             params = jax.device_put({"model": params, "autoencoder": base.autoencoder}, device)
             if self._sampler is None:
@@ -69,12 +70,12 @@ class Pictures:
             try:
                 return self._sampler(self._run.prompts, settings=self._settings)
             finally:
-                self._sampler.params = {}  # training needs the room
+                self._sampler.params = {}  # frees the memory for training
 
     def _write(self, folder: pathlib.Path, trajectories: Sequence[Trajectory]) -> None:
-        """The folder of a step, whole or not at all."""
+        """Write the folder of a step, whole or not at all."""
         with new_folder(
-            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, log=self._say
+            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, log=self._log
         ) as partial:
             for number, trajectory in enumerate(trajectories):
                 save_trajectory(partial / f"{number:03d}", trajectory)
@@ -84,9 +85,9 @@ def _is_pictures(folder: pathlib.Path) -> bool:
     return any(folder.glob("*/trajectory.json"))
 
 
-def _check(prompts: Sequence[str], tokenizer: Tokenizer, most: int) -> None:
+def _check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> None:
     for number, prompt in enumerate(prompts):
         count = len(tokenizer.encode(prompt))
-        if not prompt.strip() or count > most:
-            fault = f"has {count} tokens, at most {most} are drawn from" if prompt.strip() else "is empty"
+        if not prompt.strip() or count > max_tokens:
+            fault = f"has {count} tokens, expected at most {max_tokens}" if prompt.strip() else "is empty"
             raise RunError(f"config: prompts[{number}] {fault}; change it")

@@ -1,7 +1,7 @@
-"""What a training step needs on machines that one does not have: the very step, compiled for them.
+"""Memory and time of a training step on other machines: the real step, compiled for them.
 
-Nothing is computed and no array is made: parameters, optimiser and batch are shapes with shardings. Bytes of the
-state follow from these alone; gradients and activations are what the compiler says it must hold beside them.
+Nothing is computed and no array is made: parameters, optimizer state and batch are shapes with shardings. They
+determine the bytes of the state; the compiler reports the bytes of gradients and activations.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pdgen.checkpoints.pdgen_checkpoint import open_checkpoint
 from pdgen.config import ModelConfig, get_preset
 from pdgen.sequence.layout import Budgets, Pack, pack_shapes
-from pdgen.sharding import RULES, make_mesh
+from pdgen.sharding import RULES
 from pdgen.train.monitor.flops import model_flops, peak_flops
-from pdgen.train.planning.topology import USABLE, Topology, absent_devices, compiler_options
-from pdgen.train.preflight import check_divides, mesh_shape
+from pdgen.train.planning.topology import USABLE_FRACTION, Topology, compiler_options, make_compile_only_devices
+from pdgen.train.preflight import check_sharding, make_run_mesh
 from pdgen.train.run_config import RunConfig, RunError
 from pdgen.train.state import StepConfig, TrainState, abstract_state, state_shardings
-from pdgen.train.step import compiled_step
+from pdgen.train.step import jit_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on one device.
+class StepMemory:
+    """Bytes that a training step needs on one device.
 
     Attributes:
-      parameters: of the model, trained and frozen.
-      optimizer: Adam's moments and counters.
+      parameters: the model's parameters, trained and frozen.
+      optimizer: the optimizer's moments and counters.
       ema: the moving average.
-      batch: one step's packs.
-      temporaries: gradients, activations, gathered parameters: all that lives within the step alone.
-      gradients: of these, the gradients at the end of the backward pass.
-      program: the compiled code, where it stays in the device's memory.
+      batch: the packs of one step.
+      temporaries: what lives only within the step: gradients, activations, gathered parameters.
+      gradients: the part of the temporaries that the gradients take at the end of the backward pass.
+      program: the compiled code, if it is in the device's memory.
     """
 
     parameters: int
@@ -49,109 +49,106 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time. The state is donated, so the next one takes its place."""
+        """Peak memory. The state is donated, so the next state replaces it."""
         return self.parameters + self.optimizer + self.ema + self.batch + self.temporaries + self.program
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A step compiled for a mesh: its memory, and the seconds that tracing and compiling took."""
+class CompiledStep:
+    """A step compiled for a mesh: its memory, and the seconds for tracing and compiling."""
 
-    memory: Memory
+    memory: StepMemory
     trace_seconds: float
     compile_seconds: float
 
 
-def planned_model(run: RunConfig) -> ModelConfig:
-    """The sizes of the run's model: the preset's, or with ``model`` "" those of its ``init`` checkpoint."""
+def read_model_config(run: RunConfig) -> ModelConfig:
+    """Return the sizes of the run's model: the preset's, or if ``model`` is "", those of the ``init`` checkpoint."""
     return get_preset(run.model) if run.model else open_checkpoint(run.init).config
-
-
-def planned_mesh(run: RunConfig, devices: list[jax.Device]) -> Mesh:
-    """The mesh that the run would make of the devices. Raises RunError as training does."""
-    return make_mesh(mesh_shape(run, len(devices)), devices)
 
 
 def abstract_arguments(
     step: StepConfig, budgets: Budgets, rows: int, mesh: Mesh
 ) -> tuple[TrainState, Pack, jax.ShapeDtypeStruct]:
-    """State, batch and key of a step as shapes with the shardings that training gives them."""
+    """Return state, batch and key of a step as shapes with the shardings that training uses."""
 
-    def laid_out(tree: Any, shardings: Any) -> Any:
+    def with_shardings(tree: Any, shardings: Any) -> Any:
         return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
-    state = laid_out(abstract_state(step), state_shardings(step, mesh))
+    state = with_shardings(abstract_state(step), state_shardings(step, mesh))
     shapes = pack_shapes(budgets, step.model, rows)
-    batch = laid_out(shapes, jax.tree.map(lambda _: NamedSharding(mesh, RULES.spec("batch")), shapes))
-    key = laid_out(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
+    batch = with_shardings(shapes, jax.tree.map(lambda _: NamedSharding(mesh, RULES.spec("batch")), shapes))
+    key = with_shardings(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
     return state, batch, key
 
 
-def device_bytes(tree: Any) -> int:
-    """Bytes on one device of a tree of shapes with shardings."""
+def count_device_bytes(tree: Any) -> int:
+    """Return the bytes that a tree of shapes with shardings takes on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def compile_step(
     step: StepConfig, budgets: Budgets, rows: int, mesh: Mesh, options: Mapping[str, Any] | None = None
-) -> Compiled:
-    """Compiles training's own step for the mesh's devices, present or not.
+) -> CompiledStep:
+    """Compile the training step for the devices of a mesh, which need not be present.
 
     Args:
-      step: all that is static in it.
-      budgets, rows: of the global batch.
-      mesh: as ``planned_mesh`` makes it.
-      options: of the compiler.
+      step: static settings of the step.
+      budgets: slots of a pack.
+      rows: packs in the global batch.
+      mesh: see ``pdgen.train.preflight.make_run_mesh``.
+      options: options of the compiler, see ``compiler_options``.
 
     Raises:
-      RunError: the mesh does not divide the model, or the compiler finds no way to fit the step.
+      RunError: the mesh does not divide the model, or the compiler fails, for instance for lack of memory.
     """
-    check_divides(step, mesh)
+    check_sharding(step, mesh)
     state, batch, key = abstract_arguments(step, budgets, rows, mesh)
     with jax.set_mesh(mesh):
         start = time.perf_counter()
-        lowered = compiled_step(step).lower(state, batch, key)
+        lowered = jit_step(step).lower(state, batch, key)
         traced = time.perf_counter()
         try:
             stats = lowered.compile(compiler_options=dict(options or {})).memory_analysis()
         except jax.errors.JaxRuntimeError as fault:
             raise RunError(f"the step does not compile: {' '.join(str(fault).split())[:400]}") from None
         done = time.perf_counter()
-    memory = Memory(
-        parameters=device_bytes((state.trained, state.frozen)),
-        optimizer=device_bytes(state.opt_state),
-        ema=device_bytes(state.ema),
-        batch=device_bytes(batch),
+    assert stats is not None  # the GPU, TPU and CPU compilers all report memory
+    memory = StepMemory(
+        parameters=count_device_bytes((state.trained, state.frozen)),
+        optimizer=count_device_bytes(state.opt_state),
+        ema=count_device_bytes(state.ema),
+        batch=count_device_bytes(batch),
         temporaries=stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        gradients=device_bytes(state.trained),
+        gradients=count_device_bytes(state.trained),
         program=stats.generated_code_size_in_bytes,
     )
-    return Compiled(memory, traced - start, done - traced)
+    return CompiledStep(memory, traced - start, done - traced)
 
 
-def plan(run: RunConfig, topology: Topology, sample_length: float, mfu: float) -> dict[str, Any]:
-    """Compiles a run's step for a topology and says what it takes, as plain data.
+def plan_run(run: RunConfig, topology: Topology, sample_length: float, mfu: float) -> dict[str, Any]:
+    """Compile a run's step for a topology and return its memory and time as plain data.
 
     Args:
-      run: the config; neither its data nor, with ``model``, its checkpoint need exist.
-      topology: to compile for.
-      sample_length: tokens that an average token's sample has: sum(length ** 2) / sum(length).
-      mfu: share of the peak at which the time of a step is stated.
+      run: the config. Its data need not exist, nor its checkpoint if ``model`` is given.
+      topology: machine to compile for.
+      sample_length: mean length in tokens of the sample that a token belongs to: sum(length ** 2) / sum(length).
+      mfu: model FLOPs utilisation, 0 to 1, to assume for the time of a step.
 
     Raises:
-      RunError, TopologyError, ConfigError: in one line.
+      RunError, TopologyError, ConfigError: the run, its mesh or its model does not fit the topology.
     """
-    model = planned_model(run)
-    step = run.step(model)
-    devices = absent_devices(topology)
-    mesh = planned_mesh(run, devices)
+    model = read_model_config(run)
+    step = run.step_config(model)
+    devices = make_compile_only_devices(topology)
+    mesh = make_run_mesh(run, devices)
     compiled = compile_step(step, run.budgets, run.rows, mesh, compiler_options(topology))
     memory, kind = compiled.memory, devices[0].device_kind
-    usable = USABLE * topology.chip.memory
+    usable = USABLE_FRACTION * topology.chip.memory
     tokens = run.rows * run.budgets.total
     flops = model_flops(model, tokens, tokens * min(sample_length, run.budgets.total))
     peak = peak_flops(kind)
-    assert peak is not None  # of every chip that a topology names
+    assert peak is not None  # known for every chip of a topology
     seconds = flops / (len(devices) * peak * mfu)
     return {
         "topology": topology.name,
@@ -174,14 +171,14 @@ def plan(run: RunConfig, topology: Topology, sample_length: float, mfu: float) -
     }
 
 
-def table(facts: Mapping[str, Any], name: str) -> list[str]:
-    """The plan as lines of text."""
+def format_plan_table(facts: Mapping[str, Any], name: str) -> list[str]:
+    """Format the result of ``plan_run`` as lines of text under a heading with ``name``."""
     sizes, seconds = facts["bytes_per_device"], facts["step_seconds"]
     speed = facts["tokens_per_step"] / seconds / facts["devices"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
     rows = {
         "parameters": sizes["parameters"],
-        "optimiser": sizes["optimizer"],
+        "optimizer": sizes["optimizer"],
         "moving average": sizes["ema"],
         "batch": sizes["batch"],
         "gradients": sizes["gradients"],

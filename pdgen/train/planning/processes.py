@@ -1,4 +1,4 @@
-"""One run of several processes, as a scheduler starts them on the hosts of a pod."""
+"""Runs of several processes, started by a scheduler on the hosts of a pod."""
 
 import jax
 
@@ -6,24 +6,24 @@ from pdgen.train.run_config import RunError
 
 
 def join_processes() -> None:
-    """Makes this process one of its job's (``jax.distributed``): Slurm, Kubernetes or MPI say how many there are.
+    """Connect this process to the others of its job (``jax.distributed``); Slurm, Kubernetes or MPI give the number.
 
-    To be called before anything else asks JAX for devices.
+    Call it before anything else uses JAX's devices.
 
     Raises:
-      RunError: no scheduler is recognised, or the other processes do not come.
+      RunError: no scheduler is detected, or the other processes do not connect.
     """
     try:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as fault:
-        why = " ".join(str(fault).split())[:200]
+        reason = " ".join(str(fault).split())[:200]
         raise RunError(
-            f"--distributed: the job's processes were not found ({why}); start them with srun or as an "
+            f"--distributed: the job's processes were not found ({reason}); start them with srun or as an "
             "indexed Kubernetes job (launch/slurm, launch/k8s), or leave --distributed out"
         ) from None
 
 
-def say_once(line: str) -> None:
-    """Prints the line in the first process alone."""
+def print_once(line: str) -> None:
+    """Print the line in the first process only."""
     if not jax.process_index():
         print(line, flush=True)

@@ -1,7 +1,7 @@
-"""Machines that one does not have, as devices to compile for: ``h100:8``, ``h100:64``, ``v5p:2x2x2``.
+"""Topologies to compile for without the accelerators: ``h100:8``, ``h100:64``, ``v5p:2x2x2``.
 
-XLA compiles for a GPU from a description of it (``pdgen/assets/h100_sxm.txtpb``), and libtpu for any TPU topology
-by name; neither needs the accelerator. The compilers are the extra ``plan``.
+XLA compiles for a GPU from its description (``pdgen/assets/h100_sxm.txtpb``), libtpu for any TPU topology by name. The
+extra ``plan`` installs the compilers.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from pdgen.assets import h100_description
 
 INSTALL = 'pip install "pdgen[plan]"'
 GPUS_PER_HOST = 8
-# Of the runtime beside the compiled program: CUDA context, NCCL buffers, workspaces, fragmentation. launch/gpu.env
-# gives XLA the rest (XLA_PYTHON_CLIENT_MEM_FRACTION).
-USABLE = 0.92
+# Share of the memory that the compiled program can use. The runtime needs the rest: CUDA context, NCCL buffers,
+# workspaces, fragmentation. launch/gpu.env sets XLA_PYTHON_CLIENT_MEM_FRACTION accordingly.
+USABLE_FRACTION = 0.92
 
 
 class TopologyError(ValueError):
-    """A topology that is not known, or whose compiler is missing; one line names the remedy."""
+    """A topology is unknown or its compiler is missing; one line names the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of accelerator: its memory in bytes as it is sold, and the packages that compile for it."""
+    """A kind of accelerator: its nominal memory in bytes, and the packages that compile for it."""
 
     memory: float
     packages: tuple[str, ...]
@@ -51,12 +51,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many devices of a kind.
+    """A number of devices of one kind.
 
     Attributes:
-      name: as it was given.
-      chip: the kind.
-      layout: hosts x devices of a host for GPUs, chips along each axis for TPUs.
+      name: name that was parsed.
+      chip: kind of the devices.
+      layout: (hosts, devices per host) for GPUs, chips along each axis for TPUs.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """How many there are (a TPU7x chip is two of them, which libtpu knows)."""
+        """Number of GPUs or TPU chips. (JAX sees two devices in a TPU7x chip.)"""
         return math.prod(self.layout)
 
 
 def parse_topology(name: str) -> Topology:
-    """``h100:<GPUs>`` or ``<TPU>:<X>x<Y>[x<Z>]``. Raises TopologyError for anything else."""
+    """Parse ``h100:<GPUs>`` or ``<TPU>:<X>x<Y>[x<Z>]``. Raises TopologyError for anything else."""
     kind, _, size = name.partition(":")
     if kind not in CHIPS:
         raise TopologyError(f"--topology={name}: no such chip {kind!r}; there are {', '.join(CHIPS)}")
@@ -89,31 +89,31 @@ def parse_topology(name: str) -> Topology:
 
 
 def require_compiler(topology: Topology) -> None:
-    """Raises TopologyError saying what to install where the compiler for the topology is missing or does not fit."""
-    missing = [package for package in topology.chip.packages if _version(package) is None]
+    """Raise TopologyError with the command to install if the compiler is missing or of another jax version."""
+    missing = [package for package in topology.chip.packages if _find_version(package) is None]
     if missing:
         raise TopologyError(f"--topology={topology.name}: {', '.join(missing)} not installed; {INSTALL}")
     for package in topology.chip.packages:
-        if package.startswith("jax-") and _version(package) != jax.__version__:
+        if package.startswith("jax-") and _find_version(package) != jax.__version__:
             raise TopologyError(
-                f"--topology={topology.name}: {package} {_version(package)} is not for jax "
+                f"--topology={topology.name}: {package} {_find_version(package)} is not for jax "
                 f"{jax.__version__}; pip install {package}=={jax.__version__}"
             )
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def absent_devices(topology: Topology) -> list[jax.Device]:
-    """Devices that can be compiled for and nothing else. Raises TopologyError."""
+def make_compile_only_devices(topology: Topology) -> list[jax.Device]:
+    """Make devices that can only be compiled for. Raises TopologyError."""
     require_compiler(topology)
     try:
         if topology.chip.packages == _TPU:
-            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody is there to ask which TPU this is
+            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server off Google Cloud
             found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
         else:
             hosts, gpus = topology.layout
@@ -129,13 +129,13 @@ def absent_devices(topology: Topology) -> list[jax.Device]:
 
 
 def compiler_options(topology: Topology) -> dict[str, Any]:
-    """What the compiler must know that it would else ask the accelerator, or measure on it."""
+    """Return compiler options that replace queries to the accelerator and measurements on it."""
     if topology.chip.packages == _TPU:
         return {}
     assembler = importlib.util.find_spec("nvidia.cuda_nvcc")
-    assert assembler is not None and assembler.submodule_search_locations  # the extra ``plan`` brings it
+    assert assembler is not None and assembler.submodule_search_locations  # require_compiler has checked it
     return {
         "xla_gpu_autotune_level": 0,
-        "xla_gpu_enable_triton_gemm": False,  # its tiles are chosen by timing them
+        "xla_gpu_enable_triton_gemm": False,  # autotuning would time its tiles
         "xla_gpu_cuda_data_dir": str(pathlib.Path(next(iter(assembler.submodule_search_locations)))),
     }

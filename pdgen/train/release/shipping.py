@@ -1,4 +1,4 @@
-"""What a run has trained takes the place of a model that the package brings along."""
+"""Replacing a model that ships with the package by the result of a training run."""
 
 import pathlib
 import shutil
@@ -17,64 +17,64 @@ from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.records import read_dataset
 from pdgen.files import Log, log_stderr, new_file
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.export import chosen_weights, read_workdir
+from pdgen.train.export import open_weights, read_workdir_config
 from pdgen.train.run_config import RunError
 
 
-def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, say: Log = log_stderr) -> pathlib.Path:
-    """Replaces the files of a shipped model by those of a run's newest whole step, its weights in bfloat16.
+def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, log: Log = log_stderr) -> pathlib.Path:
+    """Replace the files of a shipped model by those of a run's newest undamaged step, with weights in bfloat16.
 
-    Each file is written under a temporary name and then renamed. The autoencoder's and the tokenizer's are not
-    touched: the run was trained with them.
+    Each file is written under a temporary name and then renamed. The files of the autoencoder and the tokenizer stay,
+    since the run was trained with them.
 
     Args:
       name: one of ``pdgen.checkpoints.shipped.SHIPPED``.
-      workdir: the run.
+      workdir: the run's folder.
       weights: "raw", or "ema" for the moving average.
-      say: takes one line for the user.
+      log: receives one-line messages for the user.
 
     Returns:
       The model's folder.
 
     Raises:
-      RunError: the run does not suit the model's other files or what it started from (see ``check_suits``), or it
-        keeps no average.
-      CheckpointError, RecordError: a checkpoint or the run's data set cannot be read.
+      RunError: the run does not fit the model's other files, see ``check_compatible``.
+      CheckpointError: a checkpoint cannot be read, or the run keeps no moving average.
+      RecordError: the run's data set cannot be read.
     """
     folder = shapes_folder(name)
-    check_suits(workdir, folder)
-    with chosen_weights(workdir, weights, say) as source, tempfile.TemporaryDirectory() as scratch:
-        made = pathlib.Path(scratch) / name
-        to_bagel(source, made, dtype=jnp.dtype(jnp.bfloat16), log=say)
-        for file in sorted(made.iterdir()):
+    check_compatible(workdir, folder)
+    with open_weights(workdir, weights, log) as source, tempfile.TemporaryDirectory() as scratch:
+        exported = pathlib.Path(scratch) / name
+        to_bagel(source, exported, dtype=jnp.dtype(jnp.bfloat16), log=log)
+        for file in sorted(exported.iterdir()):
             if file.name not in (AUTOENCODER, *TOKENIZER_FILES):
                 with new_file(folder / file.name) as partial:
                     shutil.copyfile(file, partial)
     return folder
 
 
-def check_suits(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Checks that a run may be shipped beside the autoencoder and the tokenizer in ``folder``.
+def check_compatible(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Check that a run can ship with the autoencoder and the tokenizer in ``folder``.
 
     Raises:
-      RunError: its data set, or that of a run that it started from, was made with others; or it started from a model
-        that is not shipped any more.
+      RunError: the data set of the run, or of a run that it started from, was built with others; or it started from a
+        model that no longer ships.
     """
-    run = read_workdir(workdir)
+    run = read_workdir_config(workdir)
     origin = read_dataset(run.data).origin
-    kept = {
+    fingerprints = {
         "autoencoder": (origin.autoencoder, fingerprint_autoencoder(read_autoencoder(folder, SHAPES_AUTOENCODER))),
         "tokenizer": (origin.tokenizer, load_tokenizer(folder).fingerprint),
     }
-    for part, (used, shipped) in kept.items():
+    for part, (used, shipped) in fingerprints.items():
         if used != shipped:
             raise RunError(
-                f"{workdir}: its data was made with another {part} than {folder} holds; train again in a new folder"
+                f"{workdir}: its data was built with another {part} than {folder} holds; train again in a new folder"
             )
     origin_run = pathlib.Path(run.init).parent
     if run.init and is_run(origin_run):
-        check_suits(origin_run, folder)
+        check_compatible(origin_run, folder)
     elif run.init and shipped_name(run.init) is None:
         raise RunError(
-            f"{workdir}: started from {run.init}, which is not shipped (any more); train again in a new folder"
+            f"{workdir}: started from {run.init}, which does not ship (any more); train again in a new folder"
         )

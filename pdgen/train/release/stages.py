@@ -1,7 +1,7 @@
-"""Long work in stages, each of which is one of the project's own commands in a process of its own.
+"""Long jobs in stages; each stage is one of the project's commands in its own process.
 
-A stage that has ended is marked by a file that holds its arguments. Work that is started again leaves it out, and
-refuses to mix in what was made by other arguments. A stage that was stopped runs again: the commands themselves resume.
+A file with the stage's arguments marks a finished stage. A restarted job skips finished stages, and refuses to mix in
+results of other arguments. An interrupted stage runs again, since the commands themselves resume.
 
     FOLDER/<stage>.log, <stage>.done
 """
@@ -18,49 +18,49 @@ _TAIL = 300  # characters of a failed command's last line
 
 
 class StageError(ValueError):
-    """A stage failed, or was made by other arguments; one line names its files and the remedy."""
+    """A stage failed, or was finished with other arguments; one line names its files and the remedy."""
 
 
 class Stage(NamedTuple):
-    """One command: what it is called, the folder of its log and mark, and its arguments."""
+    """One command: its name, the folder of its log and mark, and its arguments."""
 
     name: str
     folder: pathlib.Path
     arguments: tuple[str, ...]
 
     def command(self, launch: pathlib.Path) -> list[str]:
-        """The command in words; ``launch`` is the folder of the commands."""
+        """Return the command line; ``launch`` is the folder of the commands."""
         return [sys.executable, str(launch / f"{self.name}.py"), *self.arguments]
 
 
-def run(stage: Stage, launch: pathlib.Path, say: Log) -> None:
-    """Runs a stage, or leaves it out where it has ended.
+def run_stage(stage: Stage, launch: pathlib.Path, log: Log) -> None:
+    """Run a stage unless it is finished.
 
     Args:
-      stage: what to run.
+      stage: the stage to run.
       launch: folder of the commands.
-      say: takes a line for the user: the command, if it runs.
+      log: receives the command line if the stage runs.
 
     Raises:
-      StageError: it failed, or had ended with other arguments.
+      StageError: the stage failed, or was finished with other arguments.
     """
-    done, log = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
+    done, log_file = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
     if done.exists():
         if json.loads(done.read_text()) != list(stage.arguments):
             raise StageError(
-                f"{done}: was made by other arguments; choose another --output, or remove {done} and what it marks"
+                f"{done}: was made with other arguments; choose another --output, or remove {done} and what it marks"
             )
         return
     stage.folder.mkdir(parents=True, exist_ok=True)
     command = stage.command(launch)
-    say(f"{stage.folder}: {' '.join(command[1:])}")
-    with log.open("wb") as output:
-        ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
-    if ended.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    log(f"{stage.folder}: {' '.join(command[1:])}")
+    with log_file.open("wb") as output:
+        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    if result.returncode:
+        lines = log_file.read_text(errors="replace").strip().splitlines() or ["no output"]
         raise StageError(
-            f"{stage.folder}: {stage.name} ended with status {ended.returncode}: "
-            f"{lines[-1][-_TAIL:]} (all of it in {log}); start again to go on"
+            f"{stage.folder}: {stage.name} ended with status {result.returncode}: "
+            f"{lines[-1][-_TAIL:]} (full log: {log_file}); start again to resume"
         )
     with new_file(done) as partial:
         partial.write_text(json.dumps(stage.arguments) + "\n")

@@ -1,4 +1,4 @@
-"""Speed, waiting and the check for values that are not finite, on a clock that stands until it is moved."""
+"""Speed, waiting and the check for values that are not finite, on a clock that tests advance."""
 
 import types
 
@@ -23,7 +23,7 @@ def metrics(loss=1.0, tokens=50.0, images=4.0, flops=1e12, **others):
 
 
 def batches(clock, seconds):
-    """An endless iterator that takes as long for each batch."""
+    """Yield batches forever; each takes ``seconds``."""
     while True:
         clock.now += seconds
         yield "batch"
@@ -33,29 +33,29 @@ def test_the_first_step_is_not_timed(clock):
     meter = Meter(jax.devices()[:1])
     clock.now += 60  # compiling
     meter.add(1, metrics())
-    line = meter.line(1)
+    line = meter.measure(1)
     assert not {"step_seconds", "tokens_per_second", "mfu", "data_wait"} & set(line)
     assert line["loss"] == 1 and line["step"] == 1 and line["memory_bytes"] > 2**20
 
 
 def test_speed_and_waiting(clock):
-    """Two steps of 4 s with 50 and 70 tokens, of which 1 s each is spent waiting; then one with no waiting."""
+    """Two steps of 4 s with 50 and 70 tokens, each with 1 s of waiting; then one without waiting."""
     meter, slow, quick = Meter(jax.devices()[:1]), batches(clock, 1.0), batches(clock, 0.0)
     meter.add(1, metrics())
-    meter.line(1)
+    meter.measure(1)
     for step, tokens in ((2, 50.0), (3, 70.0)):
         meter.add(step, metrics(tokens=tokens))
         clock.now += 3
         assert meter.next_batch(slow) == "batch"
-    line = meter.line(3)
+    line = meter.measure(3)
     assert (line["step_seconds"], line["tokens_per_second"], line["data_wait"]) == (4, 15, 0.25)
     assert line["images_per_second"] == 1  # 4 in either step
     meter.add(4, metrics())
     meter.next_batch(quick)
     clock.now += 5
-    with meter.paused():
+    with meter.pause():
         clock.now += 1000
-    assert (line := meter.line(4))["tokens_per_second"] == 10 and line["data_wait"] == 0
+    assert (line := meter.measure(4))["tokens_per_second"] == 10 and line["data_wait"] == 0
 
 
 def test_mfu_on_a_known_chip(clock, monkeypatch):
@@ -65,11 +65,11 @@ def test_mfu_on_a_known_chip(clock, monkeypatch):
     for step in (1, 2):
         meter.add(step, metrics())
     clock.now += 5
-    assert meter.line(2)["mfu"] == pytest.approx(0.1)
-    assert not {"tokens", "flops", "finite"} & set(meter.line(2))
+    assert meter.measure(2)["mfu"] == pytest.approx(0.1)
+    assert not {"tokens", "flops", "finite"} & set(meter.measure(2))
 
 
-def test_waiting_behind_a_step_under_way_is_no_waiting(clock):
+def test_loading_during_a_step_is_no_waiting(clock):
     meter = Meter(jax.devices()[:1])
     meter.add(1, metrics())
     running = types.SimpleNamespace(is_ready=lambda: False)
@@ -83,7 +83,7 @@ def test_the_first_step_that_is_not_finite_is_named():
     for step, loss in ((5, 1.0), (6, float("nan")), (7, float("inf"))):
         meter.add(step, metrics(loss, grad_norm=2 * loss, ce=1.0))
     with pytest.raises(NotFiniteError, match=r"^step 6: grad_norm, loss not finite$") as caught:
-        meter.check()
+        meter.check_finite()
     assert caught.value.step == 6
 
 
@@ -92,6 +92,6 @@ def test_steps_that_are_checked_are_counted_once(clock):
     meter = Meter(jax.devices()[:1])
     for step in (1, 2, 3):
         meter.add(step, metrics())
-        meter.check()
+        meter.check_finite()
     clock.now += 2
-    assert meter.line(3)["tokens_per_second"] == 50
+    assert meter.measure(3)["tokens_per_second"] == 50

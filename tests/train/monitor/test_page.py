@@ -1,4 +1,4 @@
-"""The page of a run from logs written by hand: its numbers, what may be missing, and several runs beside each other."""
+"""The page of a run from logs written by hand: its numbers, missing files, and several runs side by side."""
 
 import html.parser
 import json
@@ -10,9 +10,9 @@ import pytest
 
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_plan
 from pdgen.sequence.trajectory_folder import save_trajectory
-from pdgen.train.monitor.curves import Line, chart, number, smooth, thin
-from pdgen.train.monitor.page import duration, flat, run_page
-from pdgen.train.monitor.run_log import Log, pictures_folder, read_log, read_run_log
+from pdgen.train.monitor.curves import Line, draw_chart, format_number, smooth, thin
+from pdgen.train.monitor.page import flatten_config, format_duration, render_run_page
+from pdgen.train.monitor.run_log import MetricsLog, pictures_folder, read_metrics_log, read_run_log
 from pdgen.train.run_config import RunError
 
 CONFIG = {
@@ -78,7 +78,7 @@ def workdir(tmp_path):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page says: facts by label, charts with their legends, pictures, links and their targets."""
+    """The contents of a page: facts by label, charts with their legends, pictures, links and their targets."""
 
     def __init__(self, text):
         super().__init__()
@@ -123,20 +123,20 @@ class Page(html.parser.HTMLParser):
             self.charts[self._label]["legend"].append(words)
 
 
-def test_the_head_says_how_far_it_is_and_how_fast(workdir):
-    facts = Page(run_page([read_run_log(workdir)])).facts
+def test_the_facts_state_progress_and_speed(workdir):
+    facts = Page(render_run_page([read_run_log(workdir)])).facts
     assert facts["steps"] == ["60 of 400 (15%)"]
     assert facts["training time"] == ["20 s"]  # 20 * 0.5 + 20 * 0.25 + 20 * 0.25
     assert facts["tokens/s"] == ["1,000"] and facts["MFU"] == ["42%"]  # medians
     assert facts["checkpoints"] == ["40"]
     assert facts["held-out cross-entropy"] == ["0.875 (unigram model 3.75)"]
     assert facts["held-out MSE"] == ["0.625 (best constant 1.25)"]
-    assert facts["a step"] == ["2 packs of 1,000 slots"]
+    assert facts["batch"] == ["2 packs of 1,000 slots"]
     assert re.fullmatch(r"last logged \d{4}-\d\d-\d\d \d\d:\d\d UTC", facts["state"][0])
 
 
-def test_legends_tell_the_latest_values(workdir):
-    charts = Page(run_page([read_run_log(workdir)])).charts
+def test_legends_show_the_last_values(workdir):
+    charts = Page(render_run_page([read_run_log(workdir)])).charts
     legends = {title: chart["legend"] for title, chart in charts.items()}
     assert legends["Loss"] == ["loss: 6.29"]
     # (4 / 4 + 2 / 2 + 1) / 1.75
@@ -146,13 +146,13 @@ def test_legends_tell_the_latest_values(workdir):
     assert legends["Flow loss by timestep (t = 1 is noise)"] == ["from 0.75: 0.5"]
     assert legends["Gradients"] == ["understanding: 9"]
     assert legends["Model FLOPs utilisation"] == ["MFU: 42.3%"]  # (41 / 2 + 43) / 1.5
-    assert legends["Device memory"] == ["at most so far: 1.5 GiB"]
+    assert legends["Device memory"] == ["peak so far: 1.5 GiB"]
     absent = {"Updates", "Parameters", "Learning rate", "Fill of the packs", "Wait for data", "Skipped loss spikes"}
     assert not absent & set(legends)
 
 
 def test_a_chart_has_its_lines(workdir):
-    charts = Page(run_page([read_run_log(workdir)])).charts
+    charts = Page(render_run_page([read_run_log(workdir)])).charts
     assert charts["Loss"]["lines"] == 2  # as logged, and smoothed
     assert charts["Cross-entropy"]["lines"] == 4  # and held-out, and what is to be beaten
     assert charts["Flow loss (MSE)"]["lines"] == 2
@@ -161,7 +161,7 @@ def test_a_chart_has_its_lines(workdir):
 
 def test_several_runs_share_axes_and_a_colour_is_a_run(workdir, tmp_path):
     other = write_run(tmp_path / "blue", METRICS[:2], None, num_steps=40)
-    page = Page(run_page([read_run_log(workdir), read_run_log(other)]))
+    page = Page(render_run_page([read_run_log(workdir), read_run_log(other)]))
     assert page.facts["steps"] == ["60 of 400 (15%)", "40 of 40 (100%)"]
     assert page.facts["state"][1] == "finished"
     assert page.charts["Loss"] == {"legend": ["red: 6.29", "blue: 4"], "lines": 4}
@@ -171,21 +171,21 @@ def test_several_runs_share_axes_and_a_colour_is_a_run(workdir, tmp_path):
 
 
 def test_the_page_of_a_run_without_metrics_says_so(tmp_path):
-    page = Page(run_page([read_run_log(write_run(tmp_path / "new", None, None))]))
-    assert page.facts["state"] == ["nothing logged yet: the first line comes with step 20"]
+    page = Page(render_run_page([read_run_log(write_run(tmp_path / "new", None, None))]))
+    assert page.facts["state"] == ["nothing logged yet: the first line is written at step 20"]
     assert page.facts["steps"] == ["0 of 400 (0%)"] and not page.charts and "No curves yet." in page.text
 
 
-def test_a_run_that_has_left_says_why(workdir):
+def test_a_stopped_run_shows_why(workdir):
     (workdir / "stopped.txt").write_text("SIGTERM: saved step 60 of 400\n")
-    assert Page(run_page([read_run_log(workdir)])).facts["state"] == ["stopped: SIGTERM: saved step 60 of 400"]
+    assert Page(render_run_page([read_run_log(workdir)])).facts["state"] == ["stopped: SIGTERM: saved step 60 of 400"]
 
 
-def test_a_half_written_line_is_left_out_and_said(workdir):
+def test_a_half_written_line_is_ignored_and_reported(workdir):
     path = workdir / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 80, "lo')
-    page = Page(run_page([read_run_log(workdir)]))
-    assert "red: the last line of the metrics is half written and left out." in page.text
+    page = Page(render_run_page([read_run_log(workdir)]))
+    assert "red: the last line of the metrics is half-written and was ignored." in page.text
     assert page.facts["steps"] == ["60 of 400 (15%)"]
 
 
@@ -201,7 +201,7 @@ def test_a_broken_line_is_named(tmp_path, line, words):
     path = tmp_path / "metrics.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(RunError, match=f"{re.escape(str(path))}: {words}"):
-        read_log(path)
+        read_metrics_log(path)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -216,7 +216,7 @@ def test_prompts_are_rows_and_steps_are_columns(workdir):
     for step in (20, 40, 60):
         draw(workdir, step, 0, step)
     draw(workdir, 60, 1, 200)  # a prompt that came later
-    page = Page(run_page([read_run_log(workdir)]))
+    page = Page(render_run_page([read_run_log(workdir)]))
     assert page.links == ["#run0-0", "#run0-0", "#run0-1", "#run0-1"] and {"run0-0", "run0-1"} <= page.ids
     assert [image["alt"] for image in page.images] == ["prompt 0"] * 3 + ["prompt 1", "sketch", "sketch"]
     assert page.images[2]["src"] == page.images[4]["src"] and page.images[3]["src"] == page.images[5]["src"]
@@ -228,7 +228,7 @@ def test_prompts_are_rows_and_steps_are_columns(workdir):
 def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them(workdir):
     for step in range(1, 31):
         draw(workdir, step, 0, step)
-    steps = re.findall(r"step (\d+)</", run_page([read_run_log(workdir)]))
+    steps = re.findall(r"step (\d+)</", render_run_page([read_run_log(workdir)]))
     shown = [int(step) for step in steps]
     assert len(shown) == 12 and shown[0] == 1 and shown[-1] == 30
     assert set(np.diff(shown)) <= {2, 3}
@@ -236,7 +236,7 @@ def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them(workdir)
 
 def test_nothing_is_fetched(workdir):
     draw(workdir, 20, 0, 9)
-    text = run_page([read_run_log(workdir)])
+    text = render_run_page([read_run_log(workdir)])
     assert not any(word in text for word in ("http:", "https:", "//", "@import", "<link", 'src=".'))
 
 
@@ -261,16 +261,16 @@ def ticks(svg):
 
 def test_a_wide_range_has_a_log_axis():
     steps = np.array([0.0, 100.0])
-    wide = chart([Line(steps, np.array([0.01, 10.0]), 0)], log=True)
+    wide = draw_chart([Line(steps, np.array([0.01, 10.0]), 0)], log=True)
     assert {0.01, 0.1, 1, 10} <= set(ticks(wide))
-    linear = chart([Line(steps, np.array([1.0, 3.0]), 0)], log=True)
+    linear = draw_chart([Line(steps, np.array([1.0, 3.0]), 0)], log=True)
     assert {0, 1, 2, 3} <= set(ticks(linear))
 
 
 @pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [-1.0, 1.0], [0.0, 0.0]])
 def test_charts_of_few_or_equal_values(values):
     steps = np.arange(len(values), dtype=float)
-    svg = chart([Line(steps, np.array(values), 0, style) for style in ("noisy", "exact", "sparse")])
+    svg = draw_chart([Line(steps, np.array(values), 0, style) for style in ("noisy", "exact", "sparse")])
     assert svg.startswith("<svg viewBox=") and svg.endswith("</svg>")
 
 
@@ -279,16 +279,16 @@ def test_charts_of_few_or_equal_values(values):
     [(0.2, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (7384, "2 h 3 min"), (90061, "1 d 1 h")],
 )
 def test_durations(seconds, words):
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_numbers_and_configs_for_readers():
-    assert [number(value) for value in (0.12345, 999.4, 12345.6, 0)] == ["0.123", "999", "12,346", "0"]
-    assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": {}}) == {"a.b": 1, "a.c.d": 2, "e": {}}
+    assert [format_number(value) for value in (0.12345, 999.4, 12345.6, 0)] == ["0.123", "999", "12,346", "0"]
+    assert flatten_config({"a": {"b": 1, "c": {"d": 2}}, "e": {}}) == {"a.b": 1, "a.c.d": 2, "e": {}}
 
 
 def test_a_series_has_the_rows_that_know_it():
-    log = Log(({"step": 1, "ce": 2.0}, {"step": 2}, {"step": 3, "ce": 4.0}))
+    log = MetricsLog(({"step": 1, "ce": 2.0}, {"step": 2}, {"step": 3, "ce": 4.0}))
     steps, values = log.series("ce")
     assert steps.tolist() == [1, 3] and values.tolist() == [2, 4]
     assert log.series("mse")[0].size == 0

@@ -1,4 +1,4 @@
-"""Pictures along a run: what is drawn of a run's parameters, and what goes wrong."""
+"""Pictures during a run: sampling with the run's parameters, and failures."""
 
 import functools
 import shutil
@@ -15,7 +15,7 @@ from pdgen.sample.text import TextSettings
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.sharding import make_mesh, parameter_shardings
-from pdgen.train.monitor.pictures import Pictures
+from pdgen.train.monitor.pictures import PictureSampler
 from pdgen.train.monitor.run_log import pictures_folder
 from pdgen.train.run_config import RunConfig, RunError
 
@@ -40,7 +40,7 @@ def base(run):
 
 @pytest.fixture(scope="module")
 def fresh(base):
-    """Parameters of a run that begins, split over two devices, plus some noise: no head is 0."""
+    """Initial parameters plus noise, so that no head is 0, sharded over two devices."""
     params = jax.jit(functools.partial(bagel.init_params, base.config))(jax.random.key(0))
     rng = np.random.default_rng(0)
     shaken = jax.tree.map(lambda leaf: leaf + 0.02 * rng.normal(size=leaf.shape).astype(np.float32), params)
@@ -49,9 +49,9 @@ def fresh(base):
 
 @pytest.fixture(scope="module")
 def drawn(run, base, fresh, tmp_path_factory):
-    """(workdir, what draws into it, lines it said) after two steps of a run on two devices."""
+    """(workdir, picture sampler, lines it logged) after two steps of a run on two devices."""
     workdir, lines = tmp_path_factory.mktemp("run"), []
-    pictures = Pictures(run, workdir, lines.append, base, SETTINGS)
+    pictures = PictureSampler(run, workdir, lines.append, base, SETTINGS)
     with jax.set_mesh(MESH):
         pictures(2, fresh)
         pictures(4, jax.tree.map(lambda leaf: 1.1 * leaf, fresh))
@@ -77,7 +77,7 @@ def test_parameters_make_the_difference(drawn):
     assert np.abs(np.asarray(first, float) - np.asarray(second, float)).mean() > 0.1
 
 
-def test_later_steps_compile_nothing_and_replace_what_a_lost_run_drew(drawn, fresh, monkeypatch):
+def test_later_steps_compile_nothing_and_replace_older_pictures(drawn, fresh, monkeypatch):
     workdir, pictures, _ = drawn
     before = {path: path.read_bytes() for path in pictures_folder(workdir, 2).rglob("*.png")}
     stale = pictures_folder(workdir, 2) / "002"
@@ -89,15 +89,15 @@ def test_later_steps_compile_nothing_and_replace_what_a_lost_run_drew(drawn, fre
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_what_cannot_be_written_is_said_and_the_run_goes_on(run, base, fresh, drawn, tmp_path):
+def test_a_failure_to_write_is_reported_and_the_run_continues(run, base, fresh, drawn, tmp_path):
     (tmp_path / "pictures").write_text("no folder")
     lines = []
-    pictures = Pictures(run, tmp_path, lines.append, base, SETTINGS)
+    pictures = PictureSampler(run, tmp_path, lines.append, base, SETTINGS)
     pictures._sampler = drawn[1]._sampler  # compiled already
     with jax.set_mesh(MESH):
         pictures(2, fresh)
     (line,) = lines
-    assert line.startswith("step 2: no pictures (") and line.endswith("; the run goes on")
+    assert line.startswith("step 2: no pictures (") and line.endswith("; the run continues")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
@@ -105,13 +105,13 @@ def test_what_cannot_be_written_is_said_and_the_run_goes_on(run, base, fresh, dr
     ("prompts", "words"),
     [
         (("a", " "), r"prompts\[1\] is empty"),
-        (("red " * 40,), r"prompts\[0\] has \d+ tokens, at most 16 are drawn from"),
+        (("red " * 40,), r"prompts\[0\] has \d+ tokens, expected at most 16"),
     ],
 )
 def test_prompts_are_checked_before_anything_is_drawn(run, base, tmp_path, prompts, words):
     changed = RunConfig(**{**vars(run), "prompts": prompts})
     with pytest.raises(RunError, match=words):
-        Pictures(changed, tmp_path, print, base, SETTINGS)
+        PictureSampler(changed, tmp_path, print, base, SETTINGS)
 
 
 def test_pictures_need_prompts(run):

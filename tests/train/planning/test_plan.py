@@ -11,29 +11,28 @@ from pdgen.config import BAGEL_7B
 from pdgen.sharding import make_mesh
 from pdgen.train.planning import topology
 from pdgen.train.planning.plan import (
-    Memory,
+    StepMemory,
     abstract_arguments,
     compile_step,
-    device_bytes,
-    planned_mesh,
-    planned_model,
-    table,
+    count_device_bytes,
+    format_plan_table,
+    read_model_config,
 )
 from pdgen.train.planning.topology import TopologyError, compiler_options, parse_topology, require_compiler
-from pdgen.train.preflight import mesh_shape
+from pdgen.train.preflight import make_run_mesh, resolve_mesh_shape
 from pdgen.train.run_config import RunError, read_run_config
 from tests.train.cases import BUDGETS, STEP
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 H100 = 80e9
-# Machine code that nobody runs need not be fast; what is held in memory stays the same.
+# The machine code never runs, so it need not be fast; the memory stays the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # As published: every tensor of the language model, ViT, connector and embeddings.
 BAGEL_PARAMETERS = 14_607_260_128
 
 
-def run_of(name):
-    """The run of a config file."""
+def read_config(name):
+    """Read the run of a config file."""
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -42,38 +41,38 @@ def run_of(name):
 
 @pytest.fixture(scope="module")
 def paper():
-    return run_of("bagel_7b_process")
+    return read_config("bagel_7b_process")
 
 
 def test_state_of_the_paper_s_run(paper):
-    """float32 parameters, two moments and an average, an eighth on each device; small vectors lie on all of them."""
-    mesh = planned_mesh(paper, jax.devices())
-    state, batch, _ = abstract_arguments(paper.step(planned_model(paper)), paper.budgets, paper.rows, mesh)
+    """float32 parameters, two moments and an average, an eighth on each device; small vectors are replicated."""
+    mesh = make_run_mesh(paper, jax.devices())
+    state, batch, _ = abstract_arguments(paper.step_config(read_model_config(paper)), paper.budgets, paper.rows, mesh)
     tables = (4900 + 4096) * 3584 * 4  # fixed position tables: not trained, on all devices
     for tree, copies in ((state.trained, 1), (state.opt_state, 2), (state.ema, 1)):
-        assert device_bytes(tree) == pytest.approx(copies * (BAGEL_PARAMETERS * 4 - tables) / 8, rel=5e-3)
-    assert device_bytes(state.frozen) == tables
+        assert count_device_bytes(tree) == pytest.approx(copies * (BAGEL_PARAMETERS * 4 - tables) / 8, rel=5e-3)
+    assert count_device_bytes(state.frozen) == tables
     slots = paper.budgets.total
-    assert device_bytes(batch) == 4 * (
+    assert count_device_bytes(batch) == 4 * (
         4 * paper.budgets.text + (588 + 3) * paper.budgets.vit + (64 + 3) * paper.budgets.vae + 7 * slots + 1
     )
 
 
 @pytest.mark.slow
 def test_the_paper_s_run_fits_80_gb_on_8_devices(paper):
-    """Training's own step, compiled for 8 devices of this machine with the paper's sizes, remat and packs.
+    """The training step, compiled for 8 devices of this machine with the paper's sizes, remat and packs.
 
     The bound is a loose one: on an H100 the compiler needs 58 GB (docs/plan.md), on a CPU, where products in bfloat16
     are made in float32, 74 GB. A step that keeps a layer's activations, or a second copy of anything, exceeds it.
     """
-    mesh = planned_mesh(paper, jax.devices())
-    memory = compile_step(paper.step(planned_model(paper)), paper.budgets, paper.rows, mesh, QUICK).memory
+    mesh = make_run_mesh(paper, jax.devices())
+    memory = compile_step(paper.step_config(read_model_config(paper)), paper.budgets, paper.rows, mesh, QUICK).memory
     assert 50e9 < memory.peak < H100
     assert memory.temporaries > memory.gradients
 
 
 def test_the_paper_s_recipe(paper):
-    assert paper.rows == 8 and paper.num_steps == 10_000 and planned_model(paper) == BAGEL_7B
+    assert paper.rows == 8 and paper.num_steps == 10_000 and read_model_config(paper) == BAGEL_7B
     assert 32_000 < paper.budgets.total <= 33_000
     assert all(size % 128 == 0 for size in (paper.budgets.text, paper.budgets.vit, paper.budgets.vae))
     assert paper.budgets.vae >= 5 * 2 * 1024 and paper.budgets.vit >= 5 * 37**2  # five images drawn at 512 px
@@ -91,23 +90,27 @@ def test_the_paper_s_recipe(paper):
 
 
 def test_the_pod_sees_the_paper_s_samples(paper):
-    pod = run_of("bagel_7b_pod")
+    pod = read_config("bagel_7b_pod")
     assert pod.rows * pod.num_steps == paper.rows * paper.num_steps and pod.budgets == paper.budgets
-    assert mesh_shape(pod, 64) == (8, 8, 1)
+    assert resolve_mesh_shape(pod, 64) == (8, 8, 1)
     with pytest.raises(RunError, match=r"rows is 64, expected a multiple of accumulate \* data \* fsdp = 128; .* 128"):
-        mesh_shape(pod, 128)
+        resolve_mesh_shape(pod, 128)
 
 
 def test_the_state_does_not_grow_with_the_batch():
     mesh = make_mesh((1, 2, 1), jax.devices()[:2])
     small, large = (abstract_arguments(STEP, BUDGETS, rows, mesh) for rows in (2, 16))
-    assert device_bytes(small[0]) == device_bytes(large[0])
-    assert device_bytes(large[1]) == 8 * device_bytes(small[1])
-    assert device_bytes(small[0].opt_state) == 2 * device_bytes(small[0].trained) + 8  # two moments, two counters
+    assert count_device_bytes(small[0]) == count_device_bytes(large[0])
+    assert count_device_bytes(large[1]) == 8 * count_device_bytes(small[1])
+    assert (
+        count_device_bytes(small[0].opt_state) == 2 * count_device_bytes(small[0].trained) + 8
+    )  # two moments, two counters
 
 
 def test_the_peak_counts_gradients_once():
-    memory = Memory(parameters=1, optimizer=20, ema=300, batch=4000, temporaries=50_000, gradients=7, program=600_000)
+    memory = StepMemory(
+        parameters=1, optimizer=20, ema=300, batch=4000, temporaries=50_000, gradients=7, program=600_000
+    )
     assert memory.peak == 654_321
 
 
@@ -183,7 +186,7 @@ def test_the_table_says_whether_it_fits(peak, words):
         "compile_seconds": 2.0,
         "jax": "0",
     }
-    lines = table(facts, "config.py")
+    lines = format_plan_table(facts, "config.py")
     assert any(words in line for line in lines)
     assert any(line.split() == ["other", "temporaries", "2.000"] for line in lines)
     assert any("500 tokens/s a device" in line for line in lines)

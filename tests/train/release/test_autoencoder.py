@@ -19,7 +19,9 @@ from pdgen.shapes.world import MAX_OBJECTS, sample_scene
 from pdgen.train.release import autoencoder as training
 
 SMALL = AutoencoderConfig(channels=32, multipliers=(1,), num_blocks=1, z_channels=2, scale_factor=0.5, shift_factor=0.3)
-SETTINGS = training.Settings(steps=40, decoder_share=0.25, batch_size=8, learning_rate=3e-3, kl_weight=1e-4, seed=1)
+SETTINGS = training.AutoencoderTrainConfig(
+    steps=40, decoder_share=0.25, batch_size=8, learning_rate=3e-3, kl_weight=1e-4, seed=1
+)
 
 
 def random_pictures(seed: int, count: int, size: int, shrink: int = 1) -> np.ndarray:
@@ -36,7 +38,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def trained(pictures):
-    return training.train(SMALL, SETTINGS, pictures)
+    return training.train_autoencoder(SMALL, SETTINGS, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,9 @@ def test_kl_is_that_of_torch_distributions():
 
 def test_normalising_shifts_and_scales_the_latents(start, pictures):
     mean, std = jnp.array([0.4, -1.5]), jnp.array([0.2, 3.0])
-    images = training.as_input(pictures[:4])
+    images = training.scale_pixels(pictures[:4])
     old_mean, old_logvar = model.encode(SMALL, start, images)
-    new_mean, new_logvar = model.encode(SMALL, training.normalised(SMALL, start, mean, std), images)
+    new_mean, new_logvar = model.encode(SMALL, training.normalise_latents(SMALL, start, mean, std), images)
     expected = (model.latent_from_moments(SMALL, old_mean) - mean) / std
     np.testing.assert_allclose(model.latent_from_moments(SMALL, new_mean), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(new_logvar / 2), jnp.exp(old_logvar / 2) / std, rtol=1e-4)
@@ -68,7 +70,7 @@ def test_normalising_shifts_and_scales_the_latents(start, pictures):
 
 def test_the_decoder_takes_normalised_latents_exactly_but_at_the_border(start):
     mean, std = jnp.array([0.4, -1.5]), jnp.array([0.2, 3.0])
-    new = training.normalised(SMALL, start, mean, std)
+    new = training.normalise_latents(SMALL, start, mean, std)
     latents = jax.random.normal(jax.random.key(2), (1, 6, 5, 2))
 
     def inside(params, latents):
@@ -83,13 +85,13 @@ def test_decoding_is_unchanged_where_normalising_does_not_shift(start):
     std = jnp.array([0.5, 2.0])
     mean = SMALL.scale_factor * SMALL.shift_factor * (std - 1)  # leaves x = 0, the zero padding, where it is
     latents = jax.random.normal(jax.random.key(2), (1, 6, 5, 2))
-    new = model.decode(SMALL, training.normalised(SMALL, start, mean, std), (latents - mean) / std)
+    new = model.decode(SMALL, training.normalise_latents(SMALL, start, mean, std), (latents - mean) / std)
     np.testing.assert_allclose(new, model.decode(SMALL, start, latents), rtol=1e-3, atol=1e-4)
 
 
 def test_measured_statistics_are_those_of_posterior_draws(start, pictures):
     quality = training.measure(SMALL, start, pictures)
-    images = training.as_input(pictures)
+    images = training.scale_pixels(pictures)
     mean, logvar = model.encode(SMALL, start, images)
     keys = jax.random.split(jax.random.key(3), 20)
     draws = jnp.stack([model.sample_posterior(mean, logvar, key) for key in keys])
@@ -106,9 +108,9 @@ def test_measured_statistics_are_those_of_posterior_draws(start, pictures):
 
 def test_a_loss_is_the_squared_error_plus_the_weighted_kl(start, pictures):
     key = jax.random.key(4)
-    mean, logvar = model.encode(SMALL, start, training.as_input(pictures))
+    mean, logvar = model.encode(SMALL, start, training.scale_pixels(pictures))
     kl = float(training.gaussian_kl(mean, logvar).mean())
-    plain, weighted = (float(training.loss(SMALL, w, start, pictures, key)) for w in (0.0, 0.5))
+    plain, weighted = (float(training.compute_loss(SMALL, w, start, pictures, key)) for w in (0.0, 0.5))
     np.testing.assert_allclose(weighted - plain, 0.5 * kl, rtol=1e-4)
     latents = model.latent_from_moments(SMALL, model.sample_posterior(mean, logvar, key))
     error = (np.asarray(model.decode(SMALL, start, latents)) - (pictures / 127.5 - 1)) ** 2
@@ -119,33 +121,33 @@ def test_training_reconstructs_better_and_ends_with_normalised_latents(trained, 
     untrained = training.measure(SMALL, start, pictures)
     quality = training.measure(SMALL, trained, pictures)
     assert quality.psnr > untrained.psnr + 3
-    # The mean holds to rounding only if the encoder stood still after it was normalised; of the variance, which was 1,
+    # The mean holds to rounding only if the encoder was frozen after it was normalised; of the variance, which was 1,
     # the posterior's part is gone.
     np.testing.assert_allclose(quality.mean, 0, atol=1e-4)
     assert np.all(quality.std < 1 + 1e-4)
-    np.testing.assert_allclose(quality.posterior_std, SMALL.scale_factor * training.NARROW, rtol=1e-3)
+    np.testing.assert_allclose(quality.posterior_std, SMALL.scale_factor * training.POSTERIOR_STD, rtol=1e-3)
 
 
 def test_latents_are_normalised_before_the_posterior_is_narrow(trained, pictures, monkeypatch):
-    """To rounding, only if the encoder stood still from then on."""
-    monkeypatch.setattr(training, "narrowed", lambda params: params)
-    wide = training.train(SMALL, SETTINGS, pictures)
+    """The statistics are exact to rounding only if the encoder was frozen from then on."""
+    monkeypatch.setattr(training, "narrow_posterior", lambda params: params)
+    wide = training.train_autoencoder(SMALL, SETTINGS, pictures)
     quality = training.measure(SMALL, wide, pictures)
     np.testing.assert_allclose(quality.mean, 0, atol=1e-4)
     np.testing.assert_allclose(quality.std, 1, atol=1e-4)
     monkeypatch.undo()
-    jax.tree.map(np.testing.assert_array_equal, training.narrowed(wide), trained)
+    jax.tree.map(np.testing.assert_array_equal, training.narrow_posterior(wide), trained)
 
 
 def test_a_narrow_posterior_keeps_its_mean(start, pictures):
-    images = training.as_input(pictures)
-    before, after = (model.encode(SMALL, params, images) for params in (start, training.narrowed(start)))
+    images = training.scale_pixels(pictures)
+    before, after = (model.encode(SMALL, params, images) for params in (start, training.narrow_posterior(start)))
     np.testing.assert_array_equal(after[0], before[0])
-    np.testing.assert_allclose(jnp.exp(after[1] / 2), training.NARROW, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(after[1] / 2), training.POSTERIOR_STD, rtol=1e-5)
 
 
 def test_training_is_deterministic(trained, pictures):
-    again = training.train(SMALL, SETTINGS, pictures)
+    again = training.train_autoencoder(SMALL, SETTINGS, pictures)
     jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 
@@ -153,7 +155,7 @@ def test_divergence_names_the_step(pictures, start, monkeypatch):
     start = jax.tree.map(lambda x: x * jnp.nan, start)
     monkeypatch.setattr(training, "init_params", lambda config, key: start)
     with pytest.raises(training.DivergedError, match="loss is nan at step 0 of 30; lower learning_rate"):
-        training.train(SMALL, SETTINGS, pictures)
+        training.train_autoencoder(SMALL, SETTINGS, pictures)
 
 
 @pytest.mark.parametrize(
@@ -182,16 +184,18 @@ def test_the_shipped_autoencoder_reconstructs_and_has_centred_latents():
     quality = training.measure(SHAPES_AUTOENCODER, params, pictures)
     assert quality.psnr > 35
     np.testing.assert_allclose(quality.mean, 0, atol=0.1)
-    # Channels that say little had a wide posterior, and vary little without it.
+    # Channels with little information had a wide posterior, and vary little without it.
     assert np.all((quality.std > 0.1) & (quality.std < 1.1)) and quality.std.max() > 0.9
-    np.testing.assert_allclose(quality.posterior_std, SHAPES_AUTOENCODER.scale_factor * training.NARROW, rtol=0.01)
+    np.testing.assert_allclose(
+        quality.posterior_std, SHAPES_AUTOENCODER.scale_factor * training.POSTERIOR_STD, rtol=0.01
+    )
 
 
-def test_the_shipped_decoder_bears_inexact_latents():
-    """What a generator draws is not exact: noise of a tenth of the latents' standard deviation costs little."""
+def test_the_shipped_decoder_tolerates_inexact_latents():
+    """Noise of a tenth of the latents' standard deviation, as a generator's errors, costs little."""
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
     pictures = random_pictures(1, 100, 64)
-    mean, _ = model.encode(SHAPES_AUTOENCODER, params, training.as_input(pictures))
+    mean, _ = model.encode(SHAPES_AUTOENCODER, params, training.scale_pixels(pictures))
     latents = model.latent_from_moments(SHAPES_AUTOENCODER, mean)
     noisy = latents + 0.1 * latents.std() * jax.random.normal(jax.random.key(0), latents.shape)
     decoded = np.asarray(model.decode(SHAPES_AUTOENCODER, params, noisy)).clip(-1, 1)
