@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.checkpoints.load import find
-from pdgen.evaluate.abilities.prompts import Draw, draws
-from pdgen.evaluate.abilities.run import ability_settings, run_draws
-from pdgen.evaluate.abilities.scores import Outcome, by_prompt
+from pdgen.evaluate.abilities.prompts import AbilityDraw, make_draws
+from pdgen.evaluate.abilities.run import read_ability_settings, run_draws
+from pdgen.evaluate.abilities.scores import AbilityOutcome, average_by_prompt
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.generator import read_values
+from pdgen.evaluate.generator import parse_assignments
 from pdgen.evaluate.statistics import estimate
-from pdgen.evaluate.tables import interval
+from pdgen.evaluate.tables import to_cells
 from pdgen.files import new_file
 from pdgen.sample.compiled import keep_compiled
 from pdgen.train.monitor.curves import COLOURS
@@ -76,13 +76,13 @@ def images_of_a_step(workdir: str | None, given: float | None) -> float:
     return float(np.mean(told))
 
 
-def scores(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
+def scores(outcomes: Sequence[AbilityOutcome]) -> dict[str, dict[str, Any]]:
     """Of every row, as "group: row", the share that is right, its interval and the number of prompts."""
-    rows: dict[str, list[Outcome]] = {}
+    rows: dict[str, list[AbilityOutcome]] = {}
     for one in outcomes:
         rows.setdefault(f"{one.group}: {one.row}", []).append(one)
     return {
-        row: dict(zip(("value", "low", "high", "prompts"), interval(estimate([by_prompt(own, "right")]))))
+        row: dict(zip(("value", "low", "high", "prompts"), to_cells(estimate([average_by_prompt(own, "right")]))))
         for row, own in rows.items()
     }
 
@@ -108,9 +108,9 @@ def plot(points: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def measure(step: int, path: str, every: Sequence[Draw], values: Mapping[str, Any]) -> list[Outcome]:
+def measure(step: int, path: str, every: Sequence[AbilityDraw], values: Mapping[str, Any]) -> list[AbilityOutcome]:
     """The outcomes of one checkpoint. Raises ValueError of any error class of pdgen."""
-    settings, folder = ability_settings(values), pathlib.Path(FLAGS.output) / f"{step:08d}"
+    settings, folder = read_ability_settings(values), pathlib.Path(FLAGS.output) / f"{step:08d}"
     with tqdm(total=len(every), unit=" draws", desc=f"step {step}", smoothing=0.1) as bar:
         return run_draws(every, find(path), settings, folder, bar.update)
 
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     try:
         checkpoints, images = read_checkpoints(FLAGS.checkpoint), images_of_a_step(FLAGS.run, FLAGS.images_per_step)
-        values, every = {"together": FLAGS.batch} | read_values(FLAGS.setting), draws(FLAGS.count, rows=ROWS)
+        values, every = {"together": FLAGS.batch} | parse_assignments(FLAGS.setting), make_draws(FLAGS.count, rows=ROWS)
         points = []
         for step, path in checkpoints.items():
             rows = scores(measure(step, path, every, values))
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         print(f"base_curve: {fault}", file=sys.stderr)
         sys.exit(2)
-    settings = {mode: one.flat() for mode, one in ability_settings(values).items()}
+    settings = {mode: one.flat() for mode, one in read_ability_settings(values).items()}
     told = {"cpu": cpu_name(), **versions("jax", "pdgen"), "count": FLAGS.count, "settings": settings}
     print(write_json("base_curve", {**told, "images_per_step": images, "checkpoints": points}))
     with new_file(PLOT) as partial:

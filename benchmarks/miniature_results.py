@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Float
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval import Result
-from pdgen.evaluate.metadata import decode_metadata
+from pdgen.evaluate.geneval.metadata import decode_metadata
+from pdgen.evaluate.geneval.rule import GenEvalResult
+from pdgen.evaluate.geneval.scoring import RESULTS, TaskScores, group_by_task, read_results
 from pdgen.evaluate.process.measures import ProcessFacts
-from pdgen.evaluate.process.tables import MEASURES, measured
-from pdgen.evaluate.scoring import RESULTS, Scores, by_task, read_results
-from pdgen.evaluate.statistics import Estimate, difference, estimate
-from pdgen.evaluate.tables import interval
+from pdgen.evaluate.process.tables import MEASURES, estimate_measure
+from pdgen.evaluate.statistics import Estimate, estimate, estimate_difference
+from pdgen.evaluate.tables import to_cells
 
 Numbers = dict[str, dict[str, Any]]  # by row
 COSTS = {
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 class Run(NamedTuple):
     """One evaluation; ``model`` is the digest of the manifest of what drew."""
 
-    results: list[Result]
+    results: list[GenEvalResult]
     facts: list[ProcessFacts]
     model: str
 
@@ -106,10 +106,10 @@ def _check_models(row: Row, models: list[str], reference: Row, expected: list[st
 
 
 def _numbers(runs: Sequence[Run], compared: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    by_objects = _over_seeds([scores_by_objects(one.results) for one in runs])
-    tasks = _over_seeds([by_task(one.results) for one in runs])
+    by_objects = _stack_seeds([scores_by_objects(one.results) for one in runs])
+    tasks = _stack_seeds([group_by_task(one.results) for one in runs])
     facts = [one.facts for one in runs]
-    measures = {name: measured(facts, values) for name, values in (COSTS | MEASURES).items()}
+    measures = {name: estimate_measure(facts, values) for name, values in (COSTS | MEASURES).items()}
     found = {
         "scores": _estimates(tasks),
         "by_seed": np.mean([scores.mean(1) for scores in tasks.values()], axis=0).tolist(),
@@ -117,20 +117,20 @@ def _numbers(runs: Sequence[Run], compared: Mapping[str, Sequence[Run]]) -> dict
         "measures": {name: _flat(one[0]) | {"values": one[1]} for name, one in measures.items() if one},
         "length": by_kinds(facts, "images"),
         "share": by_kinds(facts, "final score"),
-        "right": [{task: _joined(scores) for task, scores in by_task(one.results).items()} for one in runs],
+        "right": [{task: _joined(scores) for task, scores in group_by_task(one.results).items()} for one in runs],
     }
     for name, reference in compared.items():
-        others = _over_seeds([by_task(one.results) for one in reference])
+        others = _stack_seeds([group_by_task(one.results) for one in reference])
         found[name] = _differences(others, tasks)
-        others = _over_seeds([scores_by_objects(one.results) for one in reference])
-        found[f"{name}_objects"] = {n: _flat(difference([others[n]], [own])) for n, own in by_objects.items()}
+        others = _stack_seeds([scores_by_objects(one.results) for one in reference])
+        found[f"{name}_objects"] = {n: _flat(estimate_difference([others[n]], [own])) for n, own in by_objects.items()}
     return found
 
 
-def scores_by_objects(results: Sequence[Result]) -> Scores:
-    """As ``by_task``, by the number of objects that the prompt asks for."""
+def scores_by_objects(results: Sequence[GenEvalResult]) -> TaskScores:
+    """As ``group_by_task``, by the number of objects that the prompt asks for."""
     counts = [sum(one.count for one in decode_metadata(result.metadata).include) for result in results]
-    scores = by_task([result._replace(tag=str(count)) for result, count in zip(results, counts)])
+    scores = group_by_task([result._replace(tag=str(count)) for result, count in zip(results, counts)])
     return {count: scores[count] for count in sorted(scores, key=int)}
 
 
@@ -138,7 +138,9 @@ def by_kinds(runs: Sequence[Sequence[ProcessFacts]], measure: str) -> dict[str, 
     """A measure of ``MEASURES`` by how many kinds of things the prompt asks for."""
     found = {}
     for kinds in sorted({one.entities for one in runs[0]}):
-        one = measured([[fact for fact in facts if fact.entities == kinds] for facts in runs], MEASURES[measure])
+        one = estimate_measure(
+            [[fact for fact in facts if fact.entities == kinds] for facts in runs], MEASURES[measure]
+        )
         if one:
             found[str(kinds)] = _flat(one[0])
     return found
@@ -147,7 +149,7 @@ def by_kinds(runs: Sequence[Sequence[ProcessFacts]], measure: str) -> dict[str, 
 Tasks = dict[str, Float[np.ndarray, "seeds prompts"]]
 
 
-def _over_seeds(runs: Sequence[Scores]) -> Tasks:
+def _stack_seeds(runs: Sequence[TaskScores]) -> Tasks:
     return {task: np.stack([run[task].mean(1) for run in runs]) for task in runs[0]}
 
 
@@ -157,13 +159,13 @@ def _estimates(tasks: Tasks) -> dict[str, dict[str, Any]]:
 
 
 def _differences(first: Tasks, second: Tasks) -> dict[str, dict[str, Any]]:
-    found = {"overall": difference(list(first.values()), list(second.values()))}
-    found |= {task: difference([first[task]], [own]) for task, own in second.items()}
+    found = {"overall": estimate_difference(list(first.values()), list(second.values()))}
+    found |= {task: estimate_difference([first[task]], [own]) for task, own in second.items()}
     return {name: _flat(one) for name, one in found.items()}
 
 
 def _flat(one: Estimate) -> dict[str, Any]:
-    return dict(zip(("value", "low", "high", "prompts"), interval(one)))
+    return dict(zip(("value", "low", "high", "prompts"), to_cells(one)))
 
 
 def _joined(scores: Float[np.ndarray, "prompts samples"]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.miniature_results import COSTS, Numbers
 from pdgen.evaluate import published
 from pdgen.evaluate.process.tables import MEASURES
-from pdgen.evaluate.tables import Cell, Table, as_markdown
+from pdgen.evaluate.tables import Cell, Table, format_markdown
 
 THINKS = ("process", "stepwise_best_of_n", "planner", "inspector")  # strategies whose trajectories hold texts
 _NONE = {"value": None, "low": None, "high": None}
@@ -16,7 +16,7 @@ _PAPER = "paper, GenEval: "
 def markdown(rows: Numbers) -> str:
     """All tables, each under its title and followed by its note."""
     made = (strategies(rows), tasks(rows), differences(rows), objects(rows), process(rows), complexity(rows))
-    parts = [part for table in made for part in (f"## {table.title}", as_markdown(table), table.note) if part]
+    parts = [part for table in made for part in (f"## {table.title}", format_markdown(table), table.note) if part]
     return "\n\n".join(parts)
 
 

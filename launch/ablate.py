@@ -13,8 +13,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.cli import exit_on_sigterm, run_command
-from pdgen.evaluate.ablation import TABLES, Sweep, stages, table
-from pdgen.evaluate.tables import as_csv, as_json, as_text
+from pdgen.evaluate.ablation import TABLES, Sweep, make_stages, make_table
+from pdgen.evaluate.tables import encode_tables, format_csv, format_text
 from pdgen.files import new_file
 from pdgen.train.release.stages import run
 
@@ -33,15 +33,15 @@ def ablate() -> None:
         raise ValueError(f"--tables: {unknown[0]!r} is none of the config's: {', '.join(sweep.tables)}")
     output = pathlib.Path(OUTPUT.value)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
-    for stage in tqdm(list(stages(sweep, cells, output)), unit=" stages"):
+    for stage in tqdm(list(make_stages(sweep, cells, output)), unit=" stages"):
         run(stage, pathlib.Path(__file__).parent, tqdm.write)
-    tables = [table(sweep, name, output) for name in names]
+    tables = [make_table(sweep, name, output) for name in names]
     for name, one in zip(names, tables):
         with new_file(output / f"{name}.csv") as partial:
-            partial.write_text(as_csv(one))
-        print(as_text(one), end="\n\n")
+            partial.write_text(format_csv(one))
+        print(format_text(one), end="\n\n")
     with new_file(output / "tables.json") as partial:
-        partial.write_bytes(as_json(tables))
+        partial.write_bytes(encode_tables(tables))
     print(f"wrote {output}/tables.json and a CSV file for each table")
 
 

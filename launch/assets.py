@@ -28,7 +28,7 @@ from pdgen.checkpoints.shipped import BASE, SHIPPED
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.cli import Mode, exit_on_sigterm, run_modes
 from pdgen.config import AutoencoderConfig, preset
-from pdgen.evaluate.ablation import Sweep, stages
+from pdgen.evaluate.ablation import Sweep, make_stages
 from pdgen.train.release import autoencoder
 from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, DivergedError, Quality, scene_pictures
 from pdgen.train.release.shipping import replace_shipped
@@ -106,7 +106,7 @@ def process_stages(output: pathlib.Path, scale: float | None) -> list[Stage]:
     config = runpy.run_path(ABLATION)["get_config"]()
     sweep = msgspec.convert(config.to_dict(), Sweep)
     sweep = msgspec.structs.replace(sweep, seeds=sweep.seeds[:1], scale=sweep.scale if scale is None else scale)
-    return [stage for stage in stages(sweep, [FULL], output) if stage.name != "evaluate"]
+    return [stage for stage in make_stages(sweep, [FULL], output) if stage.name != "evaluate"]
 
 
 def make_tokenizer() -> None:

@@ -32,20 +32,21 @@ from tqdm import tqdm
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
 from pdgen.cli import Mode, exit_on_sigterm, run_modes
-from pdgen.evaluate import folder, scoring, shapes, tables, wise
+from pdgen.evaluate import folder, shapes, tables, wise
 from pdgen.evaluate.abilities import prompts as abilities
 from pdgen.evaluate.abilities import run as ability_run
-from pdgen.evaluate.abilities.scores import ability_tables
+from pdgen.evaluate.abilities.scores import make_ability_tables
 from pdgen.evaluate.comparison import write_comparison
 from pdgen.evaluate.detectors.exact import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.gallery import Gallery, ability_galleries, galleries, wise_galleries
-from pdgen.evaluate.generator import make_generate, read_recipe, read_values
-from pdgen.evaluate.geneval import check_prompts
-from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
+from pdgen.evaluate.gallery import ImageGallery, make_ability_galleries, make_geneval_galleries, make_wise_galleries
+from pdgen.evaluate.generator import make_generator, parse_assignments, read_recipe
+from pdgen.evaluate.geneval import scoring
+from pdgen.evaluate.geneval.rule import check_prompts
+from pdgen.evaluate.leaks import Leaks, describe_leaks, find_leaks, read_training_prompts
 from pdgen.evaluate.page import write_pages, write_summary
 from pdgen.evaluate.process import tables as process_tables
-from pdgen.evaluate.process.trajectories import TRAJECTORIES, cost_tables, judge_trajectories
+from pdgen.evaluate.process.trajectories import TRAJECTORIES, judge_trajectories, make_cost_tables
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.sample.compiled import keep_compiled
@@ -173,19 +174,19 @@ def advisers(output: pathlib.Path) -> Advisers:
     return endpoint_advisers(Endpoint(endpoint_settings(output))) if JUDGE_URL.value else exact_advisers()
 
 
-def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:
+def made_images(output: pathlib.Path, jobs: Sequence[folder.ImageJob]) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder with all images of the jobs, those that lacked made by the checkpoint, and what it made them by."""
-    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
+    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | parse_assignments(SETTING.value)
     checkpoint = chosen_checkpoint()
     assert checkpoint is not None
     recipe = read_recipe(checkpoint, STRATEGY.value, values)
     images = output / "images"
     made_by = recipe.facts()
-    folder.begin(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
+    folder.begin_generation(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
     keep_compiled()
     with tqdm(total=len(jobs), unit=" images", desc="drawing", smoothing=0.1) as bar:
-        generate = make_generate(recipe, advisers(output))
-        folder.make(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
+        generate = make_generator(recipe, advisers(output))
+        folder.generate_images(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
     return images, {"checkpoint": named(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
 
 
@@ -197,12 +198,12 @@ def named(checkpoint: pathlib.Path) -> str:
 def leaks(prompts: Sequence[str]) -> Leaks:
     """What the training sets that the flags name hold of the prompts."""
     with tqdm(unit=" training prompts", disable=not TRAINING_DATA.value) as bar:
-        training = (p for path in TRAINING_DATA.value for p in training_prompts(pathlib.Path(path), bar.update))
+        training = (p for path in TRAINING_DATA.value for p in read_training_prompts(pathlib.Path(path), bar.update))
         return find_leaks(training, prompts, TRAINING_DATA.value)
 
 
 def write_results(
-    output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[Gallery]
+    output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[ImageGallery]
 ) -> None:
     """Writes the files and the pages of an evaluation."""
     write_summary(output, facts, results)
@@ -224,7 +225,7 @@ def run_geneval(output: pathlib.Path) -> int:
     """GenEval and the shapes benchmark: makes or finds the images, detects, judges; returns the exit status."""
     if BENCHMARK.value == "shapes":
         most = COUNT.value or max(shapes.COUNTS.values())
-        prompts = shapes.benchmark({task: min(count, most) for task, count in shapes.COUNTS.items()})
+        prompts = shapes.make_benchmark({task: min(count, most) for task, count in shapes.COUNTS.items()})
     else:
         prompts = folder.read_prompts(pathlib.Path(METADATA.value[0]))
     own = "shapes" if BENCHMARK.value == "shapes" else "mask2former"
@@ -232,7 +233,7 @@ def run_geneval(output: pathlib.Path) -> int:
     check_prompts(prompts, detector.classes, detector.name)  # before hours of drawing, not after
     found = leaks([p.metadata.prompt for p in prompts])
     if chosen_checkpoint() is not None:
-        images, source = made_images(output, folder.geneval_jobs(prompts, SAMPLES.value, SEED.value))
+        images, source = made_images(output, folder.make_geneval_jobs(prompts, SAMPLES.value, SEED.value))
         folder.write_metadata(images, prompts)
     else:
         assert IMAGES.value is not None
@@ -241,96 +242,103 @@ def run_geneval(output: pathlib.Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     folder.write_prompts(output / "metadata.jsonl", prompts)
     with tqdm(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
-        results = scoring.score(files, prompts, detector, output, bar.update)
-    table = scoring.summary_table(scoring.summarise(scoring.by_task(results)), BENCHMARK.value)
+        results = scoring.score_images(files, prompts, detector, output, bar.update)
+    table = scoring.make_summary_table(scoring.summarise(scoring.group_by_task(results)), BENCHMARK.value)
     facts = {
         "benchmark": BENCHMARK.value,
         "detector": detector.identity,
         "samples": SAMPLES.value,
         **source,
         "leaks": to_builtins(found),
-        "findings": [sentence(found)],
+        "findings": [describe_leaks(found)],
     }
     made = [table]
     if source:
         exact = BENCHMARK.value == "shapes"
-        made += process_tables.tables(judge_trajectories(output, prompts)) if exact else cost_tables(output)
-    write_results(output, facts, made, galleries(results, output, output / TRAJECTORIES if source else None))
-    official = scoring.official_text(results)
+        made += process_tables.make_tables(judge_trajectories(output, prompts)) if exact else make_cost_tables(output)
+    write_results(
+        output, facts, made, make_geneval_galleries(results, output, output / TRAJECTORIES if source else None)
+    )
+    official = scoring.format_official_summary(results)
     with new_file(output / "summary.txt") as partial:
         partial.write_text(official + "\n", encoding="utf-8")
-    print("\n\n".join([sentence(found), official, *map(tables.as_text, made)]))
+    print("\n\n".join([describe_leaks(found), official, *map(tables.format_text, made)]))
     print(f"\n{output / 'index.html'}")
     return 0
 
 
 def run_abilities(output: pathlib.Path) -> int:
     """What a base model can do: samples, judges, tells; returns the exit status."""
-    values = {"together": BATCH.value} | read_values(SETTING.value)
-    settings, checkpoint = ability_run.ability_settings(values), find(chosen_checkpoint())
-    draws = abilities.draws(COUNT.value or abilities.COUNT, SEED.value)
+    values = {"together": BATCH.value} | parse_assignments(SETTING.value)
+    settings, checkpoint = ability_run.read_ability_settings(values), find(chosen_checkpoint())
+    draws = abilities.make_draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()
     with tqdm(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
         outcomes = ability_run.run_draws(draws, checkpoint, settings, output, bar.update)
-    made = ability_tables(outcomes)
+    made = make_ability_tables(outcomes)
     image = settings["single_pass"].image
     finding = f"Images are drawn with image.num_timesteps={image.num_timesteps} and image.text_scale={image.text_scale}"
     facts = {
         "benchmark": "abilities",
         "checkpoint": named(checkpoint),
         "seed": SEED.value,
-        "made_by": ability_run.made_by(checkpoint, settings),
+        "made_by": ability_run.collect_facts(checkpoint, settings),
         "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
     }
-    write_results(output, facts, made, ability_galleries(outcomes, output))
-    print("\n\n".join([*facts["findings"], *map(tables.as_text, made)]))
+    write_results(output, facts, made, make_ability_galleries(outcomes, output))
+    print("\n\n".join([*facts["findings"], *map(tables.format_text, made)]))
     print(f"\n{output / 'index.html'}")
     return 0
 
 
 def run_wise(output: pathlib.Path) -> int:
     """WISE: makes or finds the images, says the price, asks the judge; returns the exit status."""
-    prompts = wise.read_wise([pathlib.Path(path) for path in METADATA.value])
+    prompts = wise.read_wise_prompts([pathlib.Path(path) for path in METADATA.value])
     settings, asked = endpoint_settings(output), judgements()
     endpoint = None if DRY_RUN.value else Endpoint(settings)  # a missing key is told before anything is made
     found = leaks([p.text for p in prompts])
     if chosen_checkpoint() is not None:
-        images, source = made_images(output, wise.wise_jobs(prompts, SEED.value))
+        images, source = made_images(output, wise.make_wise_jobs(prompts, SEED.value))
     else:
         assert IMAGES.value is not None
         images, source = pathlib.Path(IMAGES.value), {}
     files = wise.find_images(images, prompts)
     estimate = Endpoint(settings, dry_run=True)
     wise.judge_images(prompts, files, estimate, asked)
-    print(f"{sentence(found)}\n\n{estimate.ledger.report()}\n", flush=True)
+    print(f"{describe_leaks(found)}\n\n{estimate.ledger.report()}\n", flush=True)
     if endpoint is None:
         return 0
     with tqdm(total=len(files) * len(asked), unit=" answers", desc="judging", smoothing=0.1) as bar:
         judged = wise.judge_images(prompts, files, endpoint, asked, bar.update)
     output.mkdir(parents=True, exist_ok=True)
     wise.write_scores(output, prompts, judged)
-    table = wise.wise_table(wise.score_all(judged.answers, prompts), settings.model)
+    table = wise.make_wise_table(wise.compute_all_figures(judged.answers, prompts), settings.model)
     rules = {name: hashlib.sha256(one.rules.encode()).hexdigest()[:8] for name, one in asked.items()}
-    judge = {"model": settings.model, "questions": wise.VERSION, "rules": rules, "parameters": settings.parameters}
+    judge = {
+        "model": settings.model,
+        "questions": wise.QUESTION_VERSION,
+        "rules": rules,
+        "parameters": settings.parameters,
+    }
     unanswered = [
-        f"No valid {name} answer for {len(faults)} images ({wise.spans(sorted(faults))}); raise --judge_answers to ask "
-        "again."
+        f"No valid {name} answer for {len(faults)} images ({wise.format_ranges(sorted(faults))}); "
+        "raise --judge_answers to ask again."
         for name, faults in judged.faults.items()
         if faults
     ]
-    findings = [sentence(found), *unanswered]
+    findings = [describe_leaks(found), *unanswered]
     facts = {
         "benchmark": "wise",
         "judge": judge,
-        "prompts": wise.digest(prompts),
+        "prompts": wise.digest_prompts(prompts),
         **source,
         "leaks": to_builtins(found),
         "findings": findings,
     }
-    made = [table, *(cost_tables(output) if source else [])]
+    made = [table, *(make_cost_tables(output) if source else [])]
     trajectories = output / TRAJECTORIES if source else None
-    write_results(output, facts, made, wise_galleries(prompts, files, judged, output, trajectories))
-    print("\n\n".join([endpoint.ledger.report(), *map(tables.as_text, made)]))
+    write_results(output, facts, made, make_wise_galleries(prompts, files, judged, output, trajectories))
+    print("\n\n".join([endpoint.ledger.report(), *map(tables.format_text, made)]))
     for line in unanswered:
         print(line, file=sys.stderr)
     print(f"\n{output / 'index.html'}")

@@ -39,7 +39,7 @@ from pdgen.data.loader import Batches
 from pdgen.data.page import document_lines, write_pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.evaluate.folder import read_prompts
-from pdgen.evaluate.metadata import find_disagreements
+from pdgen.evaluate.geneval.metadata import find_disagreements
 from pdgen.files import new_file
 from pdgen.train.export import resolved
 from pdgen.train.monitor.page import run_page

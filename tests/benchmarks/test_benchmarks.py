@@ -9,8 +9,8 @@ import pytest
 from benchmarks import base_curve, gpu
 from benchmarks.process_pack import process_pack
 from pdgen.config import BAGEL_7B, ComputeConfig
-from pdgen.evaluate.abilities.prompts import draws
-from pdgen.evaluate.abilities.scores import Outcome
+from pdgen.evaluate.abilities.prompts import make_draws
+from pdgen.evaluate.abilities.scores import AbilityOutcome
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.train.monitor.flops import model_flops
 from tests.support.small import CONFIG
@@ -93,8 +93,11 @@ def test_a_curve_has_image_draws_and_every_row(tmp_path):
     for wrong in (["a"], ["x=a"], ["3=a", "3=b"]):
         with pytest.raises(EvaluationError, match=f"--checkpoint={wrong[-1]}: write STEP=FOLDER"):
             base_curve.read_checkpoints(wrong)
-    every = draws(2, rows=base_curve.ROWS)
-    found = [Outcome(d.job.name, d.case.group, d.case.row, "", 0, {"right": float(n % 2)}) for n, d in enumerate(every)]
+    every = make_draws(2, rows=base_curve.ROWS)
+    found = [
+        AbilityOutcome(d.job.name, d.case.group, d.case.row, "", 0, {"right": float(n % 2)})
+        for n, d in enumerate(every)
+    ]
     rows = base_curve.scores(found)
     assert len(rows) == 14 and rows["reading: caption"] == {"value": 0.5, "low": 0.0, "high": 1.0, "prompts": 2}
     figure = base_curve.plot([{"image_draws": n, "rows": rows} for n in (1200, 36_000)])

@@ -12,12 +12,12 @@ from benchmarks.miniature_plots import PLOTS
 from benchmarks.miniature_results import Row, collect, read_run, scores_by_objects
 from pdgen.evaluate import shapes
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.generator import read_recipe, read_values
+from pdgen.evaluate.generator import parse_assignments, read_recipe
 from pdgen.evaluate.process.measures import Inspection, ProcessFacts, Refinement
-from pdgen.evaluate.tables import as_markdown
+from pdgen.evaluate.tables import format_markdown
 
 COUNTS = {"single_object": 2, "position": 2, "composition": 2}
-PROMPTS = shapes.benchmark(COUNTS)
+PROMPTS = shapes.make_benchmark(COUNTS)
 SINGLE = Row("single_pass", "base, single pass", "base", "single_pass", paper=0.77)
 PROCESS = Row("process", "process-driven", "process", "process", ("text.max_tokens=80",), 0.83)
 OWN = Row("process_single_pass", "process model, single pass", "process", "single_pass")
@@ -90,7 +90,7 @@ def test_every_row_is_a_recipe():
     recipes = {}
     for row in every:
         checkpoint = {"base": "shapes_base", "process": "shapes"}[row.model]
-        recipes[row.name] = read_recipe(checkpoint, row.strategy, read_values([*LIMITS, *row.settings])).facts()
+        recipes[row.name] = read_recipe(checkpoint, row.strategy, parse_assignments([*LIMITS, *row.settings])).facts()
     assert recipes["best_of_2"]["mode"] == recipes["best_of_4"]["mode"] == "single_pass"
     drawn = {name: recipe["strategy.n"] for name, recipe in recipes.items() if "strategy.n" in recipe}
     assert drawn == {"best_of_2": 2, "best_of_4": 4, "parm_20": 20, "stepwise_3": 3}
@@ -163,7 +163,7 @@ def test_rows_are_of_the_same_models(runs):
 
 def test_tables_and_plots(runs):
     found = collect([SINGLE, OWN, PROCESS], runs)
-    lines = as_markdown(miniature_tables.strategies(found)).splitlines()
+    lines = format_markdown(miniature_tables.strategies(found)).splitlines()
     header, first, _, last = (line.strip("| ").split(" | ") for line in (lines[0], *lines[2:]))
     assert header[:5] == ["way", "network evaluations", "tokens written", "images", "score"]
     assert first[:4] == ["base, single pass", "90", "10", "1.67"] and first[-1] == "0.77"
