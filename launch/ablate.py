@@ -1,8 +1,8 @@
-"""Compares training data: builds, trains and evaluates every cell of a sweep, and ends in the paper's tables.
+"""Compares training data: builds, trains and evaluates every cell of a sweep, and writes the paper's tables.
 
 python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation [--tables=subsets]
 
-Killed and started again, it resumes. OUTPUT/<table>.csv and tables.json hold the tables that it prints.
+It resumes after a kill. OUTPUT/<table>.csv and tables.json hold the printed tables.
 """
 
 import pathlib
@@ -20,17 +20,22 @@ from pdgen.train.release.stages import run
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep.", required=True)
-WANTED = flags.DEFINE_list("tables", None, f"Of {', '.join(TABLES)}; by default all of the config's.")
+WANTED = flags.DEFINE_list("tables", None, f"Tables from {', '.join(TABLES)}; by default all of the config's.")
 flags.mark_flag_as_required("config")
 
 
 def ablate() -> None:
-    """Runs what is missing and writes the tables. Raises ValueError, OSError."""
-    exit_on_sigterm()  # ends the command that runs; it resumes from its last checkpoint
+    """Run the missing stages and write the tables.
+
+    Raises:
+      ValueError: The input is invalid, or a stage failed.
+      OSError: A file cannot be read or written.
+    """
+    exit_on_sigterm()  # also ends the running command, which resumes from its last checkpoint
     sweep = msgspec.convert(CONFIG.value.to_dict(), Sweep)
     names = WANTED.value or [name for name in TABLES if name in sweep.tables]
     if unknown := [name for name in names if name not in sweep.tables]:
-        raise ValueError(f"--tables: {unknown[0]!r} is none of the config's: {', '.join(sweep.tables)}")
+        raise ValueError(f"--tables: {unknown[0]!r} is not in the config, which has {', '.join(sweep.tables)}")
     output = pathlib.Path(OUTPUT.value)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
     for stage in tqdm(list(make_stages(sweep, cells, output)), unit=" stages"):

@@ -128,7 +128,7 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
             ["--benchmark=shapes", "--checkpoint=x", "--setting=image.steps=3"],
             "--setting=image.steps: unknown; choose one of ",
         ),
-        (["--benchmark=geneval", "--images=x", "--count=3"], "--count: is of shapes and abilities alone"),
+        (["--benchmark=geneval", "--images=x", "--count=3"], "--count: is only for shapes and abilities"),
         (["--benchmark=shapes", "--checkpoint=x", "stray"], "stray is no flag"),
         (["--benchmark=shapes", "--images=x", "--seed=3"], "--seed: does nothing with --images"),
         (["--benchmark=shapes", "--checkpoint=x", "--dry_run"], "--dry_run: does nothing with --benchmark=shapes"),
@@ -138,7 +138,7 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
         ),
         (
             ["--benchmark=wise", "--checkpoint=x", "--metadata=y", "--judge_url=u", "--dry_run"],
-            "--dry_run: prices images that are there",
+            "--dry_run: needs existing images",
         ),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags,
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (75, "sample: stopped, 2 of 2 are missing; the same command goes on\n")
+    assert (process.returncode, err) == (75, "sample: stopped, 2 of 2 are missing; the same command resumes\n")
     assert not folder.exists()
     assert run(*flags).returncode == 0
     before = content(folder / "000")
@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags,
         file.unlink()
     (folder / "001").rmdir()
     done = run(*flags)
-    assert done.returncode == 0 and "trajectories 1, images 1, " in done.stdout and "; 1 were there" in done.stdout
+    assert done.returncode == 0 and "trajectories 1, images 1, " in done.stdout and "; 1 existed" in done.stdout
     assert content(folder / "000") == before
     for name in ("000", "001"):
         assert same(load_trajectory(folder / name), load_trajectory(first / name))
@@ -194,7 +194,7 @@ def test_a_run_is_overwritten_when_the_new_one_has_a_trajectory(output, flags, t
     before = content(folder)
     anew = [*flags, f"--output={folder}", "--overwrite", "--temperature=0"]
     stopped, done = run_all([[*anew, "interrupted"], [*anew, "--noanimate"]])
-    assert stopped == [75, "", "sample: stopped, 2 of 2 are missing; the same command goes on\n"]
+    assert stopped == [75, "", "sample: stopped, 2 of 2 are missing; the same command resumes\n"]
     assert done[0] == 0 and "trajectories 2, images 2, " in done[1]
     after = content(folder)
     assert {name for name in before if name not in after} == {"000/strokes.webp", "001/strokes.webp"}
@@ -239,13 +239,13 @@ def test_a_branch_stands_beside_its_parent(checkpoint, output, tmp_path):
         manifest.write("\n")
     nonsense |= {
         f"--checkpoint={other}": f"{other}: is another model than {folder} was sampled from",
-        "--mode=edit": "--mode: a --branch has its run's; leave it out",
-        "--prompt=a": "--prompt: a --branch has its run's",
+        "--mode=edit": "--mode: a --branch uses its run's; leave it out",
+        "--prompt=a": "--prompt: a --branch uses its run's",
     }
     results = run_all([[f"--branch={folder / '000'}", "--step=0", flag] for flag in [*nonsense, "interrupted"]])
     for words, (status, out, err) in zip(nonsense.values(), results):
         assert (status, out, err.count("\n")) == (2, "", 1) and words in err
-    words = "sample: stopped; of the branch nothing is kept, the same command begins it again\n"
+    words = "sample: stopped; nothing of the branch is kept, the same command starts it again\n"
     assert results[-1] == [75, "", words]
     assert trajectories(folder) == ["000", "000-1", "001"]
 
@@ -310,7 +310,7 @@ def test_every_way_to_a_picture(ways, way):
 
 def test_a_run_of_a_strategy_with_a_list_goes_on(ways):
     status, out, _ = ways[0]["again"]
-    assert status == 0 and "trajectories 0, images 0, " in out and "; 1 were there" in out
+    assert status == 0 and "trajectories 0, images 0, " in out and "; 1 existed" in out
 
 
 def start_two(*flags):
@@ -386,7 +386,7 @@ def test_sigterm_ends_all_processes(flags, tmp_path):
     for process in both:
         process.send_signal(signal.SIGTERM)
     for status, _, (line,) in ends(both):
-        assert status == 75 and re.fullmatch(r"sample: stopped, \d+ of 80 are missing; the same command goes on", line)
+        assert status == 75 and re.fullmatch(r"sample: stopped, \d+ of 80 are missing; the same command resumes", line)
     assert (folder / "index.html").is_file()
 
 
