@@ -123,8 +123,8 @@ def main(argv: list[str]) -> None:
     for one in lengths:
         for name in ("blockwise", "dense"):
             median = one[name]["median_s"]
-            told = f"{median:.2f} s" if median else f"not run: above --memory={FLAGS.memory}"
-            print(f"{one['tokens']:>6} tokens, {name:9}: {told}, {one[name]['bytes'] / 1e9:.2f} GB")
+            time_text = f"{median:.2f} s" if median else f"not run: above --memory={FLAGS.memory}"
+            print(f"{one['tokens']:>6} tokens, {name:9}: {time_text}, {one[name]['bytes'] / 1e9:.2f} GB")
     result = {
         "heads": FLAGS.heads,
         "kv_heads": FLAGS.kv_heads,

@@ -43,11 +43,11 @@ ROWS = {
 
 def define_flags() -> None:
     """Define the flags of this benchmark."""
-    flags.DEFINE_string("run", None, "the workdir of the training run, whose metrics tell the images of a step")
+    flags.DEFINE_string("run", None, "the workdir of the training run, whose metrics have the images of a step")
     flags.DEFINE_multi_string("checkpoint", None, "STEP=FOLDER of an exported checkpoint (repeat it)", required=True)
-    flags.DEFINE_float("images_per_step", None, "noised images of a step, if not as the run tells", lower_bound=0.0)
+    flags.DEFINE_float("images_per_step", None, "noised images of a step; default: from the metrics", lower_bound=0.0)
     flags.DEFINE_integer("count", 60, "prompts of a row", lower_bound=1)
-    flags.DEFINE_integer("batch", 8, "draws that are sampled together", lower_bound=1)
+    flags.DEFINE_integer("batch", 8, "draws that are sampled at once", lower_bound=1)
     flags.DEFINE_multi_string("setting", [], "NAME=VALUE of the sampler, as of launch/evaluate.py (repeat it)")
     flags.DEFINE_string("output", "out/base_curve", "folder of the draws, one below it for each step")
 
@@ -70,10 +70,10 @@ def count_images_per_step(workdir: str | None, given: float | None) -> float:
     if workdir is None:
         raise EvaluationError("--run: name the run's workdir, or --images_per_step")
     rows = read_run_log(pathlib.Path(workdir)).metrics.rows
-    told = [r["images_per_second"] * r["step_seconds"] for r in rows if {"images_per_second", "step_seconds"} <= {*r}]
-    if not told:
-        raise EvaluationError(f"--run={workdir}: its metrics tell no images_per_second; name --images_per_step")
-    return float(np.mean(told))
+    images = [r["images_per_second"] * r["step_seconds"] for r in rows if {"images_per_second", "step_seconds"} <= {*r}]
+    if not images:
+        raise EvaluationError(f"--run={workdir}: its metrics have no images_per_second; pass --images_per_step")
+    return float(np.mean(images))
 
 
 def compute_scores(outcomes: Sequence[AbilityOutcome]) -> dict[str, dict[str, Any]]:
@@ -118,7 +118,7 @@ def measure(step: int, path: str, every: Sequence[AbilityDraw], values: Mapping[
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]}")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
+    logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     keep_compiled()
     try:
         checkpoints, images = (
@@ -134,8 +134,8 @@ def main(argv: list[str]) -> None:
         print(f"base_curve: {fault}", file=sys.stderr)
         sys.exit(2)
     settings = {mode: one.flat() for mode, one in read_ability_settings(values).items()}
-    told = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "count": FLAGS.count, "settings": settings}
-    print(write_json("base_curve", {**told, "images_per_step": images, "checkpoints": points}))
+    facts = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "count": FLAGS.count, "settings": settings}
+    print(write_json("base_curve", {**facts, "images_per_step": images, "checkpoints": points}))
     with new_file(PLOT) as partial:
         plot_scores(points).savefig(partial, dpi=100, format="png")
     print(PLOT)

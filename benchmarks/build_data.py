@@ -87,11 +87,11 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:
         print(f"build_data: {fault}", file=sys.stderr)
         sys.exit(2)
-    for subset, told in result["subsets"].items():
-        share = 1 - told["making_s"] / told["whole_s"]
+    for subset, facts in result["subsets"].items():
+        share = 1 - facts["making_s"] / facts["whole_s"]
         print(
-            f"{subset:<10} {told['samples_per_second']:6.1f} samples/s a core, "
-            f"{told['pictures'] / told['samples']:.2f} pictures each, latents and files {share:.0%} of the time"
+            f"{subset:<10} {facts['samples_per_second']:6.1f} samples/s a core, "
+            f"{facts['pictures'] / facts['samples']:.2f} pictures each, latents and files {share:.0%} of the time"
         )
     print(
         f"--scale={result['scale']}: {sum(result['samples'].values()):,} samples, about "

@@ -6,10 +6,10 @@ import pathlib
 import msgspec
 import pytest
 
-from benchmarks import miniature_tables
-from benchmarks.miniature import LIMITS, make_evaluations, make_rows, measure
-from benchmarks.miniature_plots import PLOTS
-from benchmarks.miniature_results import Row, collect, group_by_objects, read_row_evaluation
+from benchmarks.miniature import tables as miniature_tables
+from benchmarks.miniature.plots import PLOTS
+from benchmarks.miniature.results import Row, collect, group_by_objects, read_row_evaluation
+from benchmarks.miniature.run import LIMITS, make_evaluations, make_rows, measure
 from pdgen.evaluate import shapes
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import parse_assignments, read_recipe

@@ -173,7 +173,7 @@ def test_wise_with_nothing_in_common_is_one_line(tmp_path):
         make_comparison_tables(read_evaluations(other))
 
 
-def test_other_judges_are_told(tmp_path):
+def test_different_judges_are_reported(tmp_path):
     grades = dict.fromkeys(CATEGORIES, 1)
     other = JUDGE | {"model": "qwen"}
     both = JUDGE | {"rules": {"graded": "aaaaaaaa", "binary": "bbbbbbbb"}}

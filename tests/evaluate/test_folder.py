@@ -1,4 +1,4 @@
-"""Folders of images: what is missing, misnumbered or of another list is named; making them goes on where it was."""
+"""Folders of images: what is missing, misnumbered or of another list is named; generation resumes."""
 
 import json
 import pathlib
@@ -89,7 +89,7 @@ def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
 
 
 def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
-    """The trajectory stands; the same image is made again."""
+    """The trajectory is kept, and the same image is made again."""
 
     def sketched(prompts, seeds):
         stages = [ImageStage("sketch", "01_sketch.png", 64, 64)]

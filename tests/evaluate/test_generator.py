@@ -1,4 +1,4 @@
-"""What makes images: settings by name, and a strategy run on a sampler that stands in for a checkpoint's."""
+"""Image generators: settings by name, and a strategy on a fake sampler."""
 
 import json
 import pathlib
@@ -68,7 +68,7 @@ def test_impossible_settings_are_named(key, value, words):
 
 
 def test_what_decides_no_image_is_no_fact(checkpoint, tmp_path):
-    """Where the checkpoint lies, and how many images are made together: a run may go on with fewer."""
+    """Where the checkpoint lies, and the batch size: a run may resume with a smaller one."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(checkpoint, moved)
     facts = [

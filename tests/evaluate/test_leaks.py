@@ -1,4 +1,4 @@
-"""Training sets compared with a benchmark's prompts, and how it is told."""
+"""Training sets compared with a benchmark's prompts, and the report."""
 
 import json
 

@@ -12,7 +12,7 @@ TWO_RUNS = Table(
 )
 
 
-def test_an_interval_stands_beside_its_value_also_of_a_run_named_low():
+def test_an_interval_is_folded_into_its_value_even_for_a_run_named_low():
     columns, rows = fold_intervals(TWO_RUNS, str)
     assert columns == ["score", "low", "other", "prompts"]
     assert rows == [

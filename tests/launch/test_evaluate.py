@@ -235,7 +235,7 @@ def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
     server.script.clear()
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    # The price stands before the answers; what was answered before the fault is not asked again.
+    # The price is printed before the answers. Answers from before the fault are not requested again.
     assert done.stdout.index("(estimates)") < done.stdout.index("category")
     assert len({json.dumps(body["messages"]) for body in server.bodies}) == 6
     assert "A: original" in done.stdout and "No total: 997 ids have no score: 4-1000." in done.stdout
@@ -275,7 +275,7 @@ def test_runs_are_compared(tmp_path):
 
 
 def test_runs_of_one_name_and_other_detectors(tmp_path):
-    """As every run of an ablation is named; what differs in the judging stands at the head."""
+    """As every run of an ablation is named; differences in the judging are at the head."""
     one = geneval_run(tmp_path / "plain" / "scores", {"colors": [1, 0, 0, 0]}, costs=98)
     two = geneval_run(tmp_path / "rewritten" / "scores", {"colors": [1, 1, 1, 0]}, costs=131, detector="mask2former")
     done = compare_runs(one, two, f"--output={tmp_path / 'both'}")

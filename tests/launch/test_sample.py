@@ -1,4 +1,4 @@
-"""The sampler's command line: runs that go on, branches, processes, and one line for every fault."""
+"""The sampler's command line: resumed runs, branches, processes, and one line for every fault."""
 
 import json
 import os
@@ -213,7 +213,7 @@ def test_a_damaged_trajectory_is_named_before_anything_is_drawn(output, flags, t
     assert content(folder) == before
 
 
-def test_a_branch_stands_beside_its_parent(checkpoint, output, tmp_path):
+def test_a_branch_is_saved_beside_its_parent(checkpoint, output, tmp_path):
     folder, _ = output
     before = content(folder / "000")
     plan = "<ins>Draw a star.</ins> <des>A star.</des>"

@@ -145,7 +145,7 @@ def test_a_rewritten_plan_is_the_same_step():
     assert found.lost_at is None
 
 
-def test_words_that_nobody_understands_are_left_open():
+def test_unreadable_plans_have_unknown_verdicts():
     found = facts(ODD, ONE, AGREES)
     assert (found.steps[0].planned, found.steps[0].shown, found.steps[0].kept) == (None, None, None)
     assert found.inspections[0].fault is None
@@ -165,7 +165,7 @@ def test_what_an_unreadable_plan_leaves_open_of_a_refinement():
 def test_an_unreadable_plan_is_not_blamed():
     made = [facts(ODD, WRONG), facts(FIRST, ONE, AGREES, ODD, WRONG), facts(ODD, ONE, AGREES, SECOND, WRONG)]
     assert [one.lost_at for one in made] == [(0, "unknown"), (1, "unknown"), (0, "unknown")]
-    # Whether the second plan agrees with one that cannot be read nobody knows; that its picture is wrong is known.
+    # Whether the second plan agrees with an unreadable one is unknown. Its picture is known to be wrong.
     assert (made[2].steps[1].planned, made[2].steps[1].shown, made[2].steps[1].kept) == (None, False, None)
     assert values(made[2], "steps kept", "pictures as planned") == [[], [0.0]]
     assert facts(ODD, BOTH).lost_at is None

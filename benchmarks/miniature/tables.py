@@ -1,9 +1,9 @@
-"""The tables of ``docs/miniature.md``, from the numbers of ``benchmarks.miniature_results.collect``."""
+"""The tables of ``docs/miniature.md``, from the numbers of ``benchmarks.miniature.results.collect``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.miniature_results import COSTS, Numbers
+from benchmarks.miniature.results import COSTS, Numbers
 from pdgen.evaluate import published
 from pdgen.evaluate.process.tables import MEASURES
 from pdgen.evaluate.tables import Cell, Table, format_markdown

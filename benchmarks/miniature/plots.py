@@ -1,4 +1,4 @@
-"""The plots of ``docs/miniature.md``, from the numbers of ``benchmarks.miniature_results.collect``."""
+"""The plots of ``docs/miniature.md``, from the numbers of ``benchmarks.miniature.results.collect``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.miniature_results import Numbers
+from benchmarks.miniature.results import Numbers
 from pdgen.train.monitor.curves import COLOURS, number
 
 MARKERS = "os^vDPX*h<>"

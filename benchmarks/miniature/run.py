@@ -18,20 +18,20 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from benchmarks.miniature_plots import PLOTS
-from benchmarks.miniature_results import Numbers, Row, collect, read_row_evaluation
-from benchmarks.miniature_tables import format_tables
+from benchmarks.miniature.plots import PLOTS
+from benchmarks.miniature.results import Numbers, Row, collect, read_row_evaluation
+from benchmarks.miniature.tables import format_tables
 from benchmarks.result import RESULTS, get_cpu_name, get_versions, write_json
-from pdgen.cli import fail, parse
+from pdgen.cli import fail
 from pdgen.evaluate import published
 from pdgen.files import new_file
 from pdgen.train.release.stages import Stage, run
 
 FLAGS = flags.FLAGS
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # Contexts have room for the longest trajectory that these allow, so the sampler's own limits, 512 and 256, cost more.
 # Of 9,332 training trajectories no prompt has more than 86 tokens and no plan more than 114; 106 plans exceed 96.
 LIMITS = ("max_prompt_tokens=96", "text.max_tokens=128")
@@ -152,17 +152,12 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
     command = shlex.join(["python", "-m", "benchmarks.miniature", *sys.argv[1:]])
-    told = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "command": command, "samples": FLAGS.samples}
+    facts = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "command": command, "samples": FLAGS.samples}
     print(format_tables(found))
     results, docs = (RESULTS, ROOT / "docs") if FLAGS.count is None else (output, output)
-    print(write_json("miniature", {**told, "rows": found}, results))
+    print(write_json("miniature", {**facts, "rows": found}, results))
     for name, plot in PLOTS.items():
         path = docs / f"miniature_{name}.png"
         with new_file(path) as partial:
             plot(found).savefig(partial, dpi=100, format="png")
         print(path)
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=parse)
