@@ -69,17 +69,10 @@ json.dump(results, sys.stdout)
 
 def run_all(commands):
     """(status, stdout, stderr) of each list of arguments; "interrupted" among them is a Ctrl-C while it samples."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps([[*map(str, arguments)] for arguments in commands]),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-    )
-    return json.loads(done.stdout)
+    command, environment = [sys.executable, "-c", DRIVER], {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    options = {"cwd": ROOT, "env": os.environ | environment, "text": True, "stdout": subprocess.PIPE, "check": True}
+    lines = json.dumps([[*map(str, arguments)] for arguments in commands])
+    return json.loads(subprocess.run(command, input=lines, timeout=300, **options).stdout)
 
 
 def content(folder):
@@ -127,12 +120,12 @@ def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
         made = {*files, "trajectory.json", "strip.png", "strokes.webp"}
         assert {path.name for path in (folder / name).iterdir()} == made
         assert all(f'src="{name}/{file}"' in page for file in files)
-        told = [line for line in lines if line.startswith(f"seed {3 + number}: ")]
-        assert len(told) == len(trajectory.stages)
+        logged = [line for line in lines if line.startswith(f"seed {3 + number}: ")]
+        assert len(logged) == len(trajectory.stages)
     assert lines[-1].startswith(f"{folder}/index.html: trajectories 2, images 2, sampling ")
 
 
-def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags, tmp_path):
+def test_a_run_resumes_and_gives_the_same(output, flags, tmp_path):
     first, _ = output
     folder = tmp_path / "run"
     prompts = tmp_path / "prompts.jsonl"
