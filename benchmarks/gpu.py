@@ -131,8 +131,8 @@ def measure_step(sizes: Sizes, layers: int, pack: Pack) -> dict[str, float]:
 
         jax.block_until_ready(run())
         seconds = measure_median(run, sizes.rounds)
-    held = stats.argument_size_in_bytes + stats.temp_size_in_bytes
-    return {"layers": layers, "seconds": seconds, "bytes": held}
+    peak_bytes = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+    return {"layers": layers, "seconds": seconds, "bytes": peak_bytes}
 
 
 def measure_train(sizes: Sizes) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def measure_context(config: ModelConfig) -> dict[str, Any]:
             one.step()
         return [getattr(stage, "text", stage.stage) for stage in one.trajectory(0).stages]
 
-    def anew() -> list[str]:
+    def prefill_again() -> list[str]:
         now = start
         while now.stop_reason is None:
             one = sampler.batch([now], how)
@@ -233,9 +233,9 @@ def measure_context(config: ModelConfig) -> dict[str, Any]:
         return [getattr(stage, "text", stage.stage) for stage in now.stages]
 
     stages = growing()
-    if stages != anew():
+    if stages != prefill_again():
         raise RuntimeError("the trajectories differ, so the two times are not comparable")
-    seconds = time_alternately({"growing": growing, "anew": anew})
+    seconds = time_alternately({"growing": growing, "anew": prefill_again})
     return {"segments": len(stages), "seconds": seconds, "speedup": compute_ratio(seconds, "anew", "growing")}
 
 

@@ -51,7 +51,7 @@ flags.DEFINE_integer("devices", 0, "devices that pdgen makes of them, a pack eac
 flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
 flags.DEFINE_enum("remat", "dots", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
 flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
-flags.DEFINE_string("config", None, "measure the steps of this run in place of a single pack beside PyTorch")
+flags.DEFINE_string("config", None, "measure this run's steps instead of a single pack against PyTorch")
 flags.DEFINE_string("data", None, "data set of that run")
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 

@@ -191,8 +191,8 @@ def import_records() -> None:
         records_per_file=RECORDS_PER_FILE.value,
         overwrite=OVERWRITE.value,
     )
-    for held in dataset.facts["skipped"].values():
-        print(f"skipped {held['samples']}: {held['first'][0]}")
+    for skipped in dataset.facts["skipped"].values():
+        print(f"skipped {skipped['samples']}: {skipped['first'][0]}")
     total = sum(tally.skipped.values())
     print(f"{folder}: {dataset.records} records in {len(dataset.files)} files, {total} skipped")
 

@@ -154,8 +154,8 @@ def convert_value(label: str, value: Any, kind: Any) -> Any:
 def read_flag_fields(kind: Any) -> dict[str, Any]:
     """Return the fields of a settings class that flags give. Raises ValueError for a value that does not fit."""
     fields = [field for field in dataclasses.fields(kind) if field.name in flags.FLAGS]
-    held = [(field, flags.FLAGS[field.name]) for field in fields if field.name not in (IMAGE.name, REFINE.name)]
-    return {field.name: convert_value(f.serialize(), f.value, field.type) for field, f in held if f.value is not None}
+    given = [(field, flags.FLAGS[field.name]) for field in fields if field.name not in (IMAGE.name, REFINE.name)]
+    return {field.name: convert_value(f.serialize(), f.value, field.type) for field, f in given if f.value is not None}
 
 
 def parse_pairs(flag: flags.FlagHolder, kind: Any) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def read_strategy() -> tuple[str, dict[str, Any]]:
             raise ValueError("--option and --advisers are for a --strategy; name one")
         return "", {}
     if IMAGE.value:
-        raise ValueError("--image: strategies draw from the prompt alone; leave --strategy out")
+        raise ValueError("--image: strategies use only the prompt; leave --strategy out")
     options = parse_pairs(OPTION, strategies.STRATEGIES[STRATEGY.value])
     return STRATEGY.value, dataclasses.asdict(strategies.make_strategy(STRATEGY.value, **options))
 
@@ -362,8 +362,8 @@ def sample() -> str:
                 gallery.update()
         except KeyboardInterrupt:
             left = len({job.name for job in jobs} - set(trajectories(folder)))
-            anew = " without --overwrite" * (OVERWRITE.value and left < len(jobs))
-            raise Stopped(f"stopped, {left} of {len(jobs)} are missing; the same command{anew} resumes") from None
+            hint = " without --overwrite" * (OVERWRITE.value and left < len(jobs))
+            raise Stopped(f"stopped, {left} of {len(jobs)} are missing; the same command{hint} resumes") from None
     existing = len(share.starts) - new
     return (
         f"{folder / PAGE}: trajectories {new}, images {images}, sampling {watch.seconds:.1f} s, compiling "

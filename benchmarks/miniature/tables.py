@@ -44,7 +44,7 @@ def make_strategy_table(rows: Numbers) -> Table:
         "images are those of the trajectory. Score: the mean of the tasks. Intervals: 95 %, bootstrap over prompts and "
         "training seeds, differences on the same prompts and seeds; the base was trained once, so its rows' are over "
         f'prompts alone. "{more.capitalize()}": than {first}. Planner, inspector and verifier from outside are the '
-        "exact ones of shapes world, which do not err. Paper: GenEval with BAGEL-7B, comparable in direction alone.",
+        "exact ones of shapes world, which do not err. Paper: GenEval with BAGEL-7B, comparable only in direction.",
     )
 
 
@@ -101,7 +101,7 @@ def make_process_table(rows: Numbers) -> Table:
         ("measure", *_add_bounds(row["says"] for row in ways)),
         lines,
         "Means over all trajectories, judged by the exact judge of shapes world. Precision: share of `<refine>` where "
-        "the judge sees a fault; recall: share of the judge's faults with `<refine>`.",
+        "the judge finds a fault; recall: share of the judge's faults with `<refine>`.",
     )
 
 

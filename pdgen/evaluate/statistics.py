@@ -94,7 +94,7 @@ def _compute_interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float
 
 
 def estimate_pooled(runs: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate:
-    """Compute the mean of all values, of which each prompt may have another number (a ratio of sums).
+    """Compute the mean of all values, where prompts may have different numbers of values (a ratio of sums).
 
     Args:
       runs: By training seed and prompt its values, with the same prompts in all runs. A prompt may have no value in

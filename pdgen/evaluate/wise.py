@@ -209,7 +209,7 @@ def read_wise_prompts(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
 
 
 def digest_prompts(prompts: Sequence[WisePrompt]) -> str:
-    """Return the SHA-256 (hexadecimal) of the ids, texts and explanations, whatever their order."""
+    """Return the SHA-256 (hexadecimal) of the ids, texts and explanations, independent of their order."""
     contents = sorted((p.prompt_id, p.text, p.explanation) for p in prompts)
     return sha256(json.dumps(contents).encode())
 

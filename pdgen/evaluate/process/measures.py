@@ -265,11 +265,11 @@ def _query(ask: Callable[..., _Answer], *about: object) -> _Answer | None:
 
 def _make_step(images: Sequence[_DrawnImage], judged: _ImageJudgement, untouched: UntouchedCheck) -> ProcessStep:
     last, before = images[-1], images[-1].previous
-    alone, changed = None, None
+    unchanged, changed = None, None
     if before is not None and before.shape == last.picture.shape:
-        alone = untouched(last.plans[-1], before, last.picture)
+        unchanged = untouched(last.plans[-1], before, last.picture)
         changed = float(changed_pixels(before, last.picture).mean())
-    return ProcessStep([one.stage for one in images], *judged, alone, changed)
+    return ProcessStep([one.stage for one in images], *judged, unchanged, changed)
 
 
 def _judge_inspections(trajectory: Trajectory, judged: Mapping[int, _ImageJudgement]) -> Iterator[Inspection]:
