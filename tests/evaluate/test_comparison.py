@@ -117,7 +117,7 @@ def test_few_prompts_and_intervals_without_width_claim_nothing(tmp_path):
     note = make_comparison_tables(many)[1].note
     assert "at least 10 prompts, and both its ends" in note and "hardly change the difference" in note
     # One task and the total; of 95 % intervals, one in twenty.
-    assert "Differences compared: 2, none corrected for their number; about one interval in 20 leaves out" in note
+    assert "Differences compared: 2, not corrected for multiple comparisons; about one interval in 20 misses" in note
 
 
 def test_wise_scorings(tmp_path):
