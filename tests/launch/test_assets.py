@@ -88,7 +88,7 @@ def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
     folder, output, _, done = shipped
     assert done.returncode == 0, done.stderr[-3000:]
     workdir = output / "base" / "run"
-    assert done.stdout.splitlines()[-1] == f"{folder}: holds the ema weights of {workdir}"
+    assert done.stdout.splitlines()[-1] == f"{folder}: has the ema weights of {workdir}"
     before, after = all_bytes(shapes_folder(BASE)), all_bytes(folder)
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"ema.safetensors"}

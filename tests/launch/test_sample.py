@@ -419,11 +419,11 @@ FAULTS = {
     "--prompt=a --interval=low,1": "--interval=low,1: Expected `float`, got `str` - at `$[0]`",
     "--prompt=a --strategy=parm --option=judged=half": "--option=judged=half: Expected `float`, got `str` - at `$[0]`",
     "--prompt=a --strategy=parm --option=judged=1": "judged=(1.0,): must ascend within (0, 1)",
-    "--prompt=a --step=0": "--step: is for a --branch",
-    "--prompt=a --plan=<ins>a</ins> <des>b</des>": "--plan: is for a --branch",
-    "--prompt=a --critique=It fits.": "--critique: is for a --branch",
-    "--prompt=a --draft=a.png": "--draft: is for a --branch",
-    "--branch=nowhere/000 --step=0": "--output: a --branch has its run's; leave it out",
+    "--prompt=a --step=0": "--step: is only for a --branch",
+    "--prompt=a --plan=<ins>a</ins> <des>b</des>": "--plan: is only for a --branch",
+    "--prompt=a --critique=It fits.": "--critique: is only for a --branch",
+    "--prompt=a --draft=a.png": "--draft: is only for a --branch",
+    "--branch=nowhere/000 --step=0": "--output: a --branch uses its run's; leave it out",
     "--prompt=a stray": "stray is no flag",
 }
 
