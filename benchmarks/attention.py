@@ -1,10 +1,10 @@
-"""Attention over a pack of trajectories, forward and backward: blockwise beside dense, at several lengths.
+"""Attention over a pack of trajectories, forward and backward: blockwise against dense, at several lengths.
 
     python -m benchmarks.attention --tokens=4096,16384 --heads=4 --kv_heads=1 --json
 
-Intervals are those of packs with the paper's proportions. Both are timed in turns in this process, with the memory
-that the compiler reserves for each. The dense mask is quadratic: where it needs more than ``--memory`` it is compiled
-and not run. The defaults are the 7B model's heads; on two cores take fewer.
+Intervals are those of packs with the paper's proportions. Both are timed alternately in this process, with the memory
+that the compiler reserves for each. The dense mask is quadratic: if it needs more than ``--memory`` it is compiled and
+not run. The default heads are the 7B model's; use fewer on two cores.
 """
 
 import os
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from tqdm import tqdm
 
-from benchmarks.process_pack import process_pack
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.process_pack import make_process_pack
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.config import get_preset
 from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense
 
@@ -29,7 +29,7 @@ SIDE = 256  # pixels of a picture: its three copies are 1,881 tokens
 
 
 def define_flags() -> None:
-    """The command line of this benchmark alone."""
+    """Define the flags of this benchmark."""
     flags.DEFINE_list("tokens", ["4096", "16384"], "sequence lengths")
     flags.DEFINE_integer("heads", 28, "query heads", lower_bound=1)
     flags.DEFINE_integer("kv_heads", 4, "key and value heads", lower_bound=1)
@@ -41,21 +41,22 @@ def define_flags() -> None:
     flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
 
-def pack_intervals(tokens: int, side: int, model: str = "bagel_7b") -> Intervals:
-    """[1, S] intervals of a pack of at most ``tokens`` with pictures of ``side`` pixels."""
-    pack = process_pack(get_preset(model), side, tokens)[0]
+def make_pack_intervals(tokens: int, side: int, model: str = "bagel_7b") -> Intervals:
+    """Return the [1, S] intervals of a pack of at most ``tokens`` with pictures of ``side`` pixels."""
+    pack = make_process_pack(get_preset(model), side, tokens)[0]
     return Intervals(*(jnp.asarray(x)[None] for x in (pack.k_start, pack.k_end, pack.q_start, pack.q_end)))
 
 
-def compiled_gradients(
+def compile_gradients(
     intervals: Intervals, heads: tuple[int, int, int], dtype: str, tile: Tile | None
 ) -> tuple[Callable[[], float], dict[str, float]]:
-    """Attention and its gradients as a call that returns its seconds; and compile seconds and bytes reserved.
+    """Compile attention and its gradients; return a timed call, and compile seconds and bytes reserved.
 
     Args:
-      intervals: of one pack.
-      heads: query heads, key and value heads, size of a head.
-      tile: None: the dense mask.
+      intervals: The intervals of one pack.
+      heads: Query heads, key and value heads, size of a head.
+      dtype: The dtype of queries, keys and values.
+      tile: The tile; None for the dense mask.
     """
     H, K, size = heads
     length = intervals.k_start.shape[1]
@@ -89,12 +90,12 @@ def compiled_gradients(
 
 
 def measure(tokens: int) -> dict[str, Any]:
-    """Both at one length. ``median_s`` of the dense one is None where it needs more than ``--memory``."""
-    intervals = pack_intervals(tokens, SIDE)
+    """Measure both at one length. ``median_s`` of the dense one is None if it needs more than ``--memory``."""
+    intervals = make_pack_intervals(tokens, SIDE)
     heads, tiles = (FLAGS.heads, FLAGS.kv_heads, FLAGS.size), {"blockwise": Tile(FLAGS.tile, FLAGS.tile), "dense": None}
     runs, result = {}, {"tokens": tokens, "slots": intervals.k_start.shape[1]}
     for name, tile in tiles.items():
-        runs[name], result[name] = compiled_gradients(intervals, heads, FLAGS.dtype, tile)
+        runs[name], result[name] = compile_gradients(intervals, heads, FLAGS.dtype, tile)
         if result[name]["bytes"] > 1e9 * FLAGS.memory:
             runs.pop(name)
     seconds = {name: [] for name in runs}
@@ -122,8 +123,8 @@ def main(argv: list[str]) -> None:
     for one in lengths:
         for name in ("blockwise", "dense"):
             median = one[name]["median_s"]
-            told = f"{median:.2f} s" if median else f"not run: above --memory={FLAGS.memory}"
-            print(f"{one['tokens']:>6} tokens, {name:9}: {told}, {one[name]['bytes'] / 1e9:.2f} GB")
+            time_text = f"{median:.2f} s" if median else f"not run: above --memory={FLAGS.memory}"
+            print(f"{one['tokens']:>6} tokens, {name:9}: {time_text}, {one[name]['bytes'] / 1e9:.2f} GB")
     result = {
         "heads": FLAGS.heads,
         "kv_heads": FLAGS.kv_heads,
@@ -133,8 +134,8 @@ def main(argv: list[str]) -> None:
         "side": SIDE,
         "lengths": lengths,
         "device": jax.devices()[0].device_kind,
-        "cpu": cpu_name(),
-        "versions": versions("jax"),
+        "cpu": get_cpu_name(),
+        "versions": get_versions("jax"),
         "load": os.getloadavg()[0],
     }
     if FLAGS.json:

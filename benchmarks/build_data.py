@@ -2,9 +2,9 @@
 
     python -m benchmarks.build_data --samples=200 --json
 
-Each subset is built in one process with one thread at the mix of ``configs/data_shapes.py``: graphs, words, layouts,
-pictures, the exact judge, latents, and the files of a shard. Loading and compiling are not timed. The whole build is
-then estimated for a machine's cores, on which shards are made independently of each other.
+Each subset is built in one process with one thread at the mix of ``configs/data_shapes.py``: graphs, texts, layouts,
+pictures, the exact judge, latents, and the files of a shard. Loading and compiling are not timed. The time of the whole
+build is estimated for a machine's cores, which make shards independently.
 """
 
 import os
@@ -21,7 +21,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.synthesis import shards
 from pdgen.synthesis.build import REPORT, STATE, Shard, build_shard
 from pdgen.synthesis.settings import SUBSETS, DatasetSettings, scale_settings
@@ -34,8 +34,8 @@ flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/"
 SCALE, CORES = 0.1, 2  # of the build that is estimated
 
 
-def timed(settings: DatasetSettings, subset: str, count: int, folder: pathlib.Path) -> dict[str, float]:
-    """Samples, and processor seconds for making and judging them and for whole shards with latents and files."""
+def time_subset(settings: DatasetSettings, subset: str, count: int, folder: pathlib.Path) -> dict[str, float]:
+    """Measure processor seconds of making and judging samples, and of whole shards with latents and files."""
     teachers = shards.make_teachers(settings)
     start = time.process_time()
     samples = make_samples(settings, teachers, subset, range(count))
@@ -55,9 +55,9 @@ def timed(settings: DatasetSettings, subset: str, count: int, folder: pathlib.Pa
 
 
 def measure(count: int) -> dict[str, Any]:
-    """Times every subset. Returns every number that is printed."""
+    """Time every subset and return every printed number."""
     settings = DatasetSettings()
-    counts = {subset: scale_settings(settings, SCALE).count_samples(subset)[0] for subset in SUBSETS}
+    counts = {subset: scale_settings(settings, SCALE).counts(subset)[0] for subset in SUBSETS}
     wanted = {subset: count for subset, count in counts.items() if count}
     shards.make_shard_maker(settings)(Shard("multi_turn", 0, 0, 8))  # loads and compiles
     subsets = {}
@@ -66,7 +66,7 @@ def measure(count: int) -> dict[str, Any]:
         for part in (REPORT, STATE):
             (folder / part).mkdir()
         for subset in tqdm(wanted, unit=" subsets", leave=False):
-            subsets[subset] = timed(settings, subset, count, folder)
+            subsets[subset] = time_subset(settings, subset, count, folder)
     seconds = sum(wanted[subset] / subsets[subset]["samples_per_second"] for subset in wanted)
     return {
         "subsets": subsets,
@@ -74,8 +74,8 @@ def measure(count: int) -> dict[str, Any]:
         "cores": CORES,
         "samples": wanted,
         "minutes": seconds / CORES / 60,
-        "versions": versions("jax", "numpy", "pillow"),
-        "cpu": cpu_name(),
+        "versions": get_versions("jax", "numpy", "pillow"),
+        "cpu": get_cpu_name(),
     }
 
 
@@ -87,11 +87,11 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:
         print(f"build_data: {fault}", file=sys.stderr)
         sys.exit(2)
-    for subset, told in result["subsets"].items():
-        share = 1 - told["making_s"] / told["whole_s"]
+    for subset, facts in result["subsets"].items():
+        share = 1 - facts["making_s"] / facts["whole_s"]
         print(
-            f"{subset:<10} {told['samples_per_second']:6.1f} samples/s a core, "
-            f"{told['pictures'] / told['samples']:.2f} pictures each, latents and files {share:.0%} of the time"
+            f"{subset:<10} {facts['samples_per_second']:6.1f} samples/s a core, "
+            f"{facts['pictures'] / facts['samples']:.2f} pictures each, latents and files {share:.0%} of the time"
         )
     print(
         f"--scale={result['scale']}: {sum(result['samples'].values()):,} samples, about "

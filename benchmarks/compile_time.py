@@ -1,4 +1,4 @@
-"""Seconds to trace and compile the training step: the layers are scanned, so 28 take what 4 take.
+"""Seconds to trace and compile the training step. The layers are scanned, so 28 take as long as 4.
 
     python -m benchmarks.compile_time --layers=4,28 --json
 
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.sequence.layout import Budgets
 from pdgen.sharding import make_mesh
@@ -31,7 +31,7 @@ STREAMS = Budgets(text=512, vit=256, vae=1280)  # one seventh ViT and two thirds
 
 
 def measure(model: ModelConfig, layers: int) -> dict[str, Any]:
-    """Seconds of both stages for a model of so many layers."""
+    """Return the seconds of tracing and compiling for a model of so many layers."""
     model = dataclasses.replace(model, language=dataclasses.replace(model.language, num_layers=layers))
     optimizer = OptimizerConfig(ema_decay=0.9999)
     step = StepConfig(model, ComputeConfig(dtype="bfloat16", remat="full"), optimizer, num_steps=1000)
@@ -58,9 +58,9 @@ def main(argv: list[str]) -> None:
             "model": FLAGS.model,
             "tokens": FLAGS.scale * STREAMS.total,
             "rows": rows,
-            "cpu": cpu_name(),
+            "cpu": get_cpu_name(),
             "device": jax.devices()[0].device_kind,
-            "versions": versions("jax"),
+            "versions": get_versions("jax"),
             "load": os.getloadavg()[0],
         }
         print(f"wrote {write_json(f'compile_time_{FLAGS.model}', result)}")

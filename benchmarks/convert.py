@@ -1,11 +1,11 @@
-"""Converting a checkpoint of several gigabytes both ways, against copying its files, in one run.
+"""Conversion of a checkpoint of several gigabytes both ways, against copying its files.
 
 python benchmarks/convert.py --gigabytes=3
 
-Makes a BAGEL folder of random bf16 values in a temporary folder (needs five times its size for a while), then
-copies it, converts it, checks the result and converts it back, each in a process of its own, and prints seconds,
-speed and the peak of resident memory. Expected: converting takes at most twice as long as copying, and at most
-1.5 GB of memory plus twice the largest array.
+Makes a BAGEL folder of random bf16 values in a temporary folder, which needs up to five times its size. Then copies it,
+converts it, checks the result and converts it back, each in its own process, and prints seconds, speed and the peak
+resident memory. Expected: converting takes at most twice as long as copying, and at most 1.5 GB of memory plus twice
+the largest array.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 CONVERT = [sys.executable, str(pathlib.Path(__file__).parents[1] / "launch/convert.py")]
 
 
-def sizes(gigabytes: float) -> ModelConfig:
-    """A narrow BAGEL with as many layers as it takes."""
+def make_config(gigabytes: float) -> ModelConfig:
+    """Return a narrow BAGEL with as many layers as the size requires."""
     one = LanguageConfig(
         vocab_size=32_000,
         hidden_size=2048,
@@ -56,7 +56,7 @@ def sizes(gigabytes: float) -> ModelConfig:
 
 
 def make_folder(folder: pathlib.Path, config: ModelConfig) -> int:
-    """Writes the BAGEL folder; returns its bytes."""
+    """Write the BAGEL folder and return its bytes."""
     folder.mkdir()
     for name, text in make_json(config).items():
         (folder / name).write_text(text)
@@ -74,7 +74,7 @@ def make_folder(folder: pathlib.Path, config: ModelConfig) -> int:
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Runs a command; returns its seconds and its peak of resident memory in 10^9 bytes."""
+    """Run a command and return its seconds and its peak resident memory in 10^9 bytes."""
     subprocess.run(["sync"], check=True)
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -90,7 +90,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 def main(argv: list[str]) -> None:
     del argv
-    config = sizes(GIGABYTES.value)
+    config = make_config(GIGABYTES.value)
     largest = max(map(math.prod, array_shapes(config).values())) * BF16.itemsize / 1e9
     folder = pathlib.Path(tempfile.mkdtemp(dir=FOLDER.value))
     try:

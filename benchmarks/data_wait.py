@@ -1,9 +1,9 @@
-"""How long a training run waits for its data: the share of the steps' time in which no step is under way.
+"""The share of a training run's time in which no step runs because the data is not ready.
 
     python -m benchmarks.data_wait --json
 
-Builds a data set of shapes world, trains ``--config`` on it with its own loader and command line, and reads what the
-run has logged (``data_wait`` of ``metrics.jsonl``; the first logged steps, which hold compilation, do not count).
+Builds a data set of shapes world, trains ``--config`` on it with its own loader and command line, and reads the run's
+log (``data_wait`` of ``metrics.jsonl``, without the first logged steps, which include compilation).
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.train.monitor.run_log import read_run_log
 
 FLAGS = flags.FLAGS
@@ -31,19 +31,19 @@ AIM = 0.02
 LOG_EVERY = 5
 
 
-def run(script: str, *arguments: str) -> None:
-    """Runs a command line of pdgen; its words go to standard error."""
+def run_command(script: str, *arguments: str) -> None:
+    """Run a command line of pdgen. Its output goes to standard error."""
     subprocess.run([sys.executable, str(ROOT / "launch" / script), *arguments], check=True, stdout=sys.stderr, cwd=ROOT)
 
 
 def measure(folder: pathlib.Path) -> dict[str, Any]:
-    """Trains and returns every number that is printed."""
+    """Train and return every printed number."""
     data = FLAGS.data
     if data is None:
         data = str(folder / "data")
-        run("build_data.py", "--config=configs/data_shapes.py", f"--output={data}", f"--count={FLAGS.samples}")
+        run_command("build_data.py", "--config=configs/data_shapes.py", f"--output={data}", f"--count={FLAGS.samples}")
     workdir = folder / "run"
-    run(
+    run_command(
         "train.py",
         f"--config={FLAGS.config}",
         f"--workdir={workdir}",
@@ -61,8 +61,8 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
         "largest": max(waits),
         "step_s": statistics.median(row["step_seconds"] for row in rows),
         "aim": AIM,
-        "cpu": cpu_name(),
-        "versions": versions("jax", "grain"),
+        "cpu": get_cpu_name(),
+        "versions": get_versions("jax", "grain"),
         "load": os.getloadavg()[0],
     }
 

@@ -1,17 +1,17 @@
-"""The speed of the 7B model on one accelerator: training, attention, an image, text. One command, one result file.
+"""The speed of the 7B model on one accelerator: training, attention, an image, text.
 
     python -m benchmarks.gpu --json
 
 Parts (``--parts``), each at the sizes of the flags:
-  train      a whole training step at the model's width with ``--layers`` layers, as many as fit, and from these the
-             time of all layers: what lies outside of them counts once. Tokens a second, and MFU as
-             ``pdgen.train.monitor.flops`` counts it (absent for a device whose peak is not known).
+  train      a training step at the model's width with ``--layers`` layers, as many as fit, extrapolated to all layers:
+             the time outside the layers counts once. Tokens a second, and MFU as ``pdgen.train.monitor.flops`` counts
+             it (None for a device whose peak is unknown).
   attention  one layer's attention, forward and backward, over a pack of ``--tokens``
   image      one picture of ``--side`` pixels with the whole model: all steps with guidance, and the decoder; also with
              steps extrapolated by TaylorSeer
   text       tokens a second, one by one, after a context of ``--context``, and the bytes of weights that are read
 
-Weights are random, which no time depends on. Every part compiles first, then takes the median of ``--rounds``.
+Weights are random; no time depends on them. Every part compiles first, then takes the median of ``--rounds``.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding
 
-from benchmarks.attention import compiled_gradients
-from benchmarks.process_pack import process_pack
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.attention import compile_gradients
+from benchmarks.process_pack import make_process_pack
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, count_evaluations, generate_latents
 from pdgen.models import autoencoder, bagel
@@ -51,7 +51,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """The command line of this benchmark alone."""
+    """Define the flags of this benchmark."""
     flags.DEFINE_list("parts", list(PARTS), "what to measure")
     flags.DEFINE_string("model", "bagel_7b", "preset")
     flags.DEFINE_list("layers", ["4", "8"], "layers of the training steps that are timed; two numbers")
@@ -70,16 +70,19 @@ def define_flags() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the flags say.
+    """The sizes of the flags.
 
     Attributes:
-      model: the preset.
-      compute: dtypes, remat, tiles.
-      layers: of the two training steps that are timed.
-      tokens, pack_side: of the training pack: most tokens, and pixels of its pictures.
-      side, timesteps: of the picture that is drawn.
-      context, words: tokens before and of the text that is written.
-      rounds: timed runs.
+      model: The preset.
+      compute: Dtypes, remat, tiles.
+      layers: Layers of the two timed training steps.
+      tokens: The largest number of tokens of the training pack.
+      pack_side: Pixels of its pictures.
+      side: Pixels of the drawn picture.
+      timesteps: Points of its schedule.
+      context: Tokens before the generated text.
+      words: Tokens of the generated text.
+      rounds: Timed runs.
     """
 
     model: ModelConfig
@@ -94,8 +97,8 @@ class Sizes:
     rounds: int
 
 
-def median_seconds(call: Callable[[], Any], rounds: int) -> float:
-    """Median seconds of a call that has been compiled and warmed up."""
+def measure_median(call: Callable[[], Any], rounds: int) -> float:
+    """Return the median seconds of a call that is compiled and warmed up."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -104,15 +107,15 @@ def median_seconds(call: Callable[[], Any], rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def with_layers(model: ModelConfig, layers: int) -> ModelConfig:
-    """The model with another number of layers of the language model."""
+def replace_layers(model: ModelConfig, layers: int) -> ModelConfig:
+    """Return the model with another number of layers of the language model."""
     return dataclasses.replace(model, language=dataclasses.replace(model.language, num_layers=layers))
 
 
-def step_seconds(sizes: Sizes, layers: int, pack: Pack) -> dict[str, float]:
-    """One training step of a model of so many layers: seconds, and bytes that it holds at its peak."""
+def measure_step(sizes: Sizes, layers: int, pack: Pack) -> dict[str, float]:
+    """Measure one training step of a model of so many layers: seconds, and peak bytes."""
     optimizer = OptimizerConfig(schedule="constant")
-    step = StepConfig(with_layers(sizes.model, layers), sizes.compute, optimizer, num_steps=1)
+    step = StepConfig(replace_layers(sizes.model, layers), sizes.compute, optimizer, num_steps=1)
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     batch = jax.device_put(stack([pack]), NamedSharding(mesh, RULES.spec("batch")))
     with jax.set_mesh(mesh):
@@ -127,19 +130,19 @@ def step_seconds(sizes: Sizes, layers: int, pack: Pack) -> dict[str, float]:
             return metrics
 
         jax.block_until_ready(run())
-        seconds = median_seconds(run, sizes.rounds)
-    held = stats.argument_size_in_bytes + stats.temp_size_in_bytes
-    return {"layers": layers, "seconds": seconds, "bytes": held}
+        seconds = measure_median(run, sizes.rounds)
+    peak_bytes = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+    return {"layers": layers, "seconds": seconds, "bytes": peak_bytes}
 
 
-def train(sizes: Sizes) -> dict[str, Any]:
-    """Steps of both depths, and what follows for all layers: seconds grow by the same for each."""
-    pack, lengths = process_pack(sizes.model, sizes.pack_side, sizes.tokens)
-    few, many = (step_seconds(sizes, layers, pack) for layers in sizes.layers)
+def measure_train(sizes: Sizes) -> dict[str, Any]:
+    """Measure steps of both depths and extrapolate to all layers, each of which adds the same time."""
+    pack, lengths = make_process_pack(sizes.model, sizes.pack_side, sizes.tokens)
+    few, many = (measure_step(sizes, layers, pack) for layers in sizes.layers)
     each = (many["seconds"] - few["seconds"]) / (many["layers"] - few["layers"])
     whole = sizes.model.language.num_layers
     seconds = few["seconds"] + each * (whole - few["layers"])
-    flops, peak = model_flops(sizes.model, sum(lengths), sum(n * n for n in lengths)), device_peak()
+    flops, peak = model_flops(sizes.model, sum(lengths), sum(n * n for n in lengths)), get_device_peak()
     return {
         "measured": [few, many],
         "tokens": sum(lengths),
@@ -154,24 +157,24 @@ def train(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def device_peak() -> float | None:
-    """Peak of the device in FLOP/s; None where it is not known."""
+def get_device_peak() -> float | None:
+    """Return the device's peak FLOP/s, None if unknown."""
     return peak_flops(jax.devices()[0].device_kind)
 
 
-def attention(sizes: Sizes) -> dict[str, Any]:
-    """Forward and backward of one layer's attention over the training pack."""
-    pack, lengths = process_pack(sizes.model, sizes.pack_side, sizes.tokens)
+def measure_attention(sizes: Sizes) -> dict[str, Any]:
+    """Measure forward and backward of one layer's attention over the training pack."""
+    pack, lengths = make_process_pack(sizes.model, sizes.pack_side, sizes.tokens)
     intervals = Intervals(*(jnp.asarray(x)[None] for x in (pack.k_start, pack.k_end, pack.q_start, pack.q_end)))
     language = sizes.model.language
     heads = (language.num_heads, language.num_kv_heads, language.head_dim)
     tile = Tile(sizes.compute.block_q, sizes.compute.block_k)
-    run, facts = compiled_gradients(intervals, heads, sizes.compute.dtype, tile)
+    run, facts = compile_gradients(intervals, heads, sizes.compute.dtype, tile)
     return {"tokens": sum(lengths), **facts, "seconds": statistics.median(run() for _ in range(sizes.rounds))}
 
 
-def sampling_params(sizes: Sizes) -> dict[str, Any]:
-    """Random weights of model and autoencoder in the dtype of the activations."""
+def make_sampling_params(sizes: Sizes) -> dict[str, Any]:
+    """Return random weights of model and autoencoder in the dtype of the activations."""
     dtype = jnp.dtype(sizes.compute.dtype)
     config = sizes.model
     return {
@@ -181,7 +184,7 @@ def sampling_params(sizes: Sizes) -> dict[str, Any]:
 
 
 def draw_picture(denoiser: Denoiser, grid: ImageGrid, context: int, params: dict[str, Any], noise: Any) -> Any:
-    """From prompt and noise to pixels, one row."""
+    """Draw one row, from prompt and noise to pixels."""
     config, compute = denoiser.config, denoiser.compute
     cache = empty_cache(config, 1, context, jnp.dtype(compute.dtype))
     ids = jnp.ones((1, context), jnp.int32)
@@ -193,8 +196,8 @@ def draw_picture(denoiser: Denoiser, grid: ImageGrid, context: int, params: dict
     return decode(config, grid, params, latents)
 
 
-def image(sizes: Sizes, params: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a picture, every step computed and with TaylorSeer; and forward passes of each."""
+def measure_image(sizes: Sizes, params: dict[str, Any]) -> dict[str, Any]:
+    """Measure the seconds of a picture with every step computed and with TaylorSeer, and the forward passes of each."""
     config, grid = sizes.model, image_grid(sizes.model, sizes.side, sizes.side)
     noise = jax.random.normal(jax.random.key(2), (1, int(np.prod(grid.latents)), config.latent_dim))
     result = {"side": sizes.side, "timesteps": sizes.timesteps}
@@ -203,13 +206,13 @@ def image(sizes: Sizes, params: dict[str, Any]) -> dict[str, Any]:
         draw = functools.partial(draw_picture, Denoiser(config, sizes.compute, settings, (1, 2)), grid, sizes.context)
         compiled = jax.jit(draw).lower(params, noise).compile()
         jax.block_until_ready(compiled(params, noise))
-        seconds = median_seconds(functools.partial(compiled, params, noise), sizes.rounds)
+        seconds = measure_median(functools.partial(compiled, params, noise), sizes.rounds)
         result[name] = {"seconds": seconds, "forward_passes": count_evaluations(settings, False).all}
     return result
 
 
-def write_words(sizes: Sizes, params: dict[str, Any], first: jax.Array) -> jax.Array:
-    """Greedy tokens [words] after a context, one row."""
+def generate_words(sizes: Sizes, params: dict[str, Any], first: jax.Array) -> jax.Array:
+    """Generate greedy tokens [words] after a context, one row."""
     config, compute = sizes.model, sizes.compute
     cache = empty_cache(config, 1, sizes.context + sizes.words, jnp.dtype(compute.dtype))
     ids = jnp.ones((1, sizes.context), jnp.int32)
@@ -224,12 +227,12 @@ def write_words(sizes: Sizes, params: dict[str, Any], first: jax.Array) -> jax.A
     return jax.lax.scan(step, (cache, first), length=sizes.words)[1]
 
 
-def text(sizes: Sizes, params: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second of one text at a time, and bytes of weights that a token reads."""
+def measure_text(sizes: Sizes, params: dict[str, Any]) -> dict[str, float]:
+    """Measure tokens a second of one text, and return the bytes of weights that a token reads."""
     tree, first = params["model"], jnp.array(3, jnp.int32)
-    compiled = jax.jit(functools.partial(write_words, sizes)).lower(tree, first).compile()
+    compiled = jax.jit(functools.partial(generate_words, sizes)).lower(tree, first).compile()
     jax.block_until_ready(compiled(tree, first))
-    seconds = median_seconds(functools.partial(compiled, tree, first), sizes.rounds)
+    seconds = measure_median(functools.partial(compiled, tree, first), sizes.rounds)
     read = (tree["language"]["layers"]["und"], tree["language"]["head"])
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(read))
     speed = sizes.words / seconds
@@ -237,21 +240,21 @@ def text(sizes: Sizes, params: dict[str, Any]) -> dict[str, float]:
 
 
 def measure(sizes: Sizes, parts: list[str]) -> dict[str, Any]:
-    """Every part's numbers by its name."""
+    """Return every part's numbers by its name."""
     result: dict[str, Any] = {}
-    for name, part in (("train", train), ("attention", attention)):
+    for name, part in (("train", measure_train), ("attention", measure_attention)):
         if name in parts:
             result[name] = part(sizes)
     if {"image", "text"} & set(parts):
-        params = sampling_params(sizes)
-        for name, part in (("image", image), ("text", text)):
+        params = make_sampling_params(sizes)
+        for name, part in (("image", measure_image), ("text", measure_text)):
             if name in parts:
                 result[name] = part(sizes, params)
     return result
 
 
 def read_flags() -> Sizes:
-    """The sizes that the flags name. Raises ValueError for a part or layers that do not exist."""
+    """Return the sizes of the flags. Raises ValueError for an unknown part or invalid layers."""
     if unknown := set(FLAGS.parts) - set(PARTS):
         raise ValueError(f"--parts: {', '.join(sorted(unknown))} unknown; choose of {', '.join(PARTS)}")
     layers = tuple(int(n) for n in FLAGS.layers)
@@ -283,9 +286,9 @@ def main(argv: list[str]) -> None:
             "tile": FLAGS.tile,
             "device": device,
             "date": time.strftime("%Y-%m-%d"),
-            "cpu": cpu_name(),
+            "cpu": get_cpu_name(),
             "load": os.getloadavg()[0],
-            "versions": versions("jax", "jaxlib"),
+            "versions": get_versions("jax", "jaxlib"),
         }
         print(f"wrote {write_json('gpu_' + device.replace(' ', '_'), result)}")
 

@@ -1,6 +1,6 @@
 """One image from noise by pdgen and by the PyTorch reference: same weights, context, noise and settings.
 
-The context is a prompt, an image as the ViT reads it, and a plan, so that guidance has all three branches.
+The context is a prompt, an image in its ViT form, and a plan, so that guidance has all three branches.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ WORDS = 45  # of the prompt and of the plan
 TOLERANCE = 1e-3  # of the largest value; what rounding grows to over all steps stays well below
 
 
-class Case:
-    """A random model and what the image is drawn after."""
+class ScanCase:
+    """A random model and the context of the image."""
 
     def __init__(self, config: ModelConfig, settings: ImageSettings):
         rng, stride, patch = np.random.default_rng(0), config.latent_stride, config.vision.patch_size
@@ -34,8 +34,8 @@ class Case:
         self.grid = (side // stride, side // stride)
         self.noise = rng.normal(size=(self.grid[0] * self.grid[1], config.latent_dim)).astype(np.float32)
 
-    def torch(self) -> Callable[[], np.ndarray]:
-        """Draws with the reference."""
+    def build_torch(self) -> Callable[[], np.ndarray]:
+        """Return a call that draws with the reference."""
         reference = sampling.Sampler(self.model, None, self.switches)
         with torch.no_grad():
             prompt = reference.add_text(sampling.Cache(), self.prompt)
@@ -58,8 +58,8 @@ class Case:
 
         return draw
 
-    def pdgen(self, compute: ComputeConfig) -> Callable[[], np.ndarray]:
-        """Draws with the compiled scan."""
+    def build_pdgen(self, compute: ComputeConfig) -> Callable[[], np.ndarray]:
+        """Return a call that draws with the compiled scan."""
         config, switches = self.config, (self.switches.vision_start, self.switches.vision_end)
         params = jax.tree.map(jnp.asarray, cases.to_tree(config, self.model.state_dict().items()))
         prompt = self._with_text(compute, params, empty_cache(config, 1, 4 * WORDS), self.prompt)
@@ -89,14 +89,16 @@ class Case:
         return add_vit(config, compute, params, cache, image, switches, np.ones(1, bool))[0]
 
 
-def both(config: ModelConfig, settings: ImageSettings, compute: ComputeConfig) -> dict[str, Callable[[], np.ndarray]]:
-    """A call of each, checked to give the same latents.
+def make_draws(
+    config: ModelConfig, settings: ImageSettings, compute: ComputeConfig
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return a call of each, after checking that both give the same latents.
 
     Raises:
-      RuntimeError: they differ, so the two do not do the same work.
+      RuntimeError: The latents differ.
     """
-    case = Case(config, settings)
-    runs = {"pdgen": case.pdgen(compute), "torch": case.torch()}
+    case = ScanCase(config, settings)
+    runs = {"pdgen": case.build_pdgen(compute), "torch": case.build_torch()}
     ours, theirs = (run() for run in runs.values())
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
     if not error < TOLERANCE:

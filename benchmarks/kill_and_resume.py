@@ -1,12 +1,12 @@
-"""A run killed with SIGKILL at random moments and resumed each time, beside one left alone: are they the same?
+"""A run killed with SIGKILL at random times and resumed each time, compared with an uninterrupted run.
 
     python -m benchmarks.kill_and_resume --kills=20
 
-A model much smaller than nano learns from a few dozen trajectories of shapes world, with EMA, dropout, a limit on loss
-spikes and held-out losses, saving all five steps. A third of the kills fall at random into the time before the first
-step, the others at random into the steps, of which some are being saved. Exit status 0 only if parameters, optimiser
-and EMA end with the same bits, the exported checkpoints have the same digests, and metrics.jsonl and held_out.jsonl
-the same rows but for what is measured of the machine.
+A model much smaller than nano trains on a few dozen trajectories of shapes world, with EMA, dropout, a limit on loss
+spikes and held-out losses, saving every five steps. A third of the kills are at random times before the first step, the
+others at random steps, some of them during a save. The exit status is 0 only if parameters, optimizer and EMA end with
+the same bits, the exported checkpoints have the same digests, and metrics.jsonl and held_out.jsonl have the same rows
+except for measurements of the machine.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO
 from pdgen.models import bagel
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.monitor.meter import TIMING_METRICS
+from pdgen.train.monitor.meter import TIMED
 from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS
 
 FLAGS = flags.FLAGS
@@ -49,7 +49,7 @@ MODEL = dataclasses.replace(NANO, language=LANGUAGE)
 
 
 def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
-    """Writes data set, first checkpoint and config into ``folder``; returns the config's path."""
+    """Write data set, first checkpoint and config into ``folder`` and return the config's path."""
     build = [
         sys.executable,
         str(ROOT / "launch/build_data.py"),
@@ -59,7 +59,7 @@ def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
         "--stages=multi_turn",
         "--workers=1",
     ]
-    subprocess.run(build, check=True, env=environment(folder))
+    subprocess.run(build, check=True, env=make_environment(folder))
     params = jax.jit(functools.partial(bagel.init_params, MODEL))(jax.random.key(0))
     autoencoder = read_autoencoder(shapes_folder(), MODEL.autoencoder)
     write_checkpoint(
@@ -90,76 +90,76 @@ def make_inputs(folder: pathlib.Path, steps: int) -> pathlib.Path:
     return path
 
 
-def environment(folder: pathlib.Path) -> dict[str, str]:
-    """One CPU device, and all that is compiled kept: in ``folder``, or where the environment says."""
+def make_environment(folder: pathlib.Path) -> dict[str, str]:
+    """Return an environment with one CPU device and a compilation cache, by default in ``folder``."""
     kept = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return kept | os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
 
-class Life:
-    """One process of a run, from its start to its death or end."""
+class RunProcess:
+    """One process of a run, from its start to its end."""
 
     def __init__(self, config: pathlib.Path, workdir: pathlib.Path) -> None:
         self.workdir, self._began = workdir, time.monotonic()
         self._earlier = self._log()
         command = [sys.executable, str(ROOT / "launch/train.py"), f"--config={config}", f"--workdir={workdir}"]
         with workdir.with_suffix(".log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(config.parent))
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=make_environment(config.parent))
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
     def wait_for(self, step: int) -> None:
-        """Waits until this life has logged a step, or has ended."""
-        while self.process.poll() is None and (self._log() == self._earlier or step_of(self.workdir) < step):
+        """Wait until this process has logged a step, or has ended."""
+        while self.process.poll() is None and (self._log() == self._earlier or read_step(self.workdir) < step):
             time.sleep(0.005)
 
     def _log(self) -> int:
-        """Which file holds the metrics: a life that resumes begins with a shorter copy."""
+        """Return the inode of the metrics: a resuming process starts with a shorter copy in a new file."""
         path = self.workdir / METRICS
         return path.stat().st_ino if path.exists() else 0
 
     def kill(self) -> bool:
-        """SIGKILL; whether there was a process left to kill."""
+        """Send SIGKILL and return whether the process was alive."""
         alive = self.process.poll() is None
         self.process.kill()
         self.process.wait()
         return alive
 
     def end(self) -> None:
-        """Waits for the end. Raises RuntimeError if it is not a good one."""
+        """Wait for the end. Raises RuntimeError if the status is not 0."""
         if self.process.wait():
             tail = self.workdir.with_suffix(".log").read_text()[-2000:]
             raise RuntimeError(f"{self.workdir}: left with status {self.process.returncode}: {tail}")
 
 
-def rows(workdir: pathlib.Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """The whole rows of a run's metrics, or of its held-out losses."""
+def read_rows(workdir: pathlib.Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """Return the complete rows of a run's metrics, or of its held-out losses."""
     path = workdir / name
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def step_of(workdir: pathlib.Path) -> int:
-    """The last step that is logged."""
-    return max((row["step"] for row in rows(workdir)), default=0)
+def read_step(workdir: pathlib.Path) -> int:
+    """Return the last logged step."""
+    return max((row["step"] for row in read_rows(workdir)), default=0)
 
 
-def state_of(workdir: pathlib.Path) -> str:
-    """What a killed run has left, in words."""
+def describe_state(workdir: pathlib.Path) -> str:
+    """Describe what a killed run left."""
     folder = workdir / CHECKPOINTS
     saving = [path.name.partition(".")[0] for path in folder.glob("*.orbax-checkpoint-tmp*")]
     saved = ", ".join(map(str, list_steps(folder))) or "none"
-    return f"step {step_of(workdir)} logged, saved {saved}" + "".join(f", {step} half saved" for step in saving)
+    return f"step {read_step(workdir)} logged, saved {saved}" + "".join(f", {step} half saved" for step in saving)
 
 
-def killed_run(config: pathlib.Path, workdir: pathlib.Path, kills: int, steps: int, seed: int) -> int:
-    """A run with ``kills`` SIGKILLs. Returns how many there were: fewer if the run ended before."""
+def run_with_kills(config: pathlib.Path, workdir: pathlib.Path, kills: int, steps: int, seed: int) -> int:
+    """Run with ``kills`` SIGKILLs. Return how many there were, fewer if the run ended before."""
     rng, first = np.random.default_rng(seed), 5.0
     for number in range(kills):
         saved = max(list_steps(workdir / CHECKPOINTS), default=0)
-        life = Life(config, workdir)
+        life = RunProcess(config, workdir)
         if rng.random() < BEFORE:
             time.sleep(rng.uniform(0, first))
         else:
@@ -172,29 +172,28 @@ def killed_run(config: pathlib.Path, workdir: pathlib.Path, kills: int, steps: i
         seconds = life.seconds
         if not life.kill():
             return number
-        print(f"kill {number + 1} of {kills} after {seconds:.2f} s: {state_of(workdir)}", flush=True)
-    Life(config, workdir).end()
+        print(f"kill {number + 1} of {kills} after {seconds:.2f} s: {describe_state(workdir)}", flush=True)
+    RunProcess(config, workdir).end()
     return kills
 
 
-def arrays(workdir: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of every file that holds values in the last checkpoint: parameters, optimiser and EMA."""
+def read_array_digests(workdir: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of values in the last checkpoint: parameters, optimizer and EMA."""
     folder = workdir / CHECKPOINTS / str(list_steps(workdir / CHECKPOINTS)[-1])
     files = json.loads((folder / DIGESTS).read_text())
     return {f"{folder.name}/{name}": entry["sha256"] for name, entry in files.items() if "/c" in name}
 
 
-def differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
-    """What the ends of two runs differ in; empty if they are the same."""
-    ours, theirs = arrays(alone), arrays(killed)
+def find_differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
+    """Return the differences between the ends of two runs, empty if they are the same."""
+    ours, theirs = read_array_digests(alone), read_array_digests(killed)
     changed = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     found = [f"the checkpoints differ in {name}" for name in changed]
     if read_manifest(alone / EXPORT) != read_manifest(killed / EXPORT):
         found.append("the exported checkpoints differ")
     for name in (METRICS, HELD_OUT):
         ours, theirs = (
-            [{k: v for k, v in row.items() if k not in TIMING_METRICS} for row in rows(w, name)]
-            for w in (alone, killed)
+            [{k: v for k, v in row.items() if k not in TIMED} for row in read_rows(w, name)] for w in (alone, killed)
         )
         if ours != theirs:
             found.append(
@@ -204,16 +203,18 @@ def differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
     return found
 
 
-def compare(folder: pathlib.Path, kills: int, steps: int, seed: int) -> int:
-    """Both runs in ``folder``; the exit status."""
+def compare_runs(folder: pathlib.Path, kills: int, steps: int, seed: int) -> int:
+    """Run both in ``folder`` and return the exit status."""
     config, alone, killed = make_inputs(folder, steps), folder / "alone", folder / "killed"
-    life = Life(config, alone)
+    life = RunProcess(config, alone)
     life.end()
-    print(f"alone: {steps} steps in {life.seconds:.1f} s with compiling, {len(arrays(alone))} files of arrays")
+    print(
+        f"alone: {steps} steps in {life.seconds:.1f} s with compiling, {len(read_array_digests(alone))} files of arrays"
+    )
     began = time.monotonic()
-    done = killed_run(config, killed, kills, steps, seed)
+    done = run_with_kills(config, killed, kills, steps, seed)
     print(f"killed {done} times and resumed: {time.monotonic() - began:.1f} s in all")
-    found = differences(alone, killed)
+    found = find_differences(alone, killed)
     if done < kills:
         found.append(f"the run ended before kill {done + 1}")
     print("\n".join(found) or "identical: parameters, optimiser, EMA, exported digests, metrics and held-out losses")
@@ -226,9 +227,9 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     if FLAGS.folder:
         pathlib.Path(FLAGS.folder).mkdir(parents=True)
-        return compare(pathlib.Path(FLAGS.folder).absolute(), FLAGS.kills, FLAGS.steps, FLAGS.seed)
+        return compare_runs(pathlib.Path(FLAGS.folder).absolute(), FLAGS.kills, FLAGS.steps, FLAGS.seed)
     with tempfile.TemporaryDirectory() as folder:
-        return compare(pathlib.Path(folder), FLAGS.kills, FLAGS.steps, FLAGS.seed)
+        return compare_runs(pathlib.Path(folder), FLAGS.kills, FLAGS.steps, FLAGS.seed)
 
 
 if __name__ == "__main__":

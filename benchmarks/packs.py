@@ -2,11 +2,11 @@
 
     python -m benchmarks.packs --size=512 --json
 
-The records are synthetic with the paper's statistics: prompts of about 152 characters, 3.5 images on average, at
-most 5, at 512 pixels 3,423 tokens for the three copies of an image, packs of 33,000 tokens; ``--size=64`` makes
-records and packs as shapes world has them. Pictures are smooth fields with grain, which as PNG are as large as
-photographs (about 0.4 MB at 512 pixels). Reading, decoding, resizing, sampling of latents and laying out are timed,
-on one thread; making the records is not.
+The records are synthetic with the paper's statistics: prompts of about 152 characters, 3.5 images on average and at
+most 5, 3,423 tokens for the three copies of an image at 512 pixels, packs of 33,000 tokens. ``--size=64`` makes records
+and packs like those of shapes world. Pictures are smooth fields with grain, whose PNG files are as large as those of
+photographs (about 0.4 MB at 512 pixels). Reading, decoding, resizing, sampling of latents and layout are timed, on one
+thread. Making the records is not.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import PIL.Image
 from absl import app, flags
 from tqdm import tqdm
 
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.assets import shapes_folder
 from pdgen.config import ModelConfig, get_preset
 from pdgen.data.budgets import propose_budgets
@@ -52,49 +52,49 @@ WORDS = ("red", "small", "wooden", "old", "bicycle", "harbour", "left", "behind"
 SIZES = {64: ("shapes_nano", 4096, 1000), 512: ("bagel_7b", 33_000, 40)}  # side: model, tokens of a pack, records
 
 
-def picture(rng: np.random.Generator, side: int) -> bytes:
-    """A PNG of a smooth coloured field with grain."""
+def make_picture(rng: np.random.Generator, side: int) -> bytes:
+    """Return a PNG of a smooth coloured field with grain."""
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
     smooth = np.asarray(coarse.resize((side, side), PIL.Image.Resampling.BICUBIC), np.int16)
     grain = rng.normal(0, 4, smooth.shape).astype(np.int16)
     return encode_png(PIL.Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)))
 
 
-def image(rng: np.random.Generator, config: ModelConfig, side: int) -> Image:
-    """A sketch with made-up latent moments."""
+def make_image(rng: np.random.Generator, config: ModelConfig, side: int) -> Image:
+    """Return a sketch with random latent moments."""
     shape = (side // config.autoencoder.downsample,) * 2 + (config.autoencoder.z_channels,)
     mean, logvar = rng.normal(size=shape), rng.normal(-6, 1, size=shape)
     moments = {"latent_mean": mean, "latent_logvar": logvar}
     return Image(
         stage="sketch",
-        png=picture(rng, side),
+        png=make_picture(rng, side),
         target=True,
         latent_shape=shape,
         **{name: value.astype(np.float16).tobytes() for name, value in moments.items()},
     )
 
 
-def words(rng: np.random.Generator, characters: int) -> str:
-    """Words of about so many characters."""
+def make_words(rng: np.random.Generator, characters: int) -> str:
+    """Return text of about so many characters."""
     chosen = rng.choice(WORDS, characters // 5 + 1)
     return " ".join(chosen)[:characters].strip()
 
 
 def make_records(config: ModelConfig, side: int, count: int) -> Iterator[Record]:
-    """Whole trajectories: prompt, then plan, image and inspection a step."""
+    """Yield complete trajectories: a prompt, then plan, image and inspection for each step."""
     long = 1.0 if side > 64 else 0.3  # shapes world says less
     for number in tqdm(range(count), desc="records", unit="record"):
         rng = np.random.default_rng((0, number))
-        segments: list[Text | Image] = [Text("prompt", words(rng, int(long * 152)), False)]
+        segments: list[Text | Image] = [Text("prompt", make_words(rng, int(long * 152)), False)]
         for _ in range(1 + rng.choice(len(IMAGE_RATES), p=IMAGE_RATES)):
-            plan = format_plan(words(rng, int(long * 80)), words(rng, int(long * 160)))
-            segments += [Text("plan", plan, True), image(rng, config, side)]
-            segments.append(Text("inspect", words(rng, int(long * 120)), True))
+            plan = format_plan(make_words(rng, int(long * 80)), make_words(rng, int(long * 160)))
+            segments += [Text("plan", plan, True), make_image(rng, config, side)]
+            segments.append(Text("inspect", make_words(rng, int(long * 120)), True))
         yield Record(id=f"r{number}", source="benchmark", complete=True, segments=segments)
 
 
 def measure(side: int, count: int, packs: int) -> dict[str, Any]:
-    """Makes the records in a temporary folder, then times packs. Returns every number that is printed."""
+    """Make the records in a temporary folder, then time packs. Return every printed number."""
     name, total, default = SIZES[side]
     config, tokenizer = get_preset(name), load_tokenizer(shapes_folder())
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def measure(side: int, count: int, packs: int) -> dict[str, Any]:
         fill = batches.packer.measure_fill(range(1, 1 + packs))
     return {
         "far_pack": FAR,
-        "far_pack_s": seek_seconds(documents, proposal.budgets, dropout),
+        "far_pack_s": measure_seek(documents, proposal.budgets, dropout),
         "size": side,
         "model": name,
         "records": len(documents),
@@ -132,13 +132,13 @@ def measure(side: int, count: int, packs: int) -> dict[str, Any]:
         "budgets": dataclasses.asdict(proposal.budgets),
         "fill": fill,
         "counting_lengths_s": opened,
-        "versions": versions("numpy", "pillow"),
-        "cpu": cpu_name(),
+        "versions": get_versions("numpy", "pillow"),
+        "cpu": get_cpu_name(),
     }
 
 
-def seek_seconds(documents: Documents, budgets: Budgets, dropout: ConditionDropout) -> float:
-    """Processor seconds until a fresh run knows pack ``FAR``, of a data set of about 32,000 documents like these."""
+def measure_seek(documents: Documents, budgets: Budgets, dropout: ConditionDropout) -> float:
+    """Return the processor seconds until a fresh run finds pack ``FAR`` of about 32,000 such documents."""
     times = -(-32_000 // len(documents))
     counts = np.tile(np.diff(documents.starts), times)
     many = Documents(

@@ -1,6 +1,6 @@
-"""A pack of trajectories with the paper's proportions, for benchmarks of what does not depend on the values.
+"""A pack of trajectories with the paper's proportions, for benchmarks that do not depend on values.
 
-A trajectory is a prompt, then per image a plan, the noised and the clean VAE copy, the ViT copy and an inspection.
+A trajectory is a prompt, then for each image a plan, the noised and the clean VAE copy, the ViT copy and an inspection.
 """
 
 import itertools
@@ -28,11 +28,11 @@ IMAGES = (3, 4)  # of a trajectory, in turns: the paper's have 3.51
 ROUND = 128  # a stream's budget is a multiple of this
 
 
-def trajectory(config: ModelConfig, side: int, images: int) -> Layout:
-    """One trajectory with square pictures of ``side`` pixels; values are zeros and ones.
+def make_trajectory(config: ModelConfig, side: int, images: int) -> Layout:
+    """Return one trajectory with square pictures of ``side`` pixels; values are zeros and ones.
 
     Raises:
-      ValueError: ``side`` is no size that the model draws.
+      ValueError: The model cannot draw pictures of this size.
     """
     grid, last = image_grid(config, side, side), config.language.vocab_size - 1
     switches = types.SimpleNamespace(im_start=last - 3, im_end=last - 2, vision_start=last - 1, vision_end=last)
@@ -52,13 +52,13 @@ def trajectory(config: ModelConfig, side: int, images: int) -> Layout:
     return lay_out(segments, switches, config)
 
 
-def process_pack(config: ModelConfig, side: int, tokens: int) -> tuple[Pack, tuple[int, ...]]:
-    """As many trajectories as fit ``tokens``, the last one with fewer images, and their lengths.
+def make_process_pack(config: ModelConfig, side: int, tokens: int) -> tuple[Pack, tuple[int, ...]]:
+    """Return a pack of as many trajectories as fit ``tokens``, the last one with fewer images, and their lengths.
 
     Raises:
-      ValueError: not even one trajectory with one image fits, or ``side`` is no size that the model draws.
+      ValueError: Not even one trajectory with one image fits, or the model cannot draw pictures of this size.
     """
-    lengths = {n: len(trajectory(config, side, n).stream) for n in range(1, 1 + max(IMAGES))}
+    lengths = {n: len(make_trajectory(config, side, n).stream) for n in range(1, 1 + max(IMAGES))}
     chosen, left = [], tokens
     for wanted in itertools.cycle(IMAGES):
         fits = [n for n, length in lengths.items() if n <= wanted and length <= left]
@@ -68,7 +68,7 @@ def process_pack(config: ModelConfig, side: int, tokens: int) -> tuple[Pack, tup
         left -= lengths[max(fits)]
     if not chosen:
         raise ValueError(f"a trajectory with one image of {side} pixels is {lengths[1]} tokens, more than {tokens}")
-    layouts = [trajectory(config, side, n) for n in chosen]
+    layouts = [make_trajectory(config, side, n) for n in chosen]
     used = np.sum([layout.lengths for layout in layouts], axis=0)
     budgets = Budgets(*(int(n) for n in -(-used // ROUND) * ROUND))
     return assemble(layouts, budgets, row=0), tuple(lengths[n] for n in chosen)

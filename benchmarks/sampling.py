@@ -2,17 +2,17 @@
 
     python -m benchmarks.sampling --mode=batch --model=nano --json
 
-Modes, each a result of its own:
-  batch        trajectories a second, eight in one batch beside the same eight one at a time
-  search       stepwise best of two for eight prompts side by side, beside one prompt at a time in rows as many
-  context      a trajectory with its growing context beside one that reads its history anew before every segment
-  scan         an image's Euler steps beside the PyTorch reference: same weights, context and noise
-  first_image  seconds until the first picture of a trajectory stands, and of these the plan's and the picture's
-  text         tokens a second beside what the memory's bandwidth allows
-  all          one after the other
+Modes, each with its own result:
+  batch        trajectories a second, eight in one batch against the same eight one at a time
+  search       stepwise best of two for eight prompts at once, against one prompt at a time with equally many rows
+  context      a trajectory with a growing context against one that prefills its history again before every segment
+  scan         an image's Euler steps against the PyTorch reference: same weights, context and noise
+  first_image  seconds until the first picture of a trajectory, with the parts of plan and picture
+  text         tokens a second against the limit that the memory's bandwidth sets
+  all          all modes, one after the other
 
-Weights are random, so a text runs to its limit and a trajectory goes on until its images are drawn. What is compared
-runs in turns, so that a slow spell of the machine hits both; ratios are medians over the rounds. Compiling is not
+Weights are random, so a text runs to its limit and a trajectory runs until all images are drawn. Compared calls
+alternate, so that a slow phase of the machine affects both; ratios are medians over the rounds. Compilation is not
 timed. Needs the extra ``test``.
 """
 
@@ -39,7 +39,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks import image_scan
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.assets import shapes_folder
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.flow.denoise import ImageSettings
@@ -78,26 +78,26 @@ BUSY = 1536  # tokens, about as many as eight images with three branches have
 Seconds = dict[str, list[float]]
 
 
-def compute() -> ComputeConfig:
-    """How pdgen's model is evaluated."""
+def make_compute_config() -> ComputeConfig:
+    """Return how pdgen's model is computed."""
     return ComputeConfig(block_q=FLAGS.tile, block_k=FLAGS.tile)
 
 
 def make_sampler(config: ModelConfig) -> Sampler:
-    """A sampler with random weights whose trajectories end at the limit of images alone."""
+    """Return a sampler with random weights whose trajectories end only at the limit of images."""
     params = {
         "model": bagel.init_params(config, jax.random.key(0)),
         "autoencoder": autoencoder.init_params(config.autoencoder, jax.random.key(1)),
     }
-    sampler = Sampler(config, params, load_tokenizer(shapes_folder()), compute=compute())
+    sampler = Sampler(config, params, load_tokenizer(shapes_folder()), compute=make_compute_config())
     switches = sampler.automaton.switches.copy()
     switches[switches.sum(1) > 1, SWITCHES.index("end")] = False
     sampler.automaton = dataclasses.replace(sampler.automaton, switches=switches)
     return sampler
 
 
-def settings(mode: Mode = "process") -> SampleSettings:
-    """Those of the flags."""
+def make_settings(mode: Mode = "process") -> SampleSettings:
+    """Return the settings of the flags."""
     return SampleSettings(
         mode=mode,
         height=SIDE,
@@ -109,8 +109,8 @@ def settings(mode: Mode = "process") -> SampleSettings:
     )
 
 
-def in_turns(runs: dict[str, Callable[[], Any]]) -> Seconds:
-    """Seconds of every call, ``--rounds`` of each in turns, after one that compiles."""
+def time_alternately(runs: dict[str, Callable[[], Any]]) -> Seconds:
+    """Return the seconds of ``--rounds`` calls of each function, alternating, after one that compiles."""
     for run in runs.values():
         run()
     seconds: Seconds = {name: [] for name in runs}
@@ -122,39 +122,39 @@ def in_turns(runs: dict[str, Callable[[], Any]]) -> Seconds:
     return seconds
 
 
-def ratio(seconds: Seconds, slow: str, fast: str) -> float:
-    """Median over the rounds of slow / fast."""
+def compute_ratio(seconds: Seconds, slow: str, fast: str) -> float:
+    """Return the median over the rounds of slow / fast."""
     return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast]))
 
 
-def batch(config: ModelConfig) -> dict[str, Any]:
-    """The same trajectories in one batch and one at a time, and how much faster a batch could be at all."""
+def measure_batch(config: ModelConfig) -> dict[str, Any]:
+    """Measure the same trajectories in one batch and one at a time, and an upper bound of a batch's speedup."""
     sampler, rows = make_sampler(config), FLAGS.batch
-    together = dataclasses.replace(settings(), together=rows)
-    seeds = full_length_seeds(sampler, together, rows)
-    seconds = in_turns(
+    together = dataclasses.replace(make_settings(), together=rows)
+    seeds = find_full_length_seeds(sampler, together, rows)
+    seconds = time_alternately(
         {
             "together": lambda: sampler([PROMPT] * rows, seeds, together),
-            "alone": lambda: [sampler([PROMPT], [seed], settings()) for seed in seeds],
+            "alone": lambda: [sampler([PROMPT], [seed], make_settings()) for seed in seeds],
         }
     )
     rates = {name: rows / statistics.median(taken) for name, taken in seconds.items()}
-    operations, peak = products(sampler, sampler([PROMPT] * rows, seeds, together)), peak_operations(config)
+    operations, peak = count_products(sampler, sampler([PROMPT] * rows, seeds, together)), measure_peak(config)
     return {
         "rows": rows,
         "seeds": seeds,
         "seconds": seconds,
         "trajectories_per_second": rates,
         "aim": AIM,
-        "speedup": ratio(seconds, "alone", "together"),
+        "speedup": compute_ratio(seconds, "alone", "together"),
         "operations": operations,
         "operations_per_second": peak,
         "bound_speedup": statistics.median(seconds["alone"]) * peak / operations,
     }
 
 
-def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list[int]:
-    """Seeds of trajectories that draw all their images, so that no place of the batch stays empty."""
+def find_full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list[int]:
+    """Return seeds of trajectories that draw all their images, so that no row of the batch is idle."""
     full: list[int] = []
     for first in range(0, SEARCHED * count, 4 * count):
         seeds = range(first, first + 4 * count)
@@ -165,24 +165,24 @@ def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list
     raise RuntimeError(f"{few}; give more --words")
 
 
-def products(sampler: Sampler, drawn: list[Trajectory]) -> float:
-    """Floating-point operations of the layers' matrix products; attention, autoencoder and ViT left out."""
+def count_products(sampler: Sampler, drawn: list[Trajectory]) -> float:
+    """Return the floating-point operations of the layers' matrix products, without attention, autoencoder and ViT."""
     layers, span = sampler.params["model"]["language"]["layers"], (SIDE // sampler.config.latent_stride) ** 2 + 2
     gen, und = (sum(leaf.size for leaf in jax.tree.leaves(layers[expert])) for expert in ("gen", "und"))
     costs = [one.costs for one in drawn]
     return 2 * sum(c["network_evaluations"] * span * gen + c["prefilled_tokens"] * und for c in costs)
 
 
-def peak_operations(config: ModelConfig) -> float:
-    """Operations a second of the model's largest matrix product on as many tokens as keep the machine busy."""
+def measure_peak(config: ModelConfig) -> float:
+    """Return the operations a second of the model's largest matrix product on enough tokens to saturate the machine."""
     width, wide = config.language.hidden_size, config.language.intermediate_size
     x, weights = jnp.ones((BUSY, width)), jnp.ones((width, wide))
     product = jax.jit(lambda x, weights: x @ weights)
-    return 2 * BUSY * width * wide / fastest(lambda: product(x, weights).block_until_ready())
+    return 2 * BUSY * width * wide / time_fastest(lambda: product(x, weights).block_until_ready())
 
 
-def fastest(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of ten calls, after one that compiles."""
+def time_fastest(call: Callable[[], Any]) -> float:
+    """Return the seconds of the fastest of ten calls, after one that compiles."""
     best = math.inf
     for number in range(11):
         start = time.perf_counter()
@@ -191,9 +191,9 @@ def fastest(call: Callable[[], Any]) -> float:
     return best
 
 
-def search(config: ModelConfig) -> dict[str, Any]:
-    """Stepwise best of two, all prompts at once and one after the other; the rows that work together are as many."""
-    sampler, how = make_sampler(config), dataclasses.replace(settings(), together=FLAGS.batch)
+def measure_search(config: ModelConfig) -> dict[str, Any]:
+    """Measure stepwise best of two, all prompts at once and one at a time, with equal numbers of rows."""
+    sampler, how = make_sampler(config), dataclasses.replace(make_settings(), together=FLAGS.batch)
     seeds = list(range(FLAGS.batch))
 
     def searched(groups: list[list[int]]) -> list[list[str]]:
@@ -202,18 +202,18 @@ def search(config: ModelConfig) -> dict[str, Any]:
 
     groups = {"side_by_side": [seeds], "one_by_one": [[seed] for seed in seeds]}
     if searched(groups["side_by_side"]) != searched(groups["one_by_one"]):
-        raise RuntimeError("the trajectories differ, so the two do not do the same work")
-    seconds = in_turns({name: lambda each=each: searched(each) for name, each in groups.items()})
-    return {"prompts": len(seeds), "seconds": seconds, "speedup": ratio(seconds, "one_by_one", "side_by_side")}
+        raise RuntimeError("the trajectories differ, so the two times are not comparable")
+    seconds = time_alternately({name: lambda each=each: searched(each) for name, each in groups.items()})
+    return {"prompts": len(seeds), "seconds": seconds, "speedup": compute_ratio(seconds, "one_by_one", "side_by_side")}
 
 
-def context(config: ModelConfig) -> dict[str, Any]:
-    """One trajectory with a growing context, and with all that stands in it read again before every segment.
+def measure_context(config: ModelConfig) -> dict[str, Any]:
+    """Measure one trajectory with a growing context, and with its history prefilled again before every segment.
 
-    Both draw the same. What is read anew is the history of the full context and, for image guidance, of the texts:
-    twice a step.
+    Both draw the same. The history is prefilled for the full context and, for image guidance, for the texts: twice a
+    step.
     """
-    sampler, how = make_sampler(config), dataclasses.replace(settings(), max_images=max(3, FLAGS.images))
+    sampler, how = make_sampler(config), dataclasses.replace(make_settings(), max_images=max(3, FLAGS.images))
     [start] = sampler.starts([PROMPT], [0], how)
 
     def growing() -> list[str]:
@@ -222,7 +222,7 @@ def context(config: ModelConfig) -> dict[str, Any]:
             one.step()
         return [getattr(stage, "text", stage.stage) for stage in one.trajectory(0).stages]
 
-    def anew() -> list[str]:
+    def prefill_again() -> list[str]:
         now = start
         while now.stop_reason is None:
             one = sampler.batch([now], how)
@@ -233,43 +233,45 @@ def context(config: ModelConfig) -> dict[str, Any]:
         return [getattr(stage, "text", stage.stage) for stage in now.stages]
 
     stages = growing()
-    if stages != anew():
-        raise RuntimeError("the trajectories differ, so the two do not do the same work")
-    seconds = in_turns({"growing": growing, "anew": anew})
-    return {"segments": len(stages), "seconds": seconds, "speedup": ratio(seconds, "anew", "growing")}
+    if stages != prefill_again():
+        raise RuntimeError("the trajectories differ, so the two times are not comparable")
+    seconds = time_alternately({"growing": growing, "anew": prefill_again})
+    return {"segments": len(stages), "seconds": seconds, "speedup": compute_ratio(seconds, "anew", "growing")}
 
 
-def scan(config: ModelConfig) -> dict[str, Any]:
-    """The Euler steps of one image, checked to lead to the same latents. Raises RuntimeError where they do not."""
+def measure_scan(config: ModelConfig) -> dict[str, Any]:
+    """Measure the Euler steps of one image. Raises RuntimeError if the two latents differ."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    seconds = in_turns(image_scan.both(config, ImageSettings(num_timesteps=FLAGS.timesteps), compute()))
-    return {"seconds": seconds, "speedup": ratio(seconds, "torch", "pdgen")}
+    seconds = time_alternately(
+        image_scan.make_draws(config, ImageSettings(num_timesteps=FLAGS.timesteps), make_compute_config())
+    )
+    return {"seconds": seconds, "speedup": compute_ratio(seconds, "torch", "pdgen")}
 
 
-def first_image(config: ModelConfig) -> dict[str, Any]:
-    """Seconds until the first picture of one trajectory, in modes "process" (a plan comes first) and "single_pass"."""
+def measure_first_image(config: ModelConfig) -> dict[str, Any]:
+    """Measure the seconds until a trajectory's first picture, in modes "process" (with a plan) and "single_pass"."""
     sampler, parts = make_sampler(config), {}
 
     def until_image(mode: Mode) -> None:
-        for _, stage, image in sampler.stream([PROMPT], [0], settings(mode)):
+        for _, stage, image in sampler.stream([PROMPT], [0], make_settings(mode)):
             parts[mode, stage.stage] = stage.seconds
             if image is not None:
                 return
 
-    seconds = in_turns({mode: lambda mode=mode: until_image(mode) for mode in ("process", "single_pass")})
+    seconds = time_alternately({mode: lambda mode=mode: until_image(mode) for mode in ("process", "single_pass")})
     medians = {mode: statistics.median(taken) for mode, taken in seconds.items()}
     last = {" ".join(key): taken for key, taken in parts.items()}
     return {"seconds": seconds, "median_s": medians, "parts_of_the_last": last}
 
 
-def text(config: ModelConfig) -> dict[str, Any]:
-    """Tokens a second of one row and of a batch, beside bandwidth over the bytes that one token reads."""
+def measure_text(config: ModelConfig) -> dict[str, Any]:
+    """Measure tokens a second of one row and of a batch, against bandwidth over the bytes that one token reads."""
     sampler, sizes = make_sampler(config), (1, FLAGS.batch)
-    calls = {str(rows): writer(sampler, rows) for rows in sizes}
+    calls = {str(rows): make_writer(sampler, rows) for rows in sizes}
     tokens = {rows: int(np.asarray(call()).sum()) for rows, call in calls.items()}
-    read = text_bytes(sampler.params["model"])
-    bandwidth = memory_bandwidth(read)
-    seconds = in_turns(calls)
+    read = count_text_bytes(sampler.params["model"])
+    bandwidth = measure_bandwidth(read)
+    seconds = time_alternately(calls)
     rates = {rows: tokens[rows] / statistics.median(taken) for rows, taken in seconds.items()}
     return {
         "tokens": tokens,
@@ -282,8 +284,8 @@ def text(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
-    """A call that writes one long text in each of ``rows`` fresh contexts and returns the numbers of tokens."""
+def make_writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
+    """Return a call that generates one long text in each of ``rows`` fresh contexts and returns their lengths."""
     how, switches = TextSettings(8 * FLAGS.words, 1.0), (sampler.tokenizer.im_start, sampler.tokenizer.im_end)
     cache = empty_cache(sampler.config, rows, room(how, sampler.grammar))
     write = jax.jit(write_text, static_argnums=(0, 1, 2))
@@ -304,27 +306,27 @@ def writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
     return run
 
 
-def text_bytes(params: dict[str, Any]) -> int:
-    """Bytes of all parameters that a text token reads: the understanding expert and the head."""
+def count_text_bytes(params: dict[str, Any]) -> int:
+    """Return the bytes of all parameters that a text token reads: the understanding expert and the head."""
     language = {name: tree for name, tree in params["language"].items() if name != "embed"}
     leaves = jax.tree_util.tree_leaves_with_path(language)
     return sum(leaf.nbytes for path, leaf in leaves if "gen" not in {key.key for key in path})
 
 
-def memory_bandwidth(size: int) -> float:
-    """Bytes a second at which a product of a matrix of ``size`` bytes with a vector reads it; the best of ten.
+def measure_bandwidth(size: int) -> float:
+    """Return the bytes a second that a product of a matrix of ``size`` bytes with a vector reads; the best of ten.
 
-    As large as what a token reads, so that it lies in the same cache or memory.
+    The matrix is as large as what a token reads, so that both are in the same cache or memory.
     """
     side = math.isqrt(size // 4)
     matrix = jax.random.normal(jax.random.key(0), (side, side)) / math.sqrt(side)
     chain = jax.jit(lambda m, v: jax.lax.scan(lambda v, _: (m @ v, None), v, length=PRODUCTS)[0])
     vector = jnp.ones(side)
-    return PRODUCTS * 4 * side**2 / fastest(lambda: chain(matrix, vector).block_until_ready())
+    return PRODUCTS * 4 * side**2 / time_fastest(lambda: chain(matrix, vector).block_until_ready())
 
 
-def told(mode: str, result: dict[str, Any]) -> str:
-    """The line for the reader."""
+def format_result(mode: str, result: dict[str, Any]) -> str:
+    """Return the result as a line."""
     if mode == "batch":
         rates = result["trajectories_per_second"]
         return (
@@ -344,7 +346,14 @@ def told(mode: str, result: dict[str, Any]) -> str:
     return f"{b} {fast:.3f} s, {a} {slow:.3f} s: {result['speedup']:.2f} times"
 
 
-MODES = {"batch": batch, "search": search, "context": context, "scan": scan, "first_image": first_image, "text": text}
+MODES = {
+    "batch": measure_batch,
+    "search": measure_search,
+    "context": measure_context,
+    "scan": measure_scan,
+    "first_image": measure_first_image,
+    "text": measure_text,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -357,10 +366,14 @@ def main(argv: list[str]) -> None:
         except (ValueError, RuntimeError) as fault:
             print(f"sampling: {mode}: {fault}", file=sys.stderr)
             sys.exit(2)
-        print(f"{mode}, {FLAGS.model}: {told(mode, result)}")
+        print(f"{mode}, {FLAGS.model}: {format_result(mode, result)}")
         if FLAGS.json:
-            about = {"threads": os.environ["OMP_NUM_THREADS"], "xla_flags": os.environ["XLA_FLAGS"], "cpu": cpu_name()}
-            whole = {"mode": mode, **flagged, **result, **about, "versions": versions("jax", "torch")}
+            about = {
+                "threads": os.environ["OMP_NUM_THREADS"],
+                "xla_flags": os.environ["XLA_FLAGS"],
+                "cpu": get_cpu_name(),
+            }
+            whole = {"mode": mode, **flagged, **result, **about, "versions": get_versions("jax", "torch")}
             print(f"wrote {write_json(f'sampling_{FLAGS.model}_{mode}', whole)}")
 
 

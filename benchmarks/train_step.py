@@ -1,12 +1,12 @@
-"""Loss and gradients of one pack on a CPU: pdgen beside the PyTorch reference, same weights and samples.
+"""Loss and gradients of one pack on a CPU: pdgen against the PyTorch reference, with the same weights and samples.
 
     python -m benchmarks.train_step --model=nano --threads=2 --json
 
-Both run float32 in this process, on the same CPUs, in turns; each prints its median. Compilation is timed
-apart. The reference is eager PyTorch written for speed: each expert is a dense product on its own tokens,
+Both run float32 in this process, on the same CPUs, alternating; each prints its median. Compilation is timed
+separately. The reference is eager PyTorch written for speed: each expert is a dense product on its own tokens,
 attention is ``scaled_dot_product_attention`` per sample. With several threads pdgen makes a device of each CPU and
-gives each a pack of its share of the samples, as training does; ``--devices=1`` leaves
-the threads to XLA. Needs the extra ``test``.
+gives each a pack of its share of the samples, as training does. ``--devices=1`` leaves the threads to XLA. Needs the
+extra ``test``.
 """
 
 import dataclasses
@@ -29,8 +29,9 @@ from absl import app, flags
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from benchmarks.result import cpu_name, versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
+from pdgen.data.loader import make_loader
 from pdgen.models import bagel
 from pdgen.sequence import layout
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
@@ -50,7 +51,7 @@ flags.DEFINE_integer("devices", 0, "devices that pdgen makes of them, a pack eac
 flags.DEFINE_integer("tile", 64, "tile of pdgen's attention, in tokens; small ones fit a CPU's cache", lower_bound=1)
 flags.DEFINE_enum("remat", "dots", ["none", "dots", "full"], "activations pdgen keeps (see ComputeConfig)")
 flags.DEFINE_integer("rounds", 5, "timed steps of each", lower_bound=1)
-flags.DEFINE_string("config", None, "measure the steps of this run in place of a single pack beside PyTorch")
+flags.DEFINE_string("config", None, "measure this run's steps instead of a single pack against PyTorch")
 flags.DEFINE_string("data", None, "data set of that run")
 flags.DEFINE_boolean("json", False, "write the result under benchmarks/results/")
 
@@ -62,13 +63,13 @@ Samples = list[list[packing.Segment]]
 
 
 def make_samples(config: ModelConfig, count: int) -> Samples:
-    """Shapes-world trajectories: 3 images of 64 x 64 pixels (16 VAE and 16 ViT tokens), texts between."""
+    """Return shapes-world trajectories: texts and 3 images of 64 x 64 pixels (16 VAE and 16 ViT tokens)."""
     maker = cases.SampleMaker(config, seed=0)
     return [maker.trajectory(45, [(4, 4)] * 3, (4, 4)) for _ in range(count)]
 
 
-def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A compiled step that returns the loss when all gradients are ready; and its compile time and tokens."""
+def make_jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Callable[[], float], dict[str, Any]]:
+    """Return a compiled step that returns the loss when all gradients are ready, with its compile time and tokens."""
     count = FLAGS.devices or FLAGS.threads
     mesh = make_mesh((count, 1, 1))
     params = jax.tree.map(jnp.asarray, cases.to_tree(config, model.state_dict().items()))
@@ -91,8 +92,8 @@ def jax_step(config: ModelConfig, model: Bagel, samples: Samples) -> tuple[Calla
     return lambda: float(jax.block_until_ready(step(params, batch, flow))[0]), facts
 
 
-def torch_step(config: ModelConfig, model: Bagel, samples: Samples) -> Callable[[], float]:
-    """The reference's step on the same samples; fresh gradients every time."""
+def make_torch_step(config: ModelConfig, model: Bagel, samples: Samples) -> Callable[[], float]:
+    """Return the reference's step on the same samples, with fresh gradients every time."""
     inputs, targets = packing.pack(samples, cases.random_switches(config))
     targets.ce_weight = CE_WEIGHT
 
@@ -106,7 +107,7 @@ def torch_step(config: ModelConfig, model: Bagel, samples: Samples) -> Callable[
 
 
 def time_alternately(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call, ``rounds`` of each in turns, so that a slow spell of the machine hits both."""
+    """Return the seconds of ``rounds`` calls of each step, alternating: a slow phase of the machine affects all."""
     seconds = {name: [] for name in steps}
     for _ in tqdm(range(rounds), unit="round"):
         for name, step in steps.items():
@@ -117,10 +118,10 @@ def time_alternately(steps: dict[str, Callable[[], float]], rounds: int) -> dict
 
 
 def use_cpus(count: int, devices: int, samples: int) -> None:
-    """Binds this process to ``count`` CPUs; XLA sizes its thread pool by them at its first use.
+    """Bind this process to ``count`` CPUs, from which XLA sizes its thread pool at its first use.
 
     Raises:
-      ValueError: the process may not use so many, or the samples do not divide by the devices.
+      ValueError: The process may not use so many CPUs, or the samples are not divisible by the devices.
     """
     if samples % devices:
         raise ValueError(f"--samples={samples} do not divide by {devices} devices; give a multiple")
@@ -133,15 +134,15 @@ def use_cpus(count: int, devices: int, samples: int) -> None:
 
 
 def measure(config: ModelConfig) -> dict[str, Any]:
-    """Runs both and returns every number that is printed.
+    """Run both and return every printed number.
 
     Raises:
-      RuntimeError: the losses differ, so the two do not do the same work.
+      RuntimeError: The losses differ.
     """
     model, samples = cases.random_model(config, seed=0), make_samples(config, FLAGS.samples)
-    ours, facts = jax_step(config, model, samples)
-    theirs = torch_step(config, model, samples)
-    losses = {"pdgen": ours(), "torch": theirs()}  # also the warm-up
+    ours, facts = make_jax_step(config, model, samples)
+    theirs = make_torch_step(config, model, samples)
+    losses = {"pdgen": ours(), "torch": theirs()}  # also warms up
     if abs(losses["pdgen"] - losses["torch"]) > 1e-4 * abs(losses["torch"]):
         raise RuntimeError(f"the losses differ: {losses}")
     seconds = time_alternately({"pdgen": ours, "torch": theirs}, FLAGS.rounds)
@@ -156,14 +157,14 @@ def measure(config: ModelConfig) -> dict[str, Any]:
         "seconds": seconds,
         "median_s": medians,
         "torch_over_pdgen": medians["torch"] / medians["pdgen"],
-        "versions": versions("jax", "torch"),
-        "cpu": cpu_name(),
+        "versions": get_versions("jax", "torch"),
+        "cpu": get_cpu_name(),
         "load": os.getloadavg()[0],
     }
 
 
-def product_flops() -> float:
-    """float32 FLOP/s of large matrix products on all devices at once."""
+def measure_product_flops() -> float:
+    """Return the float32 FLOP/s of large matrix products on all devices at once."""
     devices, side = jax.devices(), 2048
     mesh = jax.sharding.Mesh(devices, ("d",))
     split = NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
@@ -174,7 +175,7 @@ def product_flops() -> float:
 
 
 def measure_run(run: RunConfig) -> dict[str, Any]:
-    """Runs some steps of a run as training does, its data made beside, and returns every number that is printed."""
+    """Run some steps of a run as training does, with its loader, and return every printed number."""
     with tempfile.TemporaryDirectory() as folder:
         base, source, mesh, config = preflight(run, pathlib.Path(folder) / "run", jax.devices())
     with jax.set_mesh(mesh):
@@ -193,7 +194,7 @@ def measure_run(run: RunConfig) -> dict[str, Any]:
                 sums.append([float(metrics[name]) for name in ("images", "tokens", "flops")])
             start = end
     images, tokens, flops = np.sum(sums, axis=0) / np.sum(seconds)
-    peak = product_flops()
+    peak = measure_product_flops()
     return {
         "config": FLAGS.config,
         "threads": FLAGS.threads,
@@ -207,14 +208,14 @@ def measure_run(run: RunConfig) -> dict[str, Any]:
         "share_of_products": flops / peak,
         "draws": run.draws,
         "optimizer": run.optimizer.name,
-        "versions": versions("jax"),
-        "cpu": cpu_name(),
+        "versions": get_versions("jax"),
+        "cpu": get_cpu_name(),
         "load": os.getloadavg()[0],
     }
 
 
 def read_run() -> RunConfig:
-    """The run of ``--config`` on ``--data``, a few steps long. Raises ValueError for a key that cannot be."""
+    """Return the run of ``--config`` on ``--data``, a few steps long. Raises ValueError for an invalid key."""
     spec = importlib.util.spec_from_file_location("config", FLAGS.config)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -225,7 +226,7 @@ def read_run() -> RunConfig:
 
 
 def report_run() -> None:
-    """Measures the run of ``--config`` and prints what came out."""
+    """Measure the run of ``--config`` and print the result."""
     run = read_run()
     use_cpus(FLAGS.threads, FLAGS.devices or FLAGS.threads, run.rows)
     result = measure_run(run)

@@ -1,8 +1,8 @@
-"""Compares training data: builds, trains and evaluates every cell of a sweep, and ends in the paper's tables.
+"""Compares training data: builds, trains and evaluates every cell of a sweep, and writes the paper's tables.
 
 python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation [--tables=subsets]
 
-Killed and started again, it resumes. OUTPUT/<table>.csv and tables.json hold the tables that it prints.
+It resumes after a kill. OUTPUT/<table>.csv and tables.json hold the printed tables.
 """
 
 import pathlib
@@ -13,35 +13,40 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from pdgen.cli import exit_on_sigterm, run_command
-from pdgen.evaluate.ablation import TABLES, Sweep, stages, table
-from pdgen.evaluate.tables import as_csv, as_json, as_text
+from pdgen.evaluate.ablation import TABLES, Sweep, make_stages, make_table
+from pdgen.evaluate.tables import encode_tables, format_csv, format_text
 from pdgen.files import new_file
 from pdgen.train.release.stages import run_stage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep.", required=True)
-WANTED = flags.DEFINE_list("tables", None, f"Of {', '.join(TABLES)}; by default all of the config's.")
+WANTED = flags.DEFINE_list("tables", None, f"Tables from {', '.join(TABLES)}; by default all of the config's.")
 flags.mark_flag_as_required("config")
 
 
 def ablate() -> None:
-    """Runs what is missing and writes the tables. Raises ValueError, OSError."""
-    exit_on_sigterm()  # ends the command that runs; it resumes from its last checkpoint
+    """Run the missing stages and write the tables.
+
+    Raises:
+      ValueError: The input is invalid, or a stage failed.
+      OSError: A file cannot be read or written.
+    """
+    exit_on_sigterm()  # also ends the running command, which resumes from its last checkpoint
     sweep = msgspec.convert(CONFIG.value.to_dict(), Sweep)
     names = WANTED.value or [name for name in TABLES if name in sweep.tables]
     if unknown := [name for name in names if name not in sweep.tables]:
-        raise ValueError(f"--tables: {unknown[0]!r} is none of the config's: {', '.join(sweep.tables)}")
+        raise ValueError(f"--tables: {unknown[0]!r} is not in the config, which has {', '.join(sweep.tables)}")
     output = pathlib.Path(OUTPUT.value)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
-    for stage in tqdm(list(stages(sweep, cells, output)), unit=" stages"):
+    for stage in tqdm(list(make_stages(sweep, cells, output)), unit=" stages"):
         run_stage(stage, pathlib.Path(__file__).parent, tqdm.write)
-    tables = [table(sweep, name, output) for name in names]
+    tables = [make_table(sweep, name, output) for name in names]
     for name, one in zip(names, tables):
         with new_file(output / f"{name}.csv") as partial:
-            partial.write_text(as_csv(one))
-        print(as_text(one), end="\n\n")
+            partial.write_text(format_csv(one))
+        print(format_text(one), end="\n\n")
     with new_file(output / "tables.json") as partial:
-        partial.write_bytes(as_json(tables))
+        partial.write_bytes(encode_tables(tables))
     print(f"wrote {output}/tables.json and a CSV file for each table")
 
 

@@ -1,17 +1,17 @@
-"""Makes again what the package brings along: its models, its tokenizer and its autoencoder.
+"""Rebuilds the shipped assets: the models, the tokenizer and the autoencoder.
 
 python launch/assets.py ship --model=shapes_base --output=out/ship    the base
-python launch/assets.py ship --model=shapes --output=out/ship         the process model, from the base shipped by then
+python launch/assets.py ship --model=shapes --output=out/ship         the process model, from the base that is shipped
 python launch/assets.py tokenizer --output=pdgen/assets/shapes/tokenizer.model
 python launch/assets.py autoencoder --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
 
-ship builds the data, trains the model, and replaces its files in pdgen/assets. Run it in the checkout's root. Killed
-and started again, it resumes. The base learns from texts that say where everything is, then all that it is to do. The
-process model is a cell of configs/ablation_shapes.py: a model trained on multi-turn samples writes the plans of the
-conflict subset, then the shipped one learns from all three.
+ship builds the data, trains the model, and replaces its files in pdgen/assets. Run it in the checkout's root. It
+resumes after a kill. The base trains on texts with the places of all things, then on all of its modes. The process
+model is a cell of configs/ablation_shapes.py: a model trained on multi-turn samples writes the plans of the conflict
+subset, then the shipped one trains on all three subsets.
 
 tokenizer trains the sentencepiece tokenizer on generated texts. autoencoder trains the autoencoder and writes it as
-ae.safetensors, as a BAGEL folder holds it. For one mode's flags: assets.py MODE --help.
+ae.safetensors, as in a BAGEL folder. For one mode's flags: assets.py MODE --help.
 """
 
 import pathlib
@@ -24,11 +24,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.shipped import BASE, SHIPPED
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
-from pdgen.cli import Mode, exit_on_sigterm, run_modes
-from pdgen.config import AutoencoderConfig
-from pdgen.evaluate.ablation import Sweep, stages
+from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
+from pdgen.config import AutoencoderConfig, get_preset
+from pdgen.evaluate.ablation import Sweep, make_stages
 from pdgen.train.release import autoencoder
 from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, AutoencoderQuality, DivergedError, paint_scenes
 from pdgen.train.release.shipping import replace_shipped
@@ -37,18 +38,18 @@ from pdgen.train.release.tokenizer import train_tokenizer
 
 MODEL = flags.DEFINE_enum("model", None, SHIPPED, "The model to replace.")
 OUTPUT = flags.DEFINE_string("output", None, "ship: folder for data and runs. tokenizer: file ending in .model.")
-WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The moving average of the weights, or the last ones.")
+WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "The weights' moving average, or the last weights.")
 SCALE = flags.DEFINE_float("scale", None, "Factor on the numbers of samples; by default the recipe's.")
 TRAIN_KEYS = flags.DEFINE_multi_string(
     "train_key", [], "KEY=VALUE of the training config, such as num_steps=300 (repeat it)."
 )
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands in order; make nothing.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands in order, and stop.")
 
-COUNT = flags.DEFINE_integer("count", 4000, "Trajectories whose texts to train on.", lower_bound=100)
+COUNT = flags.DEFINE_integer("count", 4000, "Number of trajectories whose texts to train on.", lower_bound=100)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of those trajectories.", lower_bound=0)
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/shapes_autoencoder.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write ae.safetensors into.")
-STEPS = flags.DEFINE_integer("steps", None, "Optimiser steps, in place of the config's.")
+STEPS = flags.DEFINE_integer("steps", None, "Optimizer steps, instead of the config's.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing file.")
 
 LAUNCH = pathlib.Path(__file__).parent
@@ -57,27 +58,37 @@ ABLATION, FULL = "configs/ablation_shapes.py", "rewritten_critique"
 
 
 def ship_model() -> None:
-    """Runs the stages that are missing and replaces the model. Raises ValueError, OSError."""
-    exit_on_sigterm()  # ends the command that runs; it resumes from its last checkpoint
-    made = make_recipe()
+    """Run the missing stages and replace the model.
+
+    Raises:
+      ValueError: The input is invalid, or a stage failed.
+      OSError: A file cannot be read or written.
+    """
+    exit_on_sigterm()  # also ends the running command, which resumes from its last checkpoint
+    recipe = make_recipe()
     if DRY_RUN.value:
-        for stage in made:
+        for stage in recipe:
             print(shlex.join(stage.command(LAUNCH)))
         return
-    for stage in tqdm(made, unit=" stages"):
+    for stage in tqdm(recipe, unit=" stages"):
         run_stage(stage, LAUNCH, tqdm.write)
-    workdir = made[-1].folder / "run"
-    folder = replace_shipped(MODEL.value, workdir, WEIGHTS.value)
-    print(f"{folder}: holds the {WEIGHTS.value} weights of {workdir}")
+    workdir = recipe[-1].folder / "run"
+    weights: Weights = "raw" if WEIGHTS.value == "raw" else "ema"
+    folder = replace_shipped(require(MODEL), workdir, weights)
+    print(f"{folder}: has the {WEIGHTS.value} weights of {workdir}")
 
 
 def make_recipe() -> list[Stage]:
-    """The stages that the flags ask for, in order; the last one trains the model. Raises ValueError."""
+    """Return the stages in order. The last one trains the model.
+
+    Raises:
+      ValueError: The working folder is not the checkout's root, or --train_key is invalid.
+    """
     if not pathlib.Path(ABLATION).is_file():
         raise ValueError(f"{ABLATION}: no such file here; run this in the root of pdgen's checkout")
     if wrong := [text for text in TRAIN_KEYS.value if "=" not in text]:
         raise ValueError(f"--train_key={wrong[0]}: write KEY=VALUE, such as num_steps=300")
-    output, scale = pathlib.Path(OUTPUT.value), SCALE.value
+    output, scale = pathlib.Path(require(OUTPUT)), SCALE.value
     base = MODEL.value == BASE
     made = base_stages(output, 1.0 if scale is None else scale) if base else process_stages(output, scale)
     keys = tuple(f"--config.{text}" for text in TRAIN_KEYS.value)
@@ -85,7 +96,7 @@ def make_recipe() -> list[Stage]:
 
 
 def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
-    """The commands that train the base: first on texts that say where everything is, then on all that it is to do."""
+    """Return the commands that train the base: first on texts with all places, then on all of its modes."""
     made: list[Stage] = []
     for name, init in (("places", ""), ("base", str(output / "places" / "run"))):
         folder = output / name
@@ -102,27 +113,37 @@ def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
 
 
 def process_stages(output: pathlib.Path, scale: float | None) -> list[Stage]:
-    """The commands that train the process model: the ablation's full cell with its first seed, less the evaluations."""
+    """Return the commands that train the process model: the ablation's full cell with its first seed, not evaluated."""
     config = runpy.run_path(ABLATION)["get_config"]()
     sweep = msgspec.convert(config.to_dict(), Sweep)
     sweep = msgspec.structs.replace(sweep, seeds=sweep.seeds[:1], scale=sweep.scale if scale is None else scale)
-    return [stage for stage in stages(sweep, [FULL], output) if stage.name != "evaluate"]
+    return [stage for stage in make_stages(sweep, [FULL], output) if stage.name != "evaluate"]
 
 
 def make_tokenizer() -> None:
-    """Trains the tokenizer and prints its size. Raises ValueError, OSError."""
-    path = pathlib.Path(OUTPUT.value)
+    """Train the tokenizer and print its size.
+
+    Raises:
+      ValueError: The output is not a .model file, or exists.
+      OSError: The file cannot be written.
+    """
+    path = pathlib.Path(require(OUTPUT))
     if path.suffix != ".model":
         raise ValueError(f"--output={path}: name a file ending in .model")
-    refuse_existing(path)
+    check_overwrite(path)
     pieces, size = train_tokenizer(path, SEED.value, COUNT.value)
     print(f"{path}: {pieces} pieces, {size} bytes")
 
 
 def make_autoencoder() -> None:
-    """Trains the autoencoder and prints its quality on held-out scenes. Raises ValueError, OSError."""
-    path = pathlib.Path(WORKDIR.value) / AUTOENCODER
-    refuse_existing(path)
+    """Train the autoencoder and print its quality on held-out scenes.
+
+    Raises:
+      ValueError: The config is invalid, the output exists, or the training diverged.
+      OSError: The file cannot be written.
+    """
+    path = pathlib.Path(require(WORKDIR)) / AUTOENCODER
+    check_overwrite(path)
     try:
         quality = train_and_measure(CONFIG.value, read_settings(CONFIG.value), path)
     except DivergedError as fault:
@@ -135,7 +156,7 @@ def make_autoencoder() -> None:
 def train_and_measure(
     config: ConfigDict, settings: autoencoder.AutoencoderTrainConfig, path: pathlib.Path
 ) -> AutoencoderQuality:
-    """Trains, writes ``path`` and measures the file's own weights on held-out scenes."""
+    """Train, write ``path``, and measure the weights of the written file on held-out scenes."""
     sizes: AutoencoderConfig = get_preset(config.model).autoencoder
     pictures = paint_scenes(settings.seed, TRAINING, config.pictures, config.image_size, config.free_share)
     autoencoder.write_autoencoder(path, sizes, autoencoder.train_autoencoder(sizes, settings, pictures))
@@ -144,7 +165,11 @@ def train_and_measure(
 
 
 def read_settings(config: ConfigDict) -> autoencoder.AutoencoderTrainConfig:
-    """The config's ``train``, with ``--steps``. Raises ValueError for an unknown, missing or wrong value."""
+    """Return the config's ``train`` settings, with ``--steps``.
+
+    Raises:
+      ValueError: A key is unknown or missing, or a value is invalid.
+    """
     values = config.train.to_dict()
     if STEPS.value is not None:
         values["steps"] = STEPS.value
@@ -154,8 +179,8 @@ def read_settings(config: ConfigDict) -> autoencoder.AutoencoderTrainConfig:
         raise ValueError(f"config.train: {fault}") from None
 
 
-def refuse_existing(path: pathlib.Path) -> None:
-    """Raises ValueError where a file exists and ``--overwrite`` is not given."""
+def check_overwrite(path: pathlib.Path) -> None:
+    """Raise ValueError if a file exists and ``--overwrite`` is not given."""
     if path.exists() and not OVERWRITE.value:
         raise ValueError(f"{path}: exists already; pass --overwrite to replace it")
 

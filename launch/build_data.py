@@ -1,20 +1,20 @@
-"""Builds training data, imports other data sets, and encodes the pictures of any.
+"""Builds training data, imports other data sets, and encodes the pictures of any data set.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1            build (the default)
 python launch/build_data.py import --format=folder --source=drawings --output=out/drawings          import
 python launch/build_data.py encode --data=out/drawings --checkpoint=bagel --output=out/encoded      encode
 python launch/build_data.py encode --data=out/drawings --model=bagel_7b --autoencoder=BAGEL-7B-MoT --output=...
 
-build makes the subsets of the method, or what its base model learns, stage by stage. Look at OUTPUT/index.html.
+build makes the subsets of the method, or the base model's training data, stage by stage. OUTPUT/index.html shows them.
 
-import reads BAGEL parquet, Zebra-CoT, ThinkMorph, UniCoT, GenRef, or one's own images. It leaves out what does not fit
-the sequence grammar, counts it by reason and names it. pdgen/synthesis/importers describes the formats. Encode the
-result before training.
+import reads BAGEL parquet, Zebra-CoT, ThinkMorph, UniCoT, GenRef, or a folder of your own images. It skips samples that
+do not fit the sequence grammar, and reports their number and the first one for each reason. The formats are described
+in pdgen/synthesis/importers. Encode the result before training.
 
-encode adds autoencoder latents to the pictures, so that training never runs the encoder. It resizes pictures to what
-the model takes.
+encode adds autoencoder latents to the pictures, so that training never runs the encoder. It resizes pictures to the
+model's sizes.
 
-build and encode resume after a kill and come to the same bytes. For one mode's flags: build_data.py MODE --help.
+build and encode resume after a kill and give the same bytes. For one mode's flags: build_data.py MODE --help.
 """
 
 import functools
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.load import find, load_autoencoder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
-from pdgen.cli import Mode, exit_on_sigterm, run_modes
+from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
@@ -48,14 +48,14 @@ from pdgen.synthesis.settings import SUBSETS, DatasetSettings, SettingsError, sc
 from pdgen.teachers.endpoint import Endpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder to write; to encode --data in place, pass --overwrite as well.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there; build: also stages of other settings.")
-STAGES = flags.DEFINE_list("stages", list(SUBSETS), f"Subsets to make, of {', '.join(SUBSETS)}.")
-COUNT = flags.DEFINE_integer("count", None, "Samples of all subsets together, in the config's proportions.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder to write. encode: may be --data, with --overwrite.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing output; build: also stages with other settings.")
+STAGES = flags.DEFINE_list("stages", list(SUBSETS), f"Subsets to build, from {', '.join(SUBSETS)}.")
+COUNT = flags.DEFINE_integer("count", None, "Total number of samples, in the config's proportions.")
 SCALE = flags.DEFINE_float("scale", 1.0, "Factor on the numbers of samples.")
 RUNNER = flags.DEFINE_enum("runner", "local", ["local", "ray"], "Processes of this machine, or a Ray cluster.")
-WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the local runner; 0 = one a core.", lower_bound=0)
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the calls to remote teachers and their price; make nothing.")
+WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the local runner; 0 = one for each core.", lower_bound=0)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the calls to remote teachers and their price, and stop.")
 
 FORMAT = flags.DEFINE_enum("format", None, sorted(FORMATS), "Format of the source.")
 SOURCE = flags.DEFINE_string("source", None, "File to read, or a folder of such files.")
@@ -63,32 +63,36 @@ RECORDS_PER_FILE = flags.DEFINE_integer("records_per_file", 1000, "Records in a 
 
 DATA = flags.DEFINE_string("data", None, "Data set to read.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A pdgen checkpoint or a training run's workdir.")
-MODEL = flags.DEFINE_enum("model", None, sorted(PRESETS), "In place of a checkpoint: the sizes of this model.")
+MODEL = flags.DEFINE_enum("model", None, sorted(PRESETS), "Instead of --checkpoint: a preset with the model's sizes.")
 AUTOENCODER = flags.DEFINE_string(
-    "autoencoder", None, "With --model: folder with its ae.safetensors; nano and tiny have shapes world's own."
+    "autoencoder", None, "With --model: folder with its ae.safetensors; nano and tiny use shapes world's."
 )
-BATCH = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Pictures encoded at a time.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Pictures in a batch.", lower_bound=1)
 
 
 def build_subsets() -> None:
-    """Builds what the flags ask for, or prints its price, and prints a line that sums it up. Raises ValueError."""
-    exit_on_sigterm()  # workers leave, and what they have finished stays
+    """Build the subsets, or print the price of their remote teachers, and print a summary line.
+
+    Raises:
+      ValueError: The input is invalid.
+    """
+    exit_on_sigterm()  # workers end, and finished shards stay
     settings, stages = read_settings()
     if DRY_RUN.value:
         print(price_teachers(settings, stages))
         return
     check_inputs(settings, stages)
-    folder, common = pathlib.Path(OUTPUT.value), shards.collect_common_settings(settings)
+    folder, common = pathlib.Path(require(OUTPUT)), shards.collect_common_settings(settings)
     with build.open_build(folder, common, {stage: settings.subset_to_dict(stage) for stage in stages}, OVERWRITE.value):
         build_stages(settings, stages, folder)
         print(build.write_outcome(settings, common, folder))
 
 
 def read_settings() -> tuple[DatasetSettings, list[str]]:
-    """The config's settings, scaled, and the stages asked for that have any samples.
+    """Return the config's settings, scaled, and the selected stages that have samples.
 
     Raises:
-      ValueError: a setting is out of range, a key or a stage is unknown, or a stage lacks something.
+      ValueError: A setting is out of range, a key or a stage is unknown, or a stage lacks an input.
     """
     settings = scale_settings(msgspec.convert(CONFIG.value.to_dict(), DatasetSettings), SCALE.value, COUNT.value)
     if unknown := [stage for stage in STAGES.value if stage not in SUBSETS]:
@@ -103,7 +107,7 @@ def read_settings() -> tuple[DatasetSettings, list[str]]:
 
 
 def check_inputs(settings: DatasetSettings, stages: Sequence[str]) -> None:
-    """Raises ValueError where prompts, a key, a checkpoint or an archive is missing, before anything is written."""
+    """Raise ValueError if prompts, a key, a checkpoint or an archive is missing, before anything is written."""
     shards.make_shard_maker(settings)
     shards.make_teachers(settings)
     if "conflict" in stages and settings.conflict.variant == "self":
@@ -113,7 +117,7 @@ def check_inputs(settings: DatasetSettings, stages: Sequence[str]) -> None:
 
 
 def build_stages(settings: DatasetSettings, stages: Sequence[str], folder: pathlib.Path) -> None:
-    """Makes what the stages lack, with progress: first what other processes may make, then the rest here."""
+    """Build the missing shards with progress: first those that workers may make, then the rest in this process."""
     wanted = {stage: build.cut_shards(stage, settings.count_samples(stage)[0], settings.shard_size) for stage in stages}
     here = [stage for stage in stages if shards.needs_main_process(settings, stage)]
     elsewhere = [shard for stage in stages if stage not in here for shard in wanted[stage]]
@@ -131,7 +135,7 @@ def build_stages(settings: DatasetSettings, stages: Sequence[str], folder: pathl
 
 
 def choose_runner() -> build.Runner:
-    """The runner that the flags name."""
+    """Return the runner that the flags select."""
     if RUNNER.value == "ray":
         return runners.run_on_ray
     workers = WORKERS.value or runners.count_cores()
@@ -139,7 +143,7 @@ def choose_runner() -> build.Runner:
 
 
 def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path) -> build.Make:
-    """Makes what makes the shards of a stage in this process."""
+    """Return the function that makes a stage's shards in this process."""
     if stage == "conflict" and settings.conflict.variant == "self":
         sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
         write = first_plans(sampler, settings.conflict.temperature, PLAN_BATCH_SIZE)
@@ -155,9 +159,12 @@ def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path
 
 
 def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
-    """The calls to remote teachers and their price as lines. Sends nothing and writes nothing; reads the cache."""
+    """Return the calls to remote teachers and their price as lines.
+
+    Nothing is sent and nothing is written. Answers in the cache are not counted.
+    """
     if not settings.teachers.remote:
-        return "no remote teacher is asked: the judge is exact and the writer follows rules"
+        return "no remote teacher: the judge is exact and the writer follows rules"
     assert settings.teachers.endpoint is not None  # the settings check it
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
     teachers, prompts = shards.make_teachers(settings, endpoint), shards.make_shard_maker(settings).prompts
@@ -171,53 +178,64 @@ def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
 
 
 def import_records() -> None:
-    """Imports a data set and prints what was skipped and written. Raises ValueError, OSError."""
+    """Import a data set and print what was skipped and written.
+
+    Raises:
+      ValueError: The input is invalid.
+      OSError: A file cannot be read or written.
+    """
     exit_on_sigterm()
-    folder = pathlib.Path(OUTPUT.value)
+    folder = pathlib.Path(require(OUTPUT))
     dataset, tally = import_dataset(
-        FORMAT.value,
-        pathlib.Path(SOURCE.value),
+        require(FORMAT),
+        pathlib.Path(require(SOURCE)),
         folder,
         records_per_file=RECORDS_PER_FILE.value,
         overwrite=OVERWRITE.value,
     )
-    for held in dataset.facts["skipped"].values():
-        print(f"skipped {held['samples']}: {held['first'][0]}")
+    for skipped in dataset.facts["skipped"].values():
+        print(f"skipped {skipped['samples']}: {skipped['first'][0]}")
     total = sum(tally.skipped.values())
     print(f"{folder}: {dataset.records} records in {len(dataset.files)} files, {total} skipped")
 
 
 def encode_pictures() -> None:
-    """Encodes a data set and prints a line that sums it up. Raises ValueError, OSError."""
+    """Encode a data set and print a summary line.
+
+    Raises:
+      ValueError: The input is invalid.
+      OSError: A file cannot be read or written.
+    """
     keep_compiled()
-    source, target = pathlib.Path(DATA.value), pathlib.Path(OUTPUT.value)
+    source, target = pathlib.Path(require(DATA)), pathlib.Path(require(OUTPUT))
     dataset = encode_dataset(source, target, read_encoder(), overwrite=OVERWRITE.value)
     size = sum((target / file.name).stat().st_size for file in dataset.files)
     print(f"{target}: {dataset.records} records in {len(dataset.files)} files, {size / 1e6:.1f} MB")
 
 
 def read_encoder() -> Encoder:
-    """The autoencoder that the flags name, and the model's picture sizes.
+    """Load the autoencoder that the flags select, with the model's picture sizes.
 
     Raises:
-      ValueError: the flags contradict each other.
-      CheckpointError, ConfigError: there is no checkpoint, or it is damaged.
+      ValueError: The flags contradict each other.
+      CheckpointError: The checkpoint does not exist or is damaged.
+      ConfigError: Its config is damaged.
     """
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         raise ValueError("give either --checkpoint or --model")
     if CHECKPOINT.value is not None:
         if AUTOENCODER.value is not None:
-            raise ValueError("--checkpoint has an autoencoder; leave --autoencoder out, or give --model instead")
+            raise ValueError("--checkpoint contains an autoencoder; leave --autoencoder out, or give --model instead")
         config, params = load_autoencoder(CHECKPOINT.value)
         return make_encoder(config, params)
-    config = PRESETS[MODEL.value]
+    config = PRESETS[require(MODEL)]
     if AUTOENCODER.value is None and config.autoencoder != SHAPES_AUTOENCODER:
         raise ValueError(f"--model={MODEL.value} needs --autoencoder, a folder with its ae.safetensors")
     return make_encoder(config, read_autoencoder(AUTOENCODER.value or shapes_folder(), config.autoencoder))
 
 
 def make_encoder(config: ModelConfig, params: dict) -> Encoder:
-    """The encoder of a model. Parameters become float32, so that a checkpoint's dtype changes little."""
+    """Return a model's encoder. Parameters become float32, so that a checkpoint's dtype has little effect."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     return Encoder(config.autoencoder, params, image_sizes(config).vae, BATCH.value)
 

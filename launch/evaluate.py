@@ -1,4 +1,4 @@
-"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmarks of shapes world, and compares runs.
+r"""Scores a checkpoint, or a folder of images, on GenEval, WISE or the benchmarks of shapes world, and compares runs.
 
 python launch/evaluate.py --benchmark=shapes --output=out/scores
 python launch/evaluate.py --benchmark=abilities --checkpoint=out/base --output=out/abilities
@@ -7,15 +7,15 @@ python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json
     --judge_url=https://api.openai.com/v1 --judge_model=gpt-4o --judge_key_variable=OPENAI_API_KEY
 python launch/evaluate.py compare out/scores out/single-pass-scores --output=out/compared
 
-score, the default mode, resumes after a kill. OUTPUT gets index.html, the benchmark's own files, summary.json and a CSV
-file for each table; of shapes world process.jsonl says what the stages of every trajectory are worth. "abilities" asks
-a base model to draw, edit and read; its settings are those of the base model's modes, with image.num_timesteps=25,
-text.max_tokens=80 and max_prompt_tokens=128 where --setting says nothing else. Exit status: 0; 1 where a judge gave no
-valid answer for some image; 2 for a fault of the input.
+score, the default mode, resumes after a kill. It writes index.html, the benchmark's own files, summary.json and a CSV
+file for each table into OUTPUT. For shapes world, process.jsonl has the measures of every trajectory's stages.
+"abilities" tests how a base model draws, edits and reads. It uses the settings of the base model's modes with
+image.num_timesteps=25, text.max_tokens=80 and max_prompt_tokens=128, unless --setting overrides them. The exit status
+is 0; 1 if a judge gave no valid answer for some image; 2 for invalid input.
 
-compare puts runs of mode score side by side: scores, differences to the first one with their intervals, cost against
-score. All are of one benchmark and the same prompts. Runs whose folders have one name are told apart by more of their
-paths. OUTPUT gets index.html, comparison.json and a CSV file for each table.
+compare puts the scores of several runs of mode score side by side, with their differences to the first run, intervals,
+and cost against score. All runs must have the same benchmark and prompts. Runs whose folders have the same name are
+named by more of their paths. It writes index.html, comparison.json and a CSV file for each table into OUTPUT.
 """
 
 import hashlib
@@ -31,21 +31,22 @@ from tqdm import tqdm
 
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
-from pdgen.cli import Mode, exit_on_sigterm, run_modes
-from pdgen.evaluate import folder, scoring, shapes, tables, wise
+from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
+from pdgen.evaluate import folder, shapes, tables, wise
 from pdgen.evaluate.abilities import prompts as abilities
 from pdgen.evaluate.abilities import run as ability_run
-from pdgen.evaluate.abilities.scores import ability_tables
+from pdgen.evaluate.abilities.scores import make_ability_tables
 from pdgen.evaluate.comparison import write_comparison
 from pdgen.evaluate.detectors.exact import DETECTORS, load_detector
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.gallery import Gallery, ability_galleries, galleries, wise_galleries
-from pdgen.evaluate.generator import make_generate, read_recipe, read_values
-from pdgen.evaluate.geneval import check_prompts
-from pdgen.evaluate.leaks import Leaks, find_leaks, sentence, training_prompts
+from pdgen.evaluate.gallery import ImageGallery, make_ability_galleries, make_geneval_galleries, make_wise_galleries
+from pdgen.evaluate.generator import make_generator, parse_assignments, read_recipe
+from pdgen.evaluate.geneval import scoring
+from pdgen.evaluate.geneval.rule import check_prompts
+from pdgen.evaluate.leaks import Leaks, describe_leaks, find_leaks, read_training_prompts
 from pdgen.evaluate.page import write_pages, write_summary
 from pdgen.evaluate.process import tables as process_tables
-from pdgen.evaluate.process.trajectories import TRAJECTORIES, cost_tables, judge_trajectories
+from pdgen.evaluate.process.trajectories import TRAJECTORIES, judge_trajectories, make_cost_tables
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
 from pdgen.sample.compiled import keep_compiled
@@ -54,91 +55,100 @@ from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact
 from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
-BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "What to score on.")
+BENCHMARK = flags.DEFINE_enum("benchmark", None, BENCHMARKS, "The benchmark.")
 IMAGES = flags.DEFINE_string("images", None, "A folder of images in the benchmark's own layout.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Makes the images: a pdgen checkpoint or a run's workdir. Without --images by default the "
-    f"model that the package brings along: {PROCESS}, for abilities {BASE}.",
+    "Generates the images: a pdgen checkpoint or a run's workdir. Default without --images: the shipped "
+    f"model {PROCESS}, for abilities {BASE}.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.")
 METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or WISE's prompt files (repeat it).")
 TRAINING_DATA = flags.DEFINE_multi_string(
-    "training_data", [], "Compared with the prompts: a data set, or a file with a prompt a line (repeat it)."
+    "training_data",
+    [],
+    "A data set or a file of prompts, searched for the benchmark's prompts (repeat it).",
 )
 COUNT = flags.DEFINE_integer(
-    "count", None, "Of shapes and abilities: prompts of each task or row at most, for a quick look.", lower_bound=1
+    "count",
+    None,
+    "shapes, abilities: largest number of prompts of each task or row.",
+    lower_bound=1,
 )
-SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of a prompt; of WISE always 1.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of each prompt; always 1 for WISE.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the first image; each further one has the next.", lower_bound=0)
-STRATEGY = flags.DEFINE_enum("strategy", "process", list(STRATEGIES), "How a checkpoint comes to an image.")
+STRATEGY = flags.DEFINE_enum("strategy", "process", list(STRATEGIES), "The sampling strategy.")
 SETTING = flags.DEFINE_multi_string(
-    "setting", [], "NAME=VALUE of sampler or strategy, such as image.num_timesteps=50 or strategy.n=4 (repeat it)."
+    "setting", [], "NAME=VALUE of the sampler or strategy, such as image.num_timesteps=50 or strategy.n=4 (repeat it)."
 )
-BATCH = flags.DEFINE_integer("batch", 8, "Images that are made together.", lower_bound=1)
-DETECTOR = flags.DEFINE_enum("detector", None, DETECTORS, "By default the benchmark's own.")
-WEIGHTS = flags.DEFINE_string("weights", "", "Of mask2former: a name on the Hugging Face hub, or a folder.")
-DEVICE = flags.DEFINE_string("device", "", "Of mask2former: cuda or cpu; by default what there is.")
-JUDGE_URL = flags.DEFINE_string("judge_url", "", "Chat endpoint of WISE's judge and of strategies' advisers.")
-JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "Its model.")
-JUDGE_KEY = flags.DEFINE_string("judge_key_variable", "", "Environment variable that holds its key.")
-JUDGE_ANSWERS = flags.DEFINE_integer("judge_answers", 3, "Times a malformed answer is asked for.", lower_bound=1)
-JUDGE_PARAMETERS = flags.DEFINE_string("judge_parameters", "{}", "JSON of further parameters of a request.")
-JUDGE_PRICES = flags.DEFINE_list("judge_prices", ["0", "0"], "Of a million tokens in and out.")
+BATCH = flags.DEFINE_integer("batch", 8, "Number of images sampled at once.", lower_bound=1)
+DETECTOR = flags.DEFINE_enum("detector", None, DETECTORS, "The detector; by default the benchmark's own.")
+WEIGHTS = flags.DEFINE_string("weights", "", "mask2former: a name on the Hugging Face hub, or a folder.")
+DEVICE = flags.DEFINE_string("device", "", "mask2former: cuda or cpu; by default cuda if available.")
+JUDGE_URL = flags.DEFINE_string("judge_url", "", "Chat endpoint of WISE's judge and of the strategies' advisers.")
+JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "The endpoint's model.")
+JUDGE_KEY = flags.DEFINE_string("judge_key_variable", "", "Environment variable with the endpoint's key.")
+JUDGE_ANSWERS = flags.DEFINE_integer("judge_answers", 3, "Attempts to get a well-formed answer.", lower_bound=1)
+JUDGE_PARAMETERS = flags.DEFINE_string("judge_parameters", "{}", "Further parameters of a request, as JSON.")
+JUDGE_PRICES = flags.DEFINE_list("judge_prices", ["0", "0"], "Prices of a million input and output tokens.")
 JUDGEMENTS = flags.DEFINE_list("judgements", list(wise.JUDGEMENTS), "WISE: graded gives scorings A and C, binary B.")
 JUDGE_RULES = flags.DEFINE_multi_string(
-    "judge_rules", [], "JUDGEMENT=FILE: WISE's rules in other words, such as graded=original.txt (repeat it)."
+    "judge_rules", [], "JUDGEMENT=FILE: a text file with other rules for WISE, such as graded=original.txt (repeat it)."
 )
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "WISE: print what judging would ask and cost, and stop.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "WISE: print the requests and their price, and stop.")
 
-# GenEval's protocol guides over the whole schedule; a user's own --setting comes after it.
+# GenEval's protocol guides over the whole schedule. A --setting overrides it.
 PROTOCOL = {"geneval": {"image.interval": [0.0, 1.0]}}
 
 
-def chosen_checkpoint() -> str | None:
-    """What --checkpoint names, else the model that the package brings along; None where --images are scored."""
+def choose_checkpoint() -> str | None:
+    """Return --checkpoint, or the shipped model if neither it nor --images is given. None if --images are scored."""
     if CHECKPOINT.value is None and IMAGES.value is None:
         return BASE if BENCHMARK.value == "abilities" else PROCESS
     return CHECKPOINT.value
 
 
 def check_flags() -> None:
-    """Raises EvaluationError for flags that do not go together."""
+    """Raise EvaluationError for flags that contradict each other."""
     if IMAGES.value is not None and CHECKPOINT.value is not None:
-        raise EvaluationError("name either --images, a folder to score, or --checkpoint, which makes the images")
+        raise EvaluationError("name either --images, a folder to score, or --checkpoint, which generates the images")
     if BENCHMARK.value == "shapes" and METADATA.value:
-        raise EvaluationError("--metadata: the shapes benchmark makes its own list; OUTPUT/metadata.jsonl holds it")
+        raise EvaluationError("--metadata: the shapes benchmark makes its own list, OUTPUT/metadata.jsonl")
     if BENCHMARK.value not in ("shapes", "abilities") and COUNT.value is not None:
-        raise EvaluationError("--count: is of shapes and abilities alone; give a shorter list by --metadata")
+        raise EvaluationError("--count: is only for shapes and abilities; give a shorter list with --metadata")
     if BENCHMARK.value == "geneval" and len(METADATA.value) != 1:
         raise EvaluationError("--metadata: name GenEval's evaluation_metadata.jsonl, once")
     if BENCHMARK.value == "wise" and not METADATA.value:
-        raise EvaluationError("--metadata: name WISE's prompt files, one after the other")
+        raise EvaluationError("--metadata: name WISE's prompt files; repeat the flag for several")
     if BENCHMARK.value == "wise" and not JUDGE_URL.value:
-        raise EvaluationError("--judge_url: name the chat endpoint that judges, and --judge_model")
+        raise EvaluationError("--judge_url: name the judge's chat endpoint, and --judge_model")
     if wrong := [name for name in JUDGEMENTS.value if name not in wise.JUDGEMENTS]:
-        raise EvaluationError(f"--judgements={wrong[0]}: none of {', '.join(wise.JUDGEMENTS)}")
+        raise EvaluationError(f"--judgements={wrong[0]}: is not one of {', '.join(wise.JUDGEMENTS)}")
 
 
-def check_strays() -> None:
-    """Raises EvaluationError for a flag that would do nothing."""
+def check_unused_flags() -> None:
+    """Raise EvaluationError for a flag that would have no effect."""
     drawing = ["strategy", "setting", "seed", "batch"]
     detecting, judging = ["detector", "weights", "device", "samples"], ["judgements", "judge_rules", "dry_run"]
     asking = ["judge_url", "judge_model", "judge_key_variable", "judge_answers", "judge_parameters", "judge_prices"]
-    without = {"--images": drawing} if chosen_checkpoint() is None else {}
-    own = [*detecting, *judging, *asking, "images", "metadata", "training_data", "strategy"]
-    strays_of = {"wise": detecting, "abilities": own}
-    without[f"--benchmark={BENCHMARK.value}"] = strays_of.get(BENCHMARK.value, judging)
-    for flag, strays in without.items():
-        if given := [name for name in strays if flags.FLAGS[name].present]:
+    unused_with = {"--images": drawing} if choose_checkpoint() is None else {}
+    no_effect = [*detecting, *judging, *asking, "images", "metadata", "training_data", "strategy"]
+    unused_by = {"wise": detecting, "abilities": no_effect}
+    unused_with[f"--benchmark={BENCHMARK.value}"] = unused_by.get(BENCHMARK.value, judging)
+    for flag, unused in unused_with.items():
+        if given := [name for name in unused if flags.FLAGS[name].present]:
             raise EvaluationError(f"--{given[0]}: does nothing with {flag}; leave it out")
-    if DRY_RUN.value and chosen_checkpoint() is not None:
-        raise EvaluationError("--dry_run: prices images that are there; name them by --images")
+    if DRY_RUN.value and choose_checkpoint() is not None:
+        raise EvaluationError("--dry_run: needs existing images; name them with --images")
 
 
-def endpoint_settings(output: pathlib.Path) -> EndpointSettings:
-    """The judge's endpoint as the flags say. Raises ValueError for a value that cannot be."""
+def read_endpoint_settings(output: pathlib.Path) -> EndpointSettings:
+    """Return the settings of the judge's endpoint.
+
+    Raises:
+      ValueError: A flag has an invalid value.
+    """
     try:
         parameters = {"temperature": 0.0, "max_tokens": 1024, **json.loads(JUDGE_PARAMETERS.value)}
         price_in, price_out = map(float, JUDGE_PRICES.value)
@@ -156,8 +166,12 @@ def endpoint_settings(output: pathlib.Path) -> EndpointSettings:
     )
 
 
-def judgements() -> dict[str, wise.Judgement]:
-    """WISE's judgements that the flags name, with their rules. Raises EvaluationError."""
+def read_judgements() -> dict[str, wise.Judgement]:
+    """Return WISE's judgements that the flags select, with their rules.
+
+    Raises:
+      EvaluationError: --judge_rules is invalid, or a file cannot be read.
+    """
     wanted = {name: wise.JUDGEMENTS[name] for name in JUDGEMENTS.value}
     for text in JUDGE_RULES.value:
         name, equals, path = text.partition("=")
@@ -167,47 +181,53 @@ def judgements() -> dict[str, wise.Judgement]:
     return wanted
 
 
-def advisers(output: pathlib.Path) -> Advisers:
-    """Whom strategies ask: the endpoint if one is named, else the exact ones of shapes world."""
-    return make_endpoint_advisers(Endpoint(endpoint_settings(output))) if JUDGE_URL.value else make_exact_advisers()
+def make_advisers(output: pathlib.Path) -> Advisers:
+    """Return the endpoint's advisers if --judge_url is given, else the exact ones of shapes world."""
+    return (
+        make_endpoint_advisers(Endpoint(read_endpoint_settings(output))) if JUDGE_URL.value else make_exact_advisers()
+    )
 
 
-def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The folder with all images of the jobs, those that lacked made by the checkpoint, and what it made them by."""
-    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
-    checkpoint = chosen_checkpoint()
+def make_images(output: pathlib.Path, jobs: Sequence[folder.ImageJob]) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Generate the missing images of the jobs.
+
+    Returns:
+      The folder of all images, and facts about their origin.
+    """
+    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | parse_assignments(SETTING.value)
+    checkpoint = choose_checkpoint()
     assert checkpoint is not None
     recipe = read_recipe(checkpoint, STRATEGY.value, values)
     images = output / "images"
     made_by = recipe.facts()
-    folder.begin(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
+    folder.begin_generation(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
     keep_compiled()
-    with tqdm(total=len(jobs), unit=" images", desc="drawing", smoothing=0.1) as bar:
-        generate = make_generate(recipe, advisers(output))
-        folder.make(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
-    return images, {"checkpoint": named(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
+    with tqdm(total=len(jobs), unit=" images", desc="sampling", smoothing=0.1) as bar:
+        generate = make_generator(recipe, make_advisers(output))
+        folder.generate_images(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
+    return images, {"checkpoint": name_checkpoint(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
 
 
-def named(checkpoint: pathlib.Path) -> str:
-    """A checkpoint's folder, or the name of the model that the package brings along."""
+def name_checkpoint(checkpoint: pathlib.Path) -> str:
+    """Return the name of a shipped model, or a checkpoint's folder."""
     return shipped_name(checkpoint) or str(checkpoint)
 
 
-def leaks(prompts: Sequence[str]) -> Leaks:
-    """What the training sets that the flags name hold of the prompts."""
+def find_training_leaks(prompts: Sequence[str]) -> Leaks:
+    """Compare the prompts with the training sets of --training_data."""
     with tqdm(unit=" training prompts", disable=not TRAINING_DATA.value) as bar:
-        training = (p for path in TRAINING_DATA.value for p in training_prompts(pathlib.Path(path), bar.update))
+        training = (p for path in TRAINING_DATA.value for p in read_training_prompts(pathlib.Path(path), bar.update))
         return find_leaks(training, prompts, TRAINING_DATA.value)
 
 
 def write_results(
-    output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[Gallery]
+    output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[ImageGallery]
 ) -> None:
-    """Writes the files and the pages of an evaluation."""
+    """Write the files and the pages of an evaluation."""
     write_summary(output, facts, results)
     source = (
         {"images": IMAGES.value}
-        if chosen_checkpoint() is None
+        if choose_checkpoint() is None
         else {
             "strategy": STRATEGY.value,
             "settings": " ".join(SETTING.value) or "defaults",
@@ -220,18 +240,18 @@ def write_results(
 
 
 def run_geneval(output: pathlib.Path) -> int:
-    """GenEval and the shapes benchmark: makes or finds the images, detects, judges; returns the exit status."""
-    if BENCHMARK.value == "shapes":
+    """Run GenEval or the shapes benchmark: generate or find the images, detect, judge. Return the exit status."""
+    exact = BENCHMARK.value == "shapes"
+    if exact:
         most = COUNT.value or max(shapes.COUNTS.values())
-        prompts = shapes.benchmark({task: min(count, most) for task, count in shapes.COUNTS.items()})
+        prompts = shapes.make_benchmark({task: min(count, most) for task, count in shapes.COUNTS.items()})
     else:
         prompts = folder.read_prompts(pathlib.Path(METADATA.value[0]))
-    own = "shapes" if BENCHMARK.value == "shapes" else "mask2former"
-    detector = load_detector(DETECTOR.value or own, WEIGHTS.value, DEVICE.value)
-    check_prompts(prompts, detector.classes, detector.name)  # before hours of drawing, not after
-    found = leaks([p.metadata.prompt for p in prompts])
-    if chosen_checkpoint() is not None:
-        images, source = made_images(output, folder.geneval_jobs(prompts, SAMPLES.value, SEED.value))
+    detector = load_detector(DETECTOR.value or ("shapes" if exact else "mask2former"), WEIGHTS.value, DEVICE.value)
+    check_prompts(prompts, detector.classes, detector.name)  # before hours of sampling, not after
+    found = find_training_leaks([p.metadata.prompt for p in prompts])
+    if choose_checkpoint() is not None:
+        images, source = make_images(output, folder.make_geneval_jobs(prompts, SAMPLES.value, SEED.value))
         folder.write_metadata(images, prompts)
     else:
         assert IMAGES.value is not None
@@ -240,96 +260,102 @@ def run_geneval(output: pathlib.Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     folder.write_prompts(output / "metadata.jsonl", prompts)
     with tqdm(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
-        results = scoring.score(files, prompts, detector, output, bar.update)
-    table = scoring.summary_table(scoring.summarise(scoring.by_task(results)), BENCHMARK.value)
+        results = scoring.score_images(files, prompts, detector, output, bar.update)
+    table = scoring.make_summary_table(scoring.summarise(scoring.group_by_task(results)), require(BENCHMARK))
     facts = {
         "benchmark": BENCHMARK.value,
         "detector": detector.identity,
         "samples": SAMPLES.value,
         **source,
         "leaks": to_builtins(found),
-        "findings": [sentence(found)],
+        "findings": [describe_leaks(found)],
     }
     made = [table]
     if source:
-        exact = BENCHMARK.value == "shapes"
-        made += process_tables.tables(judge_trajectories(output, prompts)) if exact else cost_tables(output)
-    write_results(output, facts, made, galleries(results, output, output / TRAJECTORIES if source else None))
-    official = scoring.official_text(results)
+        made += process_tables.make_tables(judge_trajectories(output, prompts)) if exact else make_cost_tables(output)
+    write_results(
+        output, facts, made, make_geneval_galleries(results, output, output / TRAJECTORIES if source else None)
+    )
+    official = scoring.format_official_summary(results)
     with new_file(output / "summary.txt") as partial:
         partial.write_text(official + "\n", encoding="utf-8")
-    print("\n\n".join([sentence(found), official, *map(tables.as_text, made)]))
+    print("\n\n".join([describe_leaks(found), official, *map(tables.format_text, made)]))
     print(f"\n{output / 'index.html'}")
     return 0
 
 
 def run_abilities(output: pathlib.Path) -> int:
-    """What a base model can do: samples, judges, tells; returns the exit status."""
-    values = {"together": BATCH.value} | read_values(SETTING.value)
-    settings, checkpoint = ability_run.ability_settings(values), find(chosen_checkpoint())
-    draws = abilities.draws(COUNT.value or abilities.COUNT, SEED.value)
+    """Run the abilities benchmark: sample, judge, report. Return the exit status."""
+    values = {"together": BATCH.value} | parse_assignments(SETTING.value)
+    settings, checkpoint = ability_run.read_ability_settings(values), find(choose_checkpoint() or BASE)
+    draws = abilities.make_draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()
     with tqdm(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
         outcomes = ability_run.run_draws(draws, checkpoint, settings, output, bar.update)
-    made = ability_tables(outcomes)
+    made = make_ability_tables(outcomes)
     image = settings["single_pass"].image
     finding = f"Images are drawn with image.num_timesteps={image.num_timesteps} and image.text_scale={image.text_scale}"
     facts = {
         "benchmark": "abilities",
-        "checkpoint": named(checkpoint),
+        "checkpoint": name_checkpoint(checkpoint),
         "seed": SEED.value,
-        "made_by": ability_run.made_by(checkpoint, settings),
+        "made_by": ability_run.collect_facts(checkpoint, settings),
         "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
     }
-    write_results(output, facts, made, ability_galleries(outcomes, output))
-    print("\n\n".join([*facts["findings"], *map(tables.as_text, made)]))
+    write_results(output, facts, made, make_ability_galleries(outcomes, output))
+    print("\n\n".join([*facts["findings"], *map(tables.format_text, made)]))
     print(f"\n{output / 'index.html'}")
     return 0
 
 
 def run_wise(output: pathlib.Path) -> int:
-    """WISE: makes or finds the images, says the price, asks the judge; returns the exit status."""
-    prompts = wise.read_wise([pathlib.Path(path) for path in METADATA.value])
-    settings, asked = endpoint_settings(output), judgements()
-    endpoint = None if DRY_RUN.value else Endpoint(settings)  # a missing key is told before anything is made
-    found = leaks([p.text for p in prompts])
-    if chosen_checkpoint() is not None:
-        images, source = made_images(output, wise.wise_jobs(prompts, SEED.value))
+    """Run WISE: generate or find the images, print the price, ask the judge. Return the exit status."""
+    prompts = wise.read_wise_prompts([pathlib.Path(path) for path in METADATA.value])
+    settings, asked = read_endpoint_settings(output), read_judgements()
+    endpoint = None if DRY_RUN.value else Endpoint(settings)  # fails for a missing key, before anything is generated
+    found = find_training_leaks([p.text for p in prompts])
+    if choose_checkpoint() is not None:
+        images, source = make_images(output, wise.make_wise_jobs(prompts, SEED.value))
     else:
         assert IMAGES.value is not None
         images, source = pathlib.Path(IMAGES.value), {}
     files = wise.find_images(images, prompts)
     estimate = Endpoint(settings, dry_run=True)
     wise.judge_images(prompts, files, estimate, asked)
-    print(f"{sentence(found)}\n\n{estimate.ledger.report()}\n", flush=True)
+    print(f"{describe_leaks(found)}\n\n{estimate.ledger.report()}\n", flush=True)
     if endpoint is None:
         return 0
     with tqdm(total=len(files) * len(asked), unit=" answers", desc="judging", smoothing=0.1) as bar:
         judged = wise.judge_images(prompts, files, endpoint, asked, bar.update)
     output.mkdir(parents=True, exist_ok=True)
     wise.write_scores(output, prompts, judged)
-    table = wise.wise_table(wise.score_all(judged.answers, prompts), settings.model)
+    table = wise.make_wise_table(wise.compute_all_figures(judged.answers, prompts), settings.model)
     rules = {name: hashlib.sha256(one.rules.encode()).hexdigest()[:8] for name, one in asked.items()}
-    judge = {"model": settings.model, "questions": wise.VERSION, "rules": rules, "parameters": settings.parameters}
+    judge = {
+        "model": settings.model,
+        "questions": wise.QUESTION_VERSION,
+        "rules": rules,
+        "parameters": settings.parameters,
+    }
     unanswered = [
-        f"No valid {name} answer for {len(faults)} images ({wise.spans(sorted(faults))}); raise --judge_answers to ask "
-        "again."
+        f"No valid {name} answer for {len(faults)} images ({wise.format_ranges(sorted(faults))}); "
+        "raise --judge_answers to ask again."
         for name, faults in judged.faults.items()
         if faults
     ]
-    findings = [sentence(found), *unanswered]
+    findings = [describe_leaks(found), *unanswered]
     facts = {
         "benchmark": "wise",
         "judge": judge,
-        "prompts": wise.digest(prompts),
+        "prompts": wise.digest_prompts(prompts),
         **source,
         "leaks": to_builtins(found),
         "findings": findings,
     }
-    made = [table, *(cost_tables(output) if source else [])]
+    made = [table, *(make_cost_tables(output) if source else [])]
     trajectories = output / TRAJECTORIES if source else None
-    write_results(output, facts, made, wise_galleries(prompts, files, judged, output, trajectories))
-    print("\n\n".join([endpoint.ledger.report(), *map(tables.as_text, made)]))
+    write_results(output, facts, made, make_wise_galleries(prompts, files, judged, output, trajectories))
+    print("\n\n".join([endpoint.ledger.report(), *map(tables.format_text, made)]))
     for line in unanswered:
         print(line, file=sys.stderr)
     print(f"\n{output / 'index.html'}")
@@ -337,17 +363,27 @@ def run_wise(output: pathlib.Path) -> int:
 
 
 def score() -> int:
-    """Scores images on the benchmark; returns the exit status. Raises ValueError, OSError."""
+    """Score images on the benchmark and return the exit status.
+
+    Raises:
+      ValueError: The input is invalid.
+      OSError: A file cannot be read or written.
+    """
     exit_on_sigterm()
     check_flags()
-    check_strays()
+    check_unused_flags()
     run = {"wise": run_wise, "abilities": run_abilities}.get(BENCHMARK.value, run_geneval)
-    return run(pathlib.Path(OUTPUT.value))
+    return run(pathlib.Path(require(OUTPUT)))
 
 
 def compare(*runs: str) -> None:
-    """Compares evaluated runs, the output folders of mode score. Raises EvaluationError, OSError."""
-    output = pathlib.Path(OUTPUT.value)
+    """Compare evaluated runs, the output folders of mode score.
+
+    Raises:
+      EvaluationError: The runs cannot be compared.
+      OSError: A file cannot be read or written.
+    """
+    output = pathlib.Path(require(OUTPUT))
     print(write_comparison([pathlib.Path(run) for run in runs], output))
     print(f"\n{output / 'index.html'}")
 

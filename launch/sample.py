@@ -4,13 +4,13 @@ python launch/sample.py --prompt="a red circle left of a blue square" --output=o
 python launch/sample.py --checkpoint=out/process --prompts=prompts.txt --samples=4 --batch=8 --output=out/many
 python launch/sample.py --branch=out/circle/000 --step=0 --plan="<ins>Draw a star.</ins> <des>A star.</des>"
 
-OUTPUT holds a folder per trajectory, 000, 001, ..., with trajectory.json, one PNG per image and strip.png, and one
-page over all, index.html. SIGTERM or Ctrl-C leaves with status 75 and keeps what is finished, as any other end does:
-the same command goes on with the trajectories that are missing. With --overwrite the run that is there goes when the
-new one has its first trajectory. A branch is a trajectory of its own, 000-1, beside its parent.
+OUTPUT holds a folder for each trajectory, 000, 001, ..., with trajectory.json, one PNG per image and strip.png, and a
+page of all trajectories, index.html. SIGTERM or Ctrl-C ends with status 75 and keeps finished trajectories: the same
+command samples the missing ones. With --overwrite the existing run is removed when the first new trajectory is
+finished. A branch is a separate trajectory, 000-1, in its parent's run.
 
-With --distributed this is one of several processes, as Slurm or Kubernetes start them; each samples a part, and what
-ends one of them early ends all.
+With --distributed this is one of several processes that Slurm or Kubernetes starts. Each samples a part. If one ends
+early, all end.
 """
 
 import contextlib
@@ -22,13 +22,11 @@ import sys
 import time
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import msgspec
-import numpy as np
 from absl import app, flags, logging
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from pdgen.checkpoints.shipped import PROCESS
@@ -50,159 +48,151 @@ from pdgen.sharding import make_mesh
 from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import EndpointSettings as EndpointSettings
-from pdgen.train.planning.processes import join_processes, print_once
+from pdgen.train.planning.processes import join_processes, print_once, synchronize
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
-_PAGE_EVERY = 60  # seconds between two pages of a run on its way
-_FEW = 64  # trajectories that are sampled sooner than code that is three times as fast would be compiled
-_LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of what processes tell each other; what a signal's process tells
-_Result = TypeVar("_Result")
+_PAGE_EVERY = 60  # seconds between two updates of the page
+_FEW = 64  # trajectories; for fewer, quick compilation saves more time than faster code
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    f"A pdgen checkpoint or a training run's workdir; by default {PROCESS}, the model that the "
-    "package brings along, or a branch's run's.",
+    f"A pdgen checkpoint or a training run's workdir; by default the shipped model {PROCESS}, or for a branch "
+    "its run's checkpoint.",
 )
 MESH = flags.DEFINE_list(
     "mesh",
     None,
-    "Split parameters and rows over this process's devices: sizes of data, fsdp and "
-    "tensor, such as 1,1,4; by default the first device has all.",
+    "Sizes of the mesh axes data, fsdp and tensor, such as 1,1,4, over which this process's devices split "
+    "parameters and rows; by default one device is used.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Begin anew where a run is.")
-ANIMATE = flags.DEFINE_bool("animate", False, "Also an animation of each trajectory's strokes.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing run.")
+ANIMATE = flags.DEFINE_bool("animate", False, "Write an animation of each trajectory too.")
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
 
-PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeat it for several trajectories.")
-PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, one a line, or of JSON objects: prompt, seed, images.")
-IMAGE = flags.DEFINE_multi_string("image", [], "PNG or JPEG given before the prompt; repeat it for several.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw (repeat it).")
+PROMPTS = flags.DEFINE_string(
+    "prompts", None, "File of prompts, or of JSON objects with prompt, seed, images, one a line."
+)
+IMAGE = flags.DEFINE_multi_string("image", [], "PNG or JPEG given before the prompt (repeat it).")
 SEED = flags.DEFINE_integer(
-    "seed", None, "Of the first trajectory, each further one has the next; 0, or a branch's parent's.", lower_bound=0
+    "seed",
+    None,
+    "Seed of the first trajectory, then counted up. Default: 0, or a branch's parent's.",
+    lower_bound=0,
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Trajectories of each prompt.", lower_bound=1)
 BATCH = flags.DEFINE_integer(
     "batch",
     None,
-    "Trajectories that a process samples together; its share, at most 8, or a branch's run's.",
+    "Trajectories that a process samples at once. Default: its share, at most 8, or a branch's run's.",
     lower_bound=1,
 )
 
 STRATEGY = flags.DEFINE_enum(
-    "strategy", None, list(strategies.STRATEGIES), "How to come to a picture; by default as --mode says."
+    "strategy", None, list(strategies.STRATEGIES), "Sampling strategy; by default that of --mode."
 )
-OPTION = flags.DEFINE_multi_string("option", [], "Setting of the strategy, such as n=8; repeat it for several.")
+OPTION = flags.DEFINE_multi_string("option", [], "Setting of the strategy, such as n=8 (repeat it).")
 ADVISERS = flags.DEFINE_string(
     "advisers",
     None,
-    "JSON file of a chat endpoint that plans, criticises and verifies; by default the exact ones of shapes world.",
+    "JSON file of a chat endpoint that plans, criticises and verifies; by default shapes world's exact advisers.",
 )
 
-BRANCH = flags.DEFINE_string("branch", None, "Folder of a trajectory to branch off, with the settings of its run.")
-STEP = flags.DEFINE_integer("step", None, "Number of the first stage that the branch has of its own.", lower_bound=0)
-PLAN = flags.DEFINE_string("plan", None, "Plan (in mode think: thought) that stands there.")
-CRITIQUE = flags.DEFINE_string("critique", None, "Inspection that stands there.")
-DRAFT = flags.DEFINE_string("draft", None, "Image, PNG or JPEG, that stands there.")
-_OF_BRANCHES = ("step", "plan", "critique", "draft")
-_OF_RUNS = (
-    "output",
-    "overwrite",
-    "distributed",
-    "prompt",
-    "prompts",
-    "image",
-    "samples",
-    "strategy",
-    "option",
-    "advisers",
-    "mode",
-)
+BRANCH = flags.DEFINE_string("branch", None, "Folder of a trajectory to branch off, with its run's settings.")
+STEP = flags.DEFINE_integer("step", None, "Index of the first stage that differs from the parent.", lower_bound=0)
+PLAN = flags.DEFINE_string("plan", None, "The plan at that stage (in mode think: the thought).")
+CRITIQUE = flags.DEFINE_string("critique", None, "The inspection at that stage.")
+DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, PNG or JPEG.")
+_BRANCH_FLAGS = ("step", "plan", "critique", "draft")
+_JOB_FLAGS = ("prompt", "prompts", "image", "samples", "strategy", "option", "advisers")
+_RUN_FLAGS = ("output", "overwrite", "distributed", "mode", *_JOB_FLAGS)
 
-# The names of these flags are those of the settings' fields; without a flag the default of the mode holds.
-flags.DEFINE_enum("mode", None, list(MODES), "What the model does.")
-flags.DEFINE_integer("height", None, "Pixels; by default those of the given image, or the most the model can.")
-flags.DEFINE_integer("width", None, "Pixels; give both or none.")
-flags.DEFINE_integer("max_images", None, "Images drawn in a trajectory, at most.")
-flags.DEFINE_integer("max_steps", None, "Sketches of a trajectory, at most; 0 = as many as images.")
-flags.DEFINE_integer("max_prompt_tokens", None, "Tokens of a prompt, at most.")
-flags.DEFINE_string("system", None, "Text before everything else.")
+# These flags have the names of the settings' fields. Their defaults are the mode's.
+flags.DEFINE_enum("mode", None, list(MODES), "The model's mode.")
+flags.DEFINE_integer("height", None, "In pixels; by default the given image's, or the model's largest.")
+flags.DEFINE_integer("width", None, "In pixels; give both or neither.")
+flags.DEFINE_integer("max_images", None, "Largest number of images drawn in a trajectory.")
+flags.DEFINE_integer("max_steps", None, "Largest number of sketches of a trajectory; 0 = as for images.")
+flags.DEFINE_integer("max_prompt_tokens", None, "Largest number of tokens of a prompt.")
+flags.DEFINE_string("system", None, "System prompt.")
 flags.DEFINE_bool("keep_latents", None, "Keep the latents of every drawn image.")
-flags.DEFINE_integer("max_tokens", None, "Tokens of one text, at most.")
-flags.DEFINE_float("temperature", None, "Of texts; 0 = greedy.")
-flags.DEFINE_float("top_p", None, "Draw from the likeliest tokens that together reach this probability; 1 = all.")
-flags.DEFINE_integer("top_k", None, "Draw from this many of the likeliest tokens; 0 = all.")
-flags.DEFINE_integer("num_timesteps", None, "Points of an image's schedule; one less steps.")
-flags.DEFINE_float("timestep_shift", None, "Of the schedule towards noise.")
-flags.DEFINE_float("text_scale", None, "Text guidance; 1 = none at all.")
-flags.DEFINE_float("image_scale", None, "Image guidance; 1 = none.")
+flags.DEFINE_integer("max_tokens", None, "Largest number of tokens of one text.")
+flags.DEFINE_float("temperature", None, "Temperature of texts; 0 = greedy.")
+flags.DEFINE_float("top_p", None, "Sample from the most likely tokens with this total probability; 1 = all.")
+flags.DEFINE_integer("top_k", None, "Sample from this many of the most likely tokens; 0 = all.")
+flags.DEFINE_integer("num_timesteps", None, "Points of an image's schedule, one more than its steps.")
+flags.DEFINE_float("timestep_shift", None, "Shift of the schedule towards noise.")
+flags.DEFINE_float("text_scale", None, "Text guidance scale; 1 = no guidance.")
+flags.DEFINE_float("image_scale", None, "Image guidance scale; 1 = no image guidance.")
 flags.DEFINE_list("interval", None, "Timesteps with guidance, such as 0.4,1.")
-flags.DEFINE_enum("renorm", None, list(RENORMS), "What guidance leaves of the norm.")
-flags.DEFINE_float("renorm_min", None, "Least factor of that renormalisation.")
-flags.DEFINE_bool("taylorseer", None, "Extrapolate two steps of three.")
-REFINE = flags.DEFINE_multi_string("refine", [], "Setting of refinements alone, such as text_scale=3; repeat it.")
+flags.DEFINE_enum("renorm", None, list(RENORMS), "Renormalization of the guided velocity.")
+flags.DEFINE_float("renorm_min", None, "Smallest factor of the renormalization.")
+flags.DEFINE_bool("taylorseer", None, "Extrapolate two of three steps.")
+REFINE = flags.DEFINE_multi_string("refine", [], "Setting of refinements only, such as text_scale=3 (repeat it).")
 
 
-def refuse(names: tuple[str, ...], why: str) -> None:
-    """Raises ValueError where one of these flags is given."""
+def reject_flags(names: tuple[str, ...], why: str) -> None:
+    """Raise ValueError if one of these flags is given."""
     for name in names:
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name}: {why}")
 
 
-def converted(words: str, value: Any, kind: Any) -> Any:
-    """A flag's value as a field's type. Raises ValueError that begins with the flag's ``words``."""
+def convert_value(label: str, value: Any, kind: Any) -> Any:
+    """Convert a flag's value to a field's type. Raises ValueError that starts with ``label`` if it does not fit."""
     if typing.get_origin(kind) is tuple and isinstance(value, str):
         value = value.split(",")
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as fault:
-        raise ValueError(f"{words}: {fault}") from None
+        raise ValueError(f"{label}: {fault}") from None
 
 
-def given(kind: Any) -> dict[str, Any]:
-    """The fields of a settings class that flags of their names give. Raises ValueError for one that does not fit."""
+def read_flag_fields(kind: Any) -> dict[str, Any]:
+    """Return the fields of a settings class that flags give. Raises ValueError for a value that does not fit."""
     fields = [field for field in dataclasses.fields(kind) if field.name in flags.FLAGS]
-    held = [(field, flags.FLAGS[field.name]) for field in fields if field.name not in (IMAGE.name, REFINE.name)]
-    return {field.name: converted(f.serialize(), f.value, field.type) for field, f in held if f.value is not None}
+    given = [(field, flags.FLAGS[field.name]) for field in fields if field.name not in (IMAGE.name, REFINE.name)]
+    return {field.name: convert_value(f.serialize(), f.value, field.type) for field, f in given if f.value is not None}
 
 
-def pairs(flag: flags.FlagHolder, kind: Any) -> dict[str, Any]:
-    """KEY=VALUE of every occurrence of a flag, lists with commas. Raises ValueError for keys and values of no use."""
+def parse_pairs(flag: flags.FlagHolder, kind: Any) -> dict[str, Any]:
+    """Parse KEY=VALUE of every occurrence of a flag; lists have commas. Raises ValueError for a wrong key or value."""
     types = {field.name: field.type for field in dataclasses.fields(kind)}
     values = {}
     for text in flag.value:
         key, equals, value = text.partition("=")
         if not equals or key not in types:
             raise ValueError(f"--{flag.name}={text}: write KEY=VALUE, KEY one of {', '.join(types) or 'none at all'}")
-        values[key] = converted(f"--{flag.name}={text}", value, types[key])
+        values[key] = convert_value(f"--{flag.name}={text}", value, types[key])
     return values
 
 
 def read_settings(base: SampleSettings) -> SampleSettings:
-    """``base`` with what flags say. Raises ValueError for values out of range."""
-    image, refine = dataclasses.replace(base.image, **given(ImageSettings)), base.refine
-    if own := pairs(REFINE, ImageSettings):
+    """Return ``base`` updated with the flags. Raises ValueError for a value out of range."""
+    image, refine = dataclasses.replace(base.image, **read_flag_fields(ImageSettings)), base.refine
+    if own := parse_pairs(REFINE, ImageSettings):
         refine = dataclasses.replace(refine or image, **own)
-    text = dataclasses.replace(base.text, **given(TextSettings))
-    return dataclasses.replace(base, **given(SampleSettings), text=text, image=image, refine=refine)
+    text = dataclasses.replace(base.text, **read_flag_fields(TextSettings))
+    return dataclasses.replace(base, **read_flag_fields(SampleSettings), text=text, image=image, refine=refine)
 
 
 def read_strategy() -> tuple[str, dict[str, Any]]:
-    """Name and settings of the strategy that flags name, "" for none. Raises ValueError for impossible options."""
+    """Return the strategy's name, or "", and its settings. Raises ValueError for an invalid option."""
     if STRATEGY.value is None:
         if OPTION.value or ADVISERS.value:
             raise ValueError("--option and --advisers are for a --strategy; name one")
         return "", {}
     if IMAGE.value:
-        raise ValueError("--image: strategies draw from the prompt alone; leave --strategy out")
-    options = pairs(OPTION, strategies.STRATEGIES[STRATEGY.value])
+        raise ValueError("--image: strategies use only the prompt; leave --strategy out")
+    options = parse_pairs(OPTION, strategies.STRATEGIES[STRATEGY.value])
     return STRATEGY.value, dataclasses.asdict(strategies.make_strategy(STRATEGY.value, **options))
 
 
 def read_endpoint() -> EndpointSettings | None:
-    """The endpoint that --advisers describes, if any. Raises ValueError."""
+    """Return the endpoint that --advisers describes, if any. Raises ValueError for an invalid file."""
     if ADVISERS.value is None:
         return None
     path = pathlib.Path(ADVISERS.value)
@@ -213,12 +203,20 @@ def read_endpoint() -> EndpointSettings | None:
 
 
 def make_advisers(endpoint: EndpointSettings | None) -> Advisers:
-    """Those of the endpoint, or the exact ones. Raises TeacherError where its key is missing."""
+    """Return the endpoint's advisers, or the exact ones. Raises TeacherError if the endpoint's key is missing."""
     return make_endpoint_advisers(Endpoint(endpoint)) if endpoint else make_exact_advisers()
 
 
 def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
-    """The checkpoint on the devices that --mesh says, compiled for so many trajectories. Raises ValueError."""
+    """Load the checkpoint on the devices of --mesh.
+
+    Args:
+      checkpoint: The checkpoint.
+      trajectories: The number of trajectories to sample. For few of them, compilation is fast and sampling slower.
+
+    Raises:
+      ValueError: The mesh or the checkpoint is invalid.
+    """
     quick = trajectories <= _FEW
     if MESH.value is None:
         return Sampler.from_checkpoint(checkpoint, quick=quick)
@@ -230,7 +228,7 @@ def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
 
 
 def read_jobs() -> list[Job]:
-    """What is to be sampled. Raises PromptError."""
+    """Return the jobs to sample. Raises PromptError if there is no prompt, or a file is invalid."""
     lines = [Line(prompt, images=IMAGE.value) for prompt in PROMPT.value]
     for line in read_prompts(pathlib.Path(PROMPTS.value)) if PROMPTS.value else []:
         lines.append(msgspec.structs.replace(line, images=[*IMAGE.value, *line.images]))
@@ -240,7 +238,14 @@ def read_jobs() -> list[Job]:
 
 
 class Share(NamedTuple):
-    """What one process samples: a start for each of its trajectories, by name. ``run`` is of all processes."""
+    """The part of a run that one process samples.
+
+    Attributes:
+      sampler: The sampler.
+      run: The run of all processes.
+      advisers: The advisers of strategies.
+      starts: The initial trajectories by name.
+    """
 
     sampler: Sampler
     run: Run
@@ -249,18 +254,18 @@ class Share(NamedTuple):
 
 
 def prepare() -> Share:
-    """Reads all that is asked for, and looks for every fault that shows before anything is written or drawn.
+    """Read all flags and inputs, and check them before anything is written or drawn.
 
     Raises:
-      ValueError: of any error class of pdgen, for input that cannot be used.
+      ValueError: The input is invalid; any error class of pdgen.
     """
-    refuse(_OF_BRANCHES, "is for a --branch; name its trajectory")
+    reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
     if not OUTPUT.value:
         raise ValueError("give --output, or --branch")
     settings = read_settings(base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
     number, processes = jax.process_index(), jax.process_count()
-    share = min(MAX_TOGETHER, -(-len(jobs) // processes))  # the same in all processes, and so a trajectory's bits
+    share = min(MAX_TOGETHER, -(-len(jobs) // processes))  # equal in all processes, and so are the bits of a trajectory
     settings = dataclasses.replace(settings, together=min(BATCH.value or share, len(jobs)))
     advisers, sampler = make_advisers(endpoint), load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
     run = Run(
@@ -284,8 +289,8 @@ def prepare() -> Share:
     return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})
 
 
-def draw(share: Share, done: Callable[[str, Trajectory], None]) -> None:
-    """Samples trajectories from their starts; ``done`` takes each, by name, as soon as it has ended."""
+def sample_share(share: Share, done: Callable[[str, Trajectory], None]) -> None:
+    """Sample trajectories from their starts. ``done`` is called with each name and trajectory as soon as it ends."""
     run, starts = share.run, share.starts
     names, say = list(starts), print_once if len(starts) <= run.settings.together else lambda line: None
     if not run.strategy:
@@ -303,15 +308,16 @@ def draw(share: Share, done: Callable[[str, Trajectory], None]) -> None:
             done(name, trajectory)
 
 
-def fill(folder: pathlib.Path, share: Share, gallery: Gallery) -> tuple[int, int]:
-    """Samples what is missing into ``folder``, with progress; the numbers of trajectories and of images drawn.
+def fill_folder(folder: pathlib.Path, share: Share, gallery: Gallery) -> tuple[int, int]:
+    """Sample the missing trajectories into ``folder``, with progress. The first process keeps the page up to date.
 
-    The first process keeps the page up to date, also where a fault or a signal ends it.
+    Returns:
+      The numbers of trajectories and of images drawn.
     """
     lacking = {job.name for job in missing(folder, [job for job in share.run.jobs if job.name in share.starts])}
     todo = share._replace(starts={name: start for name, start in share.starts.items() if name in lacking})
     first, images, shown = not jax.process_index(), 0, time.monotonic()
-    quiet = not first or len(lacking) <= share.run.settings.together  # then every stage is told of
+    quiet = not first or len(lacking) <= share.run.settings.together  # a single batch logs every stage instead
     with tqdm(total=len(lacking), unit=" trajectories", disable=quiet) as bar:
 
         def done(name: str, trajectory: Trajectory) -> None:
@@ -324,83 +330,57 @@ def fill(folder: pathlib.Path, share: Share, gallery: Gallery) -> tuple[int, int
                 shown = time.monotonic()
 
         try:
-            draw(todo, done)
+            sample_share(todo, done)
         finally:
             if first and trajectories(folder):
                 gallery.update()
     return len(lacking), images
 
 
-def in_step(step: Callable[[], _Result]) -> _Result:
-    """What ``step`` returns, once every process has done its own.
-
-    Raises:
-      ValueError: another process had a fault, told in its words; of this one's the fault itself.
-      KeyboardInterrupt: a signal has stopped a process.
-    """
-    if jax.process_count() == 1:
-        return step()
-    result: Any = None
-    own = None
-    try:
-        result = step()
-    except BaseException as fault:  # whatever it is, the others would wait for ever
-        own = fault
-    stopped = isinstance(own, KeyboardInterrupt)
-    words = b"" if own is None else (_STOPPED if stopped else str(own) or repr(own)).encode()[:_LINE]
-    told = np.frombuffer(words.ljust(_LINE, b"\0"), np.uint8)
-    lines = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(told)]
-    if own is not None:
-        raise own
-    for line in filter(None, lines):
-        raise KeyboardInterrupt if line == _STOPPED else ValueError(line)
-    return result
-
-
 def claim(stack: contextlib.ExitStack, folder: pathlib.Path, run: Run, gallery: Gallery) -> None:
-    """Opens the folder until ``stack`` closes, and reads what is there: nothing damaged is to end the run later."""
+    """Open the folder until ``stack`` closes, and read its trajectories: a damaged one must not end the run later."""
     stack.enter_context(opened(folder, run, OVERWRITE.value))
     gallery.read()
 
 
 def sample() -> str:
-    """Samples what is missing and returns a line that sums it up.
+    """Sample the missing trajectories and return a summary line.
 
     Raises:
-      Stopped: a signal asked for it; all that was finished is there.
-      ValueError: of any error class of pdgen, for input that cannot be used.
+      Stopped: A signal arrived. Finished trajectories are saved.
+      ValueError: The input is invalid; any error class of pdgen.
     """
-    share, first = in_step(prepare), not jax.process_index()
-    assert OUTPUT.value is not None  # checked with the other flags
+    share, first = synchronize(prepare), not jax.process_index()
+    assert OUTPUT.value is not None  # ``prepare`` checks it
     folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.compiler)
     gallery = Gallery(folder, ANIMATE.value)
     with contextlib.ExitStack() as stack:
         try:
-            in_step(lambda: claim(stack, folder, share.run, gallery) if first else None)
-            new, images = in_step(lambda: fill(folder, share, gallery))
+            synchronize(lambda: claim(stack, folder, share.run, gallery) if first else None)
+            new, images = synchronize(lambda: fill_folder(folder, share, gallery))
             if first and jax.process_count() > 1:
                 gallery.update()
         except KeyboardInterrupt:
             left = len({job.name for job in jobs} - set(trajectories(folder)))
-            anew = " without --overwrite" * (OVERWRITE.value and left < len(jobs))
-            raise Stopped(f"stopped, {left} of {len(jobs)} are missing; the same command{anew} goes on") from None
-    there = len(share.starts) - new
+            hint = " without --overwrite" * (OVERWRITE.value and left < len(jobs))
+            raise Stopped(f"stopped, {left} of {len(jobs)} are missing; the same command{hint} resumes") from None
+    existing = len(share.starts) - new
     return (
         f"{folder / PAGE}: trajectories {new}, images {images}, sampling {watch.seconds:.1f} s, compiling "
-        f"{watch.compiling:.1f} s" + f"; {there} were there" * bool(there)
+        f"{watch.compiling:.1f} s" + f"; {existing} existed" * bool(existing)
     )
 
 
 def branch() -> str:
-    """Continues an edited trajectory beside its parent and returns a line that sums it up.
+    """Continue an edited trajectory in its parent's run and return a summary line.
 
     Raises:
-      Stopped: a signal asked for it.
-      ValueError: of any error class of pdgen, for input that cannot be used.
+      Stopped: A signal arrived.
+      ValueError: The input is invalid; any error class of pdgen.
     """
-    refuse(_OF_RUNS, "a --branch has its run's; leave it out")
+    reject_flags(_RUN_FLAGS, "a --branch uses its run's; leave it out")
     if STEP.value is None:
-        raise ValueError("--branch needs --step: the number of the first stage that is not the parent's")
+        raise ValueError("--branch needs --step: the index of the first stage that differs from the parent")
     assert BRANCH.value is not None
     parent = pathlib.Path(BRANCH.value)
     folder, gallery = parent.resolve().parent, Gallery(parent.resolve().parent, ANIMATE.value)
@@ -425,7 +405,7 @@ def branch() -> str:
         try:
             drawn = sampler.resume(edited, settings, progress=print_once)
         except KeyboardInterrupt:
-            raise Stopped("stopped; of the branch nothing is kept, the same command begins it again") from None
+            raise Stopped("stopped; nothing of the branch is kept, the same command starts it again") from None
         name = next_branch(folder, parent.resolve().name)
         save_trajectory(folder / name, drawn)
         page = gallery.update()
@@ -436,26 +416,27 @@ def branch() -> str:
 
 
 def main(argv: list[str]) -> None:
+    """Sample or branch, and leave with the status."""
     if argv[1:]:
         fail(f"{argv[1]} is no flag; write --flag=value")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps
+    logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     if KEEP_COMPILED.value:
         keep_compiled()
     try:
         if DISTRIBUTED.value:
             join_processes()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after JAX, which takes it when processes join
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after JAX, which sets its own handler
         print_once(branch() if BRANCH.value else sample())
         return
     except (Stopped, KeyboardInterrupt) as line:
-        words = str(line) or "stopped"
+        message = str(line) or "stopped"
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
-    print(f"sample: {words}", file=sys.stderr, flush=True)
+    print(f"sample: {message}", file=sys.stderr, flush=True)
     if jax.process_count() > 1:
         jax.distributed.shutdown()  # waits for the others
         sys.stdout.flush()
-        os._exit(EXIT_STATUS)  # the interpreter's own end now and then crashes in XLA, and the status would be lost
+        os._exit(EXIT_STATUS)  # at the interpreter's normal exit XLA sometimes crashes, which changes the status
     sys.exit(EXIT_STATUS)
 
 

@@ -1,4 +1,4 @@
-"""Shows what a training run reads, what it needs, and what it has done.
+"""Shows a training run's data, requirements and progress.
 
 python launch/show.py fill --config=configs/shapes_process.py --data=out/shapes      how full its packs are
 python launch/show.py pack --config=configs/shapes_process.py --data=out/shapes      one pack, token by token
@@ -6,40 +6,41 @@ python launch/show.py plan --config=configs/bagel_7b_process.py --topology=h100:
 python launch/show.py run out/process                                                curves and pictures
 python launch/show.py prompts --metadata=evaluation_metadata.jsonl                   how prompts are parsed
 
-fill prints the fill of each stream, the lengths of documents, and budgets that would suit the data better.
+fill prints the fill of each stream, the lengths of documents, and budgets that fit the data better.
 
-pack prints every text token and every run of image tokens in sequence order: stage, stream, expert, positions, what is
-seen, targets. With --output it also writes index.html with the pack's fill, documents and attention mask, and a page
+pack prints every text token and every run of image tokens in sequence order: stage, stream, expert, positions, visible
+tokens, targets. With --output it also writes index.html with the pack's fill, documents and attention mask, and a page
 for each document.
 
-plan compiles the very train step for the topology (h100:8, h100:64, v5p:2x2x2) on any machine, in minutes on a laptop.
-It needs the compilers of the extra "plan", best in an environment of their own.
+plan compiles the training step for the topology (h100:8, h100:64, v5p:2x2x2) on any machine, in minutes on a laptop. It
+needs the compilers of the extra "plan", best in a separate environment.
 
-run works on a run that is still training or was killed, too. Several workdirs give one page that compares them.
+run also accepts a run that is still training or was killed. Several workdirs give one page that compares them.
 
-prompts parses every prompt and compares the graph with the metadata. Exit status: 1 where some do not agree.
+prompts parses every prompt and compares the graph with the metadata. The exit status is 1 if some do not agree.
 
-Any value of the config may be overridden, as in training: --config.rows=64. For one mode's flags: show.py MODE --help.
+Flags such as --config.rows=64 override the config, as in training. For one mode's flags: show.py MODE --help.
 """
 
 import json
 import os
 import pathlib
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides the compilers' notes about hardware that is not there
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides the compilers' messages about missing hardware
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from pdgen.checkpoints.runs.base import load_model
-from pdgen.cli import Mode, run_modes
+from pdgen.cli import Mode, require, run_modes
 from pdgen.data.explain import explain_pack
-from pdgen.data.fill import measure_fill
+from pdgen.data.fill import format_fill, measure_fill
 from pdgen.data.loader import Batches
 from pdgen.data.page import format_document, write_pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.evaluate.folder import read_prompts
-from pdgen.evaluate.metadata import find_disagreements
+from pdgen.evaluate.geneval.metadata import find_disagreements
 from pdgen.files import new_file
 from pdgen.train.export import resolve_init
 from pdgen.train.monitor.page import render_run_page
@@ -51,30 +52,40 @@ from pdgen.train.run_config import RunConfig, RunError, define_run_config, read_
 PAGE = "report.html"
 
 CONFIG = define_run_config("A training run's file, such as configs/shapes_process.py.")
-DATA = flags.DEFINE_string("data", None, "Data set to read in place of the config's.")
-JSON = flags.DEFINE_bool("json", False, "Print JSON in place of tables.")
+DATA = flags.DEFINE_string("data", None, "Data set, instead of the config's.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
 OUTPUT = flags.DEFINE_string(
     "output", None, f"pack: folder for the pages. run: file for the page (default: {PAGE} in the workdir)."
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an earlier --output.")
-PACKS = flags.DEFINE_integer("packs", 1000, "Number of packs to plan.", lower_bound=1)
-TOTAL = flags.DEFINE_integer("total", 0, "Tokens of a proposed pack, at most; 0 = as the config.", lower_bound=0)
-PACK = flags.DEFINE_integer("pack", 0, "Number of the pack in the run, from 0.", lower_bound=0)
+PACKS = flags.DEFINE_integer("packs", 1000, "Number of packs to measure.", lower_bound=1)
+TOTAL = flags.DEFINE_integer("total", 0, "Largest size of a proposed pack in tokens; 0 = the config's.", lower_bound=0)
+PACK = flags.DEFINE_integer("pack", 0, "Index of the pack in the run, from 0.", lower_bound=0)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, such as h100:8, h100:64 or v5p:2x2x2.")
-MFU = flags.DEFINE_float("mfu", 0.25, "Share of the peak FLOP/s that times are computed for.", 0.01, 1.0)
+MFU = flags.DEFINE_float("mfu", 0.25, "Share of the peak FLOP/s, for the estimated times.", 0.01, 1.0)
 SAMPLE_LENGTH = flags.DEFINE_float(
-    "sample_length", 9500.0, "Tokens of the sample that an average token is in; by default of the paper's data.", 1.0
+    "sample_length", 9500.0, "Mean sample length over all tokens; by default that of the paper's data.", 1.0
 )
 METADATA = flags.DEFINE_string("metadata", None, "GenEval's evaluation_metadata.jsonl.")
 
 
 def read_run() -> RunConfig:
-    """The config's run with ``--data`` and with its ``init`` found. Raises RunError, CheckpointError."""
+    """Return the config's run with ``--data`` and with a resolve_init ``init``.
+
+    Raises:
+      RunError: The config is invalid.
+      CheckpointError: The checkpoint of ``init`` does not exist.
+    """
     return resolve_init(read_run_config(CONFIG.value.to_dict() | ({} if DATA.value is None else {"data": DATA.value})))
 
 
 def show_fill() -> None:
-    """Prints how full the packs of a run are. Raises ValueError, OSError."""
+    """Print how full the packs of a run are.
+
+    Raises:
+      ValueError: The input is invalid.
+      OSError: A file cannot be read.
+    """
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
     facts = measure_fill(RecordSource(run.data), tokenizer, model, run.loader_config, PACKS.value, TOTAL.value)
@@ -82,7 +93,12 @@ def show_fill() -> None:
 
 
 def show_pack() -> None:
-    """Prints a pack of a run, and writes its pages with ``--output``. Raises ValueError, OSError."""
+    """Print a pack of a run, and write its pages with ``--output``.
+
+    Raises:
+      ValueError: The input is invalid.
+      OSError: A file cannot be read or written.
+    """
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
     pack = explain_pack(Batches(model, RecordSource(run.data), tokenizer, run.loader_config), PACK.value)
@@ -95,18 +111,26 @@ def show_pack() -> None:
 
 
 def show_plan() -> None:
-    """Prints what a run needs on devices of a topology. Raises ValueError."""
-    jax.config.update("jax_platforms", "cpu")  # leaves an accelerator of this machine free
+    """Print the memory and time of a run on the devices of a topology.
+
+    Raises:
+      ValueError: The input is invalid, or a compiler is missing.
+    """
+    jax.config.update("jax_platforms", "cpu")  # leaves this machine's accelerators free
     facts = plan_run(
-        read_run_config(CONFIG.value.to_dict()), parse_topology(TOPOLOGY.value), SAMPLE_LENGTH.value, MFU.value
+        read_run_config(CONFIG.value.to_dict()), parse_topology(require(TOPOLOGY)), SAMPLE_LENGTH.value, MFU.value
     )
-    print(
-        json.dumps(facts) if JSON.value else "\n".join(format_plan_table(facts, flags.FLAGS["config"].config_filename))
-    )
+    config = config_flags.get_config_filename(flags.FLAGS["config"])
+    print(json.dumps(facts) if JSON.value else "\n".join(format_plan_table(facts, config)))
 
 
 def show_run(*workdirs: str) -> None:
-    """Writes the page of one or several runs. Raises RunError, OSError."""
+    """Write the page of one or several runs.
+
+    Raises:
+      RunError: There is no workdir, or one is invalid.
+      OSError: A file cannot be read or written.
+    """
     if not workdirs:
         raise RunError("name the workdir of a training run")
     logs = [read_run_log(pathlib.Path(workdir)) for workdir in workdirs]
@@ -119,20 +143,28 @@ def show_run(*workdirs: str) -> None:
 
 
 def choose_page(workdirs: tuple[str, ...]) -> pathlib.Path:
-    """The file of the runs' page, which may replace an earlier page. Raises RunError."""
+    """Return the path of the runs' page. It may replace an earlier page.
+
+    Raises:
+      RunError: The path is ambiguous, a folder, or a file that is not a page.
+    """
     if OUTPUT.value is None and len(workdirs) > 1:
         raise RunError(f"{len(workdirs)} workdirs make one page; name it: --output=FILE")
     path = pathlib.Path(workdirs[0]) / PAGE if OUTPUT.value is None else pathlib.Path(OUTPUT.value)
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name a file")
     if path.exists() and not path.read_bytes().startswith(b"<!DOCTYPE html>"):
-        raise RunError(f"{path}: exists and is no page, so it is not replaced; name another --output")
+        raise RunError(f"{path}: exists and is not a page, so it is not replaced; name another --output")
     return path
 
 
 def show_prompts() -> int:
-    """Prints where parsed prompts and GenEval's metadata differ. Raises EvaluationError."""
-    prompts = read_prompts(pathlib.Path(METADATA.value))
+    """Print the differences between parsed prompts and GenEval's metadata.
+
+    Raises:
+      EvaluationError: The metadata cannot be read.
+    """
+    prompts = read_prompts(pathlib.Path(require(METADATA)))
     agreeing = 0
     for number, prompt in enumerate(prompts, 1):
         found = find_disagreements(prompt.metadata)

@@ -1,10 +1,10 @@
-"""Trains a model and exports it as a pdgen checkpoint; started again, it goes on where it stopped.
+"""Trains a model and exports it as a pdgen checkpoint. A run that is started again resumes.
 
 python launch/train.py --config=configs/shapes_base.py --workdir=out/base [--config.num_steps=300]
 
-Parameters come from the newest whole checkpoint of the workdir; if there is none, from the checkpoint that config.init
-names; if it names none, they are fresh. SIGTERM, or one Ctrl-C, ends the current step, saves and leaves with status
-75: start again to go on. A second one leaves at once. Status 2: the line on stderr says what is wrong.
+Parameters come from the workdir's newest complete checkpoint, else from the checkpoint config.init, else they are
+initialized. SIGTERM or one Ctrl-C finishes the current step, saves, and ends with status 75; start again to resume. A
+second Ctrl-C ends at once. Status 2 means invalid input, with one line on stderr.
 
 With --distributed this is one of several processes, which launch/slurm/train.sh or launch/k8s/train.yaml start.
 """
@@ -25,12 +25,17 @@ from pdgen.train.stop import EXIT_STATUS, Stopped
 CONFIG = define_run_config("File such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
 flags.mark_flag_as_required("config")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of the processes that Slurm, Kubernetes or MPI has started.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
 
 
 def train_model() -> int:
-    """Trains the run of the flags; returns the exit status. Raises ValueError, OSError."""
-    # Orbax's tracebacks and warnings are left out: one line of ours says what matters of them.
+    """Train the run and return the exit status.
+
+    Raises:
+      ValueError: The input is invalid.
+      OSError: A file cannot be read or written.
+    """
+    # Hides Orbax's tracebacks and warnings: one line of ours reports what matters.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     keep_compiled()
     run = read_run_config(CONFIG.value.to_dict())

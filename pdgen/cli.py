@@ -10,10 +10,11 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 from absl import app, flags, logging
 
+_Value = TypeVar("_Value")
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
 
@@ -113,6 +114,13 @@ def parse(argv: list[str], mode: str = "", other: Collection[str] = ()) -> list[
         fail(fault)
     except (flags.Error, OSError, ValueError, TypeError) as fault:
         fail(fault)
+
+
+def require(flag: flags.FlagHolder[_Value | None]) -> _Value:
+    """Return the value of a flag that must be given, or end in ``fail``."""
+    if flag.value is None:
+        fail(f"--{flag.name} is missing; see --help")
+    return flag.value
 
 
 def exit_on_sigterm() -> None:

@@ -60,7 +60,7 @@ def test_the_first_two_lines_are_the_promised_ones():
 
 
 def _ci_lines():
-    """CI runs the README's test command; between its parts stands " && "."""
+    """Return CI's lines as parts of the README's test command, which joins them with " && "."""
     lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith(".venv/bin/p")]
     return [*(f"{line} " for line in lines[:-1]), lines[-1]]
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on several hosts of 8 GPUs, one process a host, and goes on by itself until the run is done.
+# Trains on several hosts of 8 GPUs, one process a host, and resumes by itself until the run is done.
 #
 #   sbatch --nodes=8 launch/slurm/train.sh configs/bagel_7b_pod.py /shared/out/pod_7b [--config.rows=128 ...]
 #
-# Submit from the checkout, which all hosts see, as they see the data and the run's folder. Python is .venv/bin/python
-# of the checkout, or PDGEN_PYTHON. Ten minutes before the time limit, and on preemption, the processes are told to save
-# and leave; then, and after any crash, the job is queued again and resumes from the newest whole checkpoint. Wrong
+# Submit from the checkout, which all hosts must see, like the data and the run's folder. Python is .venv/bin/python
+# of the checkout, or PDGEN_PYTHON. Ten minutes before the time limit, and on preemption, the processes save and
+# end; then, and after any crash, the job is queued again and resumes from the newest complete checkpoint. Wrong
 # input (status 2) ends the job.
 #SBATCH --job-name=pdgen
 #SBATCH --ntasks-per-node=1
@@ -30,7 +30,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 set -a
 . launch/gpu.env
 set +a
-# Under Slurm JAX gives each process one GPU; here a process has all of its host.
+# By default JAX gives each Slurm process one GPU. Here a process has all GPUs of its host.
 gpus=${SLURM_GPUS_ON_NODE:-8}
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
 export JAX_LOCAL_DEVICE_IDS

@@ -1,5 +1,8 @@
-"""The one error of evaluation's input."""
+"""The error of unusable input to an evaluation."""
 
 
 class EvaluationError(ValueError):
-    """A prompt list, folder, image, detector or judge cannot be used; the line names it and the remedy."""
+    """A prompt list, folder, image, detector or judge that cannot be used.
+
+    The message is one line that names it and the remedy.
+    """

@@ -1,7 +1,7 @@
-"""Folders of images in the layouts of the benchmarks: prompt lists, what must be in a folder, and making it.
+"""Folders of images in the benchmarks' layouts: prompt lists, checks, and resumable generation.
 
-GenEval's layout is ``00000/metadata.jsonl`` and ``00000/samples/00000.png``, numbered from 0 in the order of the
-list; WISE's is ``<prompt_id>.png``.
+GenEval's layout is ``00000/metadata.jsonl`` and ``00000/samples/00000.png``, numbered from 0 in the order of the list.
+WISE's layout is ``<prompt_id>.png``.
 """
 
 import json
@@ -14,30 +14,30 @@ import PIL.ImageOps
 
 from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval import Prompt
-from pdgen.evaluate.metadata import Metadata
+from pdgen.evaluate.geneval.metadata import Metadata
+from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.files import check_settings, new_file
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
 
-DIGITS = 5
+DIGITS = 5  # of the numbers in GenEval's file names
 SAMPLES = 4  # images of a prompt in GenEval's protocol
 RECORD = "generation.json"
-NAMED = 8  # faults that one message lists
+MAX_NAMES = 8  # in one message
 
 
-def listed(names: Iterable[Any]) -> str:
-    """The first few names, and how many more there are."""
+def format_names(names: Iterable[Any]) -> str:
+    """Return the first ``MAX_NAMES`` names as text, and the number of the others."""
     names = [str(name) for name in names]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
-def read_prompts(path: pathlib.Path) -> list[Prompt]:
-    """GenEval's prompt list, one JSON object a line.
+def read_prompts(path: pathlib.Path) -> list[GenEvalPrompt]:
+    """Read GenEval's prompt list, one JSON object a line.
 
     Raises:
-      EvaluationError: the file cannot be read, is empty, or a line is not of GenEval's form; says which.
+      EvaluationError: The file cannot be read or is empty, or a line does not have GenEval's form.
     """
     try:
         metadata, raw = read_prompt_file(path, Metadata), read_prompt_file(path, dict)
@@ -45,81 +45,95 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
         wise = path.is_file() and b'"prompt_id"' in path.read_bytes()
         other = " (this is a list of WISE; pass --benchmark=wise)" if wise else ""
         raise EvaluationError(f"{fault}; name GenEval's evaluation_metadata.jsonl{other}") from None
-    return [Prompt(asked, line) for asked, line in zip(metadata, raw)]
+    return [GenEvalPrompt(one, line) for one, line in zip(metadata, raw)]
 
 
-def write_prompts(path: pathlib.Path, prompts: Sequence[Prompt]) -> None:
-    """Writes a list that ``read_prompts`` reads."""
+def write_prompts(path: pathlib.Path, prompts: Sequence[GenEvalPrompt]) -> None:
+    """Write a list that ``read_prompts`` reads."""
     with new_file(path) as partial:
         partial.write_text("".join(json.dumps(prompt.raw) + "\n" for prompt in prompts), encoding="utf-8")
 
 
-def prompt_folder(number: int) -> str:
-    """ "00017" for prompt 17, counted from 0."""
+def format_prompt_folder(number: int) -> str:
+    """Return the name of a prompt's folder, such as "00017" for prompt 17, counted from 0."""
     return f"{number:0{DIGITS}d}"
 
 
-def find_samples(folder: pathlib.Path, prompts: Sequence[Prompt], samples: int = SAMPLES) -> list[list[pathlib.Path]]:
-    """The images of every prompt, ``samples`` of each, in order; nothing is opened but the metadata.
+def find_samples(
+    folder: pathlib.Path, prompts: Sequence[GenEvalPrompt], samples: int = SAMPLES
+) -> list[list[pathlib.Path]]:
+    """Return the paths of all images, for each prompt in order of the samples. Only the metadata is opened.
+
+    Args:
+      folder: The folder of the images.
+      prompts: The list that the images were made from.
+      samples: The number of images of each prompt.
 
     Raises:
-      EvaluationError: naming folders that are missing, too many or misnumbered, that belong to another prompt,
-        or whose samples are missing or misnumbered.
+      EvaluationError: Folders are missing, superfluous or misnumbered, belong to another prompt, or hold other samples
+        than 0 to ``samples`` - 1.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder")
     _check_numbering(folder, len(prompts))
     for number, prompt in enumerate(prompts):
-        _check_metadata(folder / prompt_folder(number) / "metadata.jsonl", prompt, number)
-    found = [_samples(folder / prompt_folder(number)) for number in range(len(prompts))]
+        _check_metadata(folder / format_prompt_folder(number) / "metadata.jsonl", prompt, number)
+    found = [_list_samples(folder / format_prompt_folder(number)) for number in range(len(prompts))]
     wrong = [i for i, files in enumerate(found) if [int(file.stem) for file in files] != list(range(samples))]
     if wrong:
-        names = listed(file.name for file in found[wrong[0]]) or "no numbered .png at all"
+        names = format_names(file.name for file in found[wrong[0]]) or "no numbered .png at all"
         raise EvaluationError(
             f"{folder}: {len(wrong)} of {len(prompts)} prompts do not hold samples 0 to {samples - 1}: "
-            f"{listed(map(prompt_folder, wrong))}; the first holds {names}; generate what is missing, or name "
-            "another number by --samples"
+            f"{format_names(map(format_prompt_folder, wrong))}; the first holds {names}; generate what is "
+            "missing, or pass another number with --samples"
         )
     return found
 
 
 def _check_numbering(folder: pathlib.Path, count: int) -> None:
     names = {path.name for path in folder.iterdir() if path.is_dir() and path.name.isdigit()}
-    wanted = {prompt_folder(number) for number in range(count)}
+    wanted = {format_prompt_folder(number) for number in range(count)}
     if not names:
         raise EvaluationError(f"{folder}: holds no folders 00000, 00001, ... as GenEval's images do")
     if surplus := sorted(names - wanted):
         raise EvaluationError(
-            f"{folder}: {listed(surplus)}: no prompt of the list has that number ({count} prompts are 00000 to "
-            f"{prompt_folder(count - 1)}); name the list that these images were made from, or number them from 00000"
+            f"{folder}: {format_names(surplus)}: no prompt of the list has that number ({count} prompts are 00000 to "
+            f"{format_prompt_folder(count - 1)}); name the list that these images were made from, or number them from "
+            "00000"
         )
     if missing := sorted(wanted - names):
         raise EvaluationError(
-            f"{folder}: {len(missing)} of {count} prompts are missing: {listed(missing)}; "
-            "generate them, there is no score without them"
+            f"{folder}: {len(missing)} of {count} prompts are missing: {format_names(missing)}; generate them first"
         )
 
 
-def _check_metadata(path: pathlib.Path, prompt: Prompt, number: int) -> None:
+def _check_metadata(path: pathlib.Path, prompt: GenEvalPrompt, number: int) -> None:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise EvaluationError(f"{path}: {fault}") from None
     if raw != prompt.raw:
-        said = raw.get("prompt", raw) if isinstance(raw, dict) else raw
+        found = raw.get("prompt", raw) if isinstance(raw, dict) else raw
         raise EvaluationError(
-            f"{path}: is of {said!r}, but line {number + 1} of the list is {prompt.metadata.prompt!r} "
+            f"{path}: is of {found!r}, but line {number + 1} of the list is {prompt.metadata.prompt!r} "
             "(or asks for something else of it); name the list that these images were made from"
         )
 
 
-def _samples(folder: pathlib.Path) -> list[pathlib.Path]:
+def _list_samples(folder: pathlib.Path) -> list[pathlib.Path]:
     files = [path for path in folder.glob("samples/*.png") if path.stem.isdecimal()]
     return sorted(files, key=lambda path: int(path.stem))
 
 
 def read_image(path: pathlib.Path) -> PIL.Image.Image:
-    """The image in RGB, upright, its ``info["file"]`` the path. Raises EvaluationError where it cannot be read."""
+    """Read an image as RGB with its EXIF orientation applied.
+
+    Returns:
+      The image. ``info["file"]`` is its path.
+
+    Raises:
+      EvaluationError: The file is not a readable image.
+    """
     try:
         with PIL.Image.open(path) as image:
             upright = PIL.ImageOps.exif_transpose(image).convert("RGB")
@@ -129,47 +143,59 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
         raise EvaluationError(f"{path}: not a readable image ({fault}); make it again") from None
 
 
-class Sample(NamedTuple):
-    """What a generator makes of one prompt: the final image, and how it came about where that is known."""
+class GeneratedImage(NamedTuple):
+    """The final image of a prompt, and the trajectory that led to it if there is one."""
 
     image: PIL.Image.Image
     trajectory: Trajectory | None = None
 
 
-Generate = Callable[[Sequence[str], Sequence[int]], Sequence[Sample]]  # (prompts, seeds) -> a sample of each
+# (prompts, seeds) -> an image of each
+ImageGenerator = Callable[[Sequence[str], Sequence[int]], Sequence[GeneratedImage]]
 
 
-class Job(NamedTuple):
-    """One image to be made: where (path without suffix, below the folder), of what, from which seed."""
+class ImageJob(NamedTuple):
+    """An image to generate.
+
+    Attributes:
+      name: The file's path relative to the folder, without suffix.
+      prompt: What it shows.
+      seed: The seed of its sampling.
+    """
 
     name: str
     prompt: str
     seed: int
 
 
-def geneval_jobs(prompts: Sequence[Prompt], samples: int, seed: int) -> list[Job]:
-    """Jobs in GenEval's layout; prompt i, sample j has the seed ``seed + i * samples + j``."""
+def make_geneval_jobs(prompts: Sequence[GenEvalPrompt], samples: int, seed: int) -> list[ImageJob]:
+    """Return the jobs in GenEval's layout. Sample j of prompt i has the seed ``seed + i * samples + j``."""
     return [
-        Job(f"{prompt_folder(i)}/samples/{j:0{DIGITS}d}", prompt.metadata.prompt, seed + i * samples + j)
+        ImageJob(f"{format_prompt_folder(i)}/samples/{j:0{DIGITS}d}", prompt.metadata.prompt, seed + i * samples + j)
         for i, prompt in enumerate(prompts)
         for j in range(samples)
     ]
 
 
-def write_metadata(folder: pathlib.Path, prompts: Sequence[Prompt]) -> None:
-    """Writes ``metadata.jsonl`` of every prompt in GenEval's layout."""
+def write_metadata(folder: pathlib.Path, prompts: Sequence[GenEvalPrompt]) -> None:
+    """Write ``metadata.jsonl`` of every prompt in GenEval's layout."""
     for number, prompt in enumerate(prompts):
-        path = folder / prompt_folder(number) / "metadata.jsonl"
+        path = folder / format_prompt_folder(number) / "metadata.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as partial:
             partial.write_text(json.dumps(prompt.raw) + "\n", encoding="utf-8")
 
 
-def begin(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequence[Job]) -> None:
-    """Records what the images are made by and from which seeds, in ``generation.json``.
+def begin_generation(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequence[ImageJob]) -> None:
+    """Record in ``generation.json`` how the images are made and from which prompts and seeds.
+
+    Args:
+      folder: The folder of the images. It is created if it does not exist.
+      made_by: All settings that decide an image, besides prompt and seed.
+      jobs: The images to make.
 
     Raises:
-      EvaluationError: the folder was begun otherwise, or holds images that nobody recorded.
+      EvaluationError: The folder was begun with other settings or jobs, or holds images without a record.
     """
     record = {"made_by": made_by, "jobs": {job.name: [job.prompt, job.seed] for job in jobs}}
     path = folder / RECORD
@@ -190,29 +216,32 @@ def begin(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequence[Job]) ->
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def make(
+def generate_images(
     folder: pathlib.Path,
     trajectories: pathlib.Path,
-    jobs: Sequence[Job],
-    generate: Generate,
-    batch: int,
+    jobs: Sequence[ImageJob],
+    generate: ImageGenerator,
+    batch_size: int,
     progress: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Makes the images that are not there yet, ``batch`` at a time; killed, it goes on where it was.
+    """Generate the images that are missing. A run that was killed resumes where it stopped.
 
     Args:
-      trajectories: folder of the trajectories, under the names of the jobs, of samples that have one.
-      generate: called with ``batch`` prompts and seeds, in the last call perhaps fewer.
-      progress: told how many images are done, first those that were there.
+      folder: The folder of the images.
+      trajectories: The folder of the trajectories, under the names of the jobs.
+      jobs: All images of the folder.
+      generate: Makes the images of ``batch_size`` prompts and seeds, or fewer in the last call.
+      batch_size: The number of images made in one call.
+      progress: Called with the number of images done since the last call, first with those that existed.
     """
-    waiting = [job for job in jobs if not (folder / f"{job.name}.png").exists()]
-    progress(len(jobs) - len(waiting))
-    for start in range(0, len(waiting), batch):
-        part = waiting[start : start + batch]
+    missing = [job for job in jobs if not (folder / f"{job.name}.png").exists()]
+    progress(len(jobs) - len(missing))
+    for start in range(0, len(missing), batch_size):
+        part = missing[start : start + batch_size]
         samples = generate([job.prompt for job in part], [job.seed for job in part])
         for job, sample in zip(part, samples, strict=True):
             if sample.trajectory is not None:
-                _save(trajectories / job.name, sample.trajectory)
+                _save_trajectory(trajectories / job.name, sample.trajectory)
             path = folder / f"{job.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             with new_file(path) as partial:
@@ -220,8 +249,8 @@ def make(
         progress(len(part))
 
 
-def _save(folder: pathlib.Path, trajectory: Trajectory) -> None:
-    # Its image is written after it: a trajectory that is there without one is of a run that was killed between.
+def _save_trajectory(folder: pathlib.Path, trajectory: Trajectory) -> None:
+    # The image is written later. A trajectory without one was saved just before the run was killed, and is kept.
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_trajectory(folder, trajectory)

@@ -1,4 +1,4 @@
-"""Images of an evaluation's page: some of every task, with what was detected in them or how they were judged."""
+"""Example images on an evaluation's page, by task, with detections or judgements."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.evaluate.abilities.scores import Outcome, image_path
-from pdgen.evaluate.geneval import Result
-from pdgen.evaluate.wise import Judged, WisePrompt
+from pdgen.evaluate.abilities.scores import AbilityOutcome, locate_image
+from pdgen.evaluate.geneval.rule import GenEvalResult
+from pdgen.evaluate.wise import JudgeAnswers, WisePrompt
 from pdgen.report.page import Entry
 from pdgen.sequence.trajectory_folder import load_trajectory
 
-SHOWN = 12  # images of a task of each outcome; of WISE, which has no two outcomes, twice as many
-TRAJECTORIES = "trajectories.html"  # beside the page; its trajectories are found by their names
+SHOWN = 12  # images of a task and verdict; WISE has no verdict and shows twice as many
+TRAJECTORIES = "trajectories.html"  # in the page's folder; the names of the trajectories are its anchors
 _PIXELATED_BELOW = 128  # pixels of a side
 
 
@@ -30,16 +30,19 @@ class Mark(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-class Shown(NamedTuple):
+class GalleryImage(NamedTuple):
     """An image of a gallery.
 
     Attributes:
-      source: link from the page.
-      width, height: in pixels.
-      correct: the verdict; of WISE whether at least half of the score was given.
-      told: lines about the image that are no fault.
-      reason: why it is wrong, "" if nobody said so.
-      trajectory: name of its trajectory, "" if there is none.
+      source: The link from the page.
+      width: The width in pixels.
+      height: The height in pixels.
+      prompt: The prompt.
+      correct: The verdict. For WISE, whether the score is at least one half.
+      notes: Lines about the image that do not report a fault.
+      reason: Why it is wrong; "" if unknown.
+      marks: The detected objects.
+      trajectory: The name of its trajectory, or "".
     """
 
     source: str
@@ -47,117 +50,121 @@ class Shown(NamedTuple):
     height: int
     prompt: str
     correct: bool
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
     reason: str
     marks: tuple[Mark, ...]
     trajectory: str
 
     @property
     def pixelated(self) -> bool:
-        """Whether its pixels are shown square."""
+        """Whether the page shows the pixels as squares."""
         return max(self.width, self.height) < _PIXELATED_BELOW
 
 
-class Gallery(NamedTuple):
-    """Images of a task or category, what is to be said of all it has, and some of them."""
+class ImageGallery(NamedTuple):
+    """Example images of a task or category, with a note on all of its images."""
 
     task: str
     note: str
-    shown: list[Shown]
+    images: list[GalleryImage]
 
 
-def galleries(results: Sequence[Result], page: pathlib.Path, trajectories: pathlib.Path | None = None) -> list[Gallery]:
-    """Of every task some wrong and some right images, spread over its prompts.
+def make_geneval_galleries(
+    results: Sequence[GenEvalResult], page: pathlib.Path, trajectories: pathlib.Path | None = None
+) -> list[ImageGallery]:
+    """Return some wrong and some correct images of every task, spread over its prompts.
 
     Args:
-      results: as ``scoring.read_results`` gives them; their files are opened for their sizes.
-      page: the folder of the page, from which images are linked.
-      trajectories: folder of the trajectories under the images' names without suffix.
+      results: The results, see ``scoring.read_results``. The files are opened for their sizes.
+      page: The folder of the page, which links to the images.
+      trajectories: The folder of the trajectories, under the images' names without suffix.
 
     Raises:
-      OSError: an image cannot be read.
+      OSError: An image cannot be read.
     """
-    tasks: dict[str, list[Result]] = {}
+    tasks: dict[str, list[GenEvalResult]] = {}
     for one in results:
         tasks.setdefault(one.tag, []).append(one)
-    made = []
+    galleries = []
     for task, own in tasks.items():
         wrong, right = ([one for one in own if one.correct == outcome] for outcome in (False, True))
-        some = (*_spread(wrong, SHOWN), *_spread(right, SHOWN))
-        shown = [_detected(one, page, trajectories) for one in some]
-        made.append(Gallery(task, f"{len(right):,} right, {len(wrong):,} wrong", shown))
-    return made
+        some = (*_select_evenly(wrong, SHOWN), *_select_evenly(right, SHOWN))
+        shown = [_make_geneval_image(one, page, trajectories) for one in some]
+        galleries.append(ImageGallery(task, f"{len(right):,} right, {len(wrong):,} wrong", shown))
+    return galleries
 
 
-def wise_galleries(
+def make_wise_galleries(
     prompts: Sequence[WisePrompt],
     images: Sequence[pathlib.Path],
-    judged: Judged,
+    judged: JudgeAnswers,
     page: pathlib.Path,
     trajectories: pathlib.Path | None = None,
-) -> list[Gallery]:
-    """Of every category of the list some images, spread from the lowest score to the highest.
+) -> list[ImageGallery]:
+    """Return some images of every category of the list, spread from the lowest score to the highest.
 
     Args:
-      images: of every prompt.
-      judged: what an image's score is: its grades' if they were asked for, else the binary one. Images without a
-        valid answer are counted.
-      page, trajectories: as of ``galleries``.
+      prompts: The prompts.
+      images: The image of every prompt.
+      judged: The judge's answers. The score is the graded one if it was asked for, else the binary one. Images without
+        a valid answer are counted.
+      page: The folder of the page, which links to the images.
+      trajectories: The folder of the trajectories, under the images' names without suffix.
 
     Raises:
-      OSError: an image cannot be read.
+      OSError: An image cannot be read.
     """
     name, answers = next(iter(judged.answers.items()))
     scores = {number: answer.score for number, answer in answers.items()}
     categories: dict[str, list[tuple[WisePrompt, pathlib.Path]]] = {}
     for prompt, path in zip(prompts, images, strict=True):
         categories.setdefault(prompt.category, []).append((prompt, path))
-    made = []
+    galleries = []
     for category, own in categories.items():
         known = sorted((one for one in own if one[0].prompt_id in scores), key=lambda one: scores[one[0].prompt_id])
-        shown = [_judged(*one, judged, page, trajectories) for one in _spread(known, 2 * SHOWN)]
+        shown = [_make_wise_image(*one, judged, page, trajectories) for one in _select_evenly(known, 2 * SHOWN)]
         note = [f"{len(own):,} images"]
         if known:
             note.append(f"mean {name} score {np.mean([scores[prompt.prompt_id] for prompt, _ in known]):.3f}")
         if missing := len(own) - len(known):
             note.append(f"{missing:,} without a valid answer")
-        made.append(Gallery(category, ", ".join(note), shown))
-    return made
+        galleries.append(ImageGallery(category, ", ".join(note), shown))
+    return galleries
 
 
-def ability_galleries(outcomes: Sequence[Outcome], page: pathlib.Path) -> list[Gallery]:
-    """Of every row of the abilities some wrong and some right draws, spread over its prompts.
+def make_ability_galleries(outcomes: Sequence[AbilityOutcome], page: pathlib.Path) -> list[ImageGallery]:
+    """Return some wrong and some correct draws of every row of the abilities, spread over its prompts.
 
     Args:
-      outcomes: with their pictures in ``page``, as ``ability_run.run_draws`` leaves them.
-      page: the folder of the page, from which pictures are linked.
+      outcomes: The outcomes. Their pictures are in ``page``, see ``abilities.run.run_draws``.
+      page: The folder of the page, which links to the pictures.
 
     Raises:
-      OSError: a picture cannot be read.
+      OSError: A picture cannot be read.
     """
-    rows: dict[str, list[Outcome]] = {}
+    rows: dict[str, list[AbilityOutcome]] = {}
     for one in outcomes:
         rows.setdefault(f"{one.group}: {one.row}", []).append(one)
-    made = []
+    galleries = []
     for row, own in rows.items():
         wrong, right = ([one for one in own if one.right == outcome] for outcome in (False, True))
         shown = []
-        for one in (*_spread(wrong, SHOWN), *_spread(right, SHOWN)):
-            told = (one.answer,) if one.answer else ()
-            linked = _linked(image_path(page, one.name), page)
-            shown.append(Shown(*linked, one.prompt, one.right, told, one.fault, (), ""))
-        made.append(Gallery(row, f"{len(right):,} right, {len(wrong):,} wrong", shown))
-    return made
+        for one in (*_select_evenly(wrong, SHOWN), *_select_evenly(right, SHOWN)):
+            notes = (one.answer,) if one.answer else ()
+            linked = _link_image(locate_image(page, one.name), page)
+            shown.append(GalleryImage(*linked, one.prompt, one.right, notes, one.fault, (), ""))
+        galleries.append(ImageGallery(row, f"{len(right):,} right, {len(wrong):,} wrong", shown))
+    return galleries
 
 
-def _spread(items: Sequence, count: int) -> Sequence:
-    """At most ``count`` of the items, evenly spaced, the first and the last among them."""
+def _select_evenly(items: Sequence, count: int) -> Sequence:
+    """Return at most ``count`` items, evenly spaced, with the first and the last."""
     if len(items) <= count:
         return items
     return [items[number * (len(items) - 1) // (count - 1)] for number in range(count)]
 
 
-def _detected(result: Result, page: pathlib.Path, trajectories: pathlib.Path | None) -> Shown:
+def _make_geneval_image(result: GenEvalResult, page: pathlib.Path, trajectories: pathlib.Path | None) -> GalleryImage:
     path = pathlib.Path(result.filename)
     marks = tuple(
         Mark(noun, score, (left, top, right, bottom))
@@ -167,39 +174,41 @@ def _detected(result: Result, page: pathlib.Path, trajectories: pathlib.Path | N
     seen = (", ".join(mark.noun for mark in marks),) if marks else ()
     # Images are DIR/00017/samples/00002.png, trajectories the same below their own folder.
     name = "/".join(path.with_suffix("").parts[-3:])
-    own = (*_linked(path, page), result.prompt, result.correct, seen, result.reason, marks)
-    return Shown(*own, _own_trajectory(name, trajectories))
+    own = (*_link_image(path, page), result.prompt, result.correct, seen, result.reason, marks)
+    return GalleryImage(*own, _find_trajectory(name, trajectories))
 
 
-def _judged(
-    prompt: WisePrompt, path: pathlib.Path, judged: Judged, page: pathlib.Path, trajectories: pathlib.Path | None
-) -> Shown:
+def _make_wise_image(
+    prompt: WisePrompt, path: pathlib.Path, judged: JudgeAnswers, page: pathlib.Path, trajectories: pathlib.Path | None
+) -> GalleryImage:
     answers = {name: given[prompt.prompt_id] for name, given in judged.answers.items() if prompt.prompt_id in given}
-    told = [prompt.explanation]
+    notes = [prompt.explanation]
     for name, answer in answers.items():
         parts = {**msgspec.structs.asdict(answer), "score": answer.score}
-        told.append(f"{name}: " + ", ".join(f"{part.replace('_', ' ')} {value:g}" for part, value in parts.items()))
+        notes.append(f"{name}: " + ", ".join(f"{part.replace('_', ' ')} {value:g}" for part, value in parts.items()))
     correct = next(iter(answers.values())).score >= 0.5
-    own = (*_linked(path, page), prompt.text, correct, tuple(told), "", ())
-    return Shown(*own, _own_trajectory(path.stem, trajectories))
+    own = (*_link_image(path, page), prompt.text, correct, tuple(notes), "", ())
+    return GalleryImage(*own, _find_trajectory(path.stem, trajectories))
 
 
-def _linked(path: pathlib.Path, page: pathlib.Path) -> tuple[str, int, int]:
+def _link_image(path: pathlib.Path, page: pathlib.Path) -> tuple[str, int, int]:
     with PIL.Image.open(path) as image:
         return urllib.parse.quote(os.path.relpath(path, page)), *image.size
 
 
-def _own_trajectory(name: str, trajectories: pathlib.Path | None) -> str:
+def _find_trajectory(name: str, trajectories: pathlib.Path | None) -> str:
     return name if trajectories is not None and (trajectories / name / "trajectory.json").is_file() else ""
 
 
-def entries(shown: Sequence[Gallery], page: pathlib.Path, trajectories: pathlib.Path) -> list[Entry]:
-    """The trajectories of the galleries' images, for ``page.render_trajectories``; folders as in ``galleries``.
+def make_trajectory_entries(
+    shown: Sequence[ImageGallery], page: pathlib.Path, trajectories: pathlib.Path
+) -> list[Entry]:
+    """Return the trajectories of the galleries' images, for ``report.page.trajectory_page``.
 
     Raises:
-      TrajectoryError: one is damaged; it is named.
+      TrajectoryError: A trajectory is damaged. The message names it.
     """
-    names = sorted({one.trajectory for gallery in shown for one in gallery.shown} - {""})
+    names = sorted({one.trajectory for gallery in shown for one in gallery.images} - {""})
     return [
         Entry(name, load_trajectory(trajectories / name), os.path.relpath(trajectories / name, page)).without_images()
         for name in names

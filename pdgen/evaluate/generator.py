@@ -1,4 +1,4 @@
-"""What makes a benchmark's images: checkpoint, strategy and settings as one function of prompts and seeds."""
+"""Image generators for benchmarks: checkpoint, strategy and settings as one function of prompts and seeds."""
 
 import dataclasses
 import functools
@@ -12,79 +12,76 @@ from flax import traverse_util
 
 from pdgen.checkpoints.load import compute_digest, find
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import Generate, Sample
+from pdgen.evaluate.folder import GeneratedImage, ImageGenerator
 from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run
 from pdgen.teachers.advisers import Advisers
 
-STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as trajectories name them
+STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as in a trajectory's settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A model's folder, as ``find`` gives it, the strategy and the sampler's settings."""
+    """The model's folder, as ``find`` returns it, the strategy and the sampler's settings."""
 
     checkpoint: pathlib.Path
     strategy: Strategy
     settings: SampleSettings
 
     def facts(self) -> dict[str, Any]:
-        """All that decides an image beside prompt and seed, as JSON has it, by one name each.
+        """Return all that decides an image besides prompt and seed, as JSON values by name.
 
-        Neither where the checkpoint lies nor how many images are made together is among them.
+        Neither the checkpoint's path nor the batch size is included.
         """
-        strategy = {"": self.strategy.name, **{f".{k}": v for k, v in dataclasses.asdict(self.strategy).items()}}
+        options = {STRATEGY_PREFIX + name: value for name, value in dataclasses.asdict(self.strategy).items()}
         settings = traverse_util.flatten_dict(dataclasses.asdict(self.settings), sep=".")
         del settings["together"]
-        facts = {
-            "manifest": compute_digest(self.checkpoint),
-            **{f"strategy{name}": value for name, value in strategy.items()},
-            **settings,
-        }
-        return json.loads(json.dumps(facts))
+        facts = {"manifest": compute_digest(self.checkpoint), "strategy": self.strategy.name, **options, **settings}
+        return json.loads(json.dumps(facts))  # tuples become lists, as in a file
 
 
 def read_recipe(checkpoint: str, strategy: str, values: Mapping[str, Any]) -> Recipe:
-    """A recipe from what a user names.
+    """Make a recipe from a user's arguments.
 
     Args:
-      checkpoint: see ``pdgen.checkpoints.load.find``.
-      strategy: of ``STRATEGIES``.
-      values: settings by the names that stand in a trajectory's settings: "image.num_timesteps", "strategy.n".
+      checkpoint: The checkpoint, see ``pdgen.checkpoints.load.find``.
+      strategy: One of ``STRATEGIES``.
+      values: Settings by their names in a trajectory's settings, such as "image.num_timesteps" or "strategy.n".
 
     Raises:
-      EvaluationError: a setting is unknown or its value impossible.
-      StrategyError, CheckpointError: there is no such strategy or checkpoint.
+      EvaluationError: A setting is unknown or has an invalid value.
+      StrategyError: The strategy is unknown.
+      CheckpointError: The checkpoint does not exist.
     """
     own = {key: value for key, value in values.items() if key.startswith(STRATEGY_PREFIX)}
     chosen = make_strategy(strategy, **{key.removeprefix(STRATEGY_PREFIX): value for key, value in own.items()})
-    settings = changed(SampleSettings(), {key: value for key, value in values.items() if key not in own})
+    settings = replace_settings(SampleSettings(), {key: value for key, value in values.items() if key not in own})
     return Recipe(find(checkpoint), chosen, settings)
 
 
-def changed(settings: SampleSettings, values: Mapping[str, Any]) -> SampleSettings:
-    """The settings with other values, by names such as "image.num_timesteps".
+def replace_settings(settings: SampleSettings, values: Mapping[str, Any]) -> SampleSettings:
+    """Return settings with replaced values, by names such as "image.num_timesteps".
 
     Raises:
-      EvaluationError: a setting is unknown or its value impossible, or no image may be drawn.
+      EvaluationError: A setting is unknown or has an invalid value, or no image may be drawn.
     """
     for key, value in values.items():
-        settings = _changed(settings, key.split("."), value, key)
+        settings = _replace_field(settings, key.split("."), value, key)
     if not settings.max_images:
         raise EvaluationError("--setting=max_images=0: a benchmark needs images; give at least 1")
     return settings
 
 
-def _changed(settings: Any, path: Sequence[str], value: Any, key: str) -> Any:
-    """A copy of nested dataclasses with one field changed; its value is converted to the field's type."""
+def _replace_field(settings: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """Return a copy of nested dataclasses with one field replaced. The value is converted to the field's type."""
     fields = {field.name: field.type for field in dataclasses.fields(settings)}
     if path[0] not in fields:
-        raise EvaluationError(f"--setting={key}: unknown; of {', '.join(fields)}")
-    held = getattr(settings, path[0])
-    if len(path) > 1 and not dataclasses.is_dataclass(held):
+        raise EvaluationError(f"--setting={key}: unknown; choose one of {', '.join(fields)}")
+    old = getattr(settings, path[0])
+    if len(path) > 1 and not dataclasses.is_dataclass(old):
         raise EvaluationError(f"--setting={key}: {path[0]} has no settings of its own")
     try:
-        new = _changed(held, path[1:], value, key) if len(path) > 1 else msgspec.convert(value, fields[path[0]])
+        new = _replace_field(old, path[1:], value, key) if len(path) > 1 else msgspec.convert(value, fields[path[0]])
         return dataclasses.replace(settings, **{path[0]: new})
     except EvaluationError:
         raise
@@ -92,8 +89,12 @@ def _changed(settings: Any, path: Sequence[str], value: Any, key: str) -> Any:
         raise EvaluationError(f"--setting={key}: {fault}") from None
 
 
-def read_values(assignments: Sequence[str]) -> dict[str, Any]:
-    """ "name=value" pairs; a value is JSON, or else a string. Raises EvaluationError for what is no pair."""
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Parse NAME=VALUE pairs. A value is JSON, else a string.
+
+    Raises:
+      EvaluationError: A text is not such a pair.
+    """
     values = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -106,16 +107,19 @@ def read_values(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def make_generate(recipe: Recipe, advisers: Advisers, say: Callable[[str], None] = lambda line: None) -> Generate:
-    """The function that makes images; the checkpoint is loaded at its first call.
+def make_generator(
+    recipe: Recipe, advisers: Advisers, say: Callable[[str], None] = lambda line: None
+) -> ImageGenerator:
+    """Make the function that generates images. Its first call loads the checkpoint.
 
     Args:
-      advisers: whom strategies ask from outside.
-      say: told a line after every segment.
+      recipe: The checkpoint, strategy and settings.
+      advisers: The planner, critic and verifier that strategies consult.
+      say: Called with a line after every segment.
     """
     sampler = functools.cache(lambda: Sampler.from_checkpoint(recipe.checkpoint))
 
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Sample]:
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
         task = Task(sampler(), prompts, seeds, recipe.settings, advisers, say)
         drawn = run(recipe.strategy, task)
         for trajectory in drawn:
@@ -124,6 +128,6 @@ def make_generate(recipe: Recipe, advisers: Advisers, say: Callable[[str], None]
                     f"seed {trajectory.seed}: {trajectory.prompt!r} ended without an image "
                     f"({trajectory.stop_reason}); raise max_images"
                 )
-        return [Sample(trajectory.images[-1], trajectory) for trajectory in drawn]
+        return [GeneratedImage(trajectory.images[-1], trajectory) for trajectory in drawn]
 
     return generate

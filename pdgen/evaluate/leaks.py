@@ -1,7 +1,7 @@
-"""Whether a training set holds a benchmark's prompts: compared to the letter and in normal form, told at the head.
+"""Overlap of a training set with a benchmark's prompts: exact matches, and matches in normal form.
 
-A score on prompts that were trained on says little. ``pdgen.synthesis.leaks`` keeps GenEval's own out of the data that
-this project builds; here any training set is compared with any list.
+A score on prompts that the model was trained on means little. ``pdgen.synthesis.leaks`` keeps GenEval's prompts out of
+the data that this project builds; this module compares any training set with any list.
 """
 
 import pathlib
@@ -16,14 +16,14 @@ from pdgen.synthesis.leaks import normalise_prompt
 
 
 class Leaks(msgspec.Struct, frozen=True):
-    """What of a benchmark a training set holds.
+    """The prompts of a benchmark that a training set holds.
 
     Attributes:
-      training: names of what was compared; none if nothing was.
-      records: prompts of the training set, repeated ones counted each time.
-      benchmark: distinct prompts of the benchmark.
-      exact: those of them that are training prompts to the letter.
-      normalised: those that are so only without regard to case, punctuation and spacing.
+      training: The names of the training sets. Empty if nothing was compared.
+      records: The number of prompts in the training sets, with repetitions.
+      benchmark: The number of distinct prompts of the benchmark.
+      exact: The prompts that are training prompts verbatim.
+      normalised: The other prompts that match up to case, punctuation and spacing.
     """
 
     training: list[str]
@@ -34,7 +34,7 @@ class Leaks(msgspec.Struct, frozen=True):
 
 
 def find_leaks(training: Iterable[str], benchmark: Iterable[str], names: Iterable[str] = ()) -> Leaks:
-    """Compares the prompts of a training set, of which ``names`` tell, with those of a benchmark."""
+    """Compare the prompts of training sets, called ``names``, with those of a benchmark."""
     asked = list(dict.fromkeys(prompt.strip() for prompt in benchmark))
     normal = {normalise_prompt(prompt) for prompt in asked}
     records, exact, normalised = 0, set(), set()
@@ -43,37 +43,37 @@ def find_leaks(training: Iterable[str], benchmark: Iterable[str], names: Iterabl
         exact.add(prompt.strip())
         if (form := normalise_prompt(prompt)) in normal:
             normalised.add(form)
-    letter = [prompt for prompt in asked if prompt in exact]
+    verbatim = [prompt for prompt in asked if prompt in exact]
     alike = [prompt for prompt in asked if prompt not in exact and normalise_prompt(prompt) in normalised]
-    return Leaks(list(names), records, len(asked), letter, alike)
+    return Leaks(list(names), records, len(asked), verbatim, alike)
 
 
-def sentence(leaks: Leaks) -> str:
-    """The finding in a sentence, for the head of a report."""
+def describe_leaks(leaks: Leaks) -> str:
+    """Return the finding as a sentence, for the head of a report."""
     if not leaks.training:
-        return "Leaks: not compared with any training set (--training_data names one)."
+        return "Leaks: not compared with any training set (pass --training_data)."
     where = f"{', '.join(leaks.training)} ({leaks.records:,} prompts)"
     if not leaks.exact and not leaks.normalised:
         return f"Leaks: none of the {leaks.benchmark:,} prompts is in {where}."
     return (
-        f"Leaks: of the {leaks.benchmark:,} prompts, {len(leaks.exact):,} are in {where} to the letter and "
-        f"{len(leaks.normalised):,} more but for case, punctuation and spacing; scores on them say little."
+        f"Leaks: of the {leaks.benchmark:,} prompts, {len(leaks.exact):,} are in {where} verbatim and "
+        f"{len(leaks.normalised):,} more up to case, punctuation and spacing; scores on them mean little."
     )
 
 
-def training_prompts(path: pathlib.Path, progress: Callable[[int], None] = lambda count: None) -> Iterator[str]:
-    """The prompts of a training set.
+def read_training_prompts(path: pathlib.Path, progress: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+    """Read the prompts of a training set.
 
     Args:
-      path: a data set folder, or a file with a prompt a line, each as text or as JSON with the key "prompt".
-      progress: told how many more were read.
+      path: A data set folder, or a file with one prompt a line, as text or as JSON with the key "prompt".
+      progress: Called with 1 for each record or line read.
 
     Raises:
-      EvaluationError: it is neither, a line has no prompt, or there are no prompts at all.
-      RecordError: the data set is broken.
+      EvaluationError: The path is neither, a line has no prompt, or there is no prompt at all.
+      RecordError: The data set is broken.
     """
     count = 0
-    for prompts in _prompts(path):
+    for prompts in _iterate_prompts(path):
         yield from prompts
         count += len(prompts)
         progress(1)
@@ -81,11 +81,11 @@ def training_prompts(path: pathlib.Path, progress: Callable[[int], None] = lambd
         raise EvaluationError(f"{path}: holds no prompts; name a data set, or a file with a prompt a line")
 
 
-def _prompts(path: pathlib.Path) -> Iterator[list[str]]:
-    """Record by record, or line by line."""
+def _iterate_prompts(path: pathlib.Path) -> Iterator[list[str]]:
+    """Yield the prompts of each record or line."""
     if path.is_dir():
         if not is_dataset(path):
-            raise EvaluationError(f"{path}: no data set (no dataset.json); name a folder that build_data made")
+            raise EvaluationError(f"{path}: not a data set (no dataset.json); name an output folder of build_data")
         source = RecordSource(path)
         for number in range(len(source)):
             yield [s.text for s in source[number].segments if s.stage == "prompt"]

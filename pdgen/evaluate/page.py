@@ -1,4 +1,4 @@
-"""The page and the files of an evaluation, or of several compared: tables, published numbers apart, and images."""
+"""The page and the files of an evaluation or a comparison: tables, published scores, and images."""
 
 import contextlib
 import json
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from msgspec import to_builtins
 
-from pdgen.evaluate.gallery import TRAJECTORIES, Gallery, entries
+from pdgen.evaluate.gallery import TRAJECTORIES, ImageGallery, make_trajectory_entries
 from pdgen.evaluate.published import GENEVAL, SOURCE, STRATEGIES, WISE, PublishedTable
 from pdgen.evaluate.statistics import LEVEL
-from pdgen.evaluate.tables import Cell, Table, as_csv, folded
+from pdgen.evaluate.tables import Cell, Table, fold_intervals, format_csv
 from pdgen.files import new_file
 from pdgen.report.page import render, render_trajectories
 from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
@@ -24,8 +24,16 @@ PUBLISHED: Mapping[str, tuple[PublishedTable, ...]] = {
 }
 
 
-class Cost(NamedTuple):
-    """What a run cost and what it is worth: a name, evaluations of the network for an image, score and interval."""
+class RunCost(NamedTuple):
+    """A run's cost and score.
+
+    Attributes:
+      name: The run's name.
+      evaluations: Network evaluations for an image.
+      score: The total score.
+      low: The lower bound of its interval, if known.
+      high: The upper bound of its interval, if known.
+    """
 
     name: str
     evaluations: float
@@ -34,24 +42,25 @@ class Cost(NamedTuple):
     high: float | None
 
 
-def evaluation_page(
+def render_evaluation(
     title: str,
     findings: Sequence[str],
     facts: Mapping[str, Any],
     tables: Sequence[Table],
     paper: Sequence[PublishedTable] = (),
-    shown: Sequence[Gallery] = (),
-    costs: Sequence[Cost] = (),
+    shown: Sequence[ImageGallery] = (),
+    costs: Sequence[RunCost] = (),
 ) -> str:
-    """An HTML page without network.
+    """Render a self-contained HTML page.
 
     Args:
-      findings: what a reader must know before any number, such as leaks; at the head.
-      facts: what was evaluated and how.
-      tables: our own.
-      paper: published ones, shown apart and with their source.
-      shown: images with what was detected in them, or how they were judged.
-      costs: of at least two runs, to be plotted.
+      title: The page's title.
+      findings: What a reader must know before any number, such as leaks. They come first.
+      facts: What was evaluated and how.
+      tables: The measured scores.
+      paper: Published scores, shown separately with their source.
+      shown: Images with detections or judgements.
+      costs: Costs of at least two runs, for a plot.
     """
     points = [Point(one.evaluations, one.score, one.low, one.high, n) for n, one in enumerate(costs)]
     return render(
@@ -60,24 +69,25 @@ def evaluation_page(
         findings=findings,
         facts=facts,
         level=f"{LEVEL:.0%}",
-        tables=[_cells(table.title, *folded(table, _text), table.note) for table in tables],
+        tables=[_format_table(table.title, *fold_intervals(table, _format_cell), table.note) for table in tables],
         source=SOURCE,
-        paper=[_cells(one.title, ("", *one.columns), [(n, *r) for n, r in one.rows.items()]) for one in paper],
+        paper=[_format_table(one.title, ("", *one.columns), [(n, *r) for n, r in one.rows.items()]) for one in paper],
         galleries=shown,
-        marked=any(one.marks for gallery in shown for one in gallery.shown),
+        marked=any(one.marks for gallery in shown for one in gallery.images),
         trajectories=TRAJECTORIES,
         costs=costs,
         colours=COLOURS,
-        plot=draw_scatter(points, "network evaluations for an image", "score") if len(costs) > 1 else "",
+        plot=draw_scatter(points, "network evaluations per image", "score") if len(costs) > 1 else "",
     )
 
 
-def _cells(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> dict[str, Any]:
-    words = [[_text(cell).replace(", ", ",\N{NO-BREAK SPACE}") for cell in row] for row in rows]  # intervals stay whole
-    return {"title": title, "columns": columns, "rows": words, "note": note}
+def _format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> dict[str, Any]:
+    # A no-break space keeps an interval on one line.
+    cells = [[_format_cell(cell).replace(", ", ",\N{NO-BREAK SPACE}") for cell in row] for row in rows]
+    return {"title": title, "columns": columns, "rows": cells, "note": note}
 
 
-def _text(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, float):
@@ -86,7 +96,7 @@ def _text(cell: Cell) -> str:
 
 
 def write_summary(output: pathlib.Path, facts: Mapping[str, Any], tables: Sequence[Table]) -> None:
-    """Writes ``summary.json`` and a CSV file for every table; those of an earlier evaluation go."""
+    """Write ``summary.json`` and a CSV file for every table. CSV files of an earlier evaluation are removed."""
     files = {f"{table.title.lower()}.csv": table for table in tables}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         for table in json.loads((output / "summary.json").read_text(encoding="utf-8"))["tables"]:
@@ -96,7 +106,7 @@ def write_summary(output: pathlib.Path, facts: Mapping[str, Any], tables: Sequen
         partial.write_text(json.dumps({**facts, "tables": to_builtins(tables)}, indent=1) + "\n", encoding="utf-8")
     for name, table in files.items():
         with new_file(output / name) as partial:
-            partial.write_text(as_csv(table), encoding="utf-8")
+            partial.write_text(format_csv(table), encoding="utf-8")
 
 
 def write_pages(
@@ -104,26 +114,26 @@ def write_pages(
     facts: Mapping[str, Any],
     source: Mapping[str, Any],
     tables: Sequence[Table],
-    shown: Sequence[Gallery],
+    shown: Sequence[ImageGallery],
 ) -> None:
-    """Writes ``index.html``, and beside it the page of the shown images' trajectories where they have some.
+    """Write ``index.html``, and a page of the shown images' trajectories if they have any.
 
     Args:
       output: The folder of the evaluation.
-      facts: What ``write_summary`` wrote; "benchmark" and "findings" must be there.
-      source: Where the images come from, in words for the reader.
+      facts: The facts that ``write_summary`` wrote, with "benchmark" and "findings".
+      source: The origin of the images, by label.
       tables: The results.
-      shown: Images with what was detected in them, or how they were judged.
+      shown: Images with detections or judgements.
     """
     benchmark = facts["benchmark"]
-    told = {name: value for name, value in facts.items() if isinstance(value, str) and name != "prompts"}
-    told |= {"images of a prompt": str(facts["samples"])} if "samples" in facts else {}
+    labels = {name: value for name, value in facts.items() if isinstance(value, str) and name != "prompts"}
+    labels |= {"images per prompt": str(facts["samples"])} if "samples" in facts else {}
     for name, value in facts.get("judge", {}).items():
         words = (f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else [str(value)]
-        told[f"judge's {name}"] = ", ".join(words)
+        labels[f"judge's {name}"] = ", ".join(words)
     title, paper = f"Scores on {benchmark}", PUBLISHED[benchmark]
-    pages = {"index.html": evaluation_page(title, facts["findings"], {**told, **source}, tables, paper, shown)}
-    if drawn := entries(shown, output, output / "trajectories"):
+    pages = {"index.html": render_evaluation(title, facts["findings"], {**labels, **source}, tables, paper, shown)}
+    if drawn := make_trajectory_entries(shown, output, output / "trajectories"):
         pages[TRAJECTORIES] = render_trajectories(drawn, f"Trajectories of {output.resolve().name}")
     else:
         (output / TRAJECTORIES).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Published numbers to stand beside our own, from "Think in Strokes, Not Pixels" (arXiv 2604.04746).
+"""Published scores for comparison, from "Think in Strokes, Not Pixels" (arXiv 2604.04746).
 
-They were measured by their authors on the real benchmarks: nothing of shapes world is comparable with them but the
+The authors measured them on the original benchmarks. Scores on shapes world are comparable with them only in the
 direction of a difference.
 """
 
@@ -16,9 +16,9 @@ class PublishedTable:
     """A table of the paper.
 
     Attributes:
-      title: says what it compares.
-      columns: names of the scores.
-      rows: by name, one score for each column, None where the paper gives none.
+      title: What it compares.
+      columns: The names of the scores.
+      rows: By name, one score for each column. None if the paper gives none.
     """
 
     title: str

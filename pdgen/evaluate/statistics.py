@@ -1,39 +1,40 @@
-"""How sure a score is: bootstrap intervals by prompt and training seed, differences of two runs, spread over seeds.
+"""Bootstrap intervals over prompts and training seeds, differences of two runs, and the spread over seeds.
 
-A benchmark's prompts are drawn anew, with replacement, within each of its tasks; a prompt keeps its images
-together, since they have its difficulty in common. Percentile intervals (Efron and Tibshirani 1993, chapter 13).
+The bootstrap resamples a benchmark's prompts with replacement within each task. The images of a prompt stay together,
+since they share its difficulty. Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13).
 
-Where all prompts of a task score alike, drawing them anew shows no spread: a narrow interval says what these
-prompts tell, not that no other prompt could be different.
+If all prompts of a task have the same score, resampling shows no spread. The narrow interval then describes these
+prompts only; other prompts may differ.
 
-Where a model was trained from several seeds, seeds are drawn with replacement too, apart from the prompts and for all
-tasks at once: each seed answers the same prompts, so the two are crossed (Owen 2007, "The pigeonhole bootstrap"). Of S
-seeds S - 1 are drawn, which makes the variance that they add unbiased. What is of one seed and one prompt alone, such
-as the noise of an image, counts three times, which is on the safe side. Three seeds still tell little of others: where
-nothing but the seeds differs, the interval reaches from the lowest to the highest, and holds the truth in 75 of 100
-cases.
+If a model was trained from several seeds, the seeds are resampled too, independently of the prompts and for all tasks
+at once. Each seed answers the same prompts, so the two factors are crossed (Owen 2007, "The pigeonhole bootstrap"). Of
+S seeds S - 1 are drawn, so that the variance that they add is unbiased. Noise of one seed and one prompt, such as the
+noise of an image, counts three times, which is conservative. Three seeds still say little about other seeds: if only
+the seeds differ, the interval spans the lowest to the highest and covers the truth in 75 of 100 cases.
 """
 
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 
-# By task, the score of each of its prompts; with several training seeds a row of them for each seed.
-Strata = Sequence[Float[np.ndarray, " prompts"] | Float[np.ndarray, "seeds prompts"]]
+# By task, the score of each of its prompts: floats, ints or bools. With several training seeds there is a row for each.
+# Tasks have different numbers of prompts; a leading underscore keeps the shape check from comparing them.
+Strata = Sequence[Shaped[np.ndarray, " _prompts"] | Shaped[np.ndarray, "_seeds _prompts"]]
 
 
 class Estimate(msgspec.Struct, frozen=True):
     """A score and its interval.
 
     Attributes:
-      value: the score.
-      low, high: bounds of the interval; None where a task has a single prompt, which tells nothing of others.
-      n: prompts.
+      value: The score.
+      low: The interval's lower bound. None if a task has a single prompt.
+      high: The interval's upper bound. None if a task has a single prompt.
+      n: The number of prompts.
     """
 
     value: float
@@ -43,63 +44,65 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(strata: Strata, weights: Sequence[float] | None = None, seed: int = 0) -> Estimate:
-    """The weighted mean of the tasks' means.
+    """Compute the weighted mean of the tasks' means.
 
     Args:
-      strata: by task, one score for each prompt, or for each training seed and prompt; none may be empty.
-      weights: of the tasks, in any unit; by default all equal.
-      seed: of the draws; equal seeds give equal intervals.
+      strata: By task, one score for each prompt, or for each training seed and prompt. None may be empty.
+      weights: The tasks' weights, in any unit. By default all are equal.
+      seed: The seed of the resampling. Equal seeds give equal intervals.
 
     Raises:
-      ValueError: a task has no prompt, or tasks have different numbers of training seeds.
+      ValueError: A task has no prompt, or tasks have different numbers of training seeds.
     """
     tasks = [np.atleast_2d(np.asarray(scores, np.float64)) for scores in strata]
     if not tasks or not all(scores.size for scores in tasks):
         raise ValueError("an estimate needs at least one prompt of every task")
     if len({len(scores) for scores in tasks}) > 1:
-        raise ValueError(f"the tasks are of {[len(scores) for scores in tasks]} training seeds; give all of each")
+        raise ValueError(f"the tasks have {[len(scores) for scores in tasks]} training seeds; give equally many")
     value = float(np.average([scores.mean() for scores in tasks], weights=weights))
     n = sum(scores.shape[1] for scores in tasks)
     if min(scores.shape[1] for scores in tasks) < 2:
         return Estimate(value, None, None, n)
     rng = np.random.default_rng(seed)
-    drawn = np.average([_sums(rng, scores)[0] / scores.shape[1] for scores in tasks], axis=0, weights=weights)
-    return Estimate(value, *_ends(_over_seeds(rng, drawn)[0]), n)
+    resampled = np.average(
+        [_resample_prompts(rng, scores)[0] / scores.shape[1] for scores in tasks], axis=0, weights=weights
+    )
+    return Estimate(value, *_compute_interval(_resample_seeds(rng, resampled)[0]), n)
 
 
-def _sums(
+def _resample_prompts(
     rng: np.random.Generator, *tables: Float[np.ndarray, "seeds prompts"]
 ) -> list[Float[np.ndarray, "seeds resamples"]]:
-    """The sums over prompts drawn anew, the same ones for each seed and table."""
+    """Return the tables' sums over resampled prompts, which are the same for each seed and table."""
     prompts = tables[0].shape[1]
     drawn = rng.integers(prompts, size=(RESAMPLES, prompts))
     return [np.stack([row[drawn].sum(1) for row in table]) for table in tables]
 
 
-def _over_seeds(
+def _resample_seeds(
     rng: np.random.Generator, *tables: Float[np.ndarray, "seeds resamples"]
 ) -> list[Float[np.ndarray, " resamples"]]:
-    """The means over seeds drawn anew, the same ones for each table: one fewer than there are, see above."""
+    """Return the means over resampled seeds, the same for each table. One fewer is drawn than there are."""
     seeds = len(tables[0])
     drawn = rng.integers(seeds, size=(max(1, seeds - 1), RESAMPLES))
     return [np.take_along_axis(table, drawn, 0).mean(0) for table in tables]
 
 
-def _ends(drawn: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _compute_interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def pooled(runs: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate:
-    """The mean of all values, of which every prompt has its own number (a ratio of sums).
+def estimate_pooled(runs: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate:
+    """Compute the mean of all values, where prompts may have different numbers of values (a ratio of sums).
 
     Args:
-      runs: by training seed and prompt its values, the same prompts in all runs; a prompt may have none in some runs,
-        but not in all. Prompts are drawn anew with all their values; a draw without any is left out.
-      seed: of the draws.
+      runs: By training seed and prompt its values, with the same prompts in all runs. A prompt may have no value in
+        some runs, but not in all. A prompt is resampled with all its values. A resample without values is dropped.
+      seed: The seed of the resampling.
 
     Raises:
-      ValueError: there is no prompt, or one without values.
+      ValueError: There is no prompt, or a prompt has no value.
     """
     counts = np.array([[len(values) for values in run] for run in runs], np.float64)
     sums = np.array([[sum(values) for values in run] for run in runs], np.float64)
@@ -109,32 +112,48 @@ def pooled(runs: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> Estimate
     if n < 2:
         return Estimate(value, None, None, n)
     rng = np.random.default_rng(seed)
-    summed, counted = _over_seeds(rng, *_sums(rng, sums, counts))
-    return Estimate(value, *_ends(summed[counted > 0] / counted[counted > 0]), n)
+    total, count = _resample_seeds(rng, *_resample_prompts(rng, sums, counts))
+    return Estimate(value, *_compute_interval(total[count > 0] / count[count > 0]), n)
 
 
-def difference(first: Strata, second: Strata, weights: Sequence[float] | None = None, seed: int = 0) -> Estimate:
-    """How much more the second run scores than the first on the same prompts, in the same order.
+def estimate_difference(
+    first: Strata, second: Strata, weights: Sequence[float] | None = None, seed: int = 0
+) -> Estimate:
+    """Compute how much higher the second run scores than the first, on the same prompts in the same order.
 
-    The prompts are drawn for both runs together, so that what makes a prompt hard for both does not widen the
-    interval; so are training seeds, where both have them. A run of one seed is compared with each of the other's: the
-    interval then says nothing of other seeds of that one run.
+    Prompts are resampled for both runs together, so that a prompt's difficulty does not widen the interval. So are
+    training seeds if both runs have several. A run of one seed is compared with each seed of the other. The interval
+    then does not cover other seeds of that one run.
+
+    Args:
+      first: The first run's scores, see ``estimate``.
+      second: The second run's scores.
+      weights: The tasks' weights. By default all are equal.
+      seed: The seed of the resampling.
 
     Raises:
-      ValueError: the runs have other tasks or numbers of prompts, or different numbers of seeds above one.
+      ValueError: The runs have other tasks or numbers of prompts, or different numbers of seeds above one.
     """
     pairs = [[np.atleast_2d(scores) for scores in strata] for strata in (first, second)]
     sizes = [[scores.shape[1] for scores in strata] for strata in pairs]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"the runs are not of the same prompts: {sizes[0]} and {sizes[1]} prompts by task")
+        raise ValueError(f"the runs do not have the same prompts: {sizes[0]} and {sizes[1]} prompts by task")
     seeds = {len(scores) for strata in pairs for scores in strata}
     if len(seeds - {1}) > 1:
-        raise ValueError(f"the runs are of {sorted(seeds)} training seeds; compare as many, or one with several")
+        raise ValueError(f"the runs have {sorted(seeds)} training seeds; compare equal numbers, or one with several")
     return estimate([np.subtract(b, a) for a, b in zip(*pairs)], weights, seed)
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """A score over several seeds: its mean, its standard deviation over them (None of one), extremes, how many."""
+    """A score over several seeds.
+
+    Attributes:
+      mean: The mean.
+      deviation: The standard deviation. None for a single seed.
+      least: The lowest score.
+      most: The highest score.
+      n: The number of seeds.
+    """
 
     mean: float
     deviation: float | None
@@ -143,8 +162,8 @@ class Spread(msgspec.Struct, frozen=True):
     n: int
 
 
-def spread(scores: Float[np.ndarray, " seeds"] | Sequence[float]) -> Spread:
-    """The spread of the same score measured once for each seed; the deviation is of a sample (n - 1)."""
+def compute_spread(scores: Float[np.ndarray, " seeds"] | Sequence[float]) -> Spread:
+    """Compute the spread of a score that was measured once for each seed. The deviation is a sample's (n - 1)."""
     scores = np.asarray(scores, np.float64)
     deviation = float(scores.std(ddof=1)) if len(scores) > 1 else None
     return Spread(float(scores.mean()), deviation, float(scores.min()), float(scores.max()), len(scores))

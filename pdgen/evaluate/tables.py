@@ -13,13 +13,14 @@ Cell = str | float | int | None
 
 
 class Table(msgspec.Struct, frozen=True):
-    """A table; every row of figures says how many prompts it rests on.
+    """A table of scores. Every row gives its number of prompts.
 
     Attributes:
-      columns: one name for each cell of a row.
-      rows: None is what cannot be told.
-      note: what a reader must know to read it.
-      drawn: what the intervals draw anew.
+      title: The title.
+      columns: One name for each cell of a row.
+      rows: The cells. None is an unknown value.
+      note: What a reader must know to read the table.
+      drawn: What the intervals resample.
     """
 
     title: str
@@ -33,33 +34,34 @@ class Table(msgspec.Struct, frozen=True):
             raise ValueError(f"table {self.title!r}: {wrong[0]} is no row of {self.columns}")
 
 
-def interval(estimate: Estimate) -> tuple[float, float | None, float | None, int]:
-    """The cells value, low, high, n."""
+def to_cells(estimate: Estimate) -> tuple[float, float | None, float | None, int]:
+    """Return the cells value, low, high, n of an estimate."""
     return estimate.value, estimate.low, estimate.high, estimate.n
 
 
-def folded(table: Table, shown: Callable[[Cell], str]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells for a reader: a value and the two ends of its interval stand in one cell.
+def fold_intervals(table: Table, format_cell: Callable[[Cell], str]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and cells for a reader, with a value and its interval in one cell.
 
     Args:
-      shown: a single cell as text.
+      table: The table.
+      format_cell: Formats a single cell.
     """
     columns, rows, names = [], [[] for _ in table.rows], [*table.columns, "", ""]
-    at = 0
+    at = 0  # the column; a value with an interval takes three
     while at < len(table.columns):
         name = names[at]
         has_interval = names[at + 1] in ("low", f"{name} low") and names[at + 2] in ("high", f"{name} high")
         columns.append(name)
         for whole, row in zip(table.rows, rows):
-            value, *ends = map(shown, whole[at : at + 3])
+            value, *ends = map(format_cell, whole[at : at + 3])
             row.append(f"{value} [{ends[0]}, {ends[1]}]" if has_interval and whole[at + 1] is not None else value)
         at += 3 if has_interval else 1
     return columns, rows
 
 
-def as_text(table: Table) -> str:
-    """The table for a terminal: four decimals, "-" for None, intervals in brackets."""
-    columns, rows = folded(table, _shown)
+def format_text(table: Table) -> str:
+    """Format a table for a terminal: four decimals, "-" for None, intervals in brackets."""
+    columns, rows = fold_intervals(table, _format_cell)
     cells = [columns, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in cells]
@@ -67,32 +69,32 @@ def as_text(table: Table) -> str:
     return "\n".join([title, *lines, *([table.note] if table.note else [])])
 
 
-def _shown(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
     if cell is None:
         return "-"
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
 
 
-def as_markdown(table: Table) -> str:
-    """The table for a document, without title and note: two decimals, from 10 none; an empty cell for None."""
-    columns, rows = folded(table, _short)
+def format_markdown(table: Table) -> str:
+    """Format a table for a document, without title and note: two decimals, none from 10; an empty cell for None."""
+    columns, rows = fold_intervals(table, _format_short)
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _short(cell: Cell) -> str:
+def _format_short(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.2f}" if abs(cell) < 10 else f"{cell:,.0f}"
     return "" if cell is None else str(cell)
 
 
-def as_csv(table: Table) -> str:
-    """The table with a line of column names; full precision, an empty cell for None."""
+def format_csv(table: Table) -> str:
+    """Format a table as CSV with a line of column names: full precision, an empty cell for None."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
     return text.getvalue()
 
 
-def as_json(tables: Sequence[Table]) -> bytes:
-    """All tables, indented."""
+def encode_tables(tables: Sequence[Table]) -> bytes:
+    """Encode tables as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(list(tables)), indent=1) + b"\n"

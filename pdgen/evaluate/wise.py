@@ -1,17 +1,17 @@
 """WISE: images of prompts that need world knowledge, judged by a vision model (Niu et al. 2025, arXiv 2503.07265).
 
-Three scorings are in use, and their figures are not to be mixed:
+Three scorings are in use. Their scores are not comparable:
 
 A  the original one: grades 0 to 2 for consistency, realism and aesthetic quality, (0.7 c + 0.2 r + 0.1 a) / 2, and
    weighted categories of the original 1,000 prompts;
 B  "WISE_Verified": one binary score, other categories of a revised list, other weights;
 C  BAGEL's: the plain mean of A's six categories.
 
-Both lists have the ids 1 to 1000, but other prompts behind them: a scoring whose categories are not those of the list
-at hand gives no figures (``misfit``).
+Both lists use the ids 1 to 1000 for different prompts. A scoring whose categories do not match the given list yields no
+scores (``find_mismatch``).
 
-The questions are put in this project's own words (``VERSION``), with the criteria of the original; ``read_rules``
-takes others, such as the original's.
+The questions are worded by this project (``QUESTION_VERSION``) with the criteria of the original. ``read_rules`` reads
+other rules, such as the original ones.
 """
 
 import io
@@ -26,16 +26,16 @@ import numpy as np
 import PIL.Image
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import Job, listed
+from pdgen.evaluate.folder import ImageJob, format_names
 from pdgen.evaluate.statistics import Estimate, estimate
-from pdgen.evaluate.tables import Table, interval
+from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import new_file, sha256
 from pdgen.sequence.images import why_unreadable
 from pdgen.teachers.chat import AnswerError, ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import TeacherError
 
-VERSION = 1  # of the questions; part of every answer's key in the cache
+QUESTION_VERSION = 1  # part of every answer's key in the cache
 
 
 class WisePrompt(
@@ -43,7 +43,7 @@ class WisePrompt(
     frozen=True,
     rename={"text": "Prompt", "explanation": "Explanation", "category": "Category", "subcategory": "Subcategory"},
 ):
-    """A record of WISE's lists. ``explanation`` tells the judge what a right image shows."""
+    """A record of WISE's lists. The explanation tells the judge what a correct image shows."""
 
     prompt_id: int
     text: str
@@ -56,7 +56,7 @@ Grade = Annotated[int, msgspec.Meta(ge=0, le=2)]
 
 
 class Grades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The original judgement of an image."""
+    """The answer to the original questions about an image."""
 
     consistency: Grade
     realism: Grade
@@ -64,12 +64,12 @@ class Grades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def score(self) -> float:
-        """WiScore, 0 to 1: (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2."""
+        """The WiScore, 0 to 1: (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2."""
         return (7 * self.consistency + 2 * self.realism + self.aesthetic_quality) / 20
 
 
 class Binary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The judgement of WISE_Verified: 1 where the image is right."""
+    """The answer to WISE_Verified's question: 1 if the image is correct."""
 
     score: Annotated[int, msgspec.Meta(ge=0, le=1)]
 
@@ -92,11 +92,18 @@ right image shows.
 score is 1 if the image clearly shows what the explanation asks for and nothing in it contradicts the explanation, the \
 prompt, or how the world is; else 0. In doubt it is 0.
 """
-_FORM = "\nAnswer with JSON of the given schema alone.\n"  # whatever the rules ask for
+_FORM = "\nAnswer with JSON of the given schema alone.\n"  # follows all rules, also a user's
 
 
 class Judgement(NamedTuple):
-    """A way of judging: the rules the judge is given, the answer's type and what a price estimate assumes."""
+    """A way of judging an image.
+
+    Attributes:
+      rules: The rules for the judge.
+      answer: The type of the answer.
+      assumed: The answer that a price estimate assumes.
+      file: The name of the file of the answers.
+    """
 
     rules: str
     answer: Any
@@ -111,13 +118,13 @@ JUDGEMENTS = {
 
 
 class Scoring(NamedTuple):
-    """A way from judgements to a total.
+    """A way to compute a total from judgements.
 
     Attributes:
-      judgement: of ``JUDGEMENTS``.
-      categories: by name, the ids of its prompts.
-      weights: of the categories, in their order; their sum is 1.
-      source: the list that it presumes, and who judged its published figures.
+      judgement: One of ``JUDGEMENTS``.
+      categories: By name, the ids of its prompts.
+      weights: The categories' weights, in their order. They sum to 1.
+      source: The list that the scoring belongs to, and the judge of its published scores.
     """
 
     judgement: str
@@ -126,11 +133,15 @@ class Scoring(NamedTuple):
     source: str
 
 
-NAMES = ("culture", "time", "space", "biology", "physics", "chemistry")
+CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 
 
 def read_rules(path: pathlib.Path) -> str:
-    """A judge's rules from a text file. Raises EvaluationError where it cannot be read or is empty."""
+    """Read a judge's rules from a text file.
+
+    Raises:
+      EvaluationError: The file cannot be read or is empty.
+    """
     try:
         rules = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as fault:
@@ -140,12 +151,12 @@ def read_rules(path: pathlib.Path) -> str:
     return rules + "\n"
 
 
-def _ranges(*firsts: int) -> dict[str, range]:
-    return {name: range(*ends) for name, ends in zip(NAMES, itertools.pairwise((*firsts, 1001)))}
+def _split_ids(*firsts: int) -> dict[str, range]:
+    return {name: range(*ends) for name, ends in zip(CATEGORIES, itertools.pairwise((*firsts, 1001)))}
 
 
-ORIGINAL = _ranges(1, 401, 568, 701, 801, 901)
-VERIFIED = _ranges(1, 401, 521, 641, 761, 881)
+ORIGINAL = _split_ids(1, 401, 568, 701, 801, 901)
+VERIFIED = _split_ids(1, 401, 521, 641, 761, 881)
 SCORINGS = {
     "A": Scoring(
         "graded",
@@ -166,14 +177,14 @@ SCORINGS = {
         "BAGEL's to May 2026, plain mean of A's categories; published figures: judged by gpt-4o-2024-11-20",
     ),
 }
-LIST = "prompts.jsonl"  # beside the scores: the prompts that they are of
+PROMPTS_FILE = "prompts.jsonl"  # the judged prompts, in the folder of the scores
 
 
-def read_wise(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
-    """The records of all files, by id. A file is a JSON list, or has one JSON object a line.
+def read_wise_prompts(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
+    """Read the records of all files, sorted by id. A file is a JSON list, or has one JSON object a line.
 
     Raises:
-      EvaluationError: a file cannot be read, a record is not of WISE's form, or an id occurs twice.
+      EvaluationError: A file cannot be read, a record does not have WISE's form, or an id occurs twice.
     """
     prompts: dict[int, WisePrompt] = {}
     for path in paths:
@@ -188,64 +199,64 @@ def read_wise(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
                 prompt = msgspec.json.decode(line, type=WisePrompt)
             except msgspec.DecodeError as fault:
                 other = " (this is a list of GenEval; pass --benchmark=geneval)" if b'"include"' in bytes(line) else ""
-                raise EvaluationError(f"{path}: record {number} is not of WISE's form: {fault}{other}") from None
+                raise EvaluationError(f"{path}: record {number} does not have WISE's form: {fault}{other}") from None
             if prompt.prompt_id in prompts:
                 raise EvaluationError(f"{path}: record {number}: prompt_id {prompt.prompt_id} occurs twice")
             prompts[prompt.prompt_id] = prompt
     if not prompts:
-        raise EvaluationError(f"{listed(paths)}: no prompts; name WISE's prompt files")
+        raise EvaluationError(f"{format_names(paths)}: no prompts; name WISE's prompt files")
     return [prompts[number] for number in sorted(prompts)]
 
 
-def digest(prompts: Sequence[WisePrompt]) -> str:
-    """SHA-256 (hexadecimal) of a list's ids, texts and explanations: equal for equal prompts in any order."""
-    told = sorted((p.prompt_id, p.text, p.explanation) for p in prompts)
-    return sha256(json.dumps(told).encode())
+def digest_prompts(prompts: Sequence[WisePrompt]) -> str:
+    """Return the SHA-256 (hexadecimal) of the ids, texts and explanations, independent of their order."""
+    contents = sorted((p.prompt_id, p.text, p.explanation) for p in prompts)
+    return sha256(json.dumps(contents).encode())
 
 
-def misfit(scoring: Scoring, prompts: Sequence[WisePrompt]) -> str:
-    """Why a list is not the one that a scoring's ids are of, in a clause; "" if nothing tells so.
+def find_mismatch(scoring: Scoring, prompts: Sequence[WisePrompt]) -> str:
+    """Return why a list is not the one that a scoring's ids belong to, as a clause; "" if nothing shows it.
 
-    A prompt's Category and Subcategory together belong to one of the six categories. Where prompts of two id ranges
-    share them, the list's categories end elsewhere than the scoring's.
+    A prompt's Category and Subcategory together determine one of the six categories. If prompts of two id ranges share
+    them, the list has other category boundaries than the scoring.
     """
     names = {number: name for name, ids in scoring.categories.items() for number in ids}
-    homes: dict[tuple[str, str], WisePrompt] = {}
+    first_prompts: dict[tuple[str, str], WisePrompt] = {}
     for prompt in prompts:
         if prompt.prompt_id not in names:
-            return f"id {prompt.prompt_id} is none of its list"
-        first = homes.setdefault((prompt.category.casefold(), prompt.subcategory.casefold()), prompt)
+            return f"id {prompt.prompt_id} is not in its list"
+        first = first_prompts.setdefault((prompt.category.casefold(), prompt.subcategory.casefold()), prompt)
         own, other = names[prompt.prompt_id], names[first.prompt_id]
         if own != other:
             return (
-                f"ids {first.prompt_id} and {prompt.prompt_id} are both of {prompt.category} ({prompt.subcategory}), "
-                f"but {other} and {own} in this scoring: it is of another list"
+                f"ids {first.prompt_id} and {prompt.prompt_id} are both in {prompt.category} ({prompt.subcategory}), "
+                f"but in {other} and {own} of this scoring, which belongs to another list"
             )
     return ""
 
 
-def wise_jobs(prompts: Sequence[WisePrompt], seed: int) -> list[Job]:
-    """Jobs in WISE's layout; the prompt with id i has the seed ``seed + i``."""
-    return [Job(str(p.prompt_id), p.text, seed + p.prompt_id) for p in prompts]
+def make_wise_jobs(prompts: Sequence[WisePrompt], seed: int) -> list[ImageJob]:
+    """Return the jobs in WISE's layout. The prompt with id i has the seed ``seed + i``."""
+    return [ImageJob(str(p.prompt_id), p.text, seed + p.prompt_id) for p in prompts]
 
 
 def find_images(folder: pathlib.Path, prompts: Sequence[WisePrompt]) -> list[pathlib.Path]:
-    """The image of every prompt.
+    """Return the path of every prompt's image.
 
     Raises:
-      EvaluationError: images are missing or are no PNG; lists the ids.
+      EvaluationError: Images are missing. The message lists their ids.
     """
     paths = [folder / f"{p.prompt_id}.png" for p in prompts]
     if missing := [p.prompt_id for p, path in zip(prompts, paths) if not path.is_file()]:
         raise EvaluationError(
-            f"{folder}: {len(missing)} of {len(prompts)} images <prompt_id>.png are missing: {spans(missing)}; make "
-            "them, there is no score without them"
+            f"{folder}: {len(missing)} of {len(prompts)} images <prompt_id>.png are missing: {format_ranges(missing)}; "
+            "generate them first"
         )
     return paths
 
 
-def spans(numbers: Iterable[int]) -> str:
-    """Ascending numbers in short: "1-3, 7"."""
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Format ascending numbers as ranges, such as "1-3, 7"."""
     parts = []
     for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]
@@ -253,7 +264,7 @@ def spans(numbers: Iterable[int]) -> str:
     return ", ".join(parts)
 
 
-def _png(path: pathlib.Path) -> bytes:
+def _read_png(path: pathlib.Path) -> bytes:
     data = path.read_bytes()
     try:
         with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -263,19 +274,19 @@ def _png(path: pathlib.Path) -> bytes:
     return data
 
 
-def requests(
+def make_requests(
     prompts: Sequence[WisePrompt], images: Sequence[pathlib.Path], judgements: Mapping[str, Judgement]
 ) -> Iterator[ChatRequest]:
-    """The questions, image after image, for each as many as ``judgements``."""
+    """Yield the questions, image after image, one for each of ``judgements``."""
     for prompt, path in zip(prompts, images, strict=True):
-        png = _png(path)
+        png = _read_png(path)
         content = (f"Prompt: {prompt.text}\nExplanation: {prompt.explanation}", png)
         for name, (rules, answer, assumed, _) in judgements.items():
-            yield ChatRequest(f"wise {name}", VERSION, rules + _FORM, content, answer, assumed)
+            yield ChatRequest(f"wise {name}", QUESTION_VERSION, rules + _FORM, content, answer, assumed)
 
 
-class Judged(NamedTuple):
-    """Answers by judgement and prompt id, and by the same why there is none."""
+class JudgeAnswers(NamedTuple):
+    """The judge's answers by judgement and prompt id, and the reasons for missing ones."""
 
     answers: dict[str, dict[int, Any]]
     faults: dict[str, dict[int, str]]
@@ -287,19 +298,26 @@ def judge_images(
     endpoint: Endpoint,
     judgements: Mapping[str, Judgement] = JUDGEMENTS,
     progress: Callable[[int], None] = lambda count: None,
-) -> Judged:
-    """Asks for every image; answers that the endpoint's cache holds cost nothing.
+) -> JudgeAnswers:
+    """Ask the judge about every image. Answers in the endpoint's cache cost nothing.
 
-    Malformed answers are asked for again as often as the endpoint's settings say, then stand among the faults.
+    A malformed answer is requested again as often as the endpoint's settings allow, and then recorded as a fault.
+
+    Args:
+      prompts: The prompts.
+      images: The image of every prompt, a PNG file.
+      endpoint: The judge.
+      judgements: The judgements to ask for, by name.
+      progress: Called with the number of answers since the last call.
 
     Raises:
-      EvaluationError: an image is no PNG, or the judge cannot be reached; what was answered is kept.
+      EvaluationError: An image is not a PNG, or the judge cannot be reached. Earlier answers stay in the cache.
     """
-    judged = Judged({name: {} for name in judgements}, {name: {} for name in judgements})
+    judged = JudgeAnswers({name: {} for name in judgements}, {name: {} for name in judgements})
     asked = itertools.product([p.prompt_id for p in prompts], judgements)
     done = 0
     try:
-        for (number, name), answer in zip(asked, endpoint.map(requests(prompts, images, judgements))):
+        for (number, name), answer in zip(asked, endpoint.map(make_requests(prompts, images, judgements))):
             if isinstance(answer, AnswerError):
                 judged.faults[name][number] = str(answer)
             else:
@@ -309,20 +327,20 @@ def judge_images(
     except TeacherError as fault:
         raise EvaluationError(
             f"{fault}; {done} of {len(prompts) * len(judgements)} answers are in {endpoint.settings.cache} and are "
-            "not paid again: run again to go on"
+            "not paid again: run again to resume"
         ) from None
     return judged
 
 
-def write_scores(folder: pathlib.Path, prompts: Sequence[WisePrompt], judged: Judged) -> None:
-    """Writes each judgement's answers in the form of the original, the prompts, and ``unanswered.jsonl`` with the rest.
+def write_scores(folder: pathlib.Path, prompts: Sequence[WisePrompt], judged: JudgeAnswers) -> None:
+    """Write each judgement's answers in the original's form, the prompts, and ``unanswered.jsonl`` with the rest.
 
-    Scores of judgements that were not asked for are removed: they are of an earlier call, maybe of other images.
+    The files of other judgements are removed, since they may be scores of other images.
     """
     for name, judgement in JUDGEMENTS.items():
         if name not in judged.answers:
             (folder / judgement.file).unlink(missing_ok=True)
-    _write_lines(folder / LIST, [msgspec.to_builtins(prompt) for prompt in prompts])
+    _write_lines(folder / PROMPTS_FILE, [msgspec.to_builtins(prompt) for prompt in prompts])
     for name, answers in judged.answers.items():
         lines = [
             {"prompt_id": p.prompt_id, "Subcategory": p.subcategory, **msgspec.to_builtins(answers[p.prompt_id])}
@@ -343,34 +361,40 @@ def _write_lines(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-class Scored(NamedTuple):
-    """A scoring's figures.
+class WiseFigures(NamedTuple):
+    """The scores of one scoring.
 
     Attributes:
-      categories: None for a category of which an id has no score.
-      overall: None unless every id of every category has one.
-      missing: ids without a score.
-      misfit: why there are no figures at all, "" if there may be some (see ``misfit``).
+      categories: The score of each category. None if an id of it has no score.
+      overall: The total. None unless every id of every category has a score.
+      missing: The ids without a score.
+      mismatch: Why the scoring does not apply, see ``find_mismatch``; "" if it does.
     """
 
     categories: dict[str, Estimate | None]
     overall: Estimate | None
     missing: list[int]
-    misfit: str = ""
+    mismatch: str = ""
 
     @property
-    def lacking(self) -> str:
+    def missing_reason(self) -> str:
         """Why there is no total, in a clause; "" if there is one."""
-        if self.misfit:
-            return f"no figures: {self.misfit}"
-        return f"no total: {len(self.missing)} ids have no score: {spans(self.missing)}" if self.missing else ""
+        if self.mismatch:
+            return f"no figures: {self.mismatch}"
+        return f"no total: {len(self.missing)} ids have no score: {format_ranges(self.missing)}" if self.missing else ""
 
 
-def score(scoring: Scoring, scores: Mapping[int, float], prompts: Sequence[WisePrompt]) -> Scored:
-    """The figures of one scoring, from a score between 0 and 1 by prompt id; none if it is not of these prompts."""
+def compute_figures(scoring: Scoring, scores: Mapping[int, float], prompts: Sequence[WisePrompt]) -> WiseFigures:
+    """Compute the scores of one scoring.
+
+    Args:
+      scoring: The scoring.
+      scores: The score of each prompt id, 0 to 1.
+      prompts: The judged list. If the scoring belongs to another one, there are no scores.
+    """
     missing = [i for ids in scoring.categories.values() for i in ids if i not in scores]
-    if reason := misfit(scoring, prompts):
-        return Scored(dict.fromkeys(scoring.categories), None, missing, reason)
+    if reason := find_mismatch(scoring, prompts):
+        return WiseFigures(dict.fromkeys(scoring.categories), None, missing, reason)
     strata = {
         name: np.array([scores[i] for i in ids])
         for name, ids in scoring.categories.items()
@@ -378,39 +402,44 @@ def score(scoring: Scoring, scores: Mapping[int, float], prompts: Sequence[WiseP
     }
     categories = {name: estimate([strata[name]]) if name in strata else None for name in scoring.categories}
     overall = None if missing else estimate(list(strata.values()), scoring.weights)
-    return Scored(categories, overall, missing)
+    return WiseFigures(categories, overall, missing)
 
 
-def score_all(answers: Mapping[str, Mapping[int, Any]], prompts: Sequence[WisePrompt]) -> dict[str, Scored]:
-    """The figures of all three scorings, by label; what was not judged is missing.
+def compute_all_figures(
+    answers: Mapping[str, Mapping[int, Any]], prompts: Sequence[WisePrompt]
+) -> dict[str, WiseFigures]:
+    """Compute the scores of all three scorings, by label. Scores that were not judged are missing.
 
     Args:
-      answers: by judgement and prompt id.
-      prompts: the list that was judged; a scoring of another one has no figures.
+      answers: The answers by judgement and prompt id.
+      prompts: The judged list.
     """
     return {
-        label: score(scoring, {i: answer.score for i, answer in answers.get(scoring.judgement, {}).items()}, prompts)
+        label: compute_figures(
+            scoring, {i: answer.score for i, answer in answers.get(scoring.judgement, {}).items()}, prompts
+        )
         for label, scoring in SCORINGS.items()
     }
 
 
-def wise_table(scored: Mapping[str, Scored], judge: str) -> Table:
-    """The three scorings side by side, each figure with its interval and its number of prompts.
+def make_wise_table(scored: Mapping[str, WiseFigures], judge: str) -> Table:
+    """Return the three scorings in columns, each score with its interval and its number of prompts.
 
     Args:
-      judge: the model that judged, for the note.
+      scored: The scores by scoring.
+      judge: The judging model, for the note.
     """
     rows = []
-    for name in (*NAMES, "overall"):
+    for name in (*CATEGORIES, "overall"):
         cells: list[Any] = [name]
         for one in scored.values():
             figure = one.overall if name == "overall" else one.categories[name]
-            cells += (None, None, None, None) if figure is None else interval(figure)
+            cells += (None, None, None, None) if figure is None else to_cells(figure)
         rows.append(tuple(cells))
     notes = [f"Judged here by {judge}."]
     for label, one in scored.items():
-        lacking = f" {one.lacking[0].upper()}{one.lacking[1:]}." if one.lacking else ""
-        notes.append(f"{label}: {SCORINGS[label].source}.{lacking}")
+        reason = f" {one.missing_reason[0].upper()}{one.missing_reason[1:]}." if one.missing_reason else ""
+        notes.append(f"{label}: {SCORINGS[label].source}.{reason}")
     columns = ["category"]
     for label in scored:
         columns += [label, f"{label} low", f"{label} high", f"{label} prompts"]

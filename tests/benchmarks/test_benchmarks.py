@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import base_curve, gpu
-from benchmarks.process_pack import process_pack
+from benchmarks.process_pack import make_process_pack
 from pdgen.config import BAGEL_7B, ComputeConfig
-from pdgen.evaluate.abilities.prompts import draws
-from pdgen.evaluate.abilities.scores import Outcome
+from pdgen.evaluate.abilities.prompts import make_draws
+from pdgen.evaluate.abilities.scores import AbilityOutcome
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.train.monitor.flops import model_flops
 from tests.support.small import CONFIG
@@ -31,7 +31,7 @@ SIZES = gpu.Sizes(
 
 def test_packs_have_the_paper_s_proportions():
     """At 512 pixels the copies of an image are 3,423 tokens: 1,024 twice and 37 * 37, with two switch tokens each."""
-    pack, lengths = process_pack(BAGEL_7B, 512, 33_000)
+    pack, lengths = make_process_pack(BAGEL_7B, 512, 33_000)
     copies = 2 * (1024 + 2) + (37 * 37 + 2)
     one = 42 + 102 + copies + 42  # of one image: prompt, plan, copies, inspection
     assert copies == 3423
@@ -43,7 +43,7 @@ def test_packs_have_the_paper_s_proportions():
 
 def test_a_pack_too_short_for_one_image_is_refused():
     with pytest.raises(ValueError, match=r"a trajectory with one image of 512 pixels is 3609 tokens, more than 3000"):
-        process_pack(BAGEL_7B, 512, 3000)
+        make_process_pack(BAGEL_7B, 512, 3000)
 
 
 def test_all_layers_follow_from_two_depths(monkeypatch):
@@ -52,8 +52,8 @@ def test_all_layers_follow_from_two_depths(monkeypatch):
     monkeypatch.setattr(gpu, "step_seconds", lambda _, n, pack: {"layers": n, "seconds": seconds[n], "bytes": 0})
     monkeypatch.setattr(gpu, "device_peak", lambda: 1e15)
     sizes = gpu.Sizes(BAGEL_7B, SIZES.compute, (4, 8), 33_000, 512, 1024, 50, 100, 100, 1)
-    result = gpu.train(sizes)
-    lengths = process_pack(BAGEL_7B, 512, 33_000)[1]
+    result = gpu.measure_train(sizes)
+    lengths = make_process_pack(BAGEL_7B, 512, 33_000)[1]
     assert result["extrapolated_seconds"] == pytest.approx(8.0)
     assert result["tokens_per_second"] == pytest.approx(sum(lengths) / 8)
     flops = model_flops(BAGEL_7B, sum(lengths), float(np.sum(np.square(lengths))))
@@ -85,18 +85,21 @@ def test_a_curve_has_image_draws_and_every_row(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     lines = [{"step": n, "images_per_second": 60.0, "step_seconds": s} for n, s in ((50, 1.5), (100, 2.5))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
-    assert base_curve.images_of_a_step(str(tmp_path), None) == 120.0
-    assert base_curve.images_of_a_step(None, 7.0) == 7.0
+    assert base_curve.count_images_per_step(str(tmp_path), None) == 120.0
+    assert base_curve.count_images_per_step(None, 7.0) == 7.0
     with pytest.raises(EvaluationError, match="--run: name the run's workdir, or --images_per_step"):
-        base_curve.images_of_a_step(None, None)
+        base_curve.count_images_per_step(None, None)
     assert base_curve.read_checkpoints(["300=b", "20=a=c"]) == {20: "a=c", 300: "b"}
     for wrong in (["a"], ["x=a"], ["3=a", "3=b"]):
         with pytest.raises(EvaluationError, match=f"--checkpoint={wrong[-1]}: write STEP=FOLDER"):
             base_curve.read_checkpoints(wrong)
-    every = draws(2, rows=base_curve.ROWS)
-    found = [Outcome(d.job.name, d.case.group, d.case.row, "", 0, {"right": float(n % 2)}) for n, d in enumerate(every)]
-    rows = base_curve.scores(found)
+    every = make_draws(2, rows=base_curve.ROWS)
+    found = [
+        AbilityOutcome(d.job.name, d.case.group, d.case.row, "", 0, {"right": float(n % 2)})
+        for n, d in enumerate(every)
+    ]
+    rows = base_curve.compute_scores(found)
     assert len(rows) == 14 and rows["reading: caption"] == {"value": 0.5, "low": 0.0, "high": 1.0, "prompts": 2}
-    figure = base_curve.plot([{"image_draws": n, "rows": rows} for n in (1200, 36_000)])
+    figure = base_curve.plot_scores([{"image_draws": n, "rows": rows} for n in (1200, 36_000)])
     assert [len(axes.lines) for axes in figure.axes] == [6, 4, 4]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1200, 36_000]

@@ -6,18 +6,18 @@ import pathlib
 import msgspec
 import pytest
 
-from benchmarks import miniature_tables
-from benchmarks.miniature import LIMITS, evaluations, measure, rows
-from benchmarks.miniature_plots import PLOTS
-from benchmarks.miniature_results import Row, collect, read_run, scores_by_objects
+from benchmarks.miniature import tables as miniature_tables
+from benchmarks.miniature.plots import PLOTS
+from benchmarks.miniature.results import Row, collect, group_by_objects, read_row_evaluation
+from benchmarks.miniature.run import LIMITS, make_evaluations, make_rows, measure
 from pdgen.evaluate import shapes
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.generator import read_recipe, read_values
+from pdgen.evaluate.generator import parse_assignments, read_recipe
 from pdgen.evaluate.process.measures import Inspection, ProcessFacts, Refinement
-from pdgen.evaluate.tables import as_markdown
+from pdgen.evaluate.tables import format_markdown
 
 COUNTS = {"single_object": 2, "position": 2, "composition": 2}
-PROMPTS = shapes.benchmark(COUNTS)
+PROMPTS = shapes.make_benchmark(COUNTS)
 SINGLE = Row("single_pass", "base, single pass", "base", "single_pass", paper=0.77)
 PROCESS = Row("process", "process-driven", "process", "process", ("text.max_tokens=80",), 0.83)
 OWN = Row("process_single_pass", "process model, single pass", "process", "single_pass")
@@ -61,7 +61,7 @@ def evaluated(folder, right, model="a", images=1, evaluations=90.0, inspections=
     (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in results))
     (folder / "process.jsonl").write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in facts))
     (folder / "summary.json").write_text(json.dumps({"made_by": {"manifest": model}}))
-    return read_run(folder)
+    return read_row_evaluation(folder)
 
 
 def scores(single_object, position, composition):
@@ -85,12 +85,12 @@ def runs(tmp_path):
 
 
 def test_every_row_is_a_recipe():
-    every = rows([2, 4], 3, 20)
+    every = make_rows([2, 4], 3, 20)
     assert len({row.name for row in every}) == len({row.says for row in every}) == len(every) == 9
     recipes = {}
     for row in every:
         checkpoint = {"base": "shapes_base", "process": "shapes"}[row.model]
-        recipes[row.name] = read_recipe(checkpoint, row.strategy, read_values([*LIMITS, *row.settings])).facts()
+        recipes[row.name] = read_recipe(checkpoint, row.strategy, parse_assignments([*LIMITS, *row.settings])).facts()
     assert recipes["best_of_2"]["mode"] == recipes["best_of_4"]["mode"] == "single_pass"
     drawn = {name: recipe["strategy.n"] for name, recipe in recipes.items() if "strategy.n" in recipe}
     assert drawn == {"best_of_2": 2, "best_of_4": 4, "parm_20": 20, "stepwise_3": 3}
@@ -98,14 +98,14 @@ def test_every_row_is_a_recipe():
     assert len({recipe["manifest"] for recipe in recipes.values()}) == 2
     papers = {row.name: row.paper for row in every if row.paper is not None}
     assert papers == {"single_pass": 0.77, "planner": 0.6, "inspector": 0.8, "parm_20": 0.67, "process": 0.83}
-    assert all(row.paper is None for row in rows([2], 3, 4) if row.strategy == "parm")
+    assert all(row.paper is None for row in make_rows([2], 3, 4) if row.strategy == "parm")
 
 
 def test_a_row_has_an_evaluation_for_each_of_its_models():
     common = ("--samples=2", "--setting=text.max_tokens=256")
-    (one,) = evaluations(SINGLE, "base", ["a", "b"], pathlib.Path("out"), common)
+    (one,) = make_evaluations(SINGLE, "base", ["a", "b"], pathlib.Path("out"), common)
     assert one.folder == pathlib.Path("out/single_pass/0") and "--checkpoint=base" in one.arguments
-    made = evaluations(PROCESS, "base", ["a", "b"], pathlib.Path("out"), common)
+    made = make_evaluations(PROCESS, "base", ["a", "b"], pathlib.Path("out"), common)
     assert [stage.arguments[1] for stage in made] == ["--checkpoint=a", "--checkpoint=b"]
     assert "--output=out/process/1/scores" in made[1].arguments
     # Its own setting comes last, so it holds.
@@ -141,7 +141,7 @@ def test_numbers_by_what_is_asked_for(runs):
     assert counts[:4] == [1, 1, 2, 2] and min(counts[4:]) >= 3
     assert found["objects"]["1"]["value"] == 1 and found["objects"]["2"]["value"] == 0.75
     assert list(found["objects"]) == sorted({str(count) for count in counts}, key=int)
-    by_count = scores_by_objects(runs["process"][1].results)
+    by_count = group_by_objects(runs["process"][1].results)
     assert {count: own.shape for count, own in by_count.items()} == {
         str(count): (counts.count(count), 2) for count in sorted(set(counts))
     }
@@ -163,15 +163,15 @@ def test_rows_are_of_the_same_models(runs):
 
 def test_tables_and_plots(runs):
     found = collect([SINGLE, OWN, PROCESS], runs)
-    lines = as_markdown(miniature_tables.strategies(found)).splitlines()
+    lines = format_markdown(miniature_tables.make_strategy_table(found)).splitlines()
     header, first, _, last = (line.strip("| ").split(" | ") for line in (lines[0], *lines[2:]))
     assert header[:5] == ["way", "network evaluations", "tokens written", "images", "score"]
     assert first[:4] == ["base, single pass", "90", "10", "1.67"] and first[-1] == "0.77"
     assert last[5] == "0.67, 0.83" and last[-1] == "0.83"
-    (tasks,) = [row for row in miniature_tables.tasks(found).rows if row[0] == "paper, GenEval: BAGEL-7B"]
-    named = dict(zip(miniature_tables.tasks(found).columns, tasks))
+    (tasks,) = [row for row in miniature_tables.make_task_table(found).rows if row[0] == "paper, GenEval: BAGEL-7B"]
+    named = dict(zip(miniature_tables.make_task_table(found).columns, tasks))
     assert (named["overall"], named["position"], named["composition"]) == (0.77, 0.51, None)
-    text = miniature_tables.markdown(found)
+    text = miniature_tables.format_tables(found)
     assert text.count("## ") == 6 and "| inspection precision | 1.00 [1.00, 1.00] |" in text
     figures = {name: plot(found) for name, plot in PLOTS.items()}
     assert [one.lines[0].get_xdata()[0] for one in figures["cost"].axes[0].containers] == [90, 90, 200]
@@ -190,7 +190,7 @@ def test_what_has_ended_is_not_evaluated_again(runs, tmp_path):
         "print('once', file=(root / 'calls').open('a'))\n"
     )
     every, models = [SINGLE, PROCESS], ["process0", "process1"]
-    stages = {row.name: evaluations(row, "base", models, tmp_path / "out", ["--samples=2"]) for row in every}
+    stages = {row.name: make_evaluations(row, "base", models, tmp_path / "out", ["--samples=2"]) for row in every}
     for _ in range(2):
         found = measure(every, stages, tmp_path)
         assert (tmp_path / "calls").read_text() == "once\n" * 3

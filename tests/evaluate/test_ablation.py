@@ -8,16 +8,16 @@ import msgspec
 import pytest
 
 from pdgen.evaluate import ablation
-from pdgen.evaluate.ablation import Cell, Sweep, in_order, stages, table
+from pdgen.evaluate.ablation import Sweep, SweepCell, make_stages, make_table, order_cells
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.tables import as_text
+from pdgen.evaluate.tables import format_text
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "ablation_shapes.py"
 ROWS = {"scene graph": "a", "self-sampled": "b", "none": "c"}
 
 
 def sweep(**changed):
-    cells = {"b": Cell(plans_from="a"), "a": Cell({"conflict": {"positive": 0}}), "c": Cell()}
+    cells = {"b": SweepCell(plans_from="a"), "a": SweepCell({"conflict": {"positive": 0}}), "c": SweepCell()}
     values = {"data": "d.py", "train": "t.py", "cells": cells, "tables": {"critiques": ROWS}, "seeds": (0, 1)}
     return Sweep(**values | changed)
 
@@ -29,13 +29,15 @@ def test_the_shipped_sweep_covers_the_papers_rows():
     shipped = msgspec.convert(module.get_config().to_dict(), Sweep)
     for name, rows in shipped.tables.items():
         assert set(ablation.TABLES[name].rows) <= set(rows)
-    without = [stage for stage in stages(shipped, ["rewritten"], pathlib.Path("out")) if stage.name == "build_data"]
+    without = [
+        stage for stage in make_stages(shipped, ["rewritten"], pathlib.Path("out")) if stage.name == "build_data"
+    ]
     assert {"--config.conflict.positive=0", "--config.alignment.negative=0"} <= set(without[0].arguments)
 
 
 def test_a_cell_comes_after_the_one_that_writes_its_plans():
-    assert in_order(sweep(), ["b", "c"]) == ["a", "b", "c"]
-    made = list(stages(sweep(), ["b"], pathlib.Path("out")))
+    assert order_cells(sweep(), ["b", "c"]) == ["a", "b", "c"]
+    made = list(make_stages(sweep(), ["b"], pathlib.Path("out")))
     built = [stage for stage in made if stage.name == "build_data"]
     assert [stage.folder.name for stage in built] == ["a", "b"]
     assert "--config.conflict.checkpoint=out/a/0/run" in built[1].arguments
@@ -48,10 +50,16 @@ def test_a_cell_comes_after_the_one_that_writes_its_plans():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"cells": {"a": Cell(plans_from="b"), "b": Cell(plans_from="a"), "c": Cell()}}, "a needs b needs a"),
-        ({"cells": {"a": Cell(plans_from="x"), "b": Cell(), "c": Cell()}}, "cells.a.plans_from: 'x' is no cell"),
-        ({"tables": {"colours": ROWS}}, "tables: 'colours' is none of"),
-        ({"tables": {"critiques": {"none": "z"}}}, "tables.critiques: 'z' is no cell"),
+        (
+            {"cells": {"a": SweepCell(plans_from="b"), "b": SweepCell(plans_from="a"), "c": SweepCell()}},
+            "a needs b needs a",
+        ),
+        (
+            {"cells": {"a": SweepCell(plans_from="x"), "b": SweepCell(), "c": SweepCell()}},
+            "cells.a.plans_from: 'x' is not a cell",
+        ),
+        ({"tables": {"colours": ROWS}}, "tables: 'colours' is not one of"),
+        ({"tables": {"critiques": {"none": "z"}}}, "tables.critiques: 'z' is not a cell"),
         ({"seeds": ()}, "seeds is empty"),
     ],
 )
@@ -89,7 +97,7 @@ def test_the_table_averages_images_and_seeds(tmp_path):
     for cell, runs in {"a": (one, two), "b": (one, two), "c": (none, none)}.items():
         for seed, scores in enumerate(runs):
             results(tmp_path / cell / str(seed) / "scores", scores)
-    made = table(sweep(), "critiques", tmp_path)
+    made = make_table(sweep(), "critiques", tmp_path)
     assert [row[0] for row in made.rows[::3]] == ["none", "scene graph", "self-sampled"]
     row = dict(zip(made.columns, made.rows[3]))
     # Colours: 0.5 with the first seed, 1 with the second.
@@ -104,9 +112,9 @@ def test_the_table_averages_images_and_seeds(tmp_path):
     # Position: the first prompt 0.5 in place of 0.
     position = dict(zip(made.columns, made.rows[4]))
     assert (position["difference"], position["difference low"], position["difference high"]) == (0.25, 0, 0.5)
-    assert "bootstrap by prompt and training seed" in as_text(made)
-    assert "bootstrap by prompt)" in as_text(table(sweep(seeds=(0,)), "critiques", tmp_path))
+    assert "bootstrap by prompt and training seed" in format_text(made)
+    assert "bootstrap by prompt)" in format_text(make_table(sweep(seeds=(0,)), "critiques", tmp_path))
     assert all(f"Leaks: {cell}." in made.note for cell in "abc") and "to 'none'" in made.note
     (tmp_path / "b" / "1" / "scores" / "summary.json").unlink()
     with pytest.raises(EvaluationError, match=r"summary.json: no summary of an evaluation"):
-        table(sweep(), "critiques", tmp_path)
+        make_table(sweep(), "critiques", tmp_path)

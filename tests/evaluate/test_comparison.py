@@ -5,9 +5,16 @@ import pathlib
 
 import pytest
 
-from pdgen.evaluate.comparison import comparison, differences, evaluations, judged_differently, read_runs, scores_of
+from pdgen.evaluate.comparison import (
+    collect_scores,
+    compute_differences,
+    find_judge_differences,
+    make_comparison_tables,
+    read_evaluations,
+    read_network_evaluations,
+)
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.wise import LIST, NAMES, ORIGINAL, VERIFIED
+from pdgen.evaluate.wise import CATEGORIES, ORIGINAL, PROMPTS_FILE, VERIFIED
 
 JUDGE = {"model": "gpt", "questions": 1, "rules": {"graded": "aaaaaaaa"}, "parameters": {"temperature": 0.0}}
 
@@ -44,7 +51,7 @@ def wise_run(folder, grades, without=(), categories=ORIGINAL, judge=JUDGE, promp
     summary(folder, benchmark="wise", judge=judge, prompts=prompts)
     named = [(i, name) for name, ids in categories.items() for i in ids]
     asked = [{"prompt_id": i, "Prompt": "p", "Explanation": "e", "Category": n, "Subcategory": "s"} for i, n in named]
-    (folder / LIST).write_text("".join(json.dumps(line) + "\n" for line in asked))
+    (folder / PROMPTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in asked))
     if grades is not None:
         lines = [
             {"prompt_id": i, "Subcategory": "s", "consistency": grades[name], "realism": 2, "aesthetic_quality": 2}
@@ -56,89 +63,93 @@ def wise_run(folder, grades, without=(), categories=ORIGINAL, judge=JUDGE, promp
 
 
 def test_differences_by_prompt(tmp_path):
-    one, two = runs = read_runs(
+    one, two = runs = read_evaluations(
         [
             geneval_run(tmp_path / "one", {"colors": [1, 0, 0, 0], "position": [1, 1, 1, 1]}, costs=98),
             geneval_run(tmp_path / "two", {"colors": [1, 1, 1, 0], "position": [1, 1, 1, 1]}),
         ]
     )
-    found = differences(one, two)
+    found = compute_differences(one, two)
     assert {name: estimate.value for name, estimate in found.items()} == {
         "colors": 0.5,
         "position": 0.0,
         "overall": 0.25,
     }
     # The second is better on two prompts and never worse: paired, the interval does not reach below 0.
-    assert found["colors"].low >= 0 and scores_of(one)["colors"].high > scores_of(two)["colors"].low
-    side, apart = comparison(runs)
+    assert found["colors"].low >= 0 and collect_scores(one)["colors"].high > collect_scores(two)["colors"].low
+    side, apart = make_comparison_tables(runs)
     assert side.rows[0][0] == "colors" and side.rows[0][1] == 0.25 and side.rows[0][4] == 0.75
     assert apart.columns == ("score", "two", "two low", "two high", "prompts") and side.note == ""
     assert apart.rows[-1] == ("overall", 0.25, found["overall"].low, found["overall"].high, 8)
-    assert (evaluations(one), evaluations(two)) == (98.0, None)
-    assert judged_differently(runs) == []
+    assert (read_network_evaluations(one), read_network_evaluations(two)) == (98.0, None)
+    assert find_judge_differences(runs) == []
 
 
 def test_few_prompts_and_intervals_without_width_claim_nothing(tmp_path):
     """All of two prompts are turned round: the interval is [1, 1], and says nothing of other prompts."""
-    few = read_runs(
+    few = read_evaluations(
         [geneval_run(tmp_path / "a" / "x", {"colors": [0, 0]}), geneval_run(tmp_path / "a" / "y", {"colors": [1, 1]})]
     )
-    note = comparison(few)[1].note
-    assert "nothing is said of other prompts" in note and "hardly" not in note
-    nine = read_runs(
+    note = make_comparison_tables(few)[1].note
+    assert "this says nothing about other prompts" in note and "hardly" not in note
+    nine = read_evaluations(
         [
             geneval_run(tmp_path / "n" / "x", {"colors": [0] * 9}, "abcdefghi"),
             geneval_run(tmp_path / "n" / "y", {"colors": [1] * 8 + [0]}, "abcdefghi"),
         ]
     )
-    apart = comparison(nine)[1]
+    apart = make_comparison_tables(nine)[1]
     assert 0 < apart.rows[0][2] < apart.rows[0][3] and "hardly" not in apart.note
     same = "abcdefghijklmnopqrst"  # twenty prompts, all of them turned round: still no width
-    flat = read_runs(
+    flat = read_evaluations(
         [
             geneval_run(tmp_path / "b" / "x", {"colors": [0] * 20}, same),
             geneval_run(tmp_path / "b" / "y", {"colors": [1] * 20}, same),
         ]
     )
-    assert "hardly" not in comparison(flat)[1].note
-    many = read_runs(
+    assert "hardly" not in make_comparison_tables(flat)[1].note
+    many = read_evaluations(
         [
             geneval_run(tmp_path / "c" / "x", {"colors": [0] * 20}, same),
             geneval_run(tmp_path / "c" / "y", {"colors": [1] * 15 + [0] * 5}, same),
         ]
     )
-    note = comparison(many)[1].note
-    assert "rests on 10 prompts or more" in note and "hardly turn the difference round" in note
+    note = make_comparison_tables(many)[1].note
+    assert "at least 10 prompts, and both its ends" in note and "hardly change the difference" in note
     # One task and the total; of 95 % intervals, one in twenty.
-    assert "Differences compared: 2, none corrected for their number; about one interval in 20 leaves out" in note
+    assert "Differences compared: 2, not corrected for multiple comparisons; about one interval in 20 misses" in note
 
 
 def test_wise_scorings(tmp_path):
-    one, two = read_runs(
+    one, two = read_evaluations(
         [
-            wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1)),
-            wise_run(tmp_path / "two", dict.fromkeys(NAMES, 1) | {"culture": 2}),
+            wise_run(tmp_path / "one", dict.fromkeys(CATEGORIES, 1)),
+            wise_run(tmp_path / "two", dict.fromkeys(CATEGORIES, 1) | {"culture": 2}),
         ]
     )
     # (7 * 1 + 2 * 2 + 2) / 20, and culture at 1: weights 0.4 of A, a sixth of C.
-    scores = scores_of(one)
+    scores = collect_scores(one)
     assert (scores["A overall"].value, scores["C overall"].value) == pytest.approx((0.65, 0.65))
     assert scores["B overall"] is None and scores["A space"].value == pytest.approx(0.65)
-    found = differences(one, two)
+    found = compute_differences(one, two)
     assert found["A overall"].value == pytest.approx(0.35 * 0.4)
     assert found["C overall"].value == pytest.approx(0.35 / 6)
     assert found["A culture"].value == pytest.approx(0.35) and found["A time"].value == 0
-    assert list(found) == [*(f"A {name}" for name in NAMES), "A overall", "C overall"]  # no B; C's categories are A's
+    assert list(found) == [
+        *(f"A {name}" for name in CATEGORIES),
+        "A overall",
+        "C overall",
+    ]  # no B; C's categories are A's
 
 
 def test_wise_without_some_answers_is_compared_by_category(tmp_path):
-    runs = read_runs(
+    runs = read_evaluations(
         [
-            wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1), without=[7, 8, 9, 450]),
-            wise_run(tmp_path / "two", dict.fromkeys(NAMES, 1) | {"space": 2}, without=[900]),
+            wise_run(tmp_path / "one", dict.fromkeys(CATEGORIES, 1), without=[7, 8, 9, 450]),
+            wise_run(tmp_path / "two", dict.fromkeys(CATEGORIES, 1) | {"space": 2}, without=[900]),
         ]
     )
-    side, apart = comparison(runs)
+    side, apart = make_comparison_tables(runs)
     figures = {row[0]: row[1:] for row in side.rows}
     assert figures["A culture"][0] is None and figures["A culture"][3] == pytest.approx(0.65)
     assert figures["A physics"][0] == pytest.approx(0.65) and figures["A physics"][3] is None
@@ -153,56 +164,56 @@ def test_wise_without_some_answers_is_compared_by_category(tmp_path):
 
 
 def test_wise_with_nothing_in_common_is_one_line(tmp_path):
-    one = wise_run(tmp_path / "one", dict.fromkeys(NAMES, 1))
+    one = wise_run(tmp_path / "one", dict.fromkeys(CATEGORIES, 1))
     with pytest.raises(EvaluationError, match=r"nothing to compare: none: A, C: not judged; evaluate again"):
-        comparison(read_runs([one, wise_run(tmp_path / "none", None)]))
+        make_comparison_tables(read_evaluations([one, wise_run(tmp_path / "none", None)]))
     # Another list than A's and C's: ids 401-520 and 521-567 are of two of its categories, and of one of theirs.
-    other = [wise_run(tmp_path / name, dict.fromkeys(NAMES, 1), categories=VERIFIED) for name in ("three", "four")]
-    with pytest.raises(EvaluationError, match=r"three: A, C: no figures: ids 521 and 568 are both of space"):
-        comparison(read_runs(other))
+    other = [wise_run(tmp_path / name, dict.fromkeys(CATEGORIES, 1), categories=VERIFIED) for name in ("three", "four")]
+    with pytest.raises(EvaluationError, match=r"three: A, C: no figures: ids 521 and 568 are both in space"):
+        make_comparison_tables(read_evaluations(other))
 
 
-def test_other_judges_are_told(tmp_path):
-    grades = dict.fromkeys(NAMES, 1)
+def test_different_judges_are_reported(tmp_path):
+    grades = dict.fromkeys(CATEGORIES, 1)
     other = JUDGE | {"model": "qwen"}
     both = JUDGE | {"rules": {"graded": "aaaaaaaa", "binary": "bbbbbbbb"}}
     runs = [wise_run(tmp_path / name, grades, judge=judge) for name, judge in (("a", JUDGE), ("b", other), ("c", both))]
-    assert judged_differently(read_runs(runs)) == [
+    assert find_judge_differences(read_evaluations(runs)) == [
         "Judged differently (graded): a, c by gpt (questions 1, rules aaaaaaaa, temperature 0.0); "
-        "b by qwen (questions 1, rules aaaaaaaa, temperature 0.0). Differences are the judges' too."
+        "b by qwen (questions 1, rules aaaaaaaa, temperature 0.0). The differences include the judges'."
     ]
-    assert judged_differently(read_runs([runs[0], runs[2]])) == []
+    assert find_judge_differences(read_evaluations([runs[0], runs[2]])) == []
     for change in ({"rules": {"graded": "cccccccc"}}, {"parameters": {"temperature": 1.0}}, {"questions": 2}):
         changed = wise_run(tmp_path / "changed", grades, judge=JUDGE | change)
-        assert len(judged_differently(read_runs([runs[0], changed]))) == 1
+        assert len(find_judge_differences(read_evaluations([runs[0], changed]))) == 1
     images = [geneval_run(tmp_path / name, {"colors": [1, 0]}, detector=name) for name in ("shapes", "mask2former x")]
-    assert judged_differently(read_runs(images)) == [
-        "Judged differently: shapes by shapes; mask2former x by mask2former x. Differences are the judges' too."
+    assert find_judge_differences(read_evaluations(images)) == [
+        "Judged differently: shapes by shapes; mask2former x by mask2former x. The differences include the judges'."
     ]
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path):
     folders = [geneval_run(tmp_path / name / "0" / "scores", {"colors": [1, 0]}) for name in ("plain", "rewritten")]
-    assert [run.name for run in read_runs(folders)] == ["plain/0/scores", "rewritten/0/scores"]
+    assert [run.name for run in read_evaluations(folders)] == ["plain/0/scores", "rewritten/0/scores"]
     other = geneval_run(tmp_path / "x", {"colors": [1]})
-    assert [run.name for run in read_runs([folders[0], other])] == ["scores", "x"]
-    with pytest.raises(EvaluationError, match="scores: named twice"):
-        read_runs([folders[0], folders[1], folders[0] / ".." / "scores"])
+    assert [run.name for run in read_evaluations([folders[0], other])] == ["scores", "x"]
+    with pytest.raises(EvaluationError, match="scores: given twice"):
+        read_evaluations([folders[0], folders[1], folders[0] / ".." / "scores"])
 
 
 def test_what_cannot_be_compared(tmp_path):
     one = geneval_run(tmp_path / "one", {"colors": [1, 0, 0, 0]})
     other = geneval_run(tmp_path / "other", {"colors": [1, 0, 0, 0]}, prompts="wxyz")
-    grades = dict.fromkeys(NAMES, 1)
+    grades = dict.fromkeys(CATEGORIES, 1)
     first = wise_run(tmp_path / "wise", grades)
     for folders, words in (
-        ([one, other], "not of the same prompts"),
-        ([one, first], "is of wise"),
+        ([one, other], "do not have the same prompts"),
+        ([one, first], "has benchmark wise"),
         ([first, wise_run(tmp_path / "list", grades, prompts="d2")], "list: was judged on another list of prompts"),
         ([one], "at least two"),
     ):
         with pytest.raises(EvaluationError, match=words) as caught:
-            comparison(read_runs(folders))
+            make_comparison_tables(read_evaluations(folders))
         assert "\n" not in str(caught.value)
 
 
@@ -231,5 +242,5 @@ def test_a_folder_without_a_whole_summary_is_one_line(tmp_path, content, words):
     if content is not None:
         (pathlib.Path(tmp_path) / "summary.json").write_text(content)
     with pytest.raises(EvaluationError, match=words) as caught:
-        read_runs([tmp_path])
+        read_evaluations([tmp_path])
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)

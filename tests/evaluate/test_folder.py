@@ -1,4 +1,4 @@
-"""Folders of images: what is missing, misnumbered or of another list is named; making them goes on where it was."""
+"""Folders of images: what is missing, misnumbered or of another list is named; generation resumes."""
 
 import json
 import pathlib
@@ -9,20 +9,20 @@ import pytest
 
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.shapes import benchmark
+from pdgen.evaluate.shapes import make_benchmark
 from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.evaluate.painted import generate
 
-PROMPTS = benchmark({"single_object": 2, "position": 1})
-JOBS = folders.geneval_jobs(PROMPTS, samples=2, seed=7)
+PROMPTS = make_benchmark({"single_object": 2, "position": 1})
+JOBS = folders.make_geneval_jobs(PROMPTS, samples=2, seed=7)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "whole"
-    folders.begin(path, {"strategy": "painted"}, JOBS)
-    folders.make(path, path.parent / "trajectories", JOBS, generate, 4)
+    folders.begin_generation(path, {"strategy": "painted"}, JOBS)
+    folders.generate_images(path, path.parent / "trajectories", JOBS, generate, 4)
     folders.write_metadata(path, PROMPTS)
     return path
 
@@ -67,8 +67,8 @@ def test_making_goes_on_where_it_was(images):
         asked.extend(zip(prompts, seeds))
         return generate(prompts, seeds)
 
-    folders.begin(images, {"strategy": "painted"}, JOBS)
-    folders.make(images, images.parent / "t", JOBS, counting, 4, told.append)
+    folders.begin_generation(images, {"strategy": "painted"}, JOBS)
+    folders.generate_images(images, images.parent / "t", JOBS, counting, 4, told.append)
     assert asked == [(JOBS[2].prompt, 9), (JOBS[5].prompt, 12)]
     assert told == [4, 2]
     after = {path: path.stat().st_mtime_ns for path in images.rglob("*.png")}
@@ -82,19 +82,19 @@ def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
         return generate(prompts, seeds)
 
     path = tmp_path / "images"
-    folders.begin(path, {}, JOBS)
+    folders.begin_generation(path, {}, JOBS)
     with pytest.raises(KeyboardInterrupt):
-        folders.make(path, tmp_path / "t", JOBS, dies, 2)
+        folders.generate_images(path, tmp_path / "t", JOBS, dies, 2)
     assert [p.name for p in sorted(path.rglob("*.png"))] == ["00000.png", "00001.png"]
 
 
 def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
-    """The trajectory stands; the same image is made again."""
+    """The trajectory is kept, and the same image is made again."""
 
     def sketched(prompts, seeds):
         stages = [ImageStage("sketch", "01_sketch.png", 64, 64)]
         for prompt, seed, (image, _) in zip(prompts, seeds, generate(prompts, seeds)):
-            yield folders.Sample(
+            yield folders.GeneratedImage(
                 image,
                 Trajectory(
                     prompt=prompt,
@@ -108,7 +108,9 @@ def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
             )
 
     def make():
-        folders.make(tmp_path / "images", tmp_path / "trajectories", JOBS[:2], lambda *asked: [*sketched(*asked)], 2)
+        folders.generate_images(
+            tmp_path / "images", tmp_path / "trajectories", JOBS[:2], lambda *asked: [*sketched(*asked)], 2
+        )
 
     make()
     image, trajectory = tmp_path / "images" / f"{JOBS[1].name}.png", tmp_path / "trajectories" / JOBS[1].name
@@ -120,15 +122,15 @@ def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
 
 def test_a_folder_is_not_mixed(images, tmp_path):
     with pytest.raises(EvaluationError, match="was begun with strategy='painted', now it is 'process'"):
-        folders.begin(images, {"strategy": "process"}, JOBS)
+        folders.begin_generation(images, {"strategy": "process"}, JOBS)
     with pytest.raises(EvaluationError, match="other prompts, seeds or samples"):
-        folders.begin(images, {"strategy": "painted"}, folders.geneval_jobs(PROMPTS, 2, 8))
+        folders.begin_generation(images, {"strategy": "painted"}, folders.make_geneval_jobs(PROMPTS, 2, 8))
     (images / "generation.json").write_text("[]")
     with pytest.raises(EvaluationError, match="not the record of a generation"):
-        folders.begin(images, {"strategy": "painted"}, JOBS)
+        folders.begin_generation(images, {"strategy": "painted"}, JOBS)
     (images / "generation.json").unlink()
     with pytest.raises(EvaluationError, match=r"holds images but no generation\.json"):
-        folders.begin(images, {"strategy": "painted"}, JOBS)
+        folders.begin_generation(images, {"strategy": "painted"}, JOBS)
 
 
 def test_missing_prompts_and_samples_are_named(images):

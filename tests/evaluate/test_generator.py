@@ -1,4 +1,4 @@
-"""What makes images: settings by name, and a strategy run on a sampler that stands in for a checkpoint's."""
+"""Image generators: settings by name, and a strategy on a fake sampler."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
 
 def test_values_are_json_or_else_text():
     pairs = ["image.num_timesteps=50", "image.interval=[0, 1]", "mode=edit", "image.taylorseer=true", "system=a=b"]
-    assert generator.read_values(pairs) == {
+    assert generator.parse_assignments(pairs) == {
         "image.num_timesteps": 50,
         "image.interval": [0, 1],
         "mode": "edit",
@@ -34,7 +34,7 @@ def test_values_are_json_or_else_text():
         "system": "a=b",
     }
     with pytest.raises(EvaluationError, match="--setting=steps: write NAME=VALUE"):
-        generator.read_values(["steps"])
+        generator.parse_assignments(["steps"])
 
 
 def test_settings_reach_sampler_and_strategy(checkpoint):
@@ -52,7 +52,7 @@ def test_settings_reach_sampler_and_strategy(checkpoint):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("image.steps", 3, "--setting=image.steps: unknown; of num_timesteps, "),
+        ("image.steps", 3, "--setting=image.steps: unknown; choose one of num_timesteps, "),
         ("images.num_timesteps", 3, "--setting=images.num_timesteps: unknown"),
         ("max_images.x", 3, "--setting=max_images.x: max_images has no settings of its own"),
         ("image.num_timesteps", 1, "num_timesteps must be at least 2"),
@@ -68,7 +68,7 @@ def test_impossible_settings_are_named(key, value, words):
 
 
 def test_what_decides_no_image_is_no_fact(checkpoint, tmp_path):
-    """Where the checkpoint lies, and how many images are made together: a run may go on with fewer."""
+    """Where the checkpoint lies, and the batch size: a run may resume with a smaller one."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(checkpoint, moved)
     facts = [
@@ -110,7 +110,7 @@ def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):
     loaded, sampler = [], Scripted()
     monkeypatch.setattr(generator.Sampler, "from_checkpoint", lambda path: loaded.append(path) or sampler)
     recipe = generator.read_recipe(str(checkpoint), "process", {"max_images": 3, "image.num_timesteps": 7})
-    generate = generator.make_generate(recipe, make_exact_advisers())
+    generate = generator.make_generator(recipe, make_exact_advisers())
     assert loaded == []
     samples = [*generate(["a", "b"], [3, 4]), *generate(["c"], [5])]
     assert loaded == [checkpoint] and (sampler.settings.max_images, sampler.settings.image.num_timesteps) == (3, 7)

@@ -2,8 +2,8 @@
 
 import re
 
-from pdgen.evaluate.gallery import Gallery, Mark, Shown
-from pdgen.evaluate.page import Cost, evaluation_page
+from pdgen.evaluate.gallery import GalleryImage, ImageGallery, Mark
+from pdgen.evaluate.page import RunCost, render_evaluation
 from pdgen.evaluate.published import GENEVAL
 from pdgen.evaluate.tables import Table
 from pdgen.sample.strategies.table import STRATEGIES
@@ -11,20 +11,20 @@ from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
 
 REASON = "expected red circle>=1, found 0 red; and 1 <b>blue</b>"
 MARK = Mark("circle", 0.9, (8.0, 6.0, 24.0, 30.0))
-IMAGE = Shown("a.png", 64, 48, "a red circle", False, ("circle",), REASON, (MARK,), "")
+IMAGE = GalleryImage("a.png", 64, 48, "a red circle", False, ("circle",), REASON, (MARK,), "")
 
 
 def test_the_page():
     rows = [("color_attr", 0.5, 1234), ("overall", None, 60)]
     table = Table("Scores", ("score", "value", "prompts"), rows, "A note.")
-    costs = [Cost("one", 10.0, 0.5, 0.4, 0.6), Cost("two", 2000.0, 0.75, None, None)]
-    page = evaluation_page(
+    costs = [RunCost("one", 10.0, 0.5, 0.4, 0.6), RunCost("two", 2000.0, 0.75, None, None)]
+    page = render_evaluation(
         "A run",
         ["Leaks: 2 prompts."],
         {"images": 60},
         [table],
         [GENEVAL],
-        [Gallery("colors", "0 right, 1 wrong", [IMAGE])],
+        [ImageGallery("colors", "0 right, 1 wrong", [IMAGE])],
         costs,
     )
     assert "Leaks: 2 prompts." in page and page.index("Leaks") < page.index("Scores") < page.index("Published")
@@ -39,7 +39,7 @@ def test_the_page():
 
 
 def test_without_images_or_costs():
-    page = evaluation_page("A run", [], {}, [])
+    page = render_evaluation("A run", [], {}, [])
     assert "Images" not in page and "Cost" not in page and "Published" not in page
 
 

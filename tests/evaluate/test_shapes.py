@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pdgen.evaluate.detectors.exact import ShapesDetector
-from pdgen.evaluate.geneval import TASKS, check_prompts, judge, keep
-from pdgen.evaluate.metadata import agrees, decode_metadata
-from pdgen.evaluate.shapes import COUNTS, benchmark
+from pdgen.evaluate.geneval.metadata import compare_graph, decode_metadata
+from pdgen.evaluate.geneval.rule import TASKS, check_prompts, filter_detections, judge_detections
+from pdgen.evaluate.shapes import COUNTS, make_benchmark
 from pdgen.shapes import language
 from pdgen.shapes.held_out import is_held_out
 from pdgen.shapes.parse import parse
@@ -23,7 +23,7 @@ KEPT_FROM_TRAINING = ("colors", "position", "color_attr", "composition")
 
 @pytest.fixture(scope="module")
 def prompts():
-    return benchmark()
+    return make_benchmark()
 
 
 def test_all_tasks_are_there_and_no_prompt_twice(prompts):
@@ -51,7 +51,7 @@ def test_it_is_of_genevals_form(prompts):
 
 def test_prompts_ask_for_what_the_metadata_say(prompts):
     for prompt in prompts:
-        assert agrees(parse(prompt.metadata.prompt), prompt.metadata) == []
+        assert compare_graph(parse(prompt.metadata.prompt), prompt.metadata) == []
 
 
 def test_compositions_are_long_and_name_no_noun_twice(prompts):
@@ -79,9 +79,9 @@ def test_pairs_and_triples_are_held_out_and_never_drawn_for_training(prompts):
 
 
 def test_equal_seeds_give_equal_lists(prompts):
-    assert benchmark() == prompts
-    assert benchmark({"color_attr": 5}, seed=1) != benchmark({"color_attr": 5}, seed=2)
-    assert len(benchmark({"color_attr": 5})) == 5
+    assert make_benchmark() == prompts
+    assert make_benchmark({"color_attr": 5}, seed=1) != make_benchmark({"color_attr": 5}, seed=2)
+    assert len(make_benchmark({"color_attr": 5})) == 5
 
 
 @pytest.mark.parametrize("task", [*TASKS, "composition"])
@@ -91,8 +91,8 @@ def test_a_right_picture_passes_and_the_next_prompts_does_not(prompts, task):
 
     def right(prompt, image):
         (found,) = detector.detect([image])
-        kept = keep(found, prompt.metadata.tag, detector.thresholds)
-        return judge(prompt.metadata, kept, lambda noun, seen: detector.colors(image, noun, seen)).correct
+        kept = filter_detections(found, prompt.metadata.tag, detector.thresholds)
+        return judge_detections(prompt.metadata, kept, lambda noun, seen: detector.colors(image, noun, seen)).correct
 
     images = [painted(p.metadata.prompt, seed) for seed, p in enumerate(some)]
     assert all(right(prompt, image) for prompt, image in zip(some, images))

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdgen.evaluate.statistics import difference, estimate, pooled, spread
+from pdgen.evaluate.statistics import compute_spread, estimate, estimate_difference, estimate_pooled
 
 RNG = np.random.default_rng(3)
 
@@ -27,7 +27,7 @@ def test_a_share_has_the_interval_of_the_binomial():
 
 def test_the_mean_of_tasks_has_the_variance_of_a_sum():
     tasks = [RNG.random(80) ** 2, RNG.random(200), RNG.random(50) * 3]
-    weights = np.array([0.5, 0.2, 0.3])
+    weights = [0.5, 0.2, 0.3]
     variance = sum(w**2 * t.var() / len(t) for w, t in zip(weights, tasks))
     one = estimate(tasks, weights)
     assert one.value == pytest.approx(sum(w * t.mean() for w, t in zip(weights, tasks)))
@@ -69,21 +69,21 @@ def test_a_prompt_keeps_its_images_together():
 
 def test_a_prompt_is_compared_with_itself():
     """Two prompts that change places: no difference, but a quarter of the draws each have +1 and -1."""
-    found = difference([np.array([0.0, 1.0])], [np.array([1.0, 0.0])])
+    found = estimate_difference([np.array([0.0, 1.0])], [np.array([1.0, 0.0])])
     assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
 
 
 def test_pairs_are_drawn_together():
     hard = RNG.random(100)
     better = hard + 0.1
-    one = difference([hard], [better])
+    one = estimate_difference([hard], [better])
     assert (one.value, one.low, one.high) == pytest.approx((0.1, 0.1, 0.1))
     noise = RNG.normal(0.05, 0.2, 400)
-    one = difference([np.zeros(400)], [noise])
+    one = estimate_difference([np.zeros(400)], [noise])
     assert half(one) == pytest.approx(1.96 * noise.std() / 20, rel=0.05)
-    assert difference([better], [hard]).value == pytest.approx(-0.1)
-    with pytest.raises(ValueError, match="not of the same prompts"):
-        difference([hard], [better[1:]])
+    assert estimate_difference([better], [hard]).value == pytest.approx(-0.1)
+    with pytest.raises(ValueError, match="do not have the same prompts"):
+        estimate_difference([hard], [better[1:]])
 
 
 def test_equal_seeds_give_equal_intervals():
@@ -106,9 +106,9 @@ def test_an_interval_lies_among_the_scores(tasks):
 
 
 def test_the_spread_over_seeds():
-    one = spread([0.5, 0.7, 0.6])
+    one = compute_spread([0.5, 0.7, 0.6])
     assert (one.mean, one.deviation, one.least, one.most, one.n) == pytest.approx((0.6, 0.1, 0.5, 0.7, 3))
-    assert spread([0.5]).deviation is None
+    assert compute_spread([0.5]).deviation is None
 
 
 @pytest.mark.parametrize(
@@ -119,15 +119,15 @@ def test_the_spread_over_seeds():
     ],
 )
 def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole(groups, value):
-    found = pooled([groups])
+    found = estimate_pooled([groups])
     assert found.value == pytest.approx(value) and found.n == len(groups)
     # All ways to draw as many prompts, alike likely.
     ways = [np.concatenate(way).mean() for way in itertools.product(groups, repeat=len(groups))]
     low, high = np.quantile(ways, [0.025, 0.975], method="inverted_cdf")
     assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.02)
-    assert pooled([[[1.0, 0.0]]]).low is None
+    assert estimate_pooled([[[1.0, 0.0]]]).low is None
     with pytest.raises(ValueError, match="at least one value"):
-        pooled([[[1.0], []]])
+        estimate_pooled([[[1.0], []]])
 
 
 def crossed(rng, seeds, prompts, of_seed, of_prompt, of_both):
@@ -154,7 +154,7 @@ def test_seeds_and_prompts_are_drawn_apart():
     seeds, prompts = RNG.normal(size=(30, 1)) + np.zeros(80), RNG.normal(size=80) + np.zeros((30, 1))
     assert half(estimate([seeds, seeds])) == pytest.approx(half(estimate([seeds])), rel=0.05)
     assert half(estimate([prompts, prompts])) == pytest.approx(half(estimate([prompts])) / np.sqrt(2), rel=0.05)
-    with pytest.raises(ValueError, match=r"the tasks are of \[30, 29\] training seeds"):
+    with pytest.raises(ValueError, match=r"the tasks have \[30, 29\] training seeds"):
         estimate([tasks[0], tasks[1][1:]])
 
 
@@ -196,22 +196,22 @@ def test_three_seeds_alone_hold_the_truth_in_three_cases_of_four():
 
 def test_a_difference_over_seeds_is_paired_in_both():
     first, effect = crossed(RNG, 25, 60, 0.5, 1, 0.2), crossed(RNG, 25, 60, 0.1, 0.2, 0.3) + 0.25
-    one = difference([first], [first + effect])
+    one = estimate_difference([first], [first + effect])
     assert one.value == pytest.approx(effect.mean())
     assert half(one) == pytest.approx(1.96 * np.sqrt(crossed_variance(effect)), rel=0.05)
     base = first[:1]
     for alone in (base, base[0]):
-        found = difference([alone], [base + effect])
+        found = estimate_difference([alone], [base + effect])
         assert (found.value, found.low, found.high) == pytest.approx((one.value, one.low, one.high))
-    with pytest.raises(ValueError, match=r"of \[24, 25\] training seeds; compare as many, or one"):
-        difference([first[1:]], [first])
+    with pytest.raises(ValueError, match=r"have \[24, 25\] training seeds; compare equal numbers, or one"):
+        estimate_difference([first[1:]], [first])
 
 
 def test_pooled_draws_seeds_too():
     """Values of as many of each prompt are a plain mean; a run that has none of a prompt gives it no weight."""
     scores = crossed(RNG, 30, 80, 0.3, 1, 0.5)
-    one = pooled([[[value, value] for value in run] for run in scores])
+    one = estimate_pooled([[[value, value] for value in run] for run in scores])
     assert one.value == pytest.approx(scores.mean())
     assert half(one) == pytest.approx(1.96 * np.sqrt(crossed_variance(scores)), rel=0.05)
-    found = pooled([[[1.0, 0.0], []], [[], [1.0]]])
+    found = estimate_pooled([[[1.0, 0.0], []], [[], [1.0]]])
     assert found.value == pytest.approx(2 / 3) and found.n == 2 and 0.5 <= found.low <= found.high <= 1

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from pdgen.evaluate.tables import Table, as_csv, as_markdown, as_text, folded
+from pdgen.evaluate.tables import Table, fold_intervals, format_csv, format_markdown, format_text
 
 TWO_RUNS = Table(
     "Scores",
@@ -12,8 +12,8 @@ TWO_RUNS = Table(
 )
 
 
-def test_an_interval_stands_beside_its_value_also_of_a_run_named_low():
-    columns, rows = folded(TWO_RUNS, str)
+def test_an_interval_is_folded_into_its_value_even_for_a_run_named_low():
+    columns, rows = fold_intervals(TWO_RUNS, str)
     assert columns == ["score", "low", "other", "prompts"]
     assert rows == [
         ["colors", "0.5 [0.25, 0.75]", "1.0", "4"],
@@ -23,18 +23,18 @@ def test_an_interval_stands_beside_its_value_also_of_a_run_named_low():
 
 def test_columns_without_an_interval_stay():
     table = Table("Costs", ("what", "a", "low", "prompts"), [("seconds", 1.0, 2.0, 3)])
-    assert folded(table, str) == (["what", "a", "low", "prompts"], [["seconds", "1.0", "2.0", "3"]])
+    assert fold_intervals(table, str) == (["what", "a", "low", "prompts"], [["seconds", "1.0", "2.0", "3"]])
 
 
 def test_the_terminal_s_columns_line_up():
-    lines = as_text(TWO_RUNS).splitlines()[1:]
+    lines = format_text(TWO_RUNS).splitlines()[1:]
     assert len({len(line) for line in lines}) == 1
     assert lines[1].endswith("4") and "0.5000 [0.2500, 0.7500]" in lines[1]
     assert "-" in lines[2] and "0.0000 [0.0000, 0.1250]" in lines[2]
 
 
 def test_csv_keeps_every_figure_in_a_column_of_its_own():
-    header, first, second = csv.reader(io.StringIO(as_csv(TWO_RUNS)))
+    header, first, second = csv.reader(io.StringIO(format_csv(TWO_RUNS)))
     assert tuple(header) == TWO_RUNS.columns
     assert first[1:4] == ["0.5", "0.25", "0.75"] and second[1:4] == ["", "", ""]
 
@@ -45,7 +45,7 @@ def test_a_document_has_short_figures():
         ("what", "value", "low", "high", "paper", "prompts"),
         [("a", 0.376, 0.25, 0.5, None, 4), ("b", 1234.5, None, None, 0.8, 4)],
     )
-    assert as_markdown(table).splitlines() == [
+    assert format_markdown(table).splitlines() == [
         "| what | value | paper | prompts |",
         "| --- | --- | --- | --- |",
         "| a | 0.38 [0.25, 0.50] |  | 4 |",

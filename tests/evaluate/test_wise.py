@@ -89,7 +89,7 @@ def settings(server, tmp_path):
 def prompts(tmp_path):
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps([record(number) for number in (1, 2, 5)]))
-    return wise.read_wise([path])
+    return wise.read_wise_prompts([path])
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def answers():
 
 
 def test_the_three_scorings_of_a_worked_example():
-    scored = wise.score_all(answers(), [])
+    scored = wise.compute_all_figures(answers(), [])
     # A: 0.4 x 0.8 + 0.167 x 0.5; C: (0.8 + 0.5) / 6; B: a quarter of each category of 400 and 120.
     assert scored["A"].overall.value == pytest.approx(0.4035)
     assert scored["C"].overall.value == pytest.approx(1.3 / 6)
@@ -130,14 +130,14 @@ def test_the_three_scorings_of_a_worked_example():
     assert scored["A"].categories["culture"].value == pytest.approx(0.8)
     assert scored["B"].categories["time"].n == 120 and scored["A"].categories["time"].n == 167
     only_time_of_b = {"binary": {i: wise.Binary(int(401 <= i <= 520)) for i in range(1, 1001)}}
-    assert wise.score_all(only_time_of_b, [])["B"].overall.value == pytest.approx(0.12)
+    assert wise.compute_all_figures(only_time_of_b, [])["B"].overall.value == pytest.approx(0.12)
 
 
 def test_the_table_has_the_scorings_side_by_side():
-    table = wise.wise_table(wise.score_all(answers(), []), "some-judge")
+    table = wise.make_wise_table(wise.compute_all_figures(answers(), []), "some-judge")
     assert table.columns[:6] == ("category", "A", "A low", "A high", "A prompts", "B")
     rows = {row[0]: dict(zip(table.columns, row)) for row in table.rows}
-    assert list(rows) == [*wise.NAMES, "overall"]
+    assert list(rows) == [*wise.CATEGORIES, "overall"]
     assert (rows["overall"]["A prompts"], rows["space"]["B prompts"], rows["space"]["C prompts"]) == (1000, 120, 133)
     assert rows["overall"]["C"] == pytest.approx(1.3 / 6)
     assert "Judged here by some-judge." in table.note and "No total" not in table.note
@@ -148,62 +148,63 @@ def test_the_table_has_the_scorings_side_by_side():
 @pytest.mark.parametrize(("ends", "fitting"), [(ORIGINAL, {"A", "C"}), (VERIFIED, {"B"})])
 def test_a_scoring_of_another_list_has_no_figures(ends, fitting, coarse):
     prompts = listed(ends, coarse)
-    scored = wise.score_all(answers(), prompts)
+    scored = wise.compute_all_figures(answers(), prompts)
     assert {label for label, one in scored.items() if one.overall is not None} == fitting
-    table = wise.wise_table(scored, "some-judge")
+    table = wise.make_wise_table(scored, "some-judge")
     for label, one in scored.items():
         figures = [row[table.columns.index(label)] for row in table.rows]
         assert all((figure is None) == (label not in fitting) for figure in figures)
-        assert (one.misfit == "") == (label in fitting)
+        assert (one.mismatch == "") == (label in fitting)
     assert table.note.count("No figures: ids ") == 3 - len(fitting)
 
 
 def test_the_clause_names_two_prompts_and_what_they_share():
-    clause = wise.misfit(wise.SCORINGS["A"], listed(VERIFIED))
+    clause = wise.find_mismatch(wise.SCORINGS["A"], listed(VERIFIED))
     # 521-580 is the first half of Space there, 568 the first id that A has under space.
     assert clause == (
-        "ids 521 and 568 are both of Space (Space first), but time and space in this scoring: it is of another list"
+        "ids 521 and 568 are both in Space (Space first), but in time and space of this scoring, "
+        "which belongs to another list"
     )
-    assert wise.misfit(wise.SCORINGS["B"], listed({1001: "c"})[1000:]) == "id 1001 is none of its list"
+    assert wise.find_mismatch(wise.SCORINGS["B"], listed({1001: "c"})[1000:]) == "id 1001 is not in its list"
 
 
 def test_a_part_of_a_list_is_judged_by_what_it_has():
     """The ids 401-520 are time in both lists; with 521-567 it is the original one."""
     prompts = listed(ORIGINAL)
-    assert wise.misfit(wise.SCORINGS["B"], prompts[400:520]) == ""
-    assert wise.misfit(wise.SCORINGS["A"], prompts[400:567]) == ""
-    assert "ids 485 and 521" in wise.misfit(wise.SCORINGS["B"], prompts[400:567])
+    assert wise.find_mismatch(wise.SCORINGS["B"], prompts[400:520]) == ""
+    assert wise.find_mismatch(wise.SCORINGS["A"], prompts[400:567]) == ""
+    assert "ids 485 and 521" in wise.find_mismatch(wise.SCORINGS["B"], prompts[400:567])
 
 
 def test_the_digest_is_of_ids_texts_and_explanations(prompts):
-    one = wise.digest(prompts)
-    assert len(bytes.fromhex(one)) == 32 and wise.digest(prompts[::-1]) == one
-    assert wise.digest([msgspec.structs.replace(p, subcategory="x") for p in prompts]) == one
+    one = wise.digest_prompts(prompts)
+    assert len(bytes.fromhex(one)) == 32 and wise.digest_prompts(prompts[::-1]) == one
+    assert wise.digest_prompts([msgspec.structs.replace(p, subcategory="x") for p in prompts]) == one
     for change in ({"prompt_id": 9}, {"text": "x"}, {"explanation": "x"}):
-        assert wise.digest([msgspec.structs.replace(prompts[0], **change), *prompts[1:]]) != one
+        assert wise.digest_prompts([msgspec.structs.replace(prompts[0], **change), *prompts[1:]]) != one
 
 
 def test_a_missing_id_leaves_no_total_and_is_named():
     given = answers()
     for number in (7, 8, 9, 900):
         del given["graded"][number]
-    scored = wise.score_all(given, [])
+    scored = wise.compute_all_figures(given, [])
     assert scored["A"].missing == [7, 8, 9, 900] and scored["A"].overall is None and scored["C"].overall is None
     assert scored["A"].categories["culture"] is None and scored["A"].categories["time"].value == pytest.approx(0.5)
     assert scored["B"].overall is not None
-    table = wise.wise_table(scored, "some-judge")
+    table = wise.make_wise_table(scored, "some-judge")
     assert "No total: 4 ids have no score: 7-9, 900." in table.note
     assert dict(zip(table.columns, table.rows[-1]))["A"] is None
 
 
 def test_what_was_not_judged_at_all_has_no_score():
-    scored = wise.score_all({"binary": answers()["binary"]}, [])
+    scored = wise.compute_all_figures({"binary": answers()["binary"]}, [])
     assert scored["A"].missing == list(range(1, 1001)) and scored["B"].missing == []
 
 
 def test_each_prompt_is_asked_about_its_own_image(prompts, images):
     """The red of an image is its prompt's number."""
-    asked = list(wise.requests(prompts, images, wise.JUDGEMENTS))
+    asked = list(wise.make_requests(prompts, images, wise.JUDGEMENTS))
     for number, request in zip((1, 1, 2, 2, 5, 5), asked, strict=True):
         text, png = request.content
         assert f"Prompt: prompt {number}\n" in text
@@ -213,7 +214,7 @@ def test_each_prompt_is_asked_about_its_own_image(prompts, images):
 def test_rules_from_a_file_take_the_place_of_ours(prompts, images, tmp_path):
     (tmp_path / "rules.txt").write_text("Grade as the original says.\n")
     own = wise.JUDGEMENTS["graded"]._replace(rules=wise.read_rules(tmp_path / "rules.txt"))
-    for request in wise.requests(prompts, images, {"graded": own}):
+    for request in wise.make_requests(prompts, images, {"graded": own}):
         assert request.system.startswith("Grade as the original says.\n") and request.answer is wise.Grades
         assert request.system.endswith("Answer with JSON of the given schema alone.\n")
     for name, content in (("none.txt", None), ("empty.txt", b" \n"), ("binary.txt", b"\xff\xfe\x00")):
@@ -242,7 +243,7 @@ def test_every_image_is_judged_in_both_ways(server, settings, prompts, images, t
     lines = [json.loads(line) for line in (tmp_path / "scores_verified.jsonl").read_text().splitlines()]
     assert lines[2] == {"prompt_id": 5, "Subcategory": "s5", "score": 1}
     assert (tmp_path / "unanswered.jsonl").read_text() == ""
-    assert wise.read_wise([tmp_path / wise.LIST]) == prompts
+    assert wise.read_wise_prompts([tmp_path / wise.PROMPTS_FILE]) == prompts
 
 
 def test_scores_that_were_not_asked_for_go(server, settings, prompts, images, tmp_path):
@@ -278,7 +279,7 @@ def test_an_answer_that_stays_malformed_is_listed_and_never_zero(server, setting
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 2
     (line,) = (tmp_path / "unanswered.jsonl").read_text().splitlines()
     assert json.loads(line)["prompt_id"] == 2 and "no idea" in json.loads(line)["reason"]
-    assert 2 in wise.score_all(judged.answers, prompts)["A"].missing
+    assert 2 in wise.compute_all_figures(judged.answers, prompts)["A"].missing
 
 
 def test_a_judge_that_goes_down_half_way_is_not_paid_twice(server, settings, prompts, images):
@@ -304,10 +305,15 @@ def test_lists_are_read_in_every_form_and_order(tmp_path):
     first, second = tmp_path / "a.json", tmp_path / "b.jsonl"
     first.write_text(json.dumps([record(3), record(1)]))
     second.write_text("\n".join(json.dumps(record(n, Extra="x")) for n in (4, 2)))
-    found = wise.read_wise([first, second])
+    found = wise.read_wise_prompts([first, second])
     assert [p.prompt_id for p in found] == [1, 2, 3, 4]
     assert (found[0].text, found[0].explanation, found[0].subcategory) == ("prompt 1", "shows 1", "s1")
-    assert [(j.name, j.seed) for j in wise.wise_jobs(found, 100)] == [("1", 101), ("2", 102), ("3", 103), ("4", 104)]
+    assert [(j.name, j.seed) for j in wise.make_wise_jobs(found, 100)] == [
+        ("1", 101),
+        ("2", 102),
+        ("3", 103),
+        ("4", 104),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -315,9 +321,9 @@ def test_lists_are_read_in_every_form_and_order(tmp_path):
     [
         ("", "no prompts"),
         (None, "No such file"),
-        ("[1]", "record 1 is not of WISE's form"),
+        ("[1]", "record 1 does not have WISE's form"),
         (json.dumps([record(1), record(1)]), "record 2: prompt_id 1 occurs twice"),
-        (json.dumps([record(1, Prompt=None)]), "record 1 is not of WISE's form"),
+        (json.dumps([record(1, Prompt=None)]), "record 1 does not have WISE's form"),
         ('[{"Prompt": ', "name WISE's prompt files"),
         ('{"tag": "a", "include": [], "prompt": "b"}', "list of GenEval; pass --benchmark=geneval"),
     ],
@@ -327,7 +333,7 @@ def test_another_file_is_no_list(tmp_path, content, words):
     if content is not None:
         path.write_text(content)
     with pytest.raises(EvaluationError, match=words) as caught:
-        wise.read_wise([path])
+        wise.read_wise_prompts([path])
     assert str(path) in str(caught.value)
 
 
@@ -350,5 +356,5 @@ def test_a_picture_that_claims_to_be_huge_is_named(settings, prompts, images):
 
 
 def test_numbers_in_short():
-    assert wise.spans([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
-    assert wise.spans(np.arange(5).tolist()) == "0-4" and wise.spans([]) == ""
+    assert wise.format_ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert wise.format_ranges(np.arange(5).tolist()) == "0-4" and wise.format_ranges([]) == ""

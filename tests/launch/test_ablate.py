@@ -48,7 +48,7 @@ def test_the_sweep_ends_in_its_tables_and_is_done_once(tmp_path):
 
 def test_faults_are_one_line(tmp_path):
     for arguments, words in (
-        (["--tables=colours"], "--tables: 'colours' is none of the config's"),
+        (["--tables=colours"], "--tables: 'colours' is not in the config"),
         (["--config.seeds=()"], "seeds is empty"),
     ):
         done = ablate(tmp_path, *arguments)

@@ -22,7 +22,7 @@ from pdgen.checkpoints.shipped import BASE
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.records import read_dataset, write_index
-from pdgen.evaluate.ablation import Sweep, stages
+from pdgen.evaluate.ablation import Sweep, make_stages
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.export import open_weights
 from pdgen.train.release import shipping
@@ -88,7 +88,7 @@ def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
     folder, output, _, done = shipped
     assert done.returncode == 0, done.stderr[-3000:]
     workdir = output / "base" / "run"
-    assert done.stdout.splitlines()[-1] == f"{folder}: holds the ema weights of {workdir}"
+    assert done.stdout.splitlines()[-1] == f"{folder}: has the ema weights of {workdir}"
     before, after = all_bytes(shapes_folder(BASE)), all_bytes(folder)
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"ema.safetensors"}
@@ -163,7 +163,7 @@ def test_the_process_model_is_the_ablations_full_cell(tmp_path):
     assert [pathlib.Path(line[0]).name for line in words] == ["build_data.py", "train.py"] * 2
     config = runpy.run_path(str(ROOT / "configs" / "ablation_shapes.py"))["get_config"]()
     sweep = msgspec.convert(config.to_dict(), Sweep)
-    of_sweep = [list(stage.arguments) for stage in stages(sweep, ["rewritten_critique"], pathlib.Path("out/x"))]
+    of_sweep = [list(stage.arguments) for stage in make_stages(sweep, ["rewritten_critique"], pathlib.Path("out/x"))]
     assert all(line[1:] in of_sweep for line in words)
     assert all("--config.seed=0" in line for line in words[1::2])
     assert "--config.conflict.checkpoint=out/x/rewritten/0/run" in words[2]

@@ -14,9 +14,9 @@ import pytest
 
 from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.evaluate import folder as folders
-from pdgen.evaluate.scoring import read_results
-from pdgen.evaluate.shapes import COUNTS, benchmark
-from pdgen.evaluate.wise import NAMES
+from pdgen.evaluate.geneval.scoring import read_results
+from pdgen.evaluate.shapes import COUNTS, make_benchmark
+from pdgen.evaluate.wise import CATEGORIES
 from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.evaluate.painted import generate
 from tests.evaluate.test_comparison import JUDGE, geneval_run, summary, wise_run
@@ -24,7 +24,7 @@ from tests.evaluate.test_wise import judges, record
 from tests.support.chat_server import ChatServer, refuses, says
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROMPTS = benchmark({"single_object": 2, "colors": 2, "position": 2})
+PROMPTS = make_benchmark({"single_object": 2, "colors": 2, "position": 2})
 # Little to compile: no guidance, one image, one Euler step.
 SETTINGS = {"image.text_scale": 1, "image.num_timesteps": 2, "max_images": 1, "text.max_tokens": 8}
 QUICK = [f"--setting={name}={value}" for name, value in SETTINGS.items()]
@@ -49,8 +49,8 @@ def given(tmp_path_factory):
     """A list and right images of it, but for one prompt that shows the image of another."""
     path = tmp_path_factory.mktemp("given")
     folders.write_prompts(path / "list.jsonl", PROMPTS)
-    jobs = folders.geneval_jobs(PROMPTS, 2, 0)
-    folders.make(path / "images", path / "t", jobs, generate, 12)
+    jobs = folders.make_geneval_jobs(PROMPTS, 2, 0)
+    folders.generate_images(path / "images", path / "t", jobs, generate, 12)
     folders.write_metadata(path / "images", PROMPTS)
     for name in ("00000.png", "00001.png"):
         shutil.copy(path / "images" / "00000" / "samples" / name, path / "images" / "00001" / "samples" / name)
@@ -87,9 +87,9 @@ def test_a_folder_is_scored(given, tmp_path):
 
 
 def test_geneval_on_a_list_of_shapes_scores_a_folder_as_shapes_does(tmp_path):
-    prompts = benchmark(dict.fromkeys(COUNTS, 2))
-    jobs = folders.geneval_jobs(prompts, 1, 0)
-    folders.make(tmp_path / "images", tmp_path / "t", jobs, generate, 14)
+    prompts = make_benchmark(dict.fromkeys(COUNTS, 2))
+    jobs = folders.make_geneval_jobs(prompts, 1, 0)
+    folders.generate_images(tmp_path / "images", tmp_path / "t", jobs, generate, 14)
     folders.write_metadata(tmp_path / "images", prompts)
     for number in (1, 4, 13):  # these show what others ask for
         path = tmp_path / "images" / f"{number:05d}" / "samples" / "00000.png"
@@ -124,8 +124,11 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
         (["--benchmark=abilities", "--strategy=process"], "--strategy: does nothing with --benchmark=abilities"),
         (["--benchmark=abilities", "--setting=mode=edit"], "--setting=mode: every row of abilities has its own"),
         (["--benchmark=wise", "--images=x", "--metadata=y"], "--judge_url"),
-        (["--benchmark=shapes", "--checkpoint=x", "--setting=image.steps=3"], "--setting=image.steps: unknown; of "),
-        (["--benchmark=geneval", "--images=x", "--count=3"], "--count: is of shapes and abilities alone"),
+        (
+            ["--benchmark=shapes", "--checkpoint=x", "--setting=image.steps=3"],
+            "--setting=image.steps: unknown; choose one of ",
+        ),
+        (["--benchmark=geneval", "--images=x", "--count=3"], "--count: is only for shapes and abilities"),
         (["--benchmark=shapes", "--checkpoint=x", "stray"], "stray is no flag"),
         (["--benchmark=shapes", "--images=x", "--seed=3"], "--seed: does nothing with --images"),
         (["--benchmark=shapes", "--checkpoint=x", "--dry_run"], "--dry_run: does nothing with --benchmark=shapes"),
@@ -135,7 +138,7 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
         ),
         (
             ["--benchmark=wise", "--checkpoint=x", "--metadata=y", "--judge_url=u", "--dry_run"],
-            "--dry_run: prices images that are there",
+            "--dry_run: needs existing images",
         ),
     ],
 )
@@ -232,7 +235,7 @@ def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
     server.script.clear()
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    # The price stands before the answers; what was answered before the fault is not asked again.
+    # The price is printed before the answers. Answers from before the fault are not requested again.
     assert done.stdout.index("(estimates)") < done.stdout.index("category")
     assert len({json.dumps(body["messages"]) for body in server.bodies}) == 6
     assert "A: original" in done.stdout and "No total: 997 ids have no score: 4-1000." in done.stdout
@@ -272,7 +275,7 @@ def test_runs_are_compared(tmp_path):
 
 
 def test_runs_of_one_name_and_other_detectors(tmp_path):
-    """As every run of an ablation is named; what differs in the judging stands at the head."""
+    """As every run of an ablation is named; differences in the judging are at the head."""
     one = geneval_run(tmp_path / "plain" / "scores", {"colors": [1, 0, 0, 0]}, costs=98)
     two = geneval_run(tmp_path / "rewritten" / "scores", {"colors": [1, 1, 1, 0]}, costs=131, detector="mask2former")
     done = compare_runs(one, two, f"--output={tmp_path / 'both'}")
@@ -286,7 +289,7 @@ def test_runs_of_one_name_and_other_detectors(tmp_path):
 
 def test_wise_plots_a_total_that_all_have(tmp_path):
     table = {"title": "Costs", "columns": ["cost", "value"], "rows": [["network_evaluations", 98]], "note": ""}
-    runs = [wise_run(tmp_path / name, dict.fromkeys(NAMES, 1)) for name in ("one", "two")]
+    runs = [wise_run(tmp_path / name, dict.fromkeys(CATEGORIES, 1)) for name in ("one", "two")]
     for folder in runs:
         summary(folder, benchmark="wise", judge=JUDGE, prompts="d1", tables=[table])
     done = compare_runs(*runs, f"--output={tmp_path / 'both'}")

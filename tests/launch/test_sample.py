@@ -1,4 +1,4 @@
-"""The sampler's command line: runs that go on, branches, processes, and one line for every fault."""
+"""The sampler's command line: resumed runs, branches, processes, and one line for every fault."""
 
 import json
 import os
@@ -69,17 +69,10 @@ json.dump(results, sys.stdout)
 
 def run_all(commands):
     """(status, stdout, stderr) of each list of arguments; "interrupted" among them is a Ctrl-C while it samples."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps([[*map(str, arguments)] for arguments in commands]),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-    )
-    return json.loads(done.stdout)
+    command, environment = [sys.executable, "-c", DRIVER], {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    options = {"cwd": ROOT, "env": os.environ | environment, "text": True, "stdout": subprocess.PIPE, "check": True}
+    lines = json.dumps([[*map(str, arguments)] for arguments in commands])
+    return json.loads(subprocess.run(command, input=lines, timeout=300, **options).stdout)
 
 
 def content(folder):
@@ -127,12 +120,12 @@ def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
         made = {*files, "trajectory.json", "strip.png", "strokes.webp"}
         assert {path.name for path in (folder / name).iterdir()} == made
         assert all(f'src="{name}/{file}"' in page for file in files)
-        told = [line for line in lines if line.startswith(f"seed {3 + number}: ")]
-        assert len(told) == len(trajectory.stages)
+        logged = [line for line in lines if line.startswith(f"seed {3 + number}: ")]
+        assert len(logged) == len(trajectory.stages)
     assert lines[-1].startswith(f"{folder}/index.html: trajectories 2, images 2, sampling ")
 
 
-def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags, tmp_path):
+def test_a_run_resumes_and_gives_the_same(output, flags, tmp_path):
     first, _ = output
     folder = tmp_path / "run"
     prompts = tmp_path / "prompts.jsonl"
@@ -144,7 +137,7 @@ def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags,
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (75, "sample: stopped, 2 of 2 are missing; the same command goes on\n")
+    assert (process.returncode, err) == (75, "sample: stopped, 2 of 2 are missing; the same command resumes\n")
     assert not folder.exists()
     assert run(*flags).returncode == 0
     before = content(folder / "000")
@@ -152,7 +145,7 @@ def test_a_run_goes_on_with_what_is_missing_and_comes_to_the_same(output, flags,
         file.unlink()
     (folder / "001").rmdir()
     done = run(*flags)
-    assert done.returncode == 0 and "trajectories 1, images 1, " in done.stdout and "; 1 were there" in done.stdout
+    assert done.returncode == 0 and "trajectories 1, images 1, " in done.stdout and "; 1 existed" in done.stdout
     assert content(folder / "000") == before
     for name in ("000", "001"):
         assert same(load_trajectory(folder / name), load_trajectory(first / name))
@@ -194,7 +187,7 @@ def test_a_run_is_overwritten_when_the_new_one_has_a_trajectory(output, flags, t
     before = content(folder)
     anew = [*flags, f"--output={folder}", "--overwrite", "--temperature=0"]
     stopped, done = run_all([[*anew, "interrupted"], [*anew, "--noanimate"]])
-    assert stopped == [75, "", "sample: stopped, 2 of 2 are missing; the same command goes on\n"]
+    assert stopped == [75, "", "sample: stopped, 2 of 2 are missing; the same command resumes\n"]
     assert done[0] == 0 and "trajectories 2, images 2, " in done[1]
     after = content(folder)
     assert {name for name in before if name not in after} == {"000/strokes.webp", "001/strokes.webp"}
@@ -213,7 +206,7 @@ def test_a_damaged_trajectory_is_named_before_anything_is_drawn(output, flags, t
     assert content(folder) == before
 
 
-def test_a_branch_stands_beside_its_parent(checkpoint, output, tmp_path):
+def test_a_branch_is_saved_beside_its_parent(checkpoint, output, tmp_path):
     folder, _ = output
     before = content(folder / "000")
     plan = "<ins>Draw a star.</ins> <des>A star.</des>"
@@ -239,13 +232,13 @@ def test_a_branch_stands_beside_its_parent(checkpoint, output, tmp_path):
         manifest.write("\n")
     nonsense |= {
         f"--checkpoint={other}": f"{other}: is another model than {folder} was sampled from",
-        "--mode=edit": "--mode: a --branch has its run's; leave it out",
-        "--prompt=a": "--prompt: a --branch has its run's",
+        "--mode=edit": "--mode: a --branch uses its run's; leave it out",
+        "--prompt=a": "--prompt: a --branch uses its run's",
     }
     results = run_all([[f"--branch={folder / '000'}", "--step=0", flag] for flag in [*nonsense, "interrupted"]])
     for words, (status, out, err) in zip(nonsense.values(), results):
         assert (status, out, err.count("\n")) == (2, "", 1) and words in err
-    words = "sample: stopped; of the branch nothing is kept, the same command begins it again\n"
+    words = "sample: stopped; nothing of the branch is kept, the same command starts it again\n"
     assert results[-1] == [75, "", words]
     assert trajectories(folder) == ["000", "000-1", "001"]
 
@@ -310,7 +303,7 @@ def test_every_way_to_a_picture(ways, way):
 
 def test_a_run_of_a_strategy_with_a_list_goes_on(ways):
     status, out, _ = ways[0]["again"]
-    assert status == 0 and "trajectories 0, images 0, " in out and "; 1 were there" in out
+    assert status == 0 and "trajectories 0, images 0, " in out and "; 1 existed" in out
 
 
 def start_two(*flags):
@@ -386,7 +379,7 @@ def test_sigterm_ends_all_processes(flags, tmp_path):
     for process in both:
         process.send_signal(signal.SIGTERM)
     for status, _, (line,) in ends(both):
-        assert status == 75 and re.fullmatch(r"sample: stopped, \d+ of 80 are missing; the same command goes on", line)
+        assert status == 75 and re.fullmatch(r"sample: stopped, \d+ of 80 are missing; the same command resumes", line)
     assert (folder / "index.html").is_file()
 
 
@@ -426,11 +419,11 @@ FAULTS = {
     "--prompt=a --interval=low,1": "--interval=low,1: Expected `float`, got `str` - at `$[0]`",
     "--prompt=a --strategy=parm --option=judged=half": "--option=judged=half: Expected `float`, got `str` - at `$[0]`",
     "--prompt=a --strategy=parm --option=judged=1": "judged=(1.0,): must ascend within (0, 1)",
-    "--prompt=a --step=0": "--step: is for a --branch",
-    "--prompt=a --plan=<ins>a</ins> <des>b</des>": "--plan: is for a --branch",
-    "--prompt=a --critique=It fits.": "--critique: is for a --branch",
-    "--prompt=a --draft=a.png": "--draft: is for a --branch",
-    "--branch=nowhere/000 --step=0": "--output: a --branch has its run's; leave it out",
+    "--prompt=a --step=0": "--step: is only for a --branch",
+    "--prompt=a --plan=<ins>a</ins> <des>b</des>": "--plan: is only for a --branch",
+    "--prompt=a --critique=It fits.": "--critique: is only for a --branch",
+    "--prompt=a --draft=a.png": "--draft: is only for a --branch",
+    "--branch=nowhere/000 --step=0": "--output: a --branch uses its run's; leave it out",
     "--prompt=a stray": "stray is no flag",
 }
 

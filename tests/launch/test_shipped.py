@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from pdgen.evaluate.scoring import read_results
+from pdgen.evaluate.geneval.scoring import read_results
 from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.support.shipped import write_models
 

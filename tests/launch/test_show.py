@@ -172,7 +172,7 @@ def test_several_runs_make_one_page_where_it_is_asked_for(tmp_path):
         (["{root}/none"], "none: no training run (config.json is missing); name the --workdir of launch/train.py"),
         (["{root}/red", "{root}/red"], "2 workdirs make one page; name it: --output=FILE"),
         (["{root}/red", "--output={root}"], "is a folder; name a file"),
-        (["{root}/red", "--output={root}/red/config.json"], "exists and is no page, so it is not replaced"),
+        (["{root}/red", "--output={root}/red/config.json"], "exists and is not a page, so it is not replaced"),
         (["{root}/red", "--file=x"], "Unknown command line flag 'file'"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The benchmark of a base model's abilities in shapes world: drawing, editing and reading."""

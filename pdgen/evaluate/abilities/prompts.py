@@ -1,12 +1,12 @@
-"""What the base model of shapes world can do: prompts to draw, pictures to edit and pictures to read, row by row.
+"""Prompts of the abilities benchmark: pictures to draw, to edit and to read in shapes world, row by row.
 
-    drawing   one thing, one thing of an unseen pair of colour and noun, two things, two in a position, 2 to 4 of a
+    drawing   one thing, one thing of an unseen pair of color and noun, two things, two in a position, 2 to 4 of a
               kind, three to six things
     editing   a picture and an instruction; a row for each of ``graph.OPERATIONS``
     reading   a picture and a question; a row for each of ``questions.KINDS``
 
-All is drawn from a stream of seeds that no data set has. Pairs that are held out are in no training sample; the
-prompts of all other rows are of kinds that occur in training, and short ones of them occur there word by word.
+All prompts come from a stream of seeds that no data set uses. Held-out pairs are in no training sample. The prompts of
+the other rows are of kinds that occur in training, and short ones occur there verbatim.
 """
 
 import functools
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pdgen.evaluate.folder import Job
-from pdgen.evaluate.shapes import scenes_of
+from pdgen.evaluate.folder import ImageJob
+from pdgen.evaluate.shapes import generate_scenes
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.shapes import language
@@ -33,7 +33,7 @@ from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.exact.painter import ShapesPainter
 from pdgen.teachers.exact.writer import RulesWriter
 
-COUNT = 300  # prompts of a row, and images that are drawn for it at least
+COUNT = 300  # prompts of a row, and the least number of its draws
 SIZE = 64  # pixels of a given picture's side, as in the data
 _STREAM = 2**48  # above the seed of any data set
 _COMPOSITIONS = range(3, 7)  # things
@@ -56,16 +56,17 @@ GROUPS: dict[str, tuple[Mode, tuple[str, ...]]] = {
 }
 
 
-class Case(NamedTuple):
-    """A prompt and what is right.
+class AbilityCase(NamedTuple):
+    """A prompt and its correct answer.
 
     Attributes:
-      group, row: of ``GROUPS``.
-      prompt: what to draw, the instruction or the question.
-      asked: what the drawn picture is to show; None where none is drawn.
-      given: the PNG of the picture that is edited or read; b"" where there is none.
-      instruction: of an edit.
-      answer: to a question.
+      group: A group of ``GROUPS``.
+      row: A row of the group.
+      prompt: The prompt, instruction or question.
+      asked: What the drawn picture must show. None if none is drawn.
+      given: The PNG of the picture to edit or read; b"" if there is none.
+      instruction: The instruction of an edit.
+      answer: The answer to a question.
     """
 
     group: str
@@ -78,104 +79,115 @@ class Case(NamedTuple):
 
     @property
     def mode(self) -> Mode:
-        """In which mode the model is asked."""
+        """The mode in which the model is sampled."""
         return GROUPS[self.group][0]
 
 
-class Draw(NamedTuple):
-    """A case that is sampled from one seed; the job's name tells group, row, prompt and sample."""
+class AbilityDraw(NamedTuple):
+    """A case and one seed. The job's name gives group, row, prompt and sample."""
 
-    job: Job
-    case: Case
+    job: ImageJob
+    case: AbilityCase
 
 
-def draws(count: int = COUNT, seed: int = 0, rows: Mapping[str, tuple[str, ...]] | None = None) -> list[Draw]:
-    """All that is to be sampled, row after row; the same for equal arguments.
+def make_draws(
+    count: int = COUNT, seed: int = 0, rows: Mapping[str, tuple[str, ...]] | None = None
+) -> list[AbilityDraw]:
+    """Return all draws, row after row. Equal arguments give equal draws.
 
     Args:
-      count: prompts of a row at most; a row that has fewer is sampled several times, so that as many are drawn.
-      seed: decides which prompts; that of the first draw, each further one has the next.
-      rows: by group those that are wanted; None for all.
+      count: The largest number of prompts of a row. A row with fewer prompts is sampled several times.
+      seed: Selects the prompts. It is the seed of the first draw; each further one has the next.
+      rows: The rows by group. None for all.
     """
     wanted = {group: names for group, (_, names) in GROUPS.items()} if rows is None else rows
-    made: list[Draw] = []
+    made: list[AbilityDraw] = []
     for group, names in wanted.items():
         for row in names:
             cases = _MAKERS[group](row, count, seed)
             for number, case in enumerate(cases):
                 for sample in range(-(-count // len(cases))):
                     name = f"{group}/{row.replace(',', '').replace(' ', '_')}/{number:05d}-{sample:02d}"
-                    made.append(Draw(Job(name, case.prompt, seed + len(made)), case))
+                    made.append(AbilityDraw(ImageJob(name, case.prompt, seed + len(made)), case))
     return made
 
 
-def _row_seed(group: str, row: str, seed: int) -> int:
+def _compute_row_seed(group: str, row: str, seed: int) -> int:
     places = [(one, name) for one, (_, names) in GROUPS.items() for name in names]
     return _STREAM + seed * len(places) + places.index((group, row))
 
 
-def _drawing(row: str, count: int, seed: int) -> list[Case]:
+def _make_drawing_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
     if row not in _TASKS:
         things = DRAWING.index(row) - len(_TASKS) + _COMPOSITIONS.start
         part = TextToImage(count, tuple(float(n == things) for n in range(1, things + 1)), {"prompt": 1.0})
-        records = _records("text_to_image", count, _row_seed("drawing", row, seed), text_to_image=part)
-        return [Case("drawing", row, _text(r.segments[0]), _graph(_scene(r)["prompt_graph"])) for r in records]
-    rng = np.random.default_rng(_row_seed("drawing", row, seed))
-    every = [graph for graph in scenes_of(_TASKS[row]) if is_held_out(graph) == (row == UNSEEN)]
+        records = _make_records("text_to_image", count, _compute_row_seed("drawing", row, seed), text_to_image=part)
+        return [
+            AbilityCase("drawing", row, _get_text(r.segments[0]), _decode_graph(_get_scene(r)["prompt_graph"]))
+            for r in records
+        ]
+    rng = np.random.default_rng(_compute_row_seed("drawing", row, seed))
+    every = [graph for graph in generate_scenes(_TASKS[row]) if is_held_out(graph) == (row == UNSEEN)]
     graphs = [every[i] for i in sorted(rng.permutation(len(every))[:count])]
-    return [Case("drawing", row, language.write_prompt(rng, graph, "short"), graph) for graph in graphs]
+    return [AbilityCase("drawing", row, language.write_prompt(rng, graph, "short"), graph) for graph in graphs]
 
 
-def _editing(row: str, count: int, seed: int) -> list[Case]:
+def _make_editing_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
     part = Edit(count, operations={row: 1.0})
     cases = []
-    for record in _records("edit", count, _row_seed("editing", row, seed), edit=part):
+    for record in _make_records("edit", count, _compute_row_seed("editing", row, seed), edit=part):
         given, prompt, _ = record.segments
-        before, (step,) = _graph(_scene(record)["before"]), msgspec.convert(_scene(record)["steps"], list[Step])
-        cases.append(Case("editing", row, _text(prompt), step.graph, _png(given), make_instruction(before, step)))
+        before, (step,) = (
+            _decode_graph(_get_scene(record)["before"]),
+            msgspec.convert(_get_scene(record)["steps"], list[Step]),
+        )
+        cases.append(
+            AbilityCase("editing", row, _get_text(prompt), step.graph, _get_png(given), make_instruction(before, step))
+        )
     return cases
 
 
-def _reading(row: str, count: int, seed: int) -> list[Case]:
+def _make_reading_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
     part = Understand(count, questions={row: 1.0})
-    records = _records("understand", count, _row_seed("reading", row, seed), understand=part)
-    told = [record.segments for record in records]
+    records = _make_records("understand", count, _compute_row_seed("reading", row, seed), understand=part)
+    triples = [record.segments for record in records]
     return [
-        Case("reading", row, _text(prompt), given=_png(given), answer=_text(answer)) for given, prompt, answer in told
+        AbilityCase("reading", row, _get_text(prompt), given=_get_png(given), answer=_get_text(answer))
+        for given, prompt, answer in triples
     ]
 
 
-def _text(segment: Text | Image) -> str:
+def _get_text(segment: Text | Image) -> str:
     assert isinstance(segment, Text)
     return segment.text
 
 
-def _png(segment: Text | Image) -> bytes:
+def _get_png(segment: Text | Image) -> bytes:
     assert isinstance(segment, Image)
     return segment.png
 
 
-def _scene(record: Record) -> dict[str, Any]:
+def _get_scene(record: Record) -> dict[str, Any]:
     assert record.scene is not None  # every record of shapes world has one
     return record.scene
 
 
-_MAKERS: dict[str, Callable[[str, int, int], list[Case]]] = {
-    "drawing": _drawing,
-    "editing": _editing,
-    "reading": _reading,
+_MAKERS: dict[str, Callable[[str, int, int], list[AbilityCase]]] = {
+    "drawing": _make_drawing_cases,
+    "editing": _make_editing_cases,
+    "reading": _make_reading_cases,
 }
 
 
 @functools.cache
-def _teachers() -> Teachers:
+def _make_teachers() -> Teachers:
     return Teachers(ShapesPainter(SIZE), ExactJudge(), RulesWriter())
 
 
-def _records(subset: str, count: int, seed: int, **part: Any) -> list[Record]:
+def _make_records(subset: str, count: int, seed: int, **part: Any) -> list[Record]:
     settings = DatasetSettings(seed=seed, image_size=SIZE, tasks={"composition": 1.0}, **part)
-    return [make_sample(settings, _teachers(), subset, number)[0] for number in range(count)]
+    return [make_sample(settings, _make_teachers(), subset, number)[0] for number in range(count)]
 
 
-def _graph(told: Any) -> SceneGraph:
-    return msgspec.convert(told, SceneGraph)
+def _decode_graph(value: Any) -> SceneGraph:
+    return msgspec.convert(value, SceneGraph)

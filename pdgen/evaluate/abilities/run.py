@@ -1,4 +1,4 @@
-"""Samples the benchmark of abilities from a checkpoint, judges every draw at once, and goes on where it was killed."""
+"""Run the abilities benchmark: sample every draw from a checkpoint and judge it. A killed run resumes."""
 
 import io
 import pathlib
@@ -11,10 +11,10 @@ import PIL.Image
 
 from pdgen.checkpoints.load import compute_digest
 from pdgen.evaluate import folder
-from pdgen.evaluate.abilities.prompts import GROUPS, Draw
-from pdgen.evaluate.abilities.scores import IMAGES, Outcome, image_path, judge
+from pdgen.evaluate.abilities.prompts import GROUPS, AbilityDraw
+from pdgen.evaluate.abilities.scores import IMAGES, AbilityOutcome, judge_case, locate_image
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.generator import changed
+from pdgen.evaluate.generator import replace_settings
 from pdgen.files import new_file
 from pdgen.sample.engine import Sampler, SampleSettings
 from pdgen.sample.settings import base_settings
@@ -22,55 +22,57 @@ from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import TextStage, Trajectory
 
 RESULTS = "results.jsonl"
-# A user's own settings come after these. The longest prompt has 77 of shapes world's tokens, the longest answer 57.
+# A user's settings override these. The longest prompt has 77 of shapes world's tokens, the longest answer 57.
 DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 80, "max_prompt_tokens": 128}
-_PART = 512  # trajectories that are held in memory
+_PART = 512  # trajectories in memory at once
 _GAP = 2  # pixels between the two pictures of an edit
 
-Settings = Mapping[Mode, SampleSettings]
+ModeSettings = Mapping[Mode, SampleSettings]
 
 
-def ability_settings(values: Mapping[str, Any]) -> Settings:
-    """How each mode is sampled: as the base model is by default, with ``DEFAULTS`` and ``values``.
+def read_ability_settings(values: Mapping[str, Any]) -> ModeSettings:
+    """Return the sampling settings of each mode: the base model's, updated with ``DEFAULTS`` and ``values``.
 
     Raises:
-      EvaluationError: a setting is unknown or its value impossible, or it is the mode.
+      EvaluationError: A setting is unknown, has an invalid value, or is the mode.
     """
     if "mode" in values:
-        raise EvaluationError("--setting=mode: every row of abilities has its own; leave it out")
-    return {mode: changed(base_settings(mode), {**DEFAULTS, **values}) for mode, _ in GROUPS.values()}
+        raise EvaluationError("--setting=mode: every row of abilities has its own mode; leave it out")
+    return {mode: replace_settings(base_settings(mode), {**DEFAULTS, **values}) for mode, _ in GROUPS.values()}
 
 
-def made_by(checkpoint: pathlib.Path, settings: Settings) -> dict[str, Any]:
-    """All that decides an outcome beside prompt and seed: the checkpoint's digest and the settings of each mode."""
-    told = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flat().items()}
-    facts = {"manifest": compute_digest(checkpoint), **told}
+def collect_facts(checkpoint: pathlib.Path, settings: ModeSettings) -> dict[str, Any]:
+    """Return all that decides an outcome besides prompt and seed: the checkpoint's digest and each mode's settings."""
+    flat = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flat().items()}
+    facts = {"manifest": compute_digest(checkpoint), **flat}
     return {name: value for name, value in facts.items() if name.rpartition(".")[2] != "together"}
 
 
 def run_draws(
-    draws: Sequence[Draw],
+    draws: Sequence[AbilityDraw],
     checkpoint: pathlib.Path,
-    settings: Settings,
+    settings: ModeSettings,
     output: pathlib.Path,
     progress: Callable[[int], None] = lambda count: None,
-) -> list[Outcome]:
-    """Samples and judges all draws, in order; those that ``results.jsonl`` holds are not sampled again.
+) -> list[AbilityOutcome]:
+    """Sample and judge all draws, in order. Draws in ``results.jsonl`` are not sampled again.
 
     Args:
-      checkpoint: a pdgen checkpoint; it is loaded where something is to be sampled.
-      output: gets ``results.jsonl``, a line as soon as a draw is judged, and below ``images`` a picture of each: what
-        was drawn, of an edit the given picture beside it, of a question the given picture.
-      progress: told how many draws are done, first those that were.
+      draws: The draws.
+      checkpoint: A pdgen checkpoint. It is loaded only if a draw is missing.
+      settings: The sampling settings of each mode.
+      output: Gets ``results.jsonl``, one line as soon as a draw is judged, and in ``images`` a picture of each draw:
+        the drawn one, for an edit beside the given one, for a question the given one.
+      progress: Called with the number of draws done since the last call, first with those that were done before.
 
     Raises:
-      EvaluationError: the folder was begun with another checkpoint, other settings or prompts.
-      SampleError: as ``Sampler``.
+      EvaluationError: The folder was begun with another checkpoint, other settings or prompts.
+      SampleError: See ``Sampler``.
     """
-    facts = {"benchmark": "abilities", **made_by(checkpoint, settings)}
-    folder.begin(output / IMAGES, facts, [draw.job for draw in draws])
+    facts = {"benchmark": "abilities", **collect_facts(checkpoint, settings)}
+    folder.begin_generation(output / IMAGES, facts, [draw.job for draw in draws])
     log = output / RESULTS
-    known = _known(log)
+    known = _read_outcomes(log)
     waiting = [draw for draw in draws if draw.job.name not in known]
     progress(len(draws) - len(waiting))
     if not waiting:
@@ -78,9 +80,9 @@ def run_draws(
     sampler = Sampler.from_checkpoint(checkpoint)
     with open(log, "ab") as file:
 
-        def keep(draw: Draw, trajectory: Trajectory) -> None:
-            known[draw.job.name] = found = _judged(draw, trajectory, output)
-            # The newline comes first, so that a line that a kill has cut short is not continued.
+        def keep(draw: AbilityDraw, trajectory: Trajectory) -> None:
+            known[draw.job.name] = found = _judge_and_save(draw, trajectory, output)
+            # The newline comes first, so that a line cut short by a kill is not continued.
             file.write(b"\n" + msgspec.json.encode(found))
             file.flush()
             progress(1)
@@ -92,45 +94,50 @@ def run_draws(
     return [known[draw.job.name] for draw in draws]
 
 
-def _known(log: pathlib.Path) -> dict[str, Outcome]:
+def _read_outcomes(log: pathlib.Path) -> dict[str, AbilityOutcome]:
     known = {}
     for line in log.read_bytes().splitlines() if log.exists() else ():
         try:
-            outcome = msgspec.json.decode(line, type=Outcome)
+            outcome = msgspec.json.decode(line, type=AbilityOutcome)
         except msgspec.DecodeError:
-            continue  # cut short by a kill: sampled again
+            continue  # cut short by a kill; the draw is sampled again
         known[outcome.name] = outcome
     return known
 
 
 def _sample(
-    sampler: Sampler, settings: SampleSettings, draws: Sequence[Draw], keep: Callable[[Draw, Trajectory], None]
+    sampler: Sampler,
+    settings: SampleSettings,
+    draws: Sequence[AbilityDraw],
+    keep: Callable[[AbilityDraw, Trajectory], None],
 ) -> None:
-    given = [[_opened(draw.case.given)] if draw.case.given else [] for draw in draws]
+    given = [[_decode_image(draw.case.given)] if draw.case.given else [] for draw in draws]
     prompts, seeds = [draw.job.prompt for draw in draws], [draw.job.seed for draw in draws]
     sampler(prompts, seeds, settings, given=given, done=lambda number, drawn: keep(draws[number], drawn))
 
 
-def _opened(png: bytes) -> PIL.Image.Image:
+def _decode_image(png: bytes) -> PIL.Image.Image:
     return PIL.Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def _judged(draw: Draw, trajectory: Trajectory, output: pathlib.Path) -> Outcome:
+def _judge_and_save(draw: AbilityDraw, trajectory: Trajectory, output: pathlib.Path) -> AbilityOutcome:
     case = draw.case
-    before = _opened(case.given) if case.given else None
+    before = _decode_image(case.given) if case.given else None
     now = trajectory.images[-1] if case.group != "reading" else None
     answers = [stage.text for stage in trajectory.stages if isinstance(stage, TextStage) and stage.stage == "answer"]
     answer = answers[-1] if answers else ""
     pixels = [None if picture is None else np.asarray(picture) for picture in (before, now)]
-    scores, fault = judge(case, *pixels, answer)
-    path = image_path(output, draw.job.name)
+    scores, fault = judge_case(case, *pixels, answer)
+    path = locate_image(output, draw.job.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
-        _beside([picture for picture in (before, now) if picture is not None]).save(partial, format="PNG")
-    return Outcome(draw.job.name, case.group, case.row, case.prompt, draw.job.seed, scores, fault, answer, case.answer)
+        _join_images([picture for picture in (before, now) if picture is not None]).save(partial, format="PNG")
+    return AbilityOutcome(
+        draw.job.name, case.group, case.row, case.prompt, draw.job.seed, scores, fault, answer, case.answer
+    )
 
 
-def _beside(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
+def _join_images(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
     if len(pictures) == 1:
         return pictures[0]
     width = sum(one.width for one in pictures) + _GAP * (len(pictures) - 1)

@@ -1,7 +1,7 @@
-"""Judges what a model drew, changed or answered in shapes world, and puts the scores into tables.
+"""Scores of drawn, edited and read pictures of shapes world, and their tables.
 
-Pictures are judged from pixels, by the exact detector and with GenEval's rule for relations; answers by what the given
-picture shows. Every score is 0 or 1.
+Pictures are judged from pixels, with the exact detector and GenEval's rule for relations. Answers are compared with
+what the given picture shows. Every score is 0 or 1.
 """
 
 import collections
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from pdgen.evaluate.abilities.prompts import GROUPS, Case
+from pdgen.evaluate.abilities.prompts import GROUPS, AbilityCase
 from pdgen.evaluate.statistics import estimate
-from pdgen.evaluate.tables import Cell, Table, interval
+from pdgen.evaluate.tables import Cell, Table, to_cells
 from pdgen.sequence.images import Picture
 from pdgen.shapes.detector import Detection, detect, detect_background
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
@@ -40,26 +40,30 @@ COLUMNS = {
 _FIRST = dict(zip(GROUPS, ("prompt for", "operation", "question")))  # column
 _NAMES = {"places": "caption with places", "color": "colour"}  # of rows, for a reader
 NOTES = {
-    "drawing": "Right: all as asked and nothing else there, relations by GenEval's rule. Number: as many things as "
-    'asked for. Colours, nouns: all that are asked for are there, whatever else is. Pairs of "unseen pair" are in '
-    "no training sample; all other prompts are of kinds that occur in training, from another stream of seeds.",
-    "editing": "Done: the picture shows all that it must after the instruction, and nothing else; what moves does not "
-    "stay, what swaps stands where the other stood. Untouched: what the instruction does not concern "
-    "is as it was. Right: both. Overall is the plain mean of the operations.",
-    "reading": "Right: a caption says exactly what the picture shows, in whatever order; any other answer is right to "
-    "the word. Yes or no: the first word of a check is right, whatever is said to be wrong.",
+    "drawing": "Right: all as asked and nothing else, relations by GenEval's rule. Number: as many things as asked. "
+    'Colours, nouns: all that are asked for are there, possibly with others. Pairs of "unseen pair" are in no training '
+    "sample; all other prompts are of kinds that occur in training, from another stream of seeds.",
+    "editing": "Done: the picture shows all that it must after the instruction, and nothing else; moved things are "
+    "elsewhere, swapped things are where the other was. Untouched: what the instruction does not concern is "
+    "unchanged. Right: both. Overall is the plain mean of the operations.",
+    "reading": "Right: a caption says exactly what the picture shows, in any order; any other answer is correct "
+    "verbatim. Yes or no: the first word of a check is correct, whatever fault it names.",
 }
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of one draw, a line of ``results.jsonl``.
+class AbilityOutcome(msgspec.Struct, frozen=True):
+    """The outcome of a draw, a line of ``results.jsonl``.
 
     Attributes:
-      name: the job's.
-      group, row, prompt, seed: of the draw.
-      scores: by names of ``COLUMNS``, those that the case has.
-      fault: why it is not right; "" if it is.
-      answer, expected: of a question.
+      name: The job's name.
+      group: The draw's group.
+      row: The draw's row.
+      prompt: The prompt.
+      seed: The seed.
+      scores: The case's scores by names of ``COLUMNS``.
+      fault: Why it is wrong; "" if it is correct.
+      answer: The answer to a question.
+      expected: The correct answer.
     """
 
     name: str
@@ -74,130 +78,143 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def right(self) -> bool:
-        """Whether all is right."""
+        """Whether everything is correct."""
         return self.scores["right"] == 1.0
 
 
-def image_path(output: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the picture of the draw of that name lies."""
+def locate_image(output: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the path of a draw's picture."""
     return output / IMAGES / f"{name}.png"
 
 
 def judge_drawing(asked: SceneGraph, picture: Picture) -> tuple[dict[str, float], str]:
-    """(scores, fault) of a picture of a prompt.
+    """Judge a picture drawn from a prompt.
 
     Args:
-      asked: what the prompt asks for. "colours" is scored where every entity has one.
+      asked: What the prompt asks for. "colours" is scored if every entity has a color.
       picture: [side, side, 3], side at least 32.
+
+    Returns:
+      The scores, and the fault or "".
     """
     found = detect(picture)
-    fault = _promises(found, picture, asked)
+    fault = _find_broken_promise(found, picture, asked)
     colors = [(e.attributes.get("color"), e.count) for e in asked.entities]
     scores = {"right": fault is None, "number": len(found) == sum(e.count for e in asked.entities)}
     if all(color for color, _ in colors):
-        scores["colours"] = _among(colors, (one.color for one in found))
-    scores["nouns"] = _among(((e.noun, e.count) for e in asked.entities), (one.shape for one in found))
-    return _numbers(scores), fault or ""
+        scores["colours"] = _contains_all(colors, (one.color for one in found))
+    scores["nouns"] = _contains_all(((e.noun, e.count) for e in asked.entities), (one.shape for one in found))
+    return _to_floats(scores), fault or ""
 
 
 def judge_edit(
     after: SceneGraph, instruction: Instruction, before: Picture, now: Picture
 ) -> tuple[dict[str, float], str]:
-    """(scores, fault) of an edited picture.
+    """Judge an edited picture.
 
     Args:
-      after: what it is to show.
-      instruction: as ``instruct`` makes it; tells what may change.
-      before, now: the pictures, [side, side, 3], side at least 32.
+      after: What the edited picture must show.
+      instruction: The instruction, see ``instruct``. It determines what may change.
+      before: The given picture, [side, side, 3], side at least 32.
+      now: The edited picture, of the same shape.
+
+    Returns:
+      The scores, and the fault or "".
     """
     old, new = detect(before), detect(now)
-    wrong = _promises(new, now, after) or _still_there(instruction, old, new)
-    touched = _analysis(check_unchanged(np.random.default_rng(0), instruction, (before, old), (now, new)))
+    wrong = _find_broken_promise(new, now, after) or _find_unmoved(instruction, old, new)
+    touched = _strip_correction(check_unchanged(np.random.default_rng(0), instruction, (before, old), (now, new)))
     scores = {"right": wrong is None and touched is None, "done": wrong is None, "untouched": touched is None}
-    return _numbers(scores), wrong or touched or ""
+    return _to_floats(scores), wrong or touched or ""
 
 
-def _still_there(instruction: Instruction, old: Sequence[Detection], new: Sequence[Detection]) -> str | None:
-    # A graph need not say where things stand, and may be true of the given picture too, so moves and swaps of places
-    # are also read off the boxes: nothing that moved is where it was, and of two things that exchange places each is
-    # about where the other was.
+def _find_unmoved(instruction: Instruction, old: Sequence[Detection], new: Sequence[Detection]) -> str | None:
+    # A graph need not determine places and may be true of the given picture too. So moves and swaps are also checked by
+    # boxes: no moved thing is where it was, and each of two swapped things overlaps the other's old place.
     pair = [instruction.graph.find(i) for i in instruction.entities]
     if instruction.operation == "move":
-        stood, stands = _boxes(pair[0], old), _boxes(pair[0], new, anywhere=True)
-        if any(abs(np.subtract(a, b)).max() <= SHIFT for a in stood for b in stands):
+        old_boxes, new_boxes = _find_boxes(pair[0], old), _find_boxes(pair[0], new, anywhere=True)
+        if any(abs(np.subtract(a, b)).max() <= SHIFT for a in old_boxes for b in new_boxes):
             return make_sentence(f"{phrase_known(pair[0])} {'has' if pair[0].count == 1 else 'have'} not moved")
     if instruction.operation == "swap" and not instruction.changes:
         for one, other in (pair, pair[::-1]):
-            stood, stands = _boxes(other, old), _boxes(one, new, anywhere=True)
-            if sum(any(_meet(a, b) for b in stood) for a in stands) < min(len(stood), len(stands)):
+            old_boxes, new_boxes = _find_boxes(other, old), _find_boxes(one, new, anywhere=True)
+            if sum(any(_overlap(a, b) for b in old_boxes) for a in new_boxes) < min(len(old_boxes), len(new_boxes)):
                 return make_sentence(
                     f"{phrase_known(one)} {is_or_are(one)} not where {phrase_known(other)} {was_or_were(other)}"
                 )
     return None
 
 
-def _boxes(entity: Entity, found: Sequence[Detection], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
+def _find_boxes(entity: Entity, found: Sequence[Detection], anywhere: bool = False) -> list[tuple[int, int, int, int]]:
     words = {key: word for key, word in get_words(entity).items() if not (anywhere and key == "place")}
     return [one.box for one in found if matches_words(words, describe_detection(one))]
 
 
-def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 def judge_answer(kind: str, answer: str, expected: str) -> tuple[dict[str, float], str]:
-    """(scores, fault) of an answer; ``kind`` is one of ``questions.KINDS``."""
+    """Judge an answer to a question of a kind in ``questions.KINDS``; return the scores, and the fault or ""."""
     answer = answer.strip()
     if kind in ("caption", "places"):
-        right, fault = _same_scene(answer, expected)
+        right, fault = _compare_scenes(answer, expected)
     else:
         right, fault = answer == expected, f"expected {expected!r}"
     scores = {"right": right}
     if kind == "check":
-        scores["yes or no"] = _first_word(answer) == _first_word(expected)
-    return _numbers(scores), "" if right else fault
+        scores["yes or no"] = _get_first_word(answer) == _get_first_word(expected)
+    return _to_floats(scores), "" if right else fault
 
 
-def _promises(found: Sequence[Detection], picture: Picture, graph: SceneGraph) -> str | None:
-    return _analysis(
+def _find_broken_promise(found: Sequence[Detection], picture: Picture, graph: SceneGraph) -> str | None:
+    return _strip_correction(
         check_picture(np.random.default_rng(0), match_detections(found, detect_background(picture), graph), graph)
     )
 
 
-def _analysis(inspection: str | None) -> str | None:
-    # What is wrong, without what to do about it.
+def _strip_correction(inspection: str | None) -> str | None:
+    # Keeps the fault and drops the proposed correction.
     return None if inspection is None else inspection.partition("<refine>")[0].strip()
 
 
-def _among(asked: Iterable[tuple[str | None, int]], seen: Iterable[str]) -> bool:
+def _contains_all(asked: Iterable[tuple[str | None, int]], seen: Iterable[str]) -> bool:
     wanted: collections.Counter[str | None] = collections.Counter()
     for word, count in asked:
         wanted[word] += count
     return wanted <= collections.Counter(seen)
 
 
-def _numbers(scores: Mapping[str, bool]) -> dict[str, float]:
+def _to_floats(scores: Mapping[str, bool]) -> dict[str, float]:
     return {name: float(score) for name, score in scores.items()}
 
 
-def _same_scene(answer: str, expected: str) -> tuple[bool, str]:
+def _compare_scenes(answer: str, expected: str) -> tuple[bool, str]:
     try:
-        said = canonicalize(parse(answer))
+        scene = canonicalize(parse(answer))
     except SceneError as fault:
         return False, f"not understood: {fault}"
-    return said == canonicalize(parse(expected)), f"expected {expected!r}"
+    return scene == canonicalize(parse(expected)), f"expected {expected!r}"
 
 
-def _first_word(answer: str) -> str:
+def _get_first_word(answer: str) -> str:
     return answer.replace(",", " ").replace(".", " ").partition(" ")[0]
 
 
-def judge(case: Case, before: Picture | None, now: Picture | None, answer: str) -> tuple[dict[str, float], str]:
-    """(scores, fault) of what became of a case.
+def judge_case(
+    case: AbilityCase, before: Picture | None, now: Picture | None, answer: str
+) -> tuple[dict[str, float], str]:
+    """Judge the outcome of a case.
 
     Args:
-      before: the picture that was given.
-      now: the drawn one; None where there is an answer.
+      case: The case.
+      before: The given picture, if any.
+      now: The drawn picture. None for a question.
+      answer: The answer to a question.
+
+    Returns:
+      The scores, and the fault or "".
     """
     if case.group == "reading":
         return judge_answer(case.row, answer, case.answer)
@@ -208,8 +225,8 @@ def judge(case: Case, before: Picture | None, now: Picture | None, answer: str) 
     return judge_drawing(case.asked, now)
 
 
-def by_prompt(outcomes: Iterable[Outcome], score: str) -> list[float]:
-    """The mean score of every prompt that has it, in order; its draws have the same name but for the sample."""
+def average_by_prompt(outcomes: Iterable[AbilityOutcome], score: str) -> list[float]:
+    """Return the mean score of every prompt that has it, in order. Its draws differ in the last part of their names."""
     prompts: dict[str, list[float]] = {}
     for one in outcomes:
         if score in one.scores:
@@ -217,28 +234,28 @@ def by_prompt(outcomes: Iterable[Outcome], score: str) -> list[float]:
     return [float(np.mean(values)) for values in prompts.values()]
 
 
-def ability_tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """A table of each group that has outcomes: every score with its interval, by row; edits overall too."""
-    made = []
+def make_ability_tables(outcomes: Sequence[AbilityOutcome]) -> list[Table]:
+    """Return a table for each group with outcomes: every score with its interval, by row, for edits also overall."""
+    tables = []
     for group, columns in COLUMNS.items():
-        rows: dict[str, list[Outcome]] = {}
+        rows: dict[str, list[AbilityOutcome]] = {}
         for one in outcomes:
             if one.group == group:
                 rows.setdefault(one.row, []).append(one)
         if not rows:
             continue
-        shown = [_cells(_NAMES.get(row, row), [own], columns) for row, own in rows.items()]
+        shown = [_make_cells(_NAMES.get(row, row), [own], columns) for row, own in rows.items()]
         if group == "editing":
-            shown.insert(0, _cells(OVERALL, list(rows.values()), columns))
+            shown.insert(0, _make_cells(OVERALL, list(rows.values()), columns))
         names = [name for column in columns for name in (column, f"{column} low", f"{column} high")]
-        made.append(Table(group, (_FIRST[group], *names, "prompts", "samples"), shown, NOTES[group]))
-    return made
+        tables.append(Table(group, (_FIRST[group], *names, "prompts", "samples"), shown, NOTES[group]))
+    return tables
 
 
-def _cells(name: str, strata: Sequence[Sequence[Outcome]], columns: Sequence[str]) -> tuple[Cell, ...]:
+def _make_cells(name: str, strata: Sequence[Sequence[AbilityOutcome]], columns: Sequence[str]) -> tuple[Cell, ...]:
     cells: list[Cell] = [name]
     for column in columns:
-        scores = [np.array(by_prompt(own, column)) for own in strata]
-        cells += interval(estimate(scores))[:3] if all(map(len, scores)) else (None, None, None)
-    prompts = sum(len(by_prompt(own, "right")) for own in strata)
+        scores = [np.array(average_by_prompt(own, column)) for own in strata]
+        cells += to_cells(estimate(scores))[:3] if all(map(len, scores)) else (None, None, None)
+    prompts = sum(len(average_by_prompt(own, "right")) for own in strata)
     return (*cells, prompts, sum(map(len, strata)))

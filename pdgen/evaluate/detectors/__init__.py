@@ -1,0 +1,1 @@
+"""Detectors for GenEval's rule: the exact one of shapes world, and Mask2Former."""

@@ -1,4 +1,4 @@
-"""Detectors of GenEval's rule: what an image shows, as boxes with classes, scores and colours."""
+"""Detectors for GenEval's rule: the interface, the exact detector of shapes world, and loading by name."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -7,22 +7,23 @@ import numpy as np
 import PIL.Image
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval import Detection, Detections, Thresholds
+from pdgen.evaluate.geneval.rule import Detection, Detections, Thresholds
 from pdgen.shapes.detector import detect
 from pdgen.shapes.world import GRID, SHAPES
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds objects and tells their colours.
+    """Finds objects and determines their colors.
 
     Attributes:
-      name: of ``--detector``.
-      identity: name, weights and whatever else decides its answers; equal identities give equal answers.
-      classes: what it knows.
-      thresholds: which of its detections count.
-      batch: images that it takes at once at most.
-      learned: a network, which a device can break: it is not believed when it sees nothing in any image.
+      name: The name for ``--detector``.
+      identity: Name, weights and all else that decides its answers. Equal identities give equal answers.
+      classes: The classes that it knows.
+      thresholds: The thresholds that select detections.
+      batch: The largest number of images in one call.
+      learned: Whether it is a network, which may fail on a device. Its result is rejected if it detects nothing in any
+        image.
     """
 
     name: str
@@ -33,27 +34,31 @@ class Detector(Protocol):
     learned: bool
 
     def detect(self, images: Sequence[PIL.Image.Image]) -> list[Detections]:
-        """What each RGB image shows. Raises EvaluationError for an image that it cannot take."""
+        """Return the objects in each RGB image.
+
+        Raises:
+          EvaluationError: The detector cannot process an image.
+        """
 
     def colors(self, image: PIL.Image.Image, noun: str, found: Sequence[Detection]) -> list[str]:
-        """The colour of each object, which it has found in that image as a ``noun``."""
+        """Return the color of each object that it found in the image as a ``noun``."""
 
 
 class ShapesDetector:
-    """The exact detector of shapes world. It reports nothing twice and no chance resemblance: all of it counts."""
+    """The exact detector of shapes world. It reports no duplicates and no false positives, so all detections count."""
 
-    name = "shapes"
-    identity = "shapes"
-    classes = SHAPES
-    thresholds = Thresholds(score=0.0, counting=0.0)
-    batch = 16
-    learned = False
+    name: str = "shapes"
+    identity: str = "shapes"
+    classes: tuple[str, ...] = SHAPES
+    thresholds: Thresholds = Thresholds(score=0.0, counting=0.0)
+    batch: int = 16
+    learned: bool = False
 
     def detect(self, images: Sequence[PIL.Image.Image]) -> list[Detections]:
-        """As ``Detector``; images are squares of 32 pixels or more."""
-        return [self._one(image) for image in images]
+        """Return the objects in each image, a square of at least 32 pixels. See ``Detector``."""
+        return [self._detect_one(image) for image in images]
 
-    def _one(self, image: PIL.Image.Image) -> Detections:
+    def _detect_one(self, image: PIL.Image.Image) -> Detections:
         try:
             found = detect(np.asarray(image))
         except ValueError as fault:
@@ -67,28 +72,30 @@ class ShapesDetector:
         return objects
 
     def colors(self, image: PIL.Image.Image, noun: str, found: Sequence[Detection]) -> list[str]:
-        """As ``Detector``: they were found together with the boxes."""
-        return [item.color for item in found]
+        """Return the colors, which were found together with the boxes. See ``Detector``."""
+        return [item.color for item in found if item.color is not None]  # ``detect`` gives all a color
 
 
 DETECTORS = ("shapes", "mask2former")
 
 
 def load_detector(name: str, weights: str = "", device: str = "") -> Detector:
-    """The detector of that name.
+    """Load a detector by its name.
 
     Args:
-      weights, device: of ``mask2former``, as ``Mask2Former.load`` takes them; "" for its defaults.
+      name: One of ``DETECTORS``.
+      weights: The weights of ``mask2former``, see ``Mask2Former.load``; "" for the default.
+      device: The device of ``mask2former``; "" for the default.
 
     Raises:
-      EvaluationError: the name is unknown, or a package or the weights are missing; says how to get them.
+      EvaluationError: The name is unknown, or a package or the weights are missing. The message says how to get them.
     """
     if name == "shapes":
         return ShapesDetector()
     if name != "mask2former":
-        raise EvaluationError(f"detector {name!r} is none of {', '.join(DETECTORS)}")
+        raise EvaluationError(f"detector {name!r} is not one of {', '.join(DETECTORS)}")
     try:
-        from pdgen.evaluate.detectors.mask2former import Mask2Former  # PyTorch comes with an extra only
+        from pdgen.evaluate.detectors.mask2former import Mask2Former  # needs PyTorch, which only an extra installs
 
         return Mask2Former.load(weights, device)
     except ImportError as fault:

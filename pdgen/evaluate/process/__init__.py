@@ -1,0 +1,1 @@
+"""Measures of the stages of trajectories: steps, inspections and refinements."""

@@ -1,16 +1,19 @@
-"""What a trajectory's stages are worth: each step, each inspection and each refinement against a judge.
+"""Measures of a trajectory's stages: each step, inspection and refinement compared with a judge's verdict.
 
-The judge is shapes world's exact one, or any other of that interface. A **step** is a plan, with its rewritings, and
-all images drawn for it; what the step must leave alone is seen against the last image of the step before. A step
-without a plan has the prompt as its plan: its images are right where the verifier finds all of the prompt in them.
-What judge or verifier decline to answer is unknown (None), neither right nor wrong.
+The judge is shapes world's exact one, or any other with the same interface. A **step** is a plan with its revisions,
+and all images drawn for it. What the step must leave unchanged is compared with the last image of the step before. A
+step without a plan has the prompt as its plan: its images are correct if the verifier finds all of the prompt in them.
+If the judge or the verifier declines to answer, the result is unknown (None), neither correct nor wrong.
 
-Steps       kept: the step's last image shows what its last plan promises, and the plan agrees with the prompt.
-Inspections a fault is there where the judge rejects the image or its plan; precision and recall are those of
-            ``<refine>``. A false alarm counts as one "on what is not drawn yet" where plan and image are right and the
-            prompt asks for more than the image shows.
-Refinements an image that follows a ``<refine>`` mends (the judge rejected before and accepts now, or his verdict stays
-            and the verifier's score against the plan rises), harms (the reverse) or does nothing.
+Steps: A step is kept if its last image shows what its last plan promises, and the plan agrees with the prompt.
+
+Inspections: An image has a fault if the judge rejects it or its plan. Precision and recall are those of ``<refine>``. A
+false alarm counts as "on what is not drawn yet" if plan and image are correct and the prompt asks for more than the
+image shows.
+
+Refinements: An image that follows a ``<refine>`` mends if the judge rejected the previous image and accepts this one,
+or if the verdict is the same and the verifier's score against the plan rises. It harms in the reverse case. Otherwise
+it does nothing.
 """
 
 import itertools
@@ -29,23 +32,22 @@ from pdgen.teachers.exact.picture_check import check_unchanged
 from pdgen.teachers.protocols import Declined, Judge, Verifier
 
 Effect = Literal["mends", "nothing", "harms"]
-Lost = Literal["plan", "picture", "unfinished", "unknown"]
+LossCause = Literal["plan", "picture", "unfinished", "unknown"]
 _Answer = TypeVar("_Answer")
 
 
-class Step(msgspec.Struct, frozen=True):
-    """One step of a trajectory.
+class ProcessStep(msgspec.Struct, frozen=True):
+    """A step of a trajectory.
 
     Attributes:
-      images: index in ``stages`` of its images, drafts first.
-      plan: the last plan; None where the prompt stands in its place.
-      planned: the last plan agrees with the prompt, as the prompt itself does; None where the judge does not
-        understand it.
-      shown: the last image shows what that plan promises and leaves the rest alone; None as for ``planned``.
-      score: the verifier's, of the last image against the prompt; None where it does not understand the prompt.
-      untouched: all that the instruction does not concern is as it was in the image before the step; None in the
-        first step, where the instruction is not understood, and where nobody can say.
-      changed: share of pixels, 0 to 1, that have changed since the image before the step (``changed_pixels``); None in
+      images: The indices of its images in ``stages``, drafts first.
+      plan: The last plan. None if the prompt replaces it.
+      planned: Whether the last plan agrees with the prompt; true without a plan. None if the judge cannot read it.
+      shown: Whether the last image shows what the plan promises and leaves the rest unchanged. None as for ``planned``.
+      score: The verifier's score of the last image against the prompt. None if it cannot read the prompt.
+      untouched: Whether all that the instruction does not concern is unchanged since the image before the step. None in
+        the first step, if the instruction cannot be read, or if there is no check.
+      changed: The share of pixels, 0 to 1, that changed since the image before the step (``changed_pixels``). None in
         the first step.
     """
 
@@ -59,18 +61,18 @@ class Step(msgspec.Struct, frozen=True):
 
     @property
     def kept(self) -> bool | None:
-        """Whether plan and picture are right; None where that is unknown of either."""
-        return _both(self.planned, self.shown)
+        """Whether plan and picture are correct; None if either is unknown."""
+        return _combine_verdicts(self.planned, self.shown)
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """One inspection: what it says, and what the judge says.
+    """An inspection and the judge's verdict on the same image.
 
     Attributes:
-      stage: its index in ``stages``.
-      alarm: it asks for a correction.
-      fault: the judge rejects the image or its plan; None where either verdict is unknown.
-      unfinished: the image does not yet show all that the prompt asks for, and has a plan that need not promise it.
+      stage: Its index in ``stages``.
+      alarm: Whether it asks for a correction.
+      fault: Whether the judge rejects the image or its plan. None if either verdict is unknown.
+      unfinished: Whether the image has a plan and does not yet show all that the prompt asks for.
     """
 
     stage: int
@@ -80,41 +82,59 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 class Refinement(msgspec.Struct, frozen=True):
-    """One refined image: its index in ``stages``, and what it did; None where nobody can say."""
+    """A refined image.
+
+    Attributes:
+      stage: Its index in ``stages``.
+      effect: Its effect. None if unknown.
+    """
 
     stage: int
     effect: Effect | None
 
 
 class ProcessFacts(msgspec.Struct, frozen=True):
-    """What is known of one trajectory.
+    """The measures of one trajectory.
 
     Attributes:
-      first, final: the verifier's score of the first and the last drawn image against the prompt, None without.
-      lost_at: number of the step, from 0, and at what of it, where the trajectory lost the prompt; None if the last
-        image shows all of it or has no score. "unfinished": every step was kept and something is missing. "unknown":
-        every step before was kept, and whether this one was nobody can tell.
-      entities: asked for by the prompt, as far as the verifier's reader counts them.
+      prompt: The prompt.
+      seed: The trajectory's seed.
+      steps: Its steps.
+      inspections: Its inspections.
+      refinements: Its refinements.
+      first: The verifier's score of the first drawn image against the prompt. None if unknown.
+      final: The same of the last drawn image.
+      lost_at: The index of the step that first deviates from the prompt, and the cause. None if the last image shows
+        all of the prompt or has no score. "unfinished": all steps were kept and something is missing. "unknown": all
+        steps before were kept, and the verdict on this one is unknown.
+      images: The number of drawn images.
+      entities: The number of entities that the prompt asks for.
+      finished: Whether the model itself ended the trajectory.
+      costs: The trajectory's costs.
     """
 
     prompt: str
     seed: int
-    steps: list[Step]
+    steps: list[ProcessStep]
     inspections: list[Inspection]
     refinements: list[Refinement]
     first: float | None
     final: float | None
-    lost_at: tuple[int, Lost] | None
+    lost_at: tuple[int, LossCause] | None
     images: int
     entities: int
     finished: bool
     costs: dict[str, float]
 
 
-class _Drawn(NamedTuple):
-    """A drawn image: its stage, pixels, the plans so far, and the last image of the step before.
+class _DrawnImage(NamedTuple):
+    """A drawn image.
 
-    Without plans there is no step before.
+    Attributes:
+      stage: Its index in ``stages``.
+      picture: Its pixels.
+      plans: The plans so far.
+      previous: The last image of the step before. None without plans.
     """
 
     stage: int
@@ -123,23 +143,25 @@ class _Drawn(NamedTuple):
     previous: Picture | None
 
 
-def _pixels(image: object) -> Picture:
+def _to_array(image: object) -> Picture:
     return np.asarray(image, np.uint8)
 
 
-def drawn_by_step(trajectory: Trajectory) -> list[list[_Drawn]]:
-    """The drawn images of every step; a trajectory without plans is one step whose plan is the prompt."""
+def group_by_step(trajectory: Trajectory) -> list[list[_DrawnImage]]:
+    """Return the drawn images of every step. A trajectory without plans is one step."""
     images = iter(trajectory.images)
-    steps: list[list[_Drawn]] = []
+    steps: list[list[_DrawnImage]] = []
     plans: list[str] = []
-    before, last, rewriting, fresh = None, None, False, True
+    before, last = None, None  # the last image of the step before, and of all so far
+    # A plan after an inspection that asks for a correction revises the current step's plan.
+    rewriting, fresh = False, True
     for number, stage in enumerate(trajectory.stages):
         if isinstance(stage, ImageStage):
-            picture = _pixels(next(images))
+            picture = _to_array(next(images))
             if stage.stage != "given":
                 if fresh:
                     steps.append([])
-                steps[-1].append(_Drawn(number, picture, tuple(plans), before))
+                steps[-1].append(_DrawnImage(number, picture, tuple(plans), before))
                 fresh = False
             last = picture
         elif stage.stage == "plan":
@@ -155,12 +177,12 @@ def drawn_by_step(trajectory: Trajectory) -> list[list[_Drawn]]:
     return steps
 
 
-# Whether a plan's picture leaves alone what its instruction does not concern: (plan, picture before, picture).
-Untouched = Callable[[str, Picture, Picture], bool | None]
+# (plan, picture before, picture) -> whether all that the plan's instruction does not concern is unchanged
+UntouchedCheck = Callable[[str, Picture, Picture], bool | None]
 
 
-def shapes_untouched(plan: str, previous: Picture, picture: Picture) -> bool | None:
-    """``Untouched`` of shapes world, by ``picture_check.check_unchanged``."""
+def check_shapes_untouched(plan: str, previous: Picture, picture: Picture) -> bool | None:
+    """Run ``picture_check.check_untouched`` on shapes world's pictures. See ``UntouchedCheck``."""
     try:
         instruction = parse_instruction(parse_plan(plan)[0])
     except (SceneError, TrajectoryError):
@@ -169,33 +191,36 @@ def shapes_untouched(plan: str, previous: Picture, picture: Picture) -> bool | N
     return check_unchanged(np.random.default_rng(0), instruction, before, now) is None
 
 
-def process_facts(
+def judge_trajectory(
     trajectory: Trajectory,
     judge: Judge,
     verifier: Verifier,
-    untouched: Untouched = lambda plan, previous, picture: None,
+    untouched: UntouchedCheck = lambda plan, previous, picture: None,
     entities: int = 0,
 ) -> ProcessFacts:
-    """Judges every stage of a trajectory.
+    """Judge every stage of a trajectory.
 
     Args:
-      untouched: by default nobody can say.
-      entities: that the prompt asks for, for the table of length against complexity.
+      trajectory: The trajectory.
+      judge: Judges plans and pictures.
+      verifier: Scores pictures against a text.
+      untouched: Checks what a step must leave unchanged. By default the result is unknown.
+      entities: The number of entities that the prompt asks for, for the table of length against complexity.
     """
-    steps = drawn_by_step(trajectory)
+    steps = group_by_step(trajectory)
     drawn = [one for step in steps for one in step]
-    judged = {one.stage: _judged(trajectory.prompt, one, judge, verifier) for one in drawn}
-    told = [_step(step, judged[step[-1].stage], untouched) for step in steps]
+    judged = {one.stage: _judge_image(trajectory.prompt, one, judge, verifier) for one in drawn}
+    facts = [_make_step(step, judged[step[-1].stage], untouched) for step in steps]
     final = judged[drawn[-1].stage].score if drawn else None
     return ProcessFacts(
         prompt=trajectory.prompt,
         seed=trajectory.seed,
-        steps=told,
-        inspections=list(_inspections(trajectory, judged)),
-        refinements=list(_refinements(trajectory, drawn, judged, verifier)),
+        steps=facts,
+        inspections=list(_judge_inspections(trajectory, judged)),
+        refinements=list(_judge_refinements(trajectory, drawn, judged, verifier)),
         first=judged[drawn[0].stage].score if drawn else None,
         final=final,
-        lost_at=_lost(told, final),
+        lost_at=_locate_loss(facts, final),
         images=len(drawn),
         entities=entities,
         finished=trajectory.stop_reason == "finished",
@@ -203,13 +228,13 @@ def process_facts(
     )
 
 
-def _both(planned: bool | None, shown: bool | None) -> bool | None:
-    # Where one is unknown the other's fault does not count either: shares would count the unknown that are wrong alone.
+def _combine_verdicts(planned: bool | None, shown: bool | None) -> bool | None:
+    # A fault does not count if the other verdict is unknown: shares would then include unknown steps only if wrong.
     return None if planned is None or shown is None else planned and shown
 
 
-class _Judged(NamedTuple):
-    """The judgement of a drawn image; for the attributes see ``Step``."""
+class _ImageJudgement(NamedTuple):
+    """The judgement of a drawn image. For the attributes see ``ProcessStep``."""
 
     plan: str | None
     planned: bool | None
@@ -218,36 +243,36 @@ class _Judged(NamedTuple):
 
     @property
     def right(self) -> bool | None:
-        return _both(self.planned, self.shown)
+        return _combine_verdicts(self.planned, self.shown)
 
 
-def _judged(prompt: str, one: _Drawn, judge: Judge, verifier: Verifier) -> _Judged:
-    score = _answer(verifier.score, prompt, one.picture)
+def _judge_image(prompt: str, one: _DrawnImage, judge: Judge, verifier: Verifier) -> _ImageJudgement:
+    score = _query(verifier.score, prompt, one.picture)
     if not one.plans:
-        return _Judged(None, True, None if score is None else score >= 1, score)
-    planned = _answer(judge.judge_plan, prompt, one.plans)
-    shown = _answer(judge.judge_picture, one.plans[-1], one.picture, one.previous)
+        return _ImageJudgement(None, True, None if score is None else score >= 1, score)
+    planned = _query(judge.plan, prompt, one.plans)
+    shown = _query(judge.picture, one.plans[-1], one.picture, one.previous)
     accepted = (None if verdict is None else verdict.accept for verdict in (planned, shown))
-    return _Judged(one.plans[-1], *accepted, score)
+    return _ImageJudgement(one.plans[-1], *accepted, score)
 
 
-def _answer(ask: Callable[..., _Answer], *about: object) -> _Answer | None:
+def _query(ask: Callable[..., _Answer], *about: object) -> _Answer | None:
     try:
         return ask(*about)
     except Declined:
         return None
 
 
-def _step(images: Sequence[_Drawn], judged: _Judged, untouched: Untouched) -> Step:
+def _make_step(images: Sequence[_DrawnImage], judged: _ImageJudgement, untouched: UntouchedCheck) -> ProcessStep:
     last, before = images[-1], images[-1].previous
-    alone, changed = None, None
+    unchanged, changed = None, None
     if before is not None and before.shape == last.picture.shape:
-        alone = untouched(last.plans[-1], before, last.picture)
+        unchanged = untouched(last.plans[-1], before, last.picture)
         changed = float(changed_pixels(before, last.picture).mean())
-    return Step([one.stage for one in images], *judged, alone, changed)
+    return ProcessStep([one.stage for one in images], *judged, unchanged, changed)
 
 
-def _inspections(trajectory: Trajectory, judged: Mapping[int, _Judged]) -> Iterator[Inspection]:
+def _judge_inspections(trajectory: Trajectory, judged: Mapping[int, _ImageJudgement]) -> Iterator[Inspection]:
     image = None
     for number, stage in enumerate(trajectory.stages):
         if isinstance(stage, ImageStage):
@@ -259,8 +284,8 @@ def _inspections(trajectory: Trajectory, judged: Mapping[int, _Judged]) -> Itera
             yield Inspection(number, parse_refine(stage.text) is not None, fault, unfinished)
 
 
-def _refinements(
-    trajectory: Trajectory, drawn: Sequence[_Drawn], judged: Mapping[int, _Judged], verifier: Verifier
+def _judge_refinements(
+    trajectory: Trajectory, drawn: Sequence[_DrawnImage], judged: Mapping[int, _ImageJudgement], verifier: Verifier
 ) -> Iterator[Refinement]:
     for draft, refined in itertools.pairwise(drawn):
         if trajectory.stages[refined.stage].stage == "refine":
@@ -268,13 +293,13 @@ def _refinements(
             scores = (was.score, now.score)
             if now.plan is not None:
                 promised = parse_plan(now.plan)[1]
-                before, after = (_answer(verifier.score, promised, one.picture) for one in (draft, refined))
+                before, after = (_query(verifier.score, promised, one.picture) for one in (draft, refined))
                 scores = (before, after)
-            yield Refinement(refined.stage, _effect((was.right, now.right), scores))
+            yield Refinement(refined.stage, _measure_effect((was.right, now.right), scores))
 
 
-def _effect(*measured: tuple[float | None, float | None]) -> Effect | None:
-    """What the first of the measures, each before and after, that has changed says; None if one is unknown instead."""
+def _measure_effect(*measured: tuple[float | None, float | None]) -> Effect | None:
+    """Return the direction of the first (before, after) measure that changed; None if one is unknown instead."""
     known = [(was, now) for was, now in measured if was is not None and now is not None]
     for was, now in known:
         if was != now:
@@ -282,7 +307,7 @@ def _effect(*measured: tuple[float | None, float | None]) -> Effect | None:
     return "nothing" if len(known) == len(measured) else None
 
 
-def _lost(steps: Sequence[Step], final: float | None) -> tuple[int, Lost] | None:
+def _locate_loss(steps: Sequence[ProcessStep], final: float | None) -> tuple[int, LossCause] | None:
     if final is None or final >= 1:
         return None
     for number, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""Process facts of many trajectories as tables; every interval is by prompt."""
+"""Tables of process measures over many trajectories. Every interval resamples prompts."""
 
 import collections
 import pathlib
@@ -8,16 +8,16 @@ from typing import TypeVar
 import numpy as np
 
 from pdgen.evaluate.process.measures import ProcessFacts
-from pdgen.evaluate.statistics import Estimate, pooled
-from pdgen.evaluate.tables import Cell, Table, interval
+from pdgen.evaluate.statistics import Estimate, estimate_pooled
+from pdgen.evaluate.tables import Cell, Table, to_cells
 from pdgen.sequence.images import CHANGE
 from pdgen.sequence.trajectory import Trajectory
 
-_Known = TypeVar("_Known", ProcessFacts, Trajectory)
-# An estimate of a benchmark draws within each task; trajectories do not say what task their prompt is of.
-_RESAMPLED = "Intervals draw prompts anew from all tasks together, each with all its values."
+_Known = TypeVar("_Known", bound=ProcessFacts | Trajectory)
+# A benchmark's intervals resample within each task, but trajectories do not record their prompt's task.
+_RESAMPLED = "Intervals resample prompts of all tasks together, each with all its values."
 
-# Each measure's values in one trajectory; its figure is the mean of all trajectories' values.
+# Each measure's values in one trajectory. A measure is the mean of all trajectories' values.
 MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
     "final score": lambda f: [f.final] if f.final is not None else [],
     "first draft's score": lambda f: [f.first] if f.first is not None else [],
@@ -44,34 +44,34 @@ MEASURES: Mapping[str, Callable[[ProcessFacts], Sequence[float | bool]]] = {
 }
 
 
-def process_table(facts: Sequence[ProcessFacts]) -> Table:
-    """Every measure that any trajectory has a value of, with its interval; n counts values and prompts."""
-    rows = [_row(name, facts, values) for name, values in MEASURES.items()]
+def make_process_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Return every measure that has a value in some trajectory, with its interval, prompts and number of values."""
+    rows = [_make_row(name, facts, values) for name, values in MEASURES.items()]
     return Table(
         title="Process",
         columns=("measure", "value", "low", "high", "prompts", "values"),
         rows=[row for row in rows if row is not None],
         note="Means over all known values of all trajectories; a plan that cannot be read gives none. A step without a "
-        "plan has the prompt as its plan. Precision: share of <refine> where the judge sees a fault; recall: share of "
+        "plan has the prompt as its plan. Precision: share of <refine> where the judge finds a fault; recall: share of "
         f"the judge's faults with <refine>. A pixel has changed where a channel differs by more than {CHANGE} of 255. "
         f"{_RESAMPLED}",
     )
 
 
-def cost_table(facts: Sequence[ProcessFacts | Trajectory]) -> Table:
-    """The cost ledger: mean of every cost for a trajectory, which need not be judged."""
+def make_cost_table(facts: Sequence[ProcessFacts | Trajectory]) -> Table:
+    """Return the mean of every cost of a trajectory. The trajectories need not be judged."""
     names = list(dict.fromkeys(name for one in facts for name in one.costs))
-    rows = [_row(name, facts, lambda f, name=name: [f.costs[name]] if name in f.costs else []) for name in names]
+    rows = [_make_row(name, facts, lambda f, name=name: [f.costs[name]] if name in f.costs else []) for name in names]
     return Table(
         title="Costs",
         columns=("for a trajectory", "value", "low", "high", "prompts", "values"),
         rows=[row for row in rows if row is not None],
-        note=f"Evaluations of the network count every guidance branch. {_RESAMPLED}",
+        note=f"Network evaluations count every guidance branch. {_RESAMPLED}",
     )
 
 
-def length_table(facts: Sequence[ProcessFacts]) -> Table:
-    """Images drawn and final score by how many kinds of things the prompt asks for."""
+def make_length_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Return images drawn and final score by the number of entities that the prompt asks for."""
     groups: dict[int, list[ProcessFacts]] = {}
     for one in facts:
         groups.setdefault(one.entities, []).append(one)
@@ -84,8 +84,8 @@ def length_table(facts: Sequence[ProcessFacts]) -> Table:
     return Table("Length", ("things asked for", "images", "final score", "prompts"), rows)
 
 
-def lost_table(facts: Sequence[ProcessFacts]) -> Table:
-    """Where the trajectories whose last image is not what was asked for lost it, most first."""
+def make_lost_table(facts: Sequence[ProcessFacts]) -> Table:
+    """Return where trajectories with an incorrect last image first deviate from the prompt, most frequent first."""
     scored = [one for one in facts if one.final is not None]
     counts = collections.Counter(f"step {f.lost_at[0] + 1}: {f.lost_at[1]}" for f in scored if f.lost_at is not None)
     rows: list[tuple[str | float | None, ...]]
@@ -96,24 +96,27 @@ def lost_table(facts: Sequence[ProcessFacts]) -> Table:
         rows,
         note='"plan": it contradicts the prompt; "picture": it does not show its plan, or the prompt where there is no '
         'plan; "unfinished": all steps were kept and the trajectory ended too early; "unknown": the plan cannot be '
-        "read, so that nobody can tell whether it was lost there or later.",
+        "read, so the cause may be this step or a later one.",
     )
 
 
-def tables(facts: Sequence[ProcessFacts]) -> list[Table]:
-    """All of them, without those that have no row."""
-    made = [process_table(facts), cost_table(facts), length_table(facts), lost_table(facts)]
+def make_tables(facts: Sequence[ProcessFacts]) -> list[Table]:
+    """Return all tables that have rows."""
+    made = [make_process_table(facts), make_cost_table(facts), make_length_table(facts), make_lost_table(facts)]
     return [table for table in made if table.rows]
 
 
-def measured(
+def estimate_measure(
     runs: Sequence[Sequence[_Known]], values: Callable[[_Known], Sequence[float | bool]]
 ) -> tuple[Estimate, int] | None:
-    """The mean of all values, its interval over prompts and runs, and how many values there are; None without any.
+    """Estimate the mean of all values over prompts and runs.
 
     Args:
-      runs: by training seed, facts of trajectories for the same prompts.
-      values: of one trajectory, see ``MEASURES``.
+      runs: By training seed, facts of trajectories for the same prompts.
+      values: Returns the values of one trajectory, see ``MEASURES``.
+
+    Returns:
+      The estimate and the number of values; None if there is no value.
     """
     by_prompt: dict[str, list[list[float]]] = {}
     for number, facts in enumerate(runs):
@@ -122,16 +125,16 @@ def measured(
     known = [own for own in by_prompt.values() if any(own)]
     if not known:
         return None
-    return pooled(list(zip(*known))), sum(len(part) for own in known for part in own)
+    return estimate_pooled(list(zip(*known))), sum(len(part) for own in known for part in own)
 
 
-def _row(
+def _make_row(
     name: str, facts: Sequence[_Known], values: Callable[[_Known], Sequence[float | bool]]
 ) -> tuple[Cell, ...] | None:
-    found = measured([facts], values)
-    return found and (name, *interval(found[0]), found[1])
+    found = estimate_measure([facts], values)
+    return found and (name, *to_cells(found[0]), found[1])
 
 
-def trajectory_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """All trajectories below a folder, in order."""
+def find_trajectories(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the folders of all trajectories below a folder, sorted."""
     return sorted(path.parent for path in folder.rglob("trajectory.json"))

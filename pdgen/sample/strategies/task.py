@@ -96,6 +96,7 @@ def check_pictures(task: Task, mode: Mode, judge: Critic | Verifier | None = Non
 class Strategy(Protocol):
     """A strategy with its settings, a frozen dataclass."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
 
     def __call__(self, task: Task) -> list[Trajectory]:

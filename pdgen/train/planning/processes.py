@@ -1,8 +1,16 @@
 """Runs of several processes, started by a scheduler on the hosts of a pod."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from pdgen.train.run_config import RunError
+
+_LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of a message between processes; the message after a signal
+_Result = TypeVar("_Result")
 
 
 def join_processes() -> None:
@@ -27,3 +35,29 @@ def print_once(line: str) -> None:
     """Print the line in the first process only."""
     if not jax.process_index():
         print(line, flush=True)
+
+
+def synchronize(step: Callable[[], _Result]) -> _Result:
+    """Call ``step`` and return its result when every process has finished its own.
+
+    Raises:
+      ValueError: Another process failed, with its message. The process's own error is raised unchanged.
+      KeyboardInterrupt: A process received a signal.
+    """
+    if jax.process_count() == 1:
+        return step()
+    result: Any = None
+    own = None
+    try:
+        result = step()
+    except BaseException as fault:  # any error: the other processes would wait for ever
+        own = fault
+    stopped = isinstance(own, KeyboardInterrupt)
+    message = b"" if own is None else (_STOPPED if stopped else str(own) or repr(own)).encode()[:_LINE]
+    padded = np.frombuffer(message.ljust(_LINE, b"\0"), np.uint8)
+    lines = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(padded)]
+    if own is not None:
+        raise own
+    for line in filter(None, lines):
+        raise KeyboardInterrupt if line == _STOPPED else ValueError(line)
+    return result

@@ -8,9 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.evaluate.abilities.prompts import DRAWING, EDITING, GROUPS, READING, UNSEEN, draws
-from pdgen.evaluate.abilities.run import ability_settings
-from pdgen.evaluate.abilities.scores import Outcome, ability_tables, judge, judge_answer, judge_drawing, judge_edit
+from pdgen.evaluate.abilities.prompts import DRAWING, EDITING, GROUPS, READING, UNSEEN, make_draws
+from pdgen.evaluate.abilities.run import read_ability_settings
+from pdgen.evaluate.abilities.scores import (
+    AbilityOutcome,
+    judge_answer,
+    judge_case,
+    judge_drawing,
+    judge_edit,
+    make_ability_tables,
+)
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import Entity, Relation, SceneGraph, Step
@@ -30,7 +37,7 @@ COUNT = 16
 
 @pytest.fixture(scope="module")
 def made():
-    return draws(COUNT)
+    return make_draws(COUNT)
 
 
 def pixels(png):
@@ -46,9 +53,9 @@ def test_every_row_has_its_prompts_and_as_many_draws(made):
         assert len({draw.job.name.rpartition("-")[0] for draw in own}) == (12 if row == UNSEEN else COUNT)
         assert COUNT <= len(own) <= 2 * COUNT
     assert len({draw.job.name for draw in made}) == len({draw.job.seed for draw in made}) == len(made)
-    assert made == draws(COUNT)
-    assert [d.case for d in draws(COUNT, seed=1)] != [d.case for d in made]
-    some = draws(3, rows={"drawing": ("position",), "reading": ("place",)})
+    assert made == make_draws(COUNT)
+    assert [d.case for d in make_draws(COUNT, seed=1)] != [d.case for d in made]
+    some = make_draws(3, rows={"drawing": ("position",), "reading": ("place",)})
     assert [d.case.row for d in some] == ["position"] * 3 + ["place"] * 3
 
 
@@ -81,10 +88,10 @@ def test_pictures_of_their_prompts_are_right_and_those_of_others_are_not(made):
     cases = [case for _, case in made if case.group == "drawing"]
     for number, case in enumerate(cases):
         picture = np.asarray(painted(case.prompt, number))
-        scores, fault = judge(case, None, picture, "")
+        scores, fault = judge_case(case, None, picture, "")
         assert set(scores.values()) == {1.0} and not fault, (case.prompt, fault)
         other = next(one for one in reversed(cases) if canonicalize(one.asked) != canonicalize(case.asked))
-        scores, fault = judge(case, None, np.asarray(painted(other.prompt, number)), "")
+        scores, fault = judge_case(case, None, np.asarray(painted(other.prompt, number)), "")
         assert scores["right"] == 0.0 and fault and "<" not in fault
 
 
@@ -118,7 +125,7 @@ def test_pictures_of_noise_are_wrong_and_break_nothing(made):
         if case.asked is not None:
             noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
             before = pixels(case.given) if case.given else None
-            assert judge(case, before, noise, "")[0]["right"] == 0.0
+            assert judge_case(case, before, noise, "")[0]["right"] == 0.0
 
 
 def test_right_edits_are_right_and_edits_that_did_nothing_are_not():
@@ -196,7 +203,7 @@ def test_what_is_moved_does_not_stay_even_where_that_would_do(place, done, fault
 def test_expected_answers_are_right(made):
     for _, case in made:
         if case.group == "reading":
-            scores, fault = judge(case, pixels(case.given), None, case.answer)
+            scores, fault = judge_case(case, pixels(case.given), None, case.answer)
             assert set(scores.values()) == {1.0} and not fault
 
 
@@ -248,13 +255,13 @@ def test_checks_are_right_in_a_word_and_as_a_whole(answer, expected, right, firs
 
 
 def outcome(row, prompt, sample, right, group="editing"):
-    return Outcome(f"{group}/{row}/{prompt:05d}-{sample:02d}", group, row, "", 0, {"right": float(right)})
+    return AbilityOutcome(f"{group}/{row}/{prompt:05d}-{sample:02d}", group, row, "", 0, {"right": float(right)})
 
 
 def test_tables_count_prompts_and_weigh_operations_alike():
     edits = [outcome("add", 0, 0, 1), outcome("add", 0, 1, 0), outcome("add", 1, 0, 1), outcome("add", 1, 1, 1)]
     edits += [outcome("move", n, 0, 0) for n in range(8)]
-    first, second = ability_tables([*edits, outcome("color", 0, 0, 1, "reading")])
+    first, second = make_ability_tables([*edits, outcome("color", 0, 0, 1, "reading")])
     assert (first.title, second.title) == ("editing", "reading")
     rows = {row[0]: row for row in first.rows}
     assert list(rows) == ["overall", "add", "move"]
@@ -265,12 +272,12 @@ def test_tables_count_prompts_and_weigh_operations_alike():
 
 
 def test_settings_are_those_of_each_mode():
-    settings = ability_settings({"text.max_tokens": 9, "image.text_scale": 2.0})
+    settings = read_ability_settings({"text.max_tokens": 9, "image.text_scale": 2.0})
     assert settings.keys() == {"single_pass", "edit", "understand"}
     assert {one.text.max_tokens for one in settings.values()} == {9}
     assert {one.image.num_timesteps for one in settings.values()} == {25}
     assert (settings["edit"].image.interval, settings["single_pass"].image.interval) == ((0.0, 1.0), (0.4, 1.0))
     assert settings["understand"].text.temperature == 0.0
-    assert ability_settings({"image.num_timesteps": 7})["edit"].image.num_timesteps == 7
+    assert read_ability_settings({"image.num_timesteps": 7})["edit"].image.num_timesteps == 7
     with pytest.raises(EvaluationError, match="--setting=mode: every row of abilities has its own"):
-        ability_settings({"mode": "edit"})
+        read_ability_settings({"mode": "edit"})

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from pdgen.evaluate.detectors.exact import load_detector
-from pdgen.evaluate.detectors.mask2former import ClipColors, Mask2Former, _pixels
+from pdgen.evaluate.detectors.mask2former import ClipColors, Mask2Former, _preprocess
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval import Detection, Thresholds, judge, keep
-from pdgen.evaluate.metadata import decode_metadata
+from pdgen.evaluate.geneval.metadata import decode_metadata
+from pdgen.evaluate.geneval.rule import Detection, Thresholds, filter_detections, judge_detections
 from pdgen.shapes.graph import COLORS
 from pdgen.shapes.lexicon import COCO
 
@@ -92,7 +92,7 @@ def bilinear(array, height, width):
 def slowly(model, image):
     """(class, box, score) of every instance by the published steps, best first."""
     width, height = image.size
-    pixels = _pixels(image, "cpu").numpy()  # whose scaling has a test of its own
+    pixels = _preprocess(image, "cpu").numpy()  # whose scaling has a test of its own
     h, w = pixels.shape[1:]
     padded = np.zeros((3, -(-h // 32) * 32, -(-w // 32) * 32), np.float32)
     padded[:, :h, :w] = pixels
@@ -121,7 +121,7 @@ def test_pictures_are_scaled_to_a_short_side_of_800_or_a_long_one_of_1333(size):
     assert (h == 800) == (size == (30, 24)) and (w == 1333) == (size == (200, 9))
     expected = np.rint(bilinear(np.asarray(image, np.float64), h, w))
     expected = (expected - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
-    ours = _pixels(image, "cpu").permute(1, 2, 0).numpy()
+    ours = _preprocess(image, "cpu").permute(1, 2, 0).numpy()
     # Where the two round a half differently they are one of 256 apart.
     assert ours.shape == (h, w, 3) and np.abs(ours - expected).max() < 0.018
     assert np.mean(np.abs(ours - expected) > 1e-4) < 0.01
@@ -179,10 +179,10 @@ def test_colours_and_boxes_pass_the_rule(detector):
     (found,) = detector.detect([image])
     noun = next(iter(found))
     raw = f'{{"tag": "colors", "prompt": "a", "include": [{{"class": "{noun}", "count": 1, "color": "%s"}}]}}'
-    objects = keep(found, "colors", EVERYTHING)
+    objects = filter_detections(found, "colors", EVERYTHING)
     color = detector.colors(image, noun, objects[noun][:1])[0]
     for wanted in ("red", "blue"):
-        verdict = judge(decode_metadata(raw % wanted), objects, lambda n, o: detector.colors(image, n, o))
+        verdict = judge_detections(decode_metadata(raw % wanted), objects, lambda n, o: detector.colors(image, n, o))
         assert verdict.correct == (wanted == color)
 
 
@@ -295,7 +295,7 @@ def test_weights_that_lack_tensors_are_refused(model, tmp_path, monkeypatch):
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
-    with pytest.raises(EvaluationError, match=r"lacks 2 of the model's tensors, class_predictor.bias among them"):
+    with pytest.raises(EvaluationError, match=r"lacks 2 of the model's tensors, such as class_predictor.bias"):
         load_detector("mask2former", str(tmp_path), "cpu")
 
 
@@ -303,7 +303,7 @@ def test_weights_that_lack_tensors_are_refused(model, tmp_path, monkeypatch):
 def test_a_device_that_is_not_there_is_named(model, tmp_path, monkeypatch, device):
     monkeypatch.setitem(sys.modules, "open_clip", OpenClip())
     model.save_pretrained(tmp_path)
-    with pytest.raises(EvaluationError, match=f"--device={device}: .*; name cuda") as caught:
+    with pytest.raises(EvaluationError, match=f"--device={device}: .*; use cpu") as caught:
         load_detector("mask2former", str(tmp_path), device)
     assert "\n" not in str(caught.value)
 
@@ -323,5 +323,5 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(EvaluationError, match=r"open_clip.*pip install pdgen\[geneval\]"):
         load_detector("mask2former")
-    with pytest.raises(EvaluationError, match="'yolo' is none of shapes, mask2former"):
+    with pytest.raises(EvaluationError, match="'yolo' is not one of shapes, mask2former"):
         load_detector("yolo")

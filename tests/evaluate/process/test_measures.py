@@ -7,15 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.evaluate.process.measures import process_facts, shapes_untouched
+from pdgen.evaluate.process.measures import check_shapes_untouched, judge_trajectory
 from pdgen.evaluate.process.tables import (
     MEASURES,
-    cost_table,
-    length_table,
-    lost_table,
-    measured,
-    process_table,
-    tables,
+    estimate_measure,
+    make_cost_table,
+    make_length_table,
+    make_lost_table,
+    make_process_table,
+    make_tables,
 )
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_inspection, format_plan
 from pdgen.shapes.painter import paint
@@ -59,7 +59,7 @@ def trajectory(*stages, reason="finished", prompt=PROMPT, **costs):
 
 
 def facts(*stages, **more):
-    return process_facts(trajectory(*stages, **more), ExactJudge(), ExactVerifier(), shapes_untouched)
+    return judge_trajectory(trajectory(*stages, **more), ExactJudge(), ExactVerifier(), check_shapes_untouched)
 
 
 def values(found, *names):
@@ -104,7 +104,7 @@ def test_the_step_that_lost_it():
     green = format_plan("Add a green square right of the red circle.", "There is a red circle left of a green square.")
     assert facts(FIRST, ONE, AGREES, green, WRONG, DONE).lost_at == (1, "plan")
     assert facts(FIRST, ONE, AGREES).lost_at == (0, "unfinished")
-    made = lost_table([facts(FIRST, ONE), facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, WRONG)])
+    made = make_lost_table([facts(FIRST, ONE), facts(FIRST, ONE), facts(FIRST, ONE, AGREES, SECOND, WRONG)])
     assert made.rows == [("step 1: unfinished", 2, 3), ("step 2: picture", 1, 3)]
 
 
@@ -118,7 +118,7 @@ def test_pixels_changed_by_a_step_are_not_those_of_a_decoder_s_noise():
     first, second = drawn.images
     noise = np.random.default_rng(0).integers(-15, 16, (64, 64, 3))
     noisy = PIL.Image.fromarray(np.clip(np.asarray(second) + noise, 0, 255).astype(np.uint8))
-    found = process_facts(dataclasses.replace(drawn, images=[first, noisy]), ExactJudge(), ExactVerifier())
+    found = judge_trajectory(dataclasses.replace(drawn, images=[first, noisy]), ExactJudge(), ExactVerifier())
     # The blue square alone: 10 x 10 of 32 x 32 units.
     assert [step.changed for step in found.steps] == [None, 100 / 1024]
 
@@ -145,7 +145,7 @@ def test_a_rewritten_plan_is_the_same_step():
     assert found.lost_at is None
 
 
-def test_words_that_nobody_understands_are_left_open():
+def test_unreadable_plans_have_unknown_verdicts():
     found = facts(ODD, ONE, AGREES)
     assert (found.steps[0].planned, found.steps[0].shown, found.steps[0].kept) == (None, None, None)
     assert found.inspections[0].fault is None
@@ -165,13 +165,13 @@ def test_what_an_unreadable_plan_leaves_open_of_a_refinement():
 def test_an_unreadable_plan_is_not_blamed():
     made = [facts(ODD, WRONG), facts(FIRST, ONE, AGREES, ODD, WRONG), facts(ODD, ONE, AGREES, SECOND, WRONG)]
     assert [one.lost_at for one in made] == [(0, "unknown"), (1, "unknown"), (0, "unknown")]
-    # Whether the second plan agrees with one that cannot be read nobody knows; that its picture is wrong is known.
+    # Whether the second plan agrees with an unreadable one is unknown. Its picture is known to be wrong.
     assert (made[2].steps[1].planned, made[2].steps[1].shown, made[2].steps[1].kept) == (None, False, None)
     assert values(made[2], "steps kept", "pictures as planned") == [[], [0.0]]
     assert facts(ODD, BOTH).lost_at is None
     unasked = facts(BOTH, prompt="a photo of a frobnicated gizmo")
     assert (unasked.final, unasked.steps[0].kept, unasked.lost_at) == (None, None, None)
-    assert lost_table([*made, unasked]).rows == [("step 1: unknown", 2, 3), ("step 2: unknown", 1, 3)]
+    assert make_lost_table([*made, unasked]).rows == [("step 1: unknown", 2, 3), ("step 2: unknown", 1, 3)]
 
 
 def test_single_pass_is_one_step_whose_plan_is_the_prompt():
@@ -181,7 +181,7 @@ def test_single_pass_is_one_step_whose_plan_is_the_prompt():
     names = ("steps kept", "pictures as planned", "plans that agree with the prompt")
     assert values(right, *names) == [[1.0], [1.0], []]
     assert values(wrong, *names) == [[0.0], [0.0], []]
-    assert lost_table([right, wrong, wrong]).rows == [("step 1: picture", 2, 3)]
+    assert make_lost_table([right, wrong, wrong]).rows == [("step 1: picture", 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -217,28 +217,28 @@ def test_tables():
     whole = (FIRST, ONE, AGREES, SECOND, BOTH)
     made = [facts(FIRST, ONE, network_evaluations=50.0), facts(*whole, network_evaluations=90.0)]
     one, two = (msgspec.structs.replace(found, entities=n, prompt=f"{n}") for n, found in enumerate(made, 1))
-    lengths = length_table([one, two])
+    lengths = make_length_table([one, two])
     assert lengths.rows == [("1", 1.0, one.final, 1), ("2", 2.0, 1.0, 1)]
-    rows = {row[0]: row for row in process_table([one, two]).rows}
+    rows = {row[0]: row for row in make_process_table([one, two]).rows}
     # Three steps of two prompts, all kept: drawing prompts anew changes nothing.
     assert rows["steps kept"] == ("steps kept", 1.0, 1.0, 1.0, 2, 3)
     assert rows["images"][1:5] == (1.5, 1.0, 2.0, 2)
     assert rows["final beats first draft"][1] == 0.5
     assert "refinements that mend" not in rows
-    assert cost_table([one, two]).rows[0][:2] == ("network_evaluations", 70.0)
+    assert make_cost_table([one, two]).rows[0][:2] == ("network_evaluations", 70.0)
     drawn = [trajectory(BOTH, network_evaluations=20.0), trajectory(BOTH, network_evaluations=26.0)]
-    assert cost_table(drawn).rows == [("network_evaluations", 23.0, None, None, 1, 2)]
-    assert [table.title for table in tables([two])] == ["Process", "Costs", "Length"]
+    assert make_cost_table(drawn).rows == [("network_evaluations", 23.0, None, None, 1, 2)]
+    assert [table.title for table in make_tables([two])] == ["Process", "Costs", "Length"]
 
 
 def test_a_measure_over_training_seeds():
     """Two images with the first seed and one with the second, of two prompts alike: the seeds alone differ."""
     two, one = facts(FIRST, ONE, AGREES, SECOND, BOTH), facts(FIRST, ONE)
     runs = [[msgspec.structs.replace(found, prompt=f"{n}") for n in range(2)] for found in (two, one)]
-    found, count = measured(runs, MEASURES["images"])
+    found, count = estimate_measure(runs, MEASURES["images"])
     assert (found.value, found.low, found.high, found.n, count) == (1.5, 1, 2, 2, 4)
     # Only one of the prompts has an inspection, and with the first seed alone.
     runs[0][1] = msgspec.structs.replace(runs[0][1], inspections=[])
-    found, count = measured(runs, MEASURES["false alarms"])
+    found, count = estimate_measure(runs, MEASURES["false alarms"])
     assert (found.value, found.low, found.n, count) == (0, None, 1, 1)
-    assert measured(runs, MEASURES["refinements that mend"]) is None
+    assert estimate_measure(runs, MEASURES["refinements that mend"]) is None

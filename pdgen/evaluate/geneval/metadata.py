@@ -1,4 +1,4 @@
-"""GenEval's metadata: what each prompt asks for, and whether a graph says the same."""
+"""GenEval's metadata: what each prompt asks for, and its comparison with a scene graph."""
 
 from typing import Literal
 
@@ -8,20 +8,27 @@ from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.parse import parse
 from pdgen.shapes.phrases import collect_relations, is_or_are, phrase_new
 
-Kind = Literal["left of", "right of", "above", "below"]
+RelationKind = Literal["left of", "right of", "above", "below"]
 
 
 class Included(msgspec.Struct, frozen=True, rename={"noun": "class"}):
-    """Something to be seen. ``position``: its relation to the thing of that index in the list."""
+    """An object that must be visible.
+
+    Attributes:
+      noun: Its class.
+      count: The least number of them.
+      color: Their color, or None for any.
+      position: A relation, and the index in the list of the object that it refers to.
+    """
 
     noun: str
     count: int
     color: str | None = None
-    position: tuple[Kind, int] | None = None
+    position: tuple[RelationKind, int] | None = None
 
 
 class Excluded(msgspec.Struct, frozen=True, rename={"noun": "class"}):
-    """A noun of which there must be fewer than ``count``."""
+    """A class of which fewer than ``count`` objects may be visible."""
 
     noun: str
     count: int
@@ -42,7 +49,11 @@ class Metadata(msgspec.Struct, frozen=True):
 
 
 def decode_metadata(line: bytes | str) -> Metadata:
-    """One record from JSON. Raises SceneError naming the key at fault."""
+    """Decode one record from JSON.
+
+    Raises:
+      SceneError: A key is missing or has a wrong value. The message names the key.
+    """
     try:
         return msgspec.json.decode(line, type=Metadata)
     except msgspec.DecodeError as fault:
@@ -50,18 +61,21 @@ def decode_metadata(line: bytes | str) -> Metadata:
 
 
 def find_disagreements(metadata: Metadata) -> list[str]:
-    """In what the parsed prompt and the metadata differ, or why the prompt cannot be parsed; empty where they agree."""
+    """Return the differences between the parsed prompt and its metadata, or why the prompt cannot be parsed.
+
+    The list is empty if both agree.
+    """
     try:
-        return [f"{metadata.prompt!r}: {found}" for found in agrees(parse(metadata.prompt), metadata)]
+        return [f"{metadata.prompt!r}: {found}" for found in compare_graph(parse(metadata.prompt), metadata)]
     except SceneError as fault:
         return [str(fault)]
 
 
-def agrees(graph: SceneGraph, metadata: Metadata) -> list[str]:
-    """In what the graph is not what the metadata asks for; empty where both say the same.
+def compare_graph(graph: SceneGraph, metadata: Metadata) -> list[str]:
+    """Return the differences between a scene graph and the metadata, empty if both say the same.
 
-    A graph must have each included thing, with its count and its colour or none, must state each position and
-    nothing beyond, and must hold fewer than what is excluded.
+    The graph must have each included object with its count and its color or none. It must state each position and no
+    other relation, and must hold fewer objects than are excluded.
     """
     found = []
     left = list(graph.entities)
@@ -76,7 +90,7 @@ def agrees(graph: SceneGraph, metadata: Metadata) -> list[str]:
             wanted = Entity(0, item.noun, item.count, attributes)
             found.append(f"{phrase_new(wanted)} {is_or_are(wanted)} not in the graph")
     found += [f"{phrase_new(e)} {is_or_are(e)} not in the metadata" for e in left]
-    found += _of_positions(graph, metadata, ids)
+    found += _compare_positions(graph, metadata, ids)
     for item in metadata.exclude:
         count = sum(e.count for e in graph.entities if e.noun == item.noun)
         if count >= item.count:
@@ -86,13 +100,13 @@ def agrees(graph: SceneGraph, metadata: Metadata) -> list[str]:
     return found
 
 
-def _of_positions(graph: SceneGraph, metadata: Metadata, ids: list[int | None]) -> list[str]:
+def _compare_positions(graph: SceneGraph, metadata: Metadata, ids: list[int | None]) -> list[str]:
     found = []
     positions = [(n, *item.position) for n, item in enumerate(metadata.include) if item.position is not None]
     for number, kind, reference in positions:
         subject, other = ids[number], ids[reference]
         if subject is None or other is None:
-            continue  # Named as absent already.
+            continue  # reported as absent already
         if not any(r.kind == kind for r in collect_relations(graph, subject, [other])):
             nouns = metadata.include[number].noun, metadata.include[reference].noun
             found.append(f"{nouns[0]!r} is not {kind} {nouns[1]!r} in the graph")

@@ -1,8 +1,8 @@
-"""GenEval's decision rule: whether an image shows what its metadata asks for (Ghosh et al. 2023, arXiv 2310.11513).
+"""GenEval's rule: whether an image shows what its metadata asks for (Ghosh et al. 2023, arXiv 2310.11513).
 
 Of each class the objects whose score is above a threshold count, at most ``max_objects``, best first. An included
-class needs ``count`` of them, and only the ``count`` best are looked at for colour and position. The benchmark's
-own code can suppress overlapping boxes, but does not unless told to; neither does this.
+class needs ``count`` of them. Only the ``count`` best are checked for color and position. The benchmark's own code has
+an option that suppresses overlapping boxes and is off by default. This module does not suppress any.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.metadata import Included, Metadata
+from pdgen.evaluate.geneval.metadata import Included, Metadata
 from pdgen.shapes.graph import COLORS
 from pdgen.shapes.world import find_relations
 
@@ -22,13 +22,13 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 
 
 class Detection(NamedTuple):
-    """One detected object.
+    """A detected object.
 
     Attributes:
       box: (left, top, right, bottom) in pixels, x to the right, y downwards.
-      score: confidence, 0 to 1.
-      color: of ``COLORS``, where the detector itself knows it.
-      mask: its pixels, where the detector has them.
+      score: The confidence, 0 to 1.
+      color: One of ``COLORS``, if the detector itself determines colors.
+      mask: The object's pixels, if the detector segments.
     """
 
     box: tuple[float, float, float, float]
@@ -38,65 +38,72 @@ class Detection(NamedTuple):
 
 
 Detections = Mapping[str, Sequence[Detection]]  # by class
-Colors = Callable[[str, Sequence[Detection]], Sequence[str]]  # (class, its objects) -> the colour of each
+ColorClassifier = Callable[[str, Sequence[Detection]], Sequence[str]]  # (class, its objects) -> the colour of each
 
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Which detections count: those with a score above ``score`` (of counting prompts ``counting``), the best
-    ``max_objects`` of each class. The defaults are the published ones, for Mask2Former."""
+    """Thresholds that select detections. The defaults are the published ones, for Mask2Former.
+
+    Attributes:
+      score: Detections count if their score is above it.
+      counting: The same for the task "counting".
+      max_objects: The largest number of objects of a class.
+    """
 
     score: float = 0.3
     counting: float = 0.9
     max_objects: int = 16
 
 
-class Verdict(NamedTuple):
-    """Whether an image is correct, and if not why, a line for each unmet demand."""
+class ImageVerdict(NamedTuple):
+    """Whether an image is correct, and if not the reason, one line for each unmet demand."""
 
     correct: bool
     reason: str
 
 
-def keep(detections: Detections, tag: str, thresholds: Thresholds = Thresholds()) -> dict[str, list[Detection]]:
-    """The objects that count for a prompt of the task ``tag``, best first; classes without any are left out.
+def filter_detections(
+    detections: Detections, tag: str, thresholds: Thresholds = Thresholds()
+) -> dict[str, list[Detection]]:
+    """Return the objects that count for a prompt of the task ``tag``, best first, without classes that have none.
 
     Of equal scores the later one comes first, as in the benchmark's own code.
     """
     least = thresholds.counting if tag == "counting" else thresholds.score
-    kept = {}
+    selected = {}
     for noun, objects in detections.items():
         above = [o for o in reversed(objects) if o.score > least]
         best = sorted(above, key=lambda o: -o.score)[: thresholds.max_objects]
         if best:
-            kept[noun] = best
-    return kept
+            selected[noun] = best
+    return selected
 
 
-def judge(metadata: Metadata, objects: Detections, colors: Colors) -> Verdict:
-    """The verdict on one image.
+def judge_detections(metadata: Metadata, objects: Detections, colors: ColorClassifier) -> ImageVerdict:
+    """Judge one image by its detections.
 
     Args:
-      metadata: what is asked for; all of ``include`` must be met and nothing of ``exclude``.
-      objects: as ``keep`` gives them.
-      colors: called for the objects whose colour matters, and for no other.
+      metadata: What the prompt asks for. All of ``include`` must be met and nothing of ``exclude``.
+      objects: The objects that count, see ``filter_detections``.
+      colors: Returns the colors of objects of a class. It is called only for objects whose color matters.
     """
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []
     for wanted in metadata.include:
         found = objects.get(wanted.noun, ())[: wanted.count]
-        faults = _of_one(wanted, found, groups, colors)
+        faults = _check_included(wanted, found, groups, colors)
         groups.append(None if faults else found)
         reasons += faults
     for limit in metadata.exclude:
         number = len(objects.get(limit.noun, ()))
         if number >= limit.count:
             reasons.append(f"expected {limit.noun}<{limit.count}, found {number}")
-    return Verdict(not reasons, "\n".join(reasons))
+    return ImageVerdict(not reasons, "\n".join(reasons))
 
 
-def _of_one(
-    wanted: Included, found: Sequence[Detection], groups: Sequence[Sequence[Detection] | None], colors: Colors
+def _check_included(
+    wanted: Included, found: Sequence[Detection], groups: Sequence[Sequence[Detection] | None], colors: ColorClassifier
 ) -> list[str]:
     if len(found) < wanted.count:
         return [f"expected {wanted.noun}>={wanted.count}, found {len(found)}"]
@@ -120,35 +127,49 @@ def _of_one(
     return []
 
 
-class Prompt(NamedTuple):
-    """One prompt of a list: what it asks for, and the JSON object as it stands in the list."""
+class GenEvalPrompt(NamedTuple):
+    """A prompt of a list: what it asks for, and its JSON object in the list."""
 
     metadata: Metadata
     raw: dict
 
 
-def check_prompts(prompts: Sequence[Prompt], classes: Sequence[str], detector: str) -> None:
-    """Raises EvaluationError where a prompt asks for what the detector or the rule cannot tell, by its number."""
+def check_prompts(prompts: Sequence[GenEvalPrompt], classes: Sequence[str], detector: str) -> None:
+    """Check that the detector and the rule can judge all prompts.
+
+    Args:
+      prompts: The prompts.
+      classes: The classes that the detector knows.
+      detector: The detector's name, for the message.
+
+    Raises:
+      EvaluationError: A prompt has an unknown class or color, or a position that refers to a later object.
+    """
     for number, (metadata, _) in enumerate(prompts):
         name = f"prompt {number} ({metadata.prompt!r})"
         for index, item in enumerate(metadata.include):
             if item.color not in (None, *COLORS):
                 raise EvaluationError(f"{name}: color {item.color!r} is none of {', '.join(COLORS)}")
             if item.position is not None and item.position[1] >= index:
-                raise EvaluationError(f"{name}: position of {item.noun!r} refers to what comes later in include")
+                raise EvaluationError(f"{name}: position of {item.noun!r} refers to a later object of include")
         for item in (*metadata.include, *metadata.exclude):
             if item.noun not in classes:
                 raise EvaluationError(
-                    f"{name}: class {item.noun!r} is none that detector {detector} knows; choose another --detector"
+                    f"{name}: class {item.noun!r} is unknown to detector {detector}; choose another --detector"
                 )
 
 
-class Result(NamedTuple):
+class GenEvalResult(NamedTuple):
     """One line of the official ``results.jsonl``.
 
     Attributes:
-      metadata: the prompt's JSON object, as a string.
-      details: by class, [left, top, right, bottom, score] of every object that counts, as a JSON string.
+      filename: The image's path.
+      tag: The prompt's task.
+      prompt: The prompt.
+      correct: Whether the image is correct.
+      reason: Why it is not; "" if it is.
+      metadata: The prompt's JSON object, as a string.
+      details: By class, [left, top, right, bottom, score] of every object that counts, as a JSON string.
     """
 
     filename: str
@@ -160,10 +181,10 @@ class Result(NamedTuple):
     details: str
 
 
-def result(filename: str, prompt: Prompt, objects: Detections, verdict: Verdict) -> Result:
-    """The line of one image; ``objects`` as ``keep`` gives them."""
+def make_result(filename: str, prompt: GenEvalPrompt, objects: Detections, verdict: ImageVerdict) -> GenEvalResult:
+    """Return the line of one image. For ``objects`` see ``filter_detections``."""
     details = {noun: [[*o.box, o.score] for o in found] for noun, found in objects.items()}
-    return Result(
+    return GenEvalResult(
         filename=filename,
         tag=prompt.metadata.tag,
         prompt=prompt.metadata.prompt,

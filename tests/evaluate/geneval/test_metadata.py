@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pdgen.evaluate.metadata import agrees, decode_metadata
+from pdgen.evaluate.geneval.metadata import compare_graph, decode_metadata
 from pdgen.shapes.graph import COLORS, SceneError
 from pdgen.shapes.lexicon import COCO, add_article, spell_number
 from pdgen.shapes.parse import parse
@@ -37,7 +37,7 @@ def records():
 def test_all_tasks_agree():
     made = list(records())
     assert len(made) == 80 * 11
-    assert [(r.prompt, found) for r in made if (found := agrees(parse(r.prompt), r))] == []
+    assert [(r.prompt, found) for r in made if (found := compare_graph(parse(r.prompt), r))] == []
 
 
 DOG, CAT = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
@@ -69,7 +69,7 @@ DOG, CAT = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
     ],
 )
 def test_differences_are_named(prompt, include, more, differences):
-    assert agrees(parse(prompt), record(prompt, include, **more)) == differences
+    assert compare_graph(parse(prompt), record(prompt, include, **more)) == differences
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,16 @@ import pathlib
 import pytest
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval import Detection, Prompt, Thresholds, check_prompts, judge, keep, result
-from pdgen.evaluate.metadata import decode_metadata
+from pdgen.evaluate.geneval.metadata import decode_metadata
+from pdgen.evaluate.geneval.rule import (
+    Detection,
+    GenEvalPrompt,
+    Thresholds,
+    check_prompts,
+    filter_detections,
+    judge_detections,
+    make_result,
+)
 
 CASES = pathlib.Path(os.environ.get("PDGEN_GENEVAL_CASES", pathlib.Path(__file__).parent / "geneval_cases.jsonl"))
 
@@ -27,7 +35,7 @@ def thing(box=(0, 0, 10, 10), score=0.95, color="red"):
 
 def verdict(include, objects, **more):
     wanted = metadata(include, **more)
-    return judge(wanted, keep(objects, wanted.tag), known_color)
+    return judge_detections(wanted, filter_detections(objects, wanted.tag), known_color)
 
 
 def test_verdict_cases():
@@ -39,22 +47,22 @@ def test_verdict_cases():
             noun: [Detection(tuple(o["box"]), o["score"], o["color"]) for o in objects]
             for noun, objects in case["detections"].items()
         }
-        if judge(wanted, keep(detections, wanted.tag), known_color).correct != case["correct"]:
+        if judge_detections(wanted, filter_detections(detections, wanted.tag), known_color).correct != case["correct"]:
             wrong.append(number)
     assert lines and wrong == []
 
 
 def test_scores_count_strictly_above_the_threshold_and_counting_has_its_own():
     dogs = {"dog": [thing(score=s) for s in (0.3, 0.31, 0.9, 0.91)]}
-    assert [o.score for o in keep(dogs, "two_object")["dog"]] == [0.91, 0.9, 0.31]
-    assert [o.score for o in keep(dogs, "counting")["dog"]] == [0.91]
-    assert keep({"dog": [thing(score=0.3)]}, "colors") == {}
+    assert [o.score for o in filter_detections(dogs, "two_object")["dog"]] == [0.91, 0.9, 0.31]
+    assert [o.score for o in filter_detections(dogs, "counting")["dog"]] == [0.91]
+    assert filter_detections({"dog": [thing(score=0.3)]}, "colors") == {}
 
 
 def test_no_more_than_sixteen_of_a_class_count():
     many = {"dog": [thing(score=0.99)] * 20}
-    assert len(keep(many, "counting")["dog"]) == 16
-    assert len(keep(many, "counting", Thresholds(max_objects=3))["dog"]) == 3
+    assert len(filter_detections(many, "counting")["dog"]) == 16
+    assert len(filter_detections(many, "counting", Thresholds(max_objects=3))["dog"]) == 3
     fifteen = [{"class": "dog", "count": 15}]
     assert not verdict(fifteen, many, exclude=[{"class": "dog", "count": 16}]).correct
     assert verdict(fifteen, many, exclude=[{"class": "dog", "count": 17}]).correct
@@ -127,15 +135,17 @@ def test_colours_are_asked_for_only_where_they_matter():
         {"class": "dog", "count": 1, "color": "red"},
         {"class": "cat", "count": 1, "color": "red"},
     ]
-    assert not judge(metadata(include), {"cup": [thing()], "dog": [thing()] * 5}, colors).correct
+    assert not judge_detections(metadata(include), {"cup": [thing()], "dog": [thing()] * 5}, colors).correct
     assert asked == [("dog", 1)]
 
 
 def test_the_official_line():
     raw = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
-    prompt = Prompt(decode_metadata(json.dumps(raw)), raw)
-    objects = keep({"dog": [thing((1.5, 2, 3, 4), 0.75)], "cup": [thing(score=0.1)]}, "colors")
-    line = result("a/00000/samples/00000.png", prompt, objects, judge(prompt.metadata, objects, known_color))._asdict()
+    prompt = GenEvalPrompt(decode_metadata(json.dumps(raw)), raw)
+    objects = filter_detections({"dog": [thing((1.5, 2, 3, 4), 0.75)], "cup": [thing(score=0.1)]}, "colors")
+    line = make_result(
+        "a/00000/samples/00000.png", prompt, objects, judge_detections(prompt.metadata, objects, known_color)
+    )._asdict()
     assert list(line) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
     assert json.loads(line["metadata"]) == raw
     assert json.loads(line["details"]) == {"dog": [[1.5, 2, 3, 4, 0.75]]}
@@ -145,18 +155,21 @@ def test_the_official_line():
 @pytest.mark.parametrize(
     ("include", "words"),
     [
-        ([{"class": "unicorn", "count": 1}], "prompt 0 ('a photo'): class 'unicorn' is none that detector coco knows"),
+        ([{"class": "unicorn", "count": 1}], "prompt 0 ('a photo'): class 'unicorn' is unknown to detector coco"),
         ([{"class": "dog", "count": 1, "color": "teal"}], "color 'teal' is none of red, "),
-        ([{"class": "dog", "count": 1, "position": ["above", 1]}, {"class": "dog", "count": 1}], "comes later"),
+        (
+            [{"class": "dog", "count": 1, "position": ["above", 1]}, {"class": "dog", "count": 1}],
+            "refers to a later object",
+        ),
     ],
 )
 def test_what_cannot_be_judged_is_an_error(include, words):
     with pytest.raises(EvaluationError) as caught:
-        check_prompts([Prompt(metadata(include), {})], ("dog",), "coco")
+        check_prompts([GenEvalPrompt(metadata(include), {})], ("dog",), "coco")
     assert words in str(caught.value)
 
 
 def test_an_excluded_class_must_be_known_too():
     asked = metadata([{"class": "dog", "count": 1}], exclude=[{"class": "unicorn", "count": 1}])
     with pytest.raises(EvaluationError, match="unicorn"):
-        check_prompts([Prompt(asked, {})], ("dog",), "coco")
+        check_prompts([GenEvalPrompt(asked, {})], ("dog",), "coco")

@@ -1,12 +1,12 @@
-"""The paper's tables in miniature: ways to come to an image, on the benchmark of shapes world, at known cost.
+r"""The paper's tables in miniature: sampling strategies on the benchmark of shapes world, at known cost.
 
     python -m benchmarks.miniature --base=out/base --process=out/process_0 --process=out/process_1 \
         --process=out/process_2 --output=out/miniature
 
-Each way is an evaluation by ``launch/evaluate.py``: of the base, or of every process model. The process models are one
-fine-tuning of that base from different training seeds. Evaluations that have ended are left out, so a killed run
-resumes. Prints the tables of ``docs/miniature.md``, and writes ``benchmarks/results/miniature.json`` and
-``docs/miniature_*.png``; with ``--count`` both into OUTPUT. A quick look with the models that the package brings along:
+Each row is an evaluation by ``launch/evaluate.py``, of the base or of every process model. The process models are
+fine-tuned from that base with different training seeds. Finished evaluations are skipped, so a killed run resumes. The
+benchmark prints the tables of ``docs/miniature.md``, and writes ``benchmarks/results/miniature.json`` and
+``docs/miniature_*.png``, or with ``--count`` both into OUTPUT. A quick test with the shipped models:
 
     python -m benchmarks.miniature --base=shapes_base --process=shapes --count=2 --samples=1 --best_of=2 --parm=4 \
         --setting=image.num_timesteps=8
@@ -18,27 +18,27 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from benchmarks.miniature_plots import PLOTS
-from benchmarks.miniature_results import Numbers, Row, collect, read_run
-from benchmarks.miniature_tables import markdown
-from benchmarks.result import RESULTS, cpu_name, versions, write_json
-from pdgen.cli import fail, parse
+from benchmarks.miniature.plots import PLOTS
+from benchmarks.miniature.results import Numbers, Row, collect, read_row_evaluation
+from benchmarks.miniature.tables import format_tables
+from benchmarks.result import RESULTS, get_cpu_name, get_versions, write_json
+from pdgen.cli import fail
 from pdgen.evaluate import published
 from pdgen.files import new_file
 from pdgen.train.release.stages import Stage, run_stage
 
 FLAGS = flags.FLAGS
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # Contexts have room for the longest trajectory that these allow, so the sampler's own limits, 512 and 256, cost more.
 # Of 9,332 training trajectories no prompt has more than 86 tokens and no plan more than 114; 106 plans exceed 96.
 LIMITS = ("max_prompt_tokens=96", "text.max_tokens=128")
 
 
 def define_flags() -> None:
-    """The command line of this benchmark alone."""
+    """Define the flags of this benchmark."""
     flags.DEFINE_string("base", "shapes_base", "the base: a checkpoint, a run's workdir, a shipped model's name")
     flags.DEFINE_multi_string("process", None, "a process model, one for each training seed", required=True)
     flags.DEFINE_string("output", "out/miniature", "folder of the evaluations, ROW/NUMBER/scores each")
@@ -50,11 +50,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("parm", 20, "candidates of PARM; the paper's has 20", lower_bound=1)
 
 
-def rows(best_of: Sequence[int], stepwise: int, parm: int) -> list[Row]:
-    """The rows of the tables; what others are compared with comes first.
+def make_rows(best_of: Sequence[int], stepwise: int, parm: int) -> list[Row]:
+    """Return the rows of the tables. The first one is the reference of comparisons.
 
-    The paper's rivals think outside of the model or draw many images, so they run on the base. Steps can only be picked
-    of a model that takes steps.
+    The paper's other strategies use an external planner or inspector, or draw many images, so they run on the base.
+    Stepwise selection needs a model that works in steps.
     """
     geneval, ways = (
         {name: scores[table.columns.index("overall")] for name, scores in table.rows.items()}
@@ -92,13 +92,17 @@ def rows(best_of: Sequence[int], stepwise: int, parm: int) -> list[Row]:
     ]
 
 
-def evaluations(
+def make_evaluations(
     row: Row, base: str, process: Sequence[str], output: pathlib.Path, common: Sequence[str]
 ) -> list[Stage]:
-    """The evaluations of a row, one for each of its models.
+    """Return the evaluations of a row, one for each of its models.
 
     Args:
-      common: flags of ``launch/evaluate.py`` for all rows.
+      row: The row.
+      base: The base model.
+      process: The process models.
+      output: The folder of all evaluations.
+      common: Flags of ``launch/evaluate.py`` for all rows.
     """
     stages = []
     for number, model in enumerate([base] if row.model == "base" else process):
@@ -114,18 +118,21 @@ def evaluations(
 
 
 def measure(every: Sequence[Row], stages: Mapping[str, Sequence[Stage]], launch: pathlib.Path) -> Numbers:
-    """Evaluates what is missing; the numbers of all rows, see ``miniature_results.collect``, with their "commands".
+    """Run the missing evaluations and return the numbers of all rows with their "commands".
 
     Args:
-      stages: by row its evaluations.
-      launch: folder of ``evaluate.py``.
+      every: The rows.
+      stages: The evaluations of each row.
+      launch: The folder of ``evaluate.py``.
 
     Raises:
-      EvaluationError: an evaluation failed, had ended with other arguments, or does not fit to the others.
+      EvaluationError: An evaluation failed, has other arguments, or does not match the others.
     """
     for stage in tqdm([stage for own in stages.values() for stage in own], unit=" evaluations"):
         run_stage(stage, launch, tqdm.write)
-    found = collect(every, {name: [read_run(one.folder / "scores") for one in own] for name, own in stages.items()})
+    found = collect(
+        every, {name: [read_row_evaluation(one.folder / "scores") for one in own] for name, own in stages.items()}
+    )
     for name, own in stages.items():
         found[name]["commands"] = [shlex.join(["python", "launch/evaluate.py", *stage.arguments]) for stage in own]
     return found
@@ -138,24 +145,19 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     common = [f"--samples={FLAGS.samples}", *([f"--count={FLAGS.count}"] if FLAGS.count else [])]
     common += [f"--setting={text}" for text in (*LIMITS, *FLAGS.setting)]
-    output, every = pathlib.Path(FLAGS.output), rows(FLAGS.best_of, FLAGS.stepwise, FLAGS.parm)
-    stages = {row.name: evaluations(row, FLAGS.base, FLAGS.process, output, common) for row in every}
+    output, every = pathlib.Path(FLAGS.output), make_rows(FLAGS.best_of, FLAGS.stepwise, FLAGS.parm)
+    stages = {row.name: make_evaluations(row, FLAGS.base, FLAGS.process, output, common) for row in every}
     try:
         found = measure(every, stages, ROOT / "launch")
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
     command = shlex.join(["python", "-m", "benchmarks.miniature", *sys.argv[1:]])
-    told = {"cpu": cpu_name(), **versions("jax", "pdgen"), "command": command, "samples": FLAGS.samples}
-    print(markdown(found))
+    facts = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "command": command, "samples": FLAGS.samples}
+    print(format_tables(found))
     results, docs = (RESULTS, ROOT / "docs") if FLAGS.count is None else (output, output)
-    print(write_json("miniature", {**told, "rows": found}, results))
+    print(write_json("miniature", {**facts, "rows": found}, results))
     for name, plot in PLOTS.items():
         path = docs / f"miniature_{name}.png"
         with new_file(path) as partial:
             plot(found).savefig(partial, dpi=100, format="png")
         print(path)
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main, flags_parser=parse)

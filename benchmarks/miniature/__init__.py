@@ -1,0 +1,1 @@
+"""The paper's tables in miniature, see ``benchmarks.miniature.run``."""

@@ -1,0 +1,1 @@
+"""GenEval: its metadata, its rule, and the scores of a folder of images."""
