@@ -57,7 +57,7 @@ def time_subset(settings: DatasetSettings, subset: str, count: int, folder: path
 def measure(count: int) -> dict[str, Any]:
     """Time every subset and return every printed number."""
     settings = DatasetSettings()
-    counts = {subset: scale_settings(settings, SCALE).counts(subset)[0] for subset in SUBSETS}
+    counts = {subset: scale_settings(settings, SCALE).count_samples(subset)[0] for subset in SUBSETS}
     wanted = {subset: count for subset, count in counts.items() if count}
     shards.make_shard_maker(settings)(Shard("multi_turn", 0, 0, 8))  # loads and compiles
     subsets = {}
