@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     try:
         checkpoints, images = read_checkpoints(FLAGS.checkpoint), images_of_a_step(FLAGS.run, FLAGS.images_per_step)
-        values, every = {"together": FLAGS.batch} | read_values(FLAGS.setting), draws(FLAGS.count, rows=ROWS)
+        values, every = {"batch_size": FLAGS.batch} | read_values(FLAGS.setting), draws(FLAGS.count, rows=ROWS)
         points = []
         for step, path in checkpoints.items():
             rows = scores(measure(step, path, every, values))
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         print(f"base_curve: {fault}", file=sys.stderr)
         sys.exit(2)
-    settings = {mode: one.flat() for mode, one in ability_settings(values).items()}
+    settings = {mode: one.flatten() for mode, one in ability_settings(values).items()}
     told = {"cpu": cpu_name(), **versions("jax", "pdgen"), "count": FLAGS.count, "settings": settings}
     print(write_json("base_curve", {**told, "images_per_step": images, "checkpoints": points}))
     with new_file(PLOT) as partial:

@@ -41,16 +41,18 @@ from tqdm import tqdm
 from benchmarks import image_scan
 from benchmarks.result import cpu_name, versions, write_json
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.load import Loaded
 from pdgen.config import ComputeConfig, ModelConfig, preset
 from pdgen.flow.denoise import ImageSettings
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
-from pdgen.sample.engine import Sampler
+from pdgen.sample.model import make_model
+from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleSettings
 from pdgen.sample.strategies import table as strategies
 from pdgen.sample.strategies.search import StepwiseBestOfN
 from pdgen.sample.strategies.task import Task
-from pdgen.sample.text import TextSettings, room, write_text
+from pdgen.sample.text import TextSettings, count_text_slots, write_text
 from pdgen.sequence.grammar import SWITCHES
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Mode, Trajectory
@@ -89,11 +91,10 @@ def make_sampler(config: ModelConfig) -> Sampler:
         "model": bagel.init_params(config, jax.random.key(0)),
         "autoencoder": autoencoder.init_params(config.autoencoder, jax.random.key(1)),
     }
-    sampler = Sampler(config, params, load_tokenizer(shapes_folder()), compute=compute())
-    switches = sampler.automaton.switches.copy()
+    model = make_model(Loaded(config, params, load_tokenizer(shapes_folder())), compute())
+    switches = model.automaton.switches.copy()
     switches[switches.sum(1) > 1, SWITCHES.index("end")] = False
-    sampler.automaton = dataclasses.replace(sampler.automaton, switches=switches)
-    return sampler
+    return Sampler(dataclasses.replace(model, automaton=dataclasses.replace(model.automaton, switches=switches)))
 
 
 def settings(mode: Mode = "process") -> SampleSettings:
@@ -130,7 +131,7 @@ def ratio(seconds: Seconds, slow: str, fast: str) -> float:
 def batch(config: ModelConfig) -> dict[str, Any]:
     """The same trajectories in one batch and one at a time, and how much faster a batch could be at all."""
     sampler, rows = make_sampler(config), FLAGS.batch
-    together = dataclasses.replace(settings(), together=rows)
+    together = dataclasses.replace(settings(), batch_size=rows)
     seeds = full_length_seeds(sampler, together, rows)
     seconds = in_turns(
         {
@@ -167,7 +168,10 @@ def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list
 
 def products(sampler: Sampler, drawn: list[Trajectory]) -> float:
     """Floating-point operations of the layers' matrix products; attention, autoencoder and ViT left out."""
-    layers, span = sampler.params["model"]["language"]["layers"], (SIDE // sampler.config.latent_stride) ** 2 + 2
+    layers, span = (
+        sampler.model.params["model"]["language"]["layers"],
+        (SIDE // sampler.model.config.latent_stride) ** 2 + 2,
+    )
     gen, und = (sum(leaf.size for leaf in jax.tree.leaves(layers[expert])) for expert in ("gen", "und"))
     costs = [one.costs for one in drawn]
     return 2 * sum(c["network_evaluations"] * span * gen + c["prefilled_tokens"] * und for c in costs)
@@ -193,11 +197,13 @@ def fastest(call: Callable[[], Any]) -> float:
 
 def search(config: ModelConfig) -> dict[str, Any]:
     """Stepwise best of two, all prompts at once and one after the other; the rows that work together are as many."""
-    sampler, how = make_sampler(config), dataclasses.replace(settings(), together=FLAGS.batch)
+    sampler, how = make_sampler(config), dataclasses.replace(settings(), batch_size=FLAGS.batch)
     seeds = list(range(FLAGS.batch))
 
     def searched(groups: list[list[int]]) -> list[list[str]]:
-        drawn = [strategies.run(StepwiseBestOfN(n=2), Task(sampler, [PROMPT] * len(s), s, how)) for s in groups]
+        drawn = [
+            strategies.run_strategy(StepwiseBestOfN(n=2), Task(sampler, [PROMPT] * len(s), s, how)) for s in groups
+        ]
         return [[getattr(stage, "text", stage.stage) for stage in one.stages] for group in drawn for one in group]
 
     groups = {"side_by_side": [seeds], "one_by_one": [[seed] for seed in seeds]}
@@ -214,22 +220,22 @@ def context(config: ModelConfig) -> dict[str, Any]:
     twice a step.
     """
     sampler, how = make_sampler(config), dataclasses.replace(settings(), max_images=max(3, FLAGS.images))
-    [start] = sampler.starts([PROMPT], [0], how)
+    [start] = sampler.make_starts([PROMPT], [0], how)
 
     def growing() -> list[str]:
-        one = sampler.batch([start], how)
-        while one.going():
+        one = sampler.make_batch([start], how)
+        while one.list_active():
             one.step()
-        return [getattr(stage, "text", stage.stage) for stage in one.trajectory(0).stages]
+        return [getattr(stage, "text", stage.stage) for stage in one.make_trajectory(0).stages]
 
     def anew() -> list[str]:
         now = start
         while now.stop_reason is None:
-            one = sampler.batch([now], how)
+            one = sampler.make_batch([now], how)
             one.settle()
-            if one.going():
+            if one.list_active():
                 one.step()
-            now = one.trajectory(0)
+            now = one.make_trajectory(0)
         return [getattr(stage, "text", stage.stage) for stage in now.stages]
 
     stages = growing()
@@ -267,7 +273,7 @@ def text(config: ModelConfig) -> dict[str, Any]:
     sampler, sizes = make_sampler(config), (1, FLAGS.batch)
     calls = {str(rows): writer(sampler, rows) for rows in sizes}
     tokens = {rows: int(np.asarray(call()).sum()) for rows, call in calls.items()}
-    read = text_bytes(sampler.params["model"])
+    read = text_bytes(sampler.model.params["model"])
     bandwidth = memory_bandwidth(read)
     seconds = in_turns(calls)
     rates = {rows: tokens[rows] / statistics.median(taken) for rows, taken in seconds.items()}
@@ -284,18 +290,24 @@ def text(config: ModelConfig) -> dict[str, Any]:
 
 def writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
     """A call that writes one long text in each of ``rows`` fresh contexts and returns the numbers of tokens."""
-    how, switches = TextSettings(8 * FLAGS.words, 1.0), (sampler.tokenizer.im_start, sampler.tokenizer.im_end)
-    cache = empty_cache(sampler.config, rows, room(how, sampler.grammar))
+    how, switches = (
+        TextSettings(8 * FLAGS.words, 1.0),
+        (sampler.model.tokenizer.im_start, sampler.model.tokenizer.im_end),
+    )
+    cache = empty_cache(sampler.model.config, rows, count_text_slots(how, sampler.model.grammar))
     write = jax.jit(write_text, static_argnums=(0, 1, 2))
-    start, keys = np.full(rows, sampler.automaton.starts["plan"], np.int32), jax.random.split(jax.random.key(0), rows)
+    start, keys = (
+        np.full(rows, sampler.model.automaton.starts["plan"], np.int32),
+        jax.random.split(jax.random.key(0), rows),
+    )
 
     def run() -> jax.Array:
         _, written = write(
-            (sampler.config, sampler.compute),
+            (sampler.model.config, sampler.model.compute),
             how,
             switches,
-            sampler.params["model"],
-            sampler.grammar,
+            sampler.model.params["model"],
+            sampler.model.grammar,
             cache,
             (start, np.ones(rows, bool), keys),
         )

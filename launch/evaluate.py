@@ -175,7 +175,7 @@ def advisers(output: pathlib.Path) -> Advisers:
 
 def made_images(output: pathlib.Path, jobs: Sequence[folder.Job]) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder with all images of the jobs, those that lacked made by the checkpoint, and what it made them by."""
-    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | read_values(SETTING.value)
+    values = PROTOCOL.get(BENCHMARK.value, {}) | {"batch_size": BATCH.value} | read_values(SETTING.value)
     checkpoint = chosen_checkpoint()
     assert checkpoint is not None
     recipe = read_recipe(checkpoint, STRATEGY.value, values)
@@ -266,7 +266,7 @@ def run_geneval(output: pathlib.Path) -> int:
 
 def run_abilities(output: pathlib.Path) -> int:
     """What a base model can do: samples, judges, tells; returns the exit status."""
-    values = {"together": BATCH.value} | read_values(SETTING.value)
+    values = {"batch_size": BATCH.value} | read_values(SETTING.value)
     settings, checkpoint = ability_run.ability_settings(values), find(chosen_checkpoint())
     draws = abilities.draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()

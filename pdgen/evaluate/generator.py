@@ -13,8 +13,9 @@ from flax import traverse_util
 from pdgen.checkpoints.load import digest_of, find
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import Generate, Sample
-from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings
+from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run_strategy
 from pdgen.teachers.advisers import Advisers
 
 STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as trajectories name them
@@ -35,7 +36,7 @@ class Recipe:
         """
         strategy = {"": self.strategy.name, **{f".{k}": v for k, v in dataclasses.asdict(self.strategy).items()}}
         settings = traverse_util.flatten_dict(dataclasses.asdict(self.settings), sep=".")
-        del settings["together"]
+        del settings["batch_size"]
         facts = {
             "manifest": digest_of(self.checkpoint),
             **{f"strategy{name}": value for name, value in strategy.items()},
@@ -117,7 +118,7 @@ def make_generate(recipe: Recipe, advisers: Advisers, say: Callable[[str], None]
 
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Sample]:
         task = Task(sampler(), prompts, seeds, recipe.settings, advisers, say)
-        drawn = run(recipe.strategy, task)
+        drawn = run_strategy(recipe.strategy, task)
         for trajectory in drawn:
             if not trajectory.images:
                 raise EvaluationError(

@@ -72,7 +72,7 @@ def test_what_decides_no_image_is_no_fact(checkpoint, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(checkpoint, moved)
     facts = [
-        generator.read_recipe(str(folder), "process", {"together": together}).facts()
+        generator.read_recipe(str(folder), "process", {"batch_size": together}).facts()
         for folder, together in ((checkpoint, 8), (moved, 2))
     ]
     assert facts[0] == facts[1] and facts[0]["strategy"] == "process"

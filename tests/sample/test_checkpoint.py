@@ -12,23 +12,23 @@ from pdgen.checkpoints.load import find
 from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
-from pdgen.sample.engine import Sampler
+from pdgen.sample.sampler import Sampler
 from tests.sample.conftest import NANO
 
 
 def test_a_converted_checkpoint(sampler, checkpoint):
     config, params = read_bagel_folder(NANO)
-    assert (sampler.config, sampler.checkpoint) == (config, str(checkpoint))
-    jax.tree.map(np.testing.assert_array_equal, sampler.params, params)
-    assert sampler.tokenizer.files[0].read_bytes() == (NANO / "tokenizer.json").read_bytes()
+    assert (sampler.model.config, sampler.model.name) == (config, str(checkpoint))
+    jax.tree.map(np.testing.assert_array_equal, sampler.model.params, params)
+    assert sampler.model.tokenizer.files[0].read_bytes() == (NANO / "tokenizer.json").read_bytes()
 
 
 def test_the_export_of_a_training_run(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     shutil.copytree(checkpoint, tmp_path / EXPORT)
     sampler = Sampler.from_checkpoint(tmp_path, ComputeConfig(dtype="bfloat16"))
-    assert sampler.checkpoint == str(tmp_path / EXPORT)
-    assert sampler.compute.dtype == "bfloat16"
+    assert sampler.model.name == str(tmp_path / EXPORT)
+    assert sampler.model.compute.dtype == "bfloat16"
 
 
 def test_other_folders_are_refused(checkpoint, tmp_path):

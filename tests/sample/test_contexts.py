@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.sample.rows import Row
+from pdgen.sample.kernels import State
+from pdgen.sample.rows import BatchRow
 from pdgen.sample.settings import THINK
-from pdgen.sample.steps import State
 from tests.golden.conftest import check
 from tests.sample.conftest import NANO, SETTINGS, recording
 from tests.torch_reference import sampling
@@ -72,7 +72,7 @@ def reference(sampler):
     model, autoencoder = Bagel(*files), PosteriorAutoencoder(files[0]["vae_config"])
     model.load_state_dict(load_file(NANO / "ema.safetensors"))
     autoencoder.load_state_dict(load_file(NANO / "ae.safetensors"))
-    tokens = sampler.tokenizer
+    tokens = sampler.model.tokenizer
     switches = sampling.Switches(tokens.im_start, tokens.im_end, tokens.vision_start, tokens.vision_end)
     return sampling.Sampler(model, autoencoder, switches)
 
@@ -82,7 +82,7 @@ class Sampled(NamedTuple):
 
     prompted: State
     written: State
-    rows: list[Row]
+    rows: list[BatchRow]
     drawn: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -97,17 +97,17 @@ def sampled(sampler):
     starts = []
     for name, (mode, sizes, thought) in ROWS.items():
         settings = dataclasses.replace(ASKED, mode=mode)
-        start = sampler.starts([f"{name} a cat"], [SEED], settings, [[given_image(size) for size in sizes]])[0]
+        start = sampler.make_starts([f"{name} a cat"], [SEED], settings, [[given_image(size) for size in sizes]])[0]
         starts.append(start.branch(0, plan=THOUGHT) if thought == "history" else start)
-    batch = sampler.batch(starts, ASKED)
+    batch = sampler.make_batch(starts, ASKED)
     batch.settle()
     prompted = jax.tree.map(np.array, batch.state)
-    batch.write([SLOT["understands"], SLOT["thinks"]])
+    batch.write_texts([SLOT["understands"], SLOT["thinks"]])
     batch.add_texts({SLOT["is told a thought"]: THOUGHT})
     batch.settle()
-    written, rows = jax.tree.map(np.array, batch.state), [row.copy(row.seed) for row in batch.rows[: len(ROWS)]]
+    written, rows = jax.tree.map(np.array, batch.state), [row.copy(row.seed) for row in batch.rows.values()]
     with recording(sampler) as recorder:
-        batch.draw([SLOT[name] for name in DRAWN])
+        batch.draw_images([SLOT[name] for name in DRAWN])
     steps = [(slot, call.result, place) for call in recorder.named("draw") for place, slot in call.rows]
     drawn = {list(ROWS)[slot]: (step.x[place], step.v[place]) for slot, step, place in steps}
     return Sampled(prompted, written, rows, drawn)
@@ -118,7 +118,7 @@ def read(sampler, reference, row, *parts):
 
     A thought or an answer stands last in its row.
     """
-    cache, logits, tokens = sampling.Cache(), None, sampler.tokenizer
+    cache, logits, tokens = sampling.Cache(), None, sampler.model.tokenizer
     for part in parts:
         if part in ("images", "looks"):
             for image in row.images:

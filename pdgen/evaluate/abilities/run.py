@@ -16,8 +16,8 @@ from pdgen.evaluate.abilities.scores import IMAGES, Outcome, image_path, judge
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import changed
 from pdgen.files import new_file
-from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.settings import base_settings
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings, make_base_settings
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import TextStage, Trajectory
 
@@ -38,14 +38,14 @@ def ability_settings(values: Mapping[str, Any]) -> Settings:
     """
     if "mode" in values:
         raise EvaluationError("--setting=mode: every row of abilities has its own; leave it out")
-    return {mode: changed(base_settings(mode), {**DEFAULTS, **values}) for mode, _ in GROUPS.values()}
+    return {mode: changed(make_base_settings(mode), {**DEFAULTS, **values}) for mode, _ in GROUPS.values()}
 
 
 def made_by(checkpoint: pathlib.Path, settings: Settings) -> dict[str, Any]:
     """All that decides an outcome beside prompt and seed: the checkpoint's digest and the settings of each mode."""
-    told = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flat().items()}
+    told = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flatten().items()}
     facts = {"manifest": digest_of(checkpoint), **told}
-    return {name: value for name, value in facts.items() if name.rpartition(".")[2] != "together"}
+    return {name: value for name, value in facts.items() if name.rpartition(".")[2] != "batch_size"}
 
 
 def run_draws(

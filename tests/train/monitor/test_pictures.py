@@ -93,7 +93,7 @@ def test_what_cannot_be_written_is_said_and_the_run_goes_on(run, base, fresh, dr
     (tmp_path / "pictures").write_text("no folder")
     lines = []
     pictures = Pictures(run, tmp_path, lines.append, base, SETTINGS)
-    pictures._sampler = drawn[1]._sampler  # compiled already
+    pictures._model = drawn[1]._model  # compiled already
     with jax.set_mesh(MESH):
         pictures(2, fresh)
     (line,) = lines
