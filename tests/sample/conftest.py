@@ -92,7 +92,7 @@ class Call(NamedTuple):
 
     @property
     def rows(self):
-        """(place in the group, slot) of every row that takes part."""
+        """(place in the group, slot) of every row but padding."""
         rows = next(x for x in self.given if isinstance(x, RowGroup))
         state = next(x for x in self.given if isinstance(x, State))
         return [(place, slot) for place, slot in enumerate(rows.index) if slot < len(state.logits)]

@@ -1,8 +1,8 @@
 """Training and sampling agree: a sampled trajectory, laid out as one training document, gives the same numbers.
 
-The document holds every image as training does: noised, clean, ViT. What the model said at each closing
-token while sampling, from a context that grew token by token, must stand at the same token of the document,
-and the first step of each denoising must be the velocity at its noised copy.
+The document holds every image as training does: noised, clean, ViT. The logits at each closing token, from a context
+that grew token by token, must be those at the same token of the document. The first step of each denoising must be the
+velocity at its noised copy.
 """
 
 from typing import NamedTuple

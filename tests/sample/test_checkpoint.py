@@ -32,15 +32,15 @@ def test_the_export_of_a_training_run(checkpoint, tmp_path):
 
 
 def test_other_folders_are_refused(checkpoint, tmp_path):
-    bald = tmp_path / "bald"
-    shutil.copytree(checkpoint, bald, ignore=shutil.ignore_patterns("tokenizer*"))
+    without_tokenizer = tmp_path / "without_tokenizer"
+    shutil.copytree(checkpoint, without_tokenizer, ignore=shutil.ignore_patterns("tokenizer*"))
     (tmp_path / "run").mkdir()
     for folder, words in {
         tmp_path / "nothing": "no such folder; name a pdgen checkpoint, the workdir of a training run, or shapes",
         checkpoint / "manifest.json": "no such folder",
         tmp_path / "run": "is no pdgen checkpoint, and no workdir of a training run",
         NANO: f"is a BAGEL folder; convert it first: python launch/convert.py --source={NANO} --target=",
-        bald: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
+        without_tokenizer: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
     }.items():
         with pytest.raises(CheckpointError, match=re.escape(f"{folder}: {words}")) as fault:
             find(folder)

@@ -1,4 +1,4 @@
-"""What stands in the contexts of the base model's modes, against the PyTorch reference on the same weights.
+"""The contexts of the base model's modes, against the PyTorch reference on the same weights.
 
 The reference reads the words and pictures of a context from scratch: lengths, rotary positions, keys and values and
 the logits after the last token must be the same, and so must the image that is drawn from them.
@@ -40,11 +40,11 @@ ROWS = {
     "understands": ("understand", [SQUARE, WIDE], None),
     "edits": ("edit", [WIDE, SQUARE], None),
     "thinks": ("think", [SQUARE], "model"),
-    "is told a thought": ("think", [SQUARE], "outside"),
+    "gets a thought": ("think", [SQUARE], "outside"),
     "had thought": ("think", [], "history"),
 }
 SLOT = {name: slot for slot, name in enumerate(ROWS)}
-DRAWN = ("edits", "thinks", "is told a thought")
+DRAWN = ("edits", "thinks", "gets a thought")
 
 
 class PosteriorAutoencoder(Autoencoder):
@@ -103,7 +103,7 @@ def sampled(sampler):
     batch.settle()
     prompted = jax.tree.map(np.array, batch.state)
     batch.write_texts([SLOT["understands"], SLOT["thinks"]])
-    batch.add_texts({SLOT["is told a thought"]: THOUGHT})
+    batch.add_texts({SLOT["gets a thought"]: THOUGHT})
     batch.settle()
     written, rows = jax.tree.map(np.array, batch.state), [row.copy(row.seed) for row in batch.rows.values()]
     with recording(sampler) as recorder:
@@ -116,7 +116,7 @@ def sampled(sampler):
 def read(sampler, reference, row, *parts):
     """The reference's cache of parts of a row, and its logits after the last text; "looks" are images to the ViT alone.
 
-    A thought or an answer stands last in its row.
+    A thought or an answer is the last text of its row.
     """
     cache, logits, tokens = sampling.Cache(), None, sampler.model.tokenizer
     for part in parts:
@@ -156,7 +156,7 @@ def check_cache(cache, name, expected):
         ("edits", ["system", "images", "prompt"]),
         ("thinks", ["system", "images", "prompt"]),
         ("thinks", ["system", "images", "prompt", "thought"]),
-        ("is told a thought", ["system", "images", "prompt", "thought"]),
+        ("gets a thought", ["system", "images", "prompt", "thought"]),
         ("had thought", ["system", "prompt", "thought"]),
     ],
 )
@@ -169,7 +169,7 @@ def test_the_context_and_what_follows_it(sampler, reference, sampled, name, part
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "understands"])
 def test_what_guidance_sees(sampler, reference, sampled, name):
-    """Image guidance: all texts but a thought. Text guidance: what stands up to the last image, or the system text."""
+    """Image guidance: all texts but a thought. Text guidance: all up to the last image, or the system text."""
     state, row = sampled.written, sampled.rows[SLOT[name]]
     check_cache(state.texts, name, read(sampler, reference, row, "system", "prompt")[0])
     view = dataclasses.replace(state.full, length=state.view_length, rotary=state.view_rotary)

@@ -1,4 +1,4 @@
-"""The modes: what stands in the contexts when an image is drawn or an answer written, and the base model's defaults."""
+"""The modes: the contexts when an image is drawn or an answer written, and the base model's defaults."""
 
 import collections
 import dataclasses
@@ -72,7 +72,7 @@ def test_what_stands_in_a_trajectory(mixed, mode):
     trajectory = mixed[0][mode]
     kinds = tuple(trajectory.kinds)
     assert kinds[: len(STAND[mode])] == STAND[mode] and trajectory.mode == mode
-    if mode != "process":  # which goes on as the model likes
+    if mode != "process":  # there the model chooses
         assert kinds == STAND[mode] and trajectory.stop_reason == "finished"
     assert trajectory.settings["mode"] == mode
 
@@ -167,16 +167,20 @@ def test_refinements_may_be_guided_otherwise():
         SampleSettings(text=TextSettings(max_tokens=9, temperature=0.0, top_p=0.5, top_k=3), max_prompt_tokens=7),
     ],
 )
-def test_settings_are_read_back_from_what_a_trajectory_tells(settings):
-    told = json.loads(json.dumps(settings.flatten() | {"dtype": "float32", "strategy": "parm", "strategy.n": 4}))
-    assert unflatten_settings(told) == settings
+def test_settings_are_read_back_from_a_trajectory(settings):
+    values = json.loads(json.dumps(settings.flatten() | {"dtype": "float32", "strategy": "parm", "strategy.n": 4}))
+    assert unflatten_settings(values) == settings
     assert unflatten_settings({}) == SampleSettings()
 
 
-@pytest.mark.parametrize("told", [{"image.text_scale": 0.5}, {"image.interval_from": 0.2}, {"text.top_k": "all"}])
-def test_settings_that_cannot_be_are_not_read_back(told):
+def test_the_batch_size_is_read_from_files_of_version_0_3():
+    assert unflatten_settings({"together": 4}) == SampleSettings(batch_size=4)
+
+
+@pytest.mark.parametrize("values", [{"image.text_scale": 0.5}, {"image.interval_from": 0.2}, {"text.top_k": "all"}])
+def test_settings_that_cannot_be_are_not_read_back(values):
     with pytest.raises(ValueError, match=r"text_scale and image_scale|Expected `(float|int)`, got `(null|str)`"):
-        unflatten_settings(told)
+        unflatten_settings(values)
 
 
 def test_every_image_is_denoised_as_its_stage_is(sampler):

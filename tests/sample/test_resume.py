@@ -1,4 +1,4 @@
-"""Trajectories that go on where they stand: resumed, branched, reviewed, streamed, copied."""
+"""Unfinished trajectories continue: resumed, branched, reviewed, streamed, copied."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def near(trajectory, expected):
 
 @pytest.fixture(scope="module")
 def resumed(sampler, recorded):
-    """All three recorded trajectories cut after the first image, and gone on with."""
+    """All three recorded trajectories cut after the first image, and resumed."""
     cut = [one.branch(2) for one in recorded.drawn]
     with recording(sampler) as recorder:
         return cut, sampler.resume_all(cut, SETTINGS), recorder
@@ -59,7 +59,7 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
         assert one.stages[0].text == PLAN and one.stages[0].origin == "outside"
         assert [s.stage for s in one.stages[:2]] == ["plan", "sketch"]
         assert np.asarray(one.images[0]).tobytes() != np.asarray(before.images[0]).tobytes()
-    # A reviewer who changes the plan gets the same, to the bit: what the model had written is forgotten.
+    # A reviewer that changes the plan gets the same, to the bit: what the model had written is forgotten.
     seen = []
 
     def change(row, stage, image):
@@ -76,7 +76,7 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
 
 
 def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, recorded):
-    """As in a trajectory.json that someone has changed by hand."""
+    """As in a trajectory.json that was edited."""
     edited = []
     for one in recorded.drawn:
         cut = one.branch(1)
@@ -147,7 +147,7 @@ def test_without_other_settings_it_goes_on_with_those_it_was_drawn_with(sampler,
 
 
 def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
-    """To the bit: as there, text guidance does not see a text that stands before the image."""
+    """To the bit: as there, text guidance does not see a text before the image."""
     white = PIL.Image.new("RGB", (32, 32), "white")
     planned = sampler.resume_all([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
     painted = sampler.resume_all([one.branch(1, image=white) for one in planned], SETTINGS)

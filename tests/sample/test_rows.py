@@ -231,7 +231,7 @@ def test_room_is_that_of_the_longest_trajectory_to_the_token(sampler):
     texts, images = 100 + 2 + 6 * text, 3 * (64 + 2 + 25 + 2)
     (start,) = sampler.make_starts(["a"], settings=SETTINGS)
     assert capacities.compute_capacity(sampler.model, SETTINGS, [start]) == (texts + images, texts)
-    # A plan that stands is read too, however long it is, and not written any more.
+    # An existing plan is read, however long it is, and no room is kept to write it.
     stage = TextStage("plan", "<ins>" + "a dog " * 60 + "</ins> <des></des>")
     texts += len(sampler.model.tokenizer.encode(stage.text)) + 2 - text
     held = dataclasses.replace(start, stages=[stage])

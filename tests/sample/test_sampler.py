@@ -211,7 +211,7 @@ def test_a_row_alone_is_the_same_to_the_bit(sampler, recorded):
 
 
 def test_more_prompts_than_places(sampler, recorded):
-    """Those that wait take the places of those that have ended; each is told of when it ends."""
+    """A waiting trajectory takes the slot of an ended one; ``done`` gets each as it ends."""
     ended = []
     prompts, seeds = ["b", "c", "d", "e", *PROMPTS], [1, 2, 3, 4, *SEEDS]  # four places
     drawn = sampler(prompts, seeds, SETTINGS, done=lambda number, one: ended.append((number, one)))

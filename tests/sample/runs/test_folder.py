@@ -1,4 +1,4 @@
-"""A run's folder: it begins, goes on with what is missing, and refuses what is something else."""
+"""A run's folder: it begins, continues with the missing trajectories, and refuses other folders."""
 
 import contextlib
 import dataclasses
@@ -53,6 +53,16 @@ def test_what_a_run_began_with_is_read_again(tmp_path, run):
     with open_run(tmp_path / "run", run):
         assert read_run(tmp_path / "run") == run
         save_trajectory(tmp_path / "run" / "000", PLAN)
+
+
+def test_a_run_of_version_0_3_is_read(tmp_path, run):
+    """Its settings called the batch size ``together``."""
+    with open_run(tmp_path, run):
+        save_trajectory(tmp_path / "000", PLAN)
+    content = (tmp_path / "run.json").read_text()
+    assert content.count('"batch_size": 0') == 1
+    (tmp_path / "run.json").write_text(content.replace('"batch_size": 0', '"together": 4'))
+    assert read_run(tmp_path).settings == dataclasses.replace(run.settings, batch_size=4)
 
 
 def test_a_run_goes_on_with_what_is_missing(tmp_path, run):
@@ -154,7 +164,7 @@ def test_what_is_overwritten_is_back_where_nothing_was_sampled(old, run):
         with pytest.raises(fault), open_run(folder, msgspec.structs.replace(run, model_hash="cafe"), overwrite=True):
             raise fault
         assert content(folder) == before
-    with open_run(folder, run):  # and it goes on
+    with open_run(folder, run):  # and it continues
         assert list_trajectories(folder) == ["000", "000-1"]
 
 
@@ -164,7 +174,7 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def killed_after(steps):
-    """Lets so many changes of names in the file system happen and none after them; tells whether it came to that."""
+    """Allows this many changes of names in the file system, then kills; the result says whether it killed."""
     names, done = ("mkdir", "rename", "replace", "rmdir", "unlink"), itertools.count()
     dead = []
 
@@ -223,7 +233,7 @@ def test_a_kill_before_the_run_stands_leaves_a_folder_of_use(tmp_path, run):
     (tmp_path / "000" / "trajectory.json").unlink()
     (tmp_path / "000").rmdir()
     (tmp_path / PAGE).write_text("page")
-    for _ in range(2):  # a run that stands already stays where it is stopped once more
+    for _ in range(2):  # an existing run stays when it is stopped again
         with pytest.raises(KeyboardInterrupt), open_run(tmp_path, run):
             raise KeyboardInterrupt
 

@@ -84,7 +84,7 @@ def test_a_trajectory_that_was_edited_into_nonsense_is_named(tmp_path):
 
 
 def test_what_has_been_read_is_not_read_again(tmp_path):
-    """So what happens to a trajectory while the run goes on does not end it."""
+    """So a change of a trajectory does not end a run in progress."""
     save_trajectory(tmp_path / "000", made())
     gallery = RunGallery(tmp_path)
     assert gallery.read() == ["000"]

@@ -1,4 +1,4 @@
-"""Strategies on the golden nano model: what is picked, what goes on from it, and what was evaluated, counted by hand.
+"""Strategies on the golden nano model: what is selected, how it continues, and evaluations against hand counts.
 
 Every Euler step of the settings lies in the guidance interval: two branches without an image in the context, three
 with one. All batches have four places and work on two rows at a time, so that they share what is compiled.
@@ -31,7 +31,7 @@ TWO = dataclasses.replace(SETTINGS, max_images=2, batch_size=2)
 
 
 class Favour:
-    """A verifier by a function of the picture, who keeps what he saw."""
+    """A verifier that scores by a function of the picture and keeps the pictures."""
 
     name = "favour"
 
@@ -117,7 +117,7 @@ def test_best_of_n_is_the_best_of_the_trajectories_of_its_seeds(sampler, process
 
 
 def test_stepwise_with_equal_scores_is_the_first_candidate_s_trajectory(sampler, processes):
-    """Who goes on with its own seed, as if it were alone."""
+    """The first candidate has the trajectory's own seed, so it equals a trajectory without a search."""
     [stepwise] = run_strategy(StepwiseBestOfN(n=4), task(sampler, verifier=Favour(lambda picture: 0.5)))
     assert outcome(stepwise) == outcome(processes[0])
 

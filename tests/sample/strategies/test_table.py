@@ -1,6 +1,6 @@
-"""Strategies: who is picked, what is asked, and costs against hand counts.
+"""Strategies: which candidate is selected, which questions are asked, and costs against hand counts.
 
-A made-up sampler draws pictures of one colour, whose red is the seed's last byte, so that the right choice is known.
+A fake sampler draws pictures of one colour: red is the last byte of the seed, so the right choice is known.
 """
 
 import dataclasses
@@ -127,7 +127,7 @@ def test_seeds_of_candidates_are_their_own_and_in_range(seed, numbers):
 
 
 def test_seeds_of_candidates_stay_what_they_were():
-    """By numpy's SeedSequence, whose streams are stable across versions."""
+    """numpy's SeedSequence gives the same streams in every version."""
     assert [derive_seed(7, n) for n in range(3)] == [
         7,
         *(int(np.random.SeedSequence([7, n]).generate_state(1)[0]) for n in (1, 2)),
@@ -266,7 +266,7 @@ FINE = Verdict(accept=True, analysis="All is there.")
 
 
 def greens(least):
-    """A critic who wants as much green; only of the first prompt."""
+    """A critic that finds a fault in the first prompt's picture until it has as much green."""
     return lambda prompt, picture: FINE if picture[0, 0, 1] >= least or prompt != PROMPTS[0] else FAULT
 
 
@@ -306,7 +306,7 @@ NEED_PICTURES = ["planner", "inspector", "best_of_n", "stepwise_best_of_n", "par
 
 
 class Untouchable(Script):
-    """An adviser who must not be asked."""
+    """An adviser that must not be called."""
 
     def __init__(self):
         super().__init__(lambda *question: pytest.fail(f"asked {question}"))
