@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleSettings
 from pdgen.sample.text import TextSettings
-from pdgen.sequence.trajectory import TextStage
+from pdgen.sequence.trajectory import TextStage, Trajectory
+
+Sample = Callable[[Sequence[str], Sequence[int], SampleSettings], list[Trajectory]]
 
 
 def make_plan_writer(
-    sampler: Sampler, temperature: float, batch_size: int
+    sampler: Sample, temperature: float, batch_size: int
 ) -> Callable[[Sequence[str], Sequence[int]], list[str]]:
     """Make a function from prompts and as many seeds to the model's first plan for each prompt.
 
@@ -17,6 +18,7 @@ def make_plan_writer(
     its own prompt and seed alone.
 
     Args:
+      sampler: a ``Sampler``.
       temperature: of the texts; 0 = greedy.
     """
     settings = SampleSettings(max_images=0, text=TextSettings(temperature=temperature))

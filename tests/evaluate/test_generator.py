@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import PIL.Image
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from pdgen.checkpoints.both_ways import to_pdgen
 from pdgen.evaluate import generator
 from pdgen.evaluate.errors import EvaluationError
+from pdgen.sample.compiled import Compiler
+from pdgen.sample.sampler import Sampler
 from pdgen.sample.strategies.table import StrategyError
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 from pdgen.teachers.advisers import exact_advisers
@@ -85,11 +88,11 @@ def test_an_unknown_strategy_or_setting_is_named():
         generator.read_recipe("nowhere", "process", {"strategy.n": 2})
 
 
-class Scripted:
+class Scripted(Sampler):
     """A sampler whose last image's colour is the seed; prompts that begin with "nothing" end before any image."""
 
-    class compiler:
-        seconds = 0.0
+    def __init__(self):
+        self.model = types.SimpleNamespace(compiler=Compiler())
 
     def __call__(self, prompts, seeds, settings, **_):
         self.settings = settings

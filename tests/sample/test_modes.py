@@ -183,6 +183,15 @@ def test_settings_that_cannot_be_are_not_read_back(values):
         unflatten_settings(values)
 
 
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="Invalid enum value 'draw'"):
+        unflatten_settings({"mode": "draw"})
+    settings = SampleSettings()
+    object.__setattr__(settings, "mode", "draw")  # past the constructor, whose types the tests check
+    with pytest.raises(ValueError, match="mode 'draw' is unknown; choose one of process, single_pass, "):
+        settings.__post_init__()
+
+
 def test_every_image_is_denoised_as_its_stage_is(sampler):
     """Side by side a sketch after another plan, and refinements after a fault, one of them with its plan rewritten."""
     refine = dataclasses.replace(SETTINGS.image, num_timesteps=3, text_scale=2.0, image_scale=1.0)

@@ -301,7 +301,6 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
         (["a"], None, {"height": 30, "width": 32}, "height=30: must be a multiple of 4 between 4 and 32 pixels"),
         (["a"], None, {"height": 32, "width": 36}, "width=36: must be a multiple of 4 between 4 and 32 pixels"),
         (["a"], None, {"height": 32}, "height=32 and width=0: give both or none"),
-        (["a"], None, {"mode": "draw"}, "mode 'draw' is unknown; choose one of process, single_pass, "),
         (["a"], None, {"mode": "edit"}, "prompt 1 of 1: mode edit needs an image to edit"),
         (["a"], None, {"max_images": 10**9}, r"no room: .* max_images=\d+ would fit, or lower batch_size"),
         (["a"], None, {"max_images": -1}, "max_images=-1: must be at least 0"),
