@@ -1,7 +1,7 @@
 """A batch of trajectories in different stages: contexts on the device, records on the host.
 
-``Sampler`` steps a batch until every trajectory has ended. A strategy drives it by hand: it writes texts or adds its
-own, draws images or looks at them half-way, and copies the best rows over the others.
+``Sampler`` steps a batch until every trajectory has ended. A strategy calls its methods: it writes texts or adds its
+own, draws images or decodes them half-way, and copies the best rows over the others.
 """
 
 import collections
@@ -266,7 +266,7 @@ class TrajectoryBatch:
 
     def _add_written(self, row: BatchRow, stage: TextStage) -> bool:
         """Record a text that the full context holds. Return False where the reviewer's text replaces it."""
-        decision = self._ask_reviewer(row, stage)
+        decision = self._review_stage(row, stage)
         if isinstance(decision, Change):
             if decision.text is None:
                 raise SampleError(f"review of a {stage.stage}: Change needs a text")
@@ -328,7 +328,7 @@ class TrajectoryBatch:
         for slot, (image, latents, seconds, steps) in drawn.items():
             row, tokens = self.rows[slot], self._get_image_kind(self.rows[slot]).grid.cache_tokens
             stage = row.make_image_stage(image, tokens, seconds, steps)
-            decision = self._ask_reviewer(row, stage, image)
+            decision = self._review_stage(row, stage, image)
             if isinstance(decision, Change):
                 if decision.image is None:
                     raise SampleError(f"review of a {stage.stage}: Change needs an image")
@@ -383,7 +383,7 @@ class TrajectoryBatch:
         if ended := sorted({*slots} - {*self.list_active()}):
             raise SampleError(f"slots {ended}: no active trajectory; choose from TrajectoryBatch.list_active()")
 
-    def _ask_reviewer(self, row: BatchRow, stage: Stage, image: PIL.Image.Image | None = None) -> Change | Stop | None:
+    def _review_stage(self, row: BatchRow, stage: Stage, image: PIL.Image.Image | None = None) -> Change | Stop | None:
         return self._review(row.number, stage, image) if self._review else None
 
     def _group(self, slots: Iterable[int], key: Callable[[BatchRow], _Key]) -> list[tuple[_Key, list[int]]]:

@@ -101,16 +101,13 @@ class Sampler:
         seeds: Sequence[int] | None = None,
         settings: SampleSettings = _DEFAULTS,
         given: Sequence[Sequence[PIL.Image.Image]] | None = None,
-        progress: Log = _ignore,
         review: Review | None = None,
-        done: Done | None = None,
     ) -> Generator[Event, None, list[Trajectory]]:
         """Yield (prompt's number, stage, image or None) as each stage is done; return the trajectories.
 
         Arguments and errors are those of a call; errors come with the first step.
         """
-        starts = self.make_starts(prompts, seeds, settings, given)
-        return (yield from self._run(starts, settings, progress, review, done))
+        return (yield from self._run(self.make_starts(prompts, seeds, settings, given), settings, review=review))
 
     def resume(
         self,
@@ -194,7 +191,7 @@ class Sampler:
     def make_batch(
         self, starts: Sequence[Trajectory], settings: SampleSettings = _DEFAULTS, progress: Log = _ignore
     ) -> TrajectoryBatch:
-        """Make a batch to drive by hand: slot n holds ``starts[n]``. Raises SampleError as ``check_memory``."""
+        """Make a batch for a strategy: slot n holds ``starts[n]``. Raises SampleError as ``check_memory``."""
         settings = self.resolve_batch_size(settings, len(starts))
         size = -(-len(starts) // settings.batch_size) * settings.batch_size
         capacity = check_memory(self.model, settings, starts, size)
@@ -241,9 +238,9 @@ class Sampler:
         self,
         starts: list[Trajectory],
         settings: SampleSettings,
-        progress: Log,
-        review: Review | None,
-        done: Done | None,
+        progress: Log = _ignore,
+        review: Review | None = None,
+        done: Done | None = None,
     ) -> Generator[Event, None, list[Trajectory]]:
         """Run every trajectory to its end. A waiting one takes the slot of one that has ended."""
         settings, size, capacity = self._size_batch(starts, settings)
