@@ -182,7 +182,7 @@ def test_first_images_are_drawn_without_image_guidance_and_later_ones_with_it(re
 
 def test_only_rows_that_take_part_are_worked_on(recorded):
     """Groups of two out of four places, and as few as can be: rows that have ended are in none."""
-    for name in ("write_text", "read", "draw"):
+    for name in ("write_text", "read_image", "draw"):
         calls = recorded.recorder.named(name)
         assert all(1 <= len(call.rows) <= 2 and len(call.state.logits) == 4 for call in calls)
         worked = sum(len(call.rows) for call in calls)
