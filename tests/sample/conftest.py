@@ -203,7 +203,7 @@ def histories(recorded, sampler):
                 histories[slot].append(Segment("image", image=image, logits=call.result.logits[slot]))
             else:
                 state, written = call.result
-                kind = sampler.model.automaton.kind_of(written.state[place])
+                kind = sampler.model.automaton.kind_of(int(written.state[place]))
                 ids = written.tokens[place, : written.count[place]].tolist()
                 histories[slot].append(Segment(kind, ids, logits=state.logits[slot]))
     return histories
