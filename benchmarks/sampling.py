@@ -168,10 +168,8 @@ def full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) -> list
 
 def products(sampler: Sampler, drawn: list[Trajectory]) -> float:
     """Floating-point operations of the layers' matrix products; attention, autoencoder and ViT left out."""
-    layers, span = (
-        sampler.model.params["model"]["language"]["layers"],
-        (SIDE // sampler.model.config.latent_stride) ** 2 + 2,
-    )
+    layers = sampler.model.params["model"]["language"]["layers"]
+    span = (SIDE // sampler.model.config.latent_stride) ** 2 + 2
     gen, und = (sum(leaf.size for leaf in jax.tree.leaves(layers[expert])) for expert in ("gen", "und"))
     costs = [one.costs for one in drawn]
     return 2 * sum(c["network_evaluations"] * span * gen + c["prefilled_tokens"] * und for c in costs)
@@ -290,24 +288,18 @@ def text(config: ModelConfig) -> dict[str, Any]:
 
 def writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
     """A call that writes one long text in each of ``rows`` fresh contexts and returns the numbers of tokens."""
-    how, switches = (
-        TextSettings(8 * FLAGS.words, 1.0),
-        (sampler.model.tokenizer.im_start, sampler.model.tokenizer.im_end),
-    )
-    cache = empty_cache(sampler.model.config, rows, count_text_slots(how, sampler.model.grammar))
+    model, how = sampler.model, TextSettings(8 * FLAGS.words, 1.0)
+    cache = empty_cache(model.config, rows, count_text_slots(how, model.grammar))
     write = jax.jit(write_text, static_argnums=(0, 1, 2))
-    start, keys = (
-        np.full(rows, sampler.model.automaton.starts["plan"], np.int32),
-        jax.random.split(jax.random.key(0), rows),
-    )
+    start, keys = np.full(rows, model.automaton.starts["plan"], np.int32), jax.random.split(jax.random.key(0), rows)
 
     def run() -> jax.Array:
         _, written = write(
-            (sampler.model.config, sampler.model.compute),
+            model.static,
             how,
-            switches,
-            sampler.model.params["model"],
-            sampler.model.grammar,
+            model.text_switches,
+            model.params["model"],
+            model.grammar,
             cache,
             (start, np.ones(rows, bool), keys),
         )

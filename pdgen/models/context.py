@@ -31,7 +31,7 @@ def register_arrays(cls: type[_Tree]) -> type[_Tree]:
 
     JAX unflattens trees with placeholders for arrays, which a constructor that checks its arguments refuses.
     """
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = list(cls.__annotations__)
 
     def unflatten(_: None, leaves: Iterable[Any]) -> _Tree:
         tree = object.__new__(cls)
