@@ -125,7 +125,10 @@ def main(argv: list[str]) -> None:
             read_checkpoints(FLAGS.checkpoint),
             count_images_per_step(FLAGS.run, FLAGS.images_per_step),
         )
-        values, every = {"together": FLAGS.batch} | parse_assignments(FLAGS.setting), make_draws(FLAGS.count, rows=ROWS)
+        values, every = (
+            {"batch_size": FLAGS.batch} | parse_assignments(FLAGS.setting),
+            make_draws(FLAGS.count, rows=ROWS),
+        )
         points = []
         for step, path in checkpoints.items():
             rows = compute_scores(measure(step, path, every, values))
@@ -133,7 +136,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         print(f"base_curve: {fault}", file=sys.stderr)
         sys.exit(2)
-    settings = {mode: one.flat() for mode, one in read_ability_settings(values).items()}
+    settings = {mode: one.flatten() for mode, one in read_ability_settings(values).items()}
     facts = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "count": FLAGS.count, "settings": settings}
     print(write_json("base_curve", {**facts, "images_per_step": images, "checkpoints": points}))
     with new_file(PLOT) as partial:

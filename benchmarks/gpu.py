@@ -37,7 +37,7 @@ from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, count_evaluati
 from pdgen.models import autoencoder, bagel
 from pdgen.models.attention import Intervals, Tile
 from pdgen.models.context import add_text, empty_cache
-from pdgen.sample.image import ImageGrid, decode, image_grid
+from pdgen.sample.image import ImageGrid, decode, make_grid
 from pdgen.sequence.images import position_ids
 from pdgen.sequence.layout import Pack, stack
 from pdgen.sharding import RULES, make_mesh
@@ -198,7 +198,7 @@ def draw_picture(denoiser: Denoiser, grid: ImageGrid, context: int, params: dict
 
 def measure_image(sizes: Sizes, params: dict[str, Any]) -> dict[str, Any]:
     """Measure the seconds of a picture with every step computed and with TaylorSeer, and the forward passes of each."""
-    config, grid = sizes.model, image_grid(sizes.model, sizes.side, sizes.side)
+    config, grid = sizes.model, make_grid(sizes.model, sizes.side, sizes.side)
     noise = jax.random.normal(jax.random.key(2), (1, int(np.prod(grid.latents)), config.latent_dim))
     result = {"side": sizes.side, "timesteps": sizes.timesteps}
     for name, taylorseer in (("every_step", False), ("taylorseer", True)):

@@ -9,7 +9,7 @@ import types
 import numpy as np
 
 from pdgen.config import ModelConfig
-from pdgen.sample.image import image_grid
+from pdgen.sample.image import make_grid
 from pdgen.sequence.images import position_ids
 from pdgen.sequence.layout import (
     Budgets,
@@ -34,7 +34,7 @@ def make_trajectory(config: ModelConfig, side: int, images: int) -> Layout:
     Raises:
       ValueError: The model cannot draw pictures of this size.
     """
-    grid, last = image_grid(config, side, side), config.language.vocab_size - 1
+    grid, last = make_grid(config, side, side), config.language.vocab_size - 1
     switches = types.SimpleNamespace(im_start=last - 3, im_end=last - 2, vision_start=last - 1, vision_end=last)
     latents = position_ids(grid.latents, config.max_latent_size)
     patches = position_ids(grid.patches, config.vision.max_side)

@@ -41,16 +41,18 @@ from tqdm import tqdm
 from benchmarks import image_scan
 from benchmarks.result import get_cpu_name, get_versions, write_json
 from pdgen.assets import shapes_folder
+from pdgen.checkpoints.load import LoadedModel
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.flow.denoise import ImageSettings
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import empty_cache
-from pdgen.sample.engine import Sampler
+from pdgen.sample.model import make_model
+from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleSettings
 from pdgen.sample.strategies import table as strategies
 from pdgen.sample.strategies.search import StepwiseBestOfN
 from pdgen.sample.strategies.task import Task
-from pdgen.sample.text import TextSettings, room, write_text
+from pdgen.sample.text import TextSettings, count_text_slots, write_text
 from pdgen.sequence.grammar import SWITCHES
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Mode, Trajectory
@@ -89,11 +91,10 @@ def make_sampler(config: ModelConfig) -> Sampler:
         "model": bagel.init_params(config, jax.random.key(0)),
         "autoencoder": autoencoder.init_params(config.autoencoder, jax.random.key(1)),
     }
-    sampler = Sampler(config, params, load_tokenizer(shapes_folder()), compute=make_compute_config())
-    switches = sampler.automaton.switches.copy()
+    model = make_model(LoadedModel(config, params, load_tokenizer(shapes_folder())), make_compute_config())
+    switches = model.automaton.switches.copy()
     switches[switches.sum(1) > 1, SWITCHES.index("end")] = False
-    sampler.automaton = dataclasses.replace(sampler.automaton, switches=switches)
-    return sampler
+    return Sampler(dataclasses.replace(model, automaton=dataclasses.replace(model.automaton, switches=switches)))
 
 
 def make_settings(mode: Mode = "process") -> SampleSettings:
@@ -130,7 +131,7 @@ def compute_ratio(seconds: Seconds, slow: str, fast: str) -> float:
 def measure_batch(config: ModelConfig) -> dict[str, Any]:
     """Measure the same trajectories in one batch and one at a time, and an upper bound of a batch's speedup."""
     sampler, rows = make_sampler(config), FLAGS.batch
-    together = dataclasses.replace(make_settings(), together=rows)
+    together = dataclasses.replace(make_settings(), batch_size=rows)
     seeds = find_full_length_seeds(sampler, together, rows)
     seconds = time_alternately(
         {
@@ -167,7 +168,8 @@ def find_full_length_seeds(sampler: Sampler, how: SampleSettings, count: int) ->
 
 def count_products(sampler: Sampler, drawn: list[Trajectory]) -> float:
     """Return the floating-point operations of the layers' matrix products, without attention, autoencoder and ViT."""
-    layers, span = sampler.params["model"]["language"]["layers"], (SIDE // sampler.config.latent_stride) ** 2 + 2
+    layers = sampler.model.params["model"]["language"]["layers"]
+    span = (SIDE // sampler.model.config.latent_stride) ** 2 + 2
     gen, und = (sum(leaf.size for leaf in jax.tree.leaves(layers[expert])) for expert in ("gen", "und"))
     costs = [one.costs for one in drawn]
     return 2 * sum(c["network_evaluations"] * span * gen + c["prefilled_tokens"] * und for c in costs)
@@ -193,11 +195,13 @@ def time_fastest(call: Callable[[], Any]) -> float:
 
 def measure_search(config: ModelConfig) -> dict[str, Any]:
     """Measure stepwise best of two, all prompts at once and one at a time, with equal numbers of rows."""
-    sampler, how = make_sampler(config), dataclasses.replace(make_settings(), together=FLAGS.batch)
+    sampler, how = make_sampler(config), dataclasses.replace(make_settings(), batch_size=FLAGS.batch)
     seeds = list(range(FLAGS.batch))
 
     def searched(groups: list[list[int]]) -> list[list[str]]:
-        drawn = [strategies.run(StepwiseBestOfN(n=2), Task(sampler, [PROMPT] * len(s), s, how)) for s in groups]
+        drawn = [
+            strategies.run_strategy(StepwiseBestOfN(n=2), Task(sampler, [PROMPT] * len(s), s, how)) for s in groups
+        ]
         return [[getattr(stage, "text", stage.stage) for stage in one.stages] for group in drawn for one in group]
 
     groups = {"side_by_side": [seeds], "one_by_one": [[seed] for seed in seeds]}
@@ -214,22 +218,22 @@ def measure_context(config: ModelConfig) -> dict[str, Any]:
     step.
     """
     sampler, how = make_sampler(config), dataclasses.replace(make_settings(), max_images=max(3, FLAGS.images))
-    [start] = sampler.starts([PROMPT], [0], how)
+    [start] = sampler.make_starts([PROMPT], [0], how)
 
     def growing() -> list[str]:
-        one = sampler.batch([start], how)
-        while one.going():
+        one = sampler.make_batch([start], how)
+        while one.list_active():
             one.step()
-        return [getattr(stage, "text", stage.stage) for stage in one.trajectory(0).stages]
+        return [getattr(stage, "text", stage.stage) for stage in one.make_trajectory(0).stages]
 
     def prefill_again() -> list[str]:
         now = start
         while now.stop_reason is None:
-            one = sampler.batch([now], how)
+            one = sampler.make_batch([now], how)
             one.settle()
-            if one.going():
+            if one.list_active():
                 one.step()
-            now = one.trajectory(0)
+            now = one.make_trajectory(0)
         return [getattr(stage, "text", stage.stage) for stage in now.stages]
 
     stages = growing()
@@ -269,7 +273,7 @@ def measure_text(config: ModelConfig) -> dict[str, Any]:
     sampler, sizes = make_sampler(config), (1, FLAGS.batch)
     calls = {str(rows): make_writer(sampler, rows) for rows in sizes}
     tokens = {rows: int(np.asarray(call()).sum()) for rows, call in calls.items()}
-    read = count_text_bytes(sampler.params["model"])
+    read = count_text_bytes(sampler.model.params["model"])
     bandwidth = measure_bandwidth(read)
     seconds = time_alternately(calls)
     rates = {rows: tokens[rows] / statistics.median(taken) for rows, taken in seconds.items()}
@@ -286,18 +290,18 @@ def measure_text(config: ModelConfig) -> dict[str, Any]:
 
 def make_writer(sampler: Sampler, rows: int) -> Callable[[], jax.Array]:
     """Return a call that generates one long text in each of ``rows`` fresh contexts and returns their lengths."""
-    how, switches = TextSettings(8 * FLAGS.words, 1.0), (sampler.tokenizer.im_start, sampler.tokenizer.im_end)
-    cache = empty_cache(sampler.config, rows, room(how, sampler.grammar))
+    model, how = sampler.model, TextSettings(8 * FLAGS.words, 1.0)
+    cache = empty_cache(model.config, rows, count_text_slots(how, model.grammar))
     write = jax.jit(write_text, static_argnums=(0, 1, 2))
-    start, keys = np.full(rows, sampler.automaton.starts["plan"], np.int32), jax.random.split(jax.random.key(0), rows)
+    start, keys = np.full(rows, model.automaton.starts["plan"], np.int32), jax.random.split(jax.random.key(0), rows)
 
     def run() -> jax.Array:
         _, written = write(
-            (sampler.config, sampler.compute),
+            model.static,
             how,
-            switches,
-            sampler.params["model"],
-            sampler.grammar,
+            model.text_switches,
+            model.params["model"],
+            model.grammar,
             cache,
             (start, np.ones(rows, bool), keys),
         )

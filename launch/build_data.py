@@ -37,8 +37,8 @@ from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
 from pdgen.sample.compiled import keep_compiled
-from pdgen.sample.engine import Sampler
-from pdgen.sample.plans import first_plans
+from pdgen.sample.plans import make_plan_writer
+from pdgen.sample.sampler import Sampler
 from pdgen.sequence.images import image_sizes
 from pdgen.synthesis import build, runners, shards
 from pdgen.synthesis.importers import FORMATS, import_dataset
@@ -146,7 +146,7 @@ def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path
     """Return the function that makes a stage's shards in this process."""
     if stage == "conflict" and settings.conflict.variant == "self":
         sampler = Sampler.from_checkpoint(settings.conflict.checkpoint)
-        write = first_plans(sampler, settings.conflict.temperature, PLAN_BATCH_SIZE)
+        write = make_plan_writer(sampler, settings.conflict.temperature, PLAN_BATCH_SIZE)
         return shards.make_self_sampling_maker(settings, shards.make_teachers(settings), write)
     if stage == "alignment" and settings.alignment.archive:
 

@@ -194,7 +194,7 @@ def make_images(output: pathlib.Path, jobs: Sequence[folder.ImageJob]) -> tuple[
     Returns:
       The folder of all images, and facts about their origin.
     """
-    values = PROTOCOL.get(BENCHMARK.value, {}) | {"together": BATCH.value} | parse_assignments(SETTING.value)
+    values = PROTOCOL.get(BENCHMARK.value, {}) | {"batch_size": BATCH.value} | parse_assignments(SETTING.value)
     checkpoint = choose_checkpoint()
     assert checkpoint is not None
     recipe = read_recipe(checkpoint, STRATEGY.value, values)
@@ -285,8 +285,8 @@ def run_geneval(output: pathlib.Path) -> int:
 
 
 def run_abilities(output: pathlib.Path) -> int:
-    """Run the abilities benchmark: sample, judge, report. Return the exit status."""
-    values = {"together": BATCH.value} | parse_assignments(SETTING.value)
+    """SampleRun the abilities benchmark: sample, judge, report. Return the exit status."""
+    values = {"batch_size": BATCH.value} | parse_assignments(SETTING.value)
     settings, checkpoint = ability_run.read_ability_settings(values), find(choose_checkpoint() or BASE)
     draws = abilities.make_draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()

@@ -34,11 +34,21 @@ from pdgen.cli import fail, parse
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.sample.compiled import Stopwatch, keep_compiled
-from pdgen.sample.engine import Sampler
-from pdgen.sample.folders import PAGE, Run, RunError, locked, missing, next_branch, opened, read_run, trajectories
-from pdgen.sample.output import Gallery
-from pdgen.sample.prompts import Job, Line, PromptError, jobs_of, read_picture, read_prompts
-from pdgen.sample.settings import MAX_TOGETHER, SampleSettings, base_settings
+from pdgen.sample.runs.folder import (
+    PAGE,
+    RunFolderError,
+    SampleRun,
+    find_missing,
+    list_trajectories,
+    lock_run,
+    name_branch,
+    open_run,
+    read_run,
+)
+from pdgen.sample.runs.gallery import RunGallery
+from pdgen.sample.runs.jobs import PromptError, PromptLine, SampleJob, make_jobs, read_picture, read_prompts
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import MAX_BATCH_SIZE, SampleSettings, make_base_settings
 from pdgen.sample.strategies import table as strategies
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.modes import MODES
@@ -227,14 +237,14 @@ def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
     return Sampler.from_checkpoint(checkpoint, mesh=make_mesh(sizes, jax.local_devices()), quick=quick)
 
 
-def read_jobs() -> list[Job]:
+def read_jobs() -> list[SampleJob]:
     """Return the jobs to sample. Raises PromptError if there is no prompt, or a file is invalid."""
-    lines = [Line(prompt, images=IMAGE.value) for prompt in PROMPT.value]
+    lines = [PromptLine(prompt, images=IMAGE.value) for prompt in PROMPT.value]
     for line in read_prompts(pathlib.Path(PROMPTS.value)) if PROMPTS.value else []:
         lines.append(msgspec.structs.replace(line, images=[*IMAGE.value, *line.images]))
     if not lines:
         raise PromptError("nothing to draw; give --prompt or --prompts")
-    return jobs_of(lines, SAMPLES.value, SEED.value or 0)
+    return make_jobs(lines, SAMPLES.value, SEED.value or 0)
 
 
 class Share(NamedTuple):
@@ -248,7 +258,7 @@ class Share(NamedTuple):
     """
 
     sampler: Sampler
-    run: Run
+    run: SampleRun
     advisers: Advisers
     starts: dict[str, Trajectory]
 
@@ -262,15 +272,17 @@ def prepare() -> Share:
     reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
     if not OUTPUT.value:
         raise ValueError("give --output, or --branch")
-    settings = read_settings(base_settings(flags.FLAGS["mode"].value or "process"))
+    settings = read_settings(make_base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
     number, processes = jax.process_index(), jax.process_count()
-    share = min(MAX_TOGETHER, -(-len(jobs) // processes))  # equal in all processes, and so are the bits of a trajectory
-    settings = dataclasses.replace(settings, together=min(BATCH.value or share, len(jobs)))
+    share = min(
+        MAX_BATCH_SIZE, -(-len(jobs) // processes)
+    )  # equal in all processes, and so are the bits of a trajectory
+    settings = dataclasses.replace(settings, batch_size=min(BATCH.value or share, len(jobs)))
     advisers, sampler = make_advisers(endpoint), load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
-    run = Run(
-        checkpoint=sampler.checkpoint,
-        model_hash=sampler.model_hash,
+    run = SampleRun(
+        checkpoint=sampler.model.name,
+        model_hash=sampler.model.digest,
         settings=settings,
         jobs=jobs,
         strategy=strategy,
@@ -283,16 +295,16 @@ def prepare() -> Share:
     paths = dict.fromkeys(image.path for job in mine for image in job.images)
     pictures = {path: read_picture(path) for path in paths}
     given = [[pictures[image.path] for image in job.images] for job in mine]
-    starts = sampler.starts([job.prompt for job in mine], [job.seed for job in mine], settings, given)
+    starts = sampler.make_starts([job.prompt for job in mine], [job.seed for job in mine], settings, given)
     if not strategy:  # a strategy has its own trajectories
-        sampler.check_room(starts, settings)
+        sampler.check_memory(starts, settings)
     return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})
 
 
 def sample_share(share: Share, done: Callable[[str, Trajectory], None]) -> None:
     """Sample trajectories from their starts. ``done`` is called with each name and trajectory as soon as it ends."""
     run, starts = share.run, share.starts
-    names, say = list(starts), print_once if len(starts) <= run.settings.together else lambda line: None
+    names, say = list(starts), print_once if len(starts) <= run.settings.batch_size else lambda line: None
     if not run.strategy:
         if starts:
             share.sampler.resume_all(
@@ -300,24 +312,24 @@ def sample_share(share: Share, done: Callable[[str, Trajectory], None]) -> None:
             )
         return
     strategy = strategies.make_strategy(run.strategy, **run.options)
-    for first in range(0, len(names), run.settings.together):
-        group = names[first : first + run.settings.together]
+    for first in range(0, len(names), run.settings.batch_size):
+        group = names[first : first + run.settings.batch_size]
         prompts, seeds = [starts[name].prompt for name in group], [starts[name].seed for name in group]
         task = strategies.Task(share.sampler, prompts, seeds, run.settings, share.advisers, say)
-        for name, trajectory in zip(group, strategies.run(strategy, task)):
+        for name, trajectory in zip(group, strategies.run_strategy(strategy, task)):
             done(name, trajectory)
 
 
-def fill_folder(folder: pathlib.Path, share: Share, gallery: Gallery) -> tuple[int, int]:
+def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tuple[int, int]:
     """Sample the missing trajectories into ``folder``, with progress. The first process keeps the page up to date.
 
     Returns:
       The numbers of trajectories and of images drawn.
     """
-    lacking = {job.name for job in missing(folder, [job for job in share.run.jobs if job.name in share.starts])}
+    lacking = {job.name for job in find_missing(folder, [job for job in share.run.jobs if job.name in share.starts])}
     todo = share._replace(starts={name: start for name, start in share.starts.items() if name in lacking})
     first, images, shown = not jax.process_index(), 0, time.monotonic()
-    quiet = not first or len(lacking) <= share.run.settings.together  # a single batch logs every stage instead
+    quiet = not first or len(lacking) <= share.run.settings.batch_size  # a single batch logs every stage instead
     with tqdm(total=len(lacking), unit=" trajectories", disable=quiet) as bar:
 
         def done(name: str, trajectory: Trajectory) -> None:
@@ -332,14 +344,14 @@ def fill_folder(folder: pathlib.Path, share: Share, gallery: Gallery) -> tuple[i
         try:
             sample_share(todo, done)
         finally:
-            if first and trajectories(folder):
+            if first and list_trajectories(folder):
                 gallery.update()
     return len(lacking), images
 
 
-def claim(stack: contextlib.ExitStack, folder: pathlib.Path, run: Run, gallery: Gallery) -> None:
+def claim(stack: contextlib.ExitStack, folder: pathlib.Path, run: SampleRun, gallery: RunGallery) -> None:
     """Open the folder until ``stack`` closes, and read its trajectories: a damaged one must not end the run later."""
-    stack.enter_context(opened(folder, run, OVERWRITE.value))
+    stack.enter_context(open_run(folder, run, OVERWRITE.value))
     gallery.read()
 
 
@@ -352,8 +364,8 @@ def sample() -> str:
     """
     share, first = synchronize(prepare), not jax.process_index()
     assert OUTPUT.value is not None  # ``prepare`` checks it
-    folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.compiler)
-    gallery = Gallery(folder, ANIMATE.value)
+    folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.model.compiler)
+    gallery = RunGallery(folder, ANIMATE.value)
     with contextlib.ExitStack() as stack:
         try:
             synchronize(lambda: claim(stack, folder, share.run, gallery) if first else None)
@@ -361,7 +373,7 @@ def sample() -> str:
             if first and jax.process_count() > 1:
                 gallery.update()
         except KeyboardInterrupt:
-            left = len({job.name for job in jobs} - set(trajectories(folder)))
+            left = len({job.name for job in jobs} - set(list_trajectories(folder)))
             hint = " without --overwrite" * (OVERWRITE.value and left < len(jobs))
             raise Stopped(f"stopped, {left} of {len(jobs)} are missing; the same command{hint} resumes") from None
     existing = len(share.starts) - new
@@ -383,9 +395,9 @@ def branch() -> str:
         raise ValueError("--branch needs --step: the index of the first stage that differs from the parent")
     assert BRANCH.value is not None
     parent = pathlib.Path(BRANCH.value)
-    folder, gallery = parent.resolve().parent, Gallery(parent.resolve().parent, ANIMATE.value)
+    folder, gallery = parent.resolve().parent, RunGallery(parent.resolve().parent, ANIMATE.value)
     draft = None if DRAFT.value is None else read_picture(DRAFT.value)
-    with locked(folder):
+    with lock_run(folder):
         begun = read_run(folder)
         edited = load_trajectory(parent).branch(
             STEP.value, plan=PLAN.value, critique=CRITIQUE.value, image=draft, seed=SEED.value
@@ -393,20 +405,20 @@ def branch() -> str:
         gallery.read()
         settings = dataclasses.replace(read_settings(begun.settings), mode=edited.mode)
         if BATCH.value:
-            settings = dataclasses.replace(settings, together=BATCH.value)
+            settings = dataclasses.replace(settings, batch_size=BATCH.value)
         sampler = load_sampler(CHECKPOINT.value or begun.checkpoint, 1)
-        if sampler.model_hash != begun.model_hash:
-            hashes = f"model_hash is {sampler.model_hash[:8]}, was {begun.model_hash[:8]}"
-            raise RunError(
-                f"{sampler.checkpoint}: is another model than {folder} was sampled from ({hashes}); name "
+        if sampler.model.digest != begun.model_hash:
+            hashes = f"model_hash is {sampler.model.digest[:8]}, was {begun.model_hash[:8]}"
+            raise RunFolderError(
+                f"{sampler.model.name}: is another model than {folder} was sampled from ({hashes}); name "
                 "that one with --checkpoint"
             )
-        watch = Stopwatch(sampler.compiler)
+        watch = Stopwatch(sampler.model.compiler)
         try:
             drawn = sampler.resume(edited, settings, progress=print_once)
         except KeyboardInterrupt:
             raise Stopped("stopped; nothing of the branch is kept, the same command starts it again") from None
-        name = next_branch(folder, parent.resolve().name)
+        name = name_branch(folder, parent.resolve().name)
         save_trajectory(folder / name, drawn)
         page = gallery.update()
     return (

@@ -13,8 +13,8 @@ from flax import traverse_util
 from pdgen.checkpoints.load import compute_digest, find
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import GeneratedImage, ImageGenerator
-from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run
+from pdgen.sample.sampler import Sampler, SampleSettings
+from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run_strategy
 from pdgen.teachers.advisers import Advisers
 
 STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as in a trajectory's settings
@@ -35,7 +35,7 @@ class Recipe:
         """
         options = {STRATEGY_PREFIX + name: value for name, value in dataclasses.asdict(self.strategy).items()}
         settings = traverse_util.flatten_dict(dataclasses.asdict(self.settings), sep=".")
-        del settings["together"]
+        del settings["batch_size"]
         facts = {"manifest": compute_digest(self.checkpoint), "strategy": self.strategy.name, **options, **settings}
         return json.loads(json.dumps(facts))  # tuples become lists, as in a file
 
@@ -121,7 +121,7 @@ def make_generator(
 
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
         task = Task(sampler(), prompts, seeds, recipe.settings, advisers, say)
-        drawn = run(recipe.strategy, task)
+        drawn = run_strategy(recipe.strategy, task)
         for trajectory in drawn:
             if not trajectory.images:
                 raise EvaluationError(

@@ -8,7 +8,8 @@ G some rows of the batch.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,27 @@ from pdgen.sharding import map_shards, out_spec, place
 
 # A mesh splits keys and values by row and head. Lengths are replicated: every device needs them for its masks.
 _SPLIT = (None, "batch", None, "kv_heads", None)
+_Tree = TypeVar("_Tree")
 
 
-@jax.tree_util.register_dataclass
+def register_arrays(cls: type[_Tree]) -> type[_Tree]:
+    """Register a frozen dataclass of arrays as a pytree that is unflattened without its constructor.
+
+    JAX unflattens trees with placeholders for arrays, which a constructor that checks its arguments refuses.
+    """
+    names = list(cls.__annotations__)
+
+    def unflatten(_: None, leaves: Iterable[Any]) -> _Tree:
+        tree = object.__new__(cls)
+        for name, leaf in zip(names, leaves, strict=True):
+            object.__setattr__(tree, name, leaf)
+        return tree
+
+    jax.tree_util.register_pytree_node(cls, lambda tree: ([getattr(tree, name) for name in names], None), unflatten)
+    return cls
+
+
+@register_arrays
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Keys (normalised and rotated) and values of all tokens so far.

@@ -1,46 +1,57 @@
-"""Trajectories that grow together: their contexts on the device, their records on the host, one step at a time.
+"""A batch of trajectories in different stages: contexts on the device, records on the host.
 
-``Sampler`` drives a batch until every trajectory has ended. A strategy drives it by hand: writes texts or brings its
-own, draws images or stops half way to look at them, copies the best rows over the others.
+``Sampler`` steps a batch until every trajectory has ended. A strategy calls its methods: it writes texts or adds its
+own, draws images or decodes them half-way, and copies the best rows over the others.
 """
 
 import collections
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import PIL.Image
 
-from pdgen.flow.denoise import ImageSettings
-from pdgen.sample import steps
+from pdgen.sample import kernels
 from pdgen.sample.compiled import Stopwatch
-from pdgen.sample.drawing import Drawing
-from pdgen.sample.image import ImageGrid, grid_of, image_grid, prepare
-from pdgen.sample.rows import PIECE, Picture, Piece, Row, pieces, text_stage
+from pdgen.sample.denoising import Denoising, ImageGroup, ImageKind
+from pdgen.sample.image import make_grid, make_picture_grid, prepare_images
+from pdgen.sample.model import Model
+from pdgen.sample.pending import (
+    PIECE_TOKENS,
+    Picture,
+    Piece,
+    choose_contexts,
+    encode_text,
+    get_reading_key,
+    make_picture,
+    read_history,
+    split_text,
+)
+from pdgen.sample.rows import BatchRow, name_text_stage
 from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sequence.grammar import KINDS, START_AFTER, SWITCHES
 from pdgen.sequence.images import to_rgb
 from pdgen.sequence.modes import END
-from pdgen.sequence.trajectory import ImageStage, Stage, TextStage, Trajectory, image_file
+from pdgen.sequence.trajectory import ImageStage, Stage, TextStage, Trajectory
 
-if TYPE_CHECKING:
-    from pdgen.sample.engine import Sampler
+_Key = TypeVar("_Key")
 
 
 class Change(NamedTuple):
-    """A reviewer's own text or image in the place of the model's."""
+    """A reviewer's decision: replace the model's text or image."""
 
     text: str | None = None
     image: PIL.Image.Image | None = None
 
 
 class Stop(NamedTuple):
-    """A reviewer ends the trajectory; the stage reviewed is kept."""
+    """A reviewer's decision: end the trajectory after the reviewed stage."""
 
 
 class Event(NamedTuple):
-    """A stage is done. ``row``: number of the trajectory; ``image``: of an image stage."""
+    """A finished stage. ``row``: number of the trajectory; ``image``: of an image stage."""
 
     row: int
     stage: Stage
@@ -50,412 +61,365 @@ class Event(NamedTuple):
 Review = Callable[[int, Stage, PIL.Image.Image | None], Change | Stop | None]
 
 
-class Batch:
-    """Some trajectories on their way.
+class TrajectoryBatch:
+    """Trajectories that are sampled side by side.
 
-    A row is named by its slot, from 0. All that takes slots works on them in groups of ``settings.together``.
+    A slot, from 0, holds one row. Methods that take slots work on ``settings.batch_size`` of them at a time.
 
     Args:
-      sampler: the model.
-      settings: how; ``together`` must be set.
-      slots: rows that there is room for.
-      capacity: tokens of one row's context, with and without images; see ``capacity.capacity``.
-      review: sees every stage that the model has drawn.
-      progress: called with a line after every segment and every compilation.
+      model: the model.
+      settings: how to sample; ``batch_size`` must be set.
+      size: number of slots.
+      capacity: tokens of one row's contexts, with and without images; see ``capacity.compute_capacity``.
+      review: sees every stage that the model makes.
+      progress: takes a line after every segment and every compilation.
 
     Attributes:
-      rows: by slot; None where no trajectory is.
-      events: the stages done so far, for whoever takes them.
+      rows: by slot; empty slots are missing.
+      state: the contexts.
     """
 
     def __init__(
         self,
-        sampler: "Sampler",
+        model: Model,
         settings: SampleSettings,
-        slots: int,
+        size: int,
         capacity: tuple[int, int],
         review: Review | None = None,
         progress: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.sampler, self.settings, self.review, self.progress = sampler, settings, review, progress
-        self.model, tokens = (sampler.config, sampler.compute), sampler.tokenizer
-        self.text_switches = (tokens.im_start, tokens.im_end)
-        self.image_switches = (tokens.vision_start, tokens.vision_end)
-        self.rows: list[Row | None] = [None] * slots
-        self.events: collections.deque[Event] = collections.deque()
-        self.watch = Stopwatch(sampler.compiler)
-        self.has_texts = bool(capacity[1])
-        self.state = sampler.empty_state(slots, capacity)
+        self.model, self.settings, self.size = model, settings, size
+        self.rows: dict[int, BatchRow] = {}
+        self._review, self._progress = review, progress
+        self._events: collections.deque[Event] = collections.deque()
+        self._watch = Stopwatch(model.compiler)
+        self._has_texts = bool(capacity[1])
+        with model.enter_mesh():
+            self.state = kernels.make_empty_state(model.static, size, capacity)
 
-    # Trajectories come and go.
+    # Admission and release.
 
     def admit(self, starts: Mapping[int, tuple[int, Trajectory]]) -> None:
-        """Puts trajectories, each with its number, into free slots; what they hold already is still to be read."""
-        taken = np.zeros(len(self.rows), bool)
+        """Put trajectories, each with its number, into free slots; their history is read before the next step."""
+        admitted = np.zeros(self.size, bool)
         for slot, (number, start) in starts.items():
-            self.rows[slot] = Row(
-                number, start, start.kinds, [*start.stages], [*start.images], dict(start.latents or {}), seed=start.seed
-            )
-            self.rows[slot].pending.extend(self._history(start))
-            taken[slot] = True
-        self.state = self.call(steps.clear, (), self.state, taken)
+            latents = dict(start.latents or {})
+            row = BatchRow(number, start, start.kinds, [*start.stages], [*start.images], latents, start.seed)
+            row.pending.extend(read_history(self.model, self.settings.system, start, self._has_texts))
+            self.rows[slot] = row
+            admitted[slot] = True
+        self.state = self._call(kernels.clear_rows, (), self.state, admitted)
 
     def release(self, slot: int) -> Trajectory:
-        """Frees a slot; returns the trajectory as it stands."""
-        trajectory, self.rows[slot] = self.trajectory(slot), None
+        """Free a slot and return its trajectory."""
+        trajectory = self.make_trajectory(slot)
+        del self.rows[slot]
         return trajectory
 
-    def trajectory(self, slot: int) -> Trajectory:
-        """The trajectory in a slot as it stands."""
-        sampler, row = self.sampler, self.rows[slot]
-        times = {"batch_seconds": self.watch.seconds, "compile_seconds": self.watch.compiling}
-        settings = self.settings.flat() | {"mode": row.mode, "dtype": sampler.compute.dtype}
-        return row.trajectory(
-            {
-                "checkpoint": sampler.checkpoint,
-                "model_hash": sampler.model_hash,
-                "settings": settings,
-                "costs": times,
-                "latents": dict(row.latents) if self.settings.keep_latents else None,
-            }
+    def make_trajectory(self, slot: int) -> Trajectory:
+        """Return the trajectory in a slot so far. Its seconds of sampling and compilation are those of the batch."""
+        model, row = self.model, self.rows[slot]
+        trajectory = row.make_trajectory()
+        seconds = {"batch_seconds": self._watch.seconds, "compile_seconds": self._watch.compiling}
+        return dataclasses.replace(
+            trajectory,
+            checkpoint=model.name,
+            model_hash=model.digest,
+            settings=self.settings.flatten() | {"mode": row.mode, "dtype": model.compute.dtype},
+            costs={**trajectory.costs, **seconds},
+            latents=dict(row.latents) if self.settings.keep_latents else None,
         )
 
-    def take(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
-        """Slot n becomes a copy of slot ``slots[n]`` that goes on with ``seeds[n]``; there is room for as many rows.
+    def copy_rows(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
+        """Replace all rows: slot n becomes a copy of slot ``slots[n]`` with ``seeds[n]``.
 
         Raises:
           SampleError: there are more than the batch has slots.
         """
         self.settle()
-        if len(slots) > len(self.rows):
-            raise SampleError(f"take: {len(slots)} rows into a batch of {len(self.rows)}")
-        index = np.arange(len(self.rows), dtype=np.int32)
+        if len(slots) > self.size:
+            raise SampleError(f"copy_rows: {len(slots)} rows into a batch of {self.size}")
+        index = np.arange(self.size, dtype=np.int32)
         index[: len(slots)] = slots
-        rows = [self.rows[slot].copy(seed) for slot, seed in zip(slots, seeds, strict=True)]
-        self.rows = rows + [None] * (len(self.rows) - len(rows))
-        self.state = self.call(steps.take, (), self.state, index)
+        self.rows = {n: self.rows[slot].copy(seed) for n, (slot, seed) in enumerate(zip(slots, seeds, strict=True))}
+        self.state = self._call(kernels.copy_rows, (), self.state, index)
 
-    def going(self) -> list[int]:
-        """Slots of the trajectories that have not ended."""
-        return [slot for slot, row in enumerate(self.rows) if row and row.stop_reason is None]
+    def list_active(self) -> list[int]:
+        """Return the slots of the trajectories that have not ended."""
+        return sorted(slot for slot, row in self.rows.items() if row.stop_reason is None)
 
-    def ended(self) -> list[int]:
-        """Slots of the trajectories that have."""
-        return [slot for slot, row in enumerate(self.rows) if row and row.stop_reason is not None]
+    def list_ended(self) -> list[int]:
+        """Return the slots of the trajectories that have ended."""
+        return sorted(slot for slot, row in self.rows.items() if row.stop_reason is not None)
 
-    def told(self) -> Iterable[Event]:
-        """The stages done since the last time."""
-        while self.events:
-            yield self.events.popleft()
+    def list_due(self, what: str) -> list[int]:
+        """Return the slots whose next segment is a "text" or an "image"."""
+        self.settle()
+        return [slot for slot in self.list_active() if self.rows[slot].due == what]
+
+    def drain_events(self) -> Iterator[Event]:
+        """Yield the stages that were finished since the last call."""
+        while self._events:
+            yield self._events.popleft()
 
     def step(self) -> None:
-        """The next text of all rows that write one, or else the next image of as many as are drawn together.
+        """Write the next text of all rows that are due to write; if none is, draw one group of images.
 
-        Rows that write go first, so that those that draw next draw together.
+        Texts come first, so that more images are due at the same time.
         """
-        if texts := self.due("text"):
-            self.write(texts)
-        elif images := self.due("image"):
-            self.draw(max((group for _, group in self.groups(images, self.drawn_alike)), key=len))
+        if texts := self.list_due("text"):
+            self.write_texts(texts)
+        elif images := self.list_due("image"):
+            self.draw_images(max((group for _, group in self._group(images, self._get_image_kind)), key=len))
         self.settle()
 
-    def due(self, what: str) -> list[int]:
-        """Slots whose next segment is a "text" or an "image"."""
-        self.settle()
-        return [slot for slot in self.going() if self.rows[slot].due == what]
-
-    # What is finished is read.
+    # Reading and switches.
 
     def settle(self) -> None:
-        """Reads all that is still to be read, and decides for every row what comes next."""
-        for slot in self.going():
-            if self.rows[slot].over:
+        """Read all that is pending and decide for every row what comes next."""
+        for slot in self.list_active():
+            if self.rows[slot].must_end:
                 self.rows[slot].pending.clear()
-                self.rows[slot].follow(END, self.settings)
-        while waiting := [slot for slot in self.going() if self.rows[slot].pending]:
-            for (kind, *_), group in self.groups(waiting, lambda row: _reading(row.pending[0])):
-                (self._read_text if kind == "text" else self._read_image)(group)
-        for _, group in self.groups([s for s in self.going() if self.rows[s].due is None], lambda row: 0):
+                self.rows[slot].follow_switch(END, self.settings)
+        while slots := [slot for slot in self.list_active() if self.rows[slot].pending]:
+            for _, group in self._group(slots, lambda row: get_reading_key(row.pending[0])):
+                parts = [self.rows[slot].pending.popleft() for slot in group]
+                if pieces := [part for part in parts if isinstance(part, Piece)]:
+                    self._read_pieces(group, pieces)
+                else:
+                    self._read_pictures(group, [part for part in parts if isinstance(part, Picture)])
+        for group in self._split([slot for slot in self.list_active() if self.rows[slot].due is None]):
             self._decide(group)
 
-    def _history(self, start: Trajectory) -> Iterable[Piece | Picture]:
-        """All that stands in a trajectory, to be read."""
-        if self.settings.system:
-            yield from self._text(self.sampler.tokenizer.encode(self.settings.system), kept=True)
-        images, prompt = iter(start.images), self.sampler.tokenizer.encode(start.prompt)
-        for kind, stage in _in_order(start):
-            if kind == "prompt":
-                yield from self._text(prompt)
-            elif isinstance(stage, ImageStage):
-                yield self._picture(next(images), start.mode, stage)
-            else:
-                yield from self._text(self._ids(stage), stage.stage)
-
-    def _ids(self, stage: TextStage) -> list[int]:
-        """A text's tokens: those that the model wrote as long as they spell it."""
-        tokenizer = self.sampler.tokenizer
-        return stage.ids if stage.ids and tokenizer.decode(stage.ids) == stage.text else tokenizer.encode(stage.text)
-
-    def _text(self, ids: list[int], stage: str = "prompt", kept: bool = False, full: bool = True) -> list:
-        """The pieces of a text with its switch tokens; image guidance never sees a thought."""
-        opening, closing = self.text_switches
-        contexts = ("full",) * full + ("texts",) * (self.has_texts and stage != "thought")
-        return pieces([opening, *ids, closing], contexts, kept) if contexts else []
-
-    def _picture(self, image: PIL.Image.Image, mode: str, stage: ImageStage) -> Picture:
-        given = stage.stage == "given"
-        return Picture(image, grid_of(self.sampler.config, image, given, looked_at=mode == "understand"), given)
-
-    def _read_text(self, slots: list[int]) -> None:
-        """The next piece of each row's text."""
-        now = [self.rows[slot].pending.popleft() for slot in slots]
-        missing = self.settings.together - len(slots)
-        padded = [piece.ids + [0] * (PIECE - len(piece.ids)) for piece in now]
-        ids = np.array(padded + [[0] * PIECE] * missing, np.int32)
-        count = np.array([len(piece.ids) for piece in now] + [0] * missing, np.int32)
-        kept = np.array([piece.kept for piece in now] + [False] * missing)
-        for context in now[0].contexts:
-            self.state = self.call(
-                steps.prefill,
-                (self.model, context),
-                self.sampler.params,
-                self.state,
-                self.group(slots),
-                (ids, count, kept),
+    def _read_pieces(self, slots: list[int], pieces: list[Piece]) -> None:
+        """Add one piece of text to the contexts of each row."""
+        missing = self.settings.batch_size - len(slots)
+        padded = [piece.ids + [0] * (PIECE_TOKENS - len(piece.ids)) for piece in pieces]
+        ids = np.array(padded + [[0] * PIECE_TOKENS] * missing, np.int32)
+        count = np.array([len(piece.ids) for piece in pieces] + [0] * missing, np.int32)
+        ends_view = np.array([piece.ends_view for piece in pieces] + [False] * missing)
+        rows = self._pad_rows(slots)
+        for context in pieces[0].contexts:
+            static = (self.model.static, context)
+            self.state = self._call(
+                kernels.prefill, static, self.model.params, self.state, rows, (ids, count, ends_view)
             )
-        if "full" in now[0].contexts:
-            for slot, piece in zip(slots, now):
+        if "full" in pieces[0].contexts:
+            for slot, piece in zip(slots, pieces):
                 self.rows[slot].costs["prefilled_tokens"] += len(piece.ids)
 
-    def _read_image(self, slots: list[int]) -> None:
-        now = [self.rows[slot].pending.popleft() for slot in slots]
-        filled = [one.image for one in now] + [now[0].image] * (self.settings.together - len(now))
-        self.state = self.call(
-            steps.read,
-            (self.model, now[0].grid, self.image_switches),
-            self.sampler.params,
-            self.state,
-            self.group(slots),
-            prepare(self.sampler.config, filled, now[0].given),
-        )
+    def _read_pictures(self, slots: list[int], pictures: list[Picture]) -> None:
+        """Add one picture to the full context of each row."""
+        grid, given = pictures[0].grid, pictures[0].given
+        padding = [pictures[0].image] * (self.settings.batch_size - len(slots))
+        images = prepare_images(self.model.config, [picture.image for picture in pictures] + padding, given)
+        static, rows = (self.model.static, grid, self.model.image_switches), self._pad_rows(slots)
+        self.state = self._call(kernels.read_image, static, self.model.params, self.state, rows, images)
         for slot in slots:
-            self.rows[slot].costs["prefilled_tokens"] += now[0].grid.cache_tokens
+            self.rows[slot].costs["prefilled_tokens"] += grid.cache_tokens
 
     def _decide(self, slots: list[int]) -> None:
-        """What follows in every row: what the grammar prescribes, or the model's choice among what it allows."""
-        automaton = self.sampler.automaton
-        choices = [self.rows[slot].choices(automaton) for slot in slots]
-        chosen = np.argmax(choices, axis=1)
-        if np.sum(choices, axis=1).max() > 1:
-            allowed = np.array(choices + [choices[0]] * (self.settings.together - len(slots)))
-            tokens = np.asarray(automaton.switch_tokens)
-            rows = self.group(slots)
-            chosen = self.call(steps.pick_switch, (self.settings.text,), self.state, rows, tokens, allowed)
+        """Set what follows in every row: what the grammar prescribes, or the model's choice among what it allows."""
+        automaton = self.model.automaton
+        allowed = [self.rows[slot].find_allowed_switches(automaton) for slot in slots]
+        chosen = np.argmax(allowed, axis=1)
+        if np.sum(allowed, axis=1).max() > 1:
+            padded = np.array(allowed + [allowed[0]] * (self.settings.batch_size - len(slots)))
+            tokens, rows = np.asarray(automaton.switch_tokens), self._pad_rows(slots)
+            chosen = self._call(kernels.pick_switch, (self.settings.text,), self.state, rows, tokens, padded)
         for slot, choice in zip(slots, np.asarray(chosen)):
-            self.rows[slot].follow(SWITCHES[choice], self.settings)
+            self.rows[slot].follow_switch(SWITCHES[choice], self.settings)
 
-    # New segments.
+    # Texts.
 
-    def _ready(self, slots: Iterable[int]) -> None:
-        """Settles; raises SampleError where a row has ended, for which no room is kept."""
-        self.settle()
-        if ended := sorted({*slots} - {*self.going()}):
-            raise SampleError(f"slots {ended}: no trajectory there goes on; choose from Batch.going()")
+    def write_texts(self, slots: Sequence[int]) -> None:
+        """Let the model write the next text of each row. Raises SampleError where a trajectory has ended."""
+        self._check_active(slots)
+        for group in self._split(slots):
+            self._write_group(group)
 
-    def write(self, slots: Sequence[int]) -> None:
-        """The model writes the next text of each of these rows. Raises SampleError where one has ended."""
-        self._ready(slots)
-        for _, group in self.groups(slots, lambda row: 0):
-            self._write(group)
-
-    def _write(self, slots: list[int]) -> None:
-        sampler, automaton, watch = self.sampler, self.sampler.automaton, Stopwatch(self.sampler.compiler)
-        starts = [
-            automaton.starts[START_AFTER[row.kinds[-1]] if row.mode == "process" else "free"]
-            for row in map(self.rows.__getitem__, slots)
-        ]
-        starts = np.array(starts + starts[:1] * (self.settings.together - len(slots)), np.int32)
-        self.state, written = self.call(
-            steps.write_text,
-            (self.model, self.settings.text, self.text_switches),
-            sampler.params,
-            self.state,
-            self.group(slots),
-            (sampler.grammar, starts),
+    def _write_group(self, slots: list[int]) -> None:
+        model, automaton, watch = self.model, self.model.automaton, Stopwatch(self.model.compiler)
+        rows = [self.rows[slot] for slot in slots]
+        states = [START_AFTER[row.kinds[-1]] if row.mode == "process" else "free" for row in rows]
+        states += states[:1] * (self.settings.batch_size - len(slots))
+        starts = np.array([automaton.starts[state] for state in states], np.int32)
+        static = (model.static, self.settings.text, model.text_switches)
+        self.state, written = self._call(
+            kernels.write_text, static, model.params, self.state, self._pad_rows(slots), (model.grammar, starts)
         )
-        tokens, count, state, limited = (np.asarray(x) for x in written[:4])
-        back, seconds = np.zeros(len(self.rows), np.int32), watch.seconds
-        for n, slot in enumerate(slots):
-            row, ids = self.rows[slot], tokens[n, : count[n]].tolist()
-            kind, text = KINDS[automaton.kind[state[n]]], sampler.tokenizer.decode(ids)
-            name = text_stage(row.mode, text) if kind == "free" else "plan" if kind == "plan" else "inspect"
-            stage = TextStage(name, text, seconds=seconds, tokens=len(ids), ids=ids)
+        tokens, count, state, limited = (np.asarray(values) for values in written[:4])
+        seconds, rewound = watch.seconds, np.zeros(self.size, np.int32)
+        for n, (slot, row) in enumerate(zip(slots, rows)):
+            ids = tokens[n, : count[n]].tolist()
+            kind, text = KINDS[automaton.kind[state[n]]], model.tokenizer.decode(ids)
+            name = name_text_stage(row.mode, text) if kind == "free" else "plan" if kind == "plan" else "inspect"
             row.costs["text_tokens"] += len(ids)
             row.costs["prefilled_tokens"] += len(ids) + 2
             row.costs["texts_cut"] += bool(limited[n])
             row.costs["seconds"] += seconds
-            row.cut = bool(limited[n])
-            if not self._add_text(slot, stage, self._reviewed(row, stage)):
-                back[slot] = len(ids) + 2
-        if back.any():
-            self.state = self.call(steps.rewind, (), self.state, back)
+            row.text_cut = bool(limited[n])
+            if not self._add_written(row, TextStage(name, text, seconds=seconds, tokens=len(ids), ids=ids)):
+                rewound[slot] = len(ids) + 2
+        if rewound.any():
+            self.state = self._call(kernels.rewind, (), self.state, rewound)
 
-    def _add_text(self, slot: int, stage: TextStage, verdict: Change | Stop | None) -> bool:
-        """Records a text that the context holds; False where the reviewer's own takes its place."""
-        row, changed = self.rows[slot], isinstance(verdict, Change)
-        if changed:
-            stage, row.cut = self._outside(row, verdict.text), False
-        row.pending.extend(self._text(self._ids(stage), stage.stage, full=changed))
-        row.add_text(stage)
-        self._done(row, stage, None, verdict)
-        return not changed
-
-    def _outside(self, row: Row, text: str) -> TextStage:
-        tokens = len(self.sampler.tokenizer.encode(text))
-        if tokens > self.settings.text.max_tokens:
-            raise SampleError(
-                f"a text from outside has {tokens} tokens, at most {self.settings.text.max_tokens} are "
-                f"allowed: {text[:40]!r}; shorten it or raise max_tokens"
-            )
-        return TextStage(text_stage(row.mode, text), text, tokens=tokens, origin="outside")
+    def _add_written(self, row: BatchRow, stage: TextStage) -> bool:
+        """Record a text that the full context holds. Return False where the reviewer's text replaces it."""
+        decision = self._review_stage(row, stage)
+        if isinstance(decision, Change):
+            if decision.text is None:
+                raise SampleError(f"review of a {stage.stage}: Change needs a text")
+            row.text_cut = False
+            self._add_text(row, self._make_outside_text(row, decision.text))
+            return False
+        self._add_text(row, stage, in_full=True)
+        if isinstance(decision, Stop):
+            row.stop_reason = "stopped"
+        return True
 
     def add_texts(self, texts: Mapping[int, str]) -> None:
-        """Texts from outside, by slot, as if the model had written them.
+        """Add texts from outside, by slot, as if the model had written them.
 
         Raises:
-          TrajectoryError: one may not stand where it would.
-          SampleError: one is longer than the model's may be, or its row has ended.
+          TrajectoryError: the grammar forbids one.
+          SampleError: one is longer than the model's may be, or its trajectory has ended.
         """
-        self._ready(texts)
+        self._check_active(texts)
         for slot, text in texts.items():
-            row = self.rows[slot]
-            stage = self._outside(row, text)
-            row.add_text(stage)
-            row.pending.extend(self._text(self._ids(stage), stage.stage))
-            self._done(row, stage, None)
+            self._add_text(self.rows[slot], self._make_outside_text(self.rows[slot], text))
 
-    def draw(self, slots: Sequence[int]) -> None:
-        """The model draws the next image of each of these rows. Raises SampleError where one has ended."""
-        drawing = self.begin(slots)
-        drawing.advance()
-        drawing.finish()
+    def _add_text(self, row: BatchRow, stage: TextStage, in_full: bool = False) -> None:
+        """Record a text; the contexts that do not hold it yet read it later."""
+        row.add_text(stage)
+        contexts = choose_contexts(stage.stage, self._has_texts, in_full)
+        row.pending.extend(split_text(self.model, encode_text(self.model.tokenizer, stage), contexts))
+        self._events.append(Event(row.number, stage, None))
+        self._progress(f"seed {row.seed}: {stage.stage}, {stage.tokens} tokens, {stage.seconds:.1f} s: {stage.text!r}")
 
-    def begin(self, slots: Sequence[int]) -> Drawing:
-        """The next image of each of these rows as noise, to be drawn in stretches. Raises like ``draw``."""
-        self._ready(slots)
-        return Drawing(self, slots)
+    def _make_outside_text(self, row: BatchRow, text: str) -> TextStage:
+        tokens, limit = len(self.model.tokenizer.encode(text)), self.settings.text.max_tokens
+        if tokens > limit:
+            raise SampleError(
+                f"a text from outside has {tokens} tokens, at most {limit} are allowed: {text[:40]!r}; shorten it or "
+                "raise max_tokens"
+            )
+        return TextStage(name_text_stage(row.mode, text), text, tokens=tokens, origin="outside")
+
+    # Images.
+
+    def draw_images(self, slots: Sequence[int]) -> None:
+        """Let the model draw the next image of each row. Raises SampleError where a trajectory has ended."""
+        self.finish_images(self.begin_images(slots))
+
+    def begin_images(self, slots: Sequence[int]) -> Denoising:
+        """Begin the next image of each row, to be drawn in parts. Raises as ``draw_images``."""
+        self._check_active(slots)
+        groups = self._group(slots, self._get_image_kind)
+        groups = [ImageGroup(kind, group, self._pad_rows(group)) for kind, group in groups]
+        return Denoising(self.model, self._call, self.state, groups)
+
+    def finish_images(self, denoising: Denoising) -> None:
+        """Draw the remaining steps; record the images, and the costs of the dropped ones too."""
+        drawn = denoising.finish()
+        for slot, costs in denoising.costs.items():
+            for name, value in costs.items():
+                self.rows[slot].costs[name] += value
+        for slot, (image, latents, seconds, steps) in drawn.items():
+            row, tokens = self.rows[slot], self._get_image_kind(self.rows[slot]).grid.cache_tokens
+            stage = row.make_image_stage(image, tokens, seconds, steps)
+            decision = self._review_stage(row, stage, image)
+            if isinstance(decision, Change):
+                if decision.image is None:
+                    raise SampleError(f"review of a {stage.stage}: Change needs an image")
+                self._add_outside_image(row, decision.image)
+                continue
+            if self.settings.keep_latents:
+                row.latents[stage.file] = latents
+            self._add_image(row, stage, image)
+            if isinstance(decision, Stop):
+                row.stop_reason = "stopped"
 
     def add_images(self, images: Mapping[int, PIL.Image.Image]) -> None:
-        """Images from outside, by slot, as if the model had drawn them. Raises like ``add_texts``."""
-        self._ready(images)
+        """Add images from outside, by slot, as if the model had drawn them. Raises as ``add_texts``."""
+        self._check_active(images)
         for slot, image in images.items():
-            self._add_image(slot, to_rgb(image), {"origin": "outside"})
+            self._add_outside_image(self.rows[slot], image)
 
-    def add_drawn(self, slot: int, image: PIL.Image.Image, latents: np.ndarray, values: dict[str, Any]) -> None:
-        """Records an image that the model has drawn, or the reviewer's in its place; ``values`` go into its stage."""
-        row = self.rows[slot]
-        name = row.next_image
-        shown = ImageStage(name, image_file(len(row.images) + 1, name), image.width, image.height, **values)
-        verdict = self._reviewed(row, shown, image)
-        if isinstance(verdict, Change):
-            image, values = to_rgb(verdict.image), {"origin": "outside"}
-        elif self.settings.keep_latents:
-            row.latents[shown.file] = latents
-        self._add_image(slot, image, values, verdict)
-
-    def _add_image(self, slot: int, image: PIL.Image.Image, values: dict, verdict: Change | Stop | None = None) -> None:
-        row = self.rows[slot]
-        height, width = self.grid(row).pixels
+    def _add_outside_image(self, row: BatchRow, image: PIL.Image.Image) -> None:
+        grid = self._get_image_kind(row).grid
+        height, width = grid.pixels
         if image.size != (width, height):
             raise SampleError(
                 f"an image from outside is {image.width}x{image.height} pixels, this trajectory's are "
                 f"{width}x{height}; resize it"
             )
-        stage = row.add_image(image, tokens=self.grid(row).cache_tokens, **values)
-        row.pending.append(self._picture(image, row.mode, stage))
-        self._done(row, stage, image, verdict)
+        image = to_rgb(image)
+        self._add_image(row, row.make_image_stage(image, grid.cache_tokens, origin="outside"), image)
 
-    def _reviewed(self, row: Row, stage: Stage, image: PIL.Image.Image | None = None) -> Change | Stop | None:
-        """What the reviewer says. Raises SampleError where he changes a text into an image or the other way round."""
-        verdict = self.review(row.number, stage, image) if self.review else None
-        if isinstance(verdict, Change) and (verdict.text if image is None else verdict.image) is None:
-            raise SampleError(f"review of a {stage.stage}: Change needs {'a text' if image is None else 'an image'}")
-        return verdict
+    def _add_image(self, row: BatchRow, stage: ImageStage, image: PIL.Image.Image) -> None:
+        """Record an image; the full context reads it later."""
+        row.add_image(stage, image)
+        row.pending.append(make_picture(self.model, image, row.mode, given=False))
+        self._events.append(Event(row.number, stage, image))
+        self._progress(f"seed {row.seed}: {stage.stage}, {image.width}x{image.height}, {stage.seconds:.1f} s")
 
-    def _done(
-        self, row: Row, stage: Stage, image: PIL.Image.Image | None, verdict: Change | Stop | None = None
-    ) -> None:
-        """Tells of a stage that stands in its row now."""
-        if isinstance(verdict, Stop):
-            row.stop_reason = "stopped"
-        self.events.append(Event(row.number, stage, image))
-        what = f"{stage.tokens} tokens" if image is None else f"{image.width}x{image.height}"
-        text = f": {stage.text!r}" if image is None else ""
-        self.progress(f"seed {row.seed}: {stage.stage}, {what}, {stage.seconds:.1f} s{text}")
-
-    # How rows are put together.
-
-    def grid(self, row: Row) -> ImageGrid:
-        """The grid of the image that a row draws next."""
-        config, (height, width) = self.sampler.config, (self.settings.height, self.settings.width)
+    def _get_image_kind(self, row: BatchRow) -> ImageKind:
+        """Return the grid, settings and guidance of a row's next image."""
+        config, height, width = self.model.config, self.settings.height, self.settings.width
         if not height and row.images:
             last = next(stage for stage in reversed(row.stages) if isinstance(stage, ImageStage))
-            height, width = grid_of(config, row.images[-1], last.stage == "given", False).pixels
+            height, width = make_picture_grid(config, row.images[-1], last.stage == "given").pixels
         side = config.latent_stride * config.max_latent_size
-        return image_grid(config, height or side, width or side)
+        settings = self.settings.select_image_settings(row.next_image)
+        image_guidance = bool(row.images) and min(settings.text_scale, settings.image_scale) > 1
+        return ImageKind(make_grid(config, height or side, width or side), settings, image_guidance)
 
-    def image_settings(self, row: Row) -> tuple[ImageSettings, bool]:
-        """How a row's next image is denoised, and whether images guide it."""
-        settings = self.settings.of_image(row.next_image)
-        return settings, row.has_image and min(settings.text_scale, settings.image_scale) > 1
+    # Groups of rows and calls.
 
-    def drawn_alike(self, row: Row) -> tuple[ImageGrid, ImageSettings, bool]:
-        """What rows must have in common for their next images to be drawn together, see ``Drawing``."""
-        return self.grid(row), *self.image_settings(row)
+    def _check_active(self, slots: Collection[int]) -> None:
+        """Settle; raise SampleError where a trajectory has ended: its contexts have no room for more."""
+        self.settle()
+        if ended := sorted({*slots} - {*self.list_active()}):
+            raise SampleError(f"slots {ended}: no active trajectory; choose from TrajectoryBatch.list_active()")
 
-    def groups(self, slots: Iterable[int], key: Callable[[Row], Hashable]) -> list[tuple[Any, list[int]]]:
-        """Each key with slots of it, at most ``together`` at a time."""
-        alike = collections.defaultdict(list)
+    def _review_stage(self, row: BatchRow, stage: Stage, image: PIL.Image.Image | None = None) -> Change | Stop | None:
+        return self._review(row.number, stage, image) if self._review else None
+
+    def _group(self, slots: Iterable[int], key: Callable[[BatchRow], _Key]) -> list[tuple[_Key, list[int]]]:
+        """Split slots by the key of their rows, into groups of at most ``batch_size``."""
+        by_key = collections.defaultdict(list)
         for slot in slots:
-            alike[key(self.rows[slot])].append(slot)
-        width = self.settings.together
-        return [(k, s[first : first + width]) for k, s in alike.items() for first in range(0, len(s), width)]
+            by_key[key(self.rows[slot])].append(slot)
+        width = self.settings.batch_size
+        return [(k, s[first : first + width]) for k, s in by_key.items() for first in range(0, len(s), width)]
 
-    def group(self, slots: list[int]) -> steps.Rows:
-        """The rows in these slots, at most ``together``, as compiled functions take them."""
-        missing = self.settings.together - len(slots)
-        rows = [self.rows[slot] for slot in slots]
-        return steps.Rows(
-            np.array([*slots, *[len(self.rows)] * missing], np.int32),
+    def _split(self, slots: Iterable[int]) -> list[list[int]]:
+        """Split slots into groups of at most ``batch_size``."""
+        return [group for _, group in self._group(slots, lambda row: None)]
+
+    def _pad_rows(self, slots: list[int]) -> kernels.RowGroup:
+        """Return the rows in these slots, at most ``batch_size``, as compiled functions take them."""
+        missing, rows = self.settings.batch_size - len(slots), [self.rows[slot] for slot in slots]
+        return kernels.RowGroup(
+            np.array([*slots, *[self.size] * missing], np.int32),
             np.array([row.seed for row in rows] + [0] * missing, np.uint32),
             np.array([len(row.stages) for row in rows] + [0] * missing, np.uint32),
         )
 
-    def call(self, function: Callable, static: tuple, *args: Any) -> Any:
-        """``function(*static, *args)``, compiled at its first call; progress tells of that."""
-        watch = Stopwatch(self.sampler.compiler)
+    def _call(self, function: Any, static: tuple, *args: Any) -> Any:
+        """Return ``function(*static, *args)``; compile it at its first call and report that."""
+        watch = Stopwatch(self.model.compiler)
         try:
-            with self.sampler.on_mesh():
-                result = self.sampler.compiler(function, static, *args)
+            with self.model.enter_mesh():
+                result = self.model.compiler(function, static, *args)
         except jax.errors.JaxRuntimeError as fault:
             if "RESOURCE_EXHAUSTED" not in str(fault):
                 raise
             raise SampleError(
-                f"no room on the device for {len(self.rows)} trajectories ({fault}); lower max_images, "
-                "max_tokens, the image size or together"
+                f"no room on the device for {self.size} trajectories ({fault}); lower max_images, max_tokens, the "
+                "image size or batch_size"
             ) from fault
         if watch.compiling:
-            self.progress(f"compiled {function.__name__} in {watch.compiling:.1f} s")
+            self._progress(f"compiled {function.__name__} in {watch.compiling:.1f} s")
         return result
-
-
-def _reading(one: Piece | Picture) -> tuple:
-    """What rows must have in common to be read together."""
-    return ("image", one.grid, one.given) if isinstance(one, Picture) else ("text", one.contexts)
-
-
-def _in_order(trajectory: Trajectory) -> Iterable[tuple[str, Stage | None]]:
-    """Each segment's kind and stage; None for the prompt."""
-    stages = iter(trajectory.stages)
-    for kind in trajectory.kinds:
-        yield kind, None if kind == "prompt" else next(stages)

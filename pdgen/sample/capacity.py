@@ -1,51 +1,49 @@
-"""How much room the contexts of trajectories need, worked out before anything is compiled."""
+"""Room for the contexts of trajectories, computed before anything is compiled."""
 
+import dataclasses
 import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from pdgen.sample.image import grid_of, image_grid
+from pdgen.sample.image import make_grid, make_picture_grid
+from pdgen.sample.model import Model
 from pdgen.sample.settings import SampleError, SampleSettings
-from pdgen.sample.text import room
+from pdgen.sample.text import count_text_slots
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
-if TYPE_CHECKING:
-    from pdgen.sample.engine import Sampler
 
+def compute_capacity(model: Model, settings: SampleSettings, starts: Sequence[Trajectory]) -> tuple[int, int]:
+    """Compute the tokens of the longest context, with images and (for image guidance; else 0) without.
 
-def capacity(sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory]) -> tuple[int, int]:
-    """Tokens that the longest context may come to, with and (for image guidance; else 0) without images.
-
-    Both are whole tiles of attention, so that no row's arithmetic depends on how long another may become.
+    Both are whole tiles of attention, so that no row's arithmetic depends on the length of another.
     """
-    tile = sampler.compute.block_k
-    both = [_tokens(sampler, settings, start) for start in starts]
+    tile = model.compute.block_k
+    both = [_count_tokens(model, settings, start) for start in starts]
     full, texts = (-(-max(n) // tile) * tile for n in zip(*both, strict=True))
-    return full, texts if any(_guided(settings, start) for start in starts) else 0
+    return full, texts if any(_may_be_guided(settings, start) for start in starts) else 0
 
 
-def _guided(settings: SampleSettings, start: Trajectory) -> bool:
-    """Whether an image may be drawn under image guidance, with another image before it."""
+def _may_be_guided(settings: SampleSettings, start: Trajectory) -> bool:
+    """Tell whether an image may be drawn under image guidance, after another image."""
     styles = [settings.image, *filter(None, [settings.refine])]
-    left = settings.images_left(start.mode, start.kinds.count("image"))
-    later = left > 0 and len(start.images) + left > 1
-    return later and any(min(style.text_scale, style.image_scale) > 1 for style in styles)
+    left = settings.count_images_left(start.mode, start.kinds.count("image"))
+    has_earlier_image = left > 0 and len(start.images) + left > 1
+    return has_earlier_image and any(min(style.text_scale, style.image_scale) > 1 for style in styles)
 
 
-def texts_left(mode: Mode, last: str, images: int) -> int:
-    """Texts that a trajectory may still write, at most.
+def count_texts_left(mode: Mode, last: str, images: int) -> int:
+    """Return the maximum of texts that a trajectory may still write.
 
-    In mode "process" that is where every image but the last is inspected and found faulty and its plan rewritten, two
-    texts an image, and the last one is followed by a text too.
+    In mode "process" every image but the last may be inspected, found faulty and its plan rewritten: two texts an
+    image. The last image may be inspected too.
 
     Args:
-      last: kind of the segment that stands last, the prompt included.
+      last: kind of the last segment, the prompt included.
       images: that it may still draw.
     """
     if mode != "process":
@@ -57,69 +55,69 @@ def texts_left(mode: Mode, last: str, images: int) -> int:
     return max(int(last == "prompt"), 2 * images)
 
 
-def _tokens(sampler: "Sampler", settings: SampleSettings, start: Trajectory) -> tuple[int, int]:
-    """Tokens of one trajectory at its longest, with and without images."""
-    text, tokenizer = room(settings.text, sampler.grammar), sampler.tokenizer
+def _count_tokens(model: Model, settings: SampleSettings, start: Trajectory) -> tuple[int, int]:
+    """Count the tokens of one trajectory at its longest, with and without images."""
+    text, tokenizer, config = count_text_slots(settings.text, model.grammar), model.tokenizer, model.config
     texts = settings.max_prompt_tokens + 2
     texts += len(tokenizer.encode(settings.system)) + 2 if settings.system else 0
     images = 0
     for stage in start.stages:
         if isinstance(stage, TextStage):
+            # A text counts as the longest one, so a trajectory needs the same room at every stage.
             texts += max(text, len(tokenizer.encode(stage.text)) + 2, len(stage.ids) + 2)
     for stage, image in zip([s for s in start.stages if isinstance(s, ImageStage)], start.images, strict=True):
-        images += grid_of(sampler.config, image, stage.stage == "given", start.mode == "understand").cache_tokens
-    left = settings.images_left(start.mode, start.kinds.count("image"))
-    texts += texts_left(start.mode, start.kinds[-1], left) * text
-    side = sampler.config.latent_stride * sampler.config.max_latent_size
-    height, width = settings.height or side, settings.width or side
-    return texts + images + left * image_grid(sampler.config, height, width).cache_tokens, texts
+        grid = make_picture_grid(config, image, stage.stage == "given", vit_only=start.mode == "understand")
+        images += grid.cache_tokens
+    left = settings.count_images_left(start.mode, start.kinds.count("image"))
+    texts += count_texts_left(start.mode, start.kinds[-1], left) * text
+    side = config.latent_stride * config.max_latent_size
+    drawn = make_grid(config, settings.height or side, settings.width or side)
+    return texts + images + left * drawn.cache_tokens, texts
 
 
-def check_memory(
-    sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory], slots: int
-) -> tuple[int, int]:
-    """``capacity``, after comparing what ``slots`` rows and a group of them being worked on need with what is free.
+def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> tuple[int, int]:
+    """Return ``compute_capacity`` if ``slots`` rows, and a group of them in work, fit into the free memory.
 
     Raises:
-      SampleError: there is too little; it says how many images a trajectory could have.
+      SampleError: they do not fit; the message names a number of images that would.
     """
-    needed, free = _bytes(sampler, settings, starts, slots), _free(sampler)
+    needed, free = _count_bytes(model, settings, starts, slots), _measure_free_bytes(model)
     if needed <= free:
-        return capacity(sampler, settings, starts)
+        return compute_capacity(model, settings, starts)
     fitting = 0
     if any(start.mode == "process" for start in starts):
         most = settings.max_images
         while fitting + 1 < most:  # bisection: the need grows with max_images
             middle = (fitting + most) // 2
-            smaller = SampleSettings(**{**vars(settings), "max_images": middle})
-            fitting, most = (middle, most) if _bytes(sampler, smaller, starts, slots) <= free else (fitting, middle)
+            smaller = dataclasses.replace(settings, max_images=middle)
+            fits = _count_bytes(model, smaller, starts, slots) <= free
+            fitting, most = (middle, most) if fits else (fitting, middle)
     remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
     raise SampleError(
         f"no room: the contexts of {slots} trajectories at a time of up to "
-        f"{capacity(sampler, settings, starts)[0]:,} tokens need {needed:,} bytes, a device has "
-        f"{free:,} free; {remedy}, or lower together"
+        f"{compute_capacity(model, settings, starts)[0]:,} tokens need {needed:,} bytes, a device has "
+        f"{free:,} free; {remedy}, or lower batch_size"
     )
 
 
-def _bytes(sampler: "Sampler", settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> int:
-    """Bytes of a device's part of all contexts: those of its rows, of its key/value heads."""
-    language, itemsize = sampler.config.language, jnp.dtype(sampler.compute.dtype).itemsize
+def _count_bytes(model: Model, settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> int:
+    """Count the bytes of one device's part of all contexts, which are split by row and by key/value head."""
+    language, itemsize = model.config.language, jnp.dtype(model.compute.dtype).itemsize
     token = 2 * language.num_layers * language.num_kv_heads * language.head_dim * itemsize
-    devices = sampler.mesh.size if sampler.mesh else 1
-    return (slots + settings.together) * sum(capacity(sampler, settings, starts)) * token // devices
+    devices = model.mesh.size if model.mesh else 1
+    return (slots + settings.batch_size) * sum(compute_capacity(model, settings, starts)) * token // devices
 
 
-def _free(sampler: "Sampler") -> int:
-    """Bytes free on each of this process's devices; those of a CPU share its memory."""
-    devices = sampler.mesh.local_devices if sampler.mesh else jax.local_devices()[:1]
-    stats: list[dict[str, Any] | None] = [device.memory_stats() for device in devices]
-    if None in stats:  # a CPU
-        return _available() // len(devices)
-    return min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
+def _measure_free_bytes(model: Model) -> int:
+    """Return the bytes that are free on each of this process's devices; CPU devices share the machine's memory."""
+    devices = model.mesh.local_devices if model.mesh else jax.local_devices()[:1]
+    stats = [device.memory_stats() for device in devices]
+    known = [one["bytes_limit"] - one["bytes_in_use"] for one in stats if one is not None]
+    return min(known) if len(known) == len(devices) else _read_available_bytes() // len(devices)
 
 
-def _available(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int:
-    """Bytes of memory that processes may still take; where the system does not tell, all that it has."""
+def _read_available_bytes(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int:
+    """Read the bytes of memory that are available to processes; all of the memory where the system does not say."""
     if found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.exists() else ""):
         return 1024 * int(found[1])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,27 +1,27 @@
-"""Compiling ahead of the first call, so that compile time and sampling time are known apart."""
+"""Compiling ahead of the first call, so that compile time and sampling time are measured apart."""
 
 import pathlib
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 
 from pdgen.files import cache_folder
 
-# On a CPU, LLVM's optimisation takes two thirds of the time that compiling takes. Without it the code is three times
-# slower.
+# On a CPU, LLVM's optimisation takes two thirds of the compile time. Without it the code is three times slower.
 _QUICK = {"xla_backend_optimization_level": "0"}
+_CACHE_OPTION = "jax_compilation_cache_dir"
 
 
 class Compiler:
-    """Calls jitted functions; each is compiled once for every set of static arguments and shapes.
+    """Calls jitted functions; compiles each once for every set of static arguments and shapes.
 
     Args:
-      quick: on a CPU, compile three times sooner what then runs three times slower. Elsewhere it does nothing.
+      quick: on a CPU, compile three times faster; the code then runs three times slower. No effect elsewhere.
 
     Attributes:
-      seconds: what compiling has taken so far, tracing and lowering included.
+      seconds: total compile time so far, with tracing and lowering.
     """
 
     def __init__(self, quick: bool = False) -> None:
@@ -29,8 +29,8 @@ class Compiler:
         self._options = _QUICK if quick and jax.default_backend() == "cpu" else None
         self._compiled: dict[Hashable, jax.stages.Compiled] = {}
 
-    def __call__(self, function: Callable, static: tuple[Hashable, ...], *args: Any) -> Any:
-        """``function(*static, *args)``.
+    def __call__(self, function: Any, static: tuple[Hashable, ...], *args: Any) -> Any:
+        """Return ``function(*static, *args)``.
 
         Args:
           function: from ``jax.jit``; ``static`` are its first arguments and its only static ones.
@@ -39,34 +39,34 @@ class Compiler:
         leaves, tree = jax.tree.flatten(args)
         key = (function, static, tree, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves))
         if key not in self._compiled:
-            began = time.perf_counter()
+            start = time.perf_counter()
             self._compiled[key] = function.lower(*static, *args).compile(self._options)
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - start
         return self._compiled[key](*args)
 
 
 class Stopwatch:
-    """Tells the seconds since it was made, without those that ``compiler`` has spent compiling."""
+    """Measures the seconds since its creation; the compile time of ``compiler`` is separate."""
 
     def __init__(self, compiler: Compiler) -> None:
-        self._compiler, self._began, self._compiled = compiler, time.perf_counter(), compiler.seconds
+        self._compiler, self._start, self._compile_start = compiler, time.perf_counter(), compiler.seconds
 
     @property
     def compiling(self) -> float:
-        """Seconds spent compiling since the watch was made."""
-        return self._compiler.seconds - self._compiled
+        """Seconds of compilation since the start."""
+        return self._compiler.seconds - self._compile_start
 
     @property
     def seconds(self) -> float:
-        """All other seconds since."""
-        return time.perf_counter() - self._began - self.compiling
+        """All other seconds since the start."""
+        return time.perf_counter() - self._start - self.compiling
 
 
 def keep_compiled() -> pathlib.Path:
-    """Keeps what XLA compiles in the user's cache folder, for later processes; returns that folder.
+    """Make XLA keep compiled code in the user's cache folder, for later processes; return that folder.
 
-    A folder that JAX was told of (``JAX_COMPILATION_CACHE_DIR``) stays.
+    A folder that JAX has already (``JAX_COMPILATION_CACHE_DIR``) stays.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-    return pathlib.Path(jax.config.jax_compilation_cache_dir)
+    if jax.config.values[_CACHE_OPTION] is None:
+        jax.config.update(_CACHE_OPTION, str(cache_folder() / "xla"))
+    return pathlib.Path(jax.config.values[_CACHE_OPTION])

@@ -1,31 +1,36 @@
-"""The first plans that a model writes, and nothing after them: what self-sampling judges."""
+"""First plans of a model, with nothing after them: self-sampling judges these."""
 
 from collections.abc import Callable, Sequence
 
-from pdgen.sample.engine import Sampler, SampleSettings
+from pdgen.sample.settings import SampleSettings
 from pdgen.sample.text import TextSettings
+from pdgen.sequence.trajectory import TextStage, Trajectory
+
+Sample = Callable[[Sequence[str], Sequence[int], SampleSettings], list[Trajectory]]
 
 
-def first_plans(
-    sampler: Sampler, temperature: float, together: int
+def make_plan_writer(
+    sampler: Sample, temperature: float, batch_size: int
 ) -> Callable[[Sequence[str], Sequence[int]], list[str]]:
-    """A function from prompts and as many seeds to the plan that the model writes for each.
+    """Make a function from prompts and as many seeds to the model's first plan for each prompt.
 
-    Every call samples rows in batches of ``together``, filled up if need be, so that it compiles once; a plan depends
-    on its own prompt and seed alone.
+    Every call samples batches of ``batch_size`` rows, padded if need be, so that it compiles once. A plan depends on
+    its own prompt and seed alone.
 
     Args:
+      sampler: a ``Sampler``.
       temperature: of the texts; 0 = greedy.
     """
     settings = SampleSettings(max_images=0, text=TextSettings(temperature=temperature))
 
     def write(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         plans: list[str] = []
-        for start in range(0, len(prompts), together):
-            some, keys = [*prompts[start : start + together]], [*seeds[start : start + together]]
-            missing = together - len(some)
+        for start in range(0, len(prompts), batch_size):
+            some, keys = [*prompts[start : start + batch_size]], [*seeds[start : start + batch_size]]
+            missing = batch_size - len(some)
             drawn = sampler(some + some[:1] * missing, keys + keys[:1] * missing, settings)
-            plans += [one.stages[0].text for one in drawn[: len(some)]]
+            stages = [one.stages[0] for one in drawn[: len(some)]]
+            plans += [stage.text for stage in stages if isinstance(stage, TextStage)]
         return plans
 
     return write

@@ -1,19 +1,19 @@
-"""The host's record of one trajectory while it grows: what stands in it, what is still to be read, what comes next."""
+"""The host's record of one trajectory in a batch: its stages, what is still to be read, and what comes next."""
 
 import collections
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import PIL.Image
 
-from pdgen.sample.image import ImageGrid
+from pdgen.sample.pending import Pending
 from pdgen.sample.settings import SampleSettings
 from pdgen.sequence.grammar import KINDS, SWITCHES, Automaton
-from pdgen.sequence.modes import END, MODES, TrajectoryError, check_kinds, image_stage
+from pdgen.sequence.modes import END, MODES, Mode, TrajectoryError, check_kinds, image_stage
 from pdgen.sequence.trajectory import (
     ImageStage,
+    Origin,
     Stage,
     StopReason,
     TextStage,
@@ -23,45 +23,22 @@ from pdgen.sequence.trajectory import (
     segment_kind,
 )
 
-PIECE = 64  # tokens of a finished text that are read at a time; fewer are padded
-
-
-_NO_COSTS = dict.fromkeys(
-    ("network_evaluations", "guidance_branches", "text_tokens", "texts_cut", "prefilled_tokens", "seconds"), 0
-)
-
-
-class Piece(NamedTuple):
-    """Tokens of a finished text that are to be read.
-
-    Attributes:
-      contexts: which read it, of "full" and "texts".
-      kept: text guidance keeps what stands up to here.
-    """
-
-    ids: list[int]
-    contexts: tuple[str, ...]
-    kept: bool = False
-
-
-class Picture(NamedTuple):
-    """An image that is to be read."""
-
-    image: PIL.Image.Image
-    grid: ImageGrid
-    given: bool
+_COSTS = ("network_evaluations", "guidance_branches", "text_tokens", "texts_cut", "prefilled_tokens", "seconds")
 
 
 @dataclasses.dataclass
-class Row:
-    """One trajectory on its way.
+class BatchRow:
+    """One trajectory in a batch.
 
     Attributes:
-      number: of the trajectory among those asked for.
-      start: what it started from, a prompt or a history.
+      number: of the trajectory in the call.
+      start: the trajectory at its admission.
       kinds: of the segments so far, keys of ``modes.MODES``.
-      pending: what the contexts have still to read, in order.
-      due: what comes next, "text" or "image"; None = not decided yet.
+      stages, images, latents: as in ``Trajectory``.
+      seed: of the draws from here on.
+      pending: parts that the contexts have still to read, in order.
+      due: what comes next, of SWITCHES; None = not decided yet.
+      text_cut: the last text was closed at its limit.
       costs: counters, see ``Trajectory.costs``.
     """
 
@@ -70,16 +47,16 @@ class Row:
     kinds: list[str]
     stages: list[Stage]
     images: list[PIL.Image.Image]
-    latents: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    pending: collections.deque[Piece | Picture] = dataclasses.field(default_factory=collections.deque)
+    latents: dict[str, np.ndarray]
+    seed: int
+    pending: collections.deque[Pending] = dataclasses.field(default_factory=collections.deque)
     due: str | None = None
-    cut: bool = False
+    text_cut: bool = False
     stop_reason: StopReason | None = None
-    costs: collections.Counter[str] = dataclasses.field(default_factory=lambda: collections.Counter(_NO_COSTS))
-    seed: int = 0
+    costs: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
 
-    def copy(self, seed: int) -> "Row":
-        """A row that goes on by itself, with a seed of its own."""
+    def copy(self, seed: int) -> "BatchRow":
+        """Return an independent copy with another seed."""
         return dataclasses.replace(
             self,
             kinds=[*self.kinds],
@@ -87,97 +64,95 @@ class Row:
             images=[*self.images],
             latents=dict(self.latents),
             pending=self.pending.copy(),
-            costs=self.costs.copy(),
+            costs=dict(self.costs),
             seed=seed,
         )
 
     @property
-    def mode(self) -> str:
-        """The mode that it started in."""
+    def mode(self) -> Mode:
+        """The mode of its grammar."""
         return self.start.mode
 
     @property
-    def next_image(self) -> str:
-        """The stage of the image that comes next: "sketch" or "refine"."""
+    def next_image(self) -> Literal["sketch", "refine"]:
+        """The stage of the next image."""
         return image_stage(self.kinds)
 
     @property
-    def has_image(self) -> bool:
-        """Whether the context holds an image."""
-        return bool(self.images)
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing but the end may follow, so that no context need read what stands last."""
+    def must_end(self) -> bool:
+        """Whether only the end may follow, so that no context needs to read the last segment."""
         return self.due is None and self.mode != "process" and END in MODES[self.mode][self.kinds[-1]]
 
+    def make_image_stage(
+        self,
+        image: PIL.Image.Image,
+        tokens: int = 0,
+        seconds: float = 0.0,
+        steps: int = 0,
+        origin: Origin = "model",
+    ) -> ImageStage:
+        """Make the stage of an image that comes next."""
+        file = image_file(len(self.images) + 1, self.next_image)
+        return ImageStage(self.next_image, file, image.width, image.height, seconds, tokens, steps, origin)
+
     def add_text(self, stage: TextStage) -> None:
-        """Records a text. Raises TrajectoryError where it may not stand here."""
+        """Record a text. Raises TrajectoryError where the grammar forbids it."""
         kind = segment_kind(stage)
         check_kinds([*self.kinds, kind], False, self.mode)
         self.kinds.append(kind)
         self.stages.append(stage)
         self.due = None
 
-    def add_image(self, image: PIL.Image.Image, **values: object) -> ImageStage:
-        """Records an image, ``values`` into its stage. Raises TrajectoryError where none may stand here."""
+    def add_image(self, stage: ImageStage, image: PIL.Image.Image) -> None:
+        """Record an image. Raises TrajectoryError where the grammar forbids it."""
         check_kinds([*self.kinds, "image"], False, self.mode)
-        name = self.next_image
-        stage = ImageStage(name, image_file(len(self.images) + 1, name), image.width, image.height, **values)
         self.kinds.append("image")
         self.stages.append(stage)
         self.images.append(image)
         self.due = None
-        return stage
 
-    def choices(self, automaton: Automaton) -> list[bool]:
-        """Which of SWITCHES may come next in a row that is not over. The model has a choice in mode "process" alone."""
+    def find_allowed_switches(self, automaton: Automaton) -> list[bool]:
+        """Tell which of SWITCHES may come next, unless ``must_end``; only mode "process" leaves the model a choice."""
         kind = self.kinds[-1]
         if self.mode == "process" and kind in KINDS:
             return automaton.switches[KINDS.index(kind)].tolist()
         switch = "image" if "image" in MODES[self.mode][kind] else "text"
         return [name == switch for name in SWITCHES]
 
-    def follow(self, switch: str, settings: SampleSettings) -> None:
-        """Sets what comes next, or why the trajectory stops."""
+    def follow_switch(self, switch: str, settings: SampleSettings) -> None:
+        """Set what comes next, and the stop reason if the trajectory ends here."""
         self.due, kind = switch, self.kinds[-1]
         sketches = sum(stage.stage == "sketch" for stage in self.stages)
-        drawn = self.kinds.count("image")
-        full = not settings.images_left(self.mode, drawn)
-        # An image that is drawn next is a refinement after an inspection that found a fault, else a sketch.
+        is_full = not settings.count_images_left(self.mode, self.kinds.count("image"))
+        # The next image is a refinement after an inspection that found a fault, else a sketch.
         corrects = kind == "inspect+refine" or (kind == "plan" and self.next_image == "refine")
-        full |= bool(settings.max_steps) and sketches >= settings.max_steps and not corrects
-        if self.cut and kind not in ("plan", "thought"):  # their tags were closed, they can be drawn
+        is_full |= bool(settings.max_steps) and sketches >= settings.max_steps and not corrects
+        if self.text_cut and kind not in ("plan", "thought"):  # the tags of a plan were closed, so it can be drawn
             self.stop_reason = "token limit"
         elif switch == END:
             self.stop_reason = "finished"
-        elif full and (switch == "image" or kind not in ("image", "prompt")):  # the last image may be inspected
+        elif is_full and (switch == "image" or kind not in ("image", "prompt")):  # the last image may be inspected
             self.stop_reason = "step limit"
-        self.cut = False
+        self.text_cut = False
 
-    def trajectory(self, more: Mapping[str, object]) -> Trajectory:
-        """The trajectory as it stands; ``more`` replaces fields, its costs are added."""
-        costs = {name: float(value) for name, value in {**self.costs, **more["costs"]}.items()}
+    def make_trajectory(self) -> Trajectory:
+        """Return the trajectory so far, with the row's own costs."""
         return dataclasses.replace(
             self.start,
             stages=[*self.stages],
             images=[*self.images],
             stop_reason=self.stop_reason,
             seed=self.seed,
-            **more | {"costs": costs},
+            costs=dict(self.costs),
         )
 
 
-def pieces(ids: list[int], contexts: tuple[str, ...], kept: bool = False) -> list[Piece]:
-    """A text cut into pieces."""
-    starts = range(0, len(ids), PIECE)
-    return [Piece(ids[n : n + PIECE], contexts, kept and n == starts[-1]) for n in starts]
-
-
-def text_stage(mode: str, text: str) -> str:
-    """The stage of a text that comes next in a mode."""
-    if mode in ("think", "understand"):
-        return "thought" if mode == "think" else "answer"
+def name_text_stage(mode: Mode, text: str) -> Literal["plan", "inspect", "thought", "answer"]:
+    """Return the stage of a text in a mode."""
+    if mode == "think":
+        return "thought"
+    if mode == "understand":
+        return "answer"
     try:
         parse_plan(text)
     except TrajectoryError:

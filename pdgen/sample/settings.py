@@ -1,4 +1,4 @@
-"""What a user asks of the sampler: mode, sizes, limits, how texts are written and images drawn."""
+"""Settings of sampling: mode, sizes, limits, how texts are written and how images are denoised."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,14 +10,15 @@ from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.modes import MODES, Mode
 
-# What the base model was trained to obey in "think" mode; it stands before everything else.
+# The base model was trained with this system text in "think" mode.
 THINK = (
     "You should first think about the planning process in the mind and then generate the image. \n"
     "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here </think> "
     "image here"
 )
-MAX_TOGETHER = 8
-_GROUPS = ("text", "image", "refine")  # settings that hold settings
+MAX_BATCH_SIZE = 8  # of the default; a user may set more
+_GROUPS = ("text", "image", "refine")  # fields that are settings themselves
+_EARLIER_NAMES = {"together": "batch_size"}  # files of version 0.3 and before have these
 
 
 class SampleError(ValueError):
@@ -29,23 +30,23 @@ class SampleSettings:
     """How trajectories are sampled.
 
     Attributes:
-      mode: which grammar they follow; see ``sequence.modes.MODES``.
-      height, width: of every drawn image, in pixels; 0 = as the last image that is given or drawn already, else
-        the largest square that the model's tables hold. Both or none.
-      max_images: drawn images of one trajectory, at most; 0 writes the first plan alone.
-      max_steps: sketches of one trajectory, at most; 0 = no limit but ``max_images``.
-      max_prompt_tokens: tokens of a prompt, at most.
+      mode: the grammar of the trajectory; see ``sequence.modes.MODES``.
+      height, width: of every drawn image, in pixels; 0 = as the last given or drawn image, else the largest square
+        that the model's tables hold. Set both or none.
+      max_images: maximum of drawn images in a trajectory; 0 writes the first plan alone.
+      max_steps: maximum of sketches in a trajectory; 0 = limited by ``max_images`` alone.
+      max_prompt_tokens: maximum of tokens in a prompt.
       text: how texts are written.
-      image: how images are denoised, sketches and the base model's own.
+      image: how images are denoised: sketches, and the base model's own images.
       refine: how refinements are denoised; None = as ``image``.
       system: a text before everything else, which text guidance keeps; "" = none.
-      together: rows that one evaluation of the network works on; fewer are padded, so that a trajectory's bits
-        depend on this number and never on the rows beside it. 0 = as many as there are prompts, the next power of
-        two, up to 8.
+      batch_size: rows in one evaluation of the network. Smaller groups are padded, so the bits of a trajectory depend
+        on this number and never on the rows beside it. 0 = the number of prompts, rounded up to a power of two, at
+        most 8.
       keep_latents: trajectories hold the latents that their images were decoded from.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: a value out of range; the message names it.
     """
 
     mode: Mode = "process"
@@ -58,12 +59,12 @@ class SampleSettings:
     image: ImageSettings = ImageSettings()
     refine: ImageSettings | None = None
     system: str = ""
-    together: int = 0
+    batch_size: int = 0
     keep_latents: bool = False
 
     def __post_init__(self) -> None:
-        least = {"height": 0, "width": 0, "max_images": 0, "max_steps": 0, "max_prompt_tokens": 1, "together": 0}
-        for name, bound in least.items():
+        minimum = {"height": 0, "width": 0, "max_images": 0, "max_steps": 0, "max_prompt_tokens": 1, "batch_size": 0}
+        for name, bound in minimum.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {bound}")
         if bool(self.height) != bool(self.width):
@@ -71,18 +72,18 @@ class SampleSettings:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} is unknown; choose one of {', '.join(MODES)}")
 
-    def of_image(self, stage: str) -> ImageSettings:
-        """How an image of this stage, "sketch" or "refine", is denoised."""
+    def select_image_settings(self, stage: str) -> ImageSettings:
+        """Return the settings of an image of this stage, "sketch" or "refine"."""
         return self.refine if stage == "refine" and self.refine else self.image
 
-    def images_left(self, mode: str, drawn: int) -> int:
-        """Images that a trajectory of a mode may still draw when it holds ``drawn``; outside "process" one more."""
+    def count_images_left(self, mode: str, drawn: int) -> int:
+        """Count the images that a trajectory with ``drawn`` images may still draw; outside mode "process" one more."""
         if mode == "process" or not self.max_images:
             return max(0, self.max_images - drawn)
         return int(mode != "understand")
 
-    def flat(self) -> dict[str, Any]:
-        """One flat object for the reader: "max_images", "text.temperature", "image.interval_from", ..."""
+    def flatten(self) -> dict[str, Any]:
+        """Return one flat dict, as files hold it: "max_images", "text.temperature", "image.interval_from", ..."""
         values = dataclasses.asdict(self)
         if self.refine is None:
             del values["refine"]
@@ -93,27 +94,33 @@ class SampleSettings:
         return values
 
 
-def from_flat(values: Mapping[str, Any]) -> SampleSettings:
-    """The settings that ``flat`` told of; other names are left out, missing ones have their defaults.
+def unflatten_settings(values: Mapping[str, Any]) -> SampleSettings:
+    """Return the settings from ``SampleSettings.flatten``; ignore other names, use defaults for missing ones.
 
     Raises:
-      ValueError: a value is of another type or out of range.
+      ValueError: a value has another type or is out of range.
     """
-    own = {name: value for name, value in values.items() if "." not in name}
+    values = replace_earlier_names(values)
+    fields = {name: value for name, value in values.items() if "." not in name}
     for group in _GROUPS:
-        held = {name.removeprefix(f"{group}."): value for name, value in values.items() if name.startswith(f"{group}.")}
-        if "interval_from" in held:
-            held["interval"] = (held.pop("interval_from"), held.pop("interval_to", None))
-        if held:
-            own[group] = held
-    return msgspec.convert(own, SampleSettings)
+        own = {name.removeprefix(f"{group}."): value for name, value in values.items() if name.startswith(f"{group}.")}
+        if "interval_from" in own:
+            own["interval"] = (own.pop("interval_from"), own.pop("interval_to", None))
+        if own:
+            fields[group] = own
+    return msgspec.convert(fields, SampleSettings)
 
 
-def base_settings(mode: Mode, **changes: Any) -> SampleSettings:
-    """The base model's defaults of a mode, with ``changes`` to any field of ``SampleSettings``.
+def replace_earlier_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a file under the names that the fields of ``SampleSettings`` have today."""
+    return {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
 
-    Editing guides harder by the given images, at every timestep, and holds back the norm of each token. Thinking
-    puts the system text first; thoughts and answers may be long and are greedy.
+
+def make_base_settings(mode: Mode, **changes: Any) -> SampleSettings:
+    """Return the base model's defaults of a mode, with ``changes`` to any field of ``SampleSettings``.
+
+    Mode "edit" has stronger image guidance, at every timestep, and limits the norm of each token. Mode "think" has the
+    system text. Thoughts and answers may be long and are greedy.
 
     Raises:
       ValueError: a value out of range.

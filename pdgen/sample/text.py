@@ -21,13 +21,13 @@ class TextSettings:
     """How a text is written.
 
     Attributes:
-      max_tokens: words of one text, tags included, at most; then the grammar closes the open tags.
+      max_tokens: maximum of tokens in one text, tags included; then the grammar closes the open tags.
       temperature: 0 = greedy, else within [0.001, 100]; the base model's default is 0.3.
-      top_p: only the likeliest tokens that together reach this probability are drawn; 1 = all.
-      top_k: only this many of the likeliest tokens are drawn; 0 = all.
+      top_p: draw from the likeliest tokens that together reach this probability; 1 = all.
+      top_k: draw from this many of the likeliest tokens; 0 = all.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: a value out of range; the message names it.
     """
 
     max_tokens: int = 256
@@ -38,13 +38,13 @@ class TextSettings:
     def __post_init__(self) -> None:
         rules = {
             "max_tokens must be at least 1": self.max_tokens >= 1,
-            # Logits divided by less overflow, and those divided by infinity tell nothing apart.
+            # Logits overflow when divided by less, and become equal when divided by infinity.
             "temperature must be 0 or within [0.001, 100]": self.temperature == 0 or 1e-3 <= self.temperature <= 100,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
             "top_k must be at least 0": self.top_k >= 0,
         }
-        for rule, kept in rules.items():
-            if not kept:
+        for rule, holds in rules.items():
+            if not holds:
                 raise ValueError(f"text settings: {rule}; got {self}")
 
 
@@ -55,15 +55,15 @@ class Grammar(NamedTuple):
     closings: Int[Array, "E W"]
 
 
-class Written(NamedTuple):
-    """What ``write_text`` wrote; rows that took no part have count 0.
+class WrittenTexts(NamedTuple):
+    """The result of ``write_text``; inactive rows have count 0.
 
     Attributes:
-      tokens: [B, W] the text's words, without switch tokens; meaningless beyond ``count``.
-      count: words per row.
+      tokens: the text's tokens without switch tokens; undefined beyond ``count``.
+      count: number of tokens.
       state: the grammar's state in which the text closed.
-      limited: rows whose text was closed because it reached the limit.
-      logits: [B, N] after the closing token: they decide what follows.
+      limited: the text was closed because it reached the limit.
+      logits: after the closing token; they decide which segment follows.
     """
 
     tokens: Int[Array, "B W"]
@@ -73,20 +73,30 @@ class Written(NamedTuple):
     logits: Float[Array, "B N"]
 
 
-class _Row(NamedTuple):
-    """Loop state per row: the token to feed next, and the closing that a row at its limit follows."""
+class _Decoding(NamedTuple):
+    """Loop state of each row.
 
-    token: Array
-    count: Array
-    state: Array
-    done: Array
-    limited: Array
-    closing_from: Array
-    closing_at: Array
+    Attributes:
+      token: the next token to feed.
+      count: tokens written.
+      state: of the grammar.
+      done: the text has closed.
+      limited: the text has reached its limit, so the forced closing is written.
+      closing_from: the grammar's state at the limit.
+      closing_at: place in the forced closing; -1 before it.
+    """
+
+    token: Int[Array, " B"]
+    count: Int[Array, " B"]
+    state: Int[Array, " B"]
+    done: Bool[Array, " B"]
+    limited: Bool[Array, " B"]
+    closing_from: Int[Array, " B"]
+    closing_at: Int[Array, " B"]
 
 
-def room(settings: TextSettings, grammar: Grammar) -> int:
-    """Cache slots that one text may take, switch tokens and a forced closing included."""
+def count_text_slots(settings: TextSettings, grammar: Grammar) -> int:
+    """Return the maximum of cache slots that one text takes, with switch tokens and a forced closing."""
     return settings.max_tokens + grammar.closings.shape[1] + 2
 
 
@@ -98,62 +108,65 @@ def write_text(
     grammar: Grammar,
     cache: Cache,
     rows: tuple[Int[Array, " B"], Bool[Array, " B"], Array],
-) -> tuple[Cache, Written]:
-    """Writes one text, with its switch tokens, in every active row; each row's draws come from its own key.
+) -> tuple[Cache, WrittenTexts]:
+    """Write one text, with its switch tokens, in every active row; each row draws from its own key.
 
     Args:
       switches: ids of <|im_start|> and <|im_end|>.
-      rows: the grammar's start state, whether the row takes part, and a random key, for each row.
+      rows: the grammar's start state, whether the row is active, and a random key, for each row.
     """
     start, active, keys = rows
     (config, compute), (opening, closing) = model, switches
-    batch, width = start.shape[0], room(settings, grammar) - 2
+    batch, width = start.shape[0], count_text_slots(settings, grammar) - 2
     zero = jnp.zeros(batch, jnp.int32)
-    first = _Row(zero + opening, zero, start, ~active, zero > 0, zero, zero - 1)
+    first = _Decoding(zero + opening, zero, start, ~active, zero > 0, zero, zero - 1)
 
     def step(carry: tuple) -> tuple:
         cache, row, tokens, logits, number = carry
         cache, hidden = add_text(config, compute, params, cache, row.token[:, None], (~row.done).astype(jnp.int32))
         new = place(bagel.logits(params, hidden)[:, 0], None, None)
+        # A row that is done feeds nothing and keeps the logits after its closing token.
         logits = jnp.where(row.done[:, None], logits, new)
+        # The opening token may be the closing one too, so the first step never ends a text.
         done = row.done | (row.token == closing) & (number > 0)
-        next_row = _choose(settings, grammar, closing, row._replace(done=done), new, _fold(keys, number))
-        word = ~done & (next_row.token != closing)
-        slot = jnp.where(word, row.count, width)
+        next_row = _choose_token(settings, grammar, closing, row._replace(done=done), new, _fold_keys(keys, number))
+        is_word = ~done & (next_row.token != closing)
+        slot = jnp.where(is_word, row.count, width)  # slot ``width`` does not exist, so the write is dropped
         tokens = tokens.at[jnp.arange(batch), slot].set(next_row.token, mode="drop")
-        return cache, next_row._replace(count=row.count + word), tokens, logits, number + 1
+        return cache, next_row._replace(count=row.count + is_word), tokens, logits, number + 1
 
     carry = (cache, first, jnp.zeros((batch, width), jnp.int32), jnp.zeros((batch, grammar.table.shape[1])), 0)
     cache, row, tokens, logits, _ = jax.lax.while_loop(lambda carry: ~carry[1].done.all(), step, carry)
-    return cache, Written(tokens, row.count, row.state, row.limited, logits)
+    return cache, WrittenTexts(tokens, row.count, row.state, row.limited, logits)
 
 
-def _choose(settings: TextSettings, grammar: Grammar, closing: int, row: _Row, logits: Array, keys: Array) -> _Row:
-    """The next token of each row: what the grammar allows, or the closing of a row at its limit."""
-    following = grammar.table[row.state]
-    logits = jnp.where(following >= 0, logits, -jnp.inf)
-    drawn = pick(settings, logits, keys)
-    full = (row.count >= settings.max_tokens) & ~row.limited & (drawn != closing)
-    closing_from = jnp.where(full, row.state, row.closing_from)
-    limited = row.limited | full
+def _choose_token(
+    settings: TextSettings, grammar: Grammar, closing: int, row: _Decoding, logits: Float[Array, "B N"], keys: Array
+) -> _Decoding:
+    """Choose each row's next token: one that the grammar allows, or the forced closing at the limit."""
+    next_state = grammar.table[row.state]
+    drawn = pick(settings, jnp.where(next_state >= 0, logits, -jnp.inf), keys)
+    reached = (row.count >= settings.max_tokens) & ~row.limited & (drawn != closing)
+    closing_from = jnp.where(reached, row.state, row.closing_from)
+    limited = row.limited | reached
     closing_at = jnp.where(limited, row.closing_at + 1, row.closing_at)
     width = grammar.closings.shape[1]
     forced = jnp.where(closing_at < width, grammar.closings[closing_from, jnp.minimum(closing_at, width - 1)], -1)
     token = jnp.where(limited, jnp.where(forced < 0, closing, forced), drawn)
-    state = jnp.take_along_axis(following, token[:, None], axis=1)[:, 0].astype(jnp.int32)
+    state = jnp.take_along_axis(next_state, token[:, None], axis=1)[:, 0].astype(jnp.int32)
     token, state = jnp.where(row.done, row.token, token), jnp.where(row.done, row.state, state)
-    return _Row(token, row.count, state, row.done, limited, closing_from, closing_at)
+    return _Decoding(token, row.count, state, row.done, limited, closing_from, closing_at)
 
 
-def _fold(keys: Array, number: Array) -> Array:
+def _fold_keys(keys: Array, number: Array) -> Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def pick(settings: TextSettings, logits: Float[Array, "B N"], keys: Array) -> Int[Array, " B"]:
-    """One token per row: the likeliest at temperature 0, else a draw from softmax(logits / temperature).
+    """Pick one token per row: the likeliest at temperature 0, else a draw from softmax(logits / temperature).
 
-    ``top_k`` and then ``top_p`` (nucleus sampling, Holtzman et al. 2020) narrow what is drawn from; of equally likely
-    tokens at the border all stay.
+    ``top_k`` and then ``top_p`` (nucleus sampling, Holtzman et al. 2020) restrict the draw. Tokens that are as likely
+    as the last one within the restriction stay.
     """
     if settings.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

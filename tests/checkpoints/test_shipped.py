@@ -16,7 +16,7 @@ from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
 from pdgen.files import FolderError
-from pdgen.sample.engine import Sampler
+from pdgen.sample.sampler import Sampler
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train import loop
@@ -78,8 +78,8 @@ def test_a_conversion_that_has_vanished_is_made_again(own):
 def test_a_trajectory_tells_the_models_name(own, name):
     samplers = [Sampler.from_checkpoint(path) for path in (name, find(name))]
     for sampler in samplers:
-        (start,) = sampler.starts(["a red circle"])
-        assert start.checkpoint == sampler.checkpoint == name
+        (start,) = sampler.make_starts(["a red circle"])
+        assert start.checkpoint == sampler.model.name == name
 
 
 def test_a_cache_folder_that_cannot_be_written_ends_in_a_line_with_the_remedy(own, tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, verify
 from pdgen.data.loader import Batches, LoaderConfig
 from pdgen.data.records import RecordSource, find_broken_records
 from pdgen.flow.denoise import ImageSettings
-from pdgen.sample.engine import Sampler, SampleSettings
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import load_trajectory
@@ -88,7 +89,7 @@ def test_a_run_is_sampled_from(written, tmp_path, monkeypatch, exported):
         shutil.rmtree("run/export")
         pathlib.Path("run/export.json").unlink()
     sampler = Sampler.from_checkpoint("run", quick=True)
-    assert _digest(sampler.params) == "78385a3400b6fbe4"  # the trained parameters, no longer the first ones
+    assert _digest(sampler.model.params) == "78385a3400b6fbe4"  # the trained parameters, no longer the first ones
     before = load_trajectory("sampled/000")
     settings = SampleSettings(mode="single_pass", image=ImageSettings(num_timesteps=3, text_scale=1.0))
     (drawn,) = sampler([before.prompt], [before.seed], settings)

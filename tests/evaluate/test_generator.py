@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import PIL.Image
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.evaluate import generator
 from pdgen.evaluate.errors import EvaluationError
+from pdgen.sample.compiled import Compiler
+from pdgen.sample.sampler import Sampler
 from pdgen.sample.strategies.table import StrategyError
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 from pdgen.teachers.advisers import make_exact_advisers
@@ -72,7 +75,7 @@ def test_what_decides_no_image_is_no_fact(checkpoint, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(checkpoint, moved)
     facts = [
-        generator.read_recipe(str(folder), "process", {"together": together}).facts()
+        generator.read_recipe(str(folder), "process", {"batch_size": together}).facts()
         for folder, together in ((checkpoint, 8), (moved, 2))
     ]
     assert facts[0] == facts[1] and facts[0]["strategy"] == "process"
@@ -85,11 +88,11 @@ def test_an_unknown_strategy_or_setting_is_named():
         generator.read_recipe("nowhere", "process", {"strategy.n": 2})
 
 
-class Scripted:
+class Scripted(Sampler):
     """A sampler whose last image's colour is the seed; prompts that begin with "nothing" end before any image."""
 
-    class compiler:
-        seconds = 0.0
+    def __init__(self):
+        self.model = types.SimpleNamespace(compiler=Compiler())
 
     def __call__(self, prompts, seeds, settings, **_):
         self.settings = settings

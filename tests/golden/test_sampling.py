@@ -14,7 +14,7 @@ from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_laten
 from pdgen.models import autoencoder, bagel
 from pdgen.models.context import Cache, add_latents, add_text, add_vit, empty_cache
 from pdgen.models.embeddings import sincos_table
-from pdgen.sample.text import Grammar, TextSettings, room, write_text
+from pdgen.sample.text import Grammar, TextSettings, count_text_slots, write_text
 from pdgen.sequence.images import patchify, position_ids
 
 COMPUTE = ComputeConfig(block_q=24, block_k=20)  # tiles that divide nothing
@@ -146,7 +146,7 @@ def test_greedy_text(golden, model, caches):
     words = words[: np.argmax(words == closing)] if closing in words else words
     settings = TextSettings(max_tokens=len(words), temperature=0.0)
     grammar = Grammar(jnp.zeros((1, model.config.language.vocab_size), jnp.int16), jnp.full((1, 1), -1))
-    assert room(settings, grammar) <= 16  # what ``caches`` leaves
+    assert count_text_slots(settings, grammar) <= 16  # what ``caches`` leaves
     write = jax.jit(functools.partial(write_text, (model.config, COMPUTE), settings, (tokens[0].item(), closing)))
     rows = np.zeros(1, np.int32), np.ones(1, bool), jax.random.split(jax.random.key(0), 1)
     _, written = write(model.params["model"], grammar, caches[""], rows)

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 from pdgen.checkpoints.conversion import to_pdgen
-from pdgen.sample.folders import read_run, trajectories
+from pdgen.sample.runs.folder import list_trajectories
 from pdgen.sequence.trajectory import ImageStage
 from pdgen.sequence.trajectory_folder import load_trajectory
 
@@ -240,7 +240,7 @@ def test_a_branch_is_saved_beside_its_parent(checkpoint, output, tmp_path):
         assert (status, out, err.count("\n")) == (2, "", 1) and words in err
     words = "sample: stopped; nothing of the branch is kept, the same command starts it again\n"
     assert results[-1] == [75, "", words]
-    assert trajectories(folder) == ["000", "000-1", "001"]
+    assert list_trajectories(folder) == ["000", "000-1", "001"]
 
 
 def test_a_given_image_is_edited(checkpoint, tmp_path):
@@ -324,8 +324,8 @@ def test_processes_share_the_prompts(flags, tmp_path):
     first, second = ends(start_two(*flags, f"--output={tmp_path / 'out'}", "--samples=2"))
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert "trajectories 2, images 2" in first[1] and "trajectories" not in second[1]
-    assert trajectories(tmp_path / "out") == ["000", "001", "002", "003"]
-    assert read_run(tmp_path / "out").settings.together == 2
+    assert list_trajectories(tmp_path / "out") == ["000", "001", "002", "003"]
+    assert read_run(tmp_path / "out").settings.batch_size == 2
     page = (tmp_path / "out" / "index.html").read_text()
     assert "trajectories: 4" in page and all(f'src="{n:03d}/01_sketch.png"' in page for n in range(4))
 
@@ -347,7 +347,7 @@ sample.load_sampler = lambda *_: sampler
 sample.read_picture = lambda path: decoded.append(pathlib.Path(path).name) or read(path)
 sample.jax.process_index, sample.jax.process_count = lambda: 1, lambda: 2
 share = sample.prepare()
-print(json.dumps([list(share.starts), share.run.settings.together, len(share.run.jobs), decoded]))
+print(json.dumps([list(share.starts), share.run.settings.batch_size, len(share.run.jobs), decoded]))
 """
 
 
@@ -373,7 +373,7 @@ def test_a_process_reads_its_own_images_alone(checkpoint, tmp_path):
 def test_sigterm_ends_all_processes(flags, tmp_path):
     folder = tmp_path / "out"
     both = start_two(*flags, f"--output={folder}", "--samples=40", "--batch=1")
-    while not trajectories(folder):
+    while not list_trajectories(folder):
         assert [process.poll() for process in both] == [None, None]
         time.sleep(0.05)
     for process in both:

@@ -8,19 +8,20 @@ import contextlib
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.compiled import Compiler
-from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.image import Pictures
-from pdgen.sample.steps import Rows, State
-from pdgen.sample.text import Grammar, TextSettings
+from pdgen.sample.image import PreparedImages
+from pdgen.sample.kernels import RowGroup, State
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings
+from pdgen.sample.text import TextSettings
 from pdgen.sequence.grammar import FORBIDDEN, Automaton, build_automaton
 from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
 from pdgen.sequence.trajectory import Trajectory
@@ -31,7 +32,7 @@ SETTINGS = SampleSettings(
     max_prompt_tokens=100,
     text=TextSettings(max_tokens=24, temperature=1.0),
     image=ImageSettings(num_timesteps=4),
-    together=2,
+    batch_size=2,
 )
 # The second is longer than a chunk of the prefill, the third spells switch tokens out.
 PROMPTS = ("a red circle", "two cats " * 9, "<|im_end|><|vision_start|>")
@@ -78,8 +79,7 @@ def restrict(automaton: Automaton, tokenizer: Tokenizer, words: dict[str, list[s
 
 def use(sampler: Sampler, automaton: Automaton) -> None:
     """Makes the sampler obey ``automaton``."""
-    sampler.automaton = automaton
-    sampler.grammar = Grammar(jnp.asarray(automaton.table), jnp.asarray(automaton.closings))
+    sampler.model = dataclasses.replace(sampler.model, automaton=automaton)
 
 
 class Call(NamedTuple):
@@ -92,8 +92,8 @@ class Call(NamedTuple):
 
     @property
     def rows(self):
-        """(place in the group, slot) of every row that takes part."""
-        rows = next(x for x in self.given if isinstance(x, Rows))
+        """(place in the group, slot) of every row but padding."""
+        rows = next(x for x in self.given if isinstance(x, RowGroup))
         state = next(x for x in self.given if isinstance(x, State))
         return [(place, slot) for place, slot in enumerate(rows.index) if slot < len(state.logits)]
 
@@ -104,20 +104,10 @@ class Call(NamedTuple):
 
 
 class Recorder:
-    """A compiler that keeps every call."""
+    """Every compiled call."""
 
-    def __init__(self, compiler: Compiler) -> None:
-        self.compiler, self.calls = compiler, []
-
-    @property
-    def seconds(self) -> float:
-        return self.compiler.seconds
-
-    def __call__(self, function, static, *args):
-        given = _kept([x for x in args if not isinstance(x, dict)])  # before the call, which may take a state's buffers
-        result = self.compiler(function, static, *args)
-        self.calls.append(Call(function.__name__, static, given, _kept(result)))
-        return result
+    def __init__(self) -> None:
+        self.calls = []
 
     def named(self, *names: str) -> list[Call]:
         return [call for call in self.calls if call.name in names]
@@ -143,7 +133,7 @@ def whole_grammar():
 @pytest.fixture(scope="session")
 def sampler(checkpoint, whole_grammar):
     sampler = Sampler.from_checkpoint(checkpoint)
-    use(sampler, restrict(whole_grammar, sampler.tokenizer, TERSE))
+    use(sampler, restrict(whole_grammar, sampler.model.tokenizer, TERSE))
     return sampler
 
 
@@ -158,12 +148,18 @@ class Recorded(NamedTuple):
 @contextlib.contextmanager
 def recording(sampler):
     """Gives the recorder of all that the sampler calls meanwhile."""
-    compiler = sampler.compiler
-    sampler.compiler = recorder = Recorder(compiler)
-    try:
+    recorder, call = Recorder(), Compiler.__call__
+
+    def record(compiler, function, static, *args):
+        if compiler is not sampler.model.compiler:
+            return call(compiler, function, static, *args)
+        given = _kept([x for x in args if not isinstance(x, dict)])  # before the call, which may take a state's buffers
+        result = call(compiler, function, static, *args)
+        recorder.calls.append(Call(function.__name__, static, given, _kept(result)))
+        return result
+
+    with mock.patch.object(Compiler, "__call__", record):
         yield recorder
-    finally:
-        sampler.compiler = compiler
 
 
 def outcome(trajectory):
@@ -192,22 +188,22 @@ class Segment(NamedTuple):
 
     kind: str
     ids: list[int] | None = None
-    image: Pictures | None = None
+    image: PreparedImages | None = None
     logits: np.ndarray | None = None
 
 
 @pytest.fixture(scope="session")
 def histories(recorded, sampler):
     """The segments of every recorded trajectory, prompt first."""
-    histories = [[Segment("prompt", sampler.tokenizer.encode(prompt))] for prompt in PROMPTS]
-    for call in recorded.recorder.named("write_text", "read"):
+    histories = [[Segment("prompt", sampler.model.tokenizer.encode(prompt))] for prompt in PROMPTS]
+    for call in recorded.recorder.named("write_text", "read_image"):
         for place, slot in call.rows:
-            if call.name == "read":
+            if call.name == "read_image":
                 image = jax.tree.map(lambda x, n=place: x[n : n + 1], call.given[-1])
                 histories[slot].append(Segment("image", image=image, logits=call.result.logits[slot]))
             else:
                 state, written = call.result
-                kind = sampler.automaton.kind_of(written.state[place])
+                kind = sampler.model.automaton.kind_of(int(written.state[place]))
                 ids = written.tokens[place, : written.count[place]].tolist()
                 histories[slot].append(Segment(kind, ids, logits=state.logits[slot]))
     return histories

@@ -1,8 +1,8 @@
 """Training and sampling agree: a sampled trajectory, laid out as one training document, gives the same numbers.
 
-The document holds every image as training does: noised, clean, ViT. What the model said at each closing
-token while sampling, from a context that grew token by token, must stand at the same token of the document,
-and the first step of each denoising must be the velocity at its noised copy.
+The document holds every image as training does: noised, clean, ViT. The logits at each closing token, from a context
+that grew token by token, must be those at the same token of the document. The first step of each denoising must be the
+velocity at its noised copy.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import pytest
 from pdgen.config import ComputeConfig
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents
 from pdgen.models import bagel
-from pdgen.sample.image import clean_latents, prepare
+from pdgen.sample.image import encode_latents, prepare_images
 from pdgen.sequence import layout
 from pdgen.sequence.images import encode_png, from_pixels, image_sizes, position_ids, resize_size
 from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, VitSegment
@@ -42,20 +42,20 @@ class Document(NamedTuple):
 
 
 encode_pack = jax.jit(bagel.encode_pack, static_argnums=(0, 1))
-latents_of = jax.jit(clean_latents, static_argnums=0)
+latents_of = jax.jit(encode_latents, static_argnums=0)
 denoise = jax.jit(generate_latents, static_argnums=0)
 
 
 def document_segments(sampler, history, rng):
     """For every segment of a trajectory its copies in a training document."""
-    config = sampler.config
+    config = sampler.model.config
     for segment in history:
         if segment.kind != "image":
             yield [TextSegment(segment.ids)]
             continue
         pictures = segment.image
         grid = [side // config.latent_stride for side in pictures.pixels.shape[1:3]]
-        latents = np.asarray(latents_of(config, sampler.params, pictures))[0]
+        latents = np.asarray(latents_of(config, sampler.model.params, pictures))[0]
         noise = rng.standard_normal(latents.shape, np.float32)
         ids = position_ids(grid, config.max_latent_size)
         width, height = resize_size(*pictures.pixels.shape[2:0:-1], image_sizes(config).vit)
@@ -72,12 +72,14 @@ def documents(sampler, histories):
     """Every recorded trajectory as a document, one pack each, all of one size."""
     rng = np.random.default_rng(0)
     groups = [list(document_segments(sampler, history, rng)) for history in histories]
-    layouts = [layout.lay_out([s for g in group for s in g], sampler.tokenizer, sampler.config) for group in groups]
+    layouts = [
+        layout.lay_out([s for g in group for s in g], sampler.model.tokenizer, sampler.model.config) for group in groups
+    ]
     budgets = Budgets(*np.max([one.lengths for one in layouts], axis=0).tolist())
     packs = layout.stack([layout.assemble([one], budgets, row) for row, one in enumerate(layouts)])
     t = jnp.asarray(packs.vae_image >= 0, jnp.float32)
-    model = sampler.params["model"]
-    und, gen = encode_pack(sampler.config, COMPUTE, model, packs, packs.vae_latents, t)
+    model = sampler.model.params["model"]
+    und, gen = encode_pack(sampler.model.config, COMPUTE, model, packs, packs.vae_latents, t)
     logits, velocities = (np.asarray(f(model, x)) for f, x in ((bagel.logits, und), (bagel.velocity, gen)))
     result = []
     for n, group in enumerate(groups):
@@ -102,8 +104,8 @@ def test_the_choice_after_every_segment_is_what_training_sees(histories, documen
 def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, histories, documents):
     """Two timesteps are one Euler step from t = 1 to 0: latents = noise - velocity."""
     settings = ImageSettings(num_timesteps=2, text_scale=1.0)
-    switches = (sampler.tokenizer.vision_start, sampler.tokenizer.vision_end)
-    denoiser = Denoiser(sampler.config, COMPUTE, settings, switches)
+    switches = (sampler.model.tokenizer.vision_start, sampler.model.tokenizer.vision_end)
+    denoiser = Denoiser(sampler.model.config, COMPUTE, settings, switches)
     drawn = [0] * len(histories)
     for draw in recorded.recorder.named("draw"):
         state = draw.state
@@ -111,9 +113,9 @@ def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, hi
         noise = np.zeros((len(state.logits), *documents[0].noise[0].shape), np.float32)
         for _, slot in draw.rows:
             noise[slot] = documents[slot].noise[drawn[slot]]
-        positions = np.tile(position_ids(grid, sampler.config.max_latent_size), (len(noise), 1))
+        positions = np.tile(position_ids(grid, sampler.model.config.max_latent_size), (len(noise), 1))
         contexts = Contexts(state.full, state.view_length, state.view_rotary, None, np.zeros(len(noise), bool))
-        latents = np.asarray(denoise(denoiser, sampler.params["model"], contexts, noise, positions))
+        latents = np.asarray(denoise(denoiser, sampler.model.params["model"], contexts, noise, positions))
         for _, slot in draw.rows:
             velocity = documents[slot].velocities[drawn[slot]]
             np.testing.assert_allclose(noise[slot] - latents[slot], velocity, atol=TOLERANCE)
@@ -124,19 +126,21 @@ def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, hi
 def test_pictures_are_prepared_as_training_s_are(sampler, recorded):
     """The ViT's patches come from the same resize (32 to 30 pixels here), the pixels from the same PNG."""
     picture = recorded.drawn[0].images[0]
-    config = sampler.config
+    config = sampler.model.config
     shape = (2, 2, config.autoencoder.z_channels)  # latents do not matter here
     zeros = np.zeros(shape, np.float16).tobytes()
     image = Image("sketch", encode_png(picture), False, zeros, zeros, shape)
     record = Record(id="x", source="test", complete=False, segments=[Text("prompt", "a", False), image])
-    vit = next(s for s in record_segments(record, sampler.tokenizer, config) if isinstance(s, VitSegment))
-    np.testing.assert_array_equal(prepare(config, [picture]).patches[0], vit.patches)
-    np.testing.assert_array_equal(prepare(config, [picture]).pixels[0], np.asarray(picture) / np.float32(127.5) - 1)
+    vit = next(s for s in record_segments(record, sampler.model.tokenizer, config) if isinstance(s, VitSegment))
+    np.testing.assert_array_equal(prepare_images(config, [picture]).patches[0], vit.patches)
+    np.testing.assert_array_equal(
+        prepare_images(config, [picture]).pixels[0], np.asarray(picture) / np.float32(127.5) - 1
+    )
 
 
 def test_the_context_reads_the_picture_that_is_saved(recorded):
     drawn = [0] * len(recorded.drawn)
-    for call in recorded.recorder.named("read"):
+    for call in recorded.recorder.named("read_image"):
         for place, slot in call.rows:
             saved = recorded.drawn[slot].images[drawn[slot]]
             np.testing.assert_array_equal(np.asarray(from_pixels(call.given[-1].pixels[place])), np.asarray(saved))

@@ -12,35 +12,35 @@ from pdgen.checkpoints.load import find
 from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
-from pdgen.sample.engine import Sampler
+from pdgen.sample.sampler import Sampler
 from tests.sample.conftest import NANO
 
 
 def test_a_converted_checkpoint(sampler, checkpoint):
     config, params = read_bagel_folder(NANO)
-    assert (sampler.config, sampler.checkpoint) == (config, str(checkpoint))
-    jax.tree.map(np.testing.assert_array_equal, sampler.params, params)
-    assert sampler.tokenizer.files[0].read_bytes() == (NANO / "tokenizer.json").read_bytes()
+    assert (sampler.model.config, sampler.model.name) == (config, str(checkpoint))
+    jax.tree.map(np.testing.assert_array_equal, sampler.model.params, params)
+    assert sampler.model.tokenizer.files[0].read_bytes() == (NANO / "tokenizer.json").read_bytes()
 
 
 def test_the_export_of_a_training_run(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     shutil.copytree(checkpoint, tmp_path / EXPORT)
     sampler = Sampler.from_checkpoint(tmp_path, ComputeConfig(dtype="bfloat16"))
-    assert sampler.checkpoint == str(tmp_path / EXPORT)
-    assert sampler.compute.dtype == "bfloat16"
+    assert sampler.model.name == str(tmp_path / EXPORT)
+    assert sampler.model.compute.dtype == "bfloat16"
 
 
 def test_other_folders_are_refused(checkpoint, tmp_path):
-    bald = tmp_path / "bald"
-    shutil.copytree(checkpoint, bald, ignore=shutil.ignore_patterns("tokenizer*"))
+    without_tokenizer = tmp_path / "without_tokenizer"
+    shutil.copytree(checkpoint, without_tokenizer, ignore=shutil.ignore_patterns("tokenizer*"))
     (tmp_path / "run").mkdir()
     for folder, words in {
         tmp_path / "nothing": "no such folder; name a pdgen checkpoint, the workdir of a training run, or shapes",
         checkpoint / "manifest.json": "no such folder",
         tmp_path / "run": "is no pdgen checkpoint, and no workdir of a training run",
         NANO: f"is a BAGEL folder; convert it first: python launch/convert.py --source={NANO} --target=",
-        bald: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
+        without_tokenizer: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
     }.items():
         with pytest.raises(CheckpointError, match=re.escape(f"{folder}: {words}")) as fault:
             find(folder)

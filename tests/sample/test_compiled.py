@@ -38,13 +38,13 @@ def test_a_stopwatch_leaves_compiling_out():
     assert Stopwatch(compiler).compiling == 0
 
 
-@pytest.mark.parametrize("told", [None, "somewhere"])
-def test_compiled_functions_are_kept_in_the_users_cache(monkeypatch, tmp_path, told):
+@pytest.mark.parametrize("set_folder", [None, "somewhere"])
+def test_compiled_functions_are_kept_in_the_users_cache(monkeypatch, tmp_path, set_folder):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
     try:
-        jax.config.update("jax_compilation_cache_dir", told and str(tmp_path / told))
-        expected = tmp_path / (told or "pdgen/xla")
+        jax.config.update("jax_compilation_cache_dir", set_folder and str(tmp_path / set_folder))
+        expected = tmp_path / (set_folder or "pdgen/xla")
         assert keep_compiled() == expected and jax.config.jax_compilation_cache_dir == str(expected)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -1,4 +1,4 @@
-"""What stands in the contexts of the base model's modes, against the PyTorch reference on the same weights.
+"""The contexts of the base model's modes, against the PyTorch reference on the same weights.
 
 The reference reads the words and pictures of a context from scratch: lengths, rotary positions, keys and values and
 the logits after the last token must be the same, and so must the image that is drawn from them.
@@ -6,6 +6,7 @@ the logits after the last token must be the same, and so must the image that is 
 
 import dataclasses
 import json
+import types
 import zlib
 from typing import NamedTuple
 
@@ -17,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.sample.rows import Row
+from pdgen.sample.kernels import State
+from pdgen.sample.rows import BatchRow
 from pdgen.sample.settings import THINK
-from pdgen.sample.steps import State
 from tests.golden.conftest import check
 from tests.sample.conftest import NANO, SETTINGS, recording
 from tests.torch_reference import sampling
@@ -40,11 +41,11 @@ ROWS = {
     "understands": ("understand", [SQUARE, WIDE], None),
     "edits": ("edit", [WIDE, SQUARE], None),
     "thinks": ("think", [SQUARE], "model"),
-    "is told a thought": ("think", [SQUARE], "outside"),
+    "gets a thought": ("think", [SQUARE], "outside"),
     "had thought": ("think", [], "history"),
 }
 SLOT = {name: slot for slot, name in enumerate(ROWS)}
-DRAWN = ("edits", "thinks", "is told a thought")
+DRAWN = ("edits", "thinks", "gets a thought")
 
 
 class PosteriorAutoencoder(Autoencoder):
@@ -72,7 +73,7 @@ def reference(sampler):
     model, autoencoder = Bagel(*files), PosteriorAutoencoder(files[0]["vae_config"])
     model.load_state_dict(load_file(NANO / "ema.safetensors"))
     autoencoder.load_state_dict(load_file(NANO / "ae.safetensors"))
-    tokens = sampler.tokenizer
+    tokens = sampler.model.tokenizer
     switches = sampling.Switches(tokens.im_start, tokens.im_end, tokens.vision_start, tokens.vision_end)
     return sampling.Sampler(model, autoencoder, switches)
 
@@ -82,7 +83,7 @@ class Sampled(NamedTuple):
 
     prompted: State
     written: State
-    rows: list[Row]
+    rows: list[BatchRow]
     drawn: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -97,17 +98,17 @@ def sampled(sampler):
     starts = []
     for name, (mode, sizes, thought) in ROWS.items():
         settings = dataclasses.replace(ASKED, mode=mode)
-        start = sampler.starts([f"{name} a cat"], [SEED], settings, [[given_image(size) for size in sizes]])[0]
+        start = sampler.make_starts([f"{name} a cat"], [SEED], settings, [[given_image(size) for size in sizes]])[0]
         starts.append(start.branch(0, plan=THOUGHT) if thought == "history" else start)
-    batch = sampler.batch(starts, ASKED)
+    batch = sampler.make_batch(starts, ASKED)
     batch.settle()
     prompted = jax.tree.map(np.array, batch.state)
-    batch.write([SLOT["understands"], SLOT["thinks"]])
-    batch.add_texts({SLOT["is told a thought"]: THOUGHT})
+    batch.write_texts([SLOT["understands"], SLOT["thinks"]])
+    batch.add_texts({SLOT["gets a thought"]: THOUGHT})
     batch.settle()
-    written, rows = jax.tree.map(np.array, batch.state), [row.copy(row.seed) for row in batch.rows[: len(ROWS)]]
+    written, rows = jax.tree.map(np.array, batch.state), [row.copy(row.seed) for row in batch.rows.values()]
     with recording(sampler) as recorder:
-        batch.draw([SLOT[name] for name in DRAWN])
+        batch.draw_images([SLOT[name] for name in DRAWN])
     steps = [(slot, call.result, place) for call in recorder.named("draw") for place, slot in call.rows]
     drawn = {list(ROWS)[slot]: (step.x[place], step.v[place]) for slot, step, place in steps}
     return Sampled(prompted, written, rows, drawn)
@@ -116,9 +117,9 @@ def sampled(sampler):
 def read(sampler, reference, row, *parts):
     """The reference's cache of parts of a row, and its logits after the last text; "looks" are images to the ViT alone.
 
-    A thought or an answer stands last in its row.
+    A thought or an answer is the last text of its row.
     """
-    cache, logits, tokens = sampling.Cache(), None, sampler.tokenizer
+    cache, logits, tokens = sampling.Cache(), None, sampler.model.tokenizer
     for part in parts:
         if part in ("images", "looks"):
             for image in row.images:
@@ -156,7 +157,7 @@ def check_cache(cache, name, expected):
         ("edits", ["system", "images", "prompt"]),
         ("thinks", ["system", "images", "prompt"]),
         ("thinks", ["system", "images", "prompt", "thought"]),
-        ("is told a thought", ["system", "images", "prompt", "thought"]),
+        ("gets a thought", ["system", "images", "prompt", "thought"]),
         ("had thought", ["system", "prompt", "thought"]),
     ],
 )
@@ -169,10 +170,11 @@ def test_the_context_and_what_follows_it(sampler, reference, sampled, name, part
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "understands"])
 def test_what_guidance_sees(sampler, reference, sampled, name):
-    """Image guidance: all texts but a thought. Text guidance: what stands up to the last image, or the system text."""
+    """Image guidance: all texts but a thought. Text guidance: all up to the last image, or the system text."""
     state, row = sampled.written, sampled.rows[SLOT[name]]
     check_cache(state.texts, name, read(sampler, reference, row, "system", "prompt")[0])
-    view = dataclasses.replace(state.full, length=state.view_length, rotary=state.view_rotary)
+    full = state.full
+    view = types.SimpleNamespace(k=full.k, v=full.v, length=state.view_length, rotary=state.view_rotary)
     check_cache(view, name, read(sampler, reference, row, "system", "images")[0])
 
 

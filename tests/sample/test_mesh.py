@@ -8,13 +8,16 @@ import PIL.Image
 import pytest
 from jax.sharding import PartitionSpec
 
+from pdgen.checkpoints.load import LoadedModel
 from pdgen.sample import capacity as capacities
-from pdgen.sample.engine import Sampler
+from pdgen.sample.kernels import make_empty_state
+from pdgen.sample.model import make_model
+from pdgen.sample.sampler import Sampler
 from pdgen.sharding import ShardingError, make_mesh
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, recording, restrict, use
 
 # A given image, a plan, and an image under both kinds of guidance.
-ONE_STEP = dataclasses.replace(SETTINGS, max_images=1, max_prompt_tokens=80, together=0)
+ONE_STEP = dataclasses.replace(SETTINGS, max_images=1, max_prompt_tokens=80, batch_size=0)
 ASKED = (PROMPTS[:2], SEEDS[:2], ONE_STEP, [[PIL.Image.linear_gradient("L").resize((32, 32))]] * 2)
 
 
@@ -29,7 +32,7 @@ def test_every_mesh(checkpoint, whole_grammar, alone, shape):
     count = int(np.prod(shape))
     mesh = make_mesh(shape, jax.devices()[:count])
     sampler = Sampler.from_checkpoint(checkpoint, mesh=mesh)
-    use(sampler, restrict(whole_grammar, sampler.tokenizer, TERSE))
+    use(sampler, restrict(whole_grammar, sampler.model.tokenizer, TERSE))
     with recording(sampler) as recorder:
         drawn = sampler(*ASKED)
     for one, expected in zip(drawn, alone, strict=True):
@@ -39,7 +42,7 @@ def test_every_mesh(checkpoint, whole_grammar, alone, shape):
         for image, other in zip(one.images, expected.images, strict=True):
             assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
     assert recorder.named("draw")[0].static[3]  # with image guidance
-    kernel = sampler.params["model"]["language"]["layers"]["gen"]["attention"]["q"]["kernel"]
+    kernel = sampler.model.params["model"]["language"]["layers"]["gen"]["attention"]["q"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec(None, "tensor", None, "fsdp")
     assert kernel.addressable_shards[0].data.size * shape[1] * shape[2] == kernel.size
     check_bytes(sampler, count)
@@ -47,13 +50,15 @@ def test_every_mesh(checkpoint, whole_grammar, alone, shape):
 
 def check_bytes(sampler, count):
     """A device's part of eight rows and a group of eight, by the arrays that it holds."""
-    settings = dataclasses.replace(ONE_STEP, together=8)
-    starts = sampler.starts(*ASKED[:2], settings, ASKED[3])
-    state = sampler.empty_state(8, capacities.capacity(sampler, settings, starts))
+    settings = dataclasses.replace(ONE_STEP, batch_size=8)
+    starts = sampler.make_starts(*ASKED[:2], settings, ASKED[3])
+    with jax.set_mesh(sampler.model.mesh):
+        capacity = capacities.compute_capacity(sampler.model, settings, starts)
+        state = make_empty_state(sampler.model.static, 8, capacity)
     arrays = (state.full.k, state.full.v, state.texts.k, state.texts.v)
     held = [array.addressable_shards[0].data.nbytes for array in arrays]
     assert sum(held) * count == sum(array.nbytes for array in arrays)
-    assert capacities._bytes(sampler, settings, starts, slots=8) == 2 * sum(held)
+    assert capacities._count_bytes(sampler.model, settings, starts, slots=8) == 2 * sum(held)
 
 
 def test_a_mesh_that_would_cut_key_value_heads_is_refused(checkpoint, sampler):
@@ -63,4 +68,4 @@ def test_a_mesh_that_would_cut_key_value_heads_is_refused(checkpoint, sampler):
     with pytest.raises(ShardingError, match=words):
         Sampler.from_checkpoint(checkpoint, mesh=mesh)
     with pytest.raises(ShardingError, match=words):
-        Sampler(sampler.config, sampler.params, sampler.tokenizer, mesh=mesh)
+        make_model(LoadedModel(sampler.model.config, sampler.model.params, sampler.model.tokenizer), mesh=mesh)

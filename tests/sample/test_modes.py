@@ -1,4 +1,4 @@
-"""The modes: what stands in the contexts when an image is drawn or an answer written, and the base model's defaults."""
+"""The modes: the contexts when an image is drawn or an answer written, and the base model's defaults."""
 
 import collections
 import dataclasses
@@ -9,8 +9,7 @@ import PIL.Image
 import pytest
 
 from pdgen.flow.denoise import ImageSettings
-from pdgen.sample.engine import SampleError, SampleSettings
-from pdgen.sample.settings import base_settings, from_flat
+from pdgen.sample.settings import SampleError, SampleSettings, make_base_settings, unflatten_settings
 from pdgen.sample.text import TextSettings
 from tests.sample.conftest import SETTINGS, recording
 
@@ -38,7 +37,7 @@ def mixed(sampler):
     for mode, kinds in STAND.items():
         given = [picture(60 * n) for n in range(kinds.count("given"))]
         settings = dataclasses.replace(SETTINGS, mode=mode)
-        starts += sampler.starts([f"a {mode}"], [SEED[mode]], settings, [given])
+        starts += sampler.make_starts([f"a {mode}"], [SEED[mode]], settings, [given])
     with recording(sampler) as recorder:
         drawn = sampler.resume_all(starts, dataclasses.replace(SETTINGS, system=SYSTEM))
     return dict(zip(STAND, drawn)), recorder
@@ -54,7 +53,7 @@ def size(sampler, trajectory, *what):
         else:
             texts = {"system": SYSTEM, "prompt": trajectory.prompt}
             stages = {stage.stage: stage for stage in reversed(trajectory.stages)}
-            ids = sampler.tokenizer.encode(texts[part]) if part in texts else stages[part].ids
+            ids = sampler.model.tokenizer.encode(texts[part]) if part in texts else stages[part].ids
             lengths += collections.Counter(tokens=len(ids) + 2, rotary=len(ids) + 2)
     return lengths["tokens"], lengths["rotary"]
 
@@ -73,7 +72,7 @@ def test_what_stands_in_a_trajectory(mixed, mode):
     trajectory = mixed[0][mode]
     kinds = tuple(trajectory.kinds)
     assert kinds[: len(STAND[mode])] == STAND[mode] and trajectory.mode == mode
-    if mode != "process":  # which goes on as the model likes
+    if mode != "process":  # there the model chooses
         assert kinds == STAND[mode] and trajectory.stop_reason == "finished"
     assert trajectory.settings["mode"] == mode
 
@@ -127,11 +126,11 @@ def test_given_images_stand_as_they_were_given(mixed):
 
 def test_the_base_models_defaults():
     """Text guidance 4, image guidance 1.5 above t = 0.4; when editing 2.0 everywhere, norms held back per token."""
-    assert base_settings("single_pass") == SampleSettings(mode="single_pass")
-    assert base_settings("process").image == ImageSettings(
+    assert make_base_settings("single_pass") == SampleSettings(mode="single_pass")
+    assert make_base_settings("process").image == ImageSettings(
         num_timesteps=50, timestep_shift=3.0, text_scale=4.0, image_scale=1.5, interval=(0.4, 1.0), renorm="global"
     )
-    edit = base_settings("edit", max_prompt_tokens=7)
+    edit = make_base_settings("edit", max_prompt_tokens=7)
     assert edit.image == ImageSettings(
         num_timesteps=50,
         timestep_shift=3.0,
@@ -142,37 +141,55 @@ def test_the_base_models_defaults():
         renorm_min=0.0,
     )
     assert edit.max_prompt_tokens == 7
-    think = base_settings("think")
+    think = make_base_settings("think")
     assert think.text == TextSettings(max_tokens=1000, temperature=0.0) and "<think>" in think.system
 
 
 def test_refinements_may_be_guided_otherwise():
     other = ImageSettings(num_timesteps=3, text_scale=2.0)
     settings = SampleSettings(refine=other)
-    assert settings.of_image("refine") == other and settings.of_image("sketch") == settings.image
-    assert settings.flat()["refine.text_scale"] == 2.0 and settings.flat()["refine.interval_from"] == 0.4
-    assert "refine" not in SampleSettings().flat() and SampleSettings().of_image("refine") == ImageSettings()
+    assert (
+        settings.select_image_settings("refine") == other and settings.select_image_settings("sketch") == settings.image
+    )
+    assert settings.flatten()["refine.text_scale"] == 2.0 and settings.flatten()["refine.interval_from"] == 0.4
+    assert (
+        "refine" not in SampleSettings().flatten()
+        and SampleSettings().select_image_settings("refine") == ImageSettings()
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         SampleSettings(),
-        base_settings("edit", height=32, width=64, max_steps=3, together=4, keep_latents=True),
-        base_settings("think", refine=ImageSettings(interval=(0.25, 0.5), renorm="channel", taylorseer=True)),
+        make_base_settings("edit", height=32, width=64, max_steps=3, batch_size=4, keep_latents=True),
+        make_base_settings("think", refine=ImageSettings(interval=(0.25, 0.5), renorm="channel", taylorseer=True)),
         SampleSettings(text=TextSettings(max_tokens=9, temperature=0.0, top_p=0.5, top_k=3), max_prompt_tokens=7),
     ],
 )
-def test_settings_are_read_back_from_what_a_trajectory_tells(settings):
-    told = json.loads(json.dumps(settings.flat() | {"dtype": "float32", "strategy": "parm", "strategy.n": 4}))
-    assert from_flat(told) == settings
-    assert from_flat({}) == SampleSettings()
+def test_settings_are_read_back_from_a_trajectory(settings):
+    values = json.loads(json.dumps(settings.flatten() | {"dtype": "float32", "strategy": "parm", "strategy.n": 4}))
+    assert unflatten_settings(values) == settings
+    assert unflatten_settings({}) == SampleSettings()
 
 
-@pytest.mark.parametrize("told", [{"image.text_scale": 0.5}, {"image.interval_from": 0.2}, {"text.top_k": "all"}])
-def test_settings_that_cannot_be_are_not_read_back(told):
+def test_the_batch_size_is_read_from_files_of_version_0_3():
+    assert unflatten_settings({"together": 4}) == SampleSettings(batch_size=4)
+
+
+@pytest.mark.parametrize("values", [{"image.text_scale": 0.5}, {"image.interval_from": 0.2}, {"text.top_k": "all"}])
+def test_settings_that_cannot_be_are_not_read_back(values):
     with pytest.raises(ValueError, match=r"text_scale and image_scale|Expected `(float|int)`, got `(null|str)`"):
-        from_flat(told)
+        unflatten_settings(values)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="Invalid enum value 'draw'"):
+        unflatten_settings({"mode": "draw"})
+    settings = SampleSettings()
+    object.__setattr__(settings, "mode", "draw")  # past the constructor, whose types the tests check
+    with pytest.raises(ValueError, match="mode 'draw' is unknown; choose one of process, single_pass, "):
+        settings.__post_init__()
 
 
 def test_every_image_is_denoised_as_its_stage_is(sampler):
@@ -180,21 +197,21 @@ def test_every_image_is_denoised_as_its_stage_is(sampler):
     refine = dataclasses.replace(SETTINGS.image, num_timesteps=3, text_scale=2.0, image_scale=1.0)
     settings = dataclasses.replace(SETTINGS, refine=refine)
     plan, fault = "<ins>Add a dog.</ins> <des>A dog.</des>", "No dog. <refine>Add it.</refine>"
-    (start,) = sampler.starts(["a dog"], [1], settings)
+    (start,) = sampler.make_starts(["a dog"], [1], settings)
     draft = start.branch(0, plan=plan).branch(1, image=picture(0))
     faulty = draft.branch(2, critique=fault)
-    batch = sampler.batch([draft.branch(2, plan=plan), faulty, faulty.branch(3, plan=plan)], settings)
+    batch = sampler.make_batch([draft.branch(2, plan=plan), faulty, faulty.branch(3, plan=plan)], settings)
     with recording(sampler) as recorder:
-        batch.draw(range(3))
+        batch.draw_images(range(3))
     drawn = {slot: call.static for call in recorder.named("draw") for _, slot in call.rows}
     assert [batch.rows[slot].stages[-1].stage for slot in drawn] == ["sketch", "refine", "refine"]
     assert [drawn[slot][0].settings for slot in range(3)] == [SETTINGS.image, refine, refine]
     assert [drawn[slot][3] for slot in range(3)] == [True, False, False]  # image guidance
     # Three steps of three branches; two of two.
-    assert [row.costs["network_evaluations"] for row in batch.rows[:3]] == [9, 4, 4]
+    assert [row.costs["network_evaluations"] for row in batch.rows.values()] == [9, 4, 4]
 
 
 def test_images_beyond_all_measure_are_refused(sampler):
     huge = PIL.Image.new("L", (8192, 8193))
     with pytest.raises(SampleError, match=r"prompt 1 of 1: a given image has 8192 x 8193 pixels, at most 67,108,864"):
-        sampler(["a"], settings=base_settings("edit"), given=[[huge]])
+        sampler(["a"], settings=make_base_settings("edit"), given=[[huge]])

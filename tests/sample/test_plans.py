@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pdgen.sample.plans import first_plans
+from pdgen.sample.plans import make_plan_writer
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, recording
 
 
@@ -15,7 +15,7 @@ def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
         assert settings.max_images == 0
         return sampler(prompts, seeds, dataclasses.replace(SETTINGS, max_images=0))
 
-    write = first_plans(narrow, SETTINGS.text.temperature, together=2)
+    write = make_plan_writer(narrow, SETTINGS.text.temperature, batch_size=2)
     assert write(PROMPTS, SEEDS) == whole
     assert set(asked) == {2}
 

@@ -1,4 +1,4 @@
-"""Trajectories that go on where they stand: resumed, branched, reviewed, streamed, copied."""
+"""Unfinished trajectories continue: resumed, branched, reviewed, streamed, copied."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from pdgen.sample.batch import Change, Stop
-from pdgen.sample.engine import SampleError
+from pdgen.sample.settings import SampleError
 from pdgen.sequence.modes import TrajectoryError
 from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, outcome, recording
@@ -28,7 +28,7 @@ def near(trajectory, expected):
 
 @pytest.fixture(scope="module")
 def resumed(sampler, recorded):
-    """All three recorded trajectories cut after the first image, and gone on with."""
+    """All three recorded trajectories cut after the first image, and resumed."""
     cut = [one.branch(2) for one in recorded.drawn]
     with recording(sampler) as recorder:
         return cut, sampler.resume_all(cut, SETTINGS), recorder
@@ -46,7 +46,7 @@ def test_history_is_read_once_and_nothing_of_it_is_drawn(sampler, resumed):
     _, drawn, recorder = resumed
     for one in drawn:
         texts = [stage.ids for stage in one.stages if hasattr(stage, "text")]
-        tokens = sum(len(ids) + 2 for ids in [sampler.tokenizer.encode(one.prompt), *texts])
+        tokens = sum(len(ids) + 2 for ids in [sampler.model.tokenizer.encode(one.prompt), *texts])
         assert one.costs["prefilled_tokens"] == tokens + sum(s.tokens for s in one.stages if not hasattr(s, "text"))
         assert one.costs["text_tokens"] == sum(map(len, texts[1:]))
     assert sum(len(call.rows) for call in recorder.named("draw")) == sum(len(one.images) - 1 for one in drawn)
@@ -59,7 +59,7 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
         assert one.stages[0].text == PLAN and one.stages[0].origin == "outside"
         assert [s.stage for s in one.stages[:2]] == ["plan", "sketch"]
         assert np.asarray(one.images[0]).tobytes() != np.asarray(before.images[0]).tobytes()
-    # A reviewer who changes the plan gets the same, to the bit: what the model had written is forgotten.
+    # A reviewer that changes the plan gets the same, to the bit: what the model had written is forgotten.
     seen = []
 
     def change(row, stage, image):
@@ -76,7 +76,7 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
 
 
 def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, recorded):
-    """As in a trajectory.json that someone has changed by hand."""
+    """As in a trajectory.json that was edited."""
     edited = []
     for one in recorded.drawn:
         cut = one.branch(1)
@@ -91,12 +91,12 @@ def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, re
 def test_a_text_is_read_as_the_model_spelt_it(sampler, recorded):
     """Token by token, where the tokenizer would take longer ones."""
     text = "<ins>o</ins> <des>o</des>"
-    spelt = [sampler.tokenizer.pieces.index(letter.encode()) for letter in text]
-    assert len(sampler.tokenizer.encode(text)) < len(spelt)
+    spelt = [sampler.model.tokenizer.pieces.index(letter.encode()) for letter in text]
+    assert len(sampler.model.tokenizer.encode(text)) < len(spelt)
     cut = recorded.drawn[0].branch(1)
     start = dataclasses.replace(cut, stages=[msgspec.structs.replace(cut.stages[0], text=text, ids=spelt)])
     with recording(sampler) as recorder:
-        sampler.batch([start], SETTINGS).settle()
+        sampler.make_batch([start], SETTINGS).settle()
     ids, count, _ = [call for call in recorder.named("prefill") if call.static[-1] == "full"][-1].given[-1]
     assert ids[0, 1 : count[0] - 1].tolist() == spelt
 
@@ -147,18 +147,18 @@ def test_without_other_settings_it_goes_on_with_those_it_was_drawn_with(sampler,
 
 
 def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
-    """To the bit: as there, text guidance does not see a text that stands before the image."""
+    """To the bit: as there, text guidance does not see a text before the image."""
     white = PIL.Image.new("RGB", (32, 32), "white")
     planned = sampler.resume_all([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
     painted = sampler.resume_all([one.branch(1, image=white) for one in planned], SETTINGS)
     for images, expected in (({}, planned), (dict.fromkeys(range(3), white), painted)):
-        batch = sampler.batch(sampler.starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
-        batch.add_texts(dict.fromkeys(batch.due("text"), PLAN))
+        batch = sampler.make_batch(sampler.make_starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
+        batch.add_texts(dict.fromkeys(batch.list_due("text"), PLAN))
         batch.add_images(images)
-        while batch.going():
+        while batch.list_active():
             batch.step()
         for slot, other in enumerate(expected):
-            one = batch.trajectory(slot)
+            one = batch.make_trajectory(slot)
             near(one, other)
             assert outcome(one)[1] == outcome(other)[1]
 
@@ -183,7 +183,7 @@ def test_a_review_into_nonsense_is_refused(sampler, recorded, change, words):
 
 
 def test_what_cannot_be_resumed(sampler, recorded):
-    with pytest.raises(SampleError, match="there is no trajectory to go on with; give at least one"):
+    with pytest.raises(SampleError, match="there is no trajectory to continue; give at least one"):
         sampler.resume_all([], SETTINGS)
     with pytest.raises(SampleError, match=r"trajectory 1 of 1 has ended \(finished\); branch it"):
         sampler.resume(dataclasses.replace(recorded.drawn[1], stop_reason="finished"), SETTINGS)
@@ -210,31 +210,35 @@ def test_stages_come_as_they_are_done(sampler, recorded):
 
 def test_copies_of_a_row_go_on_by_themselves(sampler, recorded):
     """The same seed gives the same, another another, from a history that all share."""
-    batch = sampler.batch(sampler.starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
-    batch.write(batch.due("text"))
-    batch.take([2, 0, 0, 0], [SEEDS[2], SEEDS[0], 77, SEEDS[0]])
-    assert [row.stages[0].text for row in batch.rows] == [recorded.drawn[n].stages[0].text for n in (2, 0, 0, 0)]
-    while batch.going():
+    batch = sampler.make_batch(sampler.make_starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
+    batch.write_texts(batch.list_due("text"))
+    batch.copy_rows([2, 0, 0, 0], [SEEDS[2], SEEDS[0], 77, SEEDS[0]])
+    assert [row.stages[0].text for row in batch.rows.values()] == [
+        recorded.drawn[n].stages[0].text for n in (2, 0, 0, 0)
+    ]
+    while batch.list_active():
         batch.step()
-    drawn = [batch.trajectory(slot) for slot in range(4)]
+    drawn = [batch.make_trajectory(slot) for slot in range(4)]
     assert [outcome(drawn[n]) for n in (0, 1, 3)] == [outcome(recorded.drawn[n]) for n in (2, 0, 0)]
     assert drawn[2].images[0].tobytes() != drawn[1].images[0].tobytes() and drawn[2].seed == 77
-    with pytest.raises(SampleError, match="take: 5 rows into a batch of 4"):
-        batch.take([0] * 5, range(5))
+    with pytest.raises(SampleError, match="copy_rows: 5 rows into a batch of 4"):
+        batch.copy_rows([0] * 5, range(5))
 
 
 def test_rows_that_have_ended_take_no_more(sampler, recorded):
     """There is room for what may come until then, and no more."""
-    batch = sampler.batch(sampler.starts(PROMPTS, SEEDS, SETTINGS), dataclasses.replace(SETTINGS, max_images=0))
-    batch.write(batch.due("text"))
+    batch = sampler.make_batch(
+        sampler.make_starts(PROMPTS, SEEDS, SETTINGS), dataclasses.replace(SETTINGS, max_images=0)
+    )
+    batch.write_texts(batch.list_due("text"))
     batch.settle()
-    assert batch.going() == [] and len(batch.rows) == 4
+    assert batch.list_active() == [] and batch.size == 4
     white = PIL.Image.new("RGB", (32, 32), "white")
     for more in (
-        lambda: batch.write([0, 3]),
-        lambda: batch.begin([0, 3]),
+        lambda: batch.write_texts([0, 3]),
+        lambda: batch.begin_images([0, 3]),
         lambda: batch.add_texts({0: PLAN, 3: PLAN}),
         lambda: batch.add_images({0: white, 3: white}),
     ):
-        with pytest.raises(SampleError, match=r"slots \[0, 3\]: no trajectory there goes on"):
+        with pytest.raises(SampleError, match=r"slots \[0, 3\]: no active trajectory"):
             more()

@@ -1,15 +1,17 @@
 """What comes next in a trajectory, and why it stops; how much room it may need. No network is evaluated."""
 
 import dataclasses
-import types
 from typing import NamedTuple
 
 import jax
 import pytest
+from jax.sharding import Mesh
 
 from pdgen.sample import capacity as capacities
-from pdgen.sample.engine import SampleError, SampleSettings
-from pdgen.sample.rows import PIECE, Row, pieces
+from pdgen.sample.pending import PIECE_TOKENS, split_text
+from pdgen.sample.rows import BatchRow
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sequence.grammar import SWITCHES
 from pdgen.sequence.modes import END, MODES
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, image_file
@@ -32,10 +34,10 @@ def grown(mode, *parts):
     images = [picture(n) for n in range(given)]
     stages = [ImageStage("given", image_file(n, "given"), 32, 32) for n in range(1, given + 1)]
     start = Trajectory(prompt="a", stages=stages, images=images, stop_reason=None, seed=1, checkpoint="", mode=mode)
-    row = Row(0, start, start.kinds, [*stages], [*images])
+    row = BatchRow(0, start, start.kinds, [*stages], [*images], {}, start.seed)
     for part in parts[given:]:
         if part == "image":
-            row.add_image(picture(0))
+            row.add_image(row.make_image_stage(picture(0)), picture(0))
         else:
             row.add_text(TextStage(*TEXTS[part]))
     return row
@@ -63,7 +65,9 @@ def grown(mode, *parts):
 )
 def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
     row = grown(mode, *parts)
-    allowed = [END] if row.over else [s for s, may in zip(SWITCHES, row.choices(whole_grammar)) if may]
+    allowed = (
+        [END] if row.must_end else [s for s, may in zip(SWITCHES, row.find_allowed_switches(whole_grammar)) if may]
+    )
     assert allowed == expected
 
 
@@ -92,7 +96,7 @@ def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
 )
 def test_limits(parts, switch, limits, stop):
     row = grown("process", *parts)
-    row.follow(switch, SampleSettings(**limits))
+    row.follow_switch(switch, SampleSettings(**limits))
     assert (row.stop_reason, row.due) == (stop, switch)
 
 
@@ -107,9 +111,9 @@ def test_limits(parts, switch, limits, stop):
 )
 def test_a_text_that_was_cut(mode, parts, switch, stop):
     row = grown(mode, *parts)
-    row.cut = True
-    row.follow(switch, SampleSettings())
-    assert row.stop_reason == stop and not row.cut
+    row.text_cut = True
+    row.follow_switch(switch, SampleSettings())
+    assert row.stop_reason == stop and not row.text_cut
 
 
 # How many texts may still come.
@@ -128,13 +132,15 @@ def histories(mode, parts, last="prompt"):
 def most_texts(row, automaton, settings):
     """Texts on the longest way that a sampler may go from here, by trying out all."""
     most = 0
-    for switch in [END] if row.over else [s for s, may in zip(SWITCHES, row.choices(automaton)) if may]:
+    for switch in (
+        [END] if row.must_end else [s for s, may in zip(SWITCHES, row.find_allowed_switches(automaton)) if may]
+    ):
         now = row.copy(row.seed)
-        now.follow(switch, settings)
+        now.follow_switch(switch, settings)
         for kind in MODES[row.mode][row.kinds[-1]] if now.stop_reason is None else ():
             longer = now.copy(now.seed)
             if switch == kind == "image":
-                longer.add_image(picture(0))
+                longer.add_image(longer.make_image_stage(picture(0)), picture(0))
                 most = max(most, most_texts(longer, automaton, settings))
             elif switch == "text" and kind not in ("image", END):
                 longer.add_text(TextStage(*TEXTS[PARTS[kind]]))
@@ -149,34 +155,35 @@ def test_the_texts_that_room_is_kept_for_are_the_most_that_can_come(whole_gramma
     settings, checked = SampleSettings(max_images=max_images), {}
     for parts in histories(mode, []):
         row = grown(mode, *["given"] * (mode == "edit"), *parts)
-        left = settings.images_left(mode, row.kinds.count("image"))
-        kept = capacities.texts_left(mode, row.kinds[-1], left)
+        left = settings.count_images_left(mode, row.kinds.count("image"))
+        kept = capacities.count_texts_left(mode, row.kinds[-1], left)
         checked[tuple(row.kinds)] = kept, most_texts(row, whole_grammar, settings)
     assert len(checked) >= (90 if mode == "process" else 2)
     assert {kinds: pair for kinds, pair in checked.items() if pair[0] != pair[1]} == {}
 
 
-@pytest.mark.parametrize("length", [2, PIECE, PIECE + 1, 3 * PIECE])
-def test_pieces_of_a_text(length):
-    cut = pieces(list(range(length)), ("full",), kept=True)
-    assert [i for piece in cut for i in piece.ids] == list(range(length))
-    assert all(0 < len(piece.ids) <= PIECE for piece in cut)
-    assert [piece.kept for piece in cut] == [False] * (len(cut) - 1) + [True]
+@pytest.mark.parametrize("length", [0, PIECE_TOKENS - 2, PIECE_TOKENS - 1, 3 * PIECE_TOKENS - 2])
+def test_pieces_of_a_text(sampler, length):
+    tokens = sampler.model.tokenizer
+    cut = split_text(sampler.model, list(range(length)), ("full",), ends_view=True)
+    assert [i for piece in cut for i in piece.ids] == [tokens.im_start, *range(length), tokens.im_end]
+    assert all(0 < len(piece.ids) <= PIECE_TOKENS for piece in cut)
+    assert [piece.ends_view for piece in cut] == [False] * (len(cut) - 1) + [True]
 
 
 def test_a_refusal_for_want_of_room_says_what_would_fit(sampler, monkeypatch):
     """The number it names fits, and one more does not."""
-    settings = dataclasses.replace(SETTINGS, max_images=200, together=2)
-    starts = sampler.starts(["a"], settings=settings)
-    monkeypatch.setattr(capacities, "_free", lambda sampler: 100_000_000)
+    settings = dataclasses.replace(SETTINGS, max_images=200, batch_size=2)
+    starts = sampler.make_starts(["a"], settings=settings)
+    monkeypatch.setattr(capacities, "_measure_free_bytes", lambda model: 100_000_000)
     with pytest.raises(SampleError, match=r"no room: the contexts of 2 trajectories .* max_images=\d+ would fit") as no:
-        capacities.check_memory(sampler, settings, starts, 2)
+        capacities.check_memory(sampler.model, settings, starts, 2)
     fitting = int(str(no.value).split("max_images=")[1].split(" ")[0])
     fits = dataclasses.replace(settings, max_images=fitting)
-    assert 0 < fitting < 200 and sum(capacities.check_memory(sampler, fits, starts, 2)) > 0
+    assert 0 < fitting < 200 and sum(capacities.check_memory(sampler.model, fits, starts, 2)) > 0
     # Room comes in whole tiles, so a few images more may fit too.
     with pytest.raises(SampleError):
-        capacities.check_memory(sampler, dataclasses.replace(settings, max_images=fitting + 1), starts, 2)
+        capacities.check_memory(sampler.model, dataclasses.replace(settings, max_images=fitting + 1), starts, 2)
 
 
 class Accelerator(NamedTuple):
@@ -188,57 +195,67 @@ class Accelerator(NamedTuple):
         return {"bytes_limit": 1000, "bytes_in_use": self.taken}
 
 
-def test_free_memory_is_that_of_the_fullest_device(monkeypatch):
-    several = types.SimpleNamespace(mesh=types.SimpleNamespace(local_devices=[Accelerator(10), Accelerator(300)]))
-    assert capacities._free(several) == 700
-    monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator(20), Accelerator(300)])
-    assert capacities._free(types.SimpleNamespace(mesh=None)) == 980  # the first alone is used
+def test_free_memory_is_that_of_the_fullest_device(sampler, monkeypatch):
+    devices = [Accelerator(10), Accelerator(300)]
+    monkeypatch.setattr(Mesh, "local_devices", devices)
+    split = dataclasses.replace(sampler.model, mesh=make_mesh((2, 1, 1), jax.devices()[:2]))
+    assert capacities._measure_free_bytes(split) == 700
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert capacities._measure_free_bytes(sampler.model) == 990  # the first alone is used
 
 
-def test_cpus_of_one_machine_share_what_is_available(monkeypatch):
-    monkeypatch.setattr(capacities, "_available", lambda: 1001)
+def test_cpus_of_one_machine_share_what_is_available(sampler, monkeypatch):
+    monkeypatch.setattr(capacities, "_read_available_bytes", lambda: 1001)
     mesh = make_mesh((2, 1, 2), jax.devices()[:4])
-    assert [capacities._free(types.SimpleNamespace(mesh=mesh)) for mesh in (None, mesh)] == [1001, 250]
+    models = [dataclasses.replace(sampler.model, mesh=mesh) for mesh in (None, mesh)]
+    assert [capacities._measure_free_bytes(model) for model in models] == [1001, 250]
 
 
 def test_available_memory_is_not_all_memory(tmp_path):
     """As the kernel estimates it, with the caches that it would give back; all, where it does not tell."""
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:   65536 kB\nMemFree:   900 kB\nMemAvailable:   1024 kB\nBuffers:   3 kB\n")
-    assert capacities._available(meminfo) == 1024 * 1024
-    assert capacities._available(tmp_path / "none") >= capacities._available() > 0
+    assert capacities._read_available_bytes(meminfo) == 1024 * 1024
+    assert capacities._read_available_bytes(tmp_path / "none") >= capacities._read_available_bytes() > 0
 
 
-def test_room_is_that_of_the_longest_trajectory_to_the_token(sampler, monkeypatch):
+def by_the_token(sampler):
+    """The sampler with tiles of one token."""
+    return Sampler(dataclasses.replace(sampler.model, compute=dataclasses.replace(sampler.model.compute, block_k=1)))
+
+
+def test_room_is_that_of_the_longest_trajectory_to_the_token(sampler):
     """An image has 64 VAE and 25 ViT tokens; every one of three may have a plan before it and an inspection after."""
-    monkeypatch.setattr(sampler, "compute", dataclasses.replace(sampler.compute, block_k=1))
-    text = SETTINGS.text.max_tokens + sampler.grammar.closings.shape[1] + 2
+    sampler = by_the_token(sampler)
+    text = SETTINGS.text.max_tokens + sampler.model.grammar.closings.shape[1] + 2
     texts, images = 100 + 2 + 6 * text, 3 * (64 + 2 + 25 + 2)
-    (start,) = sampler.starts(["a"], settings=SETTINGS)
-    assert capacities.capacity(sampler, SETTINGS, [start]) == (texts + images, texts)
-    # A plan that stands is read too, however long it is, and not written any more.
+    (start,) = sampler.make_starts(["a"], settings=SETTINGS)
+    assert capacities.compute_capacity(sampler.model, SETTINGS, [start]) == (texts + images, texts)
+    # An existing plan is read, however long it is, and no room is kept to write it.
     stage = TextStage("plan", "<ins>" + "a dog " * 60 + "</ins> <des></des>")
-    texts += len(sampler.tokenizer.encode(stage.text)) + 2 - text
+    texts += len(sampler.model.tokenizer.encode(stage.text)) + 2 - text
     held = dataclasses.replace(start, stages=[stage])
-    assert capacities.capacity(sampler, SETTINGS, [start, held]) == (texts + images, texts)
+    assert capacities.compute_capacity(sampler.model, SETTINGS, [start, held]) == (texts + images, texts)
 
 
-def test_room_after_a_draft_is_for_an_inspection_before_and_after_the_last_image(sampler, monkeypatch):
+def test_room_after_a_draft_is_for_an_inspection_before_and_after_the_last_image(sampler):
     """A short plan counts as a long one, so that a trajectory needs the same room however far it has come."""
-    monkeypatch.setattr(sampler, "compute", dataclasses.replace(sampler.compute, block_k=1))
+    sampler = by_the_token(sampler)
     settings = dataclasses.replace(SETTINGS, max_images=2)
-    (start,) = sampler.starts(["a"], settings=settings)
+    (start,) = sampler.make_starts(["a"], settings=settings)
     draft = start.branch(0, plan=TEXTS["plan"][1]).branch(1, image=picture(0))
-    text = SETTINGS.text.max_tokens + sampler.grammar.closings.shape[1] + 2
+    text = SETTINGS.text.max_tokens + sampler.model.grammar.closings.shape[1] + 2
     texts, images = 100 + 2 + (1 + 3) * text, 2 * (64 + 2 + 25 + 2)
-    assert capacities.capacity(sampler, settings, [draft]) == (texts + images, texts)
-    assert capacities.capacity(sampler, settings, [start]) == (texts + images, texts)
+    assert capacities.compute_capacity(sampler.model, settings, [draft]) == (texts + images, texts)
+    assert capacities.compute_capacity(sampler.model, settings, [start]) == (texts + images, texts)
 
 
 def test_room_for_images_guidance_is_made_only_where_it_is_used(sampler):
     def texts(mode, given=0, **changes):
         settings = dataclasses.replace(SETTINGS, mode=mode, **changes)
-        return capacities.capacity(sampler, settings, sampler.starts(["a"], [0], settings, [[picture(0)] * given]))[1]
+        return capacities.compute_capacity(
+            sampler.model, settings, sampler.make_starts(["a"], [0], settings, [[picture(0)] * given])
+        )[1]
 
     assert texts("single_pass") == texts("think") == texts("process", max_images=1) == texts("understand", 1) == 0
     assert texts("edit", 1) and texts("think", 1) and texts("process") and texts("process", 1, max_images=1)

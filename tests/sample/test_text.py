@@ -1,6 +1,7 @@
 """Drawing a token: temperature, top-k, top-p."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ def shares(**settings):
     """How often each token is drawn from PROBABILITIES (and one token that is not allowed)."""
     logits = np.append(np.log(PROBABILITIES), -np.inf)[None].repeat(ROWS, 0)
     keys = jax.random.split(jax.random.key(0), ROWS)
-    drawn = pick(TextSettings(**settings), logits, keys)
+    drawn = pick(TextSettings(**settings), jnp.asarray(logits), keys)
     return np.bincount(drawn, minlength=6) / ROWS
 
 

@@ -16,8 +16,8 @@ from pdgen.evaluate.abilities.scores import IMAGES, AbilityOutcome, judge_case, 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import replace_settings
 from pdgen.files import new_file
-from pdgen.sample.engine import Sampler, SampleSettings
-from pdgen.sample.settings import base_settings
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings, make_base_settings
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import TextStage, Trajectory
 
@@ -38,14 +38,14 @@ def read_ability_settings(values: Mapping[str, Any]) -> ModeSettings:
     """
     if "mode" in values:
         raise EvaluationError("--setting=mode: every row of abilities has its own mode; leave it out")
-    return {mode: replace_settings(base_settings(mode), {**DEFAULTS, **values}) for mode, _ in GROUPS.values()}
+    return {mode: replace_settings(make_base_settings(mode), {**DEFAULTS, **values}) for mode, _ in GROUPS.values()}
 
 
 def collect_facts(checkpoint: pathlib.Path, settings: ModeSettings) -> dict[str, Any]:
     """Return all that decides an outcome besides prompt and seed: the checkpoint's digest and each mode's settings."""
-    flat = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flat().items()}
+    flat = {f"{mode}.{name}": value for mode, one in settings.items() for name, value in one.flatten().items()}
     facts = {"manifest": compute_digest(checkpoint), **flat}
-    return {name: value for name, value in facts.items() if name.rpartition(".")[2] != "together"}
+    return {name: value for name, value in facts.items() if name.rpartition(".")[2] != "batch_size"}
 
 
 def run_draws(

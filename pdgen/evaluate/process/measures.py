@@ -250,8 +250,8 @@ def _judge_image(prompt: str, one: _DrawnImage, judge: Judge, verifier: Verifier
     score = _query(verifier.score, prompt, one.picture)
     if not one.plans:
         return _ImageJudgement(None, True, None if score is None else score >= 1, score)
-    planned = _query(judge.plan, prompt, one.plans)
-    shown = _query(judge.picture, one.plans[-1], one.picture, one.previous)
+    planned = _query(judge.judge_plan, prompt, one.plans)
+    shown = _query(judge.judge_picture, one.plans[-1], one.picture, one.previous)
     accepted = (None if verdict is None else verdict.accept for verdict in (planned, shown))
     return _ImageJudgement(one.plans[-1], *accepted, score)
 

@@ -1,4 +1,4 @@
-"""Strategies in which others think and the model only draws: a planner's steps, a critic's corrections."""
+"""Strategies with advisers outside the model: a planner's steps, a critic's corrections. The model only draws."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,9 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from pdgen.sample.strategies.task import Advice, Task, ask, at_least, candidate_seed, check_pictures, total
+from pdgen.sample.strategies.task import Advice, Task, check_at_least, check_pictures, derive_seed, query, sum_costs
 from pdgen.sequence.trajectory import (
+    ImageStage,
     Stage,
     TextStage,
     Trajectory,
@@ -24,52 +25,50 @@ class OutsidePlanner:
     """A planner gives the steps: the first is drawn from its instruction, each later one edits the last picture.
 
     The result is a trajectory of mode "process" whose plans come from outside; ``max_images`` limits the steps.
-    Step n is drawn with ``candidate_seed(seed, n)``.
+    Step n is drawn with ``derive_seed(seed, n)``.
     """
 
     name: ClassVar[str] = "planner"
 
     def __call__(self, task: Task) -> list[Trajectory]:
-        """See ``Strategy``. Raises TrajectoryError where the planner declines a prompt that holds a tag."""
+        """See ``Strategy``. Raises TrajectoryError where the planner declines a prompt that contains a tag."""
         check_pictures(task, "process")
-        task = task.grouped()
-        advice = ask(task, task.advisers.planner.plan, [(prompt,) for prompt in task.prompts])
+        task = task.fix_batch_size()
+        advice = query(task, task.advisers.planner.plan, [(prompt,) for prompt in task.prompts])
         plans = [a.answer or [format_plan(prompt, prompt)] for a, prompt in zip(advice, task.prompts)]
-        kept = [plan[: task.settings.max_images] for plan in plans]
+        limited = [plan[: task.settings.max_images] for plan in plans]
         drawn: list[list[Trajectory]] = [[] for _ in plans]
-        for number in range(max(map(len, kept))):
-            rows = [row for row, plan in enumerate(kept) if number < len(plan)]
-            for row, step in zip(rows, _step(task, number, rows, kept, drawn)):
+        for number in range(max(map(len, limited))):
+            rows = [row for row, plan in enumerate(limited) if number < len(plan)]
+            for row, step in zip(rows, _draw_step(task, number, rows, limited, drawn)):
                 drawn[row].append(step)
-        results = []
-        for row, prompt in enumerate(task.prompts):
-            stop = "finished" if len(kept[row]) == len(plans[row]) else "step limit"
-            one = dataclasses.replace(
+        return [
+            dataclasses.replace(
                 drawn[row][0],
                 prompt=prompt,
                 mode="process",
-                stop_reason=stop,
-                latents=_latents(drawn[row]),
+                stop_reason="finished" if len(limited[row]) == len(plans[row]) else "step limit",
+                latents=_collect_latents(drawn[row]),
                 images=[step.images[-1] for step in drawn[row]],
-                stages=_planned_stages(kept[row], drawn[row]),
-                costs=total([advice[row].costs, *(step.costs for step in drawn[row])]),
+                stages=_make_stages(limited[row], drawn[row]),
+                costs=sum_costs([advice[row].costs, *(step.costs for step in drawn[row])]),
             )
-            results.append(one)
-        return results
+            for row, prompt in enumerate(task.prompts)
+        ]
 
 
-def _step(
+def _draw_step(
     task: Task, number: int, rows: list[int], plans: list[list[str]], drawn: list[list[Trajectory]]
 ) -> list[Trajectory]:
-    """Step ``number`` of these rows, each a trajectory of its own."""
-    words = [parse_plan(plans[row][number])[0] for row in rows]
-    seeds = [candidate_seed(task.seeds[row], number) for row in rows]
+    """Draw step ``number`` of these rows, each as a trajectory of its own."""
+    instructions = [parse_plan(plans[row][number])[0] for row in rows]
+    seeds = [derive_seed(task.seeds[row], number) for row in rows]
     if number == 0:
-        return task.draw("single_pass", words, seeds)
-    return task.draw("edit", words, seeds, [[drawn[row][-1].images[-1]] for row in rows])
+        return task.draw("single_pass", instructions, seeds)
+    return task.draw("edit", instructions, seeds, [[drawn[row][-1].images[-1]] for row in rows])
 
 
-def _planned_stages(plans: Sequence[str], drawn: Sequence[Trajectory]) -> list[Stage]:
+def _make_stages(plans: Sequence[str], drawn: Sequence[Trajectory]) -> list[Stage]:
     stages: list[Stage] = []
     for number, (plan, step) in enumerate(zip(plans, drawn), 1):
         picture = msgspec.structs.replace(step.stages[-1], stage="sketch", file=image_file(number, "sketch"))
@@ -77,37 +76,41 @@ def _planned_stages(plans: Sequence[str], drawn: Sequence[Trajectory]) -> list[S
     return stages
 
 
-def _latents(drawn: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
-    """What the pictures of the steps were decoded from, named as in ``_planned_stages``; None where it was not kept."""
-    if any(step.latents is None for step in drawn):
-        return None
-    return {image_file(number, "sketch"): step.latents[step.stages[-1].file] for number, step in enumerate(drawn, 1)}
+def _collect_latents(drawn: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
+    """Collect the latents of the steps' pictures under the file names of ``_make_stages``; None where none are kept."""
+    latents = {}
+    for number, step in enumerate(drawn, 1):
+        picture = step.stages[-1]
+        if step.latents is None or not isinstance(picture, ImageStage):
+            return None
+        latents[image_file(number, "sketch")] = step.latents[picture.file]
+    return latents
 
 
 @dataclasses.dataclass(frozen=True)
 class OutsideInspector:
-    """A critic inspects a single-pass draft; where he finds a fault his words are put in and the image drawn anew.
+    """A critic inspects a single-pass draft; where it finds a fault, the image is drawn again after its critique.
 
     Attributes:
-      rounds: of critique, at least 1; one that accepts is the last.
+      rounds: maximum of critiques, at least 1; an accepting one is the last.
     """
 
     name: ClassVar[str] = "inspector"
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        at_least("rounds", self.rounds, 1)
+        check_at_least("rounds", self.rounds, 1)
 
     def __call__(self, task: Task) -> list[Trajectory]:
         """See ``Strategy``."""
         check_pictures(task, "single_pass", task.advisers.critic)
-        task = task.grouped()
+        task = task.fix_batch_size()
         current = task.draw("single_pass", task.prompts, task.seeds)
         costs = [[one.costs] for one in current]
         waiting = list(range(len(current)))
         for _ in range(self.rounds):
-            about = [(task.prompts[row], np.asarray(current[row].images[-1])) for row in waiting]
-            advice = dict(zip(waiting, ask(task, task.advisers.critic.critique, about)))
+            questions = [(task.prompts[row], np.asarray(current[row].images[-1])) for row in waiting]
+            advice = dict(zip(waiting, query(task, task.advisers.critic.critique, questions)))
             for row, (verdict, price) in advice.items():
                 costs[row].append(price)
                 if verdict is not None and verdict.accept:
@@ -115,18 +118,18 @@ class OutsideInspector:
             waiting = [row for row, (verdict, _) in advice.items() if verdict is not None and not verdict.accept]
             if not waiting:
                 break
-            for row, one in zip(waiting, _redrawn(task, waiting, current, advice)):
+            for row, one in zip(waiting, _redraw(task, waiting, current, advice)):
                 current[row] = one
                 costs[row].append(one.costs)
-        return [dataclasses.replace(one, costs=total(spent), parent=None) for one, spent in zip(current, costs)]
+        return [dataclasses.replace(one, costs=sum_costs(spent), parent=None) for one, spent in zip(current, costs)]
 
 
-def _redrawn(task: Task, rows: list[int], current: list[Trajectory], advice: Mapping[int, Advice]) -> list[Trajectory]:
-    """The trajectories of these rows, gone on with after the critique."""
+def _redraw(task: Task, rows: list[int], current: list[Trajectory], advice: Mapping[int, Advice]) -> list[Trajectory]:
+    """Resume the trajectories of these rows after the critique."""
     faulty = []
     for row in rows:
-        verdict, _ = advice[row]
-        words = format_inspection(verdict.analysis, verdict.correction)
-        faulty.append(current[row].branch(len(current[row].stages), critique=words))
-    settings = dataclasses.replace(task.settings, mode="single_pass", refine=task.edit_image)
+        verdict = advice[row].answer
+        critique = format_inspection(verdict.analysis, verdict.correction)
+        faulty.append(current[row].branch(len(current[row].stages), critique=critique))
+    settings = dataclasses.replace(task.settings, mode="single_pass", refine=task.edit_settings)
     return task.sampler.resume_all(faulty, settings, progress=task.progress)

@@ -1,11 +1,12 @@
-"""Strategies: ways to come to a picture of a prompt, to be compared at known cost.
+"""Strategies: ways to produce a picture of a prompt, to be compared at known cost.
 
-A strategy is a frozen dataclass of its settings that is called with a ``Task``. All run on the same sampler; planner,
-critic and verifier are asked from outside (``scenes.advisers``). What an adviser declines is counted, said through
-``progress``, and treated as no advice: the prompt itself is the only step, the draft stands, the score is 0.
+A strategy is a frozen dataclass of its settings that is called with a ``Task``. All strategies run on the same
+sampler; planner, critic and verifier are advisers outside the model (``teachers.advisers``). An adviser that declines
+is counted, reported through ``progress``, and leaves a default: the prompt itself is the only step, the draft is
+accepted, the score is 0.
 
-Costs are the sums over all that was drawn for a trajectory, chosen or not; "questions" and "declined" count what
-advisers were asked. "batch_seconds" and "compile_seconds" are those of the whole call, advisers included.
+Costs are sums over everything that was drawn for a trajectory, chosen or not; "questions" and "declined" count the
+calls of advisers. "batch_seconds" and "compile_seconds" are those of the whole call, advisers included.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from pdgen.sequence.trajectory import Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """Plan, sketch, inspect, refine: what the model was trained to do."""
+    """Plan, sketch, inspect, refine: the process that the model was trained for."""
 
     name: ClassVar[str] = "process"
 
@@ -48,10 +49,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def make_strategy(name: str, **settings: Any) -> Strategy:
-    """The strategy of that name with its settings, values as in JSON.
+    """Make the strategy of that name with its settings, values as in JSON.
 
     Raises:
-      StrategyError: there is no such strategy or setting, or a value is impossible.
+      StrategyError: there is no such strategy or setting, or a value is out of range.
     """
     if name not in STRATEGIES:
         raise StrategyError(f"strategy {name!r} is none of {', '.join(STRATEGIES)}")
@@ -65,17 +66,17 @@ def make_strategy(name: str, **settings: Any) -> Strategy:
         raise StrategyError(f"strategy {name}: {fault}") from None
 
 
-def run(strategy: Strategy, task: Task) -> list[Trajectory]:
-    """One trajectory per prompt, with the strategy's name and settings among the trajectory's, and the call's seconds.
+def run_strategy(strategy: Strategy, task: Task) -> list[Trajectory]:
+    """Return one trajectory per prompt; add the strategy to its settings and the call's seconds to its costs.
 
     Raises:
       StrategyError: the task cannot have the pictures that the strategy needs.
       SampleError: as ``Sampler``.
-      TeacherError: an adviser cannot be asked at all.
+      TeacherError: an adviser cannot be reached.
     """
-    watch = Stopwatch(task.sampler.compiler)
+    watch = Stopwatch(task.sampler.model.compiler)
     drawn = strategy(task)
-    used = {f"strategy.{key}": _flat(value) for key, value in dataclasses.asdict(strategy).items()}
+    used = {f"strategy.{key}": _flatten(value) for key, value in dataclasses.asdict(strategy).items()}
     whole = dict(zip(WHOLE_CALL, (watch.seconds, watch.compiling)))
     return [
         dataclasses.replace(
@@ -85,5 +86,6 @@ def run(strategy: Strategy, task: Task) -> list[Trajectory]:
     ]
 
 
-def _flat(value: Any) -> Any:
+def _flatten(value: Any) -> Any:
+    """Write a sequence as one string, since settings of a trajectory are flat."""
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else value

@@ -1,5 +1,6 @@
 """Pictures during a training run: the same prompts and seeds every time, to show what the model learns."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from pdgen.checkpoints.load import LoadedModel
 from pdgen.checkpoints.runs.base import Base
 from pdgen.files import FolderError, Log, new_folder
 from pdgen.flow.denoise import ImageSettings
-from pdgen.sample.engine import Sampler
+from pdgen.sample.model import Model, make_model
+from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Trajectory
@@ -45,7 +48,7 @@ class PictureSampler:
     ) -> None:
         _check_prompts(run.prompts, base.tokenizer, settings.max_prompt_tokens)
         self._run, self._workdir, self._log, self._base, self._settings = run, workdir, log, base, settings
-        self._sampler: Sampler | None = None
+        self._model: Model | None = None  # without parameters: training needs the memory
 
     def __call__(self, step: int, params: dict[str, Any]) -> None:
         """Sample with the model's parameters after ``step`` on one device, which must have room for all of them.
@@ -64,13 +67,11 @@ class PictureSampler:
         device = SingleDeviceSharding(jax.local_devices()[0])
         with without_mesh():
             params = jax.device_put({"model": params, "autoencoder": base.autoencoder}, device)
-            if self._sampler is None:
-                self._sampler = Sampler(base.config, params, base.tokenizer, compute=self._run.compute)
-            self._sampler.params, self._sampler.checkpoint = params, f"{self._workdir}, step {step}"
-            try:
-                return self._sampler(self._run.prompts, settings=self._settings)
-            finally:
-                self._sampler.params = {}  # frees the memory for training
+            if self._model is None:
+                model = make_model(LoadedModel(base.config, params, base.tokenizer), self._run.compute)
+                self._model = dataclasses.replace(model, params={})
+            model = dataclasses.replace(self._model, params=params, name=f"{self._workdir}, step {step}")
+            return Sampler(model)(self._run.prompts, settings=self._settings)
 
     def _write(self, folder: pathlib.Path, trajectories: Sequence[Trajectory]) -> None:
         """Write the folder of a step, whole or not at all."""

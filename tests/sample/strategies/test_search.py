@@ -1,4 +1,4 @@
-"""Strategies on the golden nano model: what is picked, what goes on from it, and what was evaluated, counted by hand.
+"""Strategies on the golden nano model: what is selected, how it continues, and evaluations against hand counts.
 
 Every Euler step of the settings lies in the guidance interval: two branches without an image in the context, three
 with one. All batches have four places and work on two rows at a time, so that they share what is compiled.
@@ -12,26 +12,26 @@ import pytest
 
 from pdgen.flow.rectified import schedule
 from pdgen.models import autoencoder
-from pdgen.sample.image import image_grid
+from pdgen.sample.image import make_grid
 from pdgen.sample.strategies.outside import OutsideInspector, OutsidePlanner
 from pdgen.sample.strategies.search import BestOfN, Parm, StepwiseBestOfN
-from pdgen.sample.strategies.table import Process, SinglePass, make_strategy, run
-from pdgen.sample.strategies.task import StrategyError, Task, candidate_seed
+from pdgen.sample.strategies.table import Process, SinglePass, make_strategy, run_strategy
+from pdgen.sample.strategies.task import StrategyError, Task, derive_seed
 from pdgen.sequence.images import from_pixels, unpatchify
 from pdgen.sequence.trajectory import format_plan
 from pdgen.teachers.advisers import make_exact_advisers
-from tests.sample.conftest import SETTINGS, Recorder, recording
+from tests.sample.conftest import SETTINGS, recording
 
 pytestmark = pytest.mark.slow
 
 PROMPT, SEED = "a red circle left of a blue square", 17
-CANDIDATES = [candidate_seed(SEED, number) for number in range(4)]
+CANDIDATES = [derive_seed(SEED, number) for number in range(4)]
 STEPS = 3  # Euler steps of an image
-TWO = dataclasses.replace(SETTINGS, max_images=2, together=2)
+TWO = dataclasses.replace(SETTINGS, max_images=2, batch_size=2)
 
 
 class Favour:
-    """A verifier by a function of the picture, who keeps what he saw."""
+    """A verifier that scores by a function of the picture and keeps the pictures."""
 
     name = "favour"
 
@@ -73,23 +73,19 @@ def same(picture, image):
 @pytest.fixture(scope="module")
 def processes(sampler):
     """What the model draws from each candidate's seed by itself."""
-    return run(Process(), task(sampler, CANDIDATES))
+    return run_strategy(Process(), task(sampler, CANDIDATES))
 
 
 @pytest.fixture(scope="module")
 def singles(sampler):
     """The same in a single pass."""
-    return run(SinglePass(), task(sampler, CANDIDATES))
+    return run_strategy(SinglePass(), task(sampler, CANDIDATES))
 
 
 def recorded(sampler, strategy, given):
     """A strategy's trajectories and the compiled calls."""
-    compiler = sampler.compiler
-    sampler.compiler = Recorder(compiler)
-    try:
-        return run(strategy, given), sampler.compiler
-    finally:
-        sampler.compiler = compiler
+    with recording(sampler) as recorder:
+        return run_strategy(strategy, given), recorder
 
 
 def evaluated(record):
@@ -110,7 +106,7 @@ def written(record):
 
 
 def test_best_of_n_is_the_best_of_the_trajectories_of_its_seeds(sampler, processes):
-    [best] = run(BestOfN(n=4), task(sampler, verifier=Favour(brightness)))
+    [best] = run_strategy(BestOfN(n=4), task(sampler, verifier=Favour(brightness)))
     assert outcome(best) == outcome(max(processes, key=lambda one: brightness(one.images[-1])))
     assert best.seed in CANDIDATES
     for name in ("network_evaluations", "guidance_branches", "text_tokens", "prefilled_tokens"):
@@ -121,8 +117,8 @@ def test_best_of_n_is_the_best_of_the_trajectories_of_its_seeds(sampler, process
 
 
 def test_stepwise_with_equal_scores_is_the_first_candidate_s_trajectory(sampler, processes):
-    """Who goes on with its own seed, as if it were alone."""
-    [stepwise] = run(StepwiseBestOfN(n=4), task(sampler, verifier=Favour(lambda picture: 0.5)))
+    """The first candidate has the trajectory's own seed, so it equals a trajectory without a search."""
+    [stepwise] = run_strategy(StepwiseBestOfN(n=4), task(sampler, verifier=Favour(lambda picture: 0.5)))
     assert outcome(stepwise) == outcome(processes[0])
 
 
@@ -167,8 +163,10 @@ def test_stepwise_costs_are_those_of_all_candidates(stepwise):
 
 def test_a_candidate_that_ends_at_once_is_picked_under_the_trajectory_s_seed(sampler):
     """The darkest of two, which is the second."""
-    [one] = run(StepwiseBestOfN(n=2), task(sampler, [33], verifier=Favour(lambda picture: -brightness(picture))))
-    [alone] = run(Process(), task(sampler, [candidate_seed(33, 1)]))
+    [one] = run_strategy(
+        StepwiseBestOfN(n=2), task(sampler, [33], verifier=Favour(lambda picture: -brightness(picture)))
+    )
+    [alone] = run_strategy(Process(), task(sampler, [derive_seed(33, 1)]))
     assert outcome(one) == outcome(alone) and one.seed == 33
 
 
@@ -188,7 +186,7 @@ def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy)
                 sampler,
                 [prompts[n] for n in chosen],
                 [seeds[n] for n in chosen],
-                dataclasses.replace(TWO, together=4),
+                dataclasses.replace(TWO, batch_size=4),
                 make_exact_advisers()._replace(verifier=Favour(brightness)),
             ),
         )
@@ -209,33 +207,33 @@ def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy)
 @pytest.fixture
 def clock(monkeypatch):
     """Every stretch, and every decoding, takes a second."""
-    monkeypatch.setattr("pdgen.sample.drawing.Stopwatch", lambda compiler: types.SimpleNamespace(seconds=1.0))
+    monkeypatch.setattr("pdgen.sample.denoising.Stopwatch", lambda compiler: types.SimpleNamespace(seconds=1.0))
 
 
 @pytest.fixture
 def drawing(sampler, clock):
     """The first image of four rows, before its first step, and its batch."""
     settings = dataclasses.replace(TWO, mode="single_pass")
-    batch = sampler.batch(sampler.starts([PROMPT] * 4, CANDIDATES, settings), settings)
-    return batch.begin(range(4)), batch
+    batch = sampler.make_batch(sampler.make_starts([PROMPT] * 4, CANDIDATES, settings), settings)
+    return batch.begin_images(range(4)), batch
 
 
 def test_an_estimate_is_where_the_last_velocity_leads(sampler, drawing):
     """x - t v at the timestep that was reached, decoded; at the end the image itself."""
     now, batch = drawing
-    grid, coder = image_grid(sampler.config, 32, 32), sampler.params["autoencoder"]
+    grid, coder = make_grid(sampler.model.config, 32, 32), sampler.model.params["autoencoder"]
     for step in (1, 2, STEPS):
         with recording(sampler) as recorder:
             now.advance(step)
-        estimates = now.estimates()
+        estimates = now.decode_estimates()
         t = schedule(TWO.image.num_timesteps, TWO.image.timestep_shift)[step]
         for call in recorder.named("draw"):
-            values = unpatchify(call.result.x - t * call.result.v, grid.latents, sampler.config.latent_patch_size)
-            pixels = autoencoder.decode(sampler.config.autoencoder, coder, values)
+            values = unpatchify(call.result.x - t * call.result.v, grid.latents, sampler.model.config.latent_patch_size)
+            pixels = autoencoder.decode(sampler.model.config.autoencoder, coder, values)
             for place, slot in call.rows:
                 wanted = from_pixels(np.clip(pixels[place], -1, 1))
                 assert np.abs(np.asarray(estimates[slot], int) - np.asarray(wanted, int)).max() <= 1
-    now.finish()
+    batch.finish_images(now)
     assert [same(estimates[slot], batch.rows[slot].images[0]) for slot in range(4)] == [True] * 4
 
 
@@ -243,20 +241,20 @@ def test_an_image_has_the_seconds_of_all_its_stretches(drawing):
     now, batch = drawing
     for step in (1, STEPS):
         now.advance(step)
-    now.finish()
-    assert [row.stages[0].seconds for row in batch.rows] == [3.0] * 4  # two stretches and the decoding
+    batch.finish_images(now)
+    assert [row.stages[0].seconds for row in batch.rows.values()] == [3.0] * 4  # two stretches and the decoding
 
 
 def test_a_row_that_is_given_up_has_cost_its_seconds(drawing):
     """Two stretches and an estimate; the others another stretch and the decoding."""
     now, batch = drawing
     now.advance(1)
-    now.estimates()
+    now.decode_estimates()
     now.advance(2)
     now.keep([0, 2])
-    now.finish()
-    assert [row.costs["seconds"] for row in batch.rows] == [5.0, 3.0, 5.0, 3.0]
-    assert [row.stages[0].seconds for row in batch.rows[::2]] == [5.0] * 2
+    batch.finish_images(now)
+    assert [row.costs["seconds"] for row in batch.rows.values()] == [5.0, 3.0, 5.0, 3.0]
+    assert [row.stages[0].seconds for row in map(batch.rows.get, (0, 2))] == [5.0] * 2
 
 
 def test_taylorseer_extrapolates_over_a_cut_from_each_row_s_own_steps(sampler):
@@ -264,13 +262,13 @@ def test_taylorseer_extrapolates_over_a_cut_from_each_row_s_own_steps(sampler):
     image = dataclasses.replace(TWO.image, num_timesteps=8, text_scale=1.0, taylorseer=True)
     settings = dataclasses.replace(TWO, mode="single_pass", image=image, keep_latents=True)
     whole = sampler([PROMPT] * 4, CANDIDATES, settings)
-    batch = sampler.batch(sampler.starts([PROMPT] * 4, CANDIDATES, settings), settings)
-    now = batch.begin(range(4))
+    batch = sampler.make_batch(sampler.make_starts([PROMPT] * 4, CANDIDATES, settings), settings)
+    now = batch.begin_images(range(4))
     now.advance(5)
     now.keep([1, 2])
-    now.finish()
+    batch.finish_images(now)
     assert [one.costs["network_evaluations"] for one in whole] == [5] * 4
-    assert [row.costs["network_evaluations"] for row in batch.rows] == [5] * 4
+    assert [row.costs["network_evaluations"] for row in batch.rows.values()] == [5] * 4
     for slot in (1, 2):
         [latents] = batch.rows[slot].latents.values()
         np.testing.assert_allclose(latents, whole[slot].latents["01_sketch.png"], atol=1e-4)
@@ -301,7 +299,7 @@ def test_parm_finds_the_candidate_that_the_verifier_wants(sampler, singles, favo
     """Who scores by likeness to what that candidate becomes, drawn in one go."""
     target = np.asarray(singles[favourite].images[0], np.float32)
     verifier = Favour(lambda picture: 1 - float(np.abs(picture - target).mean()) / 255)
-    [one] = run(Parm(n=4, judged=(0.3, 0.7), keep=0.5), task(sampler, verifier=verifier))
+    [one] = run_strategy(Parm(n=4, judged=(0.3, 0.7), keep=0.5), task(sampler, verifier=verifier))
     assert one.seed == CANDIDATES[favourite]
     assert np.abs(np.asarray(one.images[0], np.float32) - target).max() <= 1  # a level, by rounding
 
@@ -309,7 +307,7 @@ def test_parm_finds_the_candidate_that_the_verifier_wants(sampler, singles, favo
 def test_parm_judges_no_step_twice_and_never_the_last(sampler, singles):
     """Steps 1 and 2 of 3; all go on, and the best of all in the end is picked."""
     strategy = Parm(n=4, judged=(0.1, 0.3, 0.7, 0.99), keep=1.0)
-    [one] = run(strategy, task(sampler, verifier=Favour(brightness)))
+    [one] = run_strategy(strategy, task(sampler, verifier=Favour(brightness)))
     assert one.costs["questions"] == 3 * 4 and one.costs["network_evaluations"] == 4 * STEPS * 2
     assert one.seed == max(singles, key=lambda single: brightness(single.images[0])).seed
 
@@ -349,7 +347,7 @@ def test_the_planner_s_first_step_is_drawn_and_the_second_edits_it(sampler):
 
 
 def test_the_inspector_s_critique_stands_between_draft_and_refinement(sampler, singles):
-    drawn = run(OutsideInspector(), task(sampler, CANDIDATES[:3]))
+    drawn = run_strategy(OutsideInspector(), task(sampler, CANDIDATES[:3]))
     for one, draft in zip(drawn, singles):
         one.check()
         assert [stage.stage for stage in one.stages] == ["sketch", "inspect", "refine"]

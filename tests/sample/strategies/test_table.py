@@ -1,21 +1,24 @@
-"""Strategies: who is picked, what is asked, and costs against hand counts.
+"""Strategies: which candidate is selected, which questions are asked, and costs against hand counts.
 
-A made-up sampler draws pictures of one colour, whose red is the seed's last byte, so that the right choice is known.
+A fake sampler draws pictures of one colour: red is the last byte of the seed, so the right choice is known.
 """
 
 import dataclasses
+import types
 
 import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import given
+from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 
 from pdgen.sample.compiled import Compiler
-from pdgen.sample.engine import SampleSettings
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings
 from pdgen.sample.strategies.outside import OutsideInspector, OutsidePlanner
-from pdgen.sample.strategies.table import STRATEGIES, make_strategy, run
-from pdgen.sample.strategies.task import StrategyError, Task, candidate_seed
+from pdgen.sample.strategies.table import STRATEGIES, make_strategy, run_strategy
+from pdgen.sample.strategies.task import StrategyError, Task, derive_seed
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, format_plan
 from pdgen.teachers.advisers import make_exact_advisers
 from pdgen.teachers.protocols import Declined, Verdict
@@ -28,13 +31,14 @@ def tint(seed):
     return int(seed) % 256
 
 
-class FakeSampler:
+class FakeSampler(Sampler):
     """Draws in no time; a trajectory costs as many evaluations as its tint, and a token."""
 
     def __init__(self):
-        self.compiler, self.calls, self.keeps_latents = Compiler(), [], False
+        self.model = types.SimpleNamespace(compiler=Compiler())
+        self.calls, self.keeps_latents = [], False
 
-    def grouped(self, settings, rows):
+    def resolve_batch_size(self, settings, rows):
         return settings
 
     def __call__(self, prompts, seeds, settings, given=None, progress=print):
@@ -115,17 +119,18 @@ def red(picture):
 # Seeds.
 
 
+@with_settings(deadline=None)  # a busy machine is no fault
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 99), min_size=2, max_size=2, unique=True))
 def test_seeds_of_candidates_are_their_own_and_in_range(seed, numbers):
-    seeds = [candidate_seed(seed, number) for number in numbers]
-    assert seeds == [candidate_seed(seed, number) for number in numbers]
+    seeds = [derive_seed(seed, number) for number in numbers]
+    assert seeds == [derive_seed(seed, number) for number in numbers]
     assert seeds[0] != seeds[1] and all(0 <= s < 2**32 for s in seeds)
-    assert candidate_seed(seed, 0) == seed
+    assert derive_seed(seed, 0) == seed
 
 
 def test_seeds_of_candidates_stay_what_they_were():
-    """By numpy's SeedSequence, whose streams are stable across versions."""
-    assert [candidate_seed(7, n) for n in range(3)] == [
+    """numpy's SeedSequence gives the same streams in every version."""
+    assert [derive_seed(7, n) for n in range(3)] == [
         7,
         *(int(np.random.SeedSequence([7, n]).generate_state(1)[0]) for n in (1, 2)),
     ]
@@ -137,7 +142,7 @@ def test_seeds_of_candidates_stay_what_they_were():
 @pytest.mark.parametrize("name", ["process", "single_pass"])
 def test_the_model_alone(name):
     given_task = task()
-    drawn = run(make_strategy(name), given_task)
+    drawn = run_strategy(make_strategy(name), given_task)
     assert given_task.sampler.calls == [(name, PROMPTS, SEEDS, None)]
     assert [one.costs["network_evaluations"] for one in drawn] == [tint(seed) for seed in SEEDS]
     assert drawn[0].settings == {"strategy": name, "max_images": 8}
@@ -149,11 +154,11 @@ def test_the_model_alone(name):
 
 @pytest.mark.parametrize("best", [0, 2, 3])
 def test_the_verifier_s_favourite_is_picked_at_the_cost_of_all(best):
-    seeds = [[candidate_seed(seed, n) for n in range(4)] for seed in SEEDS]
+    seeds = [[derive_seed(seed, n) for n in range(4)] for seed in SEEDS]
     favourites = {tint(row[best]) for row in seeds}
     advisers = with_adviser("verifier", lambda prompt, picture: 0.9 if red(picture) in favourites else 0.2)
     given_task = task(advisers=advisers, settings=SampleSettings(mode="single_pass"))
-    drawn = run(make_strategy("best_of_n", n=4), given_task)
+    drawn = run_strategy(make_strategy("best_of_n", n=4), given_task)
     assert [one.seed for one in drawn] == [row[best] for row in seeds]
     assert [tint(one.seed) for one in drawn] == [red(one.images[-1]) for one in drawn]
     for one, row in zip(drawn, seeds):
@@ -167,16 +172,16 @@ def test_the_verifier_s_favourite_is_picked_at_the_cost_of_all(best):
 def test_candidates_are_those_of_their_own_prompt_and_seed():
     """Each as if it were drawn alone."""
     given_task = task(["a", "b", "c"], [5, 6, 7], with_adviser("verifier", lambda prompt, picture: red(picture) / 255))
-    drawn = run(make_strategy("best_of_n", n=4), given_task)
+    drawn = run_strategy(make_strategy("best_of_n", n=4), given_task)
     assert [one.prompt for one in drawn] == ["a", "b", "c"]
     for seed, one in zip(given_task.seeds, drawn):
-        assert tint(one.seed) == max(tint(candidate_seed(seed, number)) for number in range(4))
+        assert tint(one.seed) == max(tint(derive_seed(seed, number)) for number in range(4))
 
 
 def test_a_verifier_who_declines_leaves_the_first_candidate_and_is_counted():
     lines = []
     given_task = task(advisers=with_adviser("verifier", decline), progress=lines.append)
-    drawn = run(make_strategy("best_of_n", n=3), given_task)
+    drawn = run_strategy(make_strategy("best_of_n", n=3), given_task)
     assert [one.seed for one in drawn] == SEEDS
     assert all(one.costs["declined"] == one.costs["questions"] == 3 for one in drawn)
     assert sum("declined: no idea" in line for line in lines) == 6
@@ -191,8 +196,8 @@ def test_a_candidate_without_an_image_scores_nothing():
         return dataclasses.replace(one, stages=[], images=[]) if seed == SEEDS[0] else one
 
     given_task.sampler.drawn = first_ends_early
-    [best] = run(make_strategy("best_of_n", n=2), given_task)
-    assert best.seed == candidate_seed(SEEDS[0], 1) and len(best.images) == 1
+    [best] = run_strategy(make_strategy("best_of_n", n=2), given_task)
+    assert best.seed == derive_seed(SEEDS[0], 1) and len(best.images) == 1
     assert (best.costs["questions"], best.settings["strategy.score"]) == (1, 0.1)
 
 
@@ -208,11 +213,11 @@ STEPS = {"a red circle": plans("one"), "a blue square": plans("one", "two", "thr
 
 def test_each_step_of_the_planner_edits_the_last_picture():
     given_task = task(advisers=with_adviser("planner", STEPS.get))
-    drawn = run(OutsidePlanner(), given_task)
+    drawn = run_strategy(OutsidePlanner(), given_task)
     modes, words, seeds, pictures = zip(*given_task.sampler.calls)
     assert modes == ("single_pass", "edit", "edit")
     assert words == (["Draw one."] * 2, ["Draw two."], ["Draw three."])
-    tints = [tint(candidate_seed(1000, n)) for n in range(3)]
+    tints = [tint(derive_seed(1000, n)) for n in range(3)]
     assert seeds[0] == SEEDS and [tint(s[0]) for s in seeds[1:]] == tints[1:]
     assert pictures[0] is None and [red(p[0][0]) for p in pictures[1:]] == tints[:2]
     one, three = drawn
@@ -231,17 +236,17 @@ def test_each_step_of_the_planner_edits_the_last_picture():
 def test_the_planner_s_pictures_have_their_own_latents():
     """Under the names that they have among all steps."""
     advisers = with_adviser("planner", STEPS.get)
-    _, three = run(OutsidePlanner(), task(advisers=advisers, settings=SampleSettings(keep_latents=True)))
+    _, three = run_strategy(OutsidePlanner(), task(advisers=advisers, settings=SampleSettings(keep_latents=True)))
     files = [stage.file for stage in three.stages[1::2]]
     assert {file: int(values[0]) for file, values in three.latents.items()} == {
-        file: candidate_seed(1000, number) for number, file in enumerate(files)
+        file: derive_seed(1000, number) for number, file in enumerate(files)
     }
-    assert [one.latents for one in run(OutsidePlanner(), task(advisers=advisers))] == [None, None]
+    assert [one.latents for one in run_strategy(OutsidePlanner(), task(advisers=advisers))] == [None, None]
 
 
 def test_the_planner_s_steps_end_at_the_limit_of_images():
     given_task = task(advisers=with_adviser("planner", STEPS.get), settings=SampleSettings(max_images=2))
-    drawn = run(OutsidePlanner(), given_task)
+    drawn = run_strategy(OutsidePlanner(), given_task)
     assert [(len(one.images), one.stop_reason) for one in drawn] == [(1, "finished"), (2, "step limit")]
     for one in drawn:
         one.check()
@@ -249,7 +254,7 @@ def test_the_planner_s_steps_end_at_the_limit_of_images():
 
 def test_without_a_plan_the_prompt_is_the_only_step():
     given_task = task(advisers=with_adviser("planner", decline))
-    drawn = run(OutsidePlanner(), given_task)
+    drawn = run_strategy(OutsidePlanner(), given_task)
     assert [call[:2] for call in given_task.sampler.calls] == [("single_pass", PROMPTS)]
     assert [one.costs["declined"] for one in drawn] == [1, 1]
     assert drawn[0].stages[0].text == "<ins>a red circle</ins> <des>a red circle</des>"
@@ -263,13 +268,13 @@ FINE = Verdict(accept=True, analysis="All is there.")
 
 
 def greens(least):
-    """A critic who wants as much green; only of the first prompt."""
+    """A critic that finds a fault in the first prompt's picture until it has as much green."""
     return lambda prompt, picture: FINE if picture[0, 0, 1] >= least or prompt != PROMPTS[0] else FAULT
 
 
 def test_a_faulty_draft_is_drawn_anew_after_the_critique():
     given_task = task(advisers=with_adviser("critic", greens(9)))
-    faulty, fine = run(OutsideInspector(), given_task)
+    faulty, fine = run_strategy(OutsideInspector(), given_task)
     words = "It is blue. <refine>Make it red.</refine>"
     assert given_task.sampler.calls == [("single_pass", PROMPTS, SEEDS, None), ("resume", [words])]
     assert [stage.stage for stage in faulty.stages] == ["sketch", "inspect", "refine"]
@@ -285,7 +290,7 @@ def test_a_faulty_draft_is_drawn_anew_after_the_critique():
 @pytest.mark.parametrize(("rounds", "stages", "redrawn"), [(3, 6, 2), (2, 5, 2), (1, 3, 1)])
 def test_rounds_end_with_the_critic_s_consent(rounds, stages, redrawn):
     """Two redraws satisfy the critic; a third round only says so."""
-    faulty, fine = run(OutsideInspector(rounds), task(advisers=with_adviser("critic", greens(2))))
+    faulty, fine = run_strategy(OutsideInspector(rounds), task(advisers=with_adviser("critic", greens(2))))
     assert len(faulty.stages) == stages and len(fine.stages) == 2
     faulty.check()
     assert faulty.costs["network_evaluations"] == tint(7) + 1000 * redrawn
@@ -293,7 +298,7 @@ def test_rounds_end_with_the_critic_s_consent(rounds, stages, redrawn):
 
 
 def test_a_critic_who_declines_leaves_the_draft():
-    drawn = run(OutsideInspector(), task(advisers=with_adviser("critic", decline)))
+    drawn = run_strategy(OutsideInspector(), task(advisers=with_adviser("critic", decline)))
     assert [len(one.stages) for one in drawn] == [1, 1] and [one.costs["declined"] for one in drawn] == [1, 1]
 
 
@@ -303,7 +308,7 @@ NEED_PICTURES = ["planner", "inspector", "best_of_n", "stepwise_best_of_n", "par
 
 
 class Untouchable(Script):
-    """An adviser who must not be asked."""
+    """An adviser that must not be called."""
 
     def __init__(self):
         super().__init__(lambda *question: pytest.fail(f"asked {question}"))
@@ -313,7 +318,7 @@ def refused(name, settings, advisers=None):
     """What a strategy says of settings under which nothing must be drawn and nobody asked."""
     given_task = task(advisers=advisers, settings=settings)
     with pytest.raises(StrategyError) as fault:
-        run(make_strategy(name), given_task)
+        run_strategy(make_strategy(name), given_task)
     assert given_task.sampler.calls == [] and "\n" not in str(fault.value)
     return str(fault.value)
 
@@ -338,12 +343,12 @@ def test_pictures_that_exact_advisers_cannot_read_are_not_drawn(name, height, wi
 
 def test_pictures_of_any_size_go_to_other_advisers():
     oblong = SampleSettings(height=32, width=64)
-    assert len(run(OutsidePlanner(), task(settings=oblong))) == 2
+    assert len(run_strategy(OutsidePlanner(), task(settings=oblong))) == 2
     advisers = make_exact_advisers()._replace(
         critic=Script(lambda *question: FINE), verifier=Script(lambda *question: 0.5)
     )
     for name in ("inspector", "best_of_n"):
-        assert len(run(make_strategy(name), task(advisers=advisers, settings=oblong))) == 2
+        assert len(run_strategy(make_strategy(name), task(advisers=advisers, settings=oblong))) == 2
 
 
 # The registry.

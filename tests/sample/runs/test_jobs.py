@@ -5,8 +5,8 @@ import hashlib
 import PIL.Image
 import pytest
 
-from pdgen.sample import prompts
-from pdgen.sample.prompts import Given, Line, PromptError, jobs_of, read_picture, read_prompts
+from pdgen.sample.runs import jobs as jobs_module
+from pdgen.sample.runs.jobs import GivenImage, PromptError, PromptLine, make_jobs, read_picture, read_prompts
 
 
 @pytest.fixture
@@ -19,21 +19,21 @@ def picture(tmp_path):
 def test_a_prompt_a_line(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n  two dogs \n", "utf-8")
-    assert read_prompts(path) == [Line("a cat"), Line("two dogs")]
+    assert read_prompts(path) == [PromptLine("a cat"), PromptLine("two dogs")]
 
 
 def test_json_lines_have_seeds_and_images_beside_the_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a cat", "seed": 7}\n{"prompt": "blue", "images": ["cat.png"]}\n')
-    assert read_prompts(path) == [Line("a cat", 7), Line("blue", None, [str(tmp_path / "cat.png")])]
+    assert read_prompts(path) == [PromptLine("a cat", 7), PromptLine("blue", None, [str(tmp_path / "cat.png")])]
 
 
 def test_a_byte_order_mark_is_none_of_the_text_and_a_line_ends_at_line_feeds_alone(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes("\ufeff".encode() + '{"prompt": "a\u2028cat", "seed": 5}\r\n{"prompt": "a\x85dog"}\r\n'.encode())
-    assert read_prompts(path) == [Line("a\u2028cat", 5), Line("a\x85dog")]
+    assert read_prompts(path) == [PromptLine("a\u2028cat", 5), PromptLine("a\x85dog")]
     path.write_bytes("\ufeffa cat\n".encode())
-    assert read_prompts(path) == [Line("a cat")]
+    assert read_prompts(path) == [PromptLine("a cat")]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_files_that_are_no_text_are_named(tmp_path):
 
 
 def test_every_prompt_has_its_samples_with_seeds_of_their_own(picture):
-    made = jobs_of([Line("a"), Line("b", 40, [str(picture)]), Line("c")], 2, 5)
+    made = make_jobs([PromptLine("a"), PromptLine("b", 40, [str(picture)]), PromptLine("c")], 2, 5)
     assert [(job.name, job.prompt, job.seed) for job in made] == [
         ("000", "a", 5),
         ("001", "a", 6),
@@ -71,36 +71,36 @@ def test_every_prompt_has_its_samples_with_seeds_of_their_own(picture):
         ("004", "c", 9),
         ("005", "c", 10),
     ]
-    assert made[3].images == [Given(str(picture), hashlib.sha256(picture.read_bytes()).hexdigest())]
+    assert made[3].images == [GivenImage(str(picture), hashlib.sha256(picture.read_bytes()).hexdigest())]
     assert made[0].images == []
 
 
 def test_jobs_have_their_images_without_decoding_them(picture, monkeypatch):
-    monkeypatch.setattr(prompts, "decode_image", lambda *_: pytest.fail("decoded"))
-    (made,) = jobs_of([Line("b", 40, [str(picture)])], 1, 5)
+    monkeypatch.setattr(jobs_module, "decode_image", lambda *_: pytest.fail("decoded"))
+    (made,) = make_jobs([PromptLine("b", 40, [str(picture)])], 1, 5)
     assert made.images[0].path == str(picture)
 
 
 def test_names_sort_as_numbers_do():
-    names = [job.name for job in jobs_of([Line("a")], 1001, 0)]
+    names = [job.name for job in make_jobs([PromptLine("a")], 1001, 0)]
     assert (names[0], names[-1]) == ("0000", "1000") and names == sorted(names)
 
 
 def test_seeds_and_prompts_out_of_range_are_refused():
     with pytest.raises(PromptError, match="a prompt is empty"):
-        jobs_of([Line("a"), Line("\t")], 1, 0)
+        make_jobs([PromptLine("a"), PromptLine("\t")], 1, 0)
     with pytest.raises(PromptError, match="'a': seed 4294967296 must be"):
-        jobs_of([Line("a", 2**32 - 1)], 2, 0)
+        make_jobs([PromptLine("a", 2**32 - 1)], 2, 0)
 
 
 @pytest.mark.parametrize("side", [8200, 9500])  # of the larger one Pillow warns
 def test_an_image_that_is_absurdly_large_is_not_decoded(tmp_path, picture, monkeypatch, recwarn, side):
     assert read_picture(picture).size == (6, 4)
-    monkeypatch.setattr(prompts, "decode_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(jobs_module, "decode_image", lambda *_: pytest.fail("decoded"))
     PIL.Image.new("1", (side, side)).save(tmp_path / "large.png")
     words = f"large.png: {side} x {side} pixels are too many, at most 67,108,864 are read"
     with pytest.raises(PromptError, match=words):
-        jobs_of([Line("a", None, [str(tmp_path / "large.png")])], 1, 0)
+        make_jobs([PromptLine("a", None, [str(tmp_path / "large.png")])], 1, 0)
     with pytest.raises(PromptError, match=words):
         read_picture(tmp_path / "large.png")
     assert not recwarn.list

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdgen.checkpoints.load import LoadedModel
 from pdgen.config import ComputeConfig
 from pdgen.models.context import add_text, empty_cache
 from pdgen.sample.batch import Change
-from pdgen.sample.engine import SampleError, Sampler
-from pdgen.sample.text import room
+from pdgen.sample.compiled import Compiler
+from pdgen.sample.model import make_model
+from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleError
+from pdgen.sample.text import count_text_slots
 from pdgen.sequence import layout
 from pdgen.sequence.grammar import KINDS, SWITCHES
 from pdgen.sequence.modes import check_kinds, image_stage
@@ -29,7 +33,7 @@ from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, outcome, reco
 
 def segment_tokens(sampler, segments):
     """(mode of attention, tokens) of each copy that the segments put into a context."""
-    config = sampler.config
+    config = sampler.model.config
     for segment in segments:
         if segment.kind == "image":
             pixels = segment.image.pixels.shape[1:3]
@@ -50,13 +54,13 @@ def grown(sampler, segments):
 @pytest.fixture
 def narrow(sampler, whole_grammar):
     """Gives the sampler another grammar: words by state, a part that is free, what may follow each kind."""
-    automaton = sampler.automaton
+    automaton = sampler.model.automaton
 
     def narrowed(words, free, following):
         switches = whole_grammar.switches.copy()
         for kind, allowed in following.items():
             switches[KINDS.index(kind)] = [switch in allowed for switch in SWITCHES]
-        narrower = restrict(whole_grammar, sampler.tokenizer, TERSE | words, free)
+        narrower = restrict(whole_grammar, sampler.model.tokenizer, TERSE | words, free)
         use(sampler, dataclasses.replace(narrower, switches=switches))
 
     yield narrowed
@@ -110,7 +114,7 @@ def test_every_token_is_prefilled_once(sampler, recorded, histories):
 
 
 def test_prompts_hold_no_switch_tokens(sampler, recorded, histories):
-    tokens = sampler.tokenizer
+    tokens = sampler.model.tokenizer
     specials = {tokens.im_start, tokens.im_end, tokens.vision_start, tokens.vision_end}
     for (prompt, *_), text in zip(histories, PROMPTS):
         assert not specials & set(prompt.ids) and tokens.decode(prompt.ids) == text
@@ -138,7 +142,7 @@ def test_text_guidance_sees_no_text_since_the_last_image(sampler, recorded, hist
 
 def test_image_guidance_sees_the_texts_alone_at_their_own_positions(sampler, recorded, histories):
     """At every image the context equals one that reads prompt and texts in one go."""
-    tokens, config = sampler.tokenizer, sampler.config
+    tokens, config = sampler.model.tokenizer, sampler.model.config
     grow = jax.jit(add_text, static_argnums=(0, 1))
     drawn, checked = collections.Counter(), 0
     for call in recorded.recorder.named("draw"):
@@ -154,7 +158,7 @@ def test_image_guidance_sees_the_texts_alone_at_their_own_positions(sampler, rec
             cache, _ = grow(
                 config,
                 ComputeConfig(),
-                sampler.params["model"],
+                sampler.model.params["model"],
                 empty_cache(config, 1, length),
                 padded,
                 jnp.array([len(joined)]),
@@ -178,7 +182,7 @@ def test_first_images_are_drawn_without_image_guidance_and_later_ones_with_it(re
 
 def test_only_rows_that_take_part_are_worked_on(recorded):
     """Groups of two out of four places, and as few as can be: rows that have ended are in none."""
-    for name in ("write_text", "read", "draw"):
+    for name in ("write_text", "read_image", "draw"):
         calls = recorded.recorder.named(name)
         assert all(1 <= len(call.rows) <= 2 and len(call.state.logits) == 4 for call in calls)
         worked = sum(len(call.rows) for call in calls)
@@ -207,7 +211,7 @@ def test_a_row_alone_is_the_same_to_the_bit(sampler, recorded):
 
 
 def test_more_prompts_than_places(sampler, recorded):
-    """Those that wait take the places of those that have ended; each is told of when it ends."""
+    """A waiting trajectory takes the slot of an ended one; ``done`` gets each as it ends."""
     ended = []
     prompts, seeds = ["b", "c", "d", "e", *PROMPTS], [1, 2, 3, 4, *SEEDS]  # four places
     drawn = sampler(prompts, seeds, SETTINGS, done=lambda number, one: ended.append((number, one)))
@@ -221,9 +225,9 @@ def test_other_seeds_give_other_trajectories(sampler):
 
 
 def test_nothing_is_compiled_twice(sampler, recorded):
-    before, lines = sampler.compiler.seconds, []
+    before, lines = sampler.model.compiler.seconds, []
     drawn = sampler(["one", "other " * 20, "prompts"], [0, 2, 4], SETTINGS, progress=lines.append)
-    assert sampler.compiler.seconds == before and not any(line.startswith("compiled") for line in lines)
+    assert sampler.model.compiler.seconds == before and not any(line.startswith("compiled") for line in lines)
     assert drawn[0].costs["compile_seconds"] == 0
 
 
@@ -248,7 +252,8 @@ def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
         assert {stage.text for stage in texts[1::2]} == {"<refine></refine>"}
         assert trajectory.costs["texts_cut"] == SETTINGS.max_images
         assert all(
-            SETTINGS.text.max_tokens < stage.tokens <= room(SETTINGS.text, sampler.grammar) - 2 for stage in texts[::2]
+            SETTINGS.text.max_tokens < stage.tokens <= count_text_slots(SETTINGS.text, sampler.model.grammar) - 2
+            for stage in texts[::2]
         )
         tokens = sum(stage.tokens + 2 * isinstance(stage, TextStage) for stage in trajectory.stages)
         assert context.length[n] == SETTINGS.max_prompt_tokens + 2 + tokens <= context.k.shape[2]
@@ -280,7 +285,7 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
         assert trajectory.stop_reason == "step limit" and len(trajectory.images) == SETTINGS.max_images
         written = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
         assert sum(not stage.text for stage in written) == SETTINGS.max_images
-        expected = len(sampler.tokenizer.encode(PROMPTS[n])) + 2 + sum(stage.tokens + 2 for stage in written)
+        expected = len(sampler.model.tokenizer.encode(PROMPTS[n])) + 2 + sum(stage.tokens + 2 for stage in written)
         assert texts.length[n] == texts.rotary[n] == expected
 
 
@@ -296,9 +301,8 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
         (["a"], None, {"height": 30, "width": 32}, "height=30: must be a multiple of 4 between 4 and 32 pixels"),
         (["a"], None, {"height": 32, "width": 36}, "width=36: must be a multiple of 4 between 4 and 32 pixels"),
         (["a"], None, {"height": 32}, "height=32 and width=0: give both or none"),
-        (["a"], None, {"mode": "draw"}, "mode 'draw' is unknown; choose one of process, single_pass, "),
         (["a"], None, {"mode": "edit"}, "prompt 1 of 1: mode edit needs an image to edit"),
-        (["a"], None, {"max_images": 10**9}, r"no room: .* max_images=\d+ would fit, or lower together"),
+        (["a"], None, {"max_images": 10**9}, r"no room: .* max_images=\d+ would fit, or lower batch_size"),
         (["a"], None, {"max_images": -1}, "max_images=-1: must be at least 0"),
     ],
 )
@@ -309,22 +313,17 @@ def test_what_cannot_be_sampled_is_refused(sampler, prompts, seeds, settings, wo
 
 
 def test_a_full_device_is_reported(sampler):
-    def full(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
+    class Full(Compiler):
+        def __call__(self, *_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
 
-    compiler, full.seconds = sampler.compiler, 0.0
-    sampler.compiler = full
-    try:
-        with pytest.raises(
-            SampleError, match=r"no room on the device for 1 trajectories .*7 bytes.*; lower max_images"
-        ):
-            sampler(["a"])
-    finally:
-        sampler.compiler = compiler
+    full = Sampler(dataclasses.replace(sampler.model, compiler=Full()))
+    with pytest.raises(SampleError, match=r"no room on the device for 1 trajectories .*7 bytes.*; lower max_images"):
+        full(["a"])
 
 
 def test_parameters_are_computed_in_the_dtype_they_are_stored_in(sampler):
-    head = {"kernel": sampler.params["model"]["language"]["head"]["kernel"].astype(jnp.bfloat16)}
+    head = {"kernel": sampler.model.params["model"]["language"]["head"]["kernel"].astype(jnp.bfloat16)}
     params = {"model": {"language": {"head": head}}}
-    assert Sampler(sampler.config, params, sampler.tokenizer).compute.dtype == "bfloat16"
-    assert sampler.compute.dtype == "float32"
+    assert make_model(LoadedModel(sampler.model.config, params, sampler.model.tokenizer)).compute.dtype == "bfloat16"
+    assert sampler.model.compute.dtype == "float32"

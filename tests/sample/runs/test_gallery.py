@@ -7,8 +7,8 @@ import msgspec
 import PIL.Image
 import pytest
 
-from pdgen.sample.folders import RunError
-from pdgen.sample.output import Gallery, captions
+from pdgen.sample.runs.folder import RunFolderError
+from pdgen.sample.runs.gallery import RunGallery, make_captions
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
 
@@ -32,14 +32,14 @@ def sources(folder):
 
 
 def test_captions_say_what_each_image_was_drawn_from():
-    sketch, refine, last = captions(made())
+    sketch, refine, last = make_captions(made())
     assert (sketch, refine) == ("sketch\nAdd a cat.", "refine\nMake it red.")
     assert last.startswith("sketch\nAdd a dog. Add") and last.endswith(" ...") and len(last) <= 150
 
 
 def test_every_trajectory_gets_a_strip_and_its_place_on_the_page(tmp_path):
     save_trajectory(tmp_path / "000", made("first"))
-    gallery = Gallery(tmp_path)
+    gallery = RunGallery(tmp_path)
     assert gallery.update() == tmp_path / "index.html" and len(sources(tmp_path)) == 3
     (tmp_path / "000" / "strip.png").write_text("kept")
     save_trajectory(tmp_path / "001", made("second"))
@@ -56,8 +56,8 @@ def test_every_trajectory_gets_a_strip_and_its_place_on_the_page(tmp_path):
 
 def test_animations_are_made_on_request_also_of_what_was_there(tmp_path):
     save_trajectory(tmp_path / "000", made())
-    Gallery(tmp_path).update()
-    Gallery(tmp_path, animate=True).update()
+    RunGallery(tmp_path).update()
+    RunGallery(tmp_path, animate=True).update()
     with PIL.Image.open(tmp_path / "000" / "strokes.webp") as strokes:
         assert strokes.n_frames == 3 + 2 * 6
     assert 'href="000/strokes.webp"' in (tmp_path / "index.html").read_text()
@@ -66,7 +66,7 @@ def test_animations_are_made_on_request_also_of_what_was_there(tmp_path):
 def test_a_trajectory_without_images_is_shown_without_a_strip(tmp_path):
     plan_only = dataclasses.replace(made(), stages=made().stages[:1], images=[], stop_reason="step limit")
     save_trajectory(tmp_path / "000", plan_only)
-    Gallery(tmp_path, animate=True).update()
+    RunGallery(tmp_path, animate=True).update()
     assert [path.name for path in (tmp_path / "000").iterdir()] == ["trajectory.json"]
     assert "Add a cat." in (tmp_path / "index.html").read_text()
 
@@ -77,16 +77,16 @@ def test_a_trajectory_that_was_edited_into_nonsense_is_named(tmp_path):
     edited = msgspec.json.decode(path.read_bytes())
     edited["stages"][0]["text"] = "no plan"
     path.write_bytes(msgspec.json.encode(edited))
-    for look in (Gallery(tmp_path).read, Gallery(tmp_path).update):
-        with pytest.raises(RunError, match=r"not a plan.*; remove the folder .*000 and run again"):
+    for look in (RunGallery(tmp_path).read, RunGallery(tmp_path).update):
+        with pytest.raises(RunFolderError, match=r"not a plan.*; remove the folder .*000 and run again"):
             look()
     assert not (tmp_path / "index.html").exists()
 
 
 def test_what_has_been_read_is_not_read_again(tmp_path):
-    """So what happens to a trajectory while the run goes on does not end it."""
+    """So a change of a trajectory does not end a run in progress."""
     save_trajectory(tmp_path / "000", made())
-    gallery = Gallery(tmp_path)
+    gallery = RunGallery(tmp_path)
     assert gallery.read() == ["000"]
     (tmp_path / "000" / "trajectory.json").write_text("nonsense")
     gallery.update()

@@ -1,0 +1,100 @@
+"""The model that sampling runs: sizes, parameters, tokenizer, grammar and compiled functions in one frozen object."""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pdgen.checkpoints.load import LoadedModel, make_shardings
+from pdgen.config import ComputeConfig, ModelConfig
+from pdgen.sample.compiled import Compiler
+from pdgen.sample.text import Grammar
+from pdgen.sequence.grammar import Automaton, build_automaton
+from pdgen.sequence.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """Everything that sampling needs of a model; ``make_model`` builds one.
+
+    Attributes:
+      config: sizes.
+      params: ``{"model": tree, "autoencoder": tree}``, on the devices.
+      tokenizer: the checkpoint's tokenizer.
+      compute: dtype and tiles.
+      automaton: the decoding grammar of the tokenizer.
+      compiler: keeps the compiled functions.
+      mesh: splits parameters and rows; None = one device.
+      name, digest: of the checkpoint, as trajectories record them; "" for parameters made in memory.
+    """
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    compute: ComputeConfig
+    automaton: Automaton
+    compiler: Compiler
+    mesh: Mesh | None = None
+    name: str = ""
+    digest: str = ""
+
+    @functools.cached_property
+    def grammar(self) -> Grammar:
+        """The automaton's tables on the device."""
+        return Grammar(jnp.asarray(self.automaton.table), jnp.asarray(self.automaton.closings))
+
+    @property
+    def static(self) -> tuple[ModelConfig, ComputeConfig]:
+        """The static arguments of compiled functions."""
+        return self.config, self.compute
+
+    @property
+    def text_switches(self) -> tuple[int, int]:
+        """Ids of <|im_start|> and <|im_end|>."""
+        return self.tokenizer.im_start, self.tokenizer.im_end
+
+    @property
+    def image_switches(self) -> tuple[int, int]:
+        """Ids of <|vision_start|> and <|vision_end|>."""
+        return self.tokenizer.vision_start, self.tokenizer.vision_end
+
+    @property
+    def row_shards(self) -> int:
+        """Number of devices that the rows are split over."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
+
+    def enter_mesh(self) -> contextlib.AbstractContextManager:
+        """Return a context manager that sets the mesh, if there is one."""
+        return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+
+
+def make_model(
+    loaded: LoadedModel, compute: ComputeConfig | None = None, mesh: Mesh | None = None, quick: bool = False
+) -> Model:
+    """Put a loaded checkpoint on the devices and build its grammar.
+
+    Args:
+      compute: dtype and tiles; by default the dtype that the parameters are stored in.
+      mesh: splits parameters and rows; None = one device.
+      quick: compile faster, to code that runs slower, for a few trajectories on a CPU; see ``Compiler``.
+
+    Raises:
+      ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
+    """
+    config, params, tokenizer, name, digest = loaded
+    stored = params["model"]["language"]["head"]["kernel"].dtype.name
+    return Model(
+        config=config,
+        params=jax.device_put(params, make_shardings(config, mesh) if mesh else None),
+        tokenizer=tokenizer,
+        compute=compute or ComputeConfig(dtype=stored),
+        automaton=build_automaton(tokenizer, config.language.vocab_size),
+        compiler=Compiler(quick),
+        mesh=mesh,
+        name=name,
+        digest=digest,
+    )
