@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 from pdgen.checkpoints.conversion import to_pdgen
-from pdgen.sample.runs.folder import list_trajectories
+from pdgen.sample.runs.folder import list_trajectories, read_run
 from pdgen.sequence.trajectory import ImageStage
 from pdgen.sequence.trajectory_folder import load_trajectory
 
