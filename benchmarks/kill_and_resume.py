@@ -32,7 +32,7 @@ from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO
 from pdgen.models import bagel
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.train.monitor.meter import TIMED
+from pdgen.train.monitor.meter import TIMING_METRICS
 from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS
 
 FLAGS = flags.FLAGS
@@ -193,7 +193,7 @@ def find_differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
         found.append("the exported checkpoints differ")
     for name in (METRICS, HELD_OUT):
         ours, theirs = (
-            [{k: v for k, v in row.items() if k not in TIMED} for row in read_rows(w, name)] for w in (alone, killed)
+            [{k: v for k, v in row.items() if k not in TIMING_METRICS} for row in read_rows(w, name)] for w in (alone, killed)
         )
         if ours != theirs:
             found.append(

@@ -22,7 +22,7 @@ from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleSettings
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.sequence.trajectory import load_trajectory
+from pdgen.sequence.trajectory_folder import load_trajectory
 
 ARCHIVE = pathlib.Path(__file__).parent / "0.3.0.tar.xz"
 LOADER = LoaderConfig(rows=1, budgets=Budgets(text=640, vit=128, vae=896))

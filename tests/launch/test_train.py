@@ -30,7 +30,7 @@ def config(tmp_path_factory):
 def alone(config):
     """A run that nothing interrupts."""
     workdir = config.parent / "alone"
-    kill_and_resume.Life(config, workdir).end()
+    kill_and_resume.RunProcess(config, workdir).end()
     return workdir
 
 
@@ -64,23 +64,23 @@ def test_bad_input(config, alone, arguments, line, tmp_path):
 def test_two_kills_and_a_signal(config, alone, capsys):
     """Killed twice and asked to leave once, a run ends as the one left alone."""
     workdir = config.parent / "killed"
-    life = kill_and_resume.Life(config, workdir)
+    life = kill_and_resume.RunProcess(config, workdir)
     life.wait_for(3)
     life.process.send_signal(signal.SIGTERM)
     assert life.process.wait() == EXIT_STATUS
     step = list_steps(workdir / CHECKPOINTS)[-1]
     log = workdir.with_suffix(".log").read_text()
     assert log.endswith(f"train: SIGTERM: saved step {step} of {STEPS} to {workdir}; start again to resume\n")
-    assert kill_and_resume.killed_run(config, workdir, 2, STEPS, seed=1) == 2
+    assert kill_and_resume.run_with_kills(config, workdir, 2, STEPS, seed=1) == 2
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert kill_and_resume.differences(alone, workdir) == []
+    assert kill_and_resume.find_differences(alone, workdir) == []
 
 
 def test_the_comparison_sees_differences(alone, tmp_path):
     """Of a run's copy with other metrics, values and exports."""
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(alone), str(copy)], check=True)
-    assert kill_and_resume.differences(alone, copy) == []
+    assert kill_and_resume.find_differences(alone, copy) == []
     metrics = (copy / "metrics.jsonl").read_text().splitlines()
     (copy / "metrics.jsonl").write_text("\n".join(metrics[:-1]) + "\n")
     digests = copy / CHECKPOINTS / str(STEPS) / "digests.json"
@@ -90,6 +90,6 @@ def test_the_comparison_sees_differences(alone, tmp_path):
     digests.write_text(json.dumps(stated))
     manifest = copy / "export" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"sha256":"', '"sha256":"0', 1))
-    found = kill_and_resume.differences(alone, copy)
+    found = kill_and_resume.find_differences(alone, copy)
     assert found[:-1] == [f"the checkpoints differ in {STEPS}/{name}", "the exported checkpoints differ"]
     assert found[-1].startswith(f"metrics.jsonl differs: {STEPS} rows and {STEPS - 1}")

@@ -7,7 +7,7 @@ from pdgen.sequence.trajectory import Image, check_grammar, encode_record, parse
 from pdgen.shapes import language
 from pdgen.shapes.graph import Step
 from pdgen.shapes.parse import parse
-from pdgen.synthesis.self_sampling import BATCH_SIZE, make_self_sampled
+from pdgen.synthesis.self_sampling import PLAN_BATCH_SIZE, make_self_sampled
 from pdgen.synthesis.settings import Conflict, DatasetSettings, SettingsError
 from pdgen.synthesis.story import Teachers
 from pdgen.synthesis.subsets import is_positive
@@ -66,7 +66,7 @@ def test_accepted_plans_are_targets_and_rejected_ones_context(samples):
 
 def test_plans_that_cannot_be_used_are_counted(samples):
     assert samples.rejected["plan not understood"] >= 1
-    assert sum(samples.rejected.values()) + 16 <= 3 * BATCH_SIZE
+    assert sum(samples.rejected.values()) + 16 <= 3 * PLAN_BATCH_SIZE
 
 
 def test_samples_depend_on_their_shard_alone(samples):
