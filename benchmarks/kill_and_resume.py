@@ -193,7 +193,8 @@ def find_differences(alone: pathlib.Path, killed: pathlib.Path) -> list[str]:
         found.append("the exported checkpoints differ")
     for name in (METRICS, HELD_OUT):
         ours, theirs = (
-            [{k: v for k, v in row.items() if k not in TIMING_METRICS} for row in read_rows(w, name)] for w in (alone, killed)
+            [{k: v for k, v in row.items() if k not in TIMING_METRICS} for row in read_rows(w, name)]
+            for w in (alone, killed)
         )
         if ours != theirs:
             found.append(
