@@ -109,8 +109,8 @@ def stating_places(rng: np.random.Generator, story: Story, rate: float) -> Story
     changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
     last = story.scenes[-1]
     kept = [e.id for e in story.steps[-1].graph.entities if e.id not in changed]
-    stated = [i for i, draw in zip(kept, rng.random(len(kept))) if draw < rate]
-    places = {i: place_of_all(o.place for o in last.of(i)) for i in stated}
+    draws = zip(kept, rng.random(len(kept)))
+    places = {i: place_of_all(o.place for o in last.of(i)) for i, draw in draws if draw < rate}
 
     def stated(graph: SceneGraph) -> SceneGraph:
         entities = (

@@ -303,15 +303,14 @@ def _constraints(
         for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
             keys.setdefault((a, b), set()).add(("apart", extents[a], extents[b], gap))
         for entity in step.graph.entities:
+            width = size[entity.id]
+            sides = {slot: (extents[slot], placement.inset(extents[slot], width), width) for slot in frame[entity.id]}
             for slot, word in zip(frame[entity.id], entity.places):
-                place = PLACES.index(word)
-                width = size[entity.id]
-                inset = placement.inset(extents[slot], width)
-                domains[slot] = domains[slot] & cell(extents[slot], inset, width, place % 3, place // 3)
-            alike = itertools.combinations(sorted(frame[entity.id]), 2) if len({*entity.places}) != 1 else ()
-            for pair in alike:
-                insets = (placement.inset(extents[i], size[entity.id]) for i in pair)
-                spread[pair] = tuple(ninth(extents[i], inset, size[entity.id]) for i, inset in zip(pair, insets))
+                row, column = divmod(PLACES.index(word), 3)
+                domains[slot] = domains[slot] & cell(*sides[slot], column, row)
+            if len({*entity.places}) != 1:  # else all of its things share one stated place
+                pairs = itertools.combinations(sorted(frame[entity.id]), 2)
+                spread |= {(a, b): (ninth(*sides[a]), ninth(*sides[b])) for a, b in pairs}
         stated = (("related", r) for r in step.graph.relations)
         for name, r in itertools.chain(stated, (("unrelated", r) for r in unstated(step.graph))):
             for a, b in itertools.product(frame[r.reference], frame[r.subject]):
