@@ -3,7 +3,8 @@
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
 python launch/train.py --config=configs/shapes_base.py --workdir=out/base --config.init=out/places
 
-Starts from what configs/shapes_places.py has learnt; launch/ship.py --model=shapes_base trains one after the other.
+Starts from what configs/shapes_places.py has learnt, and configs/shapes_reading.py continues it; launch/ship.py
+--model=shapes_base trains all three.
 
 1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens an image. A step draws noise for about 90 images. What the
 run reaches, and how long it takes: docs/learning.md.

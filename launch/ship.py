@@ -4,7 +4,7 @@ python launch/ship.py --model=shapes_base --output=out/ship    the base
 python launch/ship.py --model=shapes --output=out/ship         the process model, from the base that is shipped then
 
 Run it in the checkout's root. Killed and started again, it continues. The base learns from texts that say where
-everything is, then all that it is to do. The process model is a cell of configs/ablation_shapes.py: a model trained on
+everything is, then all that it is to do, then mostly to read. The process model is a cell of configs/ablation_shapes.py: a model trained on
 multi-turn samples writes the plans of the conflict subset, then the shipped one learns from all three. --dry_run prints
 the commands.
 """
@@ -40,15 +40,18 @@ ABLATION, FULL = "configs/ablation_shapes.py", "rewritten_critique"
 
 
 def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
-    """The commands that train the base: first on texts that say where everything is, then on all that it is to do."""
+    """The commands that train the base: on texts that say where everything is, on all tasks, and mostly on reading."""
     made: list[Stage] = []
-    for name, init in (("places", ""), ("base", str(output / "places" / "run"))):
-        folder = output / name
-        config = f"configs/data_shapes_{name}.py"
-        made.append(Stage("build_data", folder, (f"--config={config}", f"--output={folder}/data", f"--scale={scale}")))
-        train = (f"--config=configs/shapes_{name}.py", f"--workdir={folder}/run", f"--config.data={folder}/data",
+    init = ""
+    for name, data in (("places", "places"), ("base", "base"), ("reading", "base")):
+        if name == data:
+            build = (f"--config=configs/data_shapes_{data}.py", f"--output={output}/{data}/data", f"--scale={scale}")
+            made.append(Stage("build_data", output / data, build))
+        run_folder = f"{output}/{name}/run"
+        train = (f"--config=configs/shapes_{name}.py", f"--workdir={run_folder}", f"--config.data={output}/{data}/data",
                  f"--config.init={init}")  # fmt: skip
-        made.append(Stage("train", folder, train))
+        made.append(Stage("train", output / name, train))
+        init = run_folder
     return made
 
 
