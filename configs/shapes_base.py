@@ -3,7 +3,8 @@
 python launch/build_data.py --config=configs/data_shapes_base.py --output=out/base_data
 python launch/train.py --config=configs/shapes_base.py --workdir=out/base --config.init=out/places
 
-Starts from the result of configs/shapes_places.py; launch/assets.py ship --model=shapes_base trains both in order.
+Starts from the result of configs/shapes_places.py. configs/shapes_reading.py continues from here; launch/assets.py ship
+--model=shapes_base trains all three in order.
 
 1.9 million parameters, 64 pixels, 16 VAE and 16 ViT tokens per image, about 90 noised images per step. docs/learning.md
 has the results and the training time.

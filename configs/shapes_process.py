@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.budgets = ml_collections.ConfigDict({"text": 1200, "vit": 240, "vae": 480})
     config.seed = 0
     config.mesh = (1, -1, 1)
-    config.ce_weight = 0.25
+    config.ce_weight = 1.0
     config.save_every = 500
     config.keep = 2
     config.log_every = 50

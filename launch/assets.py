@@ -6,9 +6,9 @@ python launch/assets.py tokenizer --output=pdgen/assets/shapes/tokenizer.model
 python launch/assets.py autoencoder --config=configs/shapes_autoencoder.py --workdir=out/autoencoder
 
 ship builds the data, trains the model, and replaces its files in pdgen/assets. Run it in the checkout's root. It
-resumes after a kill. The base trains on texts with the places of all things, then on all of its modes. The process
-model is a cell of configs/ablation_shapes.py: a model trained on multi-turn samples writes the plans of the conflict
-subset, then the shipped one trains on all three subsets.
+resumes after a kill. The base trains on texts with the places of all things, on all of its modes, and mostly on
+reading. The process model is a cell of configs/ablation_shapes.py: a model trained on multi-turn samples writes the
+plans of the conflict subset, then the shipped one trains on all three subsets.
 
 tokenizer trains the sentencepiece tokenizer on generated texts. autoencoder trains the autoencoder and writes it as
 ae.safetensors, as in a BAGEL folder. For one mode's flags: assets.py MODE --help.
@@ -96,19 +96,22 @@ def make_recipe() -> list[Stage]:
 
 
 def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
-    """Return the commands that train the base: first on texts with all places, then on all of its modes."""
+    """Return the commands that train the base: on texts with all places, on all of its modes, and mostly on reading."""
     made: list[Stage] = []
-    for name, init in (("places", ""), ("base", str(output / "places" / "run"))):
-        folder = output / name
-        config = f"configs/data_shapes_{name}.py"
-        made.append(Stage("build_data", folder, (f"--config={config}", f"--output={folder}/data", f"--scale={scale}")))
+    init = ""
+    for name, data in (("places", "places"), ("base", "base"), ("reading", "base")):
+        if name == data:
+            build = (f"--config=configs/data_shapes_{data}.py", f"--output={output}/{data}/data", f"--scale={scale}")
+            made.append(Stage("build_data", output / data, build))
+        workdir = f"{output}/{name}/run"
         train = (
             f"--config=configs/shapes_{name}.py",
-            f"--workdir={folder}/run",
-            f"--config.data={folder}/data",
+            f"--workdir={workdir}",
+            f"--config.data={output}/{data}/data",
             f"--config.init={init}",
         )
-        made.append(Stage("train", folder, train))
+        made.append(Stage("train", output / name, train))
+        init = workdir
     return made
 
 

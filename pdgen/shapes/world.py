@@ -273,16 +273,16 @@ def _make_constraints(
         for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
             keys.setdefault((a, b), set()).add(("apart", extents[a], extents[b], gap))
         for entity in step.graph.entities:
+            width = size[entity.id]
+            sides = {
+                slot: (extents[slot], placement.compute_inset(extents[slot], width), width) for slot in frame[entity.id]
+            }
             for slot, word in zip(frame[entity.id], entity.places):
-                place = PLACES.index(word)
-                width = size[entity.id]
-                inset = placement.compute_inset(extents[slot], width)
-                domains[slot] = domains[slot] & make_cell_domain(extents[slot], inset, width, place % 3, place // 3)
-            alike = itertools.combinations(sorted(frame[entity.id]), 2) if len({*entity.places}) != 1 else ()
-            for a, b in alike:
-                insets = [placement.compute_inset(extents[i], size[entity.id]) for i in (a, b)]
-                ninths = [compute_ninths(extents[i], inset, size[entity.id]) for i, inset in zip((a, b), insets)]
-                spread[a, b] = (ninths[0], ninths[1])
+                row, column = divmod(PLACES.index(word), 3)
+                domains[slot] = domains[slot] & make_cell_domain(*sides[slot], column, row)
+            if len({*entity.places}) != 1:  # else all of its things share one stated place
+                pairs = itertools.combinations(sorted(frame[entity.id]), 2)
+                spread |= {(a, b): (compute_ninths(*sides[a]), compute_ninths(*sides[b])) for a, b in pairs}
         stated = (("related", r) for r in step.graph.relations)
         for name, r in itertools.chain(stated, (("unrelated", r) for r in find_unstated(step.graph))):
             for a, b in itertools.product(frame[r.reference], frame[r.subject]):

@@ -80,20 +80,22 @@ def target(shipped, tmp_path, monkeypatch):
 @pytest.fixture
 def workdir(shipped, tmp_path):
     """A copy of the run."""
-    return shutil.copytree(shipped[1] / "base" / "run", tmp_path / "run")
+    return shutil.copytree(shipped[1] / "reading" / "run", tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
     folder, output, _, done = shipped
     assert done.returncode == 0, done.stderr[-3000:]
-    workdir = output / "base" / "run"
+    workdir = output / "reading" / "run"
     assert done.stdout.splitlines()[-1] == f"{folder}: has the ema weights of {workdir}"
     before, after = all_bytes(shapes_folder(BASE)), all_bytes(folder)
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"ema.safetensors"}
     assert {str(tensor.dtype) for tensor in load_file(folder / "ema.safetensors").values()} == {"bfloat16"}
-    assert json.loads((workdir / "config.json").read_text())["num_steps"] == 2
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["num_steps"] == 2 and config["data"] == str(output / "base" / "data")
+    assert pathlib.Path(config["init"]).parent == output / "base" / "run"
 
 
 @pytest.mark.slow
@@ -103,10 +105,10 @@ def test_started_again_it_continues(shipped):
     assert "start again to resume" in failed.stderr.splitlines()[-1]
     ran = [
         [(pathlib.Path(line.split(":")[0]).name, pathlib.Path(line.split()[1]).stem) for line in out.splitlines()]
-        for out in (failed.stdout, done.stdout.rpartition(f"{folder}: holds")[0])
+        for out in (failed.stdout, done.stdout.rpartition(f"{folder}: has")[0])
     ]
     assert ran[0] == [("places", "build_data"), ("places", "train")]
-    assert ran[1] == [("places", "train"), ("base", "build_data"), ("base", "train")]
+    assert ran[1] == [("places", "train"), ("base", "build_data"), ("base", "train"), ("reading", "train")]
     before = all_bytes(folder)
     again = ship(folder.parent, f"--model={BASE}", f"--output={output}", *QUICK)
     assert again.returncode == 0 and len(again.stdout.splitlines()) == 1
