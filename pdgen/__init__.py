@@ -1,0 +1,1 @@
+"""Process-driven image generation in JAX: plan, sketch, inspect, refine."""

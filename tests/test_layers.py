@@ -25,8 +25,6 @@ LAYERS = (  # from the bottom
     "train",
     "evaluate",
 )
-# (importing file, imported layer) that remain to be moved. Nothing may be added.
-EXCEPTIONS = set()
 
 
 def imported_layers(source):
@@ -46,7 +44,7 @@ def upward_imports(path, source):
     own = path.removesuffix(".py").split("/")[1]
     # The pages' primitives serve every layer above, so they know of nothing but sequences.
     below = LAYERS[: LAYERS.index("sequence") + 1] if own == "report" else LAYERS[: LAYERS.index(own)]
-    allowed = {*below, own, *(layer for file, layer in EXCEPTIONS if file == path)}
+    allowed = {*below, own}
     return [layer for layer in imported_layers(source) if layer not in allowed]
 
 

@@ -1,0 +1,1 @@
+"""BAGEL checkpoints and pdgen checkpoints: one table of names, reading, writing and digests."""

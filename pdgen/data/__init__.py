@@ -1,0 +1,1 @@
+"""Records, latents, packing and the loader."""

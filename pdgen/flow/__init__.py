@@ -1,0 +1,1 @@
+"""Rectified flow: interpolation, guidance, TaylorSeer and the denoising scan."""

@@ -1,0 +1,1 @@
+"""Interval attention, the two experts, the ViT, the autoencoder, and key/value contexts."""

@@ -122,6 +122,7 @@ class Autoencoder(nn.Module):
     param_dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        """Declare the parameters."""
         self.encoder = Parameters(_encoder_spec(self.config), self.param_dtype)
         self.decoder = Parameters(_decoder_spec(self.config), self.param_dtype)
 

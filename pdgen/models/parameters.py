@@ -95,6 +95,7 @@ class Parameters(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, Any]:
+        """Return the tree of declared parameters."""
         return {
             name: self.param(name, nn.with_logical_partitioning(child.init, child.names), child.shape, self.dtype)
             if isinstance(child, Leaf)

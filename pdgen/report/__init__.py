@@ -1,0 +1,1 @@
+"""Primitives of pages: page, strip, plot and animation."""

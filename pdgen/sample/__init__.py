@@ -1,0 +1,1 @@
+"""The frozen model, batches of trajectories, compiled functions and the sampler."""

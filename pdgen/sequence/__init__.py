@@ -1,0 +1,1 @@
+"""Trajectories, the grammar, tokenizers, segments, and the layout of tokens in a pack."""

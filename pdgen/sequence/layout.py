@@ -108,13 +108,24 @@ class SwitchTokens(Protocol):
     """Ids of the tokens that open and close segments, such as a ``Tokenizer``."""
 
     @property
-    def im_start(self) -> int: ...
+    def im_start(self) -> int:
+        """Id of ``<|im_start|>``."""
+        ...
+
     @property
-    def im_end(self) -> int: ...
+    def im_end(self) -> int:
+        """Id of ``<|im_end|>``."""
+        ...
+
     @property
-    def vision_start(self) -> int: ...
+    def vision_start(self) -> int:
+        """Id of ``<|vision_start|>``."""
+        ...
+
     @property
-    def vision_end(self) -> int: ...
+    def vision_end(self) -> int:
+        """Id of ``<|vision_end|>``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Trajectories: the training record and the sampled trajectory. ``modes`` defines the order of their segments.
+r"""Trajectories: the training record and the sampled trajectory. ``modes`` defines the order of their segments.
 
 A plan is ``<ins>instruction</ins> <des>description</des>``. An inspection that found a fault ends with
-``<refine>correction</refine>``. Some public data closes tags by ``<\\ins>``, which is read but never written.
+``<refine>correction</refine>``. Some public data closes tags by ``<\ins>``, which is read but never written.
 """
 
 import dataclasses

@@ -1,0 +1,1 @@
+"""Shapes world: scene graphs, their language, the painter and the detector."""

@@ -1,0 +1,1 @@
+"""Data construction: growth, rewriting, stories, the three subsets and importers."""

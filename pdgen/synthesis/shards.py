@@ -115,6 +115,7 @@ class ShardMaker:
     prompts: tuple[str, ...] = ()
 
     def __call__(self, shard: Shard) -> ShardContent:
+        """Make one shard."""
         settings, teachers = _decode_settings(self.settings)
         threads = _count_threads(settings)
         numbers = range(shard.start, shard.stop)

@@ -1,0 +1,1 @@
+"""Loss, optimizer, step, loop and the checkpoints of a run."""

@@ -1,0 +1,1 @@
+"""What a training run leaves in its workdir, as others read it."""

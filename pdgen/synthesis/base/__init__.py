@@ -1,0 +1,1 @@
+"""Samples of the base model's tasks: captions, questions, checks and edits."""

@@ -1,0 +1,1 @@
+"""Shapes world's exact teachers, which read prompts and pictures without a model."""

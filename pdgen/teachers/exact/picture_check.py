@@ -51,12 +51,12 @@ class MatchedObject:
 
     @property
     def fill(self) -> str:
-        """ "solid" or "outlined"."""
+        """Fill, "solid" or "outlined"."""
         return self.found.fill
 
     @property
     def size_word(self) -> str:
-        """ "small", "medium" or "large"."""
+        """Size, "small", "medium" or "large"."""
         return self.found.size
 
     @property

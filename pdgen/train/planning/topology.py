@@ -65,7 +65,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """Number of GPUs or TPU chips. (JAX sees two devices in a TPU7x chip.)"""
+        """Number of GPUs or TPU chips. JAX sees two devices in a TPU7x chip."""
         return math.prod(self.layout)
 
 

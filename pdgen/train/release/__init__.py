@@ -1,0 +1,1 @@
+"""Training and replacing the assets that the package ships."""
