@@ -6,6 +6,7 @@ import pathlib
 import pkgutil
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -105,7 +106,7 @@ def test_copies_of_a_record(mode, stages, copies):
 @pytest.mark.parametrize("shape", [(8, 6), (6, 8)])
 def test_muon_updates_as_written(shape):
     """A layer's matrix over three steps, the formulas in float64."""
-    leaves = {"kernel": Leaf((1, *shape), (None,) * 3, None, inputs=1, stacked=True)}
+    leaves = {"kernel": Leaf((1, *shape), (None,) * 3, jax.nn.initializers.zeros, inputs=1, stacked=True)}
     config = OptimizerConfig(name="muon", learning_rate=0.1, schedule="constant", clip_norm=1e9)
     optimizer = make_optimizer(config, 10, {"kernel": 0.5}, leaves)
     params = {"kernel": np.zeros((1, *shape), np.float32)}
