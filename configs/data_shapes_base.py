@@ -32,7 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "count": 60000,
             "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1),
-            "wordings": {"prompt": 0.4, "description": 0.25, "caption": 0.1, "places": 0.25},
+            "wordings": {"prompt": 0.65, "description": 0.1, "caption": 0.05, "places": 0.2},
+            "thoughts": 0.7,
         }
     )
     config.understand = ml_collections.ConfigDict({"count": 50000, "things": (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)})

@@ -37,7 +37,14 @@ from pdgen.config import ModelConfig
 Mode = Literal["causal", "full", "noise"]  # of a split: text, clean image, image being denoised
 TEXT, VIT, VAE = range(3)  # streams, in stream order
 STREAMS = ("text", "vit", "vae")
-TARGETS = ("plan", "inspect", "refine", "switch", "answer")  # kinds of text targets, for separate loss curves
+TARGETS = (
+    "plan",
+    "inspect",
+    "refine",
+    "switch",
+    "answer",
+    "thought",
+)  # kinds of text targets, for separate loss curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +143,14 @@ class TextSegment:
       ids: token ids of the text.
       loss: whether the text and the closing token are targets.
       switch_target: target of the closing token's own prediction, None for no target.
-      stage: kind of the targets: "plan", "inspect" or "answer".
+      stage: kind of the targets: "plan", "inspect", "answer" or "thought".
       refine: interval [first, end) of an inspection's ids with the correction, (0, 0) for none.
     """
 
     ids: Sequence[int]
     loss: bool = False
     switch_target: int | None = None
-    stage: Literal["plan", "inspect", "answer"] = "plan"
+    stage: Literal["plan", "inspect", "answer", "thought"] = "plan"
     refine: tuple[int, int] = (0, 0)
 
 

@@ -293,7 +293,7 @@ def record_segments(
             # Without its image an inspection would be a guess, so nothing is learned from it.
             blind = segment.stage in ("inspect", "answer") and not image_visible
             ids = _encode_text(segment, tokenizer, config, where)
-            stage = segment.stage if segment.stage in ("inspect", "answer") else "plan"
+            stage = "plan" if segment.stage == "prompt" else segment.stage
             refine = _find_correction(segment.text, ids, tokenizer) if stage == "inspect" else (0, 0)
             segments.append(TextSegment(ids, target and not blind, None if blind else switch, stage, refine))
     return segments

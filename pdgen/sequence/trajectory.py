@@ -32,7 +32,7 @@ TextKind = Literal["plan", "inspect", "thought", "answer"]
 class Text(msgspec.Struct, tag="text", forbid_unknown_fields=True, frozen=True):
     """One text segment of a record; ``target`` is whether its tokens are targets of the cross-entropy."""
 
-    stage: Literal["prompt", "plan", "inspect", "answer"]
+    stage: Literal["prompt", "plan", "inspect", "thought", "answer"]
     text: str
     target: bool
 

@@ -123,14 +123,18 @@ class TextToImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       things: shares of compositions, descriptions and captions with 1, 2, ... things.
       wordings: shares of texts. "prompt": a user's prompt; "description": a plan's description of the whole scene;
         "caption": a caption of the picture; "places": a caption with all places.
+      thoughts: probability that a user's prompt is followed by a thought, which describes the picture before it is
+        drawn (mode "think").
     """
 
     count: int = 0
     things: tuple[float, ...] = THING_SHARES
     wordings: dict[str, float] = msgspec.field(default_factory=lambda: dict(WORDING_SHARES))
+    thoughts: float = 0.0
 
     def __post_init__(self) -> None:
         _check_count("text_to_image.count", self.count)
+        _check_rate("text_to_image.thoughts", self.thoughts)
         _check_numbers("text_to_image.things", self.things)
         _check_shares("text_to_image.wordings", self.wordings, tuple(WORDING_SHARES))
 

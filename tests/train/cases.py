@@ -19,7 +19,7 @@ from tests.support.small import CONFIG, SWITCHES, shaken_params
 
 ROWS = 8
 COMPUTE = ComputeConfig(block_q=16, block_k=12, loss_chunk=10)
-BUDGETS = Budgets(text=40, vit=12, vae=44)
+BUDGETS = Budgets(text=48, vit=12, vae=44)
 KEY = 3
 # Nothing is clipped, so that the first moments after one step are the gradient times 1 - b1. With eps 1e-15 the
 # rounding of a zero gradient would become a whole step.
@@ -44,7 +44,9 @@ def make_pack(row):
     inspection = {"stage": "inspect", "refine": (1, 3)}
     documents = [
         [text(False), text(True), latent(6, True), latent(6, False), vit(5), text(True, **inspection), latent(9, True)],
-        [latent(4, False), vit(4), text(True, stage="answer"), latent(7, True)][: 4 - row % 2],
+        [text(True, stage="thought"), latent(4, False), vit(4), text(True, stage="answer"), latent(7, True)][
+            : 5 - row % 2
+        ],
     ]
     layouts = [lay_out(segments, SWITCHES, CONFIG, balance_texts=True) for segments in documents]
     return assemble(layouts, BUDGETS, row)

@@ -1,1 +1,1 @@
-"""The benchmark of a base model's abilities in shapes world: drawing, editing and reading."""
+"""The benchmark of a base model's abilities in shapes world: drawing, editing, reading and thinking."""

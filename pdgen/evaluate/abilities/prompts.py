@@ -4,6 +4,7 @@
               kind, three to six things
     editing   a picture and an instruction; a row for each of ``graph.OPERATIONS``
     reading   a picture and a question; a row for each of ``questions.KINDS``
+    thinking  the prompts of drawing, with a thought before the picture
 
 All prompts come from a stream of seeds that no data set uses. Held-out pairs are in no training sample. The prompts of
 the other rows are of kinds that occur in training, and short ones occur there verbatim.
@@ -53,7 +54,10 @@ GROUPS: dict[str, tuple[Mode, tuple[str, ...]]] = {
     "drawing": ("single_pass", DRAWING),
     "editing": ("edit", EDITING),
     "reading": ("understand", READING),
+    "thinking": ("think", DRAWING),
 }
+
+_SEEDED = ("drawing", "editing", "reading")  # groups with prompts of their own
 
 
 class AbilityCase(NamedTuple):
@@ -112,8 +116,12 @@ def make_draws(
     return made
 
 
+def _make_thinking_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
+    return [case._replace(group="thinking") for case in _make_drawing_cases(row, count, seed)]
+
+
 def _compute_row_seed(group: str, row: str, seed: int) -> int:
-    places = [(one, name) for one, (_, names) in GROUPS.items() for name in names]
+    places = [(one, name) for one in _SEEDED for name in GROUPS[one][1]]
     return _STREAM + seed * len(places) + places.index((group, row))
 
 
@@ -176,6 +184,7 @@ _MAKERS: dict[str, Callable[[str, int, int], list[AbilityCase]]] = {
     "drawing": _make_drawing_cases,
     "editing": _make_editing_cases,
     "reading": _make_reading_cases,
+    "thinking": _make_thinking_cases,
 }
 
 

@@ -23,7 +23,8 @@ from pdgen.sequence.trajectory import TextStage, Trajectory
 
 RESULTS = "results.jsonl"
 # A user's settings override these. The longest prompt has 77 of shapes world's tokens, the longest answer 57.
-DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 80, "max_prompt_tokens": 128}
+# The base of shapes world thinks without a system text.
+DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 96, "max_prompt_tokens": 128, "system": ""}
 _PART = 512  # trajectories in memory at once
 _GAP = 2  # pixels between the two pictures of an edit
 
@@ -124,8 +125,8 @@ def _judge_and_save(draw: AbilityDraw, trajectory: Trajectory, output: pathlib.P
     case = draw.case
     before = _decode_image(case.given) if case.given else None
     now = trajectory.images[-1] if case.group != "reading" else None
-    answers = [stage.text for stage in trajectory.stages if isinstance(stage, TextStage) and stage.stage == "answer"]
-    answer = answers[-1] if answers else ""
+    texts = [stage.text for stage in trajectory.stages if isinstance(stage, TextStage)]
+    answer = texts[-1] if texts else ""
     pixels = [None if picture is None else np.asarray(picture) for picture in (before, now)]
     scores, fault = judge_case(case, *pixels, answer)
     path = locate_image(output, draw.job.name)

@@ -19,7 +19,7 @@ from pdgen.shapes.detector import Detection, detect, detect_background
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.instruction import Instruction
 from pdgen.shapes.lexicon import make_sentence
-from pdgen.shapes.matching import get_words, matches_words
+from pdgen.shapes.matching import align, find_differences, get_words, matches_words
 from pdgen.shapes.parse import canonicalize, parse
 from pdgen.shapes.phrases import is_or_are, phrase_known, was_or_were
 from pdgen.teachers.exact.picture_check import (
@@ -36,8 +36,9 @@ COLUMNS = {
     "drawing": ("right", "number", "colours", "nouns"),
     "editing": ("right", "done", "untouched"),
     "reading": ("right", "yes or no"),
+    "thinking": ("right", "thought", "as thought"),
 }
-_FIRST = dict(zip(GROUPS, ("prompt for", "operation", "question")))  # column
+_FIRST = dict(zip(GROUPS, ("prompt for", "operation", "question", "prompt for")))  # column
 _NAMES = {"places": "caption with places", "color": "colour"}  # of rows, for a reader
 NOTES = {
     "drawing": "Right: all as asked and nothing else, relations by GenEval's rule. Number: as many things as asked. "
@@ -48,6 +49,8 @@ NOTES = {
     "unchanged. Right: both. Overall is the plain mean of the operations.",
     "reading": "Right: a caption says exactly what the picture shows, in any order; any other answer is correct "
     "verbatim. Yes or no: the first word of a check is correct, whatever fault it names.",
+    "thinking": "Right: as in drawing. Thought: the thought agrees with the prompt. As thought: the picture shows what "
+    "the thought describes.",
 }
 
 
@@ -62,7 +65,7 @@ class AbilityOutcome(msgspec.Struct, frozen=True):
       seed: The seed.
       scores: The case's scores by names of ``COLUMNS``.
       fault: Why it is wrong; "" if it is correct.
-      answer: The answer to a question.
+      answer: The answer to a question, or the thought.
       expected: The correct answer.
     """
 
@@ -155,6 +158,26 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
+def judge_thought(asked: SceneGraph, picture: Picture, thought: str) -> dict[str, float]:
+    """Judge the thought before a picture: whether it agrees with the prompt, and whether the picture shows it.
+
+    Args:
+      asked: What the prompt asks for.
+      picture: [side, side, 3], side at least 32.
+      thought: The text. One that is not a description of a scene scores 0.
+
+    Returns:
+      The scores "thought" and "as thought".
+    """
+    try:
+        described = parse(thought)
+    except SceneError:
+        return {"thought": 0.0, "as thought": 0.0}
+    agrees = not find_differences(asked, align(asked, described))
+    shown = _find_broken_promise(detect(picture), picture, described) is None
+    return _to_floats({"thought": agrees, "as thought": shown})
+
+
 def judge_answer(kind: str, answer: str, expected: str) -> tuple[dict[str, float], str]:
     """Judge an answer to a question of a kind in ``questions.KINDS``; return the scores, and the fault or ""."""
     answer = answer.strip()
@@ -211,7 +234,7 @@ def judge_case(
       case: The case.
       before: The given picture, if any.
       now: The drawn picture. None for a question.
-      answer: The answer to a question.
+      answer: The answer to a question, or the thought before the picture.
 
     Returns:
       The scores, and the fault or "".
@@ -222,7 +245,8 @@ def judge_case(
     if case.group == "editing":
         assert case.instruction is not None and before is not None
         return judge_edit(case.asked, case.instruction, before, now)
-    return judge_drawing(case.asked, now)
+    scores, fault = judge_drawing(case.asked, now)
+    return scores | (judge_thought(case.asked, now, answer) if case.group == "thinking" else {}), fault
 
 
 def average_by_prompt(outcomes: Iterable[AbilityOutcome], score: str) -> list[float]:

@@ -1,6 +1,6 @@
 """The subsets of the base model in shapes world: drawing in one step, understanding pictures and editing them.
 
-    text_to_image   a prompt and its picture; mode "single_pass"
+    text_to_image   a prompt and its picture; mode "single_pass", or with a thought between them "think"
     understand      a picture, a question and its answer; mode "understand"
     edit            a picture, an instruction and the changed picture; mode "edit"
 
@@ -72,7 +72,11 @@ def _build_record(name: str, source: str, mode: Mode, segments: list[Text | Imag
 def make_text_to_image(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
 ) -> Callable[[str], Record]:
-    """Make a prompt and its picture. The record's ``scene`` holds task, wording, the prompt's graph and the step."""
+    """Make a prompt and its picture, with a thought between them if one is drawn.
+
+    The thought is a description as plans have it. The record's ``scene`` holds task, wording, the prompt's graph and
+    the step.
+    """
     part = settings.text_to_image
     wording = "prompt" if prompt is not None else choose(rng, part.wordings)
     task = PROMPT_TASK if prompt is not None else choose(rng, settings.tasks) if wording == "prompt" else COMPOSITION
@@ -80,8 +84,9 @@ def make_text_to_image(
         task, graph = _draw_graph(rng, settings, teachers, prompt, part.things)
     else:
         graph = sample_graph(rng, task)
+    thinks = wording == "prompt" and rng.random() < part.thoughts
     story = _lay_out(rng, teachers, [_make_step(graph)])
-    if wording == "description":
+    if thinks or wording == "description":
         story = state_places(rng, story, settings.places)
     (step,), (scene,) = story.steps, _get_scenes(story)
     asked = step.graph
@@ -98,10 +103,14 @@ def make_text_to_image(
     else:
         text = prompt
     refuse_leak(settings, text)
-    segments = [Text(stage="prompt", text=text, target=False), _paint_image(teachers, text, scene)]
+    segments: list[Text | Image] = [Text(stage="prompt", text=text, target=False)]
+    if thinks:
+        segments.append(Text(stage="thought", text=language.write_description(rng, step.graph), target=True))
+    segments.append(_paint_image(teachers, text, scene))
     facts = {"task": task, "wording": wording, "prompt_graph": asked, "steps": [step]}
+    mode: Mode = "think" if thinks else "single_pass"
     return functools.partial(
-        _build_record, source="text_to_image", mode="single_pass", segments=segments, facts=msgspec.to_builtins(facts)
+        _build_record, source="text_to_image", mode=mode, segments=segments, facts=msgspec.to_builtins(facts)
     )
 
 

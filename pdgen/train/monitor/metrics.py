@@ -1,7 +1,7 @@
 """Metrics of a step, computed on the devices within it. Each logged step is one line of JSON.
 
 loss, ce, mse               of the step's batch; ce is not scaled by ce_weight
-ce_plan .. ce_answer        by kind of text target, ``layout.TARGETS``
+ce_plan .. ce_thought       by kind of text target, ``layout.TARGETS``
 mse_0 .. mse_3              by timestep, from clean to noise, in bands of 1 / ``BANDS``
 *_targets                   total weight of the targets of each of these
 grad_norm, update_norm, param_norm and each with _und, _gen, _other

@@ -17,7 +17,14 @@ from pdgen.train.monitor.run_log import RunLog
 
 _MAX_COLUMNS = 12  # steps in a grid of pictures
 _NORMS = {"": "all", "_und": "understanding", "_gen": "generation", "_other": "other"}
-_STAGES = {"_plan": "plan", "_inspect": "inspect", "_refine": "refine", "_switch": "switch"}
+_STAGES = {
+    "_plan": "plan",
+    "_inspect": "inspect",
+    "_refine": "refine",
+    "_switch": "switch",
+    "_thought": "thought",
+    "_answer": "answer",
+}
 _BANDS = {"_0": "t below 0.25", "_1": "0.25 to 0.5", "_2": "0.5 to 0.75", "_3": "from 0.75"}
 
 

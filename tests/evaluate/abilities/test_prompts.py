@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pdgen.evaluate.abilities.prompts import DRAWING, EDITING, GROUPS, READING, UNSEEN, make_draws
+from pdgen.evaluate.abilities.prompts import DRAWING, EDITING, GROUPS, READING, UNSEEN, AbilityCase, make_draws
 from pdgen.evaluate.abilities.run import read_ability_settings
 from pdgen.evaluate.abilities.scores import (
     AbilityOutcome,
@@ -62,14 +62,17 @@ def test_every_row_has_its_prompts_and_as_many_draws(made):
 def test_prompts_ask_for_what_is_judged(made):
     sizes = {"one thing": 1, UNSEEN: 1, "two things": 2, "position": 2, "three things": 3, "six things": 6}
     for _, case in made:
-        if case.group == "drawing":
+        if case.group in ("drawing", "thinking"):
             assert canonicalize(parse(case.prompt)) == canonicalize(case.asked)
             assert is_held_out(case.asked) == (case.row == UNSEEN)
             things = sum(e.count for e in case.asked.entities)
             assert things == sizes.get(case.row, things) and (case.row != "counting" or 2 <= things <= 4)
             assert bool(case.asked.relations) or case.row != "position"
-            assert (case.mode, case.given, case.answer) == ("single_pass", b"", "")
-    assert {case.row for _, case in made if case.group == "drawing"} == {*DRAWING}
+            assert (case.given, case.answer) == (b"", "")
+            assert case.mode == {"drawing": "single_pass", "thinking": "think"}[case.group]
+    drawing, thinking = ([c for _, c in made if c.group == group] for group in ("drawing", "thinking"))
+    assert {case.row for case in drawing} == {*DRAWING}
+    assert [case._replace(group="drawing") for case in thinking] == drawing
 
 
 def test_given_pictures_are_those_that_are_asked_about(made):
@@ -81,7 +84,7 @@ def test_given_pictures_are_those_that_are_asked_about(made):
             said = parse(case.answer)
             assert sum(e.count for e in said.entities) == len(detect(pixels(case.given)))
             assert said.background == detect_background(pixels(case.given))
-    assert {case.row for _, case in made if case.group != "drawing"} == {*EDITING, *READING}
+    assert {case.row for _, case in made if case.group in ("editing", "reading")} == {*EDITING, *READING}
 
 
 def test_pictures_of_their_prompts_are_right_and_those_of_others_are_not(made):
@@ -207,6 +210,26 @@ def test_expected_answers_are_right(made):
             assert set(scores.values()) == {1.0} and not fault
 
 
+@pytest.mark.parametrize(
+    ("thought", "shown", "agrees", "as_thought"),
+    [
+        ("There is a red circle left of a blue star.", "a red circle left of a blue star", 1, 1),
+        ("There is a red circle left of a blue star.", "a red circle right of a blue star", 1, 0),
+        ("There is a red circle left of a green star.", "a red circle left of a green star", 0, 1),
+        ("There is a red circle right of a blue star.", "a red circle right of a blue star", 0, 1),
+        ("There is a red circle.", "a red circle", 0, 1),
+        ("There is a circle left of a blue star.", "a red circle left of a blue star", 0, 1),
+        ("A red circle and and.", "a red circle left of a blue star", 0, 0),
+        ("", "a red circle left of a blue star", 0, 0),
+    ],
+)
+def test_a_thought_agrees_with_the_prompt_and_the_picture_with_the_thought(thought, shown, agrees, as_thought):
+    asked = parse("a red circle left of a blue star")
+    case = AbilityCase("thinking", "position", "", asked)
+    scores, _ = judge_case(case, None, np.asarray(painted(shown, 3)), thought)
+    assert (scores["thought"], scores["as thought"]) == (agrees, as_thought)
+
+
 CAPTION = "The picture shows a large red circle and two blue stars on a beige background."
 
 
@@ -273,7 +296,8 @@ def test_tables_count_prompts_and_weigh_operations_alike():
 
 def test_settings_are_those_of_each_mode():
     settings = read_ability_settings({"text.max_tokens": 9, "image.text_scale": 2.0})
-    assert settings.keys() == {"single_pass", "edit", "understand"}
+    assert settings.keys() == {"single_pass", "edit", "understand", "think"}
+    assert settings["think"].system == ""
     assert {one.text.max_tokens for one in settings.values()} == {9}
     assert {one.image.num_timesteps for one in settings.values()} == {25}
     assert (settings["edit"].image.interval, settings["single_pass"].image.interval) == ((0.0, 1.0), (0.4, 1.0))

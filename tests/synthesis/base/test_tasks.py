@@ -20,7 +20,7 @@ from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import OPERATIONS, PLACES, Entity, SceneGraph, Step
 from pdgen.shapes.instruction import apply_instruction, make_instruction
 from pdgen.shapes.lexicon import phrase_place
-from pdgen.shapes.matching import find_violations
+from pdgen.shapes.matching import align, find_differences, find_violations
 from pdgen.shapes.parse import canonicalize, parse, parse_instruction
 from pdgen.shapes.world import Scene, find_place, find_relations, place_scenes
 from pdgen.synthesis.edits import changes_picture
@@ -40,12 +40,16 @@ TEACHERS = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 COUNT = 300
 SETTINGS = DatasetSettings(
     tasks=dict.fromkeys(TASKS, 0.08) | {"composition": 0.5},
-    text_to_image=TextToImage(COUNT),
+    text_to_image=TextToImage(COUNT, thoughts=0.5),
     understand=Understand(COUNT),
     edit=Edit(COUNT),
     places=0.9,
 )
-SUBSETS = {"text_to_image": "single_pass", "understand": "understand", "edit": "edit"}
+SUBSETS = {
+    "text_to_image": {"single_pass", "think"},
+    "understand": {"understand"},
+    "edit": {"edit"},
+}
 
 
 def pixels(segment):
@@ -74,8 +78,9 @@ def test_records_are_grammatical_and_come_back(made, subset):
     for number, record in enumerate(made[subset]):
         check_grammar(record)
         assert (record.id, record.source) == (f"{subset}-0-{number:06d}", subset)
-        assert record.complete and record.mode == SUBSETS[subset]
-        assert [s.target for s in record.segments] == [s.stage in ("answer", "sketch") for s in record.segments]
+        assert record.complete and record.mode in SUBSETS[subset]
+        bear = ("answer", "thought", "sketch")
+        assert [s.target for s in record.segments] == [s.stage in bear for s in record.segments]
         assert {pixels(s).shape for s in record.segments if isinstance(s, Image)} == {(64, 64, 3)}
         assert decode_record(encode_record(record)).segments == record.segments
 
@@ -100,9 +105,11 @@ def test_nothing_held_out_is_said_or_shown(made, subset):
 
 def test_a_picture_shows_what_its_prompt_asks_for(made):
     tasks, wordings, things = collections.Counter(), collections.Counter(), collections.Counter()
-    stated = collections.Counter()
+    stated, modes = collections.Counter(), collections.Counter()
     for record in made["text_to_image"]:
-        prompt, image = record.segments
+        prompt, *thoughts, image = record.segments
+        assert bool(thoughts) == (record.mode == "think") <= (record.scene["wording"] == "prompt")
+        modes[record.mode] += record.scene["wording"] == "prompt"
         asked, picture = parse(prompt.text), pixels(image)
         assert canonicalize(asked) == canonicalize(graph(record.scene["prompt_graph"]))
         found = detect(picture)
@@ -110,6 +117,17 @@ def test_a_picture_shows_what_its_prompt_asks_for(made):
             check_picture(np.random.default_rng(0), match_detections(found, detect_background(picture), asked), asked)
             is None
         )
+        for thought in thoughts:
+            described = parse(thought.text)
+            assert canonicalize(described) == canonicalize(graph(record.scene["steps"][0]["graph"]))
+            assert not find_differences(asked, align(asked, described))
+            assert (
+                check_picture(
+                    np.random.default_rng(0), match_detections(found, detect_background(picture), described), described
+                )
+                is None
+            )
+            stated.update(("thought", "place" in entity.attributes) for entity in described.entities)
         assert not find_leak(prompt.text)
         tasks[record.scene["task"]] += 1
         wordings[record.scene["wording"]] += 1
@@ -117,6 +135,8 @@ def test_a_picture_shows_what_its_prompt_asks_for(made):
         things[len(found)] += 1
     assert tasks.keys() == {*TASKS} and things.keys() == {1, 2, 3, 4, 5, 6}
     assert wordings["prompt"] > wordings["description"] > wordings["caption"] > COUNT // 15
+    assert 0.35 < modes["think"] / modes.total() < 0.65
+    assert stated["thought", True] > 4 * stated["thought", False] > 0
     assert stated["description", True] > 4 * stated["description", False] > 0  # a share of 0.9
     assert stated["places", True] > stated["places", False] == 0
 
