@@ -26,7 +26,18 @@ from pdgen.train.monitor.metrics import drop_absent, loss_metrics
 from pdgen.train.state import abstract_state, make_state
 from pdgen.train.step import compute_gradients, train_step
 from tests.support.small import CONFIG, shaken_params
-from tests.train.cases import COMPUTE, KEY, OPTIMIZER, ROWS, STEP, after_one_step, compile_step, flat, make_batch
+from tests.train.cases import (
+    BUDGETS,
+    COMPUTE,
+    KEY,
+    OPTIMIZER,
+    ROWS,
+    STEP,
+    after_one_step,
+    compile_step,
+    flat,
+    make_batch,
+)
 from tests.train.two_processes import run_two_processes
 
 
@@ -90,11 +101,13 @@ def test_fill_and_flops(batch, reference):
         [np.unique(start[end > 0], return_counts=True)[1] for start, end in zip(batch.k_start, batch.k_end)]
     )
     assert len(lengths) == 16 and metrics["tokens"] == lengths.sum()
-    np.testing.assert_allclose(metrics["flops"], model_flops(CONFIG, lengths.sum(), np.square(lengths).sum()), 1e-6)
+    np.testing.assert_allclose(
+        metrics["flops"], model_flops(CONFIG, float(lengths.sum()), float(np.square(lengths).sum())), 1e-6
+    )
     np.testing.assert_allclose(metrics["fill_vit"], 9 / 12, rtol=1e-6)
     np.testing.assert_allclose(metrics["fill_vae"], (32 + 25) / 2 / 44, rtol=1e-6)
     text = metrics["tokens"] - 8 * 9 - 4 * (32 + 25)
-    np.testing.assert_allclose(metrics["fill_text"], text / (8 * 40), rtol=1e-6)
+    np.testing.assert_allclose(metrics["fill_text"], text / (8 * BUDGETS.text), rtol=1e-6)
 
 
 def test_losses_by_kind_and_band(params, batch, reference):
@@ -158,8 +171,9 @@ def test_loss_by_kind_and_band():
 
 
 def test_a_batch_without_targets_of_a_kind_adds_nothing():
-    metrics = loss_metrics(sums([0] * 5, [0] * 5, [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
-    assert float(metrics["loss"]) == 2 and not {"ce", "ce_targets"} & set(drop_absent(metrics))
+    metrics = loss_metrics(sums([0] * len(TARGETS), [0] * len(TARGETS), [10, 0, 0, 0], [5, 0, 0, 0]), ce_weight=0.5)
+    values = {name: float(value) for name, value in metrics.items()}
+    assert values["loss"] == 2 and not {"ce", "ce_targets"} & set(drop_absent(values))
 
 
 def test_weights_that_sum_to_less_than_one_still_make_a_mean():
@@ -197,10 +211,10 @@ def test_timesteps(batch):
 @pytest.mark.slow
 def test_noised_tokens_carry_noise_and_clean_ones_do_not(params, batch):
     """The loss depends on the noise of targets and not on that of clean images."""
-    flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))
+    flow, arrays = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY)), jax.tree.map(jnp.asarray, batch)
 
     def loss(noise, params):
-        return total_loss(loss_sums(CONFIG, COMPUTE, params, batch, FlowInputs(flow.t, noise)), 0.5)
+        return total_loss(loss_sums(CONFIG, COMPUTE, params, arrays, FlowInputs(flow.t, noise)), 0.5)
 
     touched = np.abs(jax.jit(jax.grad(loss))(flow.noise, params)).max(-1) > 0
     np.testing.assert_array_equal(touched, batch.vae_image >= 0)
@@ -275,9 +289,9 @@ def plain_cross_entropy(params, hidden, targets):
 def test_chunked_cross_entropy(chunk):
     """Values and gradients of -log softmax(x W)[target]; chunks of one, of some, larger than the row."""
     rng = np.random.default_rng(chunk)
-    hidden, weight = rng.normal(size=(2, 23, 8)).astype(np.float32), rng.normal(size=(2, 23)).astype(np.float32)
-    targets = rng.integers(0, 50, (2, 23), np.int32)
-    params = {"language": {"head": {"kernel": rng.normal(size=(50, 8)).astype(np.float32)}}}
+    hidden, weight = (jnp.float32(rng.normal(size=shape)) for shape in ((2, 23, 8), (2, 23)))
+    targets = jnp.int32(rng.integers(0, 50, (2, 23)))
+    params = {"language": {"head": {"kernel": jnp.float32(rng.normal(size=(50, 8)))}}}
 
     def values(function):
         weighted = lambda params, hidden: jnp.sum(function(params, hidden, targets) * weight)  # noqa: E731
