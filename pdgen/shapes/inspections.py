@@ -10,7 +10,7 @@ import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step, extract_subgraph
-from pdgen.shapes.instruction import Instruction, make_instruction, swaps_colors, write_instruction
+from pdgen.shapes.instruction import Instruction, make_instruction, write_instruction
 from pdgen.shapes.lexicon import join_words, make_sentence, phrase_place, pick, spell_number
 from pdgen.shapes.matching import Difference, find_differences, get_asked_relation
 from pdgen.shapes.phrases import (
@@ -27,6 +27,7 @@ from pdgen.shapes.phrases import (
 )
 from pdgen.shapes.world import Scene, find_relations
 
+AGREED = ("As planned.", "All is as planned.", "The picture is as planned.")
 COMPLETE = ("Nothing is missing.", "The picture is complete.", "All that was asked for is there.")
 MANY = 3  # missing things that are named; more are counted
 
@@ -34,74 +35,20 @@ MANY = 3  # missing things that are named; more are counted
 # Inspections that find no fault.
 
 
-def write_agreement(rng: np.random.Generator, before: SceneGraph | None, step: Step, prompt_graph: SceneGraph) -> str:
-    """Write an inspection that finds no fault: what was checked, and what the prompt still asks for.
+def write_agreement(rng: np.random.Generator, graph: SceneGraph, prompt_graph: SceneGraph) -> str:
+    """Write an inspection that finds no fault: the picture is as planned, and what the prompt still asks for.
 
     Args:
-      before: the graph before the step; None for the first step.
-      prompt_graph: the graph of the prompt, with the ids of the step's graph.
+      rng: determines the wording.
+      graph: the graph after the step.
+      prompt_graph: the graph of the prompt, with the ids of ``graph``.
     """
-    to_come = _to_come(rng, find_differences(prompt_graph, step.graph), prompt_graph, step.graph)
-    return format_inspection(" ".join([_reason(rng, before, step), *(to_come or [pick(rng, COMPLETE)])]))
+    to_come = _to_come(rng, find_differences(prompt_graph, graph), prompt_graph, graph)
+    return format_inspection(" ".join([pick(rng, AGREED), *(to_come or [pick(rng, COMPLETE)])]))
 
 
 def _say(rng: np.random.Generator, *forms: str) -> str:
     return make_sentence(pick(rng, forms))
-
-
-def _reason(rng: np.random.Generator, before: SceneGraph | None, step: Step) -> str:
-    graph = step.graph
-    if before is None:  # the first step is always an "add"
-        return _reason_of_places(rng, graph, [graph.find(i) for i in step.entities])
-    if step.operation == "remove":
-        gone = [before.find(i) for i in step.entities]
-        subject = (
-            f"{join_words([refer_to(before, e.id) for e in gone])} {is_or_are(gone[0]) if len(gone) == 1 else 'are'}"
-        )
-        return _say(rng, f"{subject} gone", f"{subject} no longer there", f"{subject} removed")
-    if step.operation == "swap":
-        names = f"{refer_to(graph, step.entities[0])} and {refer_to(graph, step.entities[1])}"
-        what = "colours" if swaps_colors(before, step) else "places"
-        return _say(rng, f"{names} have changed {what}", f"{names} have swapped {what}", f"{names} exchanged {what}")
-    if step.operation == "replace":
-        old, new = refer_to(before, step.entities[0]), graph.find(step.entities[1])
-        names = refer_to(graph, new.id)
-        has, stand = ("has", "stands") if new.count == 1 else ("have", "stand")
-        return _say(
-            rng,
-            f"{names} {is_or_are(new)} where {old} {was_or_were(new)}",
-            f"{names} {has} replaced {old}",
-            f"{names} now {stand} in place of {old}",
-        )
-    if step.operation == "modify":
-        return _reason_of_change(rng, before, step)
-    return _reason_of_places(rng, graph, [graph.find(i) for i in step.entities])
-
-
-def _reason_of_change(rng: np.random.Generator, before: SceneGraph, step: Step) -> str:
-    (entity,) = step.entities
-    old, new = before.find(entity), step.graph.find(entity)
-    value = join_words([v for k, v in new.attributes.items() if old.attributes.get(k) != v])
-    has = "has" if new.count == 1 else "have"
-    names = refer_to(before, entity)
-    now = f"there {is_or_are(new)} {phrase_new(new)} now"
-    return _say(rng, f"{names} {is_or_are(new)} now {value}", f"{names} {has} become {value}", now)
-
-
-def _reason_of_places(rng: np.random.Generator, graph: SceneGraph, here: list[Entity]) -> str:
-    subject = f"{join_words([refer_to(graph, e.id) for e in here])} {is_or_are(here[0]) if len(here) == 1 else 'are'}"
-    if len(here) > 1:
-        return _say(rng, f"{subject} there", f"{subject} as planned", f"{subject} drawn as planned")
-    (entity,) = here
-    place = entity.attributes.get("place")
-    others = [e.id for e in graph.entities if e.id != entity.id]
-    checked = [] if place is None else [phrase_place(place)]
-    checked += [phrase_relation(graph, r) for r in collect_relations(graph, entity.id, others)]
-    if checked:
-        where = " and ".join(checked)
-        return _say(rng, f"{subject} {where}", f"{subject} {where}, as planned", f"{subject} there, {where}")
-    there = f"there {is_or_are(entity)} {phrase_new(shorten(graph, entity.id))}"
-    return _say(rng, f"{subject} there", there, f"{subject} as planned")
 
 
 def _to_come(rng: np.random.Generator, left: list[Difference], asked: SceneGraph, there: SceneGraph) -> list[str]:

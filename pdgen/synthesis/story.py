@@ -17,6 +17,7 @@ from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import SceneGraph, Step
 from pdgen.shapes.placement import LATTICE, Placement
 from pdgen.shapes.world import Scene
+from pdgen.synthesis.base.captions import write_caption
 from pdgen.synthesis.faults import corrupt
 from pdgen.teachers.protocols import Declined, Judge, Painter, Stroke, Verdict, Writer
 
@@ -94,6 +95,7 @@ class RecordBuilder:
       segments: the segments so far.
       steps: the steps of the plans so far.
       picture: the last picture; None before the first.
+      scene: the scene of the last picture; None if there is none.
       verdicts: the judge's verdicts by number of segment.
     """
 
@@ -102,6 +104,7 @@ class RecordBuilder:
         self.segments: list[Text | Image] = [Text(stage="prompt", text=story.prompt, target=False)]
         self.steps: list[Step] = []
         self.picture: Picture | None = None
+        self.scene: Scene | None = None
         self.verdicts: dict[int, Verdict] = {}
 
     @property
@@ -115,7 +118,9 @@ class RecordBuilder:
         self.segments.append(Text(stage="plan", text=text, target=target))
 
     def add_inspection(self, text: str) -> None:
-        """Add an inspection."""
+        """Add an inspection. In shapes world it first describes the picture, so that the verdict follows from it."""
+        if self.scene is not None and not self.teachers.judge_explains:
+            text = f"{write_caption(self.scene, places=True)} {text}"
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
     def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:
@@ -123,6 +128,7 @@ class RecordBuilder:
         self._check_stop()
         instruction, _ = parse_plan(self.plans[-1])
         seed = int(self.rng.integers(2**31))
+        self.scene = scene
         return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
 
     def add_image(
@@ -186,10 +192,7 @@ class RecordBuilder:
         """Add an inspection that finds no fault in step ``number``."""
         if self.teachers.judge_explains:
             return self.add_inspection(self.verdicts[len(self.segments) - 1].analysis)
-        story = self.story
-        self.add_inspection(
-            inspections.write_agreement(self.rng, story.get_graph_before(number), story.steps[number], story.asked)
-        )
+        self.add_inspection(inspections.write_agreement(self.rng, self.story.steps[number].graph, self.story.asked))
 
     def add_turn(self, number: int) -> None:
         """Add a whole turn: a plan, a sketch and an inspection that finds no fault."""

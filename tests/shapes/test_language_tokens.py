@@ -36,7 +36,7 @@ def texts():
         found["prompt"].append(language.write_prompt(rng, told.asked, told.task))
         for before, step in told.pairs():
             found["plan"].append(language.write_plan(rng, before, step))
-            found["agreement"].append(inspections.write_agreement(rng, before, step, told.asked))
+            found["agreement"].append(inspections.write_agreement(rng, step.graph, told.asked))
         for scene in (place_scenes(rng, told.steps) or ())[-1:]:
             asked = [make_asker(rng, kind)(scene) for kind in KINDS]
             found["question"] += [q.text for q in asked if q is not None]

@@ -10,9 +10,10 @@ import PIL.Image
 import pytest
 
 from pdgen.sequence.trajectory import Image, Text, check_grammar, encode_record, parse_plan, segment_kind
+from pdgen.shapes.detector import detect, detect_background
 from pdgen.shapes.graph import PLACES, SceneGraph, implies
 from pdgen.shapes.inspections import COMPLETE
-from pdgen.shapes.matching import find_differences
+from pdgen.shapes.matching import find_differences, find_violations
 from pdgen.shapes.parse import parse
 from pdgen.synthesis.prompts import PROMPT_TASK, make_story
 from pdgen.synthesis.settings import Alignment, Conflict, DatasetSettings, MultiTurn, SettingsError
@@ -20,6 +21,7 @@ from pdgen.synthesis.story import Rejected, Teachers
 from pdgen.synthesis.subsets import is_positive, make_sample, make_samples
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.exact.painter import ShapesPainter
+from pdgen.teachers.exact.picture_check import match_detections
 from pdgen.teachers.exact.writer import RulesWriter
 from pdgen.teachers.protocols import Verdict
 from tests.support.shapes_records import ASSUMED, EXACT, Trusting
@@ -367,3 +369,21 @@ def test_texts_are_ascii_and_pictures_have_their_size(made):
     records = [r for samples in made.values() for r in samples.records]
     assert {pixels(s).shape for r in records for s in r.segments if isinstance(s, Image)} == {(64, 64, 3)}
     assert all(s.text.isascii() for r in records for s in r.segments if isinstance(s, Text))
+
+
+@pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
+def test_inspections_first_describe_the_picture(subset):
+    """The description, parsed, holds of what the detector sees in the picture before it, and leaves nothing out."""
+    inspected = 0
+    for record in make_samples(SETTINGS, EXACT, subset, range(40)).records:
+        for image, text in itertools.pairwise(record.segments):
+            if text.stage != "inspect":
+                continue
+            said = parse(text.text.partition(". ")[0] + ".")
+            picture = pixels(image)
+            found = detect(picture)
+            assert not find_violations(match_detections(found, detect_background(picture), said), said), text.text
+            assert sum(entity.count for entity in said.entities) == len(found)
+            assert all(entity.places for entity in said.entities) and said.background is not None
+            inspected += 1
+    assert inspected >= 40

@@ -44,7 +44,7 @@ def generate_texts(seed: int, count: int) -> Iterator[str]:
         before = None
         for step in rewrite(rng, grow(rng, graph), share=0.5):
             yield language.write_plan(rng, before, step, prompt)
-            yield inspections.write_agreement(rng, before, step, prompt)
+            yield inspections.write_agreement(rng, step.graph, prompt)
             if any(d.said is not None for d in find_differences(prompt, step.graph)):
                 yield inspections.write_conflict(rng, prompt, step.graph)
             if before is not None and (text := check_consistency(step.graph, before)) is not None:
