@@ -14,9 +14,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = "out/base_data"
     config.init = ""
     config.model = "shapes_nano"
-    config.num_steps = 8000
+    config.num_steps = 6000
     config.rows = 2
-    config.budgets = ml_collections.ConfigDict({"text": 896, "vit": 384, "vae": 768})
+    config.budgets = ml_collections.ConfigDict({"text": 896, "vit": 256, "vae": 768})
     config.draws = 2
     config.seed = 0
     config.mesh = (1, -1, 1)

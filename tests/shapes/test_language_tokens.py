@@ -36,7 +36,9 @@ def texts():
         found["prompt"].append(language.write_prompt(rng, told.asked, told.task))
         for before, step in told.pairs():
             found["plan"].append(language.write_plan(rng, before, step))
-            found["agreement"].append(inspections.write_agreement(rng, step.graph, told.asked))
+            # An inspection of a sample follows a caption.
+            agreement = inspections.write_agreement(rng, step.graph, told.asked)
+            found["agreement"].append(f"The picture shows a circle. {agreement}")
         for scene in (place_scenes(rng, told.steps) or ())[-1:]:
             asked = [make_asker(rng, kind)(scene) for kind in KINDS]
             found["question"] += [q.text for q in asked if q is not None]
@@ -49,7 +51,7 @@ def texts():
     [
         ("prompt", 13, 80),
         ("plan", 31, 110),
-        ("agreement", 19, 70),
+        ("agreement", 20, 70),
         ("question", 10, 30),
         ("answer", 15, 80),
     ],
