@@ -26,13 +26,14 @@ C values of a VAE token, n slots of a document.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float32, Int8, Int32
 
 from pdgen.config import ModelConfig
+from pdgen.sequence.tokenizer import SwitchTokens
 
 Mode = Literal["causal", "full", "noise"]  # of a split: text, clean image, image being denoised
 TEXT, VIT, VAE = range(3)  # streams, in stream order
@@ -108,31 +109,6 @@ class Pack:
     q_start: Int32[Any, "*B S"]
     q_end: Int32[Any, "*B S"]
     row: Int32[Any, "*B"]
-
-
-@runtime_checkable
-class SwitchTokens(Protocol):
-    """Ids of the tokens that open and close segments, such as a ``Tokenizer``."""
-
-    @property
-    def im_start(self) -> int:
-        """Id of ``<|im_start|>``."""
-        ...
-
-    @property
-    def im_end(self) -> int:
-        """Id of ``<|im_end|>``."""
-        ...
-
-    @property
-    def vision_start(self) -> int:
-        """Id of ``<|vision_start|>``."""
-        ...
-
-    @property
-    def vision_end(self) -> int:
-        """Id of ``<|vision_end|>``."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,10 @@ from pdgen.sequence.layout import (
     DroppedImage,
     LatentSegment,
     Segment,
-    SwitchTokens,
     TextSegment,
     VitSegment,
 )
-from pdgen.sequence.tokenizer import Tokenizer
+from pdgen.sequence.tokenizer import SwitchTokens, Tokenizer
 from pdgen.sequence.trajectory import TAG, Image, Record, Text
 
 TEXT, NOISED, CLEAN, VIT = range(4)  # kinds of unit

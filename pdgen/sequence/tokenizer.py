@@ -9,6 +9,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 import tokenizers
@@ -24,6 +25,31 @@ _ROUND_TRIP = "<ins>Add  a bird.</ins> <des>x</des>\n caf\u00e9 \u6f22 <refine>y
 
 class TokenizerError(ValueError):
     """A tokenizer file is missing or unusable, or a text cannot be encoded; the message is one line with the remedy."""
+
+
+@runtime_checkable
+class SwitchTokens(Protocol):
+    """Ids of the tokens that open and close segments, such as a ``Tokenizer``."""
+
+    @property
+    def im_start(self) -> int:
+        """Id of ``<|im_start|>``."""
+        ...
+
+    @property
+    def im_end(self) -> int:
+        """Id of ``<|im_end|>``."""
+        ...
+
+    @property
+    def vision_start(self) -> int:
+        """Id of ``<|vision_start|>``."""
+        ...
+
+    @property
+    def vision_end(self) -> int:
+        """Id of ``<|vision_end|>``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
