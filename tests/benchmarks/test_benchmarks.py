@@ -49,8 +49,8 @@ def test_a_pack_too_short_for_one_image_is_refused():
 def test_all_layers_follow_from_two_depths(monkeypatch):
     """2 s and 3 s with 4 and 8 layers: 0.25 s a layer, so 28 of them take 8 s."""
     seconds = {4: 2.0, 8: 3.0}
-    monkeypatch.setattr(gpu, "step_seconds", lambda _, n, pack: {"layers": n, "seconds": seconds[n], "bytes": 0})
-    monkeypatch.setattr(gpu, "device_peak", lambda: 1e15)
+    monkeypatch.setattr(gpu, "measure_step", lambda _, n, pack: {"layers": n, "seconds": seconds[n], "bytes": 0})
+    monkeypatch.setattr(gpu, "get_device_peak", lambda: 1e15)
     sizes = gpu.Sizes(BAGEL_7B, SIZES.compute, (4, 8), 33_000, 512, 1024, 50, 100, 100, 1)
     result = gpu.measure_train(sizes)
     lengths = make_process_pack(BAGEL_7B, 512, 33_000)[1]
