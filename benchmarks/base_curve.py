@@ -82,7 +82,9 @@ def compute_scores(outcomes: Sequence[AbilityOutcome]) -> dict[str, dict[str, An
     for one in outcomes:
         rows.setdefault(f"{one.group}: {one.row}", []).append(one)
     return {
-        row: dict(zip(("value", "low", "high", "prompts"), to_cells(estimate([average_by_prompt(own, "right")]))))
+        row: dict(
+            zip(("value", "low", "high", "prompts"), to_cells(estimate([np.array(average_by_prompt(own, "right"))])))
+        )
         for row, own in rows.items()
     }
 

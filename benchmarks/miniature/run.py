@@ -63,6 +63,7 @@ def make_rows(best_of: Sequence[int], stepwise: int, parm: int) -> list[Row]:
     single = "mode=single_pass"
     return [
         Row("single_pass", "base, single pass", "base", "single_pass", paper=geneval["BAGEL-7B"]),
+        Row("think", "base, thinking first", "base", "think"),
         Row("planner", "base, outside planner", "base", "planner", paper=ways["BAGEL and a GPT planner"]),
         Row(
             "inspector",

@@ -266,7 +266,7 @@ def test_an_autoencoder_of_other_groups_is_that_of_pytorch(tmp_path):
     coder = Autoencoder(json.loads((tmp_path / "bagel" / "config.json").read_text())["vae_config"])
     coder.load_state_dict(load_file(tmp_path / "bagel" / AUTOENCODER), strict=True)
     params, images = load_checkpoint(tmp_path / "nano")[1]["autoencoder"], rng.uniform(-1, 1, (1, 16, 16, 3))
-    mean, _ = autoencoder.encode(NANO.autoencoder, params, np.float32(images))
+    mean, _ = autoencoder.encode(NANO.autoencoder, params, jax.numpy.float32(images))
     expected = coder.encode(torch.from_numpy(np.float32(images)).movedim(-1, 1)).movedim(1, -1).detach().numpy()
     ours = autoencoder.latent_from_moments(NANO.autoencoder, mean)
     np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())

@@ -43,8 +43,20 @@ class SinglePass:
         return task.draw("single_pass", task.prompts, task.seeds)
 
 
+@dataclasses.dataclass(frozen=True)
+class Think:
+    """A thought about the picture, then one image, as the base model's "think" mode draws it."""
+
+    name: ClassVar[str] = "think"
+
+    def __call__(self, task: Task) -> list[Trajectory]:
+        """See ``Strategy``."""
+        return task.draw("think", task.prompts, task.seeds)
+
+
 STRATEGIES: dict[str, type[Strategy]] = {
-    kind.name: kind for kind in (Process, SinglePass, OutsidePlanner, OutsideInspector, BestOfN, StepwiseBestOfN, Parm)
+    kind.name: kind
+    for kind in (Process, SinglePass, Think, OutsidePlanner, OutsideInspector, BestOfN, StepwiseBestOfN, Parm)
 }
 
 

@@ -139,7 +139,7 @@ def test_seeds_of_candidates_stay_what_they_were():
 # Process and single pass.
 
 
-@pytest.mark.parametrize("name", ["process", "single_pass"])
+@pytest.mark.parametrize("name", ["process", "single_pass", "think"])
 def test_the_model_alone(name):
     given_task = task()
     drawn = run_strategy(make_strategy(name), given_task)
@@ -355,7 +355,9 @@ def test_pictures_of_any_size_go_to_other_advisers():
 
 
 def test_a_name_or_setting_that_there_is_not():
-    with pytest.raises(StrategyError, match="strategy 'best_of_m' is none of process, single_pass, planner") as fault:
+    with pytest.raises(
+        StrategyError, match="strategy 'best_of_m' is none of process, single_pass, think, planner"
+    ) as fault:
         make_strategy("best_of_m")
     assert "\n" not in str(fault.value)
     with pytest.raises(StrategyError, match="strategy best_of_n has no setting 'rounds', only n"):
