@@ -146,7 +146,7 @@ class Packer:
     def choose_documents(self, number: int) -> tuple[Document, ...]:
         """Return the documents of a pack, in order."""
         window, places = self._find(number)
-        return tuple(self._document(window, place) for place in places)
+        return tuple(self._document(window, place) for place in places.tolist())
 
     def count_tokens(self, document: Document) -> Int64[np.ndarray, "3"]:
         """Count a document's tokens in the text, vit and vae stream, after condition dropout."""

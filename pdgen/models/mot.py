@@ -17,7 +17,7 @@ H query heads, K key/value heads, h head size, L layers.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ EXPERTS = Streams._fields
 
 
 @jax.tree_util.register_dataclass
+@no_type_check  # a tree's leaves may be anything, such as specs or None
 @dataclasses.dataclass(frozen=True)
 class Order:
     """Positions of the tokens. Stream order is und, then gen; sequence order is that of the documents.

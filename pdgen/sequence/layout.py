@@ -26,7 +26,7 @@ C values of a VAE token, n slots of a document.
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import jax
 import numpy as np
@@ -63,6 +63,7 @@ class Budgets:
 
 
 @jax.tree_util.register_dataclass
+@no_type_check  # a tree's leaves may be anything, such as specs or None
 @dataclasses.dataclass(frozen=True)
 class Pack:
     """One row of a batch: several documents, padded to the budgets. Batches stack packs on axis 0.

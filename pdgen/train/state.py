@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ class StepConfig:
 
 
 @jax.tree_util.register_dataclass
+@no_type_check  # a tree's leaves may be anything, such as specs or None
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """The parameters, trained and frozen, and the state of their training. The autoencoder is not trained.
