@@ -76,7 +76,7 @@ def test_the_endpoint_is_asked_once_and_its_steps_become_plans(server, settings)
     [
         ('{"steps": []}', "there is no step"),
         (answer(("Draw a lake.", " ")), "step 1: instruction and description"),
-        (answer(("<ins>Draw a lake.</ins>", "A lake.")), "'<ins>' stands inside"),
+        (answer(("<ins>Draw a lake.</ins>", "A lake.")), "'<ins>' is inside"),
         (answer(*[("Draw.", "A lake.")] * 3), "3 steps, at most 2"),
         ("Draw a lake, then a boat.", "truncated"),
     ],
