@@ -351,7 +351,7 @@ import sys
 sys.path.insert(0, {root!r})
 from pdgen.teachers import endpoint as ep
 from tests.teachers.test_endpoint import request
-settings = ep.Settings({url!r}, "judge-1", {cache!r}, "TEST_KEY", concurrency=2)
+settings = ep.EndpointSettings({url!r}, "judge-1", {cache!r}, "TEST_KEY", concurrency=2)
 for answer in ep.Endpoint(settings).map(request(str(n)) for n in range(6)):
     print(answer.word, flush=True)
 """
