@@ -147,14 +147,14 @@ def test_a_run_on_other_latents_or_tokens_is_refused(target, workdir, tmp_path, 
     other = msgspec.structs.replace(dataset, origin=msgspec.structs.replace(dataset.origin, **{part: "0" * 64}))
     write_index(tmp_path / "data", other)
     (workdir / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "data")}))
-    refused(workdir, target, f"its data was made with another {part} than {target} holds; train again")
+    refused(workdir, target, f"its data was built with another {part} than {target} holds; train again")
 
 
 def test_a_run_from_a_base_that_was_replaced_is_refused(target, workdir, tmp_path):
     config = json.loads((workdir / "config.json").read_text())
     old = tmp_path / "shapes_base-0123456789ab"
     (workdir / "config.json").write_text(json.dumps(config | {"init": str(old)}))
-    refused(workdir, target, f"started from {old}, which is not shipped")
+    refused(workdir, target, f"started from {old}, which is no longer shipped")
 
 
 def test_the_process_model_is_the_ablations_full_cell(tmp_path):

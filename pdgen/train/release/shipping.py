@@ -76,5 +76,5 @@ def check_compatible(workdir: pathlib.Path, folder: pathlib.Path) -> None:
         check_compatible(origin_run, folder)
     elif run.init and shipped_name(run.init) is None:
         raise RunError(
-            f"{workdir}: started from {run.init}, which does not ship (any more); train again in a new folder"
+            f"{workdir}: started from {run.init}, which is no longer shipped; train again in a new folder"
         )
