@@ -171,10 +171,10 @@ def judge_thought(asked: SceneGraph, picture: Picture, thought: str) -> dict[str
     """
     try:
         described = parse(thought)
-    except SceneError:
+        agrees = not find_differences(asked, align(asked, described))
+        shown = _find_broken_promise(detect(picture), picture, described) is None
+    except SceneError:  # also for two places of one thing
         return {"thought": 0.0, "as thought": 0.0}
-    agrees = not find_differences(asked, align(asked, described))
-    shown = _find_broken_promise(detect(picture), picture, described) is None
     return _to_floats({"thought": agrees, "as thought": shown})
 
 

@@ -221,6 +221,7 @@ def test_expected_answers_are_right(made):
         ("There is a circle left of a blue star.", "a red circle left of a blue star", 0, 1),
         ("A red circle and and.", "a red circle left of a blue star", 0, 0),
         ("", "a red circle left of a blue star", 0, 0),
+        ("There is a red circle at the top and in the centre.", "a red circle left of a blue star", 0, 0),
     ],
 )
 def test_a_thought_agrees_with_the_prompt_and_the_picture_with_the_thought(thought, shown, agrees, as_thought):
