@@ -339,7 +339,7 @@ def test_a_pack_of_broken_records_is_padding(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 0, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     settings = dataclasses.replace(SETTINGS, broken="skip")
     batches = Batches(SHAPES_NANO, source, TOKENIZER, settings)
-    batches.packer.documents = lambda number: (Document(0, 0, 0, (0, 1), (True,)),)
+    batches.packer.choose_documents = lambda number: (Document(0, 0, 0, (0, 1), (True,)),)
     batches.lay_out = lambda document: (_ for _ in ()).throw(RecordError("broken"))
     batch = batches[2]
     np.testing.assert_array_equal(batch.skipped, [0, 0, 0, 0])
