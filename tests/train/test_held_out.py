@@ -129,7 +129,7 @@ def test_the_losses_of_the_baselines(batches, monkeypatch):
         module,
         "loss_sums",
         lambda *_: zero_loss_sums()._replace(
-            ce_weight=jax.numpy.float32([2, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])
+            ce_weight=jax.numpy.float32([2, 0, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])
         ),
     )
     config = StepConfig(SHAPES_NANO, ComputeConfig(), OptimizerConfig(), num_steps=9)
