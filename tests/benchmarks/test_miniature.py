@@ -86,7 +86,7 @@ def runs(tmp_path):
 
 def test_every_row_is_a_recipe():
     every = make_rows([2, 4], 3, 20)
-    assert len({row.name for row in every}) == len({row.says for row in every}) == len(every) == 9
+    assert len({row.name for row in every}) == len({row.says for row in every}) == len(every) == 10
     recipes = {}
     for row in every:
         checkpoint = {"base": "shapes_base", "process": "shapes"}[row.model]

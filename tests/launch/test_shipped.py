@@ -78,7 +78,12 @@ def test_abilities_are_those_of_the_base_and_go_on_where_they_were(run, tmp_path
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["benchmark"], summary["checkpoint"]) == ("abilities", "shapes_base")
     assert "image.num_timesteps=2" in summary["findings"][0] and summary["made_by"]["edit.image.num_timesteps"] == 2
-    assert [(t["title"], len(t["rows"])) for t in summary["tables"]] == [("drawing", 9), ("editing", 7), ("reading", 6)]
+    assert [(t["title"], len(t["rows"])) for t in summary["tables"]] == [
+        ("drawing", 9),
+        ("editing", 7),
+        ("reading", 6),
+        ("thinking", 9),
+    ]
     assert "six things" in done.stdout and "caption with places" in done.stdout
     page = (tmp_path / "index.html").read_text()
     assert "Scores on abilities" in page and "reading: caption" in page

@@ -93,7 +93,7 @@ def test_a_failure_to_write_is_reported_and_the_run_continues(run, base, fresh, 
     (tmp_path / "pictures").write_text("no folder")
     lines = []
     pictures = PictureSampler(run, tmp_path, lines.append, base, SETTINGS)
-    pictures._sampler = drawn[1]._sampler  # compiled already
+    pictures._model = drawn[1]._model  # compiled already
     with jax.set_mesh(MESH):
         pictures(2, fresh)
     (line,) = lines
