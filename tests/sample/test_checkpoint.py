@@ -38,7 +38,7 @@ def test_other_folders_are_refused(checkpoint, tmp_path):
     for folder, words in {
         tmp_path / "nothing": "no such folder; name a pdgen checkpoint, the workdir of a training run, or shapes",
         checkpoint / "manifest.json": "no such folder",
-        tmp_path / "run": "is no pdgen checkpoint, and no workdir of a training run",
+        tmp_path / "run": "is no pdgen checkpoint and no workdir of a training run",
         NANO: f"is a BAGEL folder; convert it first: python launch/convert.py --source={NANO} --target=",
         without_tokenizer: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
     }.items():

@@ -75,6 +75,4 @@ def check_compatible(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     if run.init and is_run(origin_run):
         check_compatible(origin_run, folder)
     elif run.init and shipped_name(run.init) is None:
-        raise RunError(
-            f"{workdir}: started from {run.init}, which is no longer shipped; train again in a new folder"
-        )
+        raise RunError(f"{workdir}: started from {run.init}, which is no longer shipped; train again in a new folder")
