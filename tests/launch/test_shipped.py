@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from pdgen.evaluate.abilities.prompts import GROUPS
 from pdgen.evaluate.geneval.scoring import read_results
 from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.support.shipped import write_models
@@ -90,7 +91,7 @@ def test_abilities_are_those_of_the_base_and_go_on_where_they_were(run, tmp_path
     assert 'src="images/editing/move/00000-00.png"' in page
     log = tmp_path / "results.jsonl"
     lines = log.read_bytes().splitlines()[1:]  # the first is empty
-    assert len(lines) == 21 and {json.loads(line)["group"] for line in lines} == {"drawing", "editing", "reading"}
+    assert len(lines) == 30 and {json.loads(line)["group"] for line in lines} == {*GROUPS}
     log.write_bytes(b"\n".join([b"", *lines[:-2], lines[-2][:40]]))  # as a kill leaves it
     again = run("evaluate.py", *arguments)
     assert again.returncode == 0, again.stderr
