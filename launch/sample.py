@@ -56,8 +56,7 @@ from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
 from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
-from pdgen.teachers.endpoint import Endpoint
-from pdgen.teachers.endpoint import EndpointSettings as EndpointSettings
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 from pdgen.train.planning.processes import join_processes, print_once, synchronize
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -212,11 +211,6 @@ def read_endpoint() -> EndpointSettings | None:
         raise ValueError(f"--advisers: {path}: {fault}") from None
 
 
-def make_advisers(endpoint: EndpointSettings | None) -> Advisers:
-    """Return the endpoint's advisers, or the exact ones. Raises TeacherError if the endpoint's key is missing."""
-    return make_endpoint_advisers(Endpoint(endpoint)) if endpoint else make_exact_advisers()
-
-
 def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
     """Load the checkpoint on the devices of --mesh.
 
@@ -275,11 +269,11 @@ def prepare() -> Share:
     settings = read_settings(make_base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
     number, processes = jax.process_index(), jax.process_count()
-    share = min(
-        MAX_BATCH_SIZE, -(-len(jobs) // processes)
-    )  # equal in all processes, and so are the bits of a trajectory
+    # Equal in all processes, and so are the bits of a trajectory.
+    share = min(MAX_BATCH_SIZE, -(-len(jobs) // processes))
     settings = dataclasses.replace(settings, batch_size=min(BATCH.value or share, len(jobs)))
-    advisers, sampler = make_advisers(endpoint), load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
+    advisers = make_endpoint_advisers(Endpoint(endpoint)) if endpoint else make_exact_advisers()
+    sampler = load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
     run = SampleRun(
         checkpoint=sampler.model.name,
         model_hash=sampler.model.digest,
