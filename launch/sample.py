@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from pdgen.checkpoints.shipped import PROCESS
 from pdgen.cli import fail, parse
+from pdgen.files import describe_fault
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.sample.compiled import Stopwatch, keep_compiled
@@ -442,7 +443,9 @@ def main(argv: list[str]) -> None:
         return
     except (Stopped, KeyboardInterrupt) as line:
         message = str(line) or "stopped"
-    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
+    except OSError as fault:
+        fail(describe_fault(fault))
+    except ValueError as fault:  # every error class of pdgen is a ValueError
         fail(fault)
     print(f"sample: {message}", file=sys.stderr, flush=True)
     if jax.process_count() > 1:

@@ -14,6 +14,8 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from absl import app, flags, logging
 
+from pdgen.files import describe_fault
+
 _Value = TypeVar("_Value")
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
@@ -87,7 +89,9 @@ def _run_mode(mode: Mode, argv: list[str]) -> NoReturn:
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     try:
         status = mode.run(*argv[1:])
-    except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
+    except OSError as fault:
+        fail(describe_fault(fault))
+    except ValueError as fault:  # every error class of pdgen and of msgspec is a ValueError
         fail(fault)
     sys.exit(status)
 

@@ -22,6 +22,8 @@ from typing import Any
 Log = Callable[[str], None]  # receives a line for the user
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MAX_FAULT = 200  # characters of another library's message
 
 
 class FolderError(ValueError):
@@ -31,6 +33,42 @@ class FolderError(ValueError):
 def log_stderr(line: str) -> None:
     """Print a line to stderr, apart from a program's results."""
     print(line, file=sys.stderr)
+
+
+def describe_fault(fault: OSError) -> str:
+    """Return one line with the file of an error of the operating system, what is wrong, and the remedy."""
+    if fault.errno is None:  # of a library, such as Pillow, with its own words
+        return str(fault)
+    if fault.errno in DISK_FULL:
+        remedy = "; make room and run again, the same command continues where it can"
+    elif fault.errno in _FORBIDDEN:
+        remedy = "; change the permissions, or choose another folder"
+    else:
+        remedy = ""
+    return f"{fault.filename or 'a file'}: {fault.strerror}{remedy}"
+
+
+def shorten_fault(fault: Exception) -> str:
+    """Return the reason of an error in a few words on one line, without the file."""
+    reason = fault.strerror if isinstance(fault, OSError) else None
+    return (reason or " ".join(str(fault).split()) or type(fault).__name__)[:_MAX_FAULT]
+
+
+def to_os_error(fault: Exception, path: str | os.PathLike[str], reason: str = "") -> OSError:
+    """Return another library's error while writing ``path`` as an error of the operating system.
+
+    Args:
+      fault: the error; libraries give the system's own words somewhere in its text.
+      path: file or folder that was being written.
+      reason: the error in a few words; "": the words of ``fault``.
+
+    Returns:
+      An error with its number, EIO if the text has none that is known.
+    """
+    reason = reason or shorten_fault(fault)
+    known = (*DISK_FULL, *_FORBIDDEN, errno.ENOENT)
+    number = next((n for n in known if os.strerror(n) in str(fault)), errno.EIO)
+    return OSError(number, reason if number == errno.EIO else os.strerror(number), os.fspath(path))
 
 
 def sha256(data: bytes) -> str:
@@ -139,14 +177,22 @@ def new_file(target: str | os.PathLike[str]) -> Generator[pathlib.Path, None, No
     """Yield a temporary path beside ``target`` that replaces ``target`` if the block ends without an error.
 
     A killed process may leave ``.<target>.partial``, which the next process overwrites.
+
+    Raises:
+      OSError: ``target`` cannot be written. It has ``target`` as its file name if the error of the block has none.
     """
     target = pathlib.Path(target)
     partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial
         os.replace(partial, target)
+    except OSError as fault:
+        if fault.errno is None or (fault.filename and os.fspath(fault.filename) != str(partial)):
+            raise
+        raise OSError(fault.errno, os.strerror(fault.errno), str(target)) from fault  # a full disk names no file
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone or forbidden, which the error above says
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

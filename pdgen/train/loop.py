@@ -81,7 +81,7 @@ def train(
         step = functools.partial(jit_step(config), key=key)
         held_out = HeldOutEvaluator(config, batches.batches, key, mesh) if run.held_out else None
         with (
-            RunMonitor(run, config, workdir, batches.batches, held_out, sample_pictures) as monitor,
+            RunMonitor(run, config, workdir, log, batches.batches, held_out, sample_pictures) as monitor,
             StopSignals() as signals,
         ):
             monitor.start(start)

@@ -1,5 +1,8 @@
 """Runs of several processes, started by a scheduler on the hosts of a pod."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -7,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pdgen.files import log_stderr, shorten_fault
 from pdgen.train.run_config import RunError
 
 _LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of a message between processes; the message after a signal
@@ -32,9 +36,20 @@ def join_processes() -> None:
 
 
 def print_once(line: str) -> None:
-    """Print the line in the first process only."""
-    if not jax.process_index():
+    """Print the line in the first process only.
+
+    If standard output cannot be written, because its disk is full or its reader has gone, this line and all later ones
+    are lost, and standard error says so once. The work continues.
+    """
+    if jax.process_index():
+        return
+    try:
         print(line, flush=True)
+    except OSError as fault:
+        # What is left in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            log_stderr(f"standard output: cannot be written ({shorten_fault(fault)}); the work continues without it")
 
 
 def synchronize(step: Callable[[], _Result]) -> _Result:
