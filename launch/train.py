@@ -12,10 +12,11 @@ With --distributed this is one of several processes, which launch/slurm/train.sh
 import pathlib
 import sys
 
-from absl import flags, logging
+from absl import flags
 
 from pdgen.cli import run_command, use_huge_pages
 from pdgen.sample.compiled import keep_compiled
+from pdgen.train.checkpoint import silence_orbax
 from pdgen.train.loop import train
 from pdgen.train.monitor.pictures import PictureSampler
 from pdgen.train.planning.processes import join_processes, print_once
@@ -35,8 +36,7 @@ def train_model() -> int:
       ValueError: The input is invalid.
       OSError: A file cannot be read or written.
     """
-    # Hides Orbax's tracebacks and warnings: one line of ours reports what matters.
-    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    silence_orbax()
     keep_compiled()
     run = read_run_config(CONFIG.value.to_dict())
     if DISTRIBUTED.value:
