@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from pdgen.checkpoints.shipped import PROCESS
 from pdgen.cli import fail, parse
-from pdgen.files import describe_fault
+from pdgen.files import check_writable
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.sample.compiled import Stopwatch, keep_compiled
@@ -81,7 +81,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing run.")
 ANIMATE = flags.DEFINE_bool("animate", False, "Write an animation of each trajectory too.")
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
+)
 
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw (repeat it).")
 PROMPTS = flags.DEFINE_string(
@@ -273,6 +275,7 @@ def prepare() -> Share:
     reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
     if not OUTPUT.value:
         raise ValueError("give --output, or --branch")
+    check_writable(OUTPUT.value)
     settings = read_settings(make_base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
     number, processes = jax.process_index(), jax.process_count()
@@ -399,6 +402,7 @@ def branch() -> str:
     folder, gallery = parent.resolve().parent, RunGallery(parent.resolve().parent, ANIMATE.value)
     draft = None if DRAFT.value is None else read_picture(DRAFT.value)
     with lock_run(folder):
+        check_writable(folder)
         begun = read_run(folder)
         edited = load_trajectory(parent).branch(
             STEP.value, plan=PLAN.value, critique=CRITIQUE.value, image=draft, seed=SEED.value
@@ -443,9 +447,7 @@ def main(argv: list[str]) -> None:
         return
     except (Stopped, KeyboardInterrupt) as line:
         message = str(line) or "stopped"
-    except OSError as fault:
-        fail(describe_fault(fault))
-    except ValueError as fault:  # every error class of pdgen is a ValueError
+    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         fail(fault)
     print(f"sample: {message}", file=sys.stderr, flush=True)
     if jax.process_count() > 1:

@@ -4,9 +4,11 @@ python launch/train.py --config=configs/shapes_base.py --workdir=out/base [--con
 
 Parameters come from the workdir's newest complete checkpoint, else from the checkpoint config.init, else they are
 initialized. SIGTERM or one Ctrl-C finishes the current step, saves, and ends with status 75; start again to resume. A
-second Ctrl-C ends at once. Status 2 means invalid input, with one line on stderr.
+second Ctrl-C ends at once. A finished run continues with a larger num_steps. Status 2 means invalid input, with one
+line on stderr.
 
-With --distributed this is one of several processes, which launch/slurm/train.sh or launch/k8s/train.yaml start.
+With --distributed this is one of several processes, which launch/slurm/train.sh or launch/k8s/train.yaml start. Without
+a scheduler, give each JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import pathlib
@@ -26,7 +28,9 @@ from pdgen.train.stop import EXIT_STATUS, Stopped
 CONFIG = define_run_config("File such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
 flags.mark_flag_as_required("config")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
+)
 
 
 def train_model() -> int:

@@ -89,9 +89,7 @@ def _run_mode(mode: Mode, argv: list[str]) -> NoReturn:
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     try:
         status = mode.run(*argv[1:])
-    except OSError as fault:
-        fail(describe_fault(fault))
-    except ValueError as fault:  # every error class of pdgen and of msgspec is a ValueError
+    except (ValueError, OSError) as fault:  # every error class of pdgen and of msgspec is a ValueError
         fail(fault)
     sys.exit(status)
 
@@ -146,5 +144,6 @@ def use_huge_pages() -> None:
 
 def fail(fault: object) -> NoReturn:
     """Print the program's name and the fault in one line, and exit with status 2."""
-    print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(fault).split())}", file=sys.stderr)
+    text = describe_fault(fault) if isinstance(fault, OSError) else str(fault)
+    print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(2)

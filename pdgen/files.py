@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def describe_fault(fault: OSError) -> str:
     elif fault.errno in _FORBIDDEN:
         remedy = "; change the permissions, or choose another folder"
     else:
-        remedy = ""
+        remedy = "; check the path and its disk"
     return f"{fault.filename or 'a file'}: {fault.strerror}{remedy}"
 
 
@@ -170,6 +171,30 @@ def check_settings(
 def cache_folder() -> pathlib.Path:
     """Return the user's cache folder: ``$XDG_CACHE_HOME/pdgen`` or ``~/.cache/pdgen``."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "pdgen"
+
+
+def check_writable(folder: str | os.PathLike[str], error: type[Exception] = FolderError) -> None:
+    """Raise ``error`` unless files can be written into ``folder``, or into the nearest folder above it that exists.
+
+    Call it before work whose result is written there. It writes a nameless file and keeps nothing, since permissions
+    alone do not say what a file system allows.
+
+    Args:
+      folder: the folder; it need not exist.
+      error: class of the error, whose message is one line.
+    """
+    existing = pathlib.Path(os.path.abspath(folder))
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as fault:
+        remedy = "make room" if fault.errno in DISK_FULL else "change the permissions"
+        where = "" if existing == pathlib.Path(os.path.abspath(folder)) else f" in {existing}"
+        raise error(
+            f"{folder}: cannot be written{where} ({fault.strerror}); {remedy}, or choose another folder"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import logging
 import pathlib
 import shutil
 import sys
-from types import TracebackType
 from typing import Any
 
 import absl.logging
@@ -235,13 +234,13 @@ def silence_orbax() -> None:
     """
     absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    show = sys.excepthook
+    show = sys.unraisablehook
 
-    def show_others(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
-        if not (kind is RuntimeError and str(fault) == "Event loop is closed"):
-            show(kind, fault, trace)
+    def show_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
 
-    sys.excepthook = show_others
+    sys.unraisablehook = show_others
 
 
 def barrier() -> None:
