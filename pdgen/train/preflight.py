@@ -74,6 +74,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
       CheckpointError, TokenizerError, RecordError, PackingError, LoaderError, ValueError: raised by the
         parts; every line names the key or file and the remedy.
     """
+    check_writable(workdir, RunError)
     check_monitoring(run)
     mesh = make_run_mesh(run, devices)
     base = load_base(run.init, run.model)
@@ -261,8 +262,7 @@ def _read_old_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
-    """Raise RunError if the folder cannot be written or holds a run that differs outside ``CHANGEABLE_KEYS``."""
-    check_writable(workdir, RunError)
+    """Raise RunError if the folder holds a run that differs in keys outside ``CHANGEABLE_KEYS``."""
     path = workdir / CONFIG_FILE
     old, new = (_flatten_config(values) for values in (_read_old_config(workdir), json.loads(run_to_json(run))))
     if not old:
