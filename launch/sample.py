@@ -59,6 +59,7 @@ from pdgen.sharding import make_mesh
 from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.endpoint import EndpointSettings as EndpointSettings
+from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.planning.processes import join_processes, print_once, synchronize
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -332,9 +333,13 @@ def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tupl
     """
     lacking = {job.name for job in find_missing(folder, [job for job in share.run.jobs if job.name in share.starts])}
     todo = share._replace(starts={name: start for name, start in share.starts.items() if name in lacking})
-    first, images, shown = not jax.process_index(), 0, time.monotonic()
+    first, images, shown, watchers = not jax.process_index(), 0, time.monotonic(), Watchers(print_once)
     quiet = not first or len(lacking) <= share.run.settings.batch_size  # a single batch logs every stage instead
     with tqdm(total=len(lacking), unit=" trajectories", disable=quiet) as bar:
+
+        def update_page() -> None:
+            if first and list_trajectories(folder):
+                gallery.update()
 
         def done(name: str, trajectory: Trajectory) -> None:
             nonlocal images, shown
@@ -342,14 +347,16 @@ def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tupl
             images += sum(isinstance(stage, ImageStage) and stage.stage != "given" for stage in trajectory.stages)
             bar.update()
             if first and time.monotonic() - shown > _PAGE_EVERY:
-                gallery.update()
+                watchers.call(str(folder / PAGE), update_page)
                 shown = time.monotonic()
 
         try:
             sample_share(todo, done)
-        finally:
-            if first and list_trajectories(folder):
-                gallery.update()
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a full disk, which is then the reason of the end as well
+                update_page()
+            raise
+    update_page()
     return len(lacking), images
 
 

@@ -202,7 +202,11 @@ class Checkpoints:
             if self._keep_every and step % self._keep_every == 0:
                 continue
             removed = self.folder / f"{step}.removed"  # renamed first, so that a kill leaves no half checkpoint
-            (self.folder / str(step)).rename(removed)
+            try:
+                (self.folder / str(step)).rename(removed)
+            except OSError as fault:
+                self._log(f"{self.folder / str(step)}: an old checkpoint stays ({fault.strerror}); the run continues")
+                return
             shutil.rmtree(removed, ignore_errors=True)
 
 
