@@ -35,7 +35,7 @@ from pdgen.train.run_config import RunConfig, RunError, read_run_config, run_to_
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 LOCK = "lock"
-_MAX_LINE = 390  # characters of an error that lists keys
+_SHOWN, _MAX_VALUE = 3, 60  # keys that an error names, and characters of all their values
 # Keys that may change when a run resumes: none of them changes the mathematics.
 CHANGEABLE_KEYS = (
     "mesh",
@@ -255,6 +255,8 @@ def _read_old_config(workdir: pathlib.Path) -> dict[str, Any]:
         return {}
     except ValueError as fault:
         raise RunError(f"{path}: not valid json ({fault}); name another --workdir") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: holds no config of a run; name another --workdir")
     try:
         return json.loads(run_to_json(read_run_config(values)))
     except RunError:  # of another version
@@ -271,8 +273,11 @@ def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
         old["num_steps"] = run.num_steps  # see continue_schedule
     names = [key for key in {**new, **old} if key.partition(".")[0] not in CHANGEABLE_KEYS]
     if changed := [key for key in names if new.get(key) != old.get(key)]:
-        values = ", ".join(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
-        raise RunError(f"{path}: holds a run with other values of {values}; name another --workdir"[:_MAX_LINE])
+        shown = changed[:_SHOWN]
+        length = _MAX_VALUE // len(shown)
+        values = [f"{key} ({_shorten(old.get(key), length)}, now {_shorten(new.get(key), length)})" for key in shown]
+        more = f" and {len(changed) - _SHOWN} more keys" * (len(changed) > _SHOWN)
+        raise RunError(f"{path}: holds a run with other values of {', '.join(values)}{more}; name another --workdir")
 
 
 def _flatten_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -285,9 +290,9 @@ def _flatten_config(config: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _shorten(value: object) -> str:
+def _shorten(value: object, length: int) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @contextlib.contextmanager

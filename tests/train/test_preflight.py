@@ -24,7 +24,14 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, Text
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preflight import CHANGEABLE_KEYS, claim_workdir, continue_schedule, preflight, resolve_mesh_shape
+from pdgen.train.preflight import (
+    CHANGEABLE_KEYS,
+    check_workdir,
+    claim_workdir,
+    continue_schedule,
+    preflight,
+    resolve_mesh_shape,
+)
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from tests.data.small_records import records
 from tests.support.disks import forbid_writing
@@ -281,9 +288,10 @@ def test_held_out_records_that_teach_nothing(run, tmp_path):
 
 
 def test_a_damaged_config_of_the_folder(run, tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: not valid json .*name another --workdir"):
-        check(run, tmp_path)
+    for text, what in (("{", "not valid json .*"), ("[1]", "holds no config of a run; ")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config.json: {what}name another --workdir"):
+            check(run, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +348,16 @@ def test_a_schedule_that_would_have_been_another(run, tmp_path):
     other = dataclasses.replace(run, num_steps=20, optimizer=OptimizerConfig(decay_steps=20))
     with pytest.raises(RunError, match=r"other values of optimizer.decay_steps \(12, now 20\); name another --workdir"):
         check(continue_schedule(other, tmp_path, print), tmp_path)
+
+
+def test_many_other_values_are_counted(run, tmp_path):
+    check(run, tmp_path)
+    changes = {"ce_weight": 0.5, "seed": 7, "data": "d" * 500, "turns": "single", "draws": 2}
+    with pytest.raises(RunError) as caught:
+        check_workdir(dataclasses.replace(run, **changes), tmp_path)
+    line = str(caught.value)
+    assert line.endswith(" and 2 more keys; name another --workdir") and "seed (0, now 7)" in line
+    assert len(line) - len(str(tmp_path)) < 300
 
 
 def test_a_config_of_an_earlier_version_lacks_newer_keys(run, tmp_path):
