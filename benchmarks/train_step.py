@@ -9,6 +9,7 @@ gives each a pack of its share of the samples, as training does. ``--devices=1``
 extra ``test``.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -178,11 +179,11 @@ def measure_run(run: RunConfig) -> dict[str, Any]:
     """Run some steps of a run as training does, with its loader, and return every printed number."""
     with tempfile.TemporaryDirectory() as folder:
         base, source, mesh, config = preflight(run, pathlib.Path(folder) / "run", jax.devices())
-    with jax.set_mesh(mesh):
+    loader = make_loader(base.config, source, base.tokenizer, run.loader_config, 0, run.num_steps)
+    with contextlib.closing(loader) as batches, jax.set_mesh(mesh):
         place = functools.partial(jax.device_put, device=NamedSharding(mesh, ROWS))
         state = jax.jit(functools.partial(init_state, config), out_shardings=state_shardings(config, mesh))
         state, key = state(jax.random.key(0)), make_run_key(run.seed, mesh)
-        batches = make_loader(base.config, source, base.tokenizer, run.loader_config, 0, run.num_steps)
         step = jax.jit(functools.partial(train_step, config), donate_argnums=0)
         start, seconds, sums = time.perf_counter(), [], []
         for number, batch in enumerate(batches):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.evaluate.ablation import TABLES, Sweep, make_stages, make_table
 from pdgen.evaluate.tables import encode_tables, format_csv, format_text
-from pdgen.files import new_file
+from pdgen.files import check_writable, new_file
 from pdgen.train.release.stages import run_stage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
@@ -37,6 +37,7 @@ def ablate() -> None:
     if unknown := [name for name in names if name not in sweep.tables]:
         raise ValueError(f"--tables: {unknown[0]!r} is not in the config, which has {', '.join(sweep.tables)}")
     output = pathlib.Path(OUTPUT.value)
+    check_writable(output)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
     for stage in tqdm(list(make_stages(sweep, cells, output)), unit=" stages"):
         run_stage(stage, pathlib.Path(__file__).parent, tqdm.write)

@@ -30,6 +30,7 @@ from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.config import AutoencoderConfig, get_preset
 from pdgen.evaluate.ablation import Sweep, make_stages
+from pdgen.files import check_writable
 from pdgen.train.release import autoencoder
 from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, AutoencoderQuality, DivergedError, paint_scenes
 from pdgen.train.release.shipping import replace_shipped
@@ -70,6 +71,7 @@ def ship_model() -> None:
         for stage in recipe:
             print(shlex.join(stage.command(LAUNCH)))
         return
+    check_writable(require(OUTPUT))
     for stage in tqdm(recipe, unit=" stages"):
         run_stage(stage, LAUNCH, tqdm.write)
     workdir = recipe[-1].folder / "run"
@@ -134,6 +136,7 @@ def make_tokenizer() -> None:
     if path.suffix != ".model":
         raise ValueError(f"--output={path}: name a file ending in .model")
     check_overwrite(path)
+    check_writable(path.absolute().parent)
     pieces, size = train_tokenizer(path, SEED.value, COUNT.value)
     print(f"{path}: {pieces} pieces, {size} bytes")
 
@@ -147,6 +150,7 @@ def make_autoencoder() -> None:
     """
     path = pathlib.Path(require(WORKDIR)) / AUTOENCODER
     check_overwrite(path)
+    check_writable(path.parent)
     try:
         quality = train_and_measure(CONFIG.value, read_settings(CONFIG.value), path)
     except DivergedError as fault:

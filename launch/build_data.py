@@ -36,6 +36,7 @@ from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
+from pdgen.files import check_writable
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.plans import make_plan_writer
 from pdgen.sample.sampler import Sampler
@@ -81,6 +82,7 @@ def build_subsets() -> None:
     if DRY_RUN.value:
         print(price_teachers(settings, stages))
         return
+    check_writable(require(OUTPUT))
     check_inputs(settings, stages)
     folder, common = pathlib.Path(require(OUTPUT)), shards.collect_common_settings(settings)
     with build.open_build(folder, common, {stage: settings.subset_to_dict(stage) for stage in stages}, OVERWRITE.value):
@@ -186,6 +188,7 @@ def import_records() -> None:
     """
     exit_on_sigterm()
     folder = pathlib.Path(require(OUTPUT))
+    check_writable(folder.absolute().parent)  # the folder itself is renamed into place when it is finished
     dataset, tally = import_dataset(
         require(FORMAT),
         pathlib.Path(require(SOURCE)),
@@ -208,6 +211,7 @@ def encode_pictures() -> None:
     """
     keep_compiled()
     source, target = pathlib.Path(require(DATA)), pathlib.Path(require(OUTPUT))
+    check_writable(target.absolute().parent)
     dataset = encode_dataset(source, target, read_encoder(), overwrite=OVERWRITE.value)
     size = sum((target / file.name).stat().st_size for file in dataset.files)
     print(f"{target}: {dataset.records} records in {len(dataset.files)} files, {size / 1e6:.1f} MB")

@@ -9,6 +9,7 @@ The source may be a training run's workdir: its newest complete step is used, wi
 change the autoencoder, since the latents of a data set fit only its exact values.
 """
 
+import pathlib
 import sys
 from typing import cast
 
@@ -19,6 +20,7 @@ from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.cli import exit_on_sigterm, run_command
+from pdgen.files import check_writable
 from pdgen.train.export import open_weights
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
@@ -38,14 +40,12 @@ def convert() -> None:
     Raises:
       CheckpointError: The source, the target or the flags are invalid.
       ConfigError: The source's config is invalid.
-      FolderError: The target exists.
+      FolderError: The target exists or cannot be written.
+      OSError: A file cannot be read or written.
       RunError: The workdir is invalid.
     """
     exit_on_sigterm()  # removes the partial target
-    try:
-        check_source() if CHECK.value else write_target()
-    except OSError as fault:
-        raise CheckpointError(f"{fault.filename}: {fault.strerror}; choose another folder or repair this one") from None
+    check_source() if CHECK.value else write_target()
 
 
 def check_source() -> None:
@@ -62,6 +62,7 @@ def write_target() -> None:
     """Convert the source in the direction of the flags."""
     if TARGET.value is None:
         raise CheckpointError("--target is missing; name the folder to write")
+    check_writable(pathlib.Path(TARGET.value).absolute().parent)
     dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     if REVERSE.value:
         with open_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:

@@ -48,7 +48,7 @@ from pdgen.evaluate.page import write_pages, write_summary
 from pdgen.evaluate.process import tables as process_tables
 from pdgen.evaluate.process.trajectories import TRAJECTORIES, judge_trajectories, make_cost_tables
 from pdgen.evaluate.tables import Table
-from pdgen.files import new_file
+from pdgen.files import check_writable, new_file
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
 from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
@@ -372,6 +372,7 @@ def score() -> int:
     exit_on_sigterm()
     check_flags()
     check_unused_flags()
+    check_writable(require(OUTPUT))
     run = {"wise": run_wise, "abilities": run_abilities}.get(BENCHMARK.value, run_geneval)
     return run(pathlib.Path(require(OUTPUT)))
 
@@ -384,6 +385,7 @@ def compare(*runs: str) -> None:
       OSError: A file cannot be read or written.
     """
     output = pathlib.Path(require(OUTPUT))
+    check_writable(output)
     print(write_comparison([pathlib.Path(run) for run in runs], output))
     print(f"\n{output / 'index.html'}")
 

@@ -21,8 +21,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import msgspec
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from pdgen.checkpoints.shipped import PROCESS
 from pdgen.cli import fail, parse
+from pdgen.files import check_writable
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.sample.compiled import Stopwatch, keep_compiled
@@ -47,6 +47,7 @@ from pdgen.sample.runs.folder import (
 )
 from pdgen.sample.runs.gallery import RunGallery
 from pdgen.sample.runs.jobs import PromptError, PromptLine, SampleJob, make_jobs, read_picture, read_prompts
+from pdgen.sample.runs.share import Share, sample_share
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import MAX_BATCH_SIZE, SampleSettings, make_base_settings
 from pdgen.sample.strategies import table as strategies
@@ -55,8 +56,9 @@ from pdgen.sequence.modes import MODES
 from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
-from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
+from pdgen.teachers.advisers import make_endpoint_advisers, make_exact_advisers
 from pdgen.teachers.endpoint import Endpoint, EndpointSettings
+from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.planning.processes import join_processes, print_once, synchronize
 from pdgen.train.stop import EXIT_STATUS, Stopped
 
@@ -79,7 +81,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing run.")
 ANIMATE = flags.DEFINE_bool("animate", False, "Write an animation of each trajectory too.")
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
+)
 
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw (repeat it).")
 PROMPTS = flags.DEFINE_string(
@@ -241,22 +245,6 @@ def read_jobs() -> list[SampleJob]:
     return make_jobs(lines, SAMPLES.value, SEED.value or 0)
 
 
-class Share(NamedTuple):
-    """The part of a run that one process samples.
-
-    Attributes:
-      sampler: The sampler.
-      run: The run of all processes.
-      advisers: The advisers of strategies.
-      starts: The initial trajectories by name.
-    """
-
-    sampler: Sampler
-    run: SampleRun
-    advisers: Advisers
-    starts: dict[str, Trajectory]
-
-
 def prepare() -> Share:
     """Read all flags and inputs, and check them before anything is written or drawn.
 
@@ -266,6 +254,7 @@ def prepare() -> Share:
     reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
     if not OUTPUT.value:
         raise ValueError("give --output, or --branch")
+    check_writable(OUTPUT.value)
     settings = read_settings(make_base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
     number, processes = jax.process_index(), jax.process_count()
@@ -295,25 +284,6 @@ def prepare() -> Share:
     return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})
 
 
-def sample_share(share: Share, done: Callable[[str, Trajectory], None]) -> None:
-    """Sample trajectories from their starts. ``done`` is called with each name and trajectory as soon as it ends."""
-    run, starts = share.run, share.starts
-    names, say = list(starts), print_once if len(starts) <= run.settings.batch_size else lambda line: None
-    if not run.strategy:
-        if starts:
-            share.sampler.resume_all(
-                [*starts.values()], run.settings, say, done=lambda n, trajectory: done(names[n], trajectory)
-            )
-        return
-    strategy = strategies.make_strategy(run.strategy, **run.options)
-    for first in range(0, len(names), run.settings.batch_size):
-        group = names[first : first + run.settings.batch_size]
-        prompts, seeds = [starts[name].prompt for name in group], [starts[name].seed for name in group]
-        task = strategies.Task(share.sampler, prompts, seeds, run.settings, share.advisers, say)
-        for name, trajectory in zip(group, strategies.run_strategy(strategy, task)):
-            done(name, trajectory)
-
-
 def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tuple[int, int]:
     """Sample the missing trajectories into ``folder``, with progress. The first process keeps the page up to date.
 
@@ -322,9 +292,13 @@ def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tupl
     """
     lacking = {job.name for job in find_missing(folder, [job for job in share.run.jobs if job.name in share.starts])}
     todo = share._replace(starts={name: start for name, start in share.starts.items() if name in lacking})
-    first, images, shown = not jax.process_index(), 0, time.monotonic()
+    first, images, shown, watchers = not jax.process_index(), 0, time.monotonic(), Watchers(print_once)
     quiet = not first or len(lacking) <= share.run.settings.batch_size  # a single batch logs every stage instead
     with tqdm(total=len(lacking), unit=" trajectories", disable=quiet) as bar:
+
+        def update_page() -> None:
+            if first and list_trajectories(folder):
+                gallery.update()
 
         def done(name: str, trajectory: Trajectory) -> None:
             nonlocal images, shown
@@ -332,14 +306,16 @@ def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tupl
             images += sum(isinstance(stage, ImageStage) and stage.stage != "given" for stage in trajectory.stages)
             bar.update()
             if first and time.monotonic() - shown > _PAGE_EVERY:
-                gallery.update()
+                watchers.call(str(folder / PAGE), update_page)
                 shown = time.monotonic()
 
         try:
-            sample_share(todo, done)
-        finally:
-            if first and list_trajectories(folder):
-                gallery.update()
+            sample_share(todo, print_once if quiet else lambda line: None, done)
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a full disk, which is then the reason of the end as well
+                update_page()
+            raise
+    update_page()
     return len(lacking), images
 
 
@@ -392,6 +368,7 @@ def branch() -> str:
     folder, gallery = parent.resolve().parent, RunGallery(parent.resolve().parent, ANIMATE.value)
     draft = None if DRAFT.value is None else read_picture(DRAFT.value)
     with lock_run(folder):
+        check_writable(folder)
         begun = read_run(folder)
         edited = load_trajectory(parent).branch(
             STEP.value, plan=PLAN.value, critique=CRITIQUE.value, image=draft, seed=SEED.value

@@ -41,7 +41,7 @@ from pdgen.data.page import format_document, write_pack_pages
 from pdgen.data.records import RecordSource
 from pdgen.evaluate.folder import read_prompts
 from pdgen.evaluate.geneval.metadata import find_disagreements
-from pdgen.files import new_file
+from pdgen.files import check_writable, new_file
 from pdgen.train.export import resolve_init
 from pdgen.train.monitor.page import render_run_page
 from pdgen.train.monitor.run_log import read_run_log
@@ -99,6 +99,8 @@ def show_pack() -> None:
       ValueError: The input is invalid.
       OSError: A file cannot be read or written.
     """
+    if OUTPUT.value:
+        check_writable(pathlib.Path(OUTPUT.value).absolute().parent)
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
     pack = explain_pack(Batches(model, RecordSource(run.data), tokenizer, run.loader_config), PACK.value)
@@ -135,6 +137,7 @@ def show_run(*workdirs: str) -> None:
         raise RunError("name the workdir of a training run")
     logs = [read_run_log(pathlib.Path(workdir)) for workdir in workdirs]
     path = choose_page(workdirs)
+    check_writable(path.parent)
     page = render_run_page(logs)
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:

@@ -4,18 +4,21 @@ python launch/train.py --config=configs/shapes_base.py --workdir=out/base [--con
 
 Parameters come from the workdir's newest complete checkpoint, else from the checkpoint config.init, else they are
 initialized. SIGTERM or one Ctrl-C finishes the current step, saves, and ends with status 75; start again to resume. A
-second Ctrl-C ends at once. Status 2 means invalid input, with one line on stderr.
+second Ctrl-C ends at once. A finished run continues with a larger num_steps. Status 2 means invalid input, with one
+line on stderr.
 
-With --distributed this is one of several processes, which launch/slurm/train.sh or launch/k8s/train.yaml start.
+With --distributed this is one of several processes, which launch/slurm/train.sh or launch/k8s/train.yaml start. Without
+a scheduler, give each JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import pathlib
 import sys
 
-from absl import flags, logging
+from absl import flags
 
 from pdgen.cli import run_command, use_huge_pages
 from pdgen.sample.compiled import keep_compiled
+from pdgen.train.checkpoint import silence_orbax
 from pdgen.train.loop import train
 from pdgen.train.monitor.pictures import PictureSampler
 from pdgen.train.planning.processes import join_processes, print_once
@@ -25,7 +28,9 @@ from pdgen.train.stop import EXIT_STATUS, Stopped
 CONFIG = define_run_config("File such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
 flags.mark_flag_as_required("config")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
+)
 
 
 def train_model() -> int:
@@ -35,8 +40,7 @@ def train_model() -> int:
       ValueError: The input is invalid.
       OSError: A file cannot be read or written.
     """
-    # Hides Orbax's tracebacks and warnings: one line of ours reports what matters.
-    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    silence_orbax()
     keep_compiled()
     run = read_run_config(CONFIG.value.to_dict())
     if DISTRIBUTED.value:

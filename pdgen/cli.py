@@ -14,6 +14,8 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from absl import app, flags, logging
 
+from pdgen.files import describe_fault
+
 _Value = TypeVar("_Value")
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
@@ -142,5 +144,6 @@ def use_huge_pages() -> None:
 
 def fail(fault: object) -> NoReturn:
     """Print the program's name and the fault in one line, and exit with status 2."""
-    print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(fault).split())}", file=sys.stderr)
+    text = describe_fault(fault) if isinstance(fault, OSError) else str(fault)
+    print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(2)

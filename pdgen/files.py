@@ -16,12 +16,15 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 Log = Callable[[str], None]  # receives a line for the user
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MAX_FAULT = 200  # characters of another library's message
 
 
 class FolderError(ValueError):
@@ -31,6 +34,42 @@ class FolderError(ValueError):
 def log_stderr(line: str) -> None:
     """Print a line to stderr, apart from a program's results."""
     print(line, file=sys.stderr)
+
+
+def describe_fault(fault: OSError) -> str:
+    """Return one line with the file of an error of the operating system, what is wrong, and the remedy."""
+    if fault.errno is None:  # of a library, such as Pillow, with its own words
+        return str(fault)
+    if fault.errno in DISK_FULL:
+        remedy = "; make room and run again, the same command continues where it can"
+    elif fault.errno in _FORBIDDEN:
+        remedy = "; change the permissions, or choose another folder"
+    else:
+        remedy = "; check the path and its disk"
+    return f"{fault.filename or 'a file'}: {fault.strerror}{remedy}"
+
+
+def shorten_fault(fault: Exception) -> str:
+    """Return the reason of an error in a few words on one line, without the file."""
+    reason = fault.strerror if isinstance(fault, OSError) else None
+    return (reason or " ".join(str(fault).split()) or type(fault).__name__)[:_MAX_FAULT]
+
+
+def to_os_error(fault: Exception, path: str | os.PathLike[str], reason: str = "") -> OSError:
+    """Return another library's error while writing ``path`` as an error of the operating system.
+
+    Args:
+      fault: the error; libraries give the system's own words somewhere in its text.
+      path: file or folder that was being written.
+      reason: the error in a few words; "": the words of ``fault``.
+
+    Returns:
+      An error with its number, EIO if the text has none that is known.
+    """
+    reason = reason or shorten_fault(fault)
+    known = (*DISK_FULL, *_FORBIDDEN, errno.ENOENT)
+    number = next((n for n in known if os.strerror(n) in str(fault)), errno.EIO)
+    return OSError(number, reason if number == errno.EIO else os.strerror(number), os.fspath(path))
 
 
 def sha256(data: bytes) -> str:
@@ -134,19 +173,51 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "pdgen"
 
 
+def check_writable(folder: str | os.PathLike[str], error: type[Exception] = FolderError) -> None:
+    """Raise ``error`` unless files can be written into ``folder``, or into the nearest folder above it that exists.
+
+    Call it before work whose result is written there. It writes a nameless file and keeps nothing, since permissions
+    alone do not say what a file system allows.
+
+    Args:
+      folder: the folder; it need not exist.
+      error: class of the error, whose message is one line.
+    """
+    existing = pathlib.Path(os.path.abspath(folder))
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as fault:
+        remedy = "make room" if fault.errno in DISK_FULL else "change the permissions"
+        where = "" if existing == pathlib.Path(os.path.abspath(folder)) else f" in {existing}"
+        raise error(
+            f"{folder}: cannot be written{where} ({fault.strerror}); {remedy}, or choose another folder"
+        ) from None
+
+
 @contextlib.contextmanager
 def new_file(target: str | os.PathLike[str]) -> Generator[pathlib.Path, None, None]:
     """Yield a temporary path beside ``target`` that replaces ``target`` if the block ends without an error.
 
     A killed process may leave ``.<target>.partial``, which the next process overwrites.
+
+    Raises:
+      OSError: ``target`` cannot be written. It has ``target`` as its file name if the error of the block has none.
     """
     target = pathlib.Path(target)
     partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial
         os.replace(partial, target)
+    except OSError as fault:
+        if fault.errno is None or (fault.filename and os.fspath(fault.filename) != str(partial)):
+            raise
+        raise OSError(fault.errno, os.strerror(fault.errno), str(target)) from fault  # a full disk names no file
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone or forbidden, which the error above says
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

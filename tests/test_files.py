@@ -4,9 +4,21 @@ import errno
 import os
 import shutil
 
+import PIL
 import pytest
 
-from pdgen.files import FolderError, check_settings, file_lock, lock_folder, new_file, new_folder
+from pdgen.files import (
+    FolderError,
+    check_settings,
+    check_writable,
+    describe_fault,
+    file_lock,
+    lock_folder,
+    new_file,
+    new_folder,
+    to_os_error,
+)
+from tests.support.disks import forbid_writing, limit_file_size
 
 
 def has_mark(folder):
@@ -33,6 +45,49 @@ def test_a_failure_leaves_the_old_file(tmp_path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert (target.read_text(), names(tmp_path)) == ("old", ["a.txt"])
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    target = tmp_path / "a.bin"
+    with pytest.raises(OSError) as caught, limit_file_size(10), new_file(target) as partial:
+        partial.write_bytes(bytes(1000))
+    assert caught.value.filename == str(target) and names(tmp_path) == []
+    line = f"{target}: File too large; make room and run again, the same command continues where it can"
+    assert describe_fault(caught.value) == line
+
+
+def test_other_faults_of_a_block_keep_their_own_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, new_file(tmp_path / "a.bin"):
+        (tmp_path / "none").read_bytes()
+    assert describe_fault(caught.value) == f"{tmp_path}/none: No such file or directory; check the path and its disk"
+    assert describe_fault(PIL.UnidentifiedImageError("cannot identify image")) == "cannot identify image"
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "reason"),
+    [
+        ("write() failed: No space left on device; at byte 7", errno.ENOSPC, "No space left on device"),
+        ("open() failed: Permission denied; x", errno.EACCES, "Permission denied"),
+        ("something\n else", errno.EIO, "something else"),
+    ],
+)
+def test_another_librarys_error_is_one_of_the_system(text, number, reason):
+    fault = to_os_error(RuntimeError(text), "a.bin")
+    assert (fault.errno, fault.strerror, fault.filename) == (number, reason, "a.bin")
+
+
+def test_a_folder_is_checked_before_work_is_written_to_it(tmp_path):
+    check_writable(tmp_path / "deep" / "data")
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    for folder, where in ((tmp_path, ""), (tmp_path / "deep" / "data", f" in {tmp_path}")):
+        with forbid_writing(tmp_path), pytest.raises(FolderError) as caught:
+            check_writable(folder)
+        line = f"{folder}: cannot be written{where} (Permission denied); change the permissions, or choose another"
+        assert str(caught.value) == f"{line} folder"
+    with pytest.raises(FolderError, match=r"file/data: cannot be written in .*file \(Not a directory\)"):
+        check_writable(tmp_path / "file" / "data")
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_folder_appears_with_its_parents_when_the_block_ends(tmp_path):

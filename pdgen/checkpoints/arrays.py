@@ -5,10 +5,8 @@ chunks of at most 1 MiB, each with a CRC-32C. So a device reads little more than
 byte is damaged.
 """
 
-import errno
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,7 +17,7 @@ import tensorstore as ts
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place
 from pdgen.checkpoints.stream import block_rows
-from pdgen.files import DISK_FULL
+from pdgen.files import to_os_error
 
 _CHUNK_BYTES = 2**20
 # A killed run leaves no manifest, so waiting for each file to reach the disk would gain nothing.
@@ -100,9 +98,7 @@ class Arrays:
         try:
             self._slot(place)[start : start + rows.shape[0]].write(rows).result()
         except ValueError as fault:  # TensorStore raises no other class; the system's error is in its text
-            text = first_cause(fault)
-            number = next((n for n in DISK_FULL if os.strerror(n) in text), errno.EIO)
-            raise OSError(number, text, str(self._folder)) from None
+            raise to_os_error(fault, self._folder, first_cause(fault)) from None
 
 
 def first_cause(fault: BaseException) -> str:
@@ -118,6 +114,9 @@ def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ..
     Args:
       folder: the folder to create.
       leaves: by path the shape, whether axis 0 stacks layers, and the dtype.
+
+    Raises:
+      OSError: the folder cannot be written.
     """
     folder.mkdir()
     _write_tree_metadata(folder, leaves)
@@ -125,7 +124,10 @@ def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ..
         path: ts.open(_spec(folder, path) | {"metadata": _metadata(*leaf)}, create=True)
         for path, leaf in leaves.items()
     }
-    return Arrays(folder, {path: future.result() for path, future in opened.items()})
+    try:
+        return Arrays(folder, {path: future.result() for path, future in opened.items()})
+    except ValueError as fault:  # see Arrays.write
+        raise to_os_error(fault, folder, first_cause(fault)) from None
 
 
 def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Arrays:

@@ -233,19 +233,22 @@ class Batches:
 
 
 class Loader(Iterator[Pack]):
-    """An endless or bounded iterator of packs; see ``make_loader``.
+    """An endless or bounded iterator of packs; see ``make_loader``. Close it when no more batches are needed.
 
     Attributes:
       batches: the batches that are iterated.
       skipped: numbers of the broken records that were left out so far, including those known from the start.
     """
 
-    def __init__(self, iterator: Iterator[LoaderBatch], batches: Batches) -> None:
-        self.batches, self._iterator, self._source = batches, iterator, batches.source
+    def __init__(self, iterator: grain.DatasetIterator[LoaderBatch], batches: Batches) -> None:
+        self.batches, self._source = batches, batches.source
+        self._grain: grain.DatasetIterator[LoaderBatch] | None = iterator  # None after ``close``
         self.skipped = set(batches.index.broken.tolist())
 
     def __next__(self) -> Pack:
-        batch = next(self._iterator)
+        if self._grain is None:
+            raise StopIteration
+        batch = next(self._grain)
         for number in set(batch.skipped.tolist()) - self.skipped:
             self.skipped.add(number)
             logging.warning(
@@ -255,6 +258,16 @@ class Loader(Iterator[Pack]):
                 self._source.folder,
             )
         return batch.pack
+
+    def close(self) -> None:
+        """End the workers and free the batches that they have made ahead.
+
+        These lie in shared memory. If they are freed only when the interpreter ends, modules that free them are gone,
+        and multiprocessing warns of leaked objects.
+        """
+        if self._grain is not None:
+            self._grain.close()
+            self._grain = None  # it holds batches even after its own close
 
 
 def make_loader(

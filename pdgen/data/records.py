@@ -7,11 +7,12 @@ is checked whenever the folder is opened. Files and folders are written under a 
 """
 
 import bisect
+import contextlib
 import io
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, SupportsIndex
 
@@ -22,7 +23,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from pdgen.files import file_sha256, new_file, new_folder
+from pdgen.files import file_sha256, new_file, new_folder, to_os_error
 from pdgen.sequence.images import why_unreadable
 from pdgen.sequence.trajectory import (
     VERSION,
@@ -114,17 +115,37 @@ def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
 
     Raises:
       RecordError: a record is broken; the message names the file, the record's number and the fault.
+      OSError: the file cannot be written.
     """
     count = 0
-    with new_file(path) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")
-        try:
-            for record in records:
-                writer.write(_encode(record, f"{path}: record {count}"))
-                count += 1
-        finally:
-            writer.close()
+    with new_file(path) as partial, contextlib.ExitStack() as stack:
+        with _name_file(path):
+            writer = ArrayRecordWriter(str(partial), "group_size:1")
+        stack.callback(_close, writer)
+        for record in records:
+            data = _encode(record, f"{path}: record {count}")
+            with _name_file(path):
+                writer.write(data)
+            count += 1
+        stack.pop_all()
+        with _name_file(path):
+            writer.close()  # a full disk often shows only here
     return count
+
+
+@contextlib.contextmanager
+def _name_file(path: str | pathlib.Path) -> Generator[None, None, None]:
+    """Raise OSError with the file's name for ArrayRecord's RuntimeError, which has only the system's words."""
+    try:
+        yield
+    except RuntimeError as fault:
+        raise to_os_error(fault, path) from None
+
+
+def _close(writer: ArrayRecordWriter) -> None:
+    """Close a writer after another error, which is the cause of a further one."""
+    with contextlib.suppress(RuntimeError):
+        writer.close()
 
 
 def _encode(record: Record, name: str) -> bytes:

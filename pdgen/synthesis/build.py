@@ -193,10 +193,17 @@ def open_build(
     state.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).mkdir(exist_ok=True)
     with lock_folder(folder, "building in it", lock=state, error=BuildError):
-        for leftover in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
-            leftover.unlink()
+        _remove_partial_files(folder)
         _check_settings(folder, common, stages, overwrite)
-        yield
+        try:
+            yield
+        finally:
+            _remove_partial_files(folder)  # of workers that a fault of another one has ended
+
+
+def _remove_partial_files(folder: pathlib.Path) -> None:
+    for leftover in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
+        leftover.unlink()
 
 
 def _check_settings(

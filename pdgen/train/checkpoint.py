@@ -5,11 +5,13 @@
 
 import dataclasses
 import itertools
-import os
+import logging
 import pathlib
 import shutil
+import sys
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -17,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from pdgen.checkpoints.arrays import first_cause
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, find_corruption, list_steps, write_digests
-from pdgen.files import DISK_FULL, Log
+from pdgen.files import Log, to_os_error
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
 
@@ -154,12 +156,14 @@ class Checkpoints:
         # One failed save may raise several errors, some of them late: only the first is reported.
         if self._failure or self._pending is None or (self.folder / str(self._pending)).is_dir():
             return
-        text = first_cause(fault)
-        self._failure = next((os.strerror(n) for n in DISK_FULL if os.strerror(n) in text), text[:300])
+        failure = to_os_error(fault, self.folder, first_cause(fault)[:300])
+        self._failure = str(failure.strerror)
         self._log(
             f"{self.folder / str(self._pending)}: not saved ({self._failure}); the run continues and tries again at "
             "the next save"
         )
+        if not jax.process_index():
+            self._remove_leftovers()  # now, so that what else is written to the disk has room
 
     def _restore_step(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
         targets = jax.tree.map(
@@ -198,7 +202,11 @@ class Checkpoints:
             if self._keep_every and step % self._keep_every == 0:
                 continue
             removed = self.folder / f"{step}.removed"  # renamed first, so that a kill leaves no half checkpoint
-            (self.folder / str(step)).rename(removed)
+            try:
+                (self.folder / str(step)).rename(removed)
+            except OSError as fault:
+                self._log(f"{self.folder / str(step)}: an old checkpoint stays ({fault.strerror}); the run continues")
+                return
             shutil.rmtree(removed, ignore_errors=True)
 
 
@@ -220,6 +228,23 @@ def _make_save_args(leaf: jax.Array) -> ocp.SaveArgs:
 def _state_to_dict(state: TrainState) -> dict[str, Any]:
     """Return the fields of ``state`` by name, without copying arrays (``dataclasses.asdict`` would)."""
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def silence_orbax() -> None:
+    """Hide what Orbax says of its work and of a failed save, which ``Checkpoints`` reports in one line.
+
+    A failed save has one traceback for every file that was not written, in two forms: asyncio logs tasks whose error
+    nobody asked for, and TensorStore calls back into an event loop that the first error has closed.
+    """
+    absl.logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def barrier() -> None:

@@ -4,6 +4,7 @@ Parameters come from the newest undamaged checkpoint of the workdir, else from `
 initialisation.
 """
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from pdgen.train.checkpoint import Checkpoints, barrier
 from pdgen.train.export import export_newest, resolve_init_everywhere
 from pdgen.train.held_out import HeldOutEvaluator
 from pdgen.train.monitor.run_monitor import RunMonitor, SamplePictures
-from pdgen.train.preflight import claim_workdir, preflight
+from pdgen.train.preflight import claim_workdir, continue_schedule, preflight
 from pdgen.train.run_config import RunConfig
 from pdgen.train.state import (
     StepConfig,
@@ -47,6 +48,8 @@ def train(
 ) -> pathlib.Path:
     """Train to ``run.num_steps``, resuming from ``workdir`` if possible, and export a pdgen checkpoint.
 
+    A run whose ``num_steps`` is raised continues from its last checkpoint, see ``continue_schedule``.
+
     Args:
       run: the config.
       workdir: folder for ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/``
@@ -65,7 +68,7 @@ def train(
         further errors.
       Stopped: a signal stopped the run, which has saved its state.
     """
-    run = resolve_init_everywhere(run, log)
+    run = continue_schedule(resolve_init_everywhere(run, log), workdir, log)
     base, source, mesh, config = preflight(run, workdir, jax.devices() if devices is None else devices)
     sample_pictures = make_picture_sampler(base) if make_picture_sampler and run.pictures_every else None
     shardings = state_shardings(config, mesh)
@@ -76,18 +79,19 @@ def train(
     ):
         state = _restore_or_init(run, config, shardings, checkpoints, log)
         start = int(state.step)
-        batches = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
-        key = make_run_key(run.seed, mesh)
-        step = functools.partial(jit_step(config), key=key)
-        held_out = HeldOutEvaluator(config, batches.batches, key, mesh) if run.held_out else None
-        with (
-            RunMonitor(run, config, workdir, batches.batches, held_out, sample_pictures) as monitor,
-            StopSignals() as signals,
-        ):
-            monitor.start(start)
-            _run_steps(run, state, _put_on_mesh(batches, mesh), step, monitor, signals, checkpoints)
-        if batches.skipped:
-            log(f"{len(batches.skipped)} broken records were skipped")
+        loader = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
+        with contextlib.closing(loader) as batches:
+            key = make_run_key(run.seed, mesh)
+            step = functools.partial(jit_step(config), key=key)
+            held_out = HeldOutEvaluator(config, batches.batches, key, mesh) if run.held_out else None
+            with (
+                RunMonitor(run, config, workdir, log, batches.batches, held_out, sample_pictures) as monitor,
+                StopSignals() as signals,
+            ):
+                monitor.start(start)
+                _run_steps(run, state, _put_on_mesh(batches, mesh), step, monitor, signals, checkpoints)
+            if batches.skipped:
+                log(f"{len(batches.skipped)} broken records were skipped")
         checkpoints.finish()
     return _export(workdir, log)
 

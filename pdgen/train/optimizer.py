@@ -37,7 +37,8 @@ class OptimizerConfig:
         no gradient, moments or average. The layers of a stack are one array. With LoRA the names are those of the
         adapters. The fixed position tables must match as well and are never trained.
       warmup_steps: steps of linear growth from 0.
-      schedule: "cosine", which falls to a tenth of the peak at the last step, or "constant".
+      schedule: "cosine", which falls to a tenth of the peak at step ``decay_steps``, or "constant".
+      decay_steps: step at which "cosine" ends; later steps have its last learning rate. 0: the run's last step.
       b1, b2, eps: Adam's decay rates and the constant in its denominator. There is no weight decay. Muon uses b2 as
         its momentum.
       clip_norm: largest global norm of the gradient of the trained parameters.
@@ -54,6 +55,7 @@ class OptimizerConfig:
     factors: tuple[tuple[str, float], ...] = ((".*", 1.0),)
     warmup_steps: int = 0
     schedule: str = "cosine"
+    decay_steps: int = 0
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-15
@@ -64,7 +66,7 @@ class OptimizerConfig:
     ema_dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "warmup_steps"):
+        for name in ("learning_rate", "warmup_steps", "decay_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         for name in ("eps", "clip_norm"):
@@ -119,11 +121,13 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Make the learning rate schedule over ``num_steps``. Raises ValueError for an unknown name or a long warm-up."""
     if config.schedule not in ("cosine", "constant"):
         raise ValueError(f"optimizer.schedule={config.schedule!r} is unknown; choose cosine or constant")
-    if config.warmup_steps >= num_steps:
-        raise ValueError(f"optimizer.warmup_steps={config.warmup_steps} must be below num_steps={num_steps}")
+    end = config.decay_steps or num_steps
+    if config.warmup_steps >= end:
+        name = "optimizer.decay_steps" if config.decay_steps else "num_steps"
+        raise ValueError(f"optimizer.warmup_steps={config.warmup_steps} must be below {name}={end}")
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(config.learning_rate, num_steps - config.warmup_steps, alpha=0.1)
+        main = optax.cosine_decay_schedule(config.learning_rate, end - config.warmup_steps, alpha=0.1)
     else:
         main = optax.constant_schedule(config.learning_rate)
     return optax.join_schedules([warmup, main], [config.warmup_steps]) if config.warmup_steps else main

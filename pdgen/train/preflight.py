@@ -5,14 +5,16 @@ remedy.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -23,16 +25,17 @@ from pdgen.data.documents import expand_ranges
 from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
-from pdgen.files import Log, file_lock, new_file
+from pdgen.files import Log, check_writable, file_lock, new_file
 from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
 from pdgen.train.monitor.metrics_writer import check_wandb
-from pdgen.train.run_config import RunConfig, RunError, run_to_json
+from pdgen.train.run_config import RunConfig, RunError, read_run_config, run_to_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 LOCK = "lock"
+_SHOWN, _MAX_VALUE = 3, 60  # keys that an error names, and characters of all their values
 # Keys that may change when a run resumes: none of them changes the mathematics.
 CHANGEABLE_KEYS = (
     "mesh",
@@ -71,6 +74,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
       CheckpointError, TokenizerError, RecordError, PackingError, LoaderError, ValueError: raised by the
         parts; every line names the key or file and the remedy.
     """
+    check_writable(workdir, RunError)
     check_monitoring(run)
     mesh = make_run_mesh(run, devices)
     base = load_base(run.init, run.model)
@@ -207,25 +211,88 @@ def _has_text_target(record: Record) -> bool:
     return any(isinstance(segment, Text) and segment.target for segment in record.segments)
 
 
+def continue_schedule(run: RunConfig, workdir: pathlib.Path, log: Log) -> RunConfig:
+    """Return ``run`` with the learning rate schedule of the run in ``workdir``, if it is given more steps.
+
+    A cosine schedule that ends later would have had other learning rates in the steps that are done. So it keeps its
+    end, and the further steps have its last learning rate. A constant schedule just continues.
+
+    Args:
+      run: the config.
+      workdir: the run's folder; it need not exist.
+      log: receives a line about the further steps if there are any.
+
+    Raises:
+      RunError: the run is given fewer steps than it was begun with, or its config cannot be read.
+    """
+    old = _read_old_config(workdir)
+    begun = old.get("num_steps")
+    if not isinstance(begun, int) or not isinstance(old.get("optimizer"), dict):
+        return run
+    if run.num_steps < begun:
+        raise RunError(
+            f"config: num_steps is {run.num_steps}, but the run in {workdir} was begun with {begun}; they can only be "
+            "raised, or name another --workdir"
+        )
+    optimizer = run.optimizer
+    end = old["optimizer"].get("decay_steps") or begun
+    if optimizer.schedule == "cosine" and not optimizer.decay_steps and end < run.num_steps:
+        run = dataclasses.replace(run, optimizer=dataclasses.replace(optimizer, decay_steps=end))
+    if run.num_steps > begun:
+        kept = "the constant learning rate continues"
+        if optimizer.schedule == "cosine":
+            kept = f"those after step {run.optimizer.decay_steps} have the cosine schedule's last learning rate"
+        log(f"{workdir}: num_steps is raised from {begun} to {run.num_steps}; {kept}")
+    return run
+
+
+def _read_old_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Read the config of the run in ``workdir`` with today's defaults of missing keys; {} if there is none."""
+    path = workdir / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as fault:
+        raise RunError(f"{path}: not valid json ({fault}); name another --workdir") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: holds no config of a run; name another --workdir")
+    try:
+        return json.loads(run_to_json(read_run_config(values)))
+    except RunError:  # of another version
+        return values
+
+
 def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
     """Raise RunError if the folder holds a run that differs in keys outside ``CHANGEABLE_KEYS``."""
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    old, new = (_flatten_config(values) for values in (_read_old_config(workdir), json.loads(run_to_json(run))))
+    if not old:
         return
-    try:
-        old = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-        raise RunError(f"{path}: not valid json ({fault}); name another --workdir") from None
-    new = json.loads(run_to_json(run))
-    changed = [key for key in {**new, **old} if key not in CHANGEABLE_KEYS and new.get(key) != old.get(key)]
-    if changed:
-        values = ", ".join(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
-        raise RunError(f"{path}: holds a run with other values of {values}; name another --workdir")
+    if isinstance(old.get("num_steps"), int) and run.num_steps > old["num_steps"]:
+        old["num_steps"] = run.num_steps  # see continue_schedule
+    names = [key for key in {**new, **old} if key.partition(".")[0] not in CHANGEABLE_KEYS]
+    if changed := [key for key in names if new.get(key) != old.get(key)]:
+        shown = changed[:_SHOWN]
+        length = _MAX_VALUE // len(shown)
+        values = [f"{key} ({_shorten(old.get(key), length)}, now {_shorten(new.get(key), length)})" for key in shown]
+        more = f" and {len(changed) - _SHOWN} more keys" * (len(changed) > _SHOWN)
+        raise RunError(f"{path}: holds a run with other values of {', '.join(values)}{more}; name another --workdir")
 
 
-def _shorten(value: object) -> str:
+def _flatten_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values by dotted key, with the step at which the schedule ends as the one that applies."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(config, sep=".")
+    if flat.get("optimizer.schedule") == "constant":
+        flat.pop("optimizer.decay_steps", None)
+    elif flat:
+        flat["optimizer.decay_steps"] = flat.get("optimizer.decay_steps") or flat.get("num_steps")
+    return flat
+
+
+def _shorten(value: object, length: int) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 @contextlib.contextmanager

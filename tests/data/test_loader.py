@@ -235,6 +235,31 @@ def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
     assert workers
 
 
+LEAVE_BATCHES = """
+import contextlib, dataclasses
+from absl import flags
+from pdgen.config import SHAPES_NANO
+from pdgen.data.loader import make_loader
+from pdgen.data.records import RecordSource
+from tests.data.test_loader import SETTINGS, TOKENIZER
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    settings = dataclasses.replace(SETTINGS, workers=2)
+    with contextlib.closing(make_loader(SHAPES_NANO, RecordSource({folder!r}), TOKENIZER, settings)) as batches:
+        next(batches)
+"""
+
+
+@pytest.mark.slow
+def test_batches_that_nobody_took_leave_no_shared_memory(folder, tmp_path):
+    """Python's resource tracker reports what is left, in a line on standard error."""
+    script = tmp_path / "train.py"
+    script.write_text(LEAVE_BATCHES.format(folder=str(folder)))
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def broken(folder, target, number, change):
     """A copy of the data set whose record ``number`` has its images changed."""
     source = RecordSource(folder)

@@ -4,8 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import re
-import resource
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,10 @@ from pdgen.train import checkpoint
 from pdgen.train.checkpoint import Checkpoints
 from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState
+from tests.support.disks import limit_file_size
 from tests.train.two_processes import run_two_processes
 
+ROOT = pathlib.Path(__file__).parents[2]
 SPEC = PartitionSpec("fsdp", "tensor")
 
 
@@ -191,31 +195,18 @@ def test_another_models_checkpoint_is_refused(tmp_path):
     assert "\n" not in str(fault.value)
 
 
-@pytest.fixture
-def full_disk():
-    """A function that limits the size of files to simulate a full disk; None lifts the limit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(nbytes):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if nbytes is None else nbytes, before[1]))
-
-    yield limit
-    limit(None)
-
-
-def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
+def test_a_full_disk_does_not_stop_the_run(tmp_path):
     with open_checkpoints(tmp_path, lines := []) as checkpoints:
         checkpoints.save(1, state_at(1))
         checkpoints.wait()
-        full_disk(100)
-        checkpoints.save(2, state_at(2))
-        checkpoints.wait()
+        with limit_file_size(100):
+            checkpoints.save(2, state_at(2))
+            checkpoints.wait()
         assert list_steps(checkpoints.folder) == [1]
         assert lines == [
             f"{checkpoints.folder}/2: not saved ({os.strerror(errno.EFBIG)}); the run continues and tries "
             "again at the next save"
         ]
-        full_disk(None)
         checkpoints.save(3, state_at(3))
         checkpoints.finish()
     assert len(lines) == 1
@@ -224,13 +215,37 @@ def test_a_full_disk_does_not_stop_the_run(tmp_path, full_disk):
         assert_state(checkpoints.restore(abstract(), shardings((1, 1, 1))), 3)
 
 
-def test_a_last_save_that_fails_ends_the_run(tmp_path, full_disk):
-    with open_checkpoints(tmp_path, lines := []) as checkpoints:
-        full_disk(100)
+def test_a_last_save_that_fails_ends_the_run(tmp_path):
+    with open_checkpoints(tmp_path, lines := []) as checkpoints, limit_file_size(100):
         checkpoints.save(9, state_at(9))
         with pytest.raises(RunError, match=r"the last checkpoint could not be saved \(.*\); make room and start again"):
             checkpoints.finish()
     assert len(lines) == 1
+
+
+FAILED_SAVES = """
+from pathlib import Path
+from pdgen.train.checkpoint import silence_orbax
+from tests.support.disks import limit_file_size
+from tests.train.test_checkpoint import open_checkpoints, state_at
+
+silence_orbax()
+with open_checkpoints(Path({folder!r})) as checkpoints:
+    checkpoints.save(1, state_at(1))
+    checkpoints.wait()
+    with limit_file_size(100):
+        for step in (2, 3):
+            checkpoints.save(step, state_at(step))
+            checkpoints.wait()
+            assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["1"]  # what is half-written is gone
+"""
+
+
+def test_a_failed_save_is_one_line_and_nothing_else(tmp_path):
+    command = [sys.executable, "-c", FAILED_SAVES.format(folder=str(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [f"{tmp_path}/checkpoints/{n}" for n in (2, 3)]
 
 
 def test_two_processes(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -133,6 +134,24 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
     for name in ("metrics.jsonl", "held_out.jsonl"):
         assert _lines(tmp_path, name) == _lines(whole[0], name)
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_given_more_steps_has_the_bits_of_one_that_was_begun_with_them(run, whole, tmp_path):
+    """The steps after the end of the first run's cosine have its last learning rate."""
+    shutil.copytree(whole[0], tmp_path / "more")
+    longer = dataclasses.replace(run, num_steps=16)
+    export = _train(longer, tmp_path / "more", (lines := []).append)
+    assert lines[:2] == [
+        f"{tmp_path}/more: num_steps is raised from 12 to 16; those after step 12 have the cosine schedule's last "
+        "learning rate",
+        "resuming from step 12",
+    ]
+    ended = dataclasses.replace(longer, optimizer=dataclasses.replace(run.optimizer, decay_steps=12))
+    expected = _train(ended, tmp_path / "begun")
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(expected)[1])
+    assert _lines(tmp_path / "more") == _lines(tmp_path / "begun")
+    assert _lines(tmp_path / "more")[16]["learning_rate"] == pytest.approx(2e-4, rel=1e-5)
 
 
 @pytest.mark.slow

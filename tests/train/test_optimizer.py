@@ -18,6 +18,14 @@ def test_warm_up_and_cosine():
         np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-12)
 
 
+def test_a_cosine_that_ends_before_the_run():
+    """The learning rates of a shorter run, then its last one."""
+    short = make_schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=10), num_steps=110)
+    longer = make_schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=10, decay_steps=110), num_steps=200)
+    assert [longer(step) for step in range(0, 200, 7)] == [short(step) for step in range(0, 200, 7)]
+    np.testing.assert_allclose(longer(199), 1e-4, rtol=1e-6)
+
+
 def test_constant():
     rate = make_schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=4, schedule="constant"), num_steps=100)
     np.testing.assert_allclose([rate(step) for step in (0, 2, 4, 99)], [0, 5e-4, 1e-3, 1e-3])
@@ -28,6 +36,10 @@ def test_constant():
     [
         (OptimizerConfig(schedule="linear"), "optimizer.schedule='linear' is unknown; choose cosine or constant"),
         (OptimizerConfig(warmup_steps=10), "optimizer.warmup_steps=10 must be below num_steps=10"),
+        (
+            OptimizerConfig(warmup_steps=5, decay_steps=5),
+            "optimizer.warmup_steps=5 must be below optimizer.decay_steps=5",
+        ),
     ],
 )
 def test_faults(config, message):

@@ -24,9 +24,17 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image, Text
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preflight import CHANGEABLE_KEYS, claim_workdir, preflight, resolve_mesh_shape
+from pdgen.train.preflight import (
+    CHANGEABLE_KEYS,
+    check_workdir,
+    claim_workdir,
+    continue_schedule,
+    preflight,
+    resolve_mesh_shape,
+)
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 from tests.data.small_records import records
+from tests.support.disks import forbid_writing
 
 DEVICES = 8
 
@@ -280,9 +288,10 @@ def test_held_out_records_that_teach_nothing(run, tmp_path):
 
 
 def test_a_damaged_config_of_the_folder(run, tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: not valid json .*name another --workdir"):
-        check(run, tmp_path)
+    for text, what in (("{", "not valid json .*"), ("[1]", "holds no config of a run; ")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config.json: {what}name another --workdir"):
+            check(run, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -296,3 +305,65 @@ def test_a_damaged_config_of_the_folder(run, tmp_path):
 )
 def test_an_optimiser_that_cannot_be_made(run, tmp_path, changes, line):
     assert get_refusal(dataclasses.replace(run, **changes), tmp_path / "run").startswith(line)
+
+
+def test_a_folder_that_may_not_be_written(run, tmp_path):
+    (tmp_path / "shared").mkdir()
+    for workdir in (tmp_path / "shared", tmp_path / "shared" / "deep" / "run"):
+        with forbid_writing(tmp_path / "shared"), pytest.raises(RunError) as caught:
+            check(run, workdir)
+        where = "" if workdir == tmp_path / "shared" else f" in {tmp_path}/shared"
+        line = f"{workdir}: cannot be written{where} (Permission denied); change the permissions, or choose another"
+        assert str(caught.value) == f"{line} folder"
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "decay_steps", "line"),
+    [
+        ("cosine", 12, "those after step 12 have the cosine schedule's last learning rate"),
+        ("constant", 0, "the constant learning rate continues"),
+    ],
+)
+def test_a_run_that_is_given_more_steps(run, tmp_path, schedule, decay_steps, line):
+    """The learning rates of the steps that are done stay, also when the run is continued twice."""
+    run = dataclasses.replace(run, optimizer=OptimizerConfig(schedule=schedule))
+    check(run, tmp_path)
+    before = 12
+    for steps in (16, 20):
+        longer = dataclasses.replace(run, num_steps=steps)
+        continued = continue_schedule(longer, tmp_path, (lines := []).append)
+        assert lines == [f"{tmp_path}: num_steps is raised from {before} to {steps}; {line}"]
+        assert continue_schedule(longer, tmp_path / "another", pytest.fail) == longer
+        assert continued.optimizer.decay_steps == decay_steps
+        check(continued, tmp_path)
+        assert continue_schedule(longer, tmp_path, pytest.fail) == continued  # as after a kill
+        before = steps
+    with pytest.raises(RunError, match=r"config: num_steps is 12, but the run in .* was begun with 20; they can only"):
+        continue_schedule(run, tmp_path, print)
+
+
+def test_a_schedule_that_would_have_been_another(run, tmp_path):
+    check(run, tmp_path)
+    other = dataclasses.replace(run, num_steps=20, optimizer=OptimizerConfig(decay_steps=20))
+    with pytest.raises(RunError, match=r"other values of optimizer.decay_steps \(12, now 20\); name another --workdir"):
+        check(continue_schedule(other, tmp_path, print), tmp_path)
+
+
+def test_many_other_values_are_counted(run, tmp_path):
+    check(run, tmp_path)
+    changes = {"ce_weight": 0.5, "seed": 7, "data": "d" * 500, "turns": "single", "draws": 2}
+    with pytest.raises(RunError) as caught:
+        check_workdir(dataclasses.replace(run, **changes), tmp_path)
+    line = str(caught.value)
+    assert line.endswith(" and 2 more keys; name another --workdir") and "seed (0, now 7)" in line
+    assert len(line) - len(str(tmp_path)) < 300
+
+
+def test_a_config_of_an_earlier_version_lacks_newer_keys(run, tmp_path):
+    check(run, tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["optimizer"]["decay_steps"], values["spike_factor"]
+    path.write_text(json.dumps(values))
+    check(run, tmp_path)

@@ -1,1 +1,1 @@
-"""Jobs from prompts, and the folder of a sampling run with its page."""
+"""Jobs from prompts, the part of a run that a process samples, and the folder of a run with its page."""

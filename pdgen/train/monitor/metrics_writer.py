@@ -5,19 +5,27 @@ tensorboard --logdir WORKDIR/tensorboard
 The training and the held-out metrics are two TensorBoard runs with the same tags, so one chart shows both.
 """
 
+import functools
 import importlib.util
 import pathlib
 import re
+import socket
+import struct
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # ty: ignore[missing-module-member]  # made at run time
+from tensorboardX.proto.summary_pb2 import Summary  # ty: ignore[missing-module-member]
+from tensorboardX.record_writer import masked_crc32c
 
 from pdgen.files import new_file
+from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.run_config import RunError
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb_id"
+_WANDB = "wandb"  # name of the watcher
 Split = Literal["train", "held_out"]
 _GROUPED = re.compile(r"(ce|mse|grad_norm|update_norm|param_norm|fill)_(\w+)")
 
@@ -45,6 +53,7 @@ class MetricsWriter:
     Args:
       workdir: the run's folder. Its ``wandb_id`` holds wandb's id of the run, so that a resumed run continues there.
       start: the step from which the run continues.
+      watchers: drop TensorBoard or wandb when it fails.
       project: wandb's project; "" for none.
       config: the run's resolved config, for wandb.
 
@@ -53,30 +62,57 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, start: int, project: str = "", config: Mapping[str, Any] | None = None
+        self,
+        workdir: pathlib.Path,
+        start: int,
+        watchers: Watchers,
+        project: str = "",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        self._wandb = _init_wandb(workdir, project, config or {}) if project else None
-        self._writers = {
-            # tensorboardX names files by the second, so two runs within one need different suffixes.
-            split: SummaryWriter(str(workdir / TENSORBOARD / split), purge_step=start + 1, filename_suffix=f".{start}")
-            for split in ("train", "held_out")
-        }
+        self._watchers, self._board = watchers, workdir / TENSORBOARD
+        try:
+            self._wandb = _init_wandb(workdir, project, config or {}) if project else None
+        except OSError as fault:
+            self._wandb = None
+            watchers.drop(_WANDB, fault)
+        # Runs that start within one second need different names.
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{start}"
+        self._files = {split: self._board / split / name for split in ("train", "held_out")}
+        watchers.call(str(self._board), self._begin, start)
 
     def write(self, values: Mapping[str, float], split: Split = "train") -> None:
         """Write one line of a JSONL log: "step" and the metrics by name."""
         step = int(values["step"])
         tagged = {format_tag(name): value for name, value in values.items() if name != "step"}
-        for name, value in tagged.items():
-            self._writers[split].add_scalar(name, value, step)
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in tagged.items()])
+        self._watchers.call(str(self._board), _append_event, self._files[split], Event(step=step, summary=summary))
         if self._wandb is not None:
-            self._wandb.log({f"{split}/{name}": value for name, value in tagged.items()}, step=step)
+            named = {f"{split}/{name}": value for name, value in tagged.items()}
+            self._watchers.call(_WANDB, functools.partial(self._wandb.log, named, step=step))
 
     def close(self, failed: bool = False) -> None:
-        """Flush all writers and report to wandb whether the run has failed."""
-        for writer in self._writers.values():
-            writer.close()
+        """Report to wandb whether the run has failed, and wait until it has received everything."""
         if self._wandb is not None:
-            self._wandb.finish(exit_code=int(failed))
+            self._watchers.call(_WANDB, functools.partial(self._wandb.finish, exit_code=int(failed)))
+
+    def _begin(self, start: int) -> None:
+        for path in self._files.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _append_event(path, Event(file_version="brain.Event:2"))
+            _append_event(path, Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+
+def _append_event(path: pathlib.Path, event: Event) -> None:
+    """Append an event to TensorBoard's file of records. Raises OSError.
+
+    ``tensorboardX.SummaryWriter`` writes in a thread. On a full disk the thread dies, and the training would wait for
+    ever when the thread's queue is full.
+    """
+    event.wall_time = time.time()
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    with path.open("ab") as file:
+        file.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
 
 
 def _init_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from pdgen.checkpoints.load import LoadedModel
 from pdgen.checkpoints.runs.base import Base
-from pdgen.files import FolderError, Log, new_folder
+from pdgen.files import Log, new_folder
 from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.model import Model, make_model
 from pdgen.sample.sampler import Sampler
@@ -29,8 +29,8 @@ SETTINGS = SampleSettings(max_images=3, max_prompt_tokens=256, image=ImageSettin
 class PictureSampler:
     """Samples a run's prompts, prompt n with seed n, and writes the trajectories to its folder.
 
-    The first call compiles; later calls reuse the compiled functions. A failure to sample or to write is reported in
-    one line and does not stop the run.
+    The first call compiles; later calls reuse the compiled functions. A failure to sample is reported in one line, and
+    the next call tries again.
 
     Args:
       run: the config.
@@ -54,11 +54,16 @@ class PictureSampler:
         """Sample with the model's parameters after ``step`` on one device, which must have room for all of them.
 
         Existing pictures of the step, from a run that was killed after it, are replaced.
+
+        Raises:
+          FolderError, OSError: the pictures cannot be written.
         """
         try:
-            self._write(pictures_folder(self._workdir, step), self._sample(step, params))
-        except (SampleError, FolderError, OSError) as fault:
+            trajectories = self._sample(step, params)
+        except SampleError as fault:
             self._log(f"step {step}: no pictures ({fault}); the run continues")
+            return
+        self._write(pictures_folder(self._workdir, step), trajectories)
 
     def _sample(self, step: int, params: dict[str, Any]) -> list[Trajectory]:
         """Return one trajectory per prompt."""

@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, list_steps, read_exported_step
-from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS, STOPPED
+from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS, PICTURES, STOPPED
 from pdgen.train.run_config import RunError
 
-PICTURES = "pictures"
 _DECODER = msgspec.json.Decoder(dict[str, float])
 
 

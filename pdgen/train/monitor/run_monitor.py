@@ -1,6 +1,7 @@
 """What a run reports while it trains: a progress line, ``metrics.jsonl``, held-out losses, pictures.
 
-All processes compute; only the first one writes and shows.
+All processes compute; only the first one writes and shows. What cannot be written is dropped in one line, see
+``pdgen.train.monitor.watchers``.
 """
 
 import contextlib
@@ -15,14 +16,16 @@ import jax
 from tqdm import tqdm
 
 from pdgen.data.loader import Batches
-from pdgen.files import new_file
+from pdgen.files import Log, new_file
 from pdgen.train.held_out import HeldOutEvaluator
 from pdgen.train.monitor.meter import Meter, NotFiniteError
 from pdgen.train.monitor.metrics_writer import MetricsWriter
+from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.run_config import RunConfig, RunError
 from pdgen.train.state import StepConfig, TrainState, combine_params
 
 METRICS, HELD_OUT = "metrics.jsonl", "held_out.jsonl"
+PICTURES = "pictures"
 STOPPED = "stopped.txt"  # why a run stopped before its end; absent if it is running, finished or was killed
 
 SamplePictures = Callable[[int, dict[str, Any]], None]  # (step, the model's parameters)
@@ -35,6 +38,7 @@ class RunMonitor:
       run: the config.
       config: static settings of the run's steps.
       workdir: folder to write to.
+      log: receives one-line messages for the user.
       batches: batches of the steps, to name the records of a failed one.
       held_out: computes the held-out losses; None if the run holds nothing out.
       sample_pictures: samples pictures, see ``pdgen.train.loop.train``.
@@ -48,6 +52,7 @@ class RunMonitor:
         run: RunConfig,
         config: StepConfig,
         workdir: pathlib.Path,
+        log: Log,
         batches: Batches,
         held_out: HeldOutEvaluator | None,
         sample_pictures: SamplePictures | None = None,
@@ -56,6 +61,7 @@ class RunMonitor:
         self._run, self._workdir, self._batches, self._held_out = run, workdir, batches, held_out
         self._sample_pictures = sample_pictures if run.pictures_every and jax.process_count() == 1 else None
         self._combine_params = jax.jit(functools.partial(combine_params, config))
+        self._watchers = Watchers(log)
         self._writer: MetricsWriter | None = None  # in the first process, after ``start``
         self._bar: Any = None  # the progress line, after ``start``
 
@@ -63,23 +69,32 @@ class RunMonitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._show(lambda: self._bar.close())
         if self._writer is not None:
             self._writer.close(failed=fault is not None)
             if fault is not None:
-                (self._workdir / STOPPED).write_text(f"{fault or type(fault).__name__}\n")
+                stopped = self._workdir / STOPPED
+                self._watchers.call(str(stopped), stopped.write_text, f"{fault or type(fault).__name__}\n")
 
     def start(self, step: int) -> None:
         """Start after ``step`` and remove later lines from the logs, since these steps are repeated."""
+        self._show(lambda: self._start_bar(step))
+        if not jax.process_index():
+            stopped = self._workdir / STOPPED
+            self._watchers.call(str(stopped), stopped.unlink, True)
+            for path in (self._workdir / METRICS, self._workdir / HELD_OUT):
+                self._watchers.call(str(path), truncate_log, path, step)
+            config = dataclasses.asdict(self._run)
+            self._writer = MetricsWriter(self._workdir, step, self._watchers, self._run.wandb, config)
+
+    def _start_bar(self, step: int) -> None:
         self._bar = tqdm(
             total=self._run.num_steps, initial=step, desc="training", unit=" steps", disable=jax.process_index() > 0
         )
-        if not jax.process_index():
-            (self._workdir / STOPPED).unlink(missing_ok=True)
-            for name in (METRICS, HELD_OUT):
-                truncate_log(self._workdir / name, step)
-            self._writer = MetricsWriter(self._workdir, step, self._run.wandb, dataclasses.asdict(self._run))
+
+    def _show(self, change: Callable[[], object]) -> None:
+        """Change the progress line, if it exists or ``change`` makes it."""
+        self._watchers.call("progress on standard error", change)
 
     def after_step(self, step: int, state: TrainState) -> bool:
         """Log, evaluate and sample what is due after ``step``. Raises RunError, see ``check``.
@@ -89,7 +104,7 @@ class RunMonitor:
         """
         run = self._run
         if step == self.meter.first_step:
-            self._bar.unpause()  # compilation must not enter the estimate of the remaining time
+            self._show(lambda: self._bar.unpause())  # compilation must not enter the estimate of the remaining time
         if is_logged := self._is_due(step, run.log_every):
             self.check()
             self._log_metrics(self.meter.measure(step))
@@ -98,8 +113,9 @@ class RunMonitor:
                 self._write_line(HELD_OUT, {"step": step, **self._held_out(state)})
         if self._sample_pictures and self._is_due(step, run.pictures_every):
             with self._pause_training():
-                self._sample_pictures(step, self._combine_params(state.ema or state.trained, state.frozen))
-        self._bar.update()
+                params = self._combine_params(state.ema or state.trained, state.frozen)
+                self._watchers.call(str(self._workdir / PICTURES), self._sample_pictures, step, params)
+        self._show(lambda: self._bar.update())
         return is_logged
 
     @contextlib.contextmanager
@@ -129,13 +145,18 @@ class RunMonitor:
         if "tokens_per_second" in line:
             shown.append(f"{line['tokens_per_second']:,.0f} tokens/s, {line['images_per_second']:,.0f} images/s")
         shown.append(f"MFU {line['mfu']:.1%}" if "mfu" in line else f"MFU unknown for {self.meter.device_kind}")
-        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._show(lambda: self._bar.set_postfix_str(", ".join(shown), refresh=False))
 
     def _write_line(self, name: str, line: dict[str, Any]) -> None:
         if self._writer is not None:
-            with (self._workdir / name).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            path = self._workdir / name
+            self._watchers.call(str(path), _append_line, path, line)
             self._writer.write(line, "train" if name == METRICS else "held_out")
+
+
+def _append_line(path: pathlib.Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def truncate_log(path: pathlib.Path, step: int) -> None:

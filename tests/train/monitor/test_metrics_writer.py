@@ -3,13 +3,16 @@
 import json
 import struct
 import sys
+import threading
 
 import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
 from pdgen.train.monitor.metrics_writer import MetricsWriter, check_wandb, format_tag
+from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.run_config import RunError
+from tests.support.disks import limit_file_size
 
 TRAIN = {"loss": 4.25, "ce_plan": 3.5, "mse_0": 0.75, "grad_norm": 2.0, "grad_norm_und": 1.5, "fill_vae": 0.875}
 TAGS = {"loss": 4.25, "ce/plan": 3.5, "mse/0": 0.75, "grad_norm": 2.0, "grad_norm/und": 1.5, "fill/vae": 0.875}
@@ -47,7 +50,7 @@ def read_shown(folder):
 
 
 def test_values_are_read_back_with_their_group_before_a_slash(tmp_path):
-    writer = MetricsWriter(tmp_path, 0)
+    writer = MetricsWriter(tmp_path, 0, Watchers(pytest.fail))
     writer.write({"step": 20, **TRAIN})
     writer.write({"step": 20, "ce_plan": 3.25, "unigram_ce": 5.0}, "held_out")
     writer.close()
@@ -61,16 +64,32 @@ def test_a_name_without_group_stays(name):
 
 
 def test_a_resumed_run_shows_no_step_twice(tmp_path):
-    first = MetricsWriter(tmp_path, 0)  # lost after step 6, of which step 4 was saved
+    first = MetricsWriter(tmp_path, 0, Watchers(pytest.fail))  # lost after step 6, of which step 4 was saved
     for step in (2, 4, 6):
         first.write({"step": step, "loss": float(step)})
     first.close()
-    second = MetricsWriter(tmp_path, 4)
+    second = MetricsWriter(tmp_path, 4, Watchers(pytest.fail))
     for step in (6, 8):
         second.write({"step": step, "loss": step + 0.5})
     second.close()
     expected = {("loss", 2): 2.0, ("loss", 4): 4.0, ("loss", 6): 6.5, ("loss", 8): 8.5}
     assert read_shown(tmp_path / "tensorboard" / "train") == expected
+
+
+def test_on_a_full_disk_tensorboard_is_dropped_in_one_line_and_nothing_waits(tmp_path):
+    """A queue before a dead thread would be full after ten values."""
+    writer = MetricsWriter(tmp_path, 0, Watchers((lines := []).append))
+    before = threading.active_count()
+    with limit_file_size(200):
+        for step in range(1, 60):
+            writer.write({"step": step, **TRAIN})
+    writer.write({"step": 60, **TRAIN})  # there is room again, but a board with a gap is worse than one that ends
+    writer.close()
+    assert lines == [
+        f"{tmp_path}/tensorboard: cannot be written (File too large); the run continues without it, mend this and "
+        "start the run again to have it back"
+    ]
+    assert threading.active_count() == before
 
 
 # Records its calls in calls.jsonl beside it.
@@ -86,6 +105,8 @@ def record(*call):
 
 class Run:
     def log(self, data, step):
+        if step == 7:
+            raise RuntimeError("the service\\nhas ended")
         record("log", data, step)
 
     def finish(self, exit_code):
@@ -114,11 +135,11 @@ def calls(tmp_path, monkeypatch):
 def test_wandb_receives_the_same_and_a_resumed_run_continues_there(tmp_path, calls):
     workdir = tmp_path / "red"
     workdir.mkdir()
-    writer = MetricsWriter(workdir, 0, "shapes", {"rows": 2})
+    writer = MetricsWriter(workdir, 0, Watchers(pytest.fail), "shapes", {"rows": 2})
     writer.write({"step": 20, **TRAIN})
     writer.write({"step": 20, "ce_plan": 3.25}, "held_out")
     writer.close()
-    MetricsWriter(workdir, 20, "shapes", {"rows": 2}).close(failed=True)
+    MetricsWriter(workdir, 20, Watchers(pytest.fail), "shapes", {"rows": 2}).close(failed=True)
     (_, first), *logged, (_, second), last = calls()
     assert first == second and first["resume"] == "allow" and len(first["id"]) == 32
     assert (first["project"], first["name"], first["config"]) == ("shapes", "red", {"rows": 2})
@@ -130,9 +151,19 @@ def test_wandb_receives_the_same_and_a_resumed_run_continues_there(tmp_path, cal
     assert last == ["finish", 1]
 
 
+def test_wandb_that_fails_later_is_dropped_in_one_line(tmp_path, calls):
+    writer = MetricsWriter(tmp_path, 0, Watchers((lines := []).append), "shapes")
+    for step in (6, 7, 8):
+        writer.write({"step": step, "loss": 1.0})
+    writer.close()
+    assert [call[0] for call in calls()] == ["init", "log"]
+    assert len(lines) == 1 and lines[0].startswith("wandb: cannot be written (the service has ended); the run cont")
+    assert read_shown(tmp_path / "tensorboard" / "train") == {("loss", step): 1.0 for step in (6, 7, 8)}
+
+
 def test_a_wandb_error_is_one_line(tmp_path, calls):
     with pytest.raises(RunError, match="wandb 'closed': no API key; log in with `wandb login`"):
-        MetricsWriter(tmp_path, 0, "closed")
+        MetricsWriter(tmp_path, 0, Watchers(pytest.fail), "closed")
 
 
 def test_without_wandb_one_line_says_what_to_install(monkeypatch):

@@ -17,6 +17,7 @@ from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.sharding import make_mesh, parameter_shardings
 from pdgen.train.monitor.pictures import PictureSampler
 from pdgen.train.monitor.run_log import pictures_folder
+from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.run_config import RunConfig, RunError
 
 pytestmark = pytest.mark.slow
@@ -89,15 +90,16 @@ def test_later_steps_compile_nothing_and_replace_older_pictures(drawn, fresh, mo
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_failure_to_write_is_reported_and_the_run_continues(run, base, fresh, drawn, tmp_path):
+def test_a_failure_to_write_costs_the_run_one_line(run, base, fresh, drawn, tmp_path):
     (tmp_path / "pictures").write_text("no folder")
     lines = []
-    pictures = PictureSampler(run, tmp_path, lines.append, base, SETTINGS)
+    pictures, watchers = PictureSampler(run, tmp_path, lines.append, base, SETTINGS), Watchers(lines.append)
     pictures._model = drawn[1]._model  # compiled already
     with jax.set_mesh(MESH):
-        pictures(2, fresh)
+        for step in (2, 4):
+            watchers.call(str(tmp_path / "pictures"), pictures, step, fresh)
     (line,) = lines
-    assert line.startswith("step 2: no pictures (") and line.endswith("; the run continues")
+    assert line.startswith(f"{tmp_path}/pictures: cannot be written (") and "the run continues without it" in line
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
