@@ -86,7 +86,9 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw (repeat it).")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, "File of prompts, or of JSON objects with prompt, seed, images, one a line."
 )
-IMAGE = flags.DEFINE_multi_string("image", [], "PNG or JPEG given before the prompt (repeat it).")
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "Image given before the prompt: PNG, JPEG, WebP, BMP or GIF (repeat it)."
+)
 SEED = flags.DEFINE_integer(
     "seed",
     None,
@@ -115,7 +117,7 @@ BRANCH = flags.DEFINE_string("branch", None, "Folder of a trajectory to branch o
 STEP = flags.DEFINE_integer("step", None, "Index of the first stage that differs from the parent.", lower_bound=0)
 PLAN = flags.DEFINE_string("plan", None, "The plan at that stage (in mode think: the thought).")
 CRITIQUE = flags.DEFINE_string("critique", None, "The inspection at that stage.")
-DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, PNG or JPEG.")
+DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, a file as for --image.")
 _BRANCH_FLAGS = ("step", "plan", "critique", "draft")
 _JOB_FLAGS = ("prompt", "prompts", "image", "samples", "strategy", "option", "advisers")
 _RUN_FLAGS = ("output", "overwrite", "distributed", "mode", *_JOB_FLAGS)

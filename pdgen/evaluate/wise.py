@@ -14,7 +14,6 @@ The questions are worded by this project (``QUESTION_VERSION``) with the criteri
 other rules, such as the original ones.
 """
 
-import io
 import itertools
 import json
 import pathlib
@@ -23,14 +22,13 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import PIL.Image
 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import ImageJob, format_names
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import new_file, sha256
-from pdgen.sequence.images import why_unreadable
+from pdgen.sequence.images import ImageError, convert_to_png
 from pdgen.teachers.chat import AnswerError, ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import TeacherError
@@ -265,13 +263,12 @@ def format_ranges(numbers: Iterable[int]) -> str:
 
 
 def _read_png(path: pathlib.Path) -> bytes:
-    data = path.read_bytes()
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
-        raise EvaluationError(f"{path}: not a readable PNG ({why_unreadable(fault)}); make it again") from None
-    return data
+        return convert_to_png(path.read_bytes(), str(path))
+    except OSError as fault:
+        raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
+    except ImageError as fault:
+        raise EvaluationError(f"{fault}; make it again") from None
 
 
 def make_requests(
@@ -311,7 +308,7 @@ def judge_images(
       progress: Called with the number of answers since the last call.
 
     Raises:
-      EvaluationError: An image is not a PNG, or the judge cannot be reached. Earlier answers stay in the cache.
+      EvaluationError: An image cannot be read, or the judge cannot be reached. Earlier answers stay in the cache.
     """
     judged = JudgeAnswers({name: {} for name in judgements}, {name: {} for name in judgements})
     asked = itertools.product([p.prompt_id for p in prompts], judgements)
