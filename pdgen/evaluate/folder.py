@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
-import PIL.ImageOps
 
 from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval.metadata import Metadata
+from pdgen.evaluate.geneval.metadata import Metadata, decode_metadata
 from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.files import check_settings, new_file
+from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
+from pdgen.shapes.graph import SceneError
 
 DIGITS = 5  # of the numbers in GenEval's file names
 SAMPLES = 4  # images of a prompt in GenEval's protocol
@@ -109,13 +110,14 @@ def _check_numbering(folder: pathlib.Path, count: int) -> None:
 
 def _check_metadata(path: pathlib.Path, prompt: GenEvalPrompt, number: int) -> None:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise EvaluationError(f"{path}: {fault}") from None
-    if raw != prompt.raw:
-        found = raw.get("prompt", raw) if isinstance(raw, dict) else raw
+        found = decode_metadata(path.read_bytes())  # without keys that GenEval does not have: they ask for nothing
+    except OSError as fault:
+        raise EvaluationError(f"{path}: {fault.strerror or fault}; generate the images again") from None
+    except SceneError as fault:
+        raise EvaluationError(f"{path}: {fault}; generate the images again") from None
+    if found != prompt.metadata:
         raise EvaluationError(
-            f"{path}: is of {found!r}, but line {number + 1} of the list is {prompt.metadata.prompt!r} "
+            f"{path}: is of {found.prompt!r}, but line {number + 1} of the list is {prompt.metadata.prompt!r} "
             "(or asks for something else of it); name the list that these images were made from"
         )
 
@@ -126,7 +128,7 @@ def _list_samples(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_image(path: pathlib.Path) -> PIL.Image.Image:
-    """Read an image as RGB with its EXIF orientation applied.
+    """Read an image file as ``pdgen.sequence.images.decode_image`` does.
 
     Returns:
       The image. ``info["file"]`` is its path.
@@ -135,12 +137,13 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
       EvaluationError: The file is not a readable image.
     """
     try:
-        with PIL.Image.open(path) as image:
-            upright = PIL.ImageOps.exif_transpose(image).convert("RGB")
-        upright.info["file"] = str(path)
-        return upright
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
-        raise EvaluationError(f"{path}: not a readable image ({fault}); make it again") from None
+        image = decode_image(path.read_bytes(), str(path))
+    except OSError as fault:
+        raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
+    except ImageError as fault:
+        raise EvaluationError(f"{fault}; make it again") from None
+    image.info["file"] = str(path)
+    return image
 
 
 class GeneratedImage(NamedTuple):
