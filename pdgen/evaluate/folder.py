@@ -6,7 +6,7 @@ WISE's layout is ``<prompt_id>.png``.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -16,6 +16,7 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval.metadata import Metadata, decode_metadata
 from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.files import check_settings, new_file
+from pdgen.messages import name_some
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
@@ -24,14 +25,6 @@ from pdgen.shapes.graph import SceneError
 DIGITS = 5  # of the numbers in GenEval's file names
 SAMPLES = 4  # images of a prompt in GenEval's protocol
 RECORD = "generation.json"
-MAX_NAMES = 8  # in one message
-
-
-def format_names(names: Iterable[Any]) -> str:
-    """Return the first ``MAX_NAMES`` names as text, and the number of the others."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def read_prompts(path: pathlib.Path) -> list[GenEvalPrompt]:
@@ -82,10 +75,10 @@ def find_samples(
     found = [_list_samples(folder / format_prompt_folder(number)) for number in range(len(prompts))]
     wrong = [i for i, files in enumerate(found) if [int(file.stem) for file in files] != list(range(samples))]
     if wrong:
-        names = format_names(file.name for file in found[wrong[0]]) or "no numbered .png at all"
+        names = name_some(file.name for file in found[wrong[0]]) or "no numbered .png at all"
         raise EvaluationError(
             f"{folder}: {len(wrong)} of {len(prompts)} prompts do not hold samples 0 to {samples - 1}: "
-            f"{format_names(map(format_prompt_folder, wrong))}; the first holds {names}; generate what is "
+            f"{name_some(map(format_prompt_folder, wrong))}; the first holds {names}; generate what is "
             "missing, or pass another number with --samples"
         )
     return found
@@ -98,13 +91,13 @@ def _check_numbering(folder: pathlib.Path, count: int) -> None:
         raise EvaluationError(f"{folder}: holds no folders 00000, 00001, ... as GenEval's images do")
     if surplus := sorted(names - wanted):
         raise EvaluationError(
-            f"{folder}: {format_names(surplus)}: no prompt of the list has that number ({count} prompts are 00000 to "
+            f"{folder}: {name_some(surplus)}: no prompt of the list has that number ({count} prompts are 00000 to "
             f"{format_prompt_folder(count - 1)}); name the list that these images were made from, or number them from "
             "00000"
         )
     if missing := sorted(wanted - names):
         raise EvaluationError(
-            f"{folder}: {len(missing)} of {count} prompts are missing: {format_names(missing)}; generate them first"
+            f"{folder}: {len(missing)} of {count} prompts are missing: {name_some(missing)}; generate them first"
         )
 
 

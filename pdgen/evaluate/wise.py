@@ -24,10 +24,11 @@ import msgspec
 import numpy as np
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import ImageJob, format_names
+from pdgen.evaluate.folder import ImageJob
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import new_file, sha256
+from pdgen.messages import name_some
 from pdgen.sequence.images import ImageError, convert_to_png
 from pdgen.teachers.chat import AnswerError, ChatRequest
 from pdgen.teachers.endpoint import Endpoint
@@ -202,7 +203,7 @@ def read_wise_prompts(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
                 raise EvaluationError(f"{path}: record {number}: prompt_id {prompt.prompt_id} occurs twice")
             prompts[prompt.prompt_id] = prompt
     if not prompts:
-        raise EvaluationError(f"{format_names(paths)}: no prompts; name WISE's prompt files")
+        raise EvaluationError(f"{name_some(paths)}: no prompts; name WISE's prompt files")
     return [prompts[number] for number in sorted(prompts)]
 
 
@@ -254,12 +255,12 @@ def find_images(folder: pathlib.Path, prompts: Sequence[WisePrompt]) -> list[pat
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """Format ascending numbers as ranges, such as "1-3, 7"."""
+    """Format ascending numbers as ranges, such as "1-3, 7"; of many ranges, some and the number of the others."""
     parts = []
     for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]
         parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-    return ", ".join(parts)
+    return name_some(parts)
 
 
 def _read_png(path: pathlib.Path) -> bytes:

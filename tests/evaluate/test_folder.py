@@ -202,7 +202,7 @@ def test_an_unreadable_image_is_named(whole, tmp_path, content):
     good = (whole / "00000" / "samples" / "00000.png").read_bytes()
     path = tmp_path / "00000.png"
     path.write_bytes(good[: len(good) // 2] if content is None else content)
-    with pytest.raises(EvaluationError, match=r"00000\.png: not a readable image"):
+    with pytest.raises(EvaluationError, match=r"00000\.png: not a readable PNG"):
         folders.read_image(path)
 
 
