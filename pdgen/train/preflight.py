@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 
 from pdgen.checkpoints.runs.base import Base, load_base
 from pdgen.checkpoints.runs.workdir import CONFIG_FILE
-from pdgen.config import ModelConfig, get_preset
+from pdgen.config import SHAPES_AUTOENCODER, ModelConfig, get_preset
 from pdgen.data.documents import expand_ranges
 from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import Log, file_lock, new_file
+from pdgen.messages import name_some
 from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
@@ -72,6 +73,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
         parts; every line names the key or file and the remedy.
     """
     check_monitoring(run)
+    check_init(run)
     mesh = make_run_mesh(run, devices)
     base = load_base(run.init, run.model)
     check_model(run, base.config, base.tokenizer)
@@ -122,6 +124,16 @@ def resolve_mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
 def make_run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
     """Make the mesh of ``run`` over ``devices``. Raises RunError, see ``resolve_mesh_shape``."""
     return make_mesh(resolve_mesh_shape(run, len(devices)), devices)
+
+
+def check_init(run: RunConfig) -> None:
+    """Raise RunError if fresh parameters lack an autoencoder: only shapes world's comes with a preset."""
+    if not run.init and get_preset(run.model).autoencoder != SHAPES_AUTOENCODER:
+        raise RunError(
+            f"config: init is empty, so {run.model} would start from fresh parameters, without its autoencoder and "
+            "tokenizer; name a checkpoint with --config.init=CHECKPOINT (to train fresh parameters with its "
+            "autoencoder and tokenizer, add --config.fresh)"
+        )
 
 
 def check_model(run: RunConfig, config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -217,9 +229,10 @@ def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise RunError(f"{path}: not valid json ({fault}); name another --workdir") from None
     new = json.loads(run_to_json(run))
+    old = {"fresh": False} | old  # earlier versions did not write it
     changed = [key for key in {**new, **old} if key not in CHANGEABLE_KEYS and new.get(key) != old.get(key)]
     if changed:
-        values = ", ".join(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
+        values = name_some(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
         raise RunError(f"{path}: holds a run with other values of {values}; name another --workdir")
 
 

@@ -296,3 +296,26 @@ def test_a_damaged_config_of_the_folder(run, tmp_path):
 )
 def test_an_optimiser_that_cannot_be_made(run, tmp_path, changes, line):
     assert get_refusal(dataclasses.replace(run, **changes), tmp_path / "run").startswith(line)
+
+
+def test_a_large_model_without_a_checkpoint_is_refused(run, tmp_path):
+    line = get_refusal(dataclasses.replace(run, model="bagel_7b"), tmp_path / "run")
+    assert line.startswith("config: init is empty, so bagel_7b would start from fresh parameters")
+    assert "--config.init=CHECKPOINT" in line and len(line) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({}, "init is empty"), ({"init": "x", "lora": LoraConfig(rank=2)}, "lora.rank is 2")]
+)
+def test_fresh_parameters_need_an_autoencoder_and_no_adapters(run, changes, words):
+    with pytest.raises(ValueError, match=f"fresh is true, but {words}"):
+        dataclasses.replace(run, fresh=True, **changes)
+
+
+def test_a_run_of_an_earlier_version_resumes(run, tmp_path):
+    check(run, tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["fresh"]
+    path.write_text(json.dumps(values))
+    check(run, tmp_path)
