@@ -371,6 +371,8 @@ def sample() -> str:
     with contextlib.ExitStack() as stack:
         try:
             synchronize(lambda: claim(stack, folder, share.run, gallery) if first else None)
+            for line in share.run.settings.list_idle_guidance():
+                print_once(line)
             new, images = synchronize(lambda: fill_folder(folder, share, gallery))
             if first and jax.process_count() > 1:
                 gallery.update()
@@ -415,6 +417,8 @@ def branch() -> str:
                 f"{sampler.model.name}: is another model than {folder} was sampled from ({hashes}); name "
                 "that one with --checkpoint"
             )
+        for line in settings.list_idle_guidance():
+            print_once(line)
         watch = Stopwatch(sampler.model.compiler)
         try:
             drawn = sampler.resume(edited, settings, progress=print_once)
