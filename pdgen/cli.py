@@ -14,6 +14,9 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from absl import app, flags, logging
 
+from pdgen.messages import shorten
+
+MAX_LINE = 400
 _Value = TypeVar("_Value")
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
@@ -141,6 +144,7 @@ def use_huge_pages() -> None:
 
 
 def fail(fault: object) -> NoReturn:
-    """Print the program's name and the fault in one line, and exit with status 2."""
-    print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(fault).split())}", file=sys.stderr)
+    """Print the program's name and the fault in one line of at most ``MAX_LINE`` characters; exit with status 2."""
+    line = f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(str(fault).split())}"
+    print(shorten(line, MAX_LINE), file=sys.stderr)
     sys.exit(2)

@@ -26,7 +26,7 @@ def name_some(names: Iterable[Any], separator: str = ", ") -> str:
     """Return the first ``MAX_NAMES`` names as text and the number of the others; shorten long names in the middle."""
     names = [str(name) for name in names]
     shown, more = names[:MAX_NAMES], f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-    return separator.join(_shorten(name, _MAX_LENGTH // len(shown)) for name in shown) + more
+    return separator.join(shorten(name, _MAX_LENGTH // len(shown)) for name in shown) + more
 
 
 def describe_faults(faults: Sequence[Fault]) -> str:
@@ -43,6 +43,7 @@ def describe_faults(faults: Sequence[Fault]) -> str:
     return f"{len(faults):,} faults, {counts}: {name_some(names)}"
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
+    """Return ``text``, without its middle if it has more than ``length`` characters; its end often has the remedy."""
     half = length // 2 - 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"

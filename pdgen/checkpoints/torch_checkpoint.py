@@ -171,7 +171,7 @@ def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[st
     named = sorted(set(weight_map.values()))
     found = sorted(file.name for file in path.glob("model*.safetensors"))
     if (path / EMA).is_file() and not (EMA in named and len(named) > 1):
-        return [EMA], {}, [f"{path}: {EMA} is converted, {', '.join(found)} is not"] if found else []
+        return [EMA], {}, [f"{path}: {EMA} is converted, {name_some(found)} is not"] if found else []
     if named:
         return named, weight_map, []
     if len(found) > 1:

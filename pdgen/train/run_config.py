@@ -12,6 +12,7 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.data.documents import TooLong, Turns
 from pdgen.data.lengths import Broken
 from pdgen.data.loader import LoaderConfig
+from pdgen.messages import name_some
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.segments import ConditionDropout
 from pdgen.train.lora import LoraConfig
@@ -157,7 +158,7 @@ def read_run_config(values: dict[str, Any]) -> RunConfig:
         raise RunError(f"config: {fault}") from None
     unknown = sorted(_list_keys(values) - _list_keys(dataclasses.asdict(run)))
     if unknown:
-        raise RunError(f"config: no such key: {', '.join(unknown)}")
+        raise RunError(f"config: no such key: {name_some(unknown)}")
     return run
 
 
