@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place
-from pdgen.messages import name_some
+from pdgen.messages import name_some, shorten
 
 BLOCK_BYTES = 8 * 2**20
 # Each worker handles one block at a time, so reading, hashing and writing overlap. More than 8 wait for the disk.
@@ -90,18 +90,22 @@ def move(
             return digest.hexdigest(), nonfinite
 
         futures = {place.name: pool.submit(process, place, dtype, rows) for place, dtype, rows in places}
-        digests, nonfinite, faults = {}, {}, []
+        digests, nonfinite, faults = {}, {}, {}
         try:
             for name, future in futures.items():
                 try:
                     digests[name], nonfinite[name] = future.result()
                 except CheckpointError as fault:
-                    faults.append(str(fault))
+                    faults[name] = str(fault)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     if faults:
-        raise CheckpointError(name_some(faults, "; "))
+        first, *others = faults.values()
+        if not others:
+            raise CheckpointError(first)
+        counted = f"{len(faults):,} of {len(places):,} tensors cannot be read: {name_some(faults)}"
+        raise CheckpointError(f"{source}: {counted}; {shorten(first, 150)}")
     refuse_nonfinite(source, nonfinite)
     return digests
 
