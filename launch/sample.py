@@ -89,7 +89,9 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw (repeat it).")
 PROMPTS = flags.DEFINE_string(
     "prompts", None, "File of prompts, or of JSON objects with prompt, seed, images, one a line."
 )
-IMAGE = flags.DEFINE_multi_string("image", [], "PNG or JPEG given before the prompt (repeat it).")
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "Image given before the prompt: PNG, JPEG, WebP, BMP or GIF (repeat it)."
+)
 SEED = flags.DEFINE_integer(
     "seed",
     None,
@@ -118,7 +120,7 @@ BRANCH = flags.DEFINE_string("branch", None, "Folder of a trajectory to branch o
 STEP = flags.DEFINE_integer("step", None, "Index of the first stage that differs from the parent.", lower_bound=0)
 PLAN = flags.DEFINE_string("plan", None, "The plan at that stage (in mode think: the thought).")
 CRITIQUE = flags.DEFINE_string("critique", None, "The inspection at that stage.")
-DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, PNG or JPEG.")
+DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, a file as for --image.")
 _BRANCH_FLAGS = ("step", "plan", "critique", "draft")
 _JOB_FLAGS = ("prompt", "prompts", "image", "samples", "strategy", "option", "advisers")
 _RUN_FLAGS = ("output", "overwrite", "distributed", "mode", *_JOB_FLAGS)
@@ -339,6 +341,8 @@ def sample() -> str:
     with contextlib.ExitStack() as stack:
         try:
             synchronize(lambda: claim(stack, folder, share.run, gallery) if first else None)
+            for line in share.run.settings.list_idle_guidance():
+                print_once(line)
             new, images = synchronize(lambda: fill_folder(folder, share, gallery))
             if first and jax.process_count() > 1:
                 gallery.update()
@@ -384,6 +388,8 @@ def branch() -> str:
                 f"{sampler.model.name}: is another model than {folder} was sampled from ({hashes}); name "
                 "that one with --checkpoint"
             )
+        for line in settings.list_idle_guidance():
+            print_once(line)
         watch = Stopwatch(sampler.model.compiler)
         try:
             drawn = sampler.resume(edited, settings, progress=print_once)

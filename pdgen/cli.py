@@ -15,7 +15,9 @@ from typing import NamedTuple, NoReturn, TypeVar
 from absl import app, flags, logging
 
 from pdgen.files import describe_fault
+from pdgen.messages import shorten
 
+MAX_LINE = 400
 _Value = TypeVar("_Value")
 _HELP = ("--help", "-help", "--helpshort", "--helpfull", "-?")
 
@@ -143,7 +145,8 @@ def use_huge_pages() -> None:
 
 
 def fail(fault: object) -> NoReturn:
-    """Print the program's name and the fault in one line, and exit with status 2."""
+    """Print the program's name and the fault in one line of at most ``MAX_LINE`` characters; exit with status 2."""
     text = describe_fault(fault) if isinstance(fault, OSError) else str(fault)
-    print(f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(text.split())}", file=sys.stderr)
+    line = f"{pathlib.Path(sys.argv[0]).stem}: {' '.join(text.split())}"
+    print(shorten(line, MAX_LINE), file=sys.stderr)
     sys.exit(2)

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+from pdgen.messages import shorten
+
 Log = Callable[[str], None]  # receives a line for the user
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -52,7 +54,7 @@ def describe_fault(fault: OSError) -> str:
 def shorten_fault(fault: Exception) -> str:
     """Return the reason of an error in a few words on one line, without the file."""
     reason = fault.strerror if isinstance(fault, OSError) else None
-    return (reason or " ".join(str(fault).split()) or type(fault).__name__)[:_MAX_FAULT]
+    return shorten(reason or " ".join(str(fault).split()) or type(fault).__name__, _MAX_FAULT)
 
 
 def to_os_error(fault: Exception, path: str | os.PathLike[str], reason: str = "") -> OSError:

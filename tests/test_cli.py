@@ -92,6 +92,12 @@ def test_faults_are_one_line(program, arguments, default, words):
     assert program(*arguments, default=default) == (2, "", f"program: {words}\n")
 
 
+def test_a_fault_of_any_length_is_a_short_line(program):
+    status, out, err = program("draw", "--color=red", "blue" * 1000)
+    assert (status, out, err.count("\n")) == (2, "", 1) and len(err) <= 401
+    assert err.startswith("program: blueblue") and err.endswith("blue is no flag; write --flag=value\n")
+
+
 def test_help_shows_the_flags_of_the_mode_alone(program):
     for arguments, shown in ((["draw", "--help"], "color size"), (["count", "--help"], "number")):
         _, out, err = program(*arguments)

@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (  # from the bottom
     "config",
+    "messages",
     "files",
     "sharding",
     "cli",

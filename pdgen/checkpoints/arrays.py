@@ -18,6 +18,7 @@ from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place
 from pdgen.checkpoints.stream import block_rows
 from pdgen.files import to_os_error
+from pdgen.messages import name_some
 
 _CHUNK_BYTES = 2**20
 # A killed run leaves no manifest, so waiting for each file to reach the disk would gain nothing.
@@ -134,7 +135,7 @@ def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...]
     """Open the tree in ``folder``, whose leaves must have these shapes and dtypes.
 
     Raises:
-      CheckpointError: arrays are missing, damaged or of another shape or dtype; the message names all of them.
+      CheckpointError: arrays are missing, damaged or of another shape or dtype; the message names some.
     """
     opened = {path: ts.open(_spec(folder, path), open=True, read=True) for path in leaves}
     arrays, faults = {}, []
@@ -148,5 +149,5 @@ def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...]
             faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}")
         arrays[path] = array
     if faults:
-        raise CheckpointError(f"{folder}: " + "; ".join(faults))
+        raise CheckpointError(f"{folder}: {name_some(faults, '; ')}; convert again")
     return Arrays(folder, arrays)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdgen.config import AutoencoderConfig, LanguageConfig, ModelConfig, VisionConfig
+from pdgen.messages import Fault
 
 MODEL_JSON = ("config.json", "llm_config.json", "vit_config.json")
 
@@ -96,13 +97,14 @@ def compare_configs(stated: ModelConfig, actual: ModelConfig) -> dict[tuple[str,
     return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
 
 
-def find_unsupported(folder: pathlib.Path) -> list[str]:
-    """Return a line for each key of the json files whose value is not supported."""
+def find_unsupported(folder: pathlib.Path) -> list[Fault]:
+    """Return a fault for each key of the json files whose value is not supported."""
     faults = []
     for file, key, only in _ONLY:
         value = json.loads((folder / file).read_text()).get(key, only)
         if value != only:
-            faults.append(f"{file}: {key} is {json.dumps(value)}, only {json.dumps(only)} is supported")
+            text = f"{file}: {key} is {json.dumps(value)}, only {json.dumps(only)} is supported"
+            faults.append(Fault("unsupported", f"{file}: {key}", text))
     return faults
 
 

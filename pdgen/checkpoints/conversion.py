@@ -49,8 +49,8 @@ def to_pdgen(
       log: receives lines for the user.
 
     Raises:
-      CheckpointError, ConfigError, FolderError: the source is invalid, or the target cannot be written. ``target`` is
-        then unchanged.
+      CheckpointError, ConfigError, FolderError: the source is invalid or holds NaN or infinity, or the target cannot
+        be written. ``target`` is then unchanged.
     """
     source = pathlib.Path(source)
     if is_checkpoint(source):
@@ -59,7 +59,7 @@ def to_pdgen(
     for note in folder.notes:
         log(note)
     content, read = folder.content(dtype), folder.reader(dtype)
-    return write_content(pathlib.Path(target), content, read, overwrite=overwrite, log=log)
+    return write_content(pathlib.Path(target), content, read, source=str(source), overwrite=overwrite, log=log)
 
 
 def to_bagel(
@@ -100,7 +100,8 @@ def to_bagel(
             values = rows.astype(dtypes[place.name], copy=False)
             safetensors_file.write(files[place.name], place.name, start * math.prod(place.slot[1:]), values)
 
-        compare_digests(checkpoint, stream.move(content.jobs(), arrays.read, write, title="writing"))
+        digests = stream.move(content.jobs(), arrays.read, write, title="writing", source=str(source))
+        compare_digests(checkpoint, digests)
         for file in created:
             safetensors_file.finish(file)
         for name, data in (_json_files(checkpoint, content, dtypes, log) | dict(content.tokenizer)).items():
@@ -130,7 +131,7 @@ def check(path: Path, log: Log = log_stderr) -> Manifest:
       The manifest; for a BAGEL folder that of its conversion, without pdgen's own files.
 
     Raises:
-      CheckpointError, ConfigError: something is missing or wrong.
+      CheckpointError, ConfigError: something is missing or wrong, or a value is NaN or infinite.
     """
     path = pathlib.Path(path)
     if is_checkpoint(path) or not is_bagel_folder(path):
@@ -139,5 +140,5 @@ def check(path: Path, log: Log = log_stderr) -> Manifest:
     for note in folder.notes:
         log(note)
     content = folder.content()
-    digests = stream.move(content.jobs(), folder.reader(), None, title="checking")
+    digests = stream.move(content.jobs(), folder.reader(), None, title="checking", source=str(path))
     return content.manifest(digests, {**content.source_json, **content.tokenizer})

@@ -135,7 +135,11 @@ def compute_digest(folder: pathlib.Path) -> str:
 
     For a step of a run it is the manifest of its export, and all parameters are read to compute it.
     """
-    return sha256((folder / MANIFEST).read_bytes()) if is_checkpoint(folder) else _step_digest(open_step(folder))
+    return (
+        sha256((folder / MANIFEST).read_bytes())
+        if is_checkpoint(folder)
+        else _step_digest(open_step(folder), str(folder))
+    )
 
 
 def open_step(folder: pathlib.Path, weights: Weights = "raw") -> RunStep:
@@ -195,7 +199,7 @@ def _load_step(folder: pathlib.Path, mesh: Mesh | None) -> LoadedModel:
     else:
         shardings = make_shardings(step.base.config, mesh)
     params = jax.tree.map(_put, step.params, shardings)
-    return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), _step_digest(step))
+    return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), _step_digest(step, str(folder)))
 
 
 def _put(leaf: LazyArray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -206,8 +210,8 @@ def _put(leaf: LazyArray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Ar
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[whole if index is None else index])
 
 
-def _step_digest(step: RunStep) -> str:
+def _step_digest(step: RunStep, source: str) -> str:
     files = step.base.tokenizer.files
     content, read = make_content("", step.base.config, step.params, files, step.base.source_json)
-    digests = stream.move(content.jobs(), read, None, title="reading")
+    digests = stream.move(content.jobs(), read, None, title="reading", source=source)
     return sha256(content.manifest(digests, content.files()).text().encode())

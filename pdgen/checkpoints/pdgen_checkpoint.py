@@ -28,6 +28,7 @@ from pdgen.checkpoints.mapping import PARTS, Place, array_shapes, places
 from pdgen.checkpoints.safetensors_file import DTYPES
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, new_folder, sha256
+from pdgen.messages import Fault, describe_faults, name_some
 
 PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
 TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
@@ -85,13 +86,16 @@ def is_checkpoint(path: pathlib.Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, overwrite: bool, log: Log) -> Manifest:
+def write_content(
+    target: pathlib.Path, content: Content, read: stream.Read, *, source: str, overwrite: bool, log: Log
+) -> Manifest:
     """Write a checkpoint atomically.
 
     Args:
       target: the folder to write.
       content: everything except the values.
       read: reads the values, see ``pdgen.checkpoints.stream.move``.
+      source: where they come from, for messages.
       overwrite: whether to replace an existing checkpoint at ``target``.
       log: receives lines for the user.
 
@@ -109,7 +113,8 @@ def write_content(target: pathlib.Path, content: Content, read: stream.Read, *, 
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
         arrays = create_arrays(folder / PARAMS, leaves)
-        manifest = content.manifest(stream.move(content.jobs(), read, arrays.write, title="writing"), files)
+        digests = stream.move(content.jobs(), read, arrays.write, title="writing", source=source)
+        manifest = content.manifest(digests, files)
         (folder / MANIFEST).write_text(manifest.text())
     return manifest
 
@@ -137,11 +142,12 @@ def write_checkpoint(
       log: receives lines for the user.
 
     Raises:
-      CheckpointError: arrays are missing, unknown or of another shape or dtype; the message names all of them.
+      CheckpointError: arrays are missing, unknown, of another shape or dtype, or not finite; the message counts them.
       FolderError: ``path`` cannot be written.
     """
     content, read = make_content(str(path), config, params, tokenizer_files, source_json or {})
-    return write_content(pathlib.Path(path), content, read, overwrite=overwrite, log=log)
+    source = f"{path}: not written"
+    return write_content(pathlib.Path(path), content, read, source=source, overwrite=overwrite, log=log)
 
 
 def make_content(
@@ -195,18 +201,21 @@ def _on_host(leaf: Any, layer: int | None) -> np.ndarray:
 
 def _check_leaves(path: str, config: ModelConfig, flat: Mapping[str, Any]) -> None:
     shapes = array_shapes(config)
-    faults = [f"array {name} is missing" for name in shapes if name not in flat]
+    faults = [Fault("missing", name, f"array {name} is missing") for name in shapes if name not in flat]
     for name, leaf in flat.items():
         if name not in shapes:
-            faults.append(f"array {name} is unknown")
+            faults.append(Fault("unknown", name, f"array {name} is unknown"))
         elif leaf.shape != shapes[name]:
-            faults.append(f"array {name} is {list(leaf.shape)}, expected {list(shapes[name])}")
+            text = f"array {name} is {list(leaf.shape)}, expected {list(shapes[name])}"
+            faults.append(Fault("of another shape", name, text))
         elif np.dtype(leaf.dtype) not in _DTYPES.values():
-            faults.append(f"array {name} is {leaf.dtype}; supported are {', '.join(_DTYPES)}")
+            text = f"array {name} is {leaf.dtype}; supported are {', '.join(_DTYPES)}"
+            faults.append(Fault("of another dtype", name, text))
         elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            faults.append(f"array {name} lies on devices of several processes")
+            text = f"array {name} lies on devices of several processes"
+            faults.append(Fault("on devices of several processes", name, text))
     if faults:
-        raise CheckpointError(f"{path}: not written, the parameters do not fit the config: " + "; ".join(faults))
+        raise CheckpointError(f"{path}: not written, the parameters do not fit the config: {describe_faults(faults)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +237,7 @@ class Checkpoint:
         return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
 
     def arrays(self) -> Arrays:
-        """Open the arrays. Raises CheckpointError that names all missing or misshapen ones."""
+        """Open the arrays. Raises CheckpointError that names missing or misshapen ones."""
         shapes = array_shapes(self.config)
         leaves = {p.path: (shapes[p.path], dtype) for p, dtype, _ in self.content().tensors}
         return open_arrays(self.path / PARAMS, leaves)
@@ -252,7 +261,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     if CONFIG not in manifest.files:
         faults.append(f"{MANIFEST} does not list {CONFIG}")
     if faults:
-        raise CheckpointError(f"{path}: " + "; ".join(faults) + "; convert again")
+        raise CheckpointError(f"{path}: {name_some(faults, '; ')}; convert again")
     config = model_config.from_json((path / CONFIG).read_text(), str(path / CONFIG))
     expected = {name: place.shape for name, place in places(config).items()}
     found = {tensor.name: tensor.shape for tensor in manifest.tensors}
@@ -269,19 +278,22 @@ def verify(path: str | pathlib.Path) -> Manifest:
     """Read all values of a checkpoint and compare every digest with the manifest.
 
     Raises:
-      CheckpointError: something is missing or has changed; the message names all such tensors.
+      CheckpointError: something is missing, not finite or has changed; the message names some such tensors.
     """
     checkpoint = open_checkpoint(path)
     jobs, read = checkpoint.content().jobs(), checkpoint.arrays().read
-    compare_digests(checkpoint, stream.move(jobs, read, None, title="checking"))
+    compare_digests(checkpoint, stream.move(jobs, read, None, title="checking", source=str(path)))
     return checkpoint.manifest
 
 
 def compare_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
-    """Raise CheckpointError that names every tensor whose digest differs from the manifest's."""
+    """Raise CheckpointError if digests differ from the manifest's; it counts the tensors and names some."""
     changed = [t.name for t in checkpoint.manifest.tensors if digests[t.name] != t.sha256]
     if changed:
-        raise CheckpointError(f"{checkpoint.path}: values differ from {MANIFEST}: {', '.join(changed)}; convert again")
+        raise CheckpointError(
+            f"{checkpoint.path}: values of {len(changed):,} tensors differ from {MANIFEST}: {name_some(changed)}; "
+            "convert again"
+        )
 
 
 def load_checkpoint(
@@ -301,7 +313,8 @@ def load_checkpoint(
       The sizes, and ``{part: tree}`` of jax arrays with the stored dtypes, unless ``shardings`` has dtypes.
 
     Raises:
-      CheckpointError: the checkpoint is incomplete, values are damaged, or ``shardings`` has another structure.
+      CheckpointError: the checkpoint is incomplete, values are damaged, NaN or infinite, or ``shardings`` has another
+        structure.
     """
     checkpoint = open_checkpoint(path)
     wanted = array_shapes(checkpoint.config, parts)
@@ -313,7 +326,7 @@ def load_checkpoint(
         flat = traverse_util.flatten_dict(shardings, sep="/")
     if set(flat) != set(wanted):
         different = sorted(set(flat) ^ set(wanted))
-        raise CheckpointError(f"{path}: shardings and parameters differ in {', '.join(different)}")
+        raise CheckpointError(f"{path}: shardings and parameters differ in {name_some(different)}")
     target, restore = {}, {}
     for name, given in flat.items():
         struct = isinstance(given, jax.ShapeDtypeStruct)
@@ -328,6 +341,19 @@ def load_checkpoint(
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
     with ocp.Checkpointer(handler) as checkpointer:
         try:
-            return checkpoint.config, checkpointer.restore((checkpoint.path / PARAMS).absolute(), args=args)
+            params = checkpointer.restore((checkpoint.path / PARAMS).absolute(), args=args)
         except Exception as fault:  # Orbax raises no narrower class around TensorStore's errors
             raise CheckpointError(f"{path}: cannot be restored ({first_cause(fault)}); convert again") from fault
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    stream.refuse_nonfinite(str(path), {name: _count_nonfinite(leaf) for name, leaf in leaves.items()})
+    return checkpoint.config, params
+
+
+def _count_nonfinite(leaf: jax.Array) -> int:
+    """Count values that are NaN or infinite in this process's part of an array.
+
+    It is done on the host: compiling reductions of several hundred shapes takes longer than copying the values.
+    """
+    parts = [np.asarray(shard.data).reshape(-1) for shard in leaf.addressable_shards if not shard.replica_id]
+    step = stream.BLOCK_BYTES // leaf.dtype.itemsize
+    return sum(stream.count_nonfinite(part[n : n + step]) for part in parts for n in range(0, part.size, step))

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.messages import name_some
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -123,7 +124,7 @@ def read_header(path: pathlib.Path) -> SafetensorsFile:
 
     Raises:
       CheckpointError: the file is missing, truncated, a pickle or not a safetensors file, or tensors have another
-        dtype than float32, float16 and bfloat16; the message names every faulty tensor.
+        dtype than float32, float16 and bfloat16; the message names some of them.
     """
     header, base, size = _header_json(path)
     metadata = header.pop("__metadata__", {})
@@ -145,7 +146,7 @@ def read_header(path: pathlib.Path) -> SafetensorsFile:
         kind = f"truncated, {end - size:,} bytes are missing" if size < end else f"{size - end:,} bytes too long"
         faults.append(f"{kind} ({size:,} bytes, its header promises {end:,}); fetch it again")
     if faults:
-        raise CheckpointError(f"{path}: " + "; ".join(faults))
+        raise CheckpointError(f"{path}: {name_some(faults, '; ')}")
     return SafetensorsFile(path, tensors, metadata)
 
 

@@ -18,6 +18,7 @@ from pdgen.checkpoints.pdgen_checkpoint import Content
 from pdgen.checkpoints.safetensors_file import SafetensorsFile, read_header
 from pdgen.checkpoints.sizes import config_from_tensors
 from pdgen.config import AutoencoderConfig, ModelConfig, read_config
+from pdgen.messages import MAX_NAMES, Fault, describe_faults, name_some
 
 INDEX, AUTOENCODER, EMA = "model.safetensors.index.json", "ae.safetensors", "ema.safetensors"
 OTHER_JSON = ("generation_config.json", "preprocessor_config.json", INDEX)
@@ -100,7 +101,8 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
 
     Raises:
       CheckpointError: a file is missing, truncated or a pickle; tensors are unknown, missing, misshapen or of mixed
-        dtypes (the message names all of them); or the json files describe a model that is not supported.
+        dtypes (the message counts them by kind and names some); or the json files describe a model that is not
+        supported.
       ConfigError: a json file is missing or malformed.
     """
     path = pathlib.Path(path)
@@ -115,10 +117,11 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
         except CheckpointError as fault:
             faults.append(str(fault))
     if faults:
-        raise CheckpointError("; ".join(faults))
+        raise CheckpointError(name_some(faults, "; "))
     config = config_from_tensors(stated, {name: info.shape for file in files for name, info in file.tensors.items()})
     where = places(config)
-    faults = [*_index_faults(index, files), *_tensor_faults(where, files), *_head_faults(config)]
+    _raise_all(path, _head_faults(config))  # no tensors fit such sizes, and their faults would hide the cause
+    faults = [*_index_faults(index, files), *_tensor_faults(where, files)]
     _raise_all(path, faults + ([] if cast else _dtype_faults(where, files)))
     for (file, key), (in_file, actual) in compare_configs(stated, config).items():
         notes.append(
@@ -127,11 +130,10 @@ def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelF
     return BagelFolder(path, config, files, [*notes, *_file_notes(path, files)])
 
 
-def _raise_all(path: pathlib.Path, faults: Sequence[str]) -> None:
-    if len(faults) > 1:
-        raise CheckpointError(f"{path}: {len(faults)} faults: " + "; ".join(faults))
+def _raise_all(path: pathlib.Path, faults: Sequence[Fault]) -> None:
     if faults:
-        raise CheckpointError(f"{path}: {faults[0]}")
+        advice = "; take tensors and json files from one model" if len(faults) > MAX_NAMES else ""
+        raise CheckpointError(f"{path}: {describe_faults(faults)}{advice}")
 
 
 def _refuse_pickles(path: pathlib.Path) -> None:
@@ -154,7 +156,9 @@ def _weight_map(path: pathlib.Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: holds no weight_map of tensor to file; fetch it again") from None
     if wrong:
-        raise CheckpointError(f"{path}: names files outside the folder: {', '.join(sorted(set(wrong)))}")
+        raise CheckpointError(
+            f"{path}: names files outside the folder: {name_some(sorted(set(wrong)))}; fetch it again"
+        )
     return {tensor: file for tensor, file in weight_map.items() if file != AUTOENCODER}
 
 
@@ -167,7 +171,7 @@ def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[st
     named = sorted(set(weight_map.values()))
     found = sorted(file.name for file in path.glob("model*.safetensors"))
     if (path / EMA).is_file() and not (EMA in named and len(named) > 1):
-        return [EMA], {}, [f"{path}: {EMA} is converted, {', '.join(found)} is not"] if found else []
+        return [EMA], {}, [f"{path}: {EMA} is converted, {name_some(found)} is not"] if found else []
     if named:
         return named, weight_map, []
     if len(found) > 1:
@@ -175,55 +179,61 @@ def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[st
     return found or [EMA], {}, []
 
 
-def _index_faults(index: Mapping[str, str], files: Sequence[SafetensorsFile]) -> list[str]:
+def _index_faults(index: Mapping[str, str], files: Sequence[SafetensorsFile]) -> list[Fault]:
     found = {(name, file.path.name) for file in files for name in file.tensors}
     return [
-        f"{INDEX} puts {name} into {file}, which does not hold it"
+        Fault("in no file that the index names", name, f"{INDEX} puts {name} into {file}, which does not hold it")
         for name, file in index.items()
         if (name, file) not in found
     ]
 
 
-def _tensor_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[str]:
+def _tensor_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[Fault]:
     """Check that every tensor has exactly one place, and every place exactly one tensor of the right shape."""
     seen, faults = {}, []
     for file in files:
         for name, info in file.tensors.items():
             if name in seen:
-                faults.append(f"tensor {name} is in {seen[name]} and in {file.path.name}")
+                text = f"tensor {name} is in {seen[name]} and in {file.path.name}"
+                faults.append(Fault("in two files", name, text))
             elif name not in where:
-                faults.append(f"tensor {name} is unknown ({file.path.name})")
+                faults.append(Fault("unknown", name, f"tensor {name} is unknown ({file.path.name})"))
             elif info.shape != where[name].shape:
-                faults.append(f"tensor {name} is {list(info.shape)}, expected {list(where[name].shape)}")
+                text = f"tensor {name} is {list(info.shape)}, expected {list(where[name].shape)}"
+                faults.append(Fault("of another shape", name, text))
             seen[name] = file.path.name
-    return faults + [f"tensor {name} is missing" for name in where if name not in seen]
+    return faults + [Fault("missing", name, f"tensor {name} is missing") for name in where if name not in seen]
 
 
-def _dtype_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[str]:
+def _dtype_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[Fault]:
     found: dict[str, set[str]] = {}
     for file in files:
         for name, info in file.tensors.items():
             if name in where:
                 found.setdefault(where[name].path, set()).add(info.dtype.name)
     return [
-        f"layers of {path} are stored as {' and '.join(sorted(kinds))}; choose one with --dtype"
+        Fault(
+            "of mixed dtypes (choose one with --dtype)",
+            path,
+            f"layers of {path} are stored as {' and '.join(sorted(kinds))}; choose one with --dtype",
+        )
         for path, kinds in found.items()
         if len(kinds) > 1
     ]
 
 
-def _head_faults(config: ModelConfig) -> list[str]:
+def _head_faults(config: ModelConfig) -> list[Fault]:
     language, vision = config.language, config.vision
     faults = []
     if vision.hidden_size % vision.num_heads:
-        faults.append(
-            f"vit_config.json: num_attention_heads {vision.num_heads} does not divide the width {vision.hidden_size}"
-        )
+        text = f"vit_config.json: num_attention_heads {vision.num_heads} does not divide the width {vision.hidden_size}"
+        faults.append(Fault("unsupported", "vit_config.json: num_attention_heads", text))
     if language.num_heads % language.num_kv_heads:
-        faults.append(
+        text = (
             f"llm_config.json: num_key_value_heads {language.num_kv_heads} does not divide "
             f"num_attention_heads {language.num_heads}"
         )
+        faults.append(Fault("unsupported", "llm_config.json: num_key_value_heads", text))
     return faults
 
 
@@ -233,7 +243,7 @@ def _file_notes(path: pathlib.Path, files: Iterable[SafetensorsFile]) -> list[st
         notes.append(f"{path}: no tokenizer files; sampling will need {' or '.join(WHOLE_TOKENIZERS)}")
     taken = {file.path.name for file in files} | {*MODEL_JSON, *OTHER_JSON, *TOKENIZER_FILES}
     left = sorted(file.name for file in path.iterdir() if file.name not in taken)
-    return [*notes, f"{path}: not part of the checkpoint, so not carried over: {', '.join(left)}"] if left else notes
+    return [*notes, f"{path}: not part of the checkpoint, so not carried over: {name_some(left)}"] if left else notes
 
 
 def _read_tree(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> dict[str, Any]:
@@ -264,7 +274,7 @@ def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> d
     """Read ae.safetensors only: the autoencoder's tree of numpy arrays as stored.
 
     Raises:
-      CheckpointError: the file is missing or damaged, or tensors do not fit ``config``; the message names all of them.
+      CheckpointError: the file is missing or damaged, or tensors do not fit ``config``; the message counts them.
     """
     file = read_header(pathlib.Path(folder) / AUTOENCODER)
     where = autoencoder_places(config)

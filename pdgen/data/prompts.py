@@ -25,7 +25,7 @@ def read_prompt_file(
       path: the file.
       record: the msgspec type of a JSON object.
       plain: makes a record of a line of plain text without surrounding whitespace; empty lines are skipped. None: every
-        line must be a JSON object, also an empty one.
+        line must be a JSON object, also an empty one, except empty lines at the end.
 
     Returns:
       The records in the file's order, at least one.
@@ -38,7 +38,7 @@ def read_prompt_file(
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
         raise PromptError(f"{path}: cannot be read as text ({fault})") from None
-    rows = [(number, row.strip()) for number, row in enumerate(text.removesuffix("\n").split("\n"), 1)]
+    rows = [(number, row.strip()) for number, row in enumerate(text.rstrip().split("\n"), 1)]
     if plain or not text.strip():
         rows = [(number, row) for number, row in rows if row]
     if not rows:

@@ -8,7 +8,6 @@ is checked whenever the folder is opened. Files and folders are written under a 
 
 import bisect
 import contextlib
-import io
 import itertools
 import pathlib
 import sys
@@ -17,14 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, SupportsIndex
 
 import msgspec
-import PIL.Image
 from absl import app
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from pdgen.files import file_sha256, new_file, new_folder, to_os_error
-from pdgen.sequence.images import why_unreadable
+from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import (
     VERSION,
     Image,
@@ -353,9 +351,9 @@ def _check_pictures(record: Record, name: str) -> None:
     for number, segment in enumerate(record.segments):
         if isinstance(segment, Image):
             try:
-                PIL.Image.open(io.BytesIO(segment.png)).load()
-            except (OSError, SyntaxError) as fault:  # Pillow raises SyntaxError on a broken PNG chunk
-                raise RecordError(f"{name}: segment {number}: picture: {why_unreadable(fault)}") from None
+                decode_image(segment.png, f"{name}: segment {number}: picture")
+            except ImageError as fault:
+                raise RecordError(str(fault)) from None
 
 
 def main(argv: list[str]) -> None:

@@ -29,6 +29,7 @@ from pdgen.evaluate.wise import (
     read_wise_prompts,
 )
 from pdgen.files import new_file
+from pdgen.messages import name_some
 
 SUMMARY = "summary.json"
 TOTAL = "overall"
@@ -251,7 +252,9 @@ def make_comparison_tables(runs: Sequence[EvaluatedRun]) -> list[Table]:
     against_first = {run.name: compute_differences(runs[0], run) for run in runs[1:]}
     lacking = _explain_missing_totals(runs)
     if not any(against_first.values()):
-        raise EvaluationError(f"nothing to compare: {'; '.join(lacking)}; evaluate again with all images and answers")
+        raise EvaluationError(
+            f"nothing to compare: {name_some(lacking, '; ')}; evaluate again with all images and answers"
+        )
     own = {run.name: collect_scores(run) for run in runs}
     names = list(own[runs[0].name])
     sources = [f"{label}: {one.source}" for label, one in SCORINGS.items() if any(label in run.scored for run in runs)]

@@ -6,31 +6,25 @@ WISE's layout is ``<prompt_id>.png``.
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
-import PIL.ImageOps
 
 from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.geneval.metadata import Metadata
+from pdgen.evaluate.geneval.metadata import Metadata, decode_metadata
 from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.files import check_settings, new_file
+from pdgen.messages import name_some
+from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
+from pdgen.shapes.graph import SceneError
 
 DIGITS = 5  # of the numbers in GenEval's file names
 SAMPLES = 4  # images of a prompt in GenEval's protocol
 RECORD = "generation.json"
-MAX_NAMES = 8  # in one message
-
-
-def format_names(names: Iterable[Any]) -> str:
-    """Return the first ``MAX_NAMES`` names as text, and the number of the others."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def read_prompts(path: pathlib.Path) -> list[GenEvalPrompt]:
@@ -81,10 +75,10 @@ def find_samples(
     found = [_list_samples(folder / format_prompt_folder(number)) for number in range(len(prompts))]
     wrong = [i for i, files in enumerate(found) if [int(file.stem) for file in files] != list(range(samples))]
     if wrong:
-        names = format_names(file.name for file in found[wrong[0]]) or "no numbered .png at all"
+        names = name_some(file.name for file in found[wrong[0]]) or "no numbered .png at all"
         raise EvaluationError(
             f"{folder}: {len(wrong)} of {len(prompts)} prompts do not hold samples 0 to {samples - 1}: "
-            f"{format_names(map(format_prompt_folder, wrong))}; the first holds {names}; generate what is "
+            f"{name_some(map(format_prompt_folder, wrong))}; the first holds {names}; generate what is "
             "missing, or pass another number with --samples"
         )
     return found
@@ -97,25 +91,26 @@ def _check_numbering(folder: pathlib.Path, count: int) -> None:
         raise EvaluationError(f"{folder}: holds no folders 00000, 00001, ... as GenEval's images do")
     if surplus := sorted(names - wanted):
         raise EvaluationError(
-            f"{folder}: {format_names(surplus)}: no prompt of the list has that number ({count} prompts are 00000 to "
+            f"{folder}: {name_some(surplus)}: no prompt of the list has that number ({count} prompts are 00000 to "
             f"{format_prompt_folder(count - 1)}); name the list that these images were made from, or number them from "
             "00000"
         )
     if missing := sorted(wanted - names):
         raise EvaluationError(
-            f"{folder}: {len(missing)} of {count} prompts are missing: {format_names(missing)}; generate them first"
+            f"{folder}: {len(missing)} of {count} prompts are missing: {name_some(missing)}; generate them first"
         )
 
 
 def _check_metadata(path: pathlib.Path, prompt: GenEvalPrompt, number: int) -> None:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise EvaluationError(f"{path}: {fault}") from None
-    if raw != prompt.raw:
-        found = raw.get("prompt", raw) if isinstance(raw, dict) else raw
+        found = decode_metadata(path.read_bytes())  # without keys that GenEval does not have: they ask for nothing
+    except OSError as fault:
+        raise EvaluationError(f"{path}: {fault.strerror or fault}; generate the images again") from None
+    except SceneError as fault:
+        raise EvaluationError(f"{path}: {fault}; generate the images again") from None
+    if found != prompt.metadata:
         raise EvaluationError(
-            f"{path}: is of {found!r}, but line {number + 1} of the list is {prompt.metadata.prompt!r} "
+            f"{path}: is of {found.prompt!r}, but line {number + 1} of the list is {prompt.metadata.prompt!r} "
             "(or asks for something else of it); name the list that these images were made from"
         )
 
@@ -126,7 +121,7 @@ def _list_samples(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_image(path: pathlib.Path) -> PIL.Image.Image:
-    """Read an image as RGB with its EXIF orientation applied.
+    """Read an image file as ``pdgen.sequence.images.decode_image`` does.
 
     Returns:
       The image. ``info["file"]`` is its path.
@@ -135,12 +130,13 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
       EvaluationError: The file is not a readable image.
     """
     try:
-        with PIL.Image.open(path) as image:
-            upright = PIL.ImageOps.exif_transpose(image).convert("RGB")
-        upright.info["file"] = str(path)
-        return upright
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
-        raise EvaluationError(f"{path}: not a readable image ({fault}); make it again") from None
+        image = decode_image(path.read_bytes(), str(path))
+    except OSError as fault:
+        raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
+    except ImageError as fault:
+        raise EvaluationError(f"{fault}; make it again") from None
+    image.info["file"] = str(path)
+    return image
 
 
 class GeneratedImage(NamedTuple):

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import PIL.Image
 
 from pdgen.evaluate.abilities.scores import AbilityOutcome, locate_image
 from pdgen.evaluate.geneval.rule import GenEvalResult
 from pdgen.evaluate.wise import JudgeAnswers, WisePrompt
 from pdgen.report.page import Entry
+from pdgen.sequence.images import image_size
 from pdgen.sequence.trajectory_folder import load_trajectory
 
 SHOWN = 12  # images of a task and verdict; WISE has no verdict and shows twice as many
@@ -192,8 +192,7 @@ def _make_wise_image(
 
 
 def _link_image(path: pathlib.Path, page: pathlib.Path) -> tuple[str, int, int]:
-    with PIL.Image.open(path) as image:
-        return urllib.parse.quote(os.path.relpath(path, page)), *image.size
+    return urllib.parse.quote(os.path.relpath(path, page)), *image_size(path.read_bytes(), str(path))
 
 
 def _find_trajectory(name: str, trajectories: pathlib.Path | None) -> str:

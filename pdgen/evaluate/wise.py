@@ -14,7 +14,6 @@ The questions are worded by this project (``QUESTION_VERSION``) with the criteri
 other rules, such as the original ones.
 """
 
-import io
 import itertools
 import json
 import pathlib
@@ -23,14 +22,14 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import PIL.Image
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import ImageJob, format_names
+from pdgen.evaluate.folder import ImageJob
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import new_file, sha256
-from pdgen.sequence.images import why_unreadable
+from pdgen.messages import name_some
+from pdgen.sequence.images import ImageError, convert_to_png
 from pdgen.teachers.chat import AnswerError, ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import TeacherError
@@ -204,7 +203,7 @@ def read_wise_prompts(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
                 raise EvaluationError(f"{path}: record {number}: prompt_id {prompt.prompt_id} occurs twice")
             prompts[prompt.prompt_id] = prompt
     if not prompts:
-        raise EvaluationError(f"{format_names(paths)}: no prompts; name WISE's prompt files")
+        raise EvaluationError(f"{name_some(paths)}: no prompts; name WISE's prompt files")
     return [prompts[number] for number in sorted(prompts)]
 
 
@@ -256,22 +255,21 @@ def find_images(folder: pathlib.Path, prompts: Sequence[WisePrompt]) -> list[pat
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """Format ascending numbers as ranges, such as "1-3, 7"."""
+    """Format ascending numbers as ranges, such as "1-3, 7"; of many ranges, some and the number of the others."""
     parts = []
     for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]
         parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-    return ", ".join(parts)
+    return name_some(parts)
 
 
 def _read_png(path: pathlib.Path) -> bytes:
-    data = path.read_bytes()
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as fault:
-        raise EvaluationError(f"{path}: not a readable PNG ({why_unreadable(fault)}); make it again") from None
-    return data
+        return convert_to_png(path.read_bytes(), str(path))
+    except OSError as fault:
+        raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
+    except ImageError as fault:
+        raise EvaluationError(f"{fault}; make it again") from None
 
 
 def make_requests(
@@ -311,7 +309,7 @@ def judge_images(
       progress: Called with the number of answers since the last call.
 
     Raises:
-      EvaluationError: An image is not a PNG, or the judge cannot be reached. Earlier answers stay in the cache.
+      EvaluationError: An image cannot be read, or the judge cannot be reached. Earlier answers stay in the cache.
     """
     judged = JudgeAnswers({name: {} for name in judgements}, {name: {} for name in judgements})
     asked = itertools.product([p.prompt_id for p in prompts], judgements)

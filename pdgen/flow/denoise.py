@@ -203,6 +203,31 @@ def count_branches(settings: ImageSettings, image_guidance: bool) -> int:
     return 2 + int(image_guidance and settings.image_scale > 1)
 
 
+def describe_guidance(settings: ImageSettings, image_guidance: bool) -> str:
+    """Return the guidance that is applied to an image, such as "text 4 in 29 of 49 steps, image 1.5 in 29", or "none".
+
+    ``image_guidance`` is whether other images precede it.
+    """
+    branches, (start, end) = count_branches(settings, image_guidance), settings.guided_steps
+    if branches == 1:
+        return "none"
+    text = f"text {settings.text_scale:g} in {end - start} of {settings.num_timesteps - 1} steps"
+    return text if branches == 2 else f"{text}, image {settings.image_scale:g} in {end - start}"
+
+
+def find_idle_guidance(settings: ImageSettings) -> str:
+    """Return why guidance that the settings ask for changes nothing, "" if there is no such guidance."""
+    text, image, (low, high) = settings.text_scale, settings.image_scale, settings.interval
+    if text == 1:
+        return f"image_scale={image:g} has no effect, because text_scale=1 turns all guidance off" * (image > 1)
+    if settings.guided_steps == (0, 0):
+        return (
+            f"text_scale={text:g} and image_scale={image:g} have no effect, because none of the "
+            f"{settings.num_timesteps - 1} steps begins at a timestep above {low:g} and at most {high:g} (interval)"
+        )
+    return ""
+
+
 class Evaluations(NamedTuple):
     """Forward passes for one image: of all branches, and of the guidance branches among them."""
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import PIL.Image
 
+from pdgen.flow.denoise import describe_guidance
 from pdgen.sample import kernels
 from pdgen.sample.compiled import Stopwatch
-from pdgen.sample.denoising import Denoising, ImageGroup, ImageKind
+from pdgen.sample.denoising import Denoising, ImageGroup, ImageKind, check_finite
 from pdgen.sample.image import make_grid, make_picture_grid, prepare_images
 from pdgen.sample.model import Model
 from pdgen.sample.pending import (
@@ -125,7 +126,9 @@ class TrajectoryBatch:
             trajectory,
             checkpoint=model.name,
             model_hash=model.digest,
-            settings=self.settings.flatten() | {"mode": row.mode, "dtype": model.compute.dtype},
+            settings=self.settings.flatten()
+            | {"mode": row.mode, "dtype": model.compute.dtype}
+            | row.flatten_guidance(),
             costs={**trajectory.costs, **seconds},
             latents=dict(row.latents) if self.settings.keep_latents else None,
         )
@@ -227,6 +230,7 @@ class TrajectoryBatch:
             padded = np.array(allowed + [allowed[0]] * (self.settings.batch_size - len(slots)))
             tokens, rows = np.asarray(automaton.switch_tokens), self._pad_rows(slots)
             chosen = self._call(kernels.pick_switch, (self.settings.text,), self.state, rows, tokens, padded)
+            check_finite("reading a segment", np.asarray(chosen)[: len(slots)] >= 0)
         for slot, choice in zip(slots, np.asarray(chosen)):
             self.rows[slot].follow_switch(SWITCHES[choice], self.settings)
 
@@ -249,6 +253,7 @@ class TrajectoryBatch:
             kernels.write_text, static, model.params, self.state, self._pad_rows(slots), (model.grammar, starts)
         )
         tokens, count, state, limited = (np.asarray(values) for values in written[:4])
+        check_finite("writing a text", np.isfinite(np.asarray(written.logits)[: len(slots)]))
         seconds, rewound = watch.seconds, np.zeros(self.size, np.int32)
         for n, (slot, row) in enumerate(zip(slots, rows)):
             ids = tokens[n, : count[n]].tolist()
@@ -326,7 +331,8 @@ class TrajectoryBatch:
             for name, value in costs.items():
                 self.rows[slot].costs[name] += value
         for slot, (image, latents, seconds, steps) in drawn.items():
-            row, tokens = self.rows[slot], self._get_image_kind(self.rows[slot]).grid.cache_tokens
+            row, kind = self.rows[slot], self._get_image_kind(self.rows[slot])
+            tokens = kind.grid.cache_tokens
             stage = row.make_image_stage(image, tokens, seconds, steps)
             decision = self._review_stage(row, stage, image)
             if isinstance(decision, Change):
@@ -334,6 +340,7 @@ class TrajectoryBatch:
                     raise SampleError(f"review of a {stage.stage}: Change needs an image")
                 self._add_outside_image(row, decision.image)
                 continue
+            row.guidance[stage.file] = describe_guidance(kind.settings, kind.image_guidance)
             if self.settings.keep_latents:
                 row.latents[stage.file] = latents
             self._add_image(row, stage, image)

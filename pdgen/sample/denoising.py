@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import PIL.Image
+from jaxtyping import Bool
 
 from pdgen.flow.denoise import Denoiser, ImageSettings, Progress, count_evaluations
 from pdgen.sample import kernels
@@ -14,6 +15,7 @@ from pdgen.sample.compiled import Stopwatch
 from pdgen.sample.image import ImageGrid
 from pdgen.sample.kernels import RowGroup, State
 from pdgen.sample.model import Model
+from pdgen.sample.settings import SampleError
 from pdgen.sequence.images import from_pixels
 
 
@@ -41,6 +43,20 @@ class DrawnImage(NamedTuple):
     latents: np.ndarray
     seconds: float
     steps: int
+
+
+def check_finite(task: str, finite: Bool[np.ndarray, "..."]) -> None:
+    """Raise SampleError where values that the model computed are NaN or infinite.
+
+    Args:
+      task: what the model was doing, for the message.
+      finite: whether each value is finite.
+    """
+    if not finite.all():
+        raise SampleError(
+            f"{task}: {np.count_nonzero(~finite):,} of {finite.size:,} values that the model computed are NaN or "
+            "infinite; check its weights with launch/convert.py --check"
+        )
 
 
 class Denoising:
@@ -140,6 +156,7 @@ class Denoising:
         watch, (grid, settings, _) = Stopwatch(self._model.compiler), group.kind
         static = (self._model.config, settings, grid, min(self.step, settings.num_timesteps - 1))
         pixels = self._call(kernels.decode, static, self._model.params, group.progress)
+        check_finite("drawing an image", np.isfinite(np.asarray(pixels)[: len(group.slots)]))
         pictures = [from_pixels(values) for values in np.asarray(pixels)]
         seconds = watch.seconds
         for slot in group.slots:

@@ -132,9 +132,10 @@ def write_text(
 def pick_switch(
     settings: TextSettings, state: State, rows: RowGroup, tokens: Int[Array, " S"], allowed: Bool[Array, "G S"]
 ) -> Int[Array, " G"]:
-    """Pick one of the switch ``tokens`` in each row; return its index."""
+    """Pick one of the switch ``tokens`` in each row; return its index, or -1 where the logits are not finite."""
     logits = state.logits.at[rows.index].get(mode="clip")[:, tokens]
-    return text.pick(settings, jnp.where(allowed, logits, -jnp.inf), _make_keys(rows, _SWITCH_DRAW))
+    picked = text.pick(settings, jnp.where(allowed, logits, -jnp.inf), _make_keys(rows, _SWITCH_DRAW))
+    return jnp.where(jnp.isfinite(logits).all(axis=-1), picked, -1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -40,6 +40,7 @@ class BatchRow:
       due: what comes next, of SWITCHES; None = not decided yet.
       text_cut: the last text was closed at its limit.
       costs: counters, see ``Trajectory.costs``.
+      guidance: by image file, the guidance that its drawing applied; see ``flow.denoise.describe_guidance``.
     """
 
     number: int
@@ -54,6 +55,7 @@ class BatchRow:
     text_cut: bool = False
     stop_reason: StopReason | None = None
     costs: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
+    guidance: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def copy(self, seed: int) -> "BatchRow":
         """Return an independent copy with another seed."""
@@ -65,6 +67,7 @@ class BatchRow:
             latents=dict(self.latents),
             pending=self.pending.copy(),
             costs=dict(self.costs),
+            guidance=dict(self.guidance),
             seed=seed,
         )
 
@@ -134,6 +137,13 @@ class BatchRow:
         elif is_full and (switch == "image" or kind not in ("image", "prompt")):  # the last image may be inspected
             self.stop_reason = "step limit"
         self.text_cut = False
+
+    def flatten_guidance(self) -> dict[str, str]:
+        """Return the applied guidance as settings, "guidance.FILE", also of the images that the row began with."""
+        known = {**self.start.settings, **{f"guidance.{file}": text for file, text in self.guidance.items()}}
+        drawn = [stage for stage in self.stages if isinstance(stage, ImageStage) and stage.origin == "model"]
+        names = [f"guidance.{stage.file}" for stage in drawn]
+        return {name: known[name] for name in names if name in known}
 
     def make_trajectory(self) -> Trajectory:
         """Return the trajectory so far, with the row's own costs."""

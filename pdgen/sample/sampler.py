@@ -20,11 +20,9 @@ from pdgen.sample.capacity import check_memory
 from pdgen.sample.image import check_size
 from pdgen.sample.model import Model, make_model
 from pdgen.sample.settings import MAX_BATCH_SIZE, SampleError, SampleSettings, unflatten_settings
-from pdgen.sequence.images import to_rgb
+from pdgen.sequence.images import MAX_FILE_PIXELS, to_rgb
 from pdgen.sequence.modes import TrajectoryError
 from pdgen.sequence.trajectory import ImageStage, Trajectory, image_file
-
-MAX_GIVEN_PIXELS = 2**26  # 8192 x 8192: more is a mistake, or an attack
 
 Done = Callable[[int, Trajectory], None]
 Log = Callable[[str], None]
@@ -291,9 +289,9 @@ def _exhaust(events: Generator[Event, None, list[Trajectory]]) -> list[Trajector
 
 def _convert_given(where: str, picture: PIL.Image.Image) -> PIL.Image.Image:
     """Convert a given image to RGB. Raises SampleError where it is too large."""
-    if picture.width * picture.height > MAX_GIVEN_PIXELS:
+    if picture.width * picture.height > MAX_FILE_PIXELS:
         raise SampleError(
             f"{where}: a given image has {picture.width} x {picture.height} pixels, at most "
-            f"{MAX_GIVEN_PIXELS:,} are allowed; make it smaller"
+            f"{MAX_FILE_PIXELS:,} are allowed; make it smaller"
         )
     return to_rgb(picture)

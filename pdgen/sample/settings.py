@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pdgen.flow.denoise import ImageSettings
+from pdgen.flow.denoise import ImageSettings, find_idle_guidance
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.modes import MODES, Mode
 
@@ -75,6 +75,12 @@ class SampleSettings:
     def select_image_settings(self, stage: str) -> ImageSettings:
         """Return the settings of an image of this stage, "sketch" or "refine"."""
         return self.refine if stage == "refine" and self.refine else self.image
+
+    def list_idle_guidance(self) -> list[str]:
+        """Return a line for each group of images whose guidance changes nothing although the settings ask for it."""
+        groups = {"images": self.image} | ({"refinements": self.refine} if self.refine else {})
+        found = {name: find_idle_guidance(settings) for name, settings in groups.items()}
+        return [f"{name}: {reason}" for name, reason in found.items() if reason]
 
     def count_images_left(self, mode: str, drawn: int) -> int:
         """Count the images that a trajectory with ``drawn`` images may still draw; outside mode "process" one more."""

@@ -5,12 +5,18 @@ Pixels are float32 in [-1, 1], channels last. ``patchify`` and ``unpatchify`` wo
 Axis legend: H, W pixels or latent values of a side, h, w patches of a side, p patch side, C channels.
 """
 
+import contextlib
 import dataclasses
 import io
+import warnings
+from collections.abc import Container, Generator
 from typing import TypeVar, cast
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
+from absl import logging
 from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from pdgen.config import ModelConfig
@@ -18,6 +24,16 @@ from pdgen.config import ModelConfig
 Values = TypeVar("Values", np.ndarray, Array)
 
 MAX_PIXELS = 14 * 14 * 9 * 1024  # BAGEL's limit, for both the ViT and the autoencoder
+# Of an image file. Larger ones are scans, mistakes or attacks.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MAX_FILE_BYTES = 2**28
+MAX_FILE_PIXELS = 2**26  # 8,192 x 8,192
+MAX_FILE_SIDE = 2**16 - 1  # the longest that a JPEG has
+_SIZE_LIMITS = f"at most {MAX_FILE_PIXELS:,} are read, and {MAX_FILE_SIDE:,} on a side"
+# Pillow warns of more than 89 million pixels; ``_check_size`` refuses them.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # damaged EXIF turns nothing
+
 # A pixel has changed if a channel differs by more than this, of 255. The noise of the decoder is smaller.
 CHANGE = 40
 
@@ -26,6 +42,10 @@ Picture = UInt8[np.ndarray, "height width 3"]  # RGB, 0 to 255
 
 class ImageError(ValueError):
     """Bytes are not a readable image, or an image does not fit the model; the message is one line with the remedy."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image file exceeds a limit of bytes, pixels or sides; it was not decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,28 +107,88 @@ def resize(image: PIL.Image.Image, rule: SizeRule) -> PIL.Image.Image:
     return image if size == image.size else image.resize(size, PIL.Image.Resampling.BICUBIC)
 
 
-def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
-    """Decode PNG or JPEG bytes to an RGB image, on white where it is transparent.
+@contextlib.contextmanager
+def _open_image(data: bytes, name: str) -> Generator[PIL.Image.Image]:
+    """Open the bytes of an image file of one of ``FORMATS``, within the limits.
 
     Raises:
-      ImageError: the bytes are not a complete PNG or JPEG; the message begins with ``name``.
+      ImageTooLargeError: the file exceeds a limit; it is not decoded.
+      ImageError: the body or Pillow raised anything else.
     """
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageTooLargeError(f"{name}: {len(data):,} bytes are too many, at most {MAX_FILE_BYTES:,} are read")
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as fault:
-        raise ImageError(f"{name}: not a readable PNG or JPEG ({why_unreadable(fault)})") from None
+        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, name)
+            if image.format == "PNG":
+                _scale_transparency(image, depth=data[24])
+            yield image
+    except ImageError:
+        raise
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+        raise ImageTooLargeError(f"{name}: too many pixels, {_SIZE_LIMITS}; scale it down") from None
+    except Exception as fault:  # on damaged files Pillow's formats raise nearly every class
+        raise ImageError(f"{name}: not a readable PNG, JPEG, WebP, BMP or GIF ({_why_unreadable(fault)})") from None
 
 
-def why_unreadable(fault: Exception) -> str:
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_FILE_PIXELS or max(size) > MAX_FILE_SIDE:
+        raise ImageTooLargeError(f"{name}: {width} x {height} pixels are too many, {_SIZE_LIMITS}; scale it down")
+
+
+def _scale_transparency(image: PIL.Image.Image, depth: int) -> None:
+    """Scale the transparent value (tRNS) of a PNG of ``depth`` bits as Pillow scales the pixels, which it forgets."""
+    value = image.info.get("transparency")
+    if image.mode == "L" and depth < 8 and isinstance(value, int):
+        image.info["transparency"] = value * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16 and isinstance(value, tuple):
+        image.info["transparency"] = tuple(channel >> 8 for channel in value)
+
+
+def _why_unreadable(fault: Exception) -> str:
     """Return Pillow's reason why bytes are not an image, without the address of the buffer that it would name."""
-    return "its bytes are of no such format" if isinstance(fault, PIL.UnidentifiedImageError) else str(fault)
+    if isinstance(fault, PIL.UnidentifiedImageError):
+        return "its bytes are of no such format"
+    return " ".join(str(fault).split())[:120] or type(fault).__name__
+
+
+def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:
+    """Decode the bytes of a PNG, JPEG, WebP, BMP or GIF to an RGB image.
+
+    It is turned upright as its EXIF orientation says, and transparent parts are white. Of an animation the first frame
+    is read, which is logged.
+
+    Raises:
+      ImageTooLargeError: it has more than ``MAX_FILE_BYTES`` bytes or ``MAX_FILE_PIXELS`` pixels, or a side of more
+        than ``MAX_FILE_SIDE``. Then it is not decoded.
+      ImageError: the bytes are not a complete image of these formats; the message begins with ``name``.
+    """
+    with _open_image(data, name) as image:
+        picture = to_rgb(image)
+        if _is_animated(image):
+            logging.warning("%s: an animation; only its first frame is read", name)
+        return picture
+
+
+def _is_animated(image: PIL.Image.Image) -> bool:
+    # The further images of a JPEG are previews, which phones write.
+    return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Convert an image to three channels of 8 bits, on white where it is transparent; scale 16-bit grey down."""
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
-        return PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    """Convert an image to three channels of 8 bits, upright, on white where it is transparent.
+
+    The EXIF orientation is applied and removed; EXIF that cannot be read turns nothing. 16-bit grey is scaled down.
+    """
+    image.load()
+    with contextlib.suppress(SyntaxError):  # no EXIF at all behind its tag
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255 and forgets what is transparent
+        values = np.asarray(image)
+        grey = (values.clip(0, 65535) / 257).round().astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return PIL.Image.fromarray(grey).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -116,13 +196,33 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.alpha_composite(white, image).convert("RGB")
 
 
+def convert_to_png(data: bytes, name: str = "image") -> bytes:
+    """Convert the bytes of an image file to a PNG that is upright, RGB and opaque.
+
+    A PNG that is so already is returned unchanged. Pixels are never resampled. Raises ImageError as ``decode_image``.
+    """
+    picture = decode_image(data, name)
+    with _open_image(data, name) as image:
+        plain = image.format == "PNG" and image.mode == "RGB" and not image.has_transparency_data
+        if plain and not _is_animated(image) and not _is_turned(image, data, range(2, 9)):
+            return data
+    return encode_png(picture)
+
+
+def _is_turned(image: PIL.Image.Image, data: bytes, orientations: Container[int]) -> bool:
+    # Pillow decodes a whole PNG to look for EXIF, which may follow the pixels; most have no such chunk.
+    if image.format == "PNG" and not any(chunk in data for chunk in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")):
+        return False
+    with contextlib.suppress(SyntaxError):
+        return image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in orientations
+    return False
+
+
 def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
-    """Read (width, height) from the header only. Raises ImageError as ``decode_image`` does."""
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as fault:
-        raise ImageError(f"{name}: not a readable PNG or JPEG ({why_unreadable(fault)})") from None
+    """Read the (width, height) in pixels of the upright image from the header only. Raises as ``decode_image`` does."""
+    with _open_image(data, name) as image:
+        width, height = image.size
+        return (height, width) if _is_turned(image, data, range(5, 9)) else (width, height)
 
 
 def encode_png(image: PIL.Image.Image | Picture) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 
 from pdgen.files import new_folder
+from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import ImageStage, Trajectory, TrajectoryError, TrajectoryFile
 
 _JSON, _LATENTS = "trajectory.json", "latents.npz"
@@ -71,10 +72,11 @@ def load_trajectory(folder: str | pathlib.Path) -> Trajectory:
 
 def _load_image(path: pathlib.Path) -> PIL.Image.Image:
     try:
-        with PIL.Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as fault:  # Pillow raises the second for a broken chunk
-        raise TrajectoryError(f"{path}: {fault}") from None
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as fault:
+        raise TrajectoryError(f"{path}: {fault.strerror or fault}") from None
+    except ImageError as fault:
+        raise TrajectoryError(str(fault)) from None
 
 
 def _load_latents(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ import msgspec
 import PIL.Image
 
 from pdgen.report.page import render, split_tags
+from pdgen.sequence.images import decode_image, image_size
 from pdgen.sequence.trajectory import Image, Record, Text
 
 # Longer side of a thumbnail in pixels; smaller pictures are shown unchanged.
@@ -209,15 +210,14 @@ def make_thumbnail(png: bytes) -> tuple[str, bytes, tuple[int, int]]:
     Returns:
       The format, the file's bytes, and (width, height) of the original picture in pixels.
     """
-    with PIL.Image.open(io.BytesIO(png)) as picture:
-        size = picture.size
-        if max(size) <= THUMBNAIL:
-            return "png", png, size
-        picture = picture.convert("RGB")
-        picture.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=80)
-        return "webp", buffer.getvalue(), size
+    size = image_size(png)
+    if max(size) <= THUMBNAIL:
+        return "png", png, size
+    picture = decode_image(png)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=80)
+    return "webp", buffer.getvalue(), size
 
 
 class Chart(NamedTuple):

@@ -103,9 +103,9 @@ def _restore_or_init(
     if (state := checkpoints.restore(abstract_state(config), shardings)) is not None:
         return state
     key = jax.random.key(run.seed)
-    if not run.init:
+    log(_describe_start(run, config))
+    if run.fresh or not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
-    log(f"starting from {run.init}")
     places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
     targets = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -115,6 +115,15 @@ def _restore_or_init(
     params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
     make = functools.partial(make_state, config)
     return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key)
+
+
+def _describe_start(run: RunConfig, config: StepConfig) -> str:
+    """Return a line that says how many parameters come from ``init``; adapters are always fresh."""
+    state = abstract_state(config)
+    model = sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(bagel.abstract_params(config.model))))
+    total = sum(leaf.size for leaf in jax.tree.leaves((state.trained, state.frozen)))
+    loaded = model if run.init and not run.fresh else 0
+    return f"{loaded:,} of {total:,} parameters from {run.init or 'no checkpoint'}, {total - loaded:,} fresh"
 
 
 def _put_on_mesh(batches: Loader, mesh: Mesh) -> Iterator[Pack]:

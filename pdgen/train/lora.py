@@ -13,6 +13,7 @@ from typing import Any
 from flax import linen as nn
 from flax import traverse_util
 
+from pdgen.messages import name_some
 from pdgen.models import parameters
 
 
@@ -60,7 +61,7 @@ def declare_adapters(config: LoraConfig, model: parameters.Spec) -> parameters.S
     linear = {name: leaf for name, leaf in traverse_util.flatten_dict(model, sep="/").items() if leaf.inputs}
     adapted = {name: leaf for name, leaf in linear.items() if re.fullmatch(config.kernels, name)}
     if not adapted:
-        raise ValueError(f"lora.kernels {config.kernels!r} matches no linear kernel; there are: {', '.join(linear)}")
+        raise ValueError(f"lora.kernels {config.kernels!r} matches no linear kernel; there are: {name_some(linear)}")
     return traverse_util.unflatten_dict(
         {name: _declare_adapter(config.rank, leaf) for name, leaf in adapted.items()}, sep="/"
     )

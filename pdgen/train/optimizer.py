@@ -13,6 +13,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from pdgen.messages import name_some
 from pdgen.models.parameters import Leaf
 from pdgen.sharding import has_mesh
 
@@ -99,7 +100,7 @@ def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> d
       names: names to match.
 
     Raises:
-      ValueError: a name matches no rule or several, or a rule matches no name; the message lists all of them.
+      ValueError: a name matches no rule or several, or a rule matches no name; the message counts them.
     """
     names, rules = list(names), list(rules)
     matches = {name: [rule for rule in rules if re.fullmatch(rule[0], name)] for name in names}
@@ -112,7 +113,7 @@ def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> d
     unused = [repr(rule[0]) for rule in rules if not any(rule in found for found in matches.values())]
     faults = {"matched by no rule": unmatched, "matched more than once": ambiguous, "rules without a match": unused}
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(found)}" for fault, found in faults.items() if found)
+        listed = "; ".join(f"{len(found)} {fault}: {name_some(found)}" for fault, found in faults.items() if found)
         raise ValueError(f"optimizer.factors must match every parameter exactly once, from end to end; {listed}")
     return {name: found[0][1] for name, found in matches.items()}
 

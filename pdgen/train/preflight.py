@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 
 from pdgen.checkpoints.runs.base import Base, load_base
 from pdgen.checkpoints.runs.workdir import CONFIG_FILE
-from pdgen.config import ModelConfig, get_preset
+from pdgen.config import SHAPES_AUTOENCODER, ModelConfig, get_preset
 from pdgen.data.documents import expand_ranges
 from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import Log, check_writable, file_lock, new_file
+from pdgen.messages import name_some, shorten
 from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
@@ -35,7 +36,6 @@ from pdgen.train.run_config import RunConfig, RunError, read_run_config, run_to_
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 LOCK = "lock"
-_SHOWN, _MAX_VALUE = 3, 60  # keys that an error names, and characters of all their values
 # Keys that may change when a run resumes: none of them changes the mathematics.
 CHANGEABLE_KEYS = (
     "mesh",
@@ -76,6 +76,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     """
     check_writable(workdir, RunError)
     check_monitoring(run)
+    check_init(run)
     mesh = make_run_mesh(run, devices)
     base = load_base(run.init, run.model)
     check_model(run, base.config, base.tokenizer)
@@ -126,6 +127,16 @@ def resolve_mesh_shape(run: RunConfig, devices: int) -> tuple[int, int, int]:
 def make_run_mesh(run: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
     """Make the mesh of ``run`` over ``devices``. Raises RunError, see ``resolve_mesh_shape``."""
     return make_mesh(resolve_mesh_shape(run, len(devices)), devices)
+
+
+def check_init(run: RunConfig) -> None:
+    """Raise RunError if fresh parameters lack an autoencoder: only shapes world's comes with a preset."""
+    if not run.init and get_preset(run.model).autoencoder != SHAPES_AUTOENCODER:
+        raise RunError(
+            f"config: init is empty, so {run.model} would start from fresh parameters, without its autoencoder and "
+            "tokenizer; name a checkpoint with --config.init=CHECKPOINT (to train fresh parameters with its "
+            "autoencoder and tokenizer, add --config.fresh)"
+        )
 
 
 def check_model(run: RunConfig, config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -273,11 +284,8 @@ def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
         old["num_steps"] = run.num_steps  # see continue_schedule
     names = [key for key in {**new, **old} if key.partition(".")[0] not in CHANGEABLE_KEYS]
     if changed := [key for key in names if new.get(key) != old.get(key)]:
-        shown = changed[:_SHOWN]
-        length = _MAX_VALUE // len(shown)
-        values = [f"{key} ({_shorten(old.get(key), length)}, now {_shorten(new.get(key), length)})" for key in shown]
-        more = f" and {len(changed) - _SHOWN} more keys" * (len(changed) > _SHOWN)
-        raise RunError(f"{path}: holds a run with other values of {', '.join(values)}{more}; name another --workdir")
+        values = name_some(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
+        raise RunError(f"{path}: holds a run with other values of {values}; name another --workdir")
 
 
 def _flatten_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -290,9 +298,8 @@ def _flatten_config(config: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _shorten(value: object, length: int) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def _shorten(value: object) -> str:
+    return shorten(json.dumps(value), 30)
 
 
 @contextlib.contextmanager

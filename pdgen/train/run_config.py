@@ -12,6 +12,7 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.data.documents import TooLong, Turns
 from pdgen.data.lengths import Broken
 from pdgen.data.loader import LoaderConfig
+from pdgen.messages import name_some
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.segments import ConditionDropout
 from pdgen.train.lora import LoraConfig
@@ -38,6 +39,8 @@ class RunConfig:
       init: checkpoint to start from: a pdgen checkpoint, a run's workdir or a shipped model. "" starts from fresh
         parameters of ``model`` with shapes world's tokenizer and autoencoder.
       model: name of a preset. With ``init`` the checkpoint must have these sizes; "" accepts any.
+      fresh: whether to train fresh parameters although ``init`` is given. The checkpoint then gives sizes, tokenizer
+        and autoencoder only. A preset with another autoencoder than shapes world's, such as bagel_7b, needs ``init``.
       seed: of parameters, batches and noise.
       mesh: sizes of (data, fsdp, tensor); one of them may be -1 for the remaining devices.
       ce_weight: lambda_CE, the weight of the cross-entropy.
@@ -66,6 +69,7 @@ class RunConfig:
     budgets: Budgets
     init: str = ""
     model: str = "nano"
+    fresh: bool = False
     seed: int = 0
     mesh: tuple[int, int, int] = (1, -1, 1)
     ce_weight: float = 1.0
@@ -101,6 +105,9 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.pictures_every and not self.prompts:
             raise ValueError(f"pictures_every is {self.pictures_every}, but there are no prompts; give some, or 0")
+        if self.fresh and (self.lora.rank or not self.init):
+            reason = f"lora.rank is {self.lora.rank}" if self.lora.rank else "init is empty"
+            raise ValueError(f"fresh is true, but {reason}; it trains all parameters, with the autoencoder of init")
         if self.spike_factor and not self.spike_factor > 1:
             raise ValueError(f"spike_factor is {self.spike_factor}, expected more than 1, or 0 to skip no update")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
@@ -151,7 +158,7 @@ def read_run_config(values: dict[str, Any]) -> RunConfig:
         raise RunError(f"config: {fault}") from None
     unknown = sorted(_list_keys(values) - _list_keys(dataclasses.asdict(run)))
     if unknown:
-        raise RunError(f"config: no such key: {', '.join(unknown)}")
+        raise RunError(f"config: no such key: {name_some(unknown)}")
     return run
 
 

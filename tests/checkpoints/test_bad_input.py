@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from pdgen.checkpoints.conversion import to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import AutoencoderConfig, ConfigError
@@ -41,15 +41,46 @@ def test_unknown_missing_and_misshapen_tensors_all_at_once(folder):
 
     edit_tensors(folder / WEIGHTS, edit)
     edit_tensors(folder / AUTOENCODER, lambda tensors: tensors.pop("encoder.conv_in.bias"))
-    line = refuse(folder, "6 faults")
-    assert line.split(": ", 2)[2].split("; ") == [
+    line = refuse(folder, "6 faults, 2 unknown, 1 of another shape, 3 missing: ")
+    gone = f"{LANGUAGE}layers.2.mlp_moe_gen.up_proj.weight"
+    assert line.split(": ", 2)[2] == (
+        f"adapter.weight, connector.fc1.weight, {gone} and 3 more; take tensors and json files from one model"
+    )
+
+
+def test_few_faults_are_clauses(folder):
+    def edit(tensors):
+        tensors["adapter.weight"] = torch.zeros(2)
+        tensors["connector.fc1.weight"] = tensors["connector.fc1.weight"].T.contiguous()
+
+    edit_tensors(folder / WEIGHTS, edit)
+    edit_tensors(folder / AUTOENCODER, lambda tensors: tensors.pop("encoder.conv_in.bias"))
+    assert refuse(folder, "").split(": ", 1)[1].split("; ") == [
         "tensor adapter.weight is unknown (ema.safetensors)",
         "tensor connector.fc1.weight is [48, 64], expected [64, 48]",
-        f"tensor {LANGUAGE}layers.1.self_attn.q_proj.lora is unknown (ema.safetensors)",
-        f"tensor {LANGUAGE}layers.2.mlp_moe_gen.up_proj.weight is missing",
-        "tensor llm2vae.bias is missing",
         "tensor encoder.conv_in.bias is missing",
     ]
+
+
+def test_a_wholly_other_model_is_a_short_line(folder):
+    def edit(tensors):
+        for name in list(tensors):
+            tensors[f"module.of.a.wrapper.with.a.long.name.{name}"] = tensors.pop(name)
+
+    edit_tensors(folder / AUTOENCODER, edit)
+    assert len(refuse(folder, r"\d+ faults, \d+ unknown, \d+ missing")) - len(str(folder)) < 400
+
+
+def test_nan_and_infinity(folder):
+    def edit(tensors):
+        tensors["connector.fc1.weight"][0, :5] = float("nan")
+        tensors["llm2vae.bias"][3] = float("inf")
+
+    edit_tensors(folder / WEIGHTS, edit)
+    said = r"bagel: 6 values are NaN or infinite, in 2 of \d+ tensors: connector\.fc1\.weight, llm2vae\.bias; fetch"
+    refuse(folder, said)
+    with pytest.raises(CheckpointError, match=said):
+        check(folder)
 
 
 def test_a_table_that_is_no_square(folder):
@@ -173,5 +204,5 @@ def test_the_wrong_direction(folder, tmp_path):
 def test_an_autoencoder_alone(folder):
     sizes = AutoencoderConfig(channels=32, multipliers=(1, 2), num_blocks=1, z_channels=4)
     assert read_autoencoder(folder, sizes)["encoder"]["conv_in"]["kernel"].shape == (32, 3, 3, 3)
-    with pytest.raises(CheckpointError, match=r"ae\.safetensors: \d+ faults: .*conv_in.weight is"):
+    with pytest.raises(CheckpointError, match=r"ae\.safetensors: \d+ faults, .* missing.*conv"):
         read_autoencoder(folder, AutoencoderConfig())

@@ -166,7 +166,7 @@ def test_blocks_bound_the_memory(monkeypatch):
         rows[...] = start
 
     jobs = [(place, np.dtype(np.float32), stream.block_rows(place.slot, 4)) for place in places(NANO).values()]
-    stream.move(jobs, read, None, title="test")
+    stream.move(jobs, read, None, title="test", source="test")
     assert 1 <= len(threads) <= stream.WORKERS
 
 
@@ -192,6 +192,35 @@ def test_damaged_values(copied, tmp_path, change):
             load_checkpoint(copied)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_values_that_are_not_finite_are_counted(bad, dtype):
+    values = np.array([[1, bad, 0, -0.0], [65504, -65504, 6e-8, bad]], np.float32).astype(dtype)
+    assert stream.count_nonfinite(values) == 2
+    assert stream.count_nonfinite(values[:1, :1]) == 0
+
+
+def test_checkpoints_that_are_not_finite_are_refused(tmp_path):
+    params = random_params()
+    kernel = np.array(params["model"]["latent_in"]["kernel"])
+    kernel[:2, 3] = np.nan, np.inf
+    bad = {**params, "model": {**params["model"], "latent_in": {**params["model"]["latent_in"], "kernel": kernel}}}
+    said = rf"{tmp_path}.*: 2 values are NaN or infinite, in 1 of {len(places(NANO))} tensors: vae2llm\.weight; fetch"
+    with pytest.raises(CheckpointError, match=said):
+        write_checkpoint(tmp_path / "nano", NANO, bad)
+    assert not list(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as patch:  # as earlier versions wrote it
+        patch.setattr(stream, "count_nonfinite", lambda values: 0)
+        write_checkpoint(tmp_path / "nano", NANO, bad)
+    with pytest.raises(CheckpointError, match=said):
+        check(tmp_path / "nano")
+    with pytest.raises(CheckpointError, match=said):
+        to_bagel(tmp_path / "nano", tmp_path / "back")
+    with pytest.raises(CheckpointError, match=r"nano: 2 values are NaN or infinite, in 1 of \d+ .*latent_in/kernel"):
+        load_checkpoint(tmp_path / "nano")
+    load_checkpoint(tmp_path / "nano", parts=("autoencoder",))
+
+
 def test_exchanged_layers_are_told_by_their_digests(copied, tmp_path):
     """Each file is whole in itself; only the manifest knows which is which."""
     folder = copied / "params" / "model.language.layers.gen.mlp.gate.kernel" / "c"
@@ -199,7 +228,7 @@ def test_exchanged_layers_are_told_by_their_digests(copied, tmp_path):
     (folder / "1").rename(folder / "0")
     (folder / "x").rename(folder / "1")
     names = [f"language_model.model.layers.{n}.mlp_moe_gen.gate_proj.weight" for n in (0, 1)]
-    said = rf"values differ from manifest\.json: {', '.join(names)}; convert again"
+    said = rf"values of 2 tensors differ from manifest\.json: {', '.join(names)}; convert again"
     with pytest.raises(CheckpointError, match=said):
         check(copied)
     with pytest.raises(CheckpointError, match=said):
@@ -256,16 +285,18 @@ def test_parameters_that_do_not_fit(tmp_path):
     params = small_table(random_params())
     params["model"]["extra"] = jnp.zeros(2)
     params["model"]["latent_in"]["bias"] = np.zeros(128)
-    del params["autoencoder"]["encoder"]["conv_in"]["bias"]
     with pytest.raises(CheckpointError) as raised:
         write_checkpoint(tmp_path / "nano", NANO, params)
     faults = str(raised.value).split(": ", 2)[2].removeprefix("array ").split("; array ")
     assert sorted(faults) == [
-        "autoencoder/encoder/conv_in/bias is missing",
         "model/extra is unknown",
         "model/latent_in/bias is float64; supported are float32, float16, bfloat16",
         f"model/latent_position/table is [9, 128], expected [{NANO.max_latent_size**2}, 128]",
     ]
+    del params["autoencoder"]["encoder"]["conv_in"]["bias"]
+    said = "4 faults, 1 missing, 1 of another shape, 1 of another dtype, 1 unknown: autoencoder/encoder/conv_in/bias, "
+    with pytest.raises(CheckpointError, match=said):
+        write_checkpoint(tmp_path / "nano", NANO, params)
     assert list(tmp_path.iterdir()) == []
 
 

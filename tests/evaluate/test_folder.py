@@ -133,6 +133,16 @@ def test_a_folder_is_not_mixed(images, tmp_path):
         folders.begin_generation(images, {"strategy": "painted"}, JOBS)
 
 
+def test_keys_that_ask_for_nothing_make_no_other_list(images, tmp_path):
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps(one.raw | {"source": "mine", "weight": 2}) + "\n" for one in PROMPTS) + "\n")
+    more = folders.read_prompts(path)
+    assert len(more) == len(PROMPTS) and more[0].raw["source"] == "mine"
+    assert folders.find_samples(images, more, 2) == folders.find_samples(images, PROMPTS, 2)
+    folders.write_metadata(images, more)
+    assert folders.find_samples(images, PROMPTS, 2)
+
+
 def test_missing_prompts_and_samples_are_named(images):
     shutil.rmtree(images / "00001")
     assert "1 of 3 prompts are missing: 00001" in refusal(images)
@@ -168,8 +178,9 @@ def test_images_of_another_list_are_named(images, tmp_path):
     other = dict(PROMPTS[0].raw, include=[{"class": "heart", "count": 2}])
     (images / "00000" / "metadata.jsonl").write_text(json.dumps(other))
     assert "or asks for something else" in refusal(images)
-    (images / "00000" / "metadata.jsonl").write_text("{")
-    assert "00000/metadata.jsonl: " in refusal(images)
+    for content in ("{", "[]", '{"prompt": "a"}', b"\xff"):
+        (images / "00000" / "metadata.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+        assert "00000/metadata.jsonl: metadata: " in refusal(images)
     (tmp_path / "wise").mkdir()
     (tmp_path / "wise" / "1.png").write_bytes(b"")
     assert "holds no folders 00000, 00001, ..." in refusal(tmp_path / "wise")
@@ -191,7 +202,7 @@ def test_an_unreadable_image_is_named(whole, tmp_path, content):
     good = (whole / "00000" / "samples" / "00000.png").read_bytes()
     path = tmp_path / "00000.png"
     path.write_bytes(good[: len(good) // 2] if content is None else content)
-    with pytest.raises(EvaluationError, match=r"00000\.png: not a readable image"):
+    with pytest.raises(EvaluationError, match=r"00000\.png: not a readable PNG"):
         folders.read_image(path)
 
 

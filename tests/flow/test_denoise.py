@@ -15,7 +15,9 @@ from pdgen.flow.denoise import (
     advance,
     begin,
     count_evaluations,
+    describe_guidance,
     estimate,
+    find_idle_guidance,
     generate_latents,
 )
 from pdgen.flow.rectified import schedule
@@ -195,3 +197,22 @@ def test_stretches_give_what_one_run_gives(params, contexts, noise, settings):
     whole = run(params, contexts, POSITIONS, begin(denoiser, noise, image_guidance=True), (0, steps))
     np.testing.assert_allclose(progress.x, whole.x, atol=1e-5)
     np.testing.assert_array_equal(estimate(settings, progress, steps), progress.x)
+
+
+@pytest.mark.parametrize(
+    ("values", "alone", "after_images", "idle"),
+    [
+        ({}, "text 4 in 2 of 4 steps", "text 4 in 2 of 4 steps, image 1.5 in 2", ""),
+        ({"image_scale": 1.0}, "text 4 in 2 of 4 steps", "text 4 in 2 of 4 steps", ""),
+        ({"text_scale": 1.0}, "none", "none", "image_scale=1.5 has no effect, because text_scale=1"),
+        ({"text_scale": 1.0, "image_scale": 1.0}, "none", "none", ""),
+        ({"interval": (0.8, 0.9)}, "none", "none", "text_scale=4 and image_scale=1.5 have no effect, because none of"),
+    ],
+)
+def test_applied_guidance_is_described(values, alone, after_images, idle):
+    """Five timesteps without a shift: 1, 0.75, 0.5, 0.25, 0; the first two are above 0.5."""
+    settings = ImageSettings(**{"num_timesteps": 5, "timestep_shift": 1.0, "interval": (0.5, 1.0)} | values)
+    assert describe_guidance(settings, False) == alone
+    assert describe_guidance(settings, True) == after_images
+    found = find_idle_guidance(settings)
+    assert found.startswith(idle) and bool(found) == bool(idle) and len(found) < 250

@@ -62,7 +62,7 @@ def extend(golden, model, cache, segment):
     kind, name = segment.split(":")
     if kind == "text":
         ids = np.array([golden.expected["bos"], *infer[f"{name}_ids"], golden.expected["eos"]], np.int32)
-        padded = np.zeros((1, 32), np.int32)
+        padded = np.zeros((1, max(32, len(ids))), np.int32)
         padded[0, : len(ids)] = ids
         return extend_by_text(config, COMPUTE, params, cache, padded, np.array([len(ids)]))[0]
     switches = golden.expected["soi"], golden.expected["eoi"]

@@ -19,6 +19,7 @@ from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.sample.runs.folder import list_trajectories, read_run
 from pdgen.sequence.trajectory import ImageStage
 from pdgen.sequence.trajectory_folder import load_trajectory
+from tests.support.own_lines import keep_own_lines, own_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = ("--prompt=a red circle left of a blue square", "--prompt=two cats")
@@ -38,7 +39,7 @@ def start(*arguments, **environment):
 def run(*arguments, **environment):
     process = start(*arguments, **environment)
     out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    return keep_own_lines(subprocess.CompletedProcess(arguments, process.returncode, out, err), "sample")
 
 
 # Runs the command line once for every list of arguments on stdin, in one process: what it imports takes seconds.
@@ -72,7 +73,8 @@ def run_all(commands):
     command, environment = [sys.executable, "-c", DRIVER], {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     options = {"cwd": ROOT, "env": os.environ | environment, "text": True, "stdout": subprocess.PIPE, "check": True}
     lines = json.dumps([[*map(str, arguments)] for arguments in commands])
-    return json.loads(subprocess.run(command, input=lines, timeout=300, **options).stdout)
+    results = json.loads(subprocess.run(command, input=lines, timeout=300, **options).stdout)
+    return [(status, out, own_lines(err, "sample")) for status, out, err in results]
 
 
 def content(folder):
@@ -312,10 +314,10 @@ def start_two(*flags):
 
 
 def ends(processes):
-    """(status, stdout, own lines on stderr) of each; JAX and Gloo tell of themselves."""
+    """(status, stdout, own lines on stderr) of each; JAX and Gloo log there too."""
     texts = [process.communicate(timeout=120) for process in processes]
     return [
-        (process.returncode, out, [line for line in err.splitlines() if line.startswith("sample: ")])
+        (process.returncode, out, own_lines(err, "sample").splitlines())
         for process, (out, err) in zip(processes, texts)
     ]
 
@@ -407,7 +409,7 @@ FAULTS = {
     "--prompt=a --max_images=90000000": "would fit, or lower",
     "--prompt=a --mode=paint": "--mode=paint: value should be one of <process|single_pass|edit|",
     "--prompt=a --mode=edit": "mode edit needs an image to edit",
-    "--prompt=a --image=README.md": "README.md: not a readable PNG or JPEG",
+    "--prompt=a --image=README.md": "README.md: not a readable PNG, JPEG, WebP, BMP or GIF",
     "--prompt=a --strategy=luck": "--strategy=luck: value should be one of <process|single_pass|",
     "--prompt=a --strategy=best_of_n --option=n=0": "n=0: must be at least 1",
     "--prompt=a --strategy=best_of_n --option=m=2": "--option=m=2: write KEY=VALUE, KEY one of n",
@@ -444,3 +446,16 @@ def test_faults_end_in_one_line(faults, fault):
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("sample: ") and FAULTS[fault] in err
     assert not list(folder.iterdir())
+
+
+def test_a_plugin_without_its_driver_makes_no_difference(tmp_path):
+    """JAX logs a traceback for a plugin that cannot start, as CUDA's cannot without a driver, and goes on."""
+    plugin = tmp_path / "jax_plugins" / "driverless"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text("def initialize():\n    raise RuntimeError('operation cuInit(0) failed')\n")
+    path = f"{ROOT}:{tmp_path}"
+    process = start("--prompt=a", f"--output={tmp_path / 'out'}", "--checkpoint=nowhere", PYTHONPATH=path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "cuInit(0) failed" in err
+    (line,) = own_lines(err, "sample").splitlines()
+    assert line.startswith("sample: nowhere: no such folder")

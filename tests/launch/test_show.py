@@ -13,6 +13,7 @@ from pdgen.data.records import Origin, write_dataset
 from pdgen.sequence.trajectory import Image
 from pdgen.train.planning.topology import CHIPS
 from tests.data.small_records import records
+from tests.support.own_lines import keep_own_lines
 from tests.train.monitor.test_page import write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +24,7 @@ SIZES = ["--config.held_out=0", "--config.init=", *(f"--config.budgets.{k}={v}" 
 
 def run(*arguments):
     command = [sys.executable, str(ROOT / "launch" / "show.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return keep_own_lines(subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT), "show")
 
 
 def test_help_is_of_the_mode():

@@ -1,5 +1,6 @@
 """Which folders can be sampled from, and what is said of the others."""
 
+import dataclasses
 import re
 import shutil
 
@@ -13,7 +14,8 @@ from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
 from pdgen.sample.sampler import Sampler
-from tests.sample.conftest import NANO
+from pdgen.sample.settings import SampleError
+from tests.sample.conftest import NANO, SETTINGS
 
 
 def test_a_converted_checkpoint(sampler, checkpoint):
@@ -29,6 +31,29 @@ def test_the_export_of_a_training_run(checkpoint, tmp_path):
     sampler = Sampler.from_checkpoint(tmp_path, ComputeConfig(dtype="bfloat16"))
     assert sampler.model.name == str(tmp_path / EXPORT)
     assert sampler.model.compute.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("part", "mode", "task"),
+    [
+        (("language", "norm", "und"), "process", "writing a text"),
+        (("latent_out", "bias"), "single_pass", "drawing an image"),
+    ],
+)
+def test_values_that_are_not_finite_end_sampling(sampler, part, mode, task):
+    def spoil(tree, path):
+        if not path:
+            return jax.tree.map(lambda leaf: leaf * np.nan, tree)
+        return {**tree, path[0]: spoil(tree[path[0]], path[1:])}
+
+    params = spoil(sampler.model.params, ("model", *part))
+    broken = Sampler(dataclasses.replace(sampler.model, params=params))
+    settings = dataclasses.replace(SETTINGS, mode=mode, batch_size=1)
+    with pytest.raises(
+        SampleError, match=rf"{task}: .* are NaN or infinite; check its weights with .*--check"
+    ) as fault:
+        broken(["a red circle"], [1], settings)
+    assert len(str(fault.value)) < 250
 
 
 def test_other_folders_are_refused(checkpoint, tmp_path):

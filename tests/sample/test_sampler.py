@@ -89,6 +89,10 @@ def test_costs_count_tokens_and_evaluations(recorded):
         later = len(trajectory.images) - 1
         assert trajectory.costs["network_evaluations"] == 3 * (2 + 3 * later)
         assert trajectory.costs["guidance_branches"] == 3 * (1 + 2 * later)
+        first, *others = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
+        applied = {f"guidance.{first}": "text 4 in 3 of 3 steps"}
+        applied |= {f"guidance.{file}": "text 4 in 3 of 3 steps, image 1.5 in 3" for file in others}
+        assert {name: text for name, text in trajectory.settings.items() if name.startswith("guidance.")} == applied
         texts = [stage for stage in trajectory.stages if isinstance(stage, TextStage)]
         assert trajectory.costs["text_tokens"] == sum(stage.tokens for stage in texts)
         assert trajectory.costs["batch_seconds"] >= max(s.seconds for s in trajectory.stages) > 0

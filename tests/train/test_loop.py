@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -159,10 +160,24 @@ def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
     still = dataclasses.replace(run, init=str(whole[1]), num_steps=2, optimizer=OptimizerConfig(learning_rate=0.0))
     lines = []
     export = _train(still, tmp_path, lines.append)
-    assert lines[0] == f"starting from {whole[1]}"
+    count = f"{sum(leaf.size for leaf in jax.tree.leaves(load_checkpoint(export)[1]['model'])):,}"
+    assert lines[0] == f"{count} of {count} parameters from {whole[1]}, 0 fresh"
     _train(still, tmp_path, lines.append)
     assert lines[-1] == "resuming from step 2"  # before what init says, and the export is up to date
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(export)[1], load_checkpoint(whole[1])[1])
+
+
+@pytest.mark.slow
+def test_fresh_parameters_take_only_the_autoencoder_of_init(run, whole, tmp_path):
+    still = dataclasses.replace(
+        run, init=str(whole[1]), fresh=True, seed=5, num_steps=1, optimizer=OptimizerConfig(learning_rate=0.0)
+    )
+    lines = []
+    params, init = (load_checkpoint(folder)[1] for folder in (_train(still, tmp_path, lines.append), whole[1]))
+    assert re.fullmatch(rf"0 of ([\d,]+) parameters from {whole[1]}, \1 fresh", lines[0])
+    jax.tree.map(np.testing.assert_array_equal, params["autoencoder"], init["autoencoder"])
+    embeddings = [tree["model"]["language"]["embed"]["embedding"] for tree in (params, init)]
+    assert not np.array_equal(*embeddings)
 
 
 def test_metrics_after_the_restored_step_are_removed(tmp_path):

@@ -356,7 +356,7 @@ def test_many_other_values_are_counted(run, tmp_path):
     with pytest.raises(RunError) as caught:
         check_workdir(dataclasses.replace(run, **changes), tmp_path)
     line = str(caught.value)
-    assert line.endswith(" and 2 more keys; name another --workdir") and "seed (0, now 7)" in line
+    assert line.endswith(" and 2 more; name another --workdir") and "seed (0, now 7)" in line
     assert len(line) - len(str(tmp_path)) < 300
 
 
@@ -364,6 +364,20 @@ def test_a_config_of_an_earlier_version_lacks_newer_keys(run, tmp_path):
     check(run, tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    del values["optimizer"]["decay_steps"], values["spike_factor"]
+    del values["optimizer"]["decay_steps"], values["spike_factor"], values["fresh"]
     path.write_text(json.dumps(values))
     check(run, tmp_path)
+
+
+def test_a_large_model_without_a_checkpoint_is_refused(run, tmp_path):
+    line = get_refusal(dataclasses.replace(run, model="bagel_7b"), tmp_path / "run")
+    assert line.startswith("config: init is empty, so bagel_7b would start from fresh parameters")
+    assert "--config.init=CHECKPOINT" in line and len(line) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({}, "init is empty"), ({"init": "x", "lora": LoraConfig(rank=2)}, "lora.rank is 2")]
+)
+def test_fresh_parameters_need_an_autoencoder_and_no_adapters(run, changes, words):
+    with pytest.raises(ValueError, match=f"fresh is true, but {words}"):
+        dataclasses.replace(run, fresh=True, **changes)

@@ -1,6 +1,5 @@
 """Run the abilities benchmark: sample every draw from a checkpoint and judge it. A killed run resumes."""
 
-import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from pdgen.evaluate.generator import replace_settings
 from pdgen.files import new_file
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleSettings, make_base_settings
+from pdgen.sequence.images import decode_image
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import TextStage, Trajectory
 
@@ -112,18 +112,14 @@ def _sample(
     draws: Sequence[AbilityDraw],
     keep: Callable[[AbilityDraw, Trajectory], None],
 ) -> None:
-    given = [[_decode_image(draw.case.given)] if draw.case.given else [] for draw in draws]
+    given = [[decode_image(draw.case.given)] if draw.case.given else [] for draw in draws]
     prompts, seeds = [draw.job.prompt for draw in draws], [draw.job.seed for draw in draws]
     sampler(prompts, seeds, settings, given=given, done=lambda number, drawn: keep(draws[number], drawn))
 
 
-def _decode_image(png: bytes) -> PIL.Image.Image:
-    return PIL.Image.open(io.BytesIO(png)).convert("RGB")
-
-
 def _judge_and_save(draw: AbilityDraw, trajectory: Trajectory, output: pathlib.Path) -> AbilityOutcome:
     case = draw.case
-    before = _decode_image(case.given) if case.given else None
+    before = decode_image(case.given) if case.given else None
     now = trajectory.images[-1] if case.group != "reading" else None
     texts = [stage.text for stage in trajectory.stages if isinstance(stage, TextStage)]
     answer = texts[-1] if texts else ""

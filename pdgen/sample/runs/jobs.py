@@ -1,7 +1,6 @@
 """The jobs of a sampled run: prompts with their seeds and given images, from flags or from a file."""
 
 import pathlib
-import warnings
 from collections.abc import Sequence
 
 import msgspec
@@ -9,7 +8,6 @@ import PIL.Image
 
 from pdgen.data.prompts import PromptError, read_prompt_file
 from pdgen.files import sha256
-from pdgen.sample.sampler import MAX_GIVEN_PIXELS
 from pdgen.sequence.images import ImageError, decode_image, image_size
 
 
@@ -79,11 +77,7 @@ def make_jobs(lines: Sequence[PromptLine], samples: int, seed: int) -> list[Samp
 
 
 def read_picture(path: str | pathlib.Path) -> PIL.Image.Image:
-    """Read a PNG or JPEG as an RGB image.
-
-    Raises:
-      PromptError: it cannot be read, or has more than ``MAX_GIVEN_PIXELS`` pixels (then it is not decoded).
-    """
+    """Read an image file as ``pdgen.sequence.images.decode_image`` does. Raises PromptError where that fails."""
     path = pathlib.Path(path)
     try:
         return decode_image(_read_checked(path), str(path))
@@ -92,18 +86,12 @@ def read_picture(path: str | pathlib.Path) -> PIL.Image.Image:
 
 
 def _read_checked(path: pathlib.Path) -> bytes:
-    """Read an image's file. Raises PromptError where its header announces too many pixels."""
+    """Read an image's file. Raises PromptError where its header is no image's, or announces too large an image."""
     try:
         data = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # one line below says the same
-            width, height = image_size(data, str(path))
+        image_size(data, str(path))
     except OSError as fault:
         raise PromptError(f"{path}: {fault.strerror or fault}") from None
     except ImageError as fault:
         raise PromptError(f"{fault}") from None
-    if width * height > MAX_GIVEN_PIXELS:
-        raise PromptError(
-            f"{path}: {width} x {height} pixels are too many, at most {MAX_GIVEN_PIXELS:,} are read; scale it down"
-        )
     return data

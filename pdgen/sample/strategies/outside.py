@@ -51,6 +51,7 @@ class OutsidePlanner:
                 latents=_collect_latents(drawn[row]),
                 images=[step.images[-1] for step in drawn[row]],
                 stages=_make_stages(limited[row], drawn[row]),
+                settings={**drawn[row][0].settings, **_collect_guidance(drawn[row])},
                 costs=sum_costs([advice[row].costs, *(step.costs for step in drawn[row])]),
             )
             for row, prompt in enumerate(task.prompts)
@@ -85,6 +86,16 @@ def _collect_latents(drawn: Sequence[Trajectory]) -> dict[str, np.ndarray] | Non
             return None
         latents[image_file(number, "sketch")] = step.latents[picture.file]
     return latents
+
+
+def _collect_guidance(drawn: Sequence[Trajectory]) -> dict[str, str]:
+    """Collect the guidance that the steps' pictures applied under the file names of ``_make_stages``."""
+    guidance = {}
+    for number, step in enumerate(drawn, 1):
+        picture = step.stages[-1]
+        if isinstance(picture, ImageStage) and (applied := step.settings.get(f"guidance.{picture.file}")):
+            guidance[f"guidance.{image_file(number, 'sketch')}"] = applied
+    return guidance
 
 
 @dataclasses.dataclass(frozen=True)

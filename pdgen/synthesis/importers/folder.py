@@ -9,11 +9,11 @@ r"""Importer of user data: JSON lines and image files, one trajectory per line.
 Keys of a line: ``prompt``; ``steps``, at least one; optionally ``id``, ``given`` (image files before the prompt), and
 ``complete`` (true: the trajectory ends here, and the model learns to stop; false: it is only the beginning of one).
 
-Keys of a step: ``image``, a PNG, JPEG or WebP file with its path relative to the JSON lines file; the plan before it,
-either as ``instruction`` and ``description`` or in one text as ``plan`` (closed with ``</ins>`` or ``<\ins>``); the
-inspection after it as ``inspect``, with ``correction`` (or ``<refine>`` in the text) if it finds a fault. After a
-correction the plan may be missing, if only the image is corrected. ``target`` false makes an image context. Everything
-that a later step corrects is context in any case.
+Keys of a step: ``image``, an image file of any format that ``pdgen.sequence.images`` reads, with its path relative to
+the JSON lines file; the plan before it, either as ``instruction`` and ``description`` or in one text as ``plan``
+(closed with ``</ins>`` or ``<\ins>``); the inspection after it as ``inspect``, with ``correction`` (or ``<refine>`` in
+the text) if it finds a fault. After a correction the plan may be missing, if only the image is corrected. ``target``
+false makes an image context. Everything that a later step corrects is context in any case.
 """
 
 import pathlib

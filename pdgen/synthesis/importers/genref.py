@@ -1,13 +1,12 @@
 """The alignment subset from GenRef archives: bad pictures with corrections, and good pictures with explanations."""
 
 import collections
-import io
 from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-import PIL.Image
 
+from pdgen.sequence.images import decode_image
 from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, parse_refine
 from pdgen.synthesis.importers.outcome import Outcome, SkippedSample
 from pdgen.synthesis.leaks import find_leak
@@ -18,8 +17,7 @@ from pdgen.teachers.protocols import Declined, Verdict
 
 
 def _judge_picture(teachers: Teachers, plan: str, image: Image) -> Verdict:
-    with PIL.Image.open(io.BytesIO(image.png)) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(decode_image(image.png))
     try:
         return teachers.judge.judge_picture(plan, pixels)
     except Declined:

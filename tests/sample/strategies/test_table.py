@@ -63,7 +63,7 @@ class FakeSampler(Sampler):
             mode=mode,
             images=images,
             costs=costs,
-            settings={"max_images": 8},
+            settings={"max_images": 8, f"guidance.{stages[-1].file}": f"of seed {seed}"},
             latents={stages[-1].file: np.array([seed])} if self.keeps_latents else None,
         )
 
@@ -145,7 +145,8 @@ def test_the_model_alone(name):
     drawn = run_strategy(make_strategy(name), given_task)
     assert given_task.sampler.calls == [(name, PROMPTS, SEEDS, None)]
     assert [one.costs["network_evaluations"] for one in drawn] == [tint(seed) for seed in SEEDS]
-    assert drawn[0].settings == {"strategy": name, "max_images": 8}
+    settings = {key: value for key, value in drawn[0].settings.items() if not key.startswith("guidance.")}
+    assert settings == {"strategy": name, "max_images": 8}
     assert drawn[0].costs["batch_seconds"] > 0 and drawn[0].costs["compile_seconds"] == 0
 
 
@@ -240,6 +241,9 @@ def test_the_planner_s_pictures_have_their_own_latents():
     files = [stage.file for stage in three.stages[1::2]]
     assert {file: int(values[0]) for file, values in three.latents.items()} == {
         file: derive_seed(1000, number) for number, file in enumerate(files)
+    }
+    assert {file: three.settings[f"guidance.{file}"] for file in files} == {
+        file: f"of seed {derive_seed(1000, number)}" for number, file in enumerate(files)
     }
     assert [one.latents for one in run_strategy(OutsidePlanner(), task(advisers=advisers))] == [None, None]
 

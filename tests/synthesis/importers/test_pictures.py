@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from pdgen.sequence import images
 from pdgen.sequence.images import decode_image
-from pdgen.synthesis.importers import pictures
 from pdgen.synthesis.importers.outcome import RefusedSample
 from pdgen.synthesis.importers.pictures import to_png
 
@@ -92,7 +92,7 @@ def test_truncated_files_are_refused(format, kept):
 @pytest.mark.parametrize(
     ("value", "reason", "words"),
     [
-        (b"GIF89a not really", "unreadable picture", "^it: its bytes are of no such format$"),
+        (b"GIF89a not really", "unreadable picture", r"^it: not a readable .* \(its bytes are of no such format\)$"),
         (b"", "missing picture", "holds no bytes"),
         (None, "missing picture", "holds no bytes"),
         ({"bytes": None, "path": "a.png"}, "missing picture", "holds no bytes"),
@@ -107,10 +107,10 @@ def test_what_is_no_picture_is_refused(value, reason, words):
 
 def test_too_large_pictures_are_refused_before_they_are_decoded(monkeypatch):
     data = picture("red", size=(20, 10))
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 200)
+    monkeypatch.setattr(images, "MAX_FILE_PIXELS", 200)
     assert to_png(data, "it") is data
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 199)
-    with pytest.raises(RefusedSample, match="it has 20 x 10 pixels, at most 199") as fault:
+    monkeypatch.setattr(images, "MAX_FILE_PIXELS", 199)
+    with pytest.raises(RefusedSample, match="it: 20 x 10 pixels are too many") as fault:
         to_png(data[:60], "it")  # the header alone
     assert fault.value.reason == "picture too large"
     header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
