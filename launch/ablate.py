@@ -10,12 +10,12 @@ import pathlib
 import msgspec
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.evaluate.ablation import TABLES, Sweep, make_stages, make_table
 from pdgen.evaluate.tables import encode_tables, format_csv, format_text
 from pdgen.files import check_writable, new_file
+from pdgen.progress_bar import ProgressBar
 from pdgen.train.release.stages import run_stage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
@@ -39,8 +39,8 @@ def ablate() -> None:
     output = pathlib.Path(OUTPUT.value)
     check_writable(output)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
-    for stage in tqdm(list(make_stages(sweep, cells, output)), unit=" stages"):
-        run_stage(stage, pathlib.Path(__file__).parent, tqdm.write)
+    for stage in ProgressBar(list(make_stages(sweep, cells, output)), unit=" stages"):
+        run_stage(stage, pathlib.Path(__file__).parent, ProgressBar.write)
     tables = [make_table(sweep, name, output) for name in names]
     for name, one in zip(names, tables):
         with new_file(output / f"{name}.csv") as partial:

@@ -22,7 +22,6 @@ import msgspec
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.shipped import BASE, SHIPPED
@@ -31,6 +30,7 @@ from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.config import AutoencoderConfig, get_preset
 from pdgen.evaluate.ablation import Sweep, make_stages
 from pdgen.files import check_writable
+from pdgen.progress_bar import ProgressBar
 from pdgen.train.release import autoencoder
 from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, AutoencoderQuality, DivergedError, paint_scenes
 from pdgen.train.release.shipping import replace_shipped
@@ -72,8 +72,8 @@ def ship_model() -> None:
             print(shlex.join(stage.command(LAUNCH)))
         return
     check_writable(require(OUTPUT))
-    for stage in tqdm(recipe, unit=" stages"):
-        run_stage(stage, LAUNCH, tqdm.write)
+    for stage in ProgressBar(recipe, unit=" stages"):
+        run_stage(stage, LAUNCH, ProgressBar.write)
     workdir = recipe[-1].folder / "run"
     weights: Weights = "raw" if WEIGHTS.value == "raw" else "ema"
     folder = replace_shipped(require(MODEL), workdir, weights)

@@ -27,7 +27,6 @@ import msgspec
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.load import find, load_autoencoder
@@ -37,6 +36,7 @@ from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
 from pdgen.files import check_writable
+from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.plans import make_plan_writer
 from pdgen.sample.sampler import Sampler
@@ -123,7 +123,9 @@ def build_stages(settings: DatasetSettings, stages: Sequence[str], folder: pathl
     wanted = {stage: build.cut_shards(stage, settings.count_samples(stage)[0], settings.shard_size) for stage in stages}
     here = [stage for stage in stages if shards.needs_main_process(settings, stage)]
     elsewhere = [shard for stage in stages if stage not in here for shard in wanted[stage]]
-    with tqdm(total=sum(settings.count_samples(stage)[0] for stage in stages), unit=" samples", smoothing=0.05) as bar:
+    with ProgressBar(
+        total=sum(settings.count_samples(stage)[0] for stage in stages), unit=" samples", smoothing=0.05
+    ) as bar:
 
         def progress(facts: build.ShardFacts) -> None:
             bar.set_postfix_str(facts.name)

@@ -27,7 +27,6 @@ from typing import Any
 
 from absl import flags
 from msgspec import to_builtins
-from tqdm import tqdm
 
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
@@ -49,6 +48,7 @@ from pdgen.evaluate.process import tables as process_tables
 from pdgen.evaluate.process.trajectories import TRAJECTORIES, judge_trajectories, make_cost_tables
 from pdgen.evaluate.tables import Table
 from pdgen.files import check_writable, new_file
+from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
 from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
@@ -202,7 +202,7 @@ def make_images(output: pathlib.Path, jobs: Sequence[folder.ImageJob]) -> tuple[
     made_by = recipe.facts()
     folder.begin_generation(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
     keep_compiled()
-    with tqdm(total=len(jobs), unit=" images", desc="sampling", smoothing=0.1) as bar:
+    with ProgressBar(total=len(jobs), unit=" images", desc="sampling", smoothing=0.1) as bar:
         generate = make_generator(recipe, make_advisers(output))
         folder.generate_images(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
     return images, {"checkpoint": name_checkpoint(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
@@ -215,7 +215,7 @@ def name_checkpoint(checkpoint: pathlib.Path) -> str:
 
 def find_training_leaks(prompts: Sequence[str]) -> Leaks:
     """Compare the prompts with the training sets of --training_data."""
-    with tqdm(unit=" training prompts", disable=not TRAINING_DATA.value) as bar:
+    with ProgressBar(unit=" training prompts", disable=not TRAINING_DATA.value) as bar:
         training = (p for path in TRAINING_DATA.value for p in read_training_prompts(pathlib.Path(path), bar.update))
         return find_leaks(training, prompts, TRAINING_DATA.value)
 
@@ -259,7 +259,7 @@ def run_geneval(output: pathlib.Path) -> int:
     files = folder.find_samples(images, prompts, SAMPLES.value)
     output.mkdir(parents=True, exist_ok=True)
     folder.write_prompts(output / "metadata.jsonl", prompts)
-    with tqdm(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
+    with ProgressBar(total=sum(map(len, files)), unit=" images", desc="detecting", smoothing=0.1) as bar:
         results = scoring.score_images(files, prompts, detector, output, bar.update)
     table = scoring.make_summary_table(scoring.summarise(scoring.group_by_task(results)), require(BENCHMARK))
     facts = {
@@ -290,7 +290,7 @@ def run_abilities(output: pathlib.Path) -> int:
     settings, checkpoint = ability_run.read_ability_settings(values), find(choose_checkpoint() or BASE)
     draws = abilities.make_draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()
-    with tqdm(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
+    with ProgressBar(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
         outcomes = ability_run.run_draws(draws, checkpoint, settings, output, bar.update)
     made = make_ability_tables(outcomes)
     image = settings["single_pass"].image
@@ -325,7 +325,7 @@ def run_wise(output: pathlib.Path) -> int:
     print(f"{describe_leaks(found)}\n\n{estimate.ledger.report()}\n", flush=True)
     if endpoint is None:
         return 0
-    with tqdm(total=len(files) * len(asked), unit=" answers", desc="judging", smoothing=0.1) as bar:
+    with ProgressBar(total=len(files) * len(asked), unit=" answers", desc="judging", smoothing=0.1) as bar:
         judged = wise.judge_images(prompts, files, endpoint, asked, bar.update)
     output.mkdir(parents=True, exist_ok=True)
     wise.write_scores(output, prompts, judged)

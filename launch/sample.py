@@ -26,13 +26,13 @@ from typing import Any
 import jax
 import msgspec
 from absl import app, flags, logging
-from tqdm import tqdm
 
 from pdgen.checkpoints.shipped import PROCESS
 from pdgen.cli import fail, parse
 from pdgen.files import check_writable
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
+from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import Stopwatch, keep_compiled
 from pdgen.sample.runs.folder import (
     PAGE,
@@ -296,7 +296,7 @@ def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tupl
     todo = share._replace(starts={name: start for name, start in share.starts.items() if name in lacking})
     first, images, shown, watchers = not jax.process_index(), 0, time.monotonic(), Watchers(print_once)
     quiet = not first or len(lacking) <= share.run.settings.batch_size  # a single batch logs every stage instead
-    with tqdm(total=len(lacking), unit=" trajectories", disable=quiet) as bar:
+    with ProgressBar(total=len(lacking), unit=" trajectories", disable=quiet) as bar:
 
         def update_page() -> None:
             if first and list_trajectories(folder):

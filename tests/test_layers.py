@@ -10,6 +10,7 @@ LAYERS = (  # from the bottom
     "config",
     "messages",
     "files",
+    "progress_bar",
     "sharding",
     "cli",
     "assets",

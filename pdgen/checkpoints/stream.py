@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from tqdm import tqdm
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place
 from pdgen.messages import name_some, shorten
+from pdgen.progress_bar import ProgressBar
 
 BLOCK_BYTES = 8 * 2**20
 # Each worker handles one block at a time, so reading, hashing and writing overlap. More than 8 wait for the disk.
@@ -72,7 +72,7 @@ def move(
     total = sum(math.prod(place.slot) * dtype.itemsize for place, dtype, _ in places)
     scratch = _Scratch()
     with (
-        tqdm(total=total, desc=title, unit="B", unit_scale=True, mininterval=1.0) as bar,
+        ProgressBar(total=total, desc=title, unit="B", unit_scale=True, mininterval=1.0) as bar,
         concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
     ):
 

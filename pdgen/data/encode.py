@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import msgspec
-from tqdm import tqdm
 
 from pdgen.config import AutoencoderConfig
 from pdgen.data.latents import Encode, LatentError, add_latents, fingerprint_autoencoder, make_encoder
@@ -33,6 +32,7 @@ from pdgen.data.records import (
     write_index,
 )
 from pdgen.files import check_settings, check_target, file_sha256, lock_folder, new_file, replace_folder
+from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
 
@@ -109,7 +109,7 @@ def _encode_files(records: RecordSource, folder: pathlib.Path, encoder: Encoder)
     """Write all unfinished files. Returns the entries of all files for ``dataset.json``."""
     encode = make_encoder(encoder.config, encoder.params, encoder.batch_size)
     files, end = [], 0
-    with tqdm(total=len(records), desc="encoding", unit="record") as bar:
+    with ProgressBar(total=len(records), desc="encoding", unit="record") as bar:
         for file in records.dataset.files:
             start, end = end, end + file.records
             if _is_finished(folder, file):
@@ -133,7 +133,7 @@ def _encode_records(
             raise RecordError(f"{records.folder / name}: {fault}") from None
 
 
-def _count_records(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
+def _count_records(records: Iterator[Record], bar: ProgressBar) -> Iterator[Record]:
     for record in records:
         yield record
         bar.update()

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from absl import logging
 from jaxtyping import Int8, Int32, Int64, Shaped
-from tqdm import tqdm
 
 from pdgen.config import ModelConfig
 from pdgen.data.records import INDEX, RecordError, RecordSource
 from pdgen.files import sha256
+from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import image_sizes
 from pdgen.sequence.segments import Outline, SegmentError, outline
 from pdgen.sequence.tokenizer import Tokenizer, TokenizerError
@@ -105,7 +105,7 @@ def load_length_index(
     path = source.folder / f"lengths-{_compute_digest(source, tokenizer, config, draws)}.npz"
     index = _read(path)
     if index is None or len(index) != len(source):
-        progress = tqdm(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
+        progress = ProgressBar(range(len(source)), desc="token lengths", unit="record", disable=len(source) < 1000)
         index = make_index(_count_record(source, number, tokenizer, config, broken, draws) for number in progress)
         _write(path, index)
     if broken == "stop" and index.broken.size:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
-from tqdm import tqdm
 
 from pdgen.data.documents import Documents
 from pdgen.data.stream import Stream, Window
+from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.layout import STREAMS, Budgets
 from pdgen.sequence.segments import ConditionDropout, stream_lengths
 
@@ -198,7 +198,7 @@ class Packer:
 
     def _seek(self, number: int) -> None:
         known = self._ends[-1] if self._ends else 0
-        with tqdm(
+        with ProgressBar(
             total=number,
             initial=known,
             desc="planning packs",

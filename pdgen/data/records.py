@@ -19,9 +19,9 @@ import msgspec
 from absl import app
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
-from tqdm import tqdm
 
 from pdgen.files import file_sha256, new_file, new_folder, to_os_error
+from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import (
     VERSION,
@@ -317,12 +317,12 @@ def find_broken_records(folder: str | pathlib.Path) -> Iterator[str]:
     """
     folder = pathlib.Path(folder)
     dataset = read_dataset(folder)
-    with tqdm(total=dataset.records, desc="checking", unit="record", leave=False) as bar:
+    with ProgressBar(total=dataset.records, desc="checking", unit="record", leave=False) as bar:
         for file in dataset.files:
             yield from _check_file(folder, file, bar)
 
 
-def _check_file(folder: pathlib.Path, file: DataFile, bar: tqdm) -> Iterator[str]:
+def _check_file(folder: pathlib.Path, file: DataFile, bar: ProgressBar) -> Iterator[str]:
     path = folder / file.name
     try:
         source = open_file(folder, file)
@@ -366,7 +366,7 @@ def main(argv: list[str]) -> None:
         broken = 0
         for line in find_broken_records(argv[2]):
             broken += 1
-            tqdm.write(line)
+            ProgressBar.write(line)
     except RecordError as fault:
         print(f"records: {fault}", file=sys.stderr)
         sys.exit(2)

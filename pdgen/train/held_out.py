@@ -16,13 +16,13 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
-from tqdm import tqdm
 
 from pdgen.data.lengths import locate_record
 from pdgen.data.loader import Batches
 from pdgen.data.packing import Document, plan_packs
 from pdgen.data.records import RecordError
 from pdgen.flow.rectified import velocity_target
+from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.layout import Pack, stack
 from pdgen.sequence.segments import list_turns, loss_targets, patched_latents
 from pdgen.sequence.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ def fit_baselines(batches: Batches) -> Baselines:
     sample = records[np.linspace(0, len(records) - 1, min(BASELINE_RECORDS, len(records))).astype(int)]
     counts = np.ones(config.language.vocab_size)
     total, tokens = np.zeros(config.latent_dim), 0
-    for number in tqdm(sample.tolist(), desc="token frequencies", unit="record", leave=False, delay=5):
+    for number in ProgressBar(sample.tolist(), desc="token frequencies", unit="record", leave=False, delay=5):
         try:
             record = batches.source[number]
         except RecordError:  # the loader reports it when it reads it

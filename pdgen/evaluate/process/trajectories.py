@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Sequence
 
 import msgspec
-from tqdm import tqdm
 
 from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.evaluate.process.measures import ProcessFacts, check_shapes_untouched, judge_trajectory
 from pdgen.evaluate.process.tables import find_trajectories, make_cost_table
 from pdgen.evaluate.tables import Table
 from pdgen.files import new_file
+from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.trajectory_folder import load_trajectory
 from pdgen.teachers.advisers import make_exact_advisers
 from pdgen.teachers.exact.judge import ExactJudge
@@ -42,7 +42,7 @@ def judge_trajectories(output: pathlib.Path, prompts: Sequence[GenEvalPrompt]) -
     entities = {prompt.metadata.prompt: len(prompt.metadata.include) for prompt in prompts}
     judge, verifier = ExactJudge(), make_exact_advisers().verifier
     facts = []
-    for path in tqdm(find_trajectories(output / TRAJECTORIES), unit=" trajectories", desc="judging"):
+    for path in ProgressBar(find_trajectories(output / TRAJECTORIES), unit=" trajectories", desc="judging"):
         one = load_trajectory(path)
         facts.append(judge_trajectory(one, judge, verifier, check_shapes_untouched, entities.get(one.prompt, 0)))
     with new_file(output / _FACTS) as partial:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from pdgen.progress_bar import ProgressBar
 from pdgen.synthesis.importers.outcome import ImporterError, SourceSample
 
 ROWS = 16  # rows read at a time; a row with images may have many megabytes
@@ -44,7 +44,7 @@ def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[s
         try:
             table = pq.ParquetFile(file)
             _check_columns(file, table.schema_arrow.names, layouts)
-            with tqdm(total=table.metadata.num_rows, desc=name, unit="row", leave=False) as bar:
+            with ProgressBar(total=table.metadata.num_rows, desc=name, unit="row", leave=False) as bar:
                 for batch in table.iter_batches(batch_size=ROWS):
                     for row in batch.to_pylist():
                         yield SourceSample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
@@ -78,7 +78,7 @@ def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
             _check_end(file)
             with (
                 tarfile.open(file, "r:") as archive,
-                tqdm(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
+                ProgressBar(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
             ):
                 for member in archive:
                     if not member.isfile():
@@ -130,7 +130,7 @@ def read_json_lines(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
     for file, name in list_files(path, ".jsonl"):
         with (
             file.open("rb") as lines,
-            tqdm(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
+            ProgressBar(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
         ):
             for number, line in enumerate(lines, 1):
                 if line.strip():

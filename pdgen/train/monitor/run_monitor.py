@@ -1,4 +1,4 @@
-"""What a run reports while it trains: a progress line, ``metrics.jsonl``, held-out losses, pictures.
+"""What a run reports while it trains: a progress bar, ``metrics.jsonl``, held-out losses, pictures.
 
 All processes compute; only the first one writes and shows. What cannot be written is dropped in one line, see
 ``pdgen.train.monitor.watchers``.
@@ -13,10 +13,10 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from pdgen.data.loader import Batches
 from pdgen.files import Log, new_file
+from pdgen.progress_bar import ProgressBar
 from pdgen.train.held_out import HeldOutEvaluator
 from pdgen.train.monitor.meter import Meter, NotFiniteError
 from pdgen.train.monitor.metrics_writer import MetricsWriter
@@ -63,13 +63,14 @@ class RunMonitor:
         self._combine_params = jax.jit(functools.partial(combine_params, config))
         self._watchers = Watchers(log)
         self._writer: MetricsWriter | None = None  # in the first process, after ``start``
-        self._bar: Any = None  # the progress line, after ``start``
+        self._bar: Any = None  # after ``start``
 
     def __enter__(self) -> "RunMonitor":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, *_: object) -> None:
-        self._show(lambda: self._bar.close())
+        if self._bar is not None:
+            self._bar.close()
         if self._writer is not None:
             self._writer.close(failed=fault is not None)
             if fault is not None:
@@ -78,7 +79,9 @@ class RunMonitor:
 
     def start(self, step: int) -> None:
         """Start after ``step`` and remove later lines from the logs, since these steps are repeated."""
-        self._show(lambda: self._start_bar(step))
+        self._bar = ProgressBar(
+            total=self._run.num_steps, initial=step, desc="training", unit=" steps", disable=jax.process_index() > 0
+        )
         if not jax.process_index():
             stopped = self._workdir / STOPPED
             self._watchers.call(str(stopped), stopped.unlink, True)
@@ -86,15 +89,6 @@ class RunMonitor:
                 self._watchers.call(str(path), truncate_log, path, step)
             config = dataclasses.asdict(self._run)
             self._writer = MetricsWriter(self._workdir, step, self._watchers, self._run.wandb, config)
-
-    def _start_bar(self, step: int) -> None:
-        self._bar = tqdm(
-            total=self._run.num_steps, initial=step, desc="training", unit=" steps", disable=jax.process_index() > 0
-        )
-
-    def _show(self, change: Callable[[], object]) -> None:
-        """Change the progress line, if it exists or ``change`` makes it."""
-        self._watchers.call("progress on standard error", change)
 
     def after_step(self, step: int, state: TrainState) -> bool:
         """Log, evaluate and sample what is due after ``step``. Raises RunError, see ``check``.
@@ -104,7 +98,7 @@ class RunMonitor:
         """
         run = self._run
         if step == self.meter.first_step:
-            self._show(lambda: self._bar.unpause())  # compilation must not enter the estimate of the remaining time
+            self._bar.unpause()  # compilation must not enter the estimate of the remaining time
         if is_logged := self._is_due(step, run.log_every):
             self.check()
             self._log_metrics(self.meter.measure(step))
@@ -115,7 +109,7 @@ class RunMonitor:
             with self._pause_training():
                 params = self._combine_params(state.ema or state.trained, state.frozen)
                 self._watchers.call(str(self._workdir / PICTURES), self._sample_pictures, step, params)
-        self._show(lambda: self._bar.update())
+        self._bar.update()
         return is_logged
 
     @contextlib.contextmanager
@@ -145,7 +139,7 @@ class RunMonitor:
         if "tokens_per_second" in line:
             shown.append(f"{line['tokens_per_second']:,.0f} tokens/s, {line['images_per_second']:,.0f} images/s")
         shown.append(f"MFU {line['mfu']:.1%}" if "mfu" in line else f"MFU unknown for {self.meter.device_kind}")
-        self._show(lambda: self._bar.set_postfix_str(", ".join(shown), refresh=False))
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
 
     def _write_line(self, name: str, line: dict[str, Any]) -> None:
         if self._writer is not None:
