@@ -18,7 +18,17 @@ from pdgen.files import sha256
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
-_BPE_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_BPE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TOKENIZER_FILES = (*_BPE_FILES, "tokenizer.model")
+WHOLE_TOKENIZER = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+_SLOW_FILES = ("vocab.json", "merges.txt")  # from which tokenizer.json is made
 # A text that decode(encode(text)) must return unchanged: both slashes, repeated blanks, line ends, more than ASCII.
 _ROUND_TRIP = "<ins>Add  a bird.</ins> <des>x</des>\n caf\u00e9 \u6f22 <refine>y<\\refine>"
 
@@ -107,6 +117,17 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids without special tokens; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+
+def holds_tokenizer(folder: pathlib.Path) -> bool:
+    """Return whether ``load_tokenizer`` finds a tokenizer's files in ``folder``."""
+    alone = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return alone or all((folder / name).is_file() for name in _SLOW_FILES)
+
+
+def find_tokenizer(folder: pathlib.Path) -> pathlib.Path | None:
+    """Return ``folder`` or its subfolder ``tokenizer``, whichever holds a tokenizer; None if neither does."""
+    return next((path for path in (folder, folder / "tokenizer") if holds_tokenizer(path)), None)
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
