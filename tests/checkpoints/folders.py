@@ -42,20 +42,20 @@ def edit_json(file: pathlib.Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def shard(folder: pathlib.Path, count: int) -> None:
-    """Replaces ema.safetensors by ``count`` files and an index, as transformers lays them out."""
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
+def shard(folder: pathlib.Path, count: int, source: str = WEIGHTS, stem: str = "model") -> None:
+    """Replaces ``source`` by ``count`` files and an index, as transformers lays them out."""
+    tensors = load_file(folder / source)
+    (folder / source).unlink()
     names = sorted(tensors)
     weight_map = {}
     for number in range(count):
-        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        file = f"{stem}-{number + 1:05}-of-{count:05}.safetensors"
         part = {name: tensors[name] for name in names[number::count]}
         save_file(part, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 
 
 def step_folder(folder: pathlib.Path, without: tuple[str, ...] = ()) -> tuple[Tensors, Tensors]:
