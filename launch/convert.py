@@ -90,9 +90,9 @@ def write_target() -> None:
 
 
 def refuse_base() -> None:
-    """Raise CheckpointError if --base is given, which only completes a PyTorch folder."""
+    """Raise CheckpointError if --base is given, which only a conversion from PyTorch and its check use."""
     if BASE.value is not None:
-        raise CheckpointError(f"--base completes a PyTorch folder, but {SOURCE.value} is none; leave it out")
+        raise CheckpointError("--base completes a PyTorch folder, of which there is none to read; leave it out")
 
 
 if __name__ == "__main__":

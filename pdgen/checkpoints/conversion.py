@@ -26,7 +26,7 @@ from pdgen.checkpoints.pdgen_checkpoint import (
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.sources.tensors import cast_dtype
 from pdgen.checkpoints.sources.weights import INDEXES, holds_weights
-from pdgen.checkpoints.torch_checkpoint import is_bagel_folder, open_bagel_folder
+from pdgen.checkpoints.torch_checkpoint import is_bagel_folder, open_bagel_folder, refuse_others
 from pdgen.config import read_config
 from pdgen.files import Log, log_stderr, new_folder
 
@@ -164,7 +164,9 @@ def check(path: Path, *, base: Path | None = None, weights: Weights | None = Non
       CheckpointError, ConfigError: something is missing or wrong.
     """
     path = pathlib.Path(path)
-    if is_checkpoint(path) or not is_unconverted(path):
+    if not is_checkpoint(path):
+        refuse_others(path)
+    if not is_unconverted(path):
         return verify(path)
     folder = open_bagel_folder(path, cast=True, base=base, weights=weights)
     for note in (*folder.notes, *folder.describe_casts()):

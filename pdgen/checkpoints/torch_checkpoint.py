@@ -83,10 +83,18 @@ class BagelFolder:
             (where[name], cast_dtype(where[name], tensor.dtype, dtype), tensor.target)
             for name, tensor in self.tensors.items()
         ]
-        if any(tensor.file.path.parent != self.path for tensor in self.tensors.values()):
-            # The order in which the safetensors library writes, since no file has this order of bytes.
-            order = list(dict.fromkeys(file for *_, file in tensors))
-            tensors.sort(key=lambda item: (order.index(item[2]), -item[1].itemsize, item[0].name))
+        origins: dict[str, set[pathlib.Path]] = {}
+        for tensor in self.tensors.values():
+            origins.setdefault(tensor.target, set()).add(tensor.file.path)
+        order = list(dict.fromkeys(file for *_, file in tensors))
+
+        def position(item: tuple[Place, np.dtype, str]) -> tuple[int, ...] | tuple[int, int, str]:
+            place, stored, file = item
+            # A file with tensors of two others has the order in which the safetensors library writes.
+            mixed = len(origins[file]) > 1
+            return (order.index(file), -stored.itemsize, place.name) if mixed else (order.index(file),)
+
+        tensors.sort(key=position)
         source_json = {**self.source_json, **self._index(tensors)}
         return Content(self.config, tensors, self.headers, source_json, self.tokenizer)
 
@@ -157,7 +165,7 @@ def open_bagel_folder(
       ConfigError: a json file is missing or malformed.
     """
     path = pathlib.Path(path)
-    _refuse_others(path)
+    refuse_others(path)
     supplement = None if base is None else _open_base(pathlib.Path(base))
     json_folder = _json_folder(path, supplement)
     for name in MODEL_JSON:
@@ -191,7 +199,7 @@ def open_bagel_folder(
     return BagelFolder(path, config, tensors, headers, side.json, side.tokenizer, chosen, others, notes)
 
 
-def _refuse_others(path: pathlib.Path) -> None:
+def refuse_others(path: pathlib.Path) -> None:
     """Raise CheckpointError if ``path`` is no folder, or a folder without the weights of a BAGEL model."""
     if path.is_file() and path.suffix in safetensors_file.PICKLE_SUFFIXES:
         raise CheckpointError(f"{path}: {safetensors_file.PICKLE_REASON}")
@@ -312,7 +320,9 @@ def _read_side_files(
 ) -> _SideFiles:
     source_json, notes = _read_files(path, (*MODEL_JSON, *OTHER_JSON)), []
     if supplement is not None and json_folder != path:
-        notes.append(f"{path}: {', '.join(MODEL_JSON)} are taken from {supplement.path}")
+        own = [name for name in MODEL_JSON if name in source_json]
+        unused = f"; its own {' and '.join(own)} {'are' if len(own) > 1 else 'is'} not used" if own else ""
+        notes.append(f"{path}: {', '.join(MODEL_JSON)} are taken from {supplement.path}{unused}")
         names = (*MODEL_JSON, *(name for name in OTHER_JSON if name not in source_json))
         source_json |= {name: data for name, data in supplement.source_json.items() if name in names}
     elif supplement is not None:  # trained without a module, which the checkpoint now has

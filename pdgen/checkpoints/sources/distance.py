@@ -10,6 +10,8 @@ from pdgen.checkpoints import stream
 from pdgen.checkpoints.mapping import Place
 from pdgen.checkpoints.sources.tensors import StoredTensor, module_of
 
+_COUNT = 2**20  # values that a thread compares at a time
+
 
 class Distance:
     """The relative distance of two sets of weights, |a - b| / |b|, by module. Threads may add to it concurrently."""
@@ -27,12 +29,13 @@ class Distance:
             left, right = self._left.get(place.name), self._right.get(place.name)
             if left is None or right is None or left.shape != right.shape:
                 return
-            offset = start * math.prod(place.slot[1:])
-            a, b = np.empty(rows.shape), np.empty(rows.shape)  # float64
-            left.read(offset, a)
-            right.read(offset, b)
-            a -= b
-            squares = np.array([np.vdot(a, a), np.vdot(b, b)])
+            begin, squares = start * math.prod(place.slot[1:]), np.zeros(2)
+            for offset in range(begin, begin + rows.size, _COUNT):
+                a, b = np.empty((2, min(_COUNT, begin + rows.size - offset)))  # float64
+                left.read(offset, a)
+                right.read(offset, b)
+                a -= b
+                squares += np.dot(a, a), np.dot(b, b)
             with self._lock:
                 module = module_of(place.name)
                 self._squares[module] = self._squares.get(module, 0.0) + squares

@@ -30,6 +30,8 @@ def refuse(source, said):
         to_pdgen(source, source.parent / "pdgen", log=lambda line: None)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
     assert sorted(source.parent.iterdir()) == before
+    with pytest.raises(CheckpointError, match=said):
+        check(source, log=lambda line: None)
     return str(raised.value)
 
 
