@@ -1,12 +1,14 @@
 """Converts a BAGEL checkpoint to pdgen's format and back, or checks either.
 
 python launch/convert.py --source=BAGEL-7B-MoT --target=bagel            a BAGEL folder to a pdgen checkpoint
+python launch/convert.py --source=results/0010000 --base=BAGEL-7B-MoT --target=tuned   the trainer's step folder
 python launch/convert.py --source=bagel --target=BAGEL-again --reverse   and back
 python launch/convert.py --source=out/run --target=BAGEL-trained --reverse --weights=ema   from a training run
 python launch/convert.py --source=bagel --check                          verify, and print the manifest
 
 The source may be a training run's workdir: its newest complete step is used, with adapters merged. --dtype does not
-change the autoencoder, since the latents of a data set fit only its exact values.
+change the autoencoder, since the latents of a data set fit only its exact values. docs/checkpoints.md lists what
+converts.
 """
 
 import pathlib
@@ -16,7 +18,7 @@ from typing import cast
 import jax.numpy as jnp
 from absl import flags
 
-from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
+from pdgen.checkpoints.conversion import check, is_unconverted, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.cli import exit_on_sigterm, run_command
@@ -27,8 +29,14 @@ SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Cast the model's values to this dtype.")
 REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
+BASE = flags.DEFINE_string(
+    "base", None, "BAGEL folder from which modules, json files and the tokenizer are taken that the source lacks."
+)
 WEIGHTS = flags.DEFINE_enum(
-    "weights", None, ["raw", "ema"], "For a training run: the last weights (the default) or their moving average."
+    "weights",
+    None,
+    ["raw", "ema"],
+    "The last weights or their moving average. Default: raw of a training run, ema of a folder that has both.",
 )
 CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its manifest.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
@@ -52,8 +60,13 @@ def check_source() -> None:
     """Verify the source and print its manifest."""
     if TARGET.value is not None or DTYPE.value is not None:
         raise CheckpointError("--check only reads --source; leave --target and --dtype out")
-    with open_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:
-        manifest = check(source)
+    weights = cast(Weights | None, WEIGHTS.value)
+    if is_unconverted(pathlib.Path(SOURCE.value)):
+        manifest = check(SOURCE.value, base=BASE.value, weights=weights)
+    else:
+        refuse_base()
+        with open_weights(SOURCE.value, weights) as source:
+            manifest = check(source)
     print(manifest.text(), end="")
     print(f"{SOURCE.value}: {manifest.summary()}, verified", file=sys.stderr)
 
@@ -64,14 +77,22 @@ def write_target() -> None:
         raise CheckpointError("--target is missing; name the folder to write")
     check_writable(pathlib.Path(TARGET.value).absolute().parent)
     dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
+    weights = cast(Weights | None, WEIGHTS.value)
     if REVERSE.value:
-        with open_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:
+        refuse_base()
+        with open_weights(SOURCE.value, weights) as source:
             manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
-    elif WEIGHTS.value is not None:
-        raise CheckpointError("--weights is for --reverse and --check of a training run; leave it out")
     else:
-        manifest = to_pdgen(SOURCE.value, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
+        manifest = to_pdgen(
+            SOURCE.value, TARGET.value, base=BASE.value, weights=weights, dtype=dtype, overwrite=OVERWRITE.value
+        )
     print(f"{TARGET.value}: {manifest.summary()}", file=sys.stderr)
+
+
+def refuse_base() -> None:
+    """Raise CheckpointError if --base is given, which only a conversion from PyTorch and its check use."""
+    if BASE.value is not None:
+        raise CheckpointError("--base completes a PyTorch folder, of which there is none to read; leave it out")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every command of the README and then of the guide runs, in one empty folder; only sizes are made smaller."""
+"""Every command of the README, the guide and docs/checkpoints.md runs, in one empty folder; only sizes are smaller."""
 
 import os
 import pathlib
@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+from tests.checkpoints.folders import step_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 SET_UP = ("python3 -m venv", ".venv/bin/pip install")  # what a test must not do again
@@ -29,7 +31,7 @@ GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
 
 
 def _commands():
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md", "docs/checkpoints.md"))
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [command.strip() for line in lines for command in line.split("&&") if command.strip()]
@@ -47,6 +49,8 @@ def folder(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     for name, source in GIVEN.items():
         shutil.copytree(source, folder / name)
+    (folder / "results").mkdir()
+    step_folder(folder / "results" / "0010000", without=("vit_model", "connector", "vit_pos_embed"))
     return folder
 
 
@@ -78,3 +82,4 @@ def test_every_command_runs(folder):
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
     assert (folder / "out" / "first" / "003" / "trajectory.json").is_file()
     assert (folder / "out" / "circle" / "index.html").is_file()
+    assert (folder / "out" / "converted-torch" / "ema.safetensors").is_file()

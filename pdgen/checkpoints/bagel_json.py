@@ -108,6 +108,11 @@ def find_unsupported(folder: pathlib.Path) -> list[Fault]:
     return faults
 
 
+def read_tied(folder: pathlib.Path) -> bool:
+    """Return whether llm_config.json says that the language model's embedding is also its head."""
+    return json.loads((folder / "llm_config.json").read_text()).get("tie_word_embeddings") is True
+
+
 def _set_key(values: dict[str, Any], key: str, value: Any) -> None:
     *levels, last = key.split(".")
     for level in levels:

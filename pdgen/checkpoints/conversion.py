@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from pdgen.checkpoints import safetensors_file, stream
-from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, make_json, set_keys
+from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, make_json, read_tied, set_keys
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.manifest import Manifest
-from pdgen.checkpoints.mapping import Place, places
+from pdgen.checkpoints.mapping import Place
 from pdgen.checkpoints.pdgen_checkpoint import (
     SOURCE,
     Checkpoint,
@@ -23,7 +23,10 @@ from pdgen.checkpoints.pdgen_checkpoint import (
     verify,
     write_content,
 )
-from pdgen.checkpoints.torch_checkpoint import INDEX, cast_dtype, is_bagel_folder, open_bagel_folder
+from pdgen.checkpoints.runs.step import Weights
+from pdgen.checkpoints.sources.tensors import cast_dtype
+from pdgen.checkpoints.sources.weights import INDEXES, holds_weights
+from pdgen.checkpoints.torch_checkpoint import is_bagel_folder, open_bagel_folder, refuse_others
 from pdgen.config import read_config
 from pdgen.files import Log, log_stderr, new_folder
 
@@ -34,15 +37,19 @@ def to_pdgen(
     source: Path,
     target: Path,
     *,
+    base: Path | None = None,
+    weights: Weights | None = None,
     dtype: np.dtype | None = None,
     overwrite: bool = False,
     log: Log = log_stderr,
 ) -> Manifest:
-    """Convert a BAGEL folder to a pdgen checkpoint.
+    """Convert a BAGEL folder, or a step folder of BAGEL's trainer, to a pdgen checkpoint.
 
     Args:
-      source: the BAGEL folder.
+      source: the folder.
       target: the checkpoint to write.
+      base: a whole BAGEL folder, from which modules and files are taken that ``source`` lacks.
+      weights: "raw" or "ema"; None: "ema" if ``source`` has both.
       dtype: float32 or bfloat16 for the model's values; None keeps the stored dtype. The autoencoder's values never
         change, since latents that it encoded would no longer match it.
       overwrite: whether to replace an existing checkpoint at ``target``.
@@ -55,11 +62,22 @@ def to_pdgen(
     source = pathlib.Path(source)
     if is_checkpoint(source):
         raise CheckpointError(f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder")
-    folder = open_bagel_folder(source, cast=dtype is not None)
-    for note in folder.notes:
+    folder = open_bagel_folder(source, cast=dtype is not None, base=base, weights=weights)
+    for note in (*folder.notes, *folder.describe_casts(dtype)):
         log(note)
-    content, read = folder.content(dtype), folder.reader(dtype)
-    return write_content(pathlib.Path(target), content, read, source=str(source), overwrite=overwrite, log=log)
+    content, read = folder.content(dtype), folder.reader()
+    distance = folder.distance()
+    if distance is not None:
+        read = distance.watch(read)
+    manifest = write_content(pathlib.Path(target), content, read, source=str(source), overwrite=overwrite, log=log)
+    if distance is not None:
+        log(f"{source}: ema and raw weights differ by {distance.text()} of the raw ones' norm")
+    return manifest
+
+
+def is_unconverted(path: pathlib.Path) -> bool:
+    """Return whether ``path`` looks like a folder that ``to_pdgen`` converts."""
+    return is_bagel_folder(path) or holds_weights(path)
 
 
 def to_bagel(
@@ -88,7 +106,8 @@ def to_bagel(
     dtypes = {place.name: cast_dtype(place, stored, dtype) for place, stored, _ in content.tensors}
     tensors: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {name: {} for name in content.headers}
     for place, _, file in content.tensors:
-        tensors[file][place.name] = (dtypes[place.name], place.shape)
+        if file:
+            tensors[file][place.name] = (dtypes[place.name], place.shape)
     nbytes = sum(math.prod(shape) * kind.itemsize for file in tensors.values() for kind, shape in file.values())
     with new_folder(
         target, nbytes, kind="checkpoint", replaceable=is_bagel_folder, overwrite=overwrite, log=log
@@ -97,6 +116,8 @@ def to_bagel(
         files = {name: file for file in created for name in file.tensors}
 
         def write(place: Place, start: int, rows: np.ndarray) -> None:
+            if place.name not in files:  # another tensor serves for it
+                return
             values = rows.astype(dtypes[place.name], copy=False)
             safetensors_file.write(files[place.name], place.name, start * math.prod(place.slot[1:]), values)
 
@@ -117,15 +138,25 @@ def _json_files(checkpoint: Checkpoint, content: Content, dtypes: Mapping[str, n
     for (file, key), (stated, actual) in compare_configs(read_config(checkpoint.path / SOURCE), content.config).items():
         changes[file][key] = actual
         log(f"{file}: {key} was {json.dumps(stated)}, is written as {json.dumps(actual)}")
-    if INDEX in changes and any(stored != dtypes[place.name] for place, stored, _ in content.tensors):
-        model = places(content.config, ("model",))
-        size = sum(math.prod(place.shape) * dtypes[name].itemsize for name, place in model.items())
-        changes[INDEX] = {"metadata.total_size": size}
+    if read_tied(checkpoint.path / SOURCE) and all(file for *_, file in content.tensors):
+        changes["llm_config.json"]["tie_word_embeddings"] = False
+        log("llm_config.json: tie_word_embeddings was true, is written as false, since head and embedding differ")
+    if any(stored != dtypes[place.name] for place, stored, _ in content.tensors):
+        stored = [place for place, _, file in content.tensors if file and place.path.startswith("model/")]
+        size = sum(math.prod(place.shape) * dtypes[place.name].itemsize for place in stored)
+        for name in changes.keys() & set(INDEXES.values()):
+            changes[name] = {"metadata.total_size": size}
     return {name: set_keys(data, changes[name]) for name, data in content.source_json.items()}
 
 
-def check(path: Path, log: Log = log_stderr) -> Manifest:
+def check(path: Path, *, base: Path | None = None, weights: Weights | None = None, log: Log = log_stderr) -> Manifest:
     """Check all digests of a pdgen checkpoint, or the names, shapes and lengths of a BAGEL folder.
+
+    Args:
+      path: the checkpoint or the folder.
+      base: see ``to_pdgen``.
+      weights: see ``to_pdgen``.
+      log: receives lines for the user.
 
     Returns:
       The manifest; for a BAGEL folder that of its conversion, without pdgen's own files.
@@ -134,10 +165,12 @@ def check(path: Path, log: Log = log_stderr) -> Manifest:
       CheckpointError, ConfigError: something is missing or wrong, or a value is NaN or infinite.
     """
     path = pathlib.Path(path)
-    if is_checkpoint(path) or not is_bagel_folder(path):
+    if not is_checkpoint(path):
+        refuse_others(path)
+    if not is_unconverted(path):
         return verify(path)
-    folder = open_bagel_folder(path, cast=True)
-    for note in folder.notes:
+    folder = open_bagel_folder(path, cast=True, base=base, weights=weights)
+    for note in (*folder.notes, *folder.describe_casts()):
         log(note)
     content = folder.content()
     digests = stream.move(content.jobs(), folder.reader(), None, title="checking", source=str(path))

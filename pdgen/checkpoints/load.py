@@ -24,11 +24,12 @@ from pdgen.checkpoints.runs.base import Base, load_base
 from pdgen.checkpoints.runs.step import LazyArray, Weights, is_step, open_params, read_facts
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, EXPORT, find_corruption, find_newest_step, is_run
 from pdgen.checkpoints.shipped import SHIPPED, shipped_checkpoint, shipped_name
-from pdgen.checkpoints.torch_checkpoint import WHOLE_TOKENIZERS, is_bagel_folder
+from pdgen.checkpoints.sources.weights import holds_weights
+from pdgen.checkpoints.torch_checkpoint import is_bagel_folder
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, sha256
 from pdgen.models import autoencoder, bagel
-from pdgen.sequence.tokenizer import Tokenizer, load_tokenizer
+from pdgen.sequence.tokenizer import WHOLE_TOKENIZER, Tokenizer, holds_tokenizer, load_tokenizer
 from pdgen.sharding import ShardingError, parameter_shardings
 
 
@@ -88,15 +89,18 @@ def find(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
     if not is_checkpoint(path) and is_run(path) and (step := find_newest_step(path, log)) is not None:
         return path / CHECKPOINTS / str(step)
     folder = next((f for f in (path, path / EXPORT) if is_checkpoint(f)), None)
+    if folder is None and holds_weights(path):
+        raise CheckpointError(
+            f"{path}: holds a PyTorch model; convert it first: python launch/convert.py --source={path} "
+            "--base=BAGEL-7B-MoT --target=NEW_FOLDER"
+        )
     if folder is None:
         raise CheckpointError(
             f"{path}: is no pdgen checkpoint and no workdir of a training run; "
             "launch/convert.py and launch/train.py make them"
         )
-    if not any((folder / TOKENIZER / name).is_file() for name in WHOLE_TOKENIZERS):
-        raise CheckpointError(
-            f"{folder}: has no tokenizer; convert again from a folder that holds {' or '.join(WHOLE_TOKENIZERS)}"
-        )
+    if not holds_tokenizer(folder / TOKENIZER):
+        raise CheckpointError(f"{folder}: has no tokenizer; convert again from a folder that holds {WHOLE_TOKENIZER}")
     return folder
 
 

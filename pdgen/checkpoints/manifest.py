@@ -20,7 +20,7 @@ class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       shape: its shape.
       dtype: such as "float32".
       sha256: SHA-256 (hex) of its bytes, in C order and little endian.
-      file: its safetensors file in the BAGEL folder.
+      file: its safetensors file in the BAGEL folder; "" if it is in none, since another tensor serves for it.
     """
 
     name: str

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.checkpoints.sources.foreign import describe_quantized, refuse_placeholder
 from pdgen.messages import name_some
 
 DTYPES: dict[str, np.dtype] = {
@@ -24,6 +25,13 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Dtypes that are only read, and those to which they are cast. Every value of both FP8 formats is a bfloat16.
+CASTS: dict[np.dtype, np.dtype] = {
+    np.dtype(np.float64): DTYPES["F32"],
+    np.dtype(ml_dtypes.float8_e4m3fn): DTYPES["BF16"],
+    np.dtype(ml_dtypes.float8_e5m2): DTYPES["BF16"],
+}
+_READABLE = DTYPES | dict(zip(("F64", "F8_E4M3", "F8_E5M2"), CASTS, strict=True))
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -82,6 +90,7 @@ def _header_json(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
     """Read the header: its json, where the tensors' bytes begin, and the file's size."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
+    refuse_placeholder(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -109,25 +118,28 @@ def _tensor_info(name: str, entry: Any, base: int) -> TensorInfo:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name} lacks dtype, shape or data_offsets") from None
-    if code not in DTYPES:
-        raise ValueError(f"{name} is stored as {code}; supported are {', '.join(DTYPES)}")
+    if code not in _READABLE:
+        raise ValueError(f"{name} is stored as {code}; supported are {', '.join(_READABLE)}")
     numbers = (*shape, begin, end)
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError(f"{name} has shape {shape} and offsets {begin}, {end}")
-    if end - begin != math.prod(shape) * DTYPES[code].itemsize:
+    if end - begin != math.prod(shape) * _READABLE[code].itemsize:
         raise ValueError(f"{name} has shape {shape} as {code} in {end - begin:,} bytes")
-    return TensorInfo(DTYPES[code], shape, base + begin, base + end)
+    return TensorInfo(_READABLE[code], shape, base + begin, base + end)
 
 
 def read_header(path: pathlib.Path) -> SafetensorsFile:
     """Read and check the header of a file.
 
     Raises:
-      CheckpointError: the file is missing, truncated, a pickle or not a safetensors file, or tensors have another
-        dtype than float32, float16 and bfloat16; the message names some of them.
+      CheckpointError: the file is missing, truncated, a pickle or not a safetensors file, it holds quantized weights,
+        or tensors have another dtype than float64, float32, float16, bfloat16 and FP8 (E4M3, E5M2); the message names
+        some of them.
     """
     header, base, size = _header_json(path)
     metadata = header.pop("__metadata__", {})
+    if said := describe_quantized(header):
+        raise CheckpointError(f"{path}: {said}")
     tensors, faults = {}, []
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         faults.append("__metadata__ is not an object of strings")

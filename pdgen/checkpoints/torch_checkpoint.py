@@ -4,34 +4,51 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
 from pdgen.checkpoints import safetensors_file, stream
-from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, find_unsupported
+from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, find_unsupported, read_tied, set_keys
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place, autoencoder_places, places, stacked_shapes
-from pdgen.checkpoints.pdgen_checkpoint import Content
-from pdgen.checkpoints.safetensors_file import SafetensorsFile, read_header
+from pdgen.checkpoints.pdgen_checkpoint import Content, is_checkpoint
+from pdgen.checkpoints.runs.step import Weights
+from pdgen.checkpoints.safetensors_file import CASTS, SafetensorsFile, read_header
 from pdgen.checkpoints.sizes import config_from_tensors
-from pdgen.config import AutoencoderConfig, ModelConfig, read_config
-from pdgen.messages import MAX_NAMES, Fault, describe_faults, name_some
-
-INDEX, AUTOENCODER, EMA = "model.safetensors.index.json", "ae.safetensors", "ema.safetensors"
-OTHER_JSON = ("generation_config.json", "preprocessor_config.json", INDEX)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
+from pdgen.checkpoints.sources.distance import Distance
+from pdgen.checkpoints.sources.faults import (
+    find_dtype_faults,
+    find_head_faults,
+    find_index_faults,
+    find_tensor_faults,
+    raise_all,
 )
-WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+from pdgen.checkpoints.sources.foreign import refuse_layout, refuse_placeholder
+from pdgen.checkpoints.sources.tensors import (
+    StoredTensor,
+    cast_dtype,
+    describe_wrappers,
+    list_tensors,
+    take_modules,
+    tie_embeddings,
+)
+from pdgen.checkpoints.sources.weights import (
+    AUTOENCODER,
+    EMA,
+    INDEXES,
+    WeightFiles,
+    choose_weights,
+    holds_weights,
+    read_index,
+)
+from pdgen.config import AutoencoderConfig, ModelConfig, read_config
+from pdgen.messages import name_some
+from pdgen.sequence.tokenizer import TOKENIZER_FILES, WHOLE_TOKENIZER, find_tokenizer
+
+OTHER_JSON = ("generation_config.json", "preprocessor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,50 +58,84 @@ class BagelFolder:
     Attributes:
       path: the folder.
       config: the sizes of the tensors.
-      files: the safetensors files, the model's before the autoencoder's.
+      tensors: the tensors by PyTorch's name, the model's before the autoencoder's, in the order of their bytes.
+      headers: ``__metadata__`` of the safetensors files, by name.
+      source_json: the json files, by name.
+      tokenizer: the tokenizer's files, by name.
+      chosen: the files of the model's weights.
+      other: the folder's other weights by PyTorch's name, which are not converted; empty if there are none.
       notes: lines for the user.
     """
 
     path: pathlib.Path
     config: ModelConfig
-    files: Sequence[SafetensorsFile]
+    tensors: Mapping[str, StoredTensor]
+    headers: Mapping[str, Mapping[str, str]]
+    source_json: Mapping[str, bytes]
+    tokenizer: Mapping[str, bytes]
+    chosen: WeightFiles
+    other: Mapping[str, StoredTensor]
     notes: Sequence[str]
 
     def content(self, dtype: np.dtype | None = None) -> Content:
         """Return the content of its checkpoint, the model's values as stored or cast to ``dtype``."""
         where = places(self.config)
         tensors = [
-            (where[name], cast_dtype(where[name], info.dtype, dtype), file.path.name)
-            for file in self.files
-            for name, info in file.tensors.items()
+            (where[name], cast_dtype(where[name], tensor.dtype, dtype), tensor.target)
+            for name, tensor in self.tensors.items()
         ]
-        source_json = self._present((*MODEL_JSON, *OTHER_JSON))
-        headers = {file.path.name: file.metadata for file in self.files}
-        return Content(self.config, tensors, headers, source_json, self._present(TOKENIZER_FILES))
+        origins: dict[str, set[pathlib.Path]] = {}
+        for tensor in self.tensors.values():
+            origins.setdefault(tensor.target, set()).add(tensor.file.path)
+        order = list(dict.fromkeys(file for *_, file in tensors))
 
-    def _present(self, names: Sequence[str]) -> dict[str, bytes]:
-        return {name: (self.path / name).read_bytes() for name in names if (self.path / name).is_file()}
+        def position(item: tuple[Place, np.dtype, str]) -> tuple[int, ...] | tuple[int, int, str]:
+            place, stored, file = item
+            # A file with tensors of two others has the order in which the safetensors library writes.
+            mixed = len(origins[file]) > 1
+            return (order.index(file), -stored.itemsize, place.name) if mixed else (order.index(file),)
 
-    def reader(self, dtype: np.dtype | None = None) -> stream.Read:
-        """Return a ``read`` for ``stream.move``, with the model's values as stored or cast to ``dtype``."""
-        file_of = {name: file for file in self.files for name in file.tensors}
+        tensors.sort(key=position)
+        source_json = {**self.source_json, **self._index(tensors)}
+        return Content(self.config, tensors, self.headers, source_json, self.tokenizer)
+
+    def _index(self, tensors: Sequence[tuple[Place, np.dtype, str]]) -> dict[str, bytes]:
+        """Return the index that fits ``tensors``, by its name, where the folder's own does not; empty otherwise."""
+        stored = [item for item in tensors if item[0].path.startswith("model/") and item[2]]
+        weight_map = {place.name: file for place, _, file in stored}
+        cast = any(dtype != self.tensors[place.name].dtype for place, dtype, _ in stored)
+        if not self.chosen.index or (weight_map == self.chosen.index and not cast):
+            return {}
+        total = sum(math.prod(place.shape) * dtype.itemsize for place, dtype, _ in stored)
+        name, changes = INDEXES[self.chosen.kind], {"weight_map": weight_map, "metadata.total_size": total}
+        return {name: set_keys(self.source_json[name], changes)}
+
+    def reader(self) -> stream.Read:
+        """Return a ``read`` for ``stream.move`` that casts the values to the dtype of its rows."""
 
         def read(place: Place, start: int, rows: np.ndarray) -> None:
-            file, offset = file_of[place.name], start * math.prod(place.slot[1:])
-            stored = file.tensors[place.name].dtype
-            if cast_dtype(place, stored, dtype) == stored:
-                file.read(place.name, offset, rows)
-                return
-            values = np.empty(rows.shape, stored)
-            file.read(place.name, offset, values)
-            rows[...] = values
+            self.tensors[place.name].read(start * math.prod(place.slot[1:]), rows)
 
         return read
 
+    def distance(self) -> Distance | None:
+        """Return a comparison of the moving average with the raw weights; None if the folder has only one of them."""
+        if not self.other:
+            return None
+        pair = (self.tensors, self.other) if self.chosen.kind == "ema" else (self.other, self.tensors)
+        return Distance(*pair)
 
-def cast_dtype(place: Place, stored: np.dtype, dtype: np.dtype | None) -> np.dtype:
-    """Return a tensor's dtype if the model's values are cast to ``dtype`` (None: not); the autoencoder's never are."""
-    return dtype if dtype is not None and place.path.startswith("model/") else stored
+    def describe_casts(self, dtype: np.dtype | None = None) -> list[str]:
+        """Return a line for each dtype that is only read, and the dtype to which its tensors are cast."""
+        where, counts = places(self.config), {}
+        for name, tensor in self.tensors.items():
+            if tensor.dtype in CASTS:
+                kinds = (tensor.dtype.name, cast_dtype(where[name], tensor.dtype, dtype).name)
+                counts[kinds] = counts.get(kinds, 0) + 1
+        return [
+            f"{self.path}: {count:,} tensors are stored as {stored} and are cast to {wanted}"
+            for (stored, wanted), count in counts.items()
+        ]
 
 
 def is_bagel_folder(path: pathlib.Path) -> bool:
@@ -92,169 +143,237 @@ def is_bagel_folder(path: pathlib.Path) -> bool:
     return all((path / name).is_file() for name in MODEL_JSON)
 
 
-def open_bagel_folder(path: str | pathlib.Path, *, cast: bool = False) -> BagelFolder:
+def open_bagel_folder(
+    path: str | pathlib.Path,
+    *,
+    cast: bool = False,
+    base: str | pathlib.Path | None = None,
+    weights: Weights | None = None,
+) -> BagelFolder:
     """Open a folder and check everything except the values.
 
     Args:
       path: the folder.
       cast: whether the model's values will be cast to one dtype. Otherwise all layers of an array must have the same.
+      base: a whole BAGEL folder, from which modules, json files and the tokenizer are taken that ``path`` lacks; None:
+        ``path`` must have all of them.
+      weights: the weights to read, "raw" (``model.safetensors``) or "ema"; None: "ema" if the folder has them.
 
     Raises:
-      CheckpointError: a file is missing, truncated or a pickle; tensors are unknown, missing, misshapen or of mixed
-        dtypes (the message counts them by kind and names some); or the json files describe a model that is not
-        supported.
+      CheckpointError: a file is missing, truncated, a pickle or of a kind that does not convert; tensors are unknown,
+        missing, misshapen or of mixed dtypes (the message counts them by kind and names some); or the json files
+        describe a model that is not supported.
       ConfigError: a json file is missing or malformed.
     """
     path = pathlib.Path(path)
-    _refuse_pickles(path)
-    stated = read_config(path)
-    _raise_all(path, find_unsupported(path))
-    names, index, notes = _model_files(path)
-    files, faults = [], []
-    for name in (*names, AUTOENCODER):
-        try:
-            files.append(read_header(path / name))
-        except CheckpointError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise CheckpointError(name_some(faults, "; "))
-    config = config_from_tensors(stated, {name: info.shape for file in files for name, info in file.tensors.items()})
+    refuse_others(path)
+    supplement = None if base is None else _open_base(pathlib.Path(base))
+    json_folder = _json_folder(path, supplement)
+    for name in MODEL_JSON:
+        refuse_placeholder(json_folder / name)
+    stated = read_config(json_folder)
+    raise_all(json_folder, find_unsupported(json_folder))
+    chosen, other = choose_weights(path, weights)
+    files = _read_headers(_weight_paths(path, chosen, supplement))
+    listed = list_tensors(files)
+    tensors, taken = {tensor.name: tensor for tensor in listed}, {}
+    if supplement is not None:
+        tensors, taken = take_modules(tensors, supplement.tensors, chosen.names[-1])
+    if read_tied(json_folder):
+        tensors = tie_embeddings(tensors)
+    config = config_from_tensors(stated, {name: tensor.shape for name, tensor in tensors.items()})
+    raise_all(path, find_head_faults(config))  # no tensors fit such sizes, and their faults would hide the cause
     where = places(config)
-    _raise_all(path, _head_faults(config))  # no tensors fit such sizes, and their faults would hide the cause
-    faults = [*_index_faults(index, files), *_tensor_faults(where, files)]
-    _raise_all(path, faults + ([] if cast else _dtype_faults(where, files)))
-    for (file, key), (in_file, actual) in compare_configs(stated, config).items():
-        notes.append(
-            f"{path / file}: {key} is {json.dumps(in_file)}, but the tensors say {json.dumps(actual)}; the tensors win"
-        )
-    return BagelFolder(path, config, files, [*notes, *_file_notes(path, files)])
+    faults = [
+        *find_index_faults(INDEXES[chosen.kind], chosen.index, files),
+        *find_tensor_faults(where, listed, tensors),
+    ]
+    raise_all(path, faults + ([] if cast else find_dtype_faults(where, tensors)))
+    others, notes = _open_others(path, chosen, other)
+    notes += _describe_tensors(path, listed, tensors, taken, base)
+    notes += _describe_sizes(json_folder, stated, config)
+    side = _read_side_files(path, json_folder, chosen, supplement)
+    headers = {file.path.name: file.metadata for file in files}
+    if supplement is not None:
+        headers = {AUTOENCODER: supplement.headers[AUTOENCODER]} | headers
+    notes += [*side.notes, *_describe_rest(path, {*headers, *side.json, *(other.names if other else ())}, side.folders)]
+    return BagelFolder(path, config, tensors, headers, side.json, side.tokenizer, chosen, others, notes)
 
 
-def _raise_all(path: pathlib.Path, faults: Sequence[Fault]) -> None:
-    if faults:
-        advice = "; take tensors and json files from one model" if len(faults) > MAX_NAMES else ""
-        raise CheckpointError(f"{path}: {describe_faults(faults)}{advice}")
-
-
-def _refuse_pickles(path: pathlib.Path) -> None:
+def refuse_others(path: pathlib.Path) -> None:
+    """Raise CheckpointError if ``path`` is no folder, or a folder without the weights of a BAGEL model."""
     if path.is_file() and path.suffix in safetensors_file.PICKLE_SUFFIXES:
         raise CheckpointError(f"{path}: {safetensors_file.PICKLE_REASON}")
+    refuse_placeholder(path)
+    if path.is_file() and path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: is a file; name its folder, {path.parent}")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
+    if holds_weights(path):
+        return
+    refuse_layout(path)
+    left = [file for file in sorted(path.glob("*.safetensors")) if file.name != AUTOENCODER]
+    for file in left:
+        read_header(file)  # weights that are quantized or damaged are named as such
+    if left:
+        raise CheckpointError(
+            f"{path}: holds {left[0].name}, but neither {EMA} nor model.safetensors; rename the file if it holds "
+            "the model's weights"
+        )
     pickles = [file for file in sorted(path.iterdir()) if file.suffix in safetensors_file.PICKLE_SUFFIXES]
-    if pickles and not any(file.suffix == ".safetensors" and file.name != AUTOENCODER for file in path.iterdir()):
+    if pickles:
         raise CheckpointError(f"{pickles[0]}: {safetensors_file.PICKLE_REASON}")
 
 
-def _weight_map(path: pathlib.Path) -> dict[str, str]:
-    """Read the index's map from tensor to file, without the autoencoder's; empty without an index."""
-    if not path.is_file():
-        return {}
-    try:
-        weight_map = dict(json.loads(path.read_text())["weight_map"])
-        wrong = [file for file in weight_map.values() if pathlib.PurePath(file).name != file]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: holds no weight_map of tensor to file; fetch it again") from None
-    if wrong:
+def _open_base(base: pathlib.Path) -> BagelFolder:
+    if is_checkpoint(base):
         raise CheckpointError(
-            f"{path}: names files outside the folder: {name_some(sorted(set(wrong)))}; fetch it again"
+            f"{base}: is a pdgen checkpoint; --base takes a BAGEL folder, which --reverse writes from it"
         )
-    return {tensor: file for tensor, file in weight_map.items() if file != AUTOENCODER}
+    return open_bagel_folder(base, cast=True)
 
 
-def _model_files(path: pathlib.Path) -> tuple[list[str], dict[str, str], list[str]]:
-    """Return the names of the model's files, the index's map from tensor to file (empty if not needed), and notes.
-
-    ema.safetensors is preferred, as in PyTorch's code, unless the index names it as one of several files.
-    """
-    weight_map = _weight_map(path / INDEX)
-    named = sorted(set(weight_map.values()))
-    found = sorted(file.name for file in path.glob("model*.safetensors"))
-    if (path / EMA).is_file() and not (EMA in named and len(named) > 1):
-        return [EMA], {}, [f"{path}: {EMA} is converted, {name_some(found)} is not"] if found else []
-    if named:
-        return named, weight_map, []
-    if len(found) > 1:
-        raise CheckpointError(f"{path / INDEX}: missing; {len(found)} files model*.safetensors need it")
-    return found or [EMA], {}, []
+def _json_folder(path: pathlib.Path, supplement: BagelFolder | None) -> pathlib.Path:
+    """Return the folder whose json files describe the model: ``path`` if it has all of them, otherwise the base."""
+    if is_bagel_folder(path):
+        return path
+    if supplement is not None:
+        return supplement.path
+    if holds_weights(path) and not any((path / name).is_file() for name in MODEL_JSON):
+        raise CheckpointError(
+            f"{path}: holds weights without json files, as a step folder of BAGEL's trainer; add --base=FOLDER with "
+            "the BAGEL folder from which the training began"
+        )
+    return path
 
 
-def _index_faults(index: Mapping[str, str], files: Sequence[SafetensorsFile]) -> list[Fault]:
-    found = {(name, file.path.name) for file in files for name in file.tensors}
+def _weight_paths(path: pathlib.Path, chosen: WeightFiles, supplement: BagelFolder | None) -> list[pathlib.Path]:
+    autoencoder = path / AUTOENCODER
+    needed = [autoencoder] if supplement is None or autoencoder.is_file() else []
+    return [*(path / name for name in chosen.names), *needed]
+
+
+def _read_headers(paths: Iterable[pathlib.Path]) -> list[SafetensorsFile]:
+    """Read the headers of files. Raises CheckpointError that names some of those which cannot be read."""
+    files, faults = [], []
+    for path in paths:
+        try:
+            files.append(read_header(path))
+        except CheckpointError as fault:
+            lacks = path.name == AUTOENCODER and not path.exists()
+            faults.append(f"{fault}; --base=FOLDER takes it from a whole BAGEL folder" if lacks else str(fault))
+    if faults:
+        raise CheckpointError(name_some(faults, "; "))
+    return files
+
+
+def _open_others(
+    path: pathlib.Path, chosen: WeightFiles, other: WeightFiles | None
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Open the weights that are not converted, for a comparison. Return them by name, and lines for the user."""
+    if other is None:
+        return {}, []
+    line = f"{path}: {chosen} is converted, {other} is not (--weights={other.kind} converts it)"
+    try:
+        files = _read_headers([path / name for name in other.names])
+    except CheckpointError as fault:
+        return {}, [f"{line} and cannot be compared: {fault}"]
+    return {tensor.name: tensor for tensor in list_tensors(files)}, [line]
+
+
+def _describe_tensors(
+    path: pathlib.Path,
+    listed: Sequence[StoredTensor],
+    tensors: Mapping[str, StoredTensor],
+    taken: Mapping[str, int],
+    base: str | pathlib.Path | None,
+) -> list[str]:
+    """Return lines about names that were changed, and about tensors that come from others."""
+    lines = [f"{path}: {line}" for line in describe_wrappers(listed)]
+    lines += [
+        f"{path}: {name} is missing and tied, so {tensor.stored_name} serves as it"
+        for name, tensor in tensors.items()
+        if not tensor.target
+    ]
+    counts = ((module, f"{count:,} tensor{'s' if count > 1 else ''}") for module, count in taken.items())
+    return lines + [f"{path}: module {module} ({count}) is taken from {base}" for module, count in counts]
+
+
+def _describe_sizes(json_folder: pathlib.Path, stated: ModelConfig, config: ModelConfig) -> list[str]:
     return [
-        Fault("in no file that the index names", name, f"{INDEX} puts {name} into {file}, which does not hold it")
-        for name, file in index.items()
-        if (name, file) not in found
+        f"{json_folder / file}: {key} is {json.dumps(in_file)}, but the tensors say {json.dumps(actual)}; "
+        "the tensors win"
+        for (file, key), (in_file, actual) in compare_configs(stated, config).items()
     ]
 
 
-def _tensor_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[Fault]:
-    """Check that every tensor has exactly one place, and every place exactly one tensor of the right shape."""
-    seen, faults = {}, []
-    for file in files:
-        for name, info in file.tensors.items():
-            if name in seen:
-                text = f"tensor {name} is in {seen[name]} and in {file.path.name}"
-                faults.append(Fault("in two files", name, text))
-            elif name not in where:
-                faults.append(Fault("unknown", name, f"tensor {name} is unknown ({file.path.name})"))
-            elif info.shape != where[name].shape:
-                text = f"tensor {name} is {list(info.shape)}, expected {list(where[name].shape)}"
-                faults.append(Fault("of another shape", name, text))
-            seen[name] = file.path.name
-    return faults + [Fault("missing", name, f"tensor {name} is missing") for name in where if name not in seen]
+class _SideFiles(NamedTuple):
+    """The json files and the tokenizer's files by name, lines for the user, and names of folders that were read."""
+
+    json: dict[str, bytes]
+    tokenizer: dict[str, bytes]
+    notes: list[str]
+    folders: frozenset[str]
 
 
-def _dtype_faults(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> list[Fault]:
-    found: dict[str, set[str]] = {}
-    for file in files:
-        for name, info in file.tensors.items():
-            if name in where:
-                found.setdefault(where[name].path, set()).add(info.dtype.name)
-    return [
-        Fault(
-            "of mixed dtypes (choose one with --dtype)",
-            path,
-            f"layers of {path} are stored as {' and '.join(sorted(kinds))}; choose one with --dtype",
-        )
-        for path, kinds in found.items()
-        if len(kinds) > 1
-    ]
+def _read_side_files(
+    path: pathlib.Path, json_folder: pathlib.Path, chosen: WeightFiles, supplement: BagelFolder | None
+) -> _SideFiles:
+    source_json, notes = _read_files(path, (*MODEL_JSON, *OTHER_JSON)), []
+    if supplement is not None and json_folder != path:
+        own = [name for name in MODEL_JSON if name in source_json]
+        unused = f"; its own {' and '.join(own)} {'are' if len(own) > 1 else 'is'} not used" if own else ""
+        notes.append(f"{path}: {', '.join(MODEL_JSON)} are taken from {supplement.path}{unused}")
+        names = (*MODEL_JSON, *(name for name in OTHER_JSON if name not in source_json))
+        source_json |= {name: data for name, data in supplement.source_json.items() if name in names}
+    elif supplement is not None:  # trained without a module, which the checkpoint now has
+        stated = json.loads(source_json["config.json"])
+        off = {key: True for key in ("visual_gen", "visual_und") if stated.get(key) is False}
+        source_json["config.json"] = set_keys(source_json["config.json"], off)
+    for name in INDEXES.values():  # an index of the weights that are not converted would be wrong
+        if set(read_index(path / name).values()) <= set(chosen.names):
+            source_json |= _read_files(path, (name,))
+    folder = find_tokenizer(path)
+    if folder is None and supplement is not None and supplement.tokenizer:
+        notes.append(f"{path}: the tokenizer is taken from {supplement.path}")
+        return _SideFiles(source_json, dict(supplement.tokenizer), notes, frozenset())
+    if folder is None:
+        notes.append(f"{path}: no tokenizer files; sampling will need {WHOLE_TOKENIZER}")
+    elif folder != path:
+        notes.append(f"{path}: the tokenizer is read from the folder {folder.name}")
+    return _SideFiles(
+        source_json,
+        _read_files(folder or path, TOKENIZER_FILES),
+        notes,
+        frozenset({folder.name} if folder not in (None, path) else ()),
+    )
 
 
-def _head_faults(config: ModelConfig) -> list[Fault]:
-    language, vision = config.language, config.vision
-    faults = []
-    if vision.hidden_size % vision.num_heads:
-        text = f"vit_config.json: num_attention_heads {vision.num_heads} does not divide the width {vision.hidden_size}"
-        faults.append(Fault("unsupported", "vit_config.json: num_attention_heads", text))
-    if language.num_heads % language.num_kv_heads:
-        text = (
-            f"llm_config.json: num_key_value_heads {language.num_kv_heads} does not divide "
-            f"num_attention_heads {language.num_heads}"
-        )
-        faults.append(Fault("unsupported", "llm_config.json: num_key_value_heads", text))
-    return faults
+def _read_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Read the files that exist. Raises CheckpointError if one is a Git LFS pointer or an HTML page."""
+    found = [folder / name for name in names if (folder / name).is_file()]
+    for file in found:
+        refuse_placeholder(file)
+    return {file.name: file.read_bytes() for file in found}
 
 
-def _file_notes(path: pathlib.Path, files: Iterable[SafetensorsFile]) -> list[str]:
-    notes = []
-    if not any((path / name).is_file() for name in WHOLE_TOKENIZERS):
-        notes.append(f"{path}: no tokenizer files; sampling will need {' or '.join(WHOLE_TOKENIZERS)}")
-    taken = {file.path.name for file in files} | {*MODEL_JSON, *OTHER_JSON, *TOKENIZER_FILES}
-    left = sorted(file.name for file in path.iterdir() if file.name not in taken)
-    return [*notes, f"{path}: not part of the checkpoint, so not carried over: {name_some(left)}"] if left else notes
+def _describe_rest(path: pathlib.Path, taken: Collection[str], folders: Collection[str]) -> list[str]:
+    """Return a line about files of the folder that are not carried over, if there are any."""
+    known = {*taken, *folders, *MODEL_JSON, *OTHER_JSON, *TOKENIZER_FILES, *INDEXES.values()}
+    left = sorted(file.name for file in path.iterdir() if file.name not in known)
+    if not left:
+        return []
+    return [f"{path}: not part of the checkpoint, so not carried over: {name_some(left)}"]
 
 
-def _read_tree(where: Mapping[str, Place], files: Iterable[SafetensorsFile]) -> dict[str, Any]:
+def _read_tree(where: Mapping[str, Place], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Read all tensors as a tree of arrays."""
     flat: dict[str, np.ndarray] = {}
     shapes = stacked_shapes(where.values())
-    for file in files:
-        for name, info in file.tensors.items():
-            place = where[name]
-            array = flat.setdefault(place.path, np.empty(shapes[place.path], info.dtype))
-            file.read(name, 0, array if place.layer is None else array[place.layer])
+    for name, place in where.items():
+        dtype = cast_dtype(place, tensors[name].dtype, None)
+        array = flat.setdefault(place.path, np.empty(shapes[place.path], dtype))
+        tensors[name].read(0, array if place.layer is None else array[place.layer])
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -267,7 +386,7 @@ def read_bagel_folder(path: str | pathlib.Path) -> tuple[ModelConfig, dict[str, 
       CheckpointError, ConfigError: see ``open_bagel_folder``.
     """
     folder = open_bagel_folder(path)
-    return folder.config, _read_tree(places(folder.config), folder.files)
+    return folder.config, _read_tree(places(folder.config), folder.tensors)
 
 
 def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> dict[str, Any]:
@@ -277,6 +396,7 @@ def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> d
       CheckpointError: the file is missing or damaged, or tensors do not fit ``config``; the message counts them.
     """
     file = read_header(pathlib.Path(folder) / AUTOENCODER)
-    where = autoencoder_places(config)
-    _raise_all(file.path, _tensor_faults(where, [file]))
-    return _read_tree(where, [file])["autoencoder"]
+    listed, where = list_tensors([file]), autoencoder_places(config)
+    tensors = {tensor.name: tensor for tensor in listed}
+    raise_all(file.path, find_tensor_faults(where, listed, tensors))
+    return _read_tree(where, tensors)["autoencoder"]

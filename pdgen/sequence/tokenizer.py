@@ -1,4 +1,4 @@
-"""Tokenizers: Qwen2's byte-level BPE (``tokenizer.json``) and sentencepiece (``tokenizer.model``).
+"""Tokenizers: Qwen2's byte-level BPE (``tokenizer.json``, or ``vocab.json`` and ``merges.txt``) and sentencepiece.
 
 Both become a ``Tokenizer`` with the bytes of every token, which the decoding grammar and ``decode`` need. By default
 the name of a special token inside a text is encoded as plain text, so a user's text cannot open or close a segment.
@@ -6,19 +6,38 @@ the name of a special token inside a text is encoded as plain text, so a user's 
 
 import dataclasses
 import functools
+import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import sentencepiece
 import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.normalizers
+import tokenizers.pre_tokenizers
 
 from pdgen.files import sha256
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
-_BPE_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_BPE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TOKENIZER_FILES = (*_BPE_FILES, "tokenizer.model")
+WHOLE_TOKENIZER = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
+_SLOW_FILES = ("vocab.json", "merges.txt")  # from which tokenizer.json is made
+# Qwen2's split into words, whose bytes are then merged; vocab.json and merges.txt do not say it.
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # A text that decode(encode(text)) must return unchanged: both slashes, repeated blanks, line ends, more than ASCII.
 _ROUND_TRIP = "<ins>Add  a bird.</ins> <des>x</des>\n caf\u00e9 \u6f22 <refine>y<\\refine>"
 
@@ -61,7 +80,7 @@ class Tokenizer:
       encode_plain: returns the ids of a text without special tokens.
       im_start, im_end, vision_start, vision_end, pad: ids of the special tokens.
       files: the files that ``load_tokenizer`` needs to read the same tokenizer.
-      fingerprint: SHA-256 (hex) of the file that defines it.
+      fingerprint: SHA-256 (hex) of the file that defines it, or of the files in sequence.
     """
 
     pieces: tuple[bytes, ...] = dataclasses.field(repr=False)
@@ -109,22 +128,37 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
 
+def holds_tokenizer(folder: pathlib.Path) -> bool:
+    """Return whether ``load_tokenizer`` finds a tokenizer's files in ``folder``."""
+    alone = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return alone or all((folder / name).is_file() for name in _SLOW_FILES)
+
+
+def find_tokenizer(folder: pathlib.Path) -> pathlib.Path | None:
+    """Return ``folder`` or its subfolder ``tokenizer``, whichever holds a tokenizer; None if neither does."""
+    return next((path for path in (folder, folder / "tokenizer") if holds_tokenizer(path)), None)
+
+
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-    """Read the tokenizer of a checkpoint folder: ``tokenizer.json``, or else ``tokenizer.model``.
+    """Read the tokenizer of a checkpoint folder.
+
+    It is ``tokenizer.json``, or else ``tokenizer.model``, or else Qwen2's other files: ``vocab.json`` and
+    ``merges.txt``, with the added tokens in ``tokenizer_config.json`` or ``added_tokens.json``.
 
     Raises:
-      TokenizerError: both files are missing, the file is damaged, a special token is missing, or decoding the ids of
-        some text would change it.
+      TokenizerError: the files are missing or damaged, a special token is missing, or decoding the ids of some text
+        would change it.
     """
     folder = pathlib.Path(folder)
     if (folder / "tokenizer.json").exists():
         tokenizer = _load_bpe(folder)
     elif (folder / "tokenizer.model").exists():
         tokenizer = _load_sentencepiece(folder / "tokenizer.model")
+    elif holds_tokenizer(folder):
+        tokenizer = _build_bpe(folder)
     else:
         raise TokenizerError(
-            f"{folder}: holds neither tokenizer.json nor tokenizer.model; copy the "
-            "tokenizer's files from the checkpoint"
+            f"{folder}: holds no tokenizer ({WHOLE_TOKENIZER}); copy the tokenizer's files from the checkpoint"
         )
     if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
         raise TokenizerError(
@@ -166,6 +200,69 @@ def _load_bpe(folder: pathlib.Path) -> Tokenizer:
         bpe = tokenizers.Tokenizer.from_str(data.decode())
     except Exception as fault:  # the library raises bare Exception
         raise TokenizerError(f"{path}: not a tokenizer ({fault}); copy it again") from None
+    return _make_bpe(path, bpe, data)
+
+
+def _build_bpe(folder: pathlib.Path) -> Tokenizer:
+    """Build Qwen2's tokenizer from the files from which ``tokenizer.json`` is made."""
+    path, merges = (folder / name for name in _SLOW_FILES)
+    try:
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(path), str(merges)))
+    except Exception as fault:  # the library raises bare Exception
+        raise TokenizerError(f"{path}: no tokenizer together with {merges.name} ({fault}); copy both again") from None
+    bpe.normalizer = tokenizers.normalizers.NFC()
+    words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated")
+    alphabet = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, alphabet])
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    for number, token in sorted(_read_added_tokens(folder).items()):
+        (bpe.add_special_tokens if token.special else bpe.add_tokens)([token])
+        given = bpe.token_to_id(token.content)
+        if given != number:
+            raise TokenizerError(
+                f"{path}: {token.content} has id {number}, but the ids before it leave {given}; "
+                "use the checkpoint's own tokenizer"
+            )
+    files = [folder / name for name in _BPE_FILES if (folder / name).exists()]
+    return _make_bpe(path, bpe, b"".join(file.read_bytes() for file in files))
+
+
+def _read_added_tokens(folder: pathlib.Path) -> dict[int, tokenizers.AddedToken]:
+    """Read the tokens that Qwen2's files add to ``vocab.json``, by id.
+
+    ``added_tokens.json`` does not say which are special. They are those of ``special_tokens_map.json``, and always the
+    tokens of the sequence grammar.
+    """
+    result = {}
+    path = folder / "added_tokens.json"
+    try:
+        listed = _read_object(path).items()
+        path = folder / "special_tokens_map.json"
+        named = _read_object(path).values()
+        tokens = [token for value in named for token in (value if isinstance(value, list) else [value])]
+        special = {*SPECIALS, PAD, *(token["content"] if isinstance(token, dict) else token for token in tokens)}
+        for content, number in listed:
+            is_special = content in special
+            result[int(number)] = tokenizers.AddedToken(content, normalized=not is_special, special=is_special)
+        path = folder / "tokenizer_config.json"
+        for number, fields in _read_object(path).get("added_tokens_decoder", {}).items():
+            flags = {key: value for key, value in fields.items() if key != "content" and isinstance(value, bool)}
+            result[int(number)] = tokenizers.AddedToken(fields["content"], **flags)
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+        raise TokenizerError(f"{path}: cannot be read ({fault}); copy it again") from None
+    return result
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Read a json object; without the file it is empty."""
+    value = json.loads(path.read_bytes()) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {type(value).__name__}, expected an object")
+    return value
+
+
+def _make_bpe(path: pathlib.Path, bpe: tokenizers.Tokenizer, data: bytes) -> Tokenizer:
+    """Return the tokenizer ``bpe`` of the file ``path``, whose fingerprint is that of ``data``."""
     added = bpe.get_added_tokens_decoder()
     vocabulary = bpe.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocabulary.values()) + 1)
@@ -184,7 +281,7 @@ def _load_bpe(folder: pathlib.Path) -> Tokenizer:
         tuple(pieces),
         functools.partial(_encode_bpe, bpe),
         *(_find(path, name, vocabulary.get(name), pieces) for name in (*SPECIALS, PAD)),
-        files=tuple(folder / name for name in _BPE_FILES if (folder / name).exists()),
+        files=tuple(path.parent / name for name in _BPE_FILES if (path.parent / name).exists()),
         fingerprint=sha256(data),
     )
 

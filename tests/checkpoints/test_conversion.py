@@ -12,12 +12,13 @@ from flax import traverse_util
 from safetensors.torch import load_file, save_file
 
 from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
-from pdgen.checkpoints.mapping import array_shapes, expected_tensors, places
+from pdgen.checkpoints.mapping import array_shapes, expected_tensors
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.checkpoints.safetensors_file import DTYPES, create, finish
 from pdgen.checkpoints.torch_checkpoint import open_bagel_folder, read_autoencoder, read_bagel_folder
 from pdgen.config import BAGEL_7B, NANO, read_config
 from pdgen.models import autoencoder
+from pdgen.sequence.tokenizer import WHOLE_TOKENIZER
 
 from ..torch_reference.autoencoder import Autoencoder
 from ..torch_reference.bagel import Bagel, load_configs
@@ -27,9 +28,11 @@ from .folders import (
     TOKENIZER,
     WEIGHTS,
     all_bytes,
+    assert_equal,
     copy_of_golden,
     edit_json,
     edit_tensors,
+    expected_arrays,
     shard,
 )
 
@@ -46,24 +49,6 @@ def converted(source, tmp_path_factory):
     manifest = to_pdgen(source, target, log=lines.append)
     assert not lines
     return target, manifest
-
-
-def expected_arrays(folder):
-    """Every array by path, stacked from the reference library's tensors."""
-    tensors = load_file(folder / WEIGHTS) | load_file(folder / AUTOENCODER)
-    arrays = {}
-    for place in places(read_config(folder)).values():
-        arrays.setdefault(place.path, []).append(tensors[place.name].reshape(place.slot))
-    shapes = array_shapes(read_config(folder))
-    return {path: torch.stack(found).reshape(shapes[path]) for path, found in arrays.items()}
-
-
-def assert_equal(tree, expected):
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    assert set(flat) == set(expected)
-    for path, value in flat.items():
-        assert str(value.dtype) == str(expected[path].dtype).removeprefix("torch."), path
-        np.testing.assert_array_equal(np.asarray(value, np.float32), expected[path].float().numpy(), path)
 
 
 def test_values(source, converted):
@@ -196,7 +181,7 @@ def test_without_a_tokenizer(tmp_path):
         (folder / name).unlink()
     lines = []
     to_pdgen(folder, tmp_path / "pdgen", log=lines.append)
-    assert lines == [f"{folder}: no tokenizer files; sampling will need tokenizer.json or tokenizer.model"]
+    assert lines == [f"{folder}: no tokenizer files; sampling will need {WHOLE_TOKENIZER}"]
     assert not (tmp_path / "pdgen" / "tokenizer").exists()
     to_bagel(tmp_path / "pdgen", tmp_path / "back")
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
@@ -371,6 +356,6 @@ def test_the_public_size(tmp_path):
     assert folder.config == BAGEL_7B
     assert folder.notes == [
         f"{tmp_path}/config.json: max_latent_size is 32, but the tensors say 64; the tensors win",
-        f"{tmp_path}: no tokenizer files; sampling will need tokenizer.json or tokenizer.model",
+        f"{tmp_path}: no tokenizer files; sampling will need {WHOLE_TOKENIZER}",
     ]
     assert folder.content().nbytes == 2 * 14_607_260_128 + 4 * 83_819_683

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from pdgen.checkpoints.manifest import read_manifest
-from tests.checkpoints.folders import WEIGHTS, all_bytes, copy_of_golden, edit_json
+from tests.checkpoints.folders import WEIGHTS, all_bytes, copy_of_golden, edit_json, step_folder
 from tests.support.own_lines import own_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,6 +61,26 @@ def test_check_prints_the_manifest(folder, converted):
     assert printed["tensors"] == json.loads(of_checkpoint.stdout)["tensors"]
 
 
+def test_a_step_folder(folder, tmp_path):
+    step = tmp_path / "step"
+    step_folder(step, without=("vit_model", "connector", "vit_pos_embed"))
+    given = [f"--source={step}", f"--base={folder}", "--weights=raw"]
+    done = run(*given, f"--target={tmp_path / 'pdgen'}")
+    assert done.returncode == 0, done.stderr
+    assert f"{step}: model.safetensors is converted, ema.safetensors is not" in done.stderr
+    assert len(re.findall(rf"{step}: module \w+ \(\d+ tensors?\) is taken from {folder}\n", done.stderr)) == 4
+    assert re.search(r"ema and raw weights differ by \d\.\de[-+]\d\d \(", done.stderr)
+    checked = run(*given, "--check")
+    assert checked.returncode == 0, checked.stderr
+    assert (
+        json.loads(checked.stdout)["tensors"]
+        == json.loads((tmp_path / "pdgen" / "manifest.json").read_text())["tensors"]
+    )
+    refused(
+        run(f"--source={step}", f"--target={tmp_path / 'x'}"), r".*step: holds weights without json files.*--base=.*"
+    )
+
+
 def refused(done, line):
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     said = own_lines(done.stderr, "convert")
@@ -78,6 +98,11 @@ def refused(done, line):
         (["--source={folder}", "x"], "x is no flag; write --flag=value"),
         (["--source={folder}", "--check", "--target=x"], "--check only reads --source; leave --target .* out"),
         (["--source={folder}/none", "--target=x"], ".*/none: no such folder"),
+        (
+            ["--source={folder}", "--target=x", "--reverse", "--base=y"],
+            "--base completes a PyTorch .*",
+        ),
+        (["--source={folder}", "--target=x", "--weights=raw"], ".*holds ema.safetensors and no model.safetensors; .*"),
         (["--source={folder}", "--target={folder}"], ".*bagel: exists; choose another target or add --overwrite"),
         (["--source={folder}", "--target={folder}", "--overwrite"], ".*bagel: exists and is no checkpoint, so .*"),
         (["--source={folder}", "--target={folder}/config.json/x"], ".*config.json: File exists; choose another .*"),

@@ -11,12 +11,13 @@ from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.runs.workdir import is_run
 from pdgen.checkpoints.shipped import shipped_name
-from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, TOKENIZER_FILES, read_autoencoder
+from pdgen.checkpoints.sources.weights import AUTOENCODER
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.records import read_dataset
 from pdgen.files import Log, log_stderr, new_file
-from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.tokenizer import TOKENIZER_FILES, load_tokenizer
 from pdgen.train.export import open_weights, read_workdir_config
 from pdgen.train.run_config import RunError
 
