@@ -4,22 +4,32 @@ python launch/convert.py --source=BAGEL-7B-MoT --target=bagel            a BAGEL
 python launch/convert.py --source=bagel --target=BAGEL-again --reverse   and back
 python launch/convert.py --source=out/run --target=BAGEL-trained --reverse --weights=ema   from a training run
 python launch/convert.py --source=bagel --check                          verify, and print the manifest
+python launch/convert.py --source=adapter --base=bagel --target=merged   a PEFT adapter, merged into a checkpoint
+python launch/convert.py --source=out/run --target=adapter --adapters    a LoRA run's adapters as a PEFT folder
 
 The source may be a training run's workdir: its newest complete step is used, with adapters merged. --dtype does not
 change the autoencoder, since the latents of a data set fit only its exact values.
+
+With --check and --base an adapter is compared with its base, and the line says how much it would change. Training can
+also start from an adapter and keep it apart: --config.lora.init=adapter of launch/train.py.
 """
 
+import pathlib
 import sys
 from typing import cast
 
 import jax.numpy as jnp
 from absl import flags
 
+from pdgen.checkpoints.adapters.export import export_adapters
+from pdgen.checkpoints.adapters.merging import describe_changes, measure_adapter, merge_adapter
+from pdgen.checkpoints.adapters.peft import is_adapter
 from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.step import Weights
+from pdgen.checkpoints.torch_checkpoint import is_bagel_folder
 from pdgen.cli import exit_on_sigterm, run_command
-from pdgen.train.export import open_weights
+from pdgen.train.export import export_checkpoint, open_weights
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
@@ -28,6 +38,8 @@ REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAG
 WEIGHTS = flags.DEFINE_enum(
     "weights", None, ["raw", "ema"], "For a training run: the last weights (the default) or their moving average."
 )
+BASE = flags.DEFINE_string("base", None, "For a PEFT adapter: the checkpoint that it adapts.")
+ADAPTERS = flags.DEFINE_bool("adapters", False, "Write the adapters of a LoRA run as a PEFT folder.")
 CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its manifest.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
 
@@ -43,15 +55,63 @@ def convert() -> None:
     """
     exit_on_sigterm()  # removes the partial target
     try:
-        check_source() if CHECK.value else write_target()
+        if is_adapter(pathlib.Path(SOURCE.value)) and not is_bagel_folder(pathlib.Path(SOURCE.value)):
+            merge_source()
+        elif CHECK.value:
+            check_source()
+        elif ADAPTERS.value:
+            write_adapters()
+        else:
+            write_target()
     except OSError as fault:
         raise CheckpointError(f"{fault.filename}: {fault.strerror}; choose another folder or repair this one") from None
+
+
+def reject_flags(*unused: flags.FlagHolder) -> None:
+    """Raise CheckpointError if one of these flags is given, which do nothing in this direction."""
+    for flag in unused:
+        if flag.value not in (None, False):
+            raise CheckpointError(f"--{flag.name}: does nothing with this --source and the other flags; leave it out")
+
+
+def read_target() -> str:
+    """Return the folder to write. Raises CheckpointError if there is none."""
+    if TARGET.value is None:
+        raise CheckpointError("--target is missing; name the folder to write")
+    return TARGET.value
+
+
+def merge_source() -> None:
+    """Merge the source, a PEFT adapter, into its base; or with --check only measure what it changes."""
+    source = SOURCE.value
+    if BASE.value is None:
+        raise CheckpointError(f"{source}: is a PEFT adapter; name the checkpoint that it adapts with --base")
+    base = pathlib.Path(BASE.value)
+    if not is_bagel_folder(base):
+        base = export_checkpoint(base)
+    if CHECK.value:
+        reject_flags(TARGET, DTYPE, WEIGHTS, REVERSE, ADAPTERS)
+        print(f"{source}: {describe_changes(measure_adapter(source, base))}", file=sys.stderr)
+        return
+    reject_flags(WEIGHTS, REVERSE, ADAPTERS)
+    target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
+    manifest, changes = merge_adapter(source, base, target, dtype=dtype, overwrite=OVERWRITE.value)
+    print(f"{source}: {describe_changes(changes)}", file=sys.stderr)
+    print(f"{target}: {manifest.summary()}", file=sys.stderr)
+
+
+def write_adapters() -> None:
+    """Write the adapters of the source, a LoRA run, as a PEFT folder."""
+    reject_flags(BASE, DTYPE, REVERSE)
+    weights = cast(Weights, WEIGHTS.value or "raw")
+    print(export_adapters(SOURCE.value, read_target(), weights, overwrite=OVERWRITE.value), file=sys.stderr)
 
 
 def check_source() -> None:
     """Verify the source and print its manifest."""
     if TARGET.value is not None or DTYPE.value is not None:
         raise CheckpointError("--check only reads --source; leave --target and --dtype out")
+    reject_flags(BASE, ADAPTERS)
     with open_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:
         manifest = check(source)
     print(manifest.text(), end="")
@@ -60,17 +120,16 @@ def check_source() -> None:
 
 def write_target() -> None:
     """Convert the source in the direction of the flags."""
-    if TARGET.value is None:
-        raise CheckpointError("--target is missing; name the folder to write")
-    dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
+    reject_flags(BASE)
+    target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     if REVERSE.value:
         with open_weights(SOURCE.value, cast(Weights | None, WEIGHTS.value)) as source:
-            manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
+            manifest = to_bagel(source, target, dtype=dtype, overwrite=OVERWRITE.value)
     elif WEIGHTS.value is not None:
         raise CheckpointError("--weights is for --reverse and --check of a training run; leave it out")
     else:
-        manifest = to_pdgen(SOURCE.value, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
-    print(f"{TARGET.value}: {manifest.summary()}", file=sys.stderr)
+        manifest = to_pdgen(SOURCE.value, target, dtype=dtype, overwrite=OVERWRITE.value)
+    print(f"{target}: {manifest.summary()}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdgen.checkpoints import stream
+from pdgen.checkpoints.adapters.peft import is_adapter
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.manifest import MANIFEST
 from pdgen.checkpoints.pdgen_checkpoint import (
@@ -82,6 +83,11 @@ def find(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
     if is_bagel_folder(path):
         raise CheckpointError(
             f"{path}: is a BAGEL folder; convert it first: python launch/convert.py --source={path} --target=NEW_FOLDER"
+        )
+    if is_adapter(path):
+        raise CheckpointError(
+            f"{path}: is a PEFT adapter; merge it first: python launch/convert.py --source={path} --base=CHECKPOINT "
+            "--target=NEW_FOLDER"
         )
     if is_step(path):
         return path
