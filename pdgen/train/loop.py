@@ -23,6 +23,7 @@ from pdgen.sharding import RULES, parameter_shardings
 from pdgen.train.checkpoint import Checkpoints, barrier
 from pdgen.train.export import export_newest, resolve_init_everywhere
 from pdgen.train.held_out import HeldOutEvaluator
+from pdgen.train.lora import read_initial_adapters
 from pdgen.train.monitor.run_monitor import RunMonitor, SamplePictures
 from pdgen.train.preflight import claim_workdir, preflight
 from pdgen.train.run_config import RunConfig
@@ -109,8 +110,13 @@ def _restore_or_init(
         places,
     )
     params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
+    adapters = read_initial_adapters(config.lora, config.model) if config.lora.init else {}
+    if adapters:
+        kernels = len(jax.tree.leaves(shardings.trained)) // 2
+        given = len(adapters) // 2
+        log(f"adapters of {given} kernels start from {config.lora.init}, {kernels - given} are new")
     make = functools.partial(make_state, config)
-    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key, adapters)
 
 
 def _put_on_mesh(batches: Loader, mesh: Mesh) -> Iterator[Pack]:

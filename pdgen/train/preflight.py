@@ -9,15 +9,16 @@ import json
 import math
 import pathlib
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.base import Base, load_base
-from pdgen.checkpoints.runs.workdir import CONFIG_FILE
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, list_steps
 from pdgen.config import ModelConfig, get_preset
 from pdgen.data.documents import expand_ranges
 from pdgen.data.latents import fingerprint_autoencoder
@@ -28,8 +29,9 @@ from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
+from pdgen.train.lora import read_initial_adapters
 from pdgen.train.monitor.metrics_writer import check_wandb
-from pdgen.train.run_config import RunConfig, RunError, run_to_json
+from pdgen.train.run_config import RunConfig, RunError, default_values, run_to_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
 LOCK = "lock"
@@ -78,6 +80,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     step = run.step_config(base.config)
     check_sharding(step, mesh)
     check_workdir(run, workdir)
+    check_adapters(run, base.config, workdir)
     source = open_data(run, base)
     process = jax.process_index(), jax.process_count()
     batches = Batches(base.config, source, base.tokenizer, run.loader_config, process, run.num_steps)
@@ -207,6 +210,20 @@ def _has_text_target(record: Record) -> bool:
     return any(isinstance(segment, Text) and segment.target for segment in record.segments)
 
 
+def check_adapters(run: RunConfig, config: ModelConfig, workdir: pathlib.Path) -> None:
+    """Raise RunError or CheckpointError if a new run cannot start from the adapters of ``lora.init``."""
+    if not run.lora.init or list_steps(workdir / CHECKPOINTS):
+        return
+    if not run.init:
+        raise RunError("config: lora.init needs init, the checkpoint that was adapted")
+    try:
+        read_initial_adapters(run.lora, config)
+    except CheckpointError:
+        raise
+    except ValueError as fault:
+        raise RunError(f"config: {fault}") from None
+
+
 def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
     """Raise RunError if the folder holds a run that differs in keys outside ``CHANGEABLE_KEYS``."""
     path = workdir / CONFIG_FILE
@@ -217,10 +234,21 @@ def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise RunError(f"{path}: not valid json ({fault}); name another --workdir") from None
     new = json.loads(run_to_json(run))
+    old = _add_defaults(old, json.loads(json.dumps(default_values())))  # of keys that are newer than the run
     changed = [key for key in {**new, **old} if key not in CHANGEABLE_KEYS and new.get(key) != old.get(key)]
     if changed:
         values = ", ".join(f"{key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})" for key in changed)
         raise RunError(f"{path}: holds a run with other values of {values}; name another --workdir")
+
+
+def _add_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with the defaults that it lacks, at any depth."""
+    nested = {
+        key: _add_defaults(values[key], default)
+        for key, default in defaults.items()
+        if isinstance(default, dict) and isinstance(values.get(key), dict)
+    }
+    return defaults | values | nested
 
 
 def _shorten(value: object) -> str:
