@@ -15,12 +15,13 @@ from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, find_unsup
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place, autoencoder_places, places, stacked_shapes
 from pdgen.checkpoints.pdgen_checkpoint import Content
+from pdgen.checkpoints.runs.layout import LAYOUT
 from pdgen.checkpoints.safetensors_file import SafetensorsFile, read_header
 from pdgen.checkpoints.sizes import config_from_tensors
 from pdgen.config import AutoencoderConfig, ModelConfig, read_config
 
 INDEX, AUTOENCODER, EMA = "model.safetensors.index.json", "ae.safetensors", "ema.safetensors"
-OTHER_JSON = ("generation_config.json", "preprocessor_config.json", INDEX)
+OTHER_JSON = ("generation_config.json", "preprocessor_config.json", INDEX, LAYOUT)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.checkpoints.runs.base import Base
+from pdgen.checkpoints.runs.layout import LAYOUT, write_layout
 from pdgen.checkpoints.runs.workdir import EXPORT
+from pdgen.data.image_layout import measure_layout
 from pdgen.data.loader import Loader, make_loader
 from pdgen.files import Log
 from pdgen.models import bagel
@@ -50,8 +52,8 @@ def train(
 
     Args:
       run: the config.
-      workdir: folder for ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/``
-        and, at the end, ``export/``. It is locked while the run lasts.
+      workdir: folder for ``config.json``, ``training_layout.json``, ``metrics.jsonl``, ``held_out.jsonl``,
+        ``tensorboard/``, ``checkpoints/`` and, at the end, ``export/``. It is locked while the run lasts.
       log: receives one-line messages for the user.
       make_picture_sampler: makes a function from the base model of the run. It is called every ``run.pictures_every``
         steps with the step and the model's parameters (the moving average, if the run keeps one). It must not keep
@@ -75,6 +77,8 @@ def train(
         jax.set_mesh(mesh),
         Checkpoints(workdir, run.keep, run.keep_every, log) as checkpoints,
     ):
+        if not jax.process_index() and not (workdir / LAYOUT).exists():
+            write_layout(workdir, measure_layout(source, run.dropout, base.config))
         state = _restore_or_init(run, config, shardings, checkpoints, log)
         start = int(state.step)
         batches = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
