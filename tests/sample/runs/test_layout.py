@@ -20,9 +20,7 @@ def start(mode="process", size=None):
     """A trajectory that begins, with a given picture of (width, height) if there is one."""
     stages = [ImageStage("given", "00-given.png", *size, origin="outside")] if size else []
     images = [PIL.Image.new("RGB", size)] if size else []
-    return Trajectory(
-        prompt="a star", stages=stages, images=images, seed=0, mode=mode, stop_reason=None, checkpoint=""
-    )
+    return Trajectory(prompt="a star", stages=stages, images=images, seed=0, mode=mode, stop_reason=None, checkpoint="")
 
 
 def ask(layout, config=SHAPES_NANO, mode="process", size=None, **settings):
