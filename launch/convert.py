@@ -5,10 +5,15 @@ python launch/convert.py --source=results/0010000 --base=BAGEL-7B-MoT --target=t
 python launch/convert.py --source=bagel --target=BAGEL-again --reverse   and back
 python launch/convert.py --source=out/run --target=BAGEL-trained --reverse --weights=ema   from a training run
 python launch/convert.py --source=bagel --check                          verify, and print the manifest
+python launch/convert.py --source=adapter --base=bagel --target=merged   a PEFT adapter, merged into a checkpoint
+python launch/convert.py --source=out/run --target=adapter --adapters    a LoRA run's adapters as a PEFT folder
 
 The source may be a training run's workdir: its newest complete step is used, with adapters merged. --dtype does not
 change the autoencoder, since the latents of a data set fit only its exact values. docs/checkpoints.md lists what
 converts.
+
+With --check and --base an adapter is compared with its base, and the line says how much it would change. Training can
+also start from an adapter and keep it apart: --config.lora.init=adapter of launch/train.py.
 """
 
 import pathlib
@@ -18,19 +23,26 @@ from typing import cast
 import jax.numpy as jnp
 from absl import flags
 
+from pdgen.checkpoints.adapters.export import export_adapters
+from pdgen.checkpoints.adapters.merging import describe_changes, measure_adapter, merge_adapter
+from pdgen.checkpoints.adapters.peft import is_adapter
 from pdgen.checkpoints.conversion import check, is_unconverted, to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.step import Weights
+from pdgen.checkpoints.torch_checkpoint import is_bagel_folder
 from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.files import check_writable
-from pdgen.train.export import open_weights
+from pdgen.train.export import export_checkpoint, open_weights
 
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Cast the model's values to this dtype.")
 REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
 BASE = flags.DEFINE_string(
-    "base", None, "BAGEL folder from which modules, json files and the tokenizer are taken that the source lacks."
+    "base",
+    None,
+    "For a PyTorch folder: the BAGEL folder from which modules, json files and the tokenizer are taken that it lacks. "
+    "For a PEFT adapter: the checkpoint that it adapts.",
 )
 WEIGHTS = flags.DEFINE_enum(
     "weights",
@@ -38,6 +50,7 @@ WEIGHTS = flags.DEFINE_enum(
     ["raw", "ema"],
     "The last weights or their moving average. Default: raw of a training run, ema of a folder that has both.",
 )
+ADAPTERS = flags.DEFINE_bool("adapters", False, "Write the adapters of a LoRA run as a PEFT folder.")
 CHECK = flags.DEFINE_bool("check", False, "Only verify the source and print its manifest.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
 
@@ -53,18 +66,65 @@ def convert() -> None:
       RunError: The workdir is invalid.
     """
     exit_on_sigterm()  # removes the partial target
-    check_source() if CHECK.value else write_target()
+    if is_adapter(pathlib.Path(SOURCE.value)) and not is_bagel_folder(pathlib.Path(SOURCE.value)):
+        merge_source()
+    elif CHECK.value:
+        check_source()
+    elif ADAPTERS.value:
+        write_adapters()
+    else:
+        write_target()
+
+
+def reject_flags(*unused: flags.FlagHolder) -> None:
+    """Raise CheckpointError if one of these flags is given, which do nothing in this direction."""
+    for flag in unused:
+        if flag.value not in (None, False):
+            raise CheckpointError(f"--{flag.name}: does nothing with this --source and the other flags; leave it out")
+
+
+def read_target() -> str:
+    """Return the folder to write. Raises CheckpointError if none is given, and FolderError if it cannot be written."""
+    if TARGET.value is None:
+        raise CheckpointError("--target is missing; name the folder to write")
+    check_writable(pathlib.Path(TARGET.value).absolute().parent)
+    return TARGET.value
+
+
+def merge_source() -> None:
+    """Merge the source, a PEFT adapter, into its base; or with --check only measure what it changes."""
+    source = SOURCE.value
+    if BASE.value is None:
+        raise CheckpointError(f"{source}: is a PEFT adapter; name the checkpoint that it adapts with --base")
+    base = pathlib.Path(BASE.value)
+    if not is_bagel_folder(base):
+        base = export_checkpoint(base)
+    if CHECK.value:
+        reject_flags(TARGET, DTYPE, WEIGHTS, REVERSE, ADAPTERS)
+        print(f"{source}: {describe_changes(measure_adapter(source, base))}", file=sys.stderr)
+        return
+    reject_flags(WEIGHTS, REVERSE, ADAPTERS)
+    target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
+    manifest, changes = merge_adapter(source, base, target, dtype=dtype, overwrite=OVERWRITE.value)
+    print(f"{source}: {describe_changes(changes)}", file=sys.stderr)
+    print(f"{target}: {manifest.summary()}", file=sys.stderr)
+
+
+def write_adapters() -> None:
+    """Write the adapters of the source, a LoRA run, as a PEFT folder."""
+    reject_flags(BASE, DTYPE, REVERSE)
+    weights = cast(Weights, WEIGHTS.value or "raw")
+    print(export_adapters(SOURCE.value, read_target(), weights, overwrite=OVERWRITE.value), file=sys.stderr)
 
 
 def check_source() -> None:
     """Verify the source and print its manifest."""
-    if TARGET.value is not None or DTYPE.value is not None:
-        raise CheckpointError("--check only reads --source; leave --target and --dtype out")
+    reject_flags(TARGET, DTYPE, ADAPTERS)
     weights = cast(Weights | None, WEIGHTS.value)
     if is_unconverted(pathlib.Path(SOURCE.value)):
         manifest = check(SOURCE.value, base=BASE.value, weights=weights)
     else:
-        refuse_base()
+        reject_flags(BASE)
         with open_weights(SOURCE.value, weights) as source:
             manifest = check(source)
     print(manifest.text(), end="")
@@ -73,26 +133,17 @@ def check_source() -> None:
 
 def write_target() -> None:
     """Convert the source in the direction of the flags."""
-    if TARGET.value is None:
-        raise CheckpointError("--target is missing; name the folder to write")
-    check_writable(pathlib.Path(TARGET.value).absolute().parent)
-    dtype = None if DTYPE.value is None else jnp.dtype(DTYPE.value)
+    target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     weights = cast(Weights | None, WEIGHTS.value)
     if REVERSE.value:
-        refuse_base()
+        reject_flags(BASE)
         with open_weights(SOURCE.value, weights) as source:
-            manifest = to_bagel(source, TARGET.value, dtype=dtype, overwrite=OVERWRITE.value)
+            manifest = to_bagel(source, target, dtype=dtype, overwrite=OVERWRITE.value)
     else:
         manifest = to_pdgen(
-            SOURCE.value, TARGET.value, base=BASE.value, weights=weights, dtype=dtype, overwrite=OVERWRITE.value
+            SOURCE.value, target, base=BASE.value, weights=weights, dtype=dtype, overwrite=OVERWRITE.value
         )
-    print(f"{TARGET.value}: {manifest.summary()}", file=sys.stderr)
-
-
-def refuse_base() -> None:
-    """Raise CheckpointError if --base is given, which only a conversion from PyTorch and its check use."""
-    if BASE.value is not None:
-        raise CheckpointError("--base completes a PyTorch folder, of which there is none to read; leave it out")
+    print(f"{target}: {manifest.summary()}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from pdgen.sample.runs.folder import (
 )
 from pdgen.sample.runs.gallery import RunGallery
 from pdgen.sample.runs.jobs import PromptError, PromptLine, SampleJob, make_jobs, read_picture, read_prompts
+from pdgen.sample.runs.layout import report_layout
 from pdgen.sample.runs.share import Share, sample_share
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import MAX_BATCH_SIZE, SampleSettings, make_base_settings
@@ -281,6 +282,8 @@ def prepare() -> Share:
     pictures = {path: read_picture(path) for path in paths}
     given = [[pictures[image.path] for image in job.images] for job in mine]
     starts = sampler.make_starts([job.prompt for job in mine], [job.seed for job in mine], settings, given)
+    if not number:
+        report_layout(sampler.model, settings, starts)
     if not strategy:  # a strategy has its own trajectories
         sampler.check_memory(starts, settings)
     return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})

@@ -133,7 +133,8 @@ def to_bagel(
 def _json_files(checkpoint: Checkpoint, content: Content, dtypes: Mapping[str, np.dtype], log: Log) -> dict[str, bytes]:
     """Return the folder's json files: the original ones, corrected where they contradict the model."""
     if not all(name in content.source_json for name in MODEL_JSON):
-        return {name: text.encode() for name, text in make_json(content.config).items()}
+        made = {name: text.encode() for name, text in make_json(content.config).items()}
+        return {**content.source_json, **made}
     changes: dict[str, dict[str, Any]] = {name: {} for name in content.source_json}
     for (file, key), (stated, actual) in compare_configs(read_config(checkpoint.path / SOURCE), content.config).items():
         changes[file][key] = actual

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdgen.checkpoints import stream
+from pdgen.checkpoints.adapters.peft import is_adapter
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.manifest import MANIFEST
 from pdgen.checkpoints.pdgen_checkpoint import (
@@ -21,6 +22,7 @@ from pdgen.checkpoints.pdgen_checkpoint import (
     open_checkpoint,
 )
 from pdgen.checkpoints.runs.base import Base, load_base
+from pdgen.checkpoints.runs.layout import LAYOUT, TrainingLayout, read_layout
 from pdgen.checkpoints.runs.step import LazyArray, Weights, is_step, open_params, read_facts
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, EXPORT, find_corruption, find_newest_step, is_run
 from pdgen.checkpoints.shipped import SHIPPED, shipped_checkpoint, shipped_name
@@ -42,6 +44,7 @@ class LoadedModel(NamedTuple):
       tokenizer: the model's tokenizer.
       name: the folder of the checkpoint, or a shipped model's name; "" for parameters that were made in memory.
       digest: SHA-256 (hex) of the manifest, which identifies the model; "" for parameters that were made in memory.
+      layout: how training laid out images; None if that is not recorded.
     """
 
     config: ModelConfig
@@ -49,6 +52,7 @@ class LoadedModel(NamedTuple):
     tokenizer: Tokenizer
     name: str = ""
     digest: str = ""
+    layout: TrainingLayout | None = None
 
 
 class RunStep(NamedTuple):
@@ -83,6 +87,11 @@ def find(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
     if is_bagel_folder(path):
         raise CheckpointError(
             f"{path}: is a BAGEL folder; convert it first: python launch/convert.py --source={path} --target=NEW_FOLDER"
+        )
+    if is_adapter(path):
+        raise CheckpointError(
+            f"{path}: is a PEFT adapter; merge it first: python launch/convert.py --source={path} --base=CHECKPOINT "
+            "--target=NEW_FOLDER"
         )
     if is_step(path):
         return path
@@ -121,7 +130,8 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
         return _load_step(folder, mesh)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     config, params = load_checkpoint(folder, make_shardings(open_checkpoint(folder).config, mesh) if mesh else None)
-    return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder))
+    layout = read_layout(open_checkpoint(folder).content().source_json)
+    return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder), layout)
 
 
 def load_autoencoder(path: str | pathlib.Path, log: Log = log_stderr) -> tuple[ModelConfig, Params]:
@@ -187,10 +197,13 @@ def _workdir(folder: pathlib.Path) -> pathlib.Path:
 def _base(folder: pathlib.Path) -> Base:
     """Load the base of the run that has the step ``folder``."""
     facts = read_facts(_workdir(folder))
-    if not facts.init:
-        return load_base("", facts.model)
-    origin = find(facts.init)
-    return _base(origin) if is_step(origin) else load_base(str(origin), "")
+    if facts.init:
+        origin = find(facts.init)
+        base = _base(origin) if is_step(origin) else load_base(str(origin), "")
+    else:
+        base = load_base("", facts.model)
+    layout = _workdir(folder) / LAYOUT
+    return base._replace(source_json={**base.source_json, LAYOUT: layout.read_bytes()}) if layout.is_file() else base
 
 
 def _load_step(folder: pathlib.Path, mesh: Mesh | None) -> LoadedModel:
@@ -203,7 +216,9 @@ def _load_step(folder: pathlib.Path, mesh: Mesh | None) -> LoadedModel:
     else:
         shardings = make_shardings(step.base.config, mesh)
     params = jax.tree.map(_put, step.params, shardings)
-    return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), _step_digest(step, str(folder)))
+    layout = read_layout(step.base.source_json)
+    digest = _step_digest(step, str(folder))
+    return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), digest, layout)
 
 
 def _put(leaf: LazyArray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -15,6 +15,7 @@ from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, find_unsup
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import Place, autoencoder_places, places, stacked_shapes
 from pdgen.checkpoints.pdgen_checkpoint import Content, is_checkpoint
+from pdgen.checkpoints.runs.layout import LAYOUT
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.safetensors_file import CASTS, SafetensorsFile, read_header
 from pdgen.checkpoints.sizes import config_from_tensors
@@ -48,7 +49,7 @@ from pdgen.config import AutoencoderConfig, ModelConfig, read_config
 from pdgen.messages import name_some
 from pdgen.sequence.tokenizer import TOKENIZER_FILES, WHOLE_TOKENIZER, find_tokenizer
 
-OTHER_JSON = ("generation_config.json", "preprocessor_config.json")
+OTHER_JSON = ("generation_config.json", "preprocessor_config.json", LAYOUT)
 
 
 @dataclasses.dataclass(frozen=True)

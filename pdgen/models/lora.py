@@ -1,5 +1,9 @@
 """Low-rank adapters (LoRA): the model computes with W + scale * B A in place of a kernel W.
 
+``merge`` makes all of these kernels at once, which needs memory for a second copy of them. For training, ``attach``
+lays the factors beside the kernels, and each layer of the language model merges its own while it runs. So only one
+layer's kernels, and their gradients, exist at a time.
+
 Axis legend: L layers (where kernels are stacked), o.. output axes, i.. input axes, r rank. W [L, o.., i..],
 A [L, r, i..], B [L, o.., r].
 """
@@ -12,6 +16,8 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from pdgen.sharding import has_mesh
+
+_LAYERS = "language/layers/"
 
 
 def merge(params: dict[str, Any], adapters: dict[str, Any], scale: float) -> dict[str, Any]:
@@ -26,6 +32,33 @@ def merge(params: dict[str, Any], adapters: dict[str, Any], scale: float) -> dic
     for name in sorted({name.rpartition("/")[0] for name in flat}):
         merged[name] = _merge_kernel(merged[name], flat[f"{name}/a"], flat[f"{name}/b"], scale)
     return traverse_util.unflatten_dict(merged, sep="/")
+
+
+def attach(params: dict[str, Any], adapters: dict[str, Any], scale: float) -> dict[str, Any]:
+    """Return ``params`` with ``"adapter": {"a", "b"}`` beside every adapted kernel of the language model's layers.
+
+    B is multiplied by ``scale``. Other adapted kernels are merged. Arguments as ``merge``.
+    """
+    flat = traverse_util.flatten_dict(adapters, sep="/")
+    inside = {name: leaf for name, leaf in flat.items() if name.startswith(_LAYERS)}
+    outside = {name: leaf for name, leaf in flat.items() if name not in inside}
+    merged = traverse_util.flatten_dict(merge(params, traverse_util.unflatten_dict(outside, sep="/"), scale), sep="/")
+    for name, leaf in inside.items():
+        kernel, _, factor = name.rpartition("/")
+        merged[f"{kernel.removesuffix('kernel')}adapter/{factor}"] = scale * leaf if factor == "b" else leaf
+    return traverse_util.unflatten_dict(merged, sep="/")
+
+
+def merge_attached(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of one layer with the adapters of ``attach`` merged into its kernels."""
+    merged = {n: merge_attached(leaf) if isinstance(leaf, dict) else leaf for n, leaf in params.items()}
+    if "adapter" not in merged:
+        return merged
+    a, b = merged["adapter"]["a"], merged["adapter"]["b"]
+    # Some remat policies would save the product for the backward pass, which needs only the factors.
+    sum_products = jax.checkpoint(_merge_kernel, static_argnums=3, prevent_cse=False)
+    rest = {name: leaf for name, leaf in merged.items() if name != "adapter"}
+    return rest | {"kernel": sum_products(merged["kernel"], a, b, 1.0)}
 
 
 def _merge_kernel(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, LanguageConfig
-from pdgen.models import parameters
+from pdgen.models import lora, parameters
 from pdgen.models.attention import Intervals, KeysValues, Part, run_attention
 from pdgen.models.embeddings import rms_norm, rotary_angles, rotate
 from pdgen.models.vision import compute_remat
@@ -141,7 +141,7 @@ def run_layers(
     Args:
       config: the language model's sizes.
       compute: dtype, remat and attention.
-      params: the stacked layers, ``{"und": ..., "gen": ...}``.
+      params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``).
       streams: input embeddings.
       order: positions of the tokens.
       past: caches of earlier tokens; they are read in place.
@@ -169,8 +169,10 @@ def _run_layer(
     # An expert without tokens is left out while tracing: its weights are not even read.
     present = {name: x for name, x in streams._asdict().items() if x.shape[1]}
     dtype = next(iter(present.values())).dtype
-    # Parameters may be stored in float32. Casting inside the scan needs memory for one layer's copy only.
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), {name: layer.params[name] for name in present})
+    # Parameters may be stored in float32. Merging adapters and casting inside the scan need memory for one layer's copy
+    # only.
+    merged = lora.merge_attached({name: layer.params[name] for name in present})
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), merged)
 
     # Each expert projects its own tokens. From here to the split they are one sequence.
     projected = [_project(config, params[name], x) for name, x in present.items()]

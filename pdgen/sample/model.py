@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pdgen.checkpoints.load import LoadedModel, make_shardings
+from pdgen.checkpoints.runs.layout import TrainingLayout
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.text import Grammar
@@ -30,6 +31,7 @@ class Model:
       compiler: keeps the compiled functions.
       mesh: splits parameters and rows; None = one device.
       name, digest: of the checkpoint, as trajectories record them; "" for parameters made in memory.
+      layout: how its training laid out images; None if that is not recorded.
     """
 
     config: ModelConfig
@@ -41,6 +43,7 @@ class Model:
     mesh: Mesh | None = None
     name: str = ""
     digest: str = ""
+    layout: TrainingLayout | None = None
 
     @functools.cached_property
     def grammar(self) -> Grammar:
@@ -85,7 +88,7 @@ def make_model(
     Raises:
       ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
     """
-    config, params, tokenizer, name, digest = loaded
+    config, params, tokenizer, name, digest, layout = loaded
     stored = params["model"]["language"]["head"]["kernel"].dtype.name
     return Model(
         config=config,
@@ -97,4 +100,5 @@ def make_model(
         mesh=mesh,
         name=name,
         digest=digest,
+        layout=layout,
     )

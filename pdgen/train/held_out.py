@@ -30,7 +30,7 @@ from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.sharding import RULES, out_spec
 from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, zero_loss_sums
 from pdgen.train.monitor.metrics import drop_absent, loss_metrics
-from pdgen.train.state import Params, StepConfig, TrainState, combine_params
+from pdgen.train.state import Params, StepConfig, TrainState, attach_params
 
 SEED = 1  # folded into the run's key
 BASELINE_RECORDS = 2048  # number of training records, evenly spread, that the baselines are fitted to
@@ -106,7 +106,7 @@ def _add_pack(
     key: PRNGKeyArray,
 ) -> HeldOutSums:
     flow = draw_flow_inputs(config.model, pack, key)
-    losses = loss_sums(config.model, config.compute, combine_params(config, trained, frozen), pack, flow)
+    losses = loss_sums(config.model, config.compute, attach_params(config, trained, frozen), pack, flow)
     unigram_nll = baselines.unigram_nll.at[pack.text_targets].get(out_sharding=out_spec("batch", None))
     error = velocity_target(pack.vae_latents, flow.noise) - baselines.velocity
     return HeldOutSums(

@@ -7,15 +7,18 @@ initialisation.
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.checkpoints.runs.base import Base
+from pdgen.checkpoints.runs.layout import LAYOUT, write_layout
 from pdgen.checkpoints.runs.workdir import EXPORT
+from pdgen.data.image_layout import measure_layout
 from pdgen.data.loader import Loader, make_loader
 from pdgen.files import Log
 from pdgen.models import bagel
@@ -24,6 +27,7 @@ from pdgen.sharding import RULES, parameter_shardings
 from pdgen.train.checkpoint import Checkpoints, barrier
 from pdgen.train.export import export_newest, resolve_init_everywhere
 from pdgen.train.held_out import HeldOutEvaluator
+from pdgen.train.lora import read_initial_adapters
 from pdgen.train.monitor.run_monitor import RunMonitor, SamplePictures
 from pdgen.train.preflight import claim_workdir, continue_schedule, preflight
 from pdgen.train.run_config import RunConfig
@@ -52,8 +56,8 @@ def train(
 
     Args:
       run: the config.
-      workdir: folder for ``config.json``, ``metrics.jsonl``, ``held_out.jsonl``, ``tensorboard/``, ``checkpoints/``
-        and, at the end, ``export/``. It is locked while the run lasts.
+      workdir: folder for ``config.json``, ``training_layout.json``, ``metrics.jsonl``, ``held_out.jsonl``,
+        ``tensorboard/``, ``checkpoints/`` and, at the end, ``export/``. It is locked while the run lasts.
       log: receives one-line messages for the user.
       make_picture_sampler: makes a function from the base model of the run. It is called every ``run.pictures_every``
         steps with the step and the model's parameters (the moving average, if the run keeps one). It must not keep
@@ -77,6 +81,8 @@ def train(
         jax.set_mesh(mesh),
         Checkpoints(workdir, run.keep, run.keep_every, log) as checkpoints,
     ):
+        if not jax.process_index() and not (workdir / LAYOUT).exists():
+            write_layout(workdir, measure_layout(source, run.dropout, base.config))
         state = _restore_or_init(run, config, shardings, checkpoints, log)
         start = int(state.step)
         loader = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
@@ -103,7 +109,8 @@ def _restore_or_init(
     if (state := checkpoints.restore(abstract_state(config), shardings)) is not None:
         return state
     key = jax.random.key(run.seed)
-    log(_describe_start(run, config))
+    adapters = read_initial_adapters(config.lora, config.model) if config.lora.init else {}
+    log(_describe_start(run, config, adapters))
     if run.fresh or not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
     places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
@@ -114,16 +121,17 @@ def _restore_or_init(
     )
     params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
     make = functools.partial(make_state, config)
-    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key, adapters)
 
 
-def _describe_start(run: RunConfig, config: StepConfig) -> str:
-    """Return a line that says how many parameters come from ``init``; adapters are always fresh."""
+def _describe_start(run: RunConfig, config: StepConfig, adapters: Mapping[str, np.ndarray]) -> str:
+    """Return a line that says how many parameters come from ``init`` and ``lora.init``, which gives ``adapters``."""
     state = abstract_state(config)
     model = sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(bagel.abstract_params(config.model))))
     total = sum(leaf.size for leaf in jax.tree.leaves((state.trained, state.frozen)))
-    loaded = model if run.init and not run.fresh else 0
-    return f"{loaded:,} of {total:,} parameters from {run.init or 'no checkpoint'}, {total - loaded:,} fresh"
+    loaded = (model if run.init and not run.fresh else 0) + sum(values.size for values in adapters.values())
+    origin = " and ".join(filter(None, (run.init, run.lora.init))) or "no checkpoint"
+    return f"{loaded:,} of {total:,} parameters from {origin}, {total - loaded:,} fresh"
 
 
 def _put_on_mesh(batches: Loader, mesh: Mesh) -> Iterator[Pack]:

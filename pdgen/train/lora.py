@@ -1,20 +1,25 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): a linear kernel W becomes W + scale * B A; only A and B are trained.
 
-``pdgen.models.lora.merge`` adds the product to the stacked kernels before the model uses them, in training and when a
-checkpoint is read. So the code of the model does not depend on adapters.
+A training step lays the adapters beside the kernels of the language model's layers, which are merged one layer at a
+time (``pdgen.models.lora.attach``). A checkpoint is read with all of them merged (``pdgen.models.lora.merge``).
 
 Axis legend: L layers (where kernels are stacked), o.. output axes, i.. input axes, r rank.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from pdgen.checkpoints.adapters.peft import Factors, read_adapter
+from pdgen.checkpoints.mapping import places
+from pdgen.config import ModelConfig
 from pdgen.messages import name_some
-from pdgen.models import parameters
+from pdgen.models import bagel, parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +31,22 @@ class LoraConfig:
       alpha: the product B A is scaled by alpha / rank.
       kernels: regular expression that must fully match the names of the kernels to adapt, such as
         "language/layers/gen/mlp/up/kernel".
+      init: folder of a PEFT adapter with which the run starts; "" starts with new adapters, which change nothing.
 
     Raises:
-      ValueError: a value is out of range, or ``kernels`` is not a regular expression.
+      ValueError: a value is out of range, ``init`` is given without a rank, or ``kernels`` is not a regular expression.
     """
 
     rank: int = 0
     alpha: float = 16.0
     kernels: str = "language/layers/.*"
+    init: str = ""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError(f"lora: rank {self.rank} and alpha {self.alpha}, expected at least 0 and more than 0")
+        if self.init and not self.rank:
+            raise ValueError(f"lora.init is {self.init}, but lora.rank is 0; set it to the adapter's rank")
         try:
             re.compile(self.kernels)
         except re.error as fault:
@@ -65,6 +74,51 @@ def declare_adapters(config: LoraConfig, model: parameters.Spec) -> parameters.S
     return traverse_util.unflatten_dict(
         {name: _declare_adapter(config.rank, leaf) for name, leaf in adapted.items()}, sep="/"
     )
+
+
+def read_initial_adapters(config: LoraConfig, model: ModelConfig) -> dict[str, np.ndarray]:
+    """Read the PEFT adapter with which a run starts.
+
+    Args:
+      config: settings of the adapters; ``init`` is the folder.
+      model: sizes of the model.
+
+    Returns:
+      A [L, r, i..] and B [L, o.., r] of each kernel that the folder adapts, by "/"-joined name with "/a" or "/b",
+      float32. B is scaled so that the product is PEFT's with the run's own ``scale``.
+
+    Raises:
+      CheckpointError: see ``pdgen.checkpoints.adapters.peft.read_adapter``.
+      ValueError: the rank is another one, a kernel is not among ``kernels``, or not all of its layers are adapted.
+    """
+    declared = traverse_util.flatten_dict(declare_adapters(config, bagel.spec(model)), sep="/")
+    found = read_adapter(config.init, model)
+    kernels: dict[str, list[Factors]] = {}
+    for place in places(model, ("model",)).values():  # in the order of the layers
+        if place.name in found:
+            kernels.setdefault(place.path.removeprefix("model/"), []).append(found[place.name])
+    adapters = {}
+    for name, layers in kernels.items():
+        if f"{name}/a" not in declared:
+            raise ValueError(
+                f"lora.init {config.init} adapts {name}, which lora.kernels {config.kernels!r} does not match; widen it"
+            )
+        a, b = declared[f"{name}/a"], declared[f"{name}/b"]
+        ranks = sorted({factors.a.shape[0] for factors in layers})
+        if ranks != [config.rank]:
+            raise ValueError(
+                f"lora.init {config.init} has rank {' and '.join(map(str, ranks))} at {name}, but lora.rank is "
+                f"{config.rank}; they must agree"
+            )
+        if sum(factors.a.size for factors in layers) != math.prod(a.shape):
+            raise ValueError(
+                f"lora.init {config.init} adapts {len(layers)} of {a.shape[0]} layers of {name}, but training adapts "
+                "all of them; merge it into init (launch/convert.py --base) and train new adapters"
+            )
+        adapters[f"{name}/a"] = np.concatenate([factors.a.ravel() for factors in layers]).reshape(a.shape)
+        scaled = [factors.b.ravel() * (factors.scale / config.scale) for factors in layers]
+        adapters[f"{name}/b"] = np.concatenate(scaled).astype(np.float32).reshape(b.shape)
+    return adapters
 
 
 def _declare_adapter(rank: int, kernel: parameters.Leaf) -> dict[str, parameters.Leaf]:

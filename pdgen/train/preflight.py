@@ -18,8 +18,9 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.base import Base, load_base
-from pdgen.checkpoints.runs.workdir import CONFIG_FILE
+from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, list_steps
 from pdgen.config import SHAPES_AUTOENCODER, ModelConfig, get_preset
 from pdgen.data.documents import expand_ranges
 from pdgen.data.latents import fingerprint_autoencoder
@@ -31,6 +32,7 @@ from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
+from pdgen.train.lora import read_initial_adapters
 from pdgen.train.monitor.metrics_writer import check_wandb
 from pdgen.train.run_config import RunConfig, RunError, read_run_config, run_to_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
@@ -83,6 +85,7 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     step = run.step_config(base.config)
     check_sharding(step, mesh)
     check_workdir(run, workdir)
+    check_adapters(run, base.config, workdir)
     source = open_data(run, base)
     process = jax.process_index(), jax.process_count()
     batches = Batches(base.config, source, base.tokenizer, run.loader_config, process, run.num_steps)
@@ -272,6 +275,20 @@ def _read_old_config(workdir: pathlib.Path) -> dict[str, Any]:
         return json.loads(run_to_json(read_run_config(values)))
     except RunError:  # of another version
         return values
+
+
+def check_adapters(run: RunConfig, config: ModelConfig, workdir: pathlib.Path) -> None:
+    """Raise RunError or CheckpointError if a new run cannot start from the adapters of ``lora.init``."""
+    if not run.lora.init or list_steps(workdir / CHECKPOINTS):
+        return
+    if not run.init:
+        raise RunError("config: lora.init needs init, the checkpoint that was adapted")
+    try:
+        read_initial_adapters(run.lora, config)
+    except CheckpointError:
+        raise
+    except ValueError as fault:
+        raise RunError(f"config: {fault}") from None
 
 
 def check_workdir(run: RunConfig, workdir: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, no_type_check
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, parameters
-from pdgen.models.lora import merge
+from pdgen.models.lora import attach, merge
 from pdgen.sharding import parameter_shardings
 from pdgen.train.ema import init_ema
 from pdgen.train.lora import LoraConfig, declare_adapters
@@ -76,8 +77,17 @@ class TrainState:
 
 def combine_params(config: StepConfig, trained: Params, frozen: Params) -> Params:
     """Return the model's whole tree with adapters merged. ``trained`` may also be the average (``TrainState.ema``)."""
+    return _combine(merge, config, trained, frozen)
+
+
+def attach_params(config: StepConfig, trained: Params, frozen: Params) -> Params:
+    """Return the tree that a step computes with: as ``combine_params``, but the layers' adapters are not yet merged."""
+    return _combine(attach, config, trained, frozen)
+
+
+def _combine(add: Callable[..., Params], config: StepConfig, trained: Params, frozen: Params) -> Params:
     if config.lora.rank:
-        return merge(frozen, trained, config.lora.scale)
+        return add(frozen, trained, config.lora.scale)
     return traverse_util.unflatten_dict(traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(trained))
 
 
@@ -102,16 +112,21 @@ def make_run_optimizer(config: StepConfig) -> optax.GradientTransformation:
     return make_optimizer(config.optimizer, config.num_steps, find_trained(config), leaves)
 
 
-def make_state(config: StepConfig, params: Params, key: PRNGKeyArray) -> TrainState:
+def make_state(
+    config: StepConfig, params: Params, key: PRNGKeyArray, adapters: Mapping[str, Any] | None = None
+) -> TrainState:
     """Make the state before the first step. Jit it with ``out_shardings=state_shardings(...)``.
 
     Args:
       config: static settings.
       params: the model's whole tree.
       key: for the initial values of adapters.
+      adapters: initial values of some adapters by "/"-joined name, see ``pdgen.train.lora.read_initial_adapters``.
     """
     if config.lora.rank:
-        trained, frozen = nn.unbox(parameters.Parameters(_declare_adapters(config)).init(key)["params"]), params
+        fresh = nn.unbox(parameters.Parameters(_declare_adapters(config)).init(key)["params"])
+        given = traverse_util.flatten_dict(fresh, sep="/") | dict(adapters or {})
+        trained, frozen = traverse_util.unflatten_dict(given, sep="/"), params
     else:
         trained, frozen = _split_params(config, params)
     opt_state, ema = make_run_optimizer(config).init(trained), init_ema(config.optimizer, trained)

@@ -16,7 +16,7 @@ from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, target_weigh
 from pdgen.train.monitor.metrics import Metrics, batch_metrics, loss_metrics, norm_metrics
 from pdgen.train.optimizer import make_schedule
 from pdgen.train.spikes import detect_spike, select_update
-from pdgen.train.state import Params, StepConfig, TrainState, combine_params, make_run_optimizer
+from pdgen.train.state import Params, StepConfig, TrainState, attach_params, make_run_optimizer
 
 
 def train_step(config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
@@ -76,7 +76,7 @@ def compute_gradients(config: StepConfig, state: TrainState, batch: Pack, key: P
     ce_weight, mse_count = target_weights(batch)
 
     def loss(trained: Params, rows: Pack) -> tuple[Array, LossSums]:
-        params = combine_params(config, trained, state.frozen)
+        params = attach_params(config, trained, state.frozen)
         flow = draw_flow_inputs(config.model, rows, key)
         sums = loss_sums(config.model, config.compute, params, rows, flow)
         whole = sums._replace(ce_weight=ce_weight, mse_count=mse_count)

@@ -96,16 +96,13 @@ def refused(done, line):
         (["--source={folder}", "--target=x", "--dtype=int8"], ".*--dtype=int8.*<float32.bfloat16>.*"),
         (["--source={folder}", "--target=x", "--unknown"], ".*Unknown command line flag 'unknown'.*"),
         (["--source={folder}", "x"], "x is no flag; write --flag=value"),
-        (["--source={folder}", "--check", "--target=x"], "--check only reads --source; leave --target .* out"),
+        (["--source={folder}", "--check", "--target=x"], "--target: does nothing with this --source .*"),
         (["--source={folder}/none", "--target=x"], ".*/none: no such folder"),
-        (
-            ["--source={folder}", "--target=x", "--reverse", "--base=y"],
-            "--base completes a PyTorch .*",
-        ),
+        (["--source={folder}", "--target=x", "--reverse", "--base=y"], "--base: does nothing with this --source .*"),
         (["--source={folder}", "--target=x", "--weights=raw"], ".*holds ema.safetensors and no model.safetensors; .*"),
         (["--source={folder}", "--target={folder}"], ".*bagel: exists; choose another target or add --overwrite"),
         (["--source={folder}", "--target={folder}", "--overwrite"], ".*bagel: exists and is no checkpoint, so .*"),
-        (["--source={folder}", "--target={folder}/config.json/x"], ".*config.json: File exists; choose another .*"),
+        (["--source={folder}", "--target={folder}/config.json/x"], r".*config.json: cannot be written \(Not a.*"),
     ],
 )
 def test_wrong_arguments(folder, arguments, line):
@@ -161,3 +158,40 @@ def test_cast_and_overwrite(folder, tmp_path):
     dtypes = {(tensor.file, tensor.dtype) for tensor in read_manifest(target).tensors}
     assert dtypes == {(WEIGHTS, "bfloat16"), ("ae.safetensors", "float32")}
     assert [path.name for path in tmp_path.iterdir()] == ["pdgen"]
+
+
+ADAPTER = ROOT / "tests" / "checkpoints" / "peft" / "patterns"
+
+
+def test_an_adapter_is_measured_and_merged(converted, tmp_path):
+    checked = run(f"--source={ADAPTER}", f"--base={converted}", "--check")
+    done = run(f"--source={ADAPTER}", f"--base={converted}", f"--target={tmp_path / 'merged'}")
+    assert (checked.returncode, done.returncode, checked.stdout, done.stdout) == (0, 0, "", ""), done.stderr
+    changed, summary = done.stderr.splitlines()[-2:]
+    assert re.fullmatch(rf"{ADAPTER}: 6 of 6 adapted kernels changed, by 0\.\d+ of their norm \(.*\)", changed)
+    assert checked.stderr.splitlines()[-1] == changed
+    assert summary == f"{tmp_path / 'merged'}: 259 tensors, 1,003,723 values, 4,014,892 bytes"
+    before, after = (
+        {t.name: t.sha256 for t in read_manifest(folder).tensors} for folder in (converted, tmp_path / "merged")
+    )
+    assert sum(before[name] != after[name] for name in before) == 6
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--source={adapter}"], ".*patterns: is a PEFT adapter; name the checkpoint that it adapts with --base"),
+        (["--source={adapter}", "--base={base}"], "--target is missing; name the folder to write"),
+        (["--source={adapter}", "--base={base}", "--check", "--target=x"], "--target: does nothing with this .*"),
+        (["--source={adapter}", "--base={adapter}", "--target=x"], ".*patterns: is a PEFT adapter; merge it first: .*"),
+        (
+            ["--source={adapter}", "--base=shapes", "--target=x"],
+            ".*adapter_model.safetensors: .*, expected .*; it is damaged or .*",
+        ),
+        (["--source={base}", "--adapters", "--target=x"], ".*pdgen: is no workdir of a training run; --adapters .*"),
+    ],
+)
+def test_wrong_arguments_of_adapters(converted, tmp_path, arguments, line):
+    arguments = [argument.format(adapter=ADAPTER, base=converted) for argument in arguments]
+    refused(run(*(argument.replace("=x", f"={tmp_path / 'x'}") for argument in arguments)), line)
+    assert list(tmp_path.iterdir()) == []

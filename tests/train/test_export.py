@@ -10,23 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pdgen.assets import shapes_folder
-from pdgen.checkpoints.conversion import to_bagel
+from pdgen.checkpoints.adapters.export import export_adapters
+from pdgen.checkpoints.adapters.merging import merge_adapter
+from pdgen.checkpoints.conversion import to_bagel, to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.load import compute_digest, find, load, load_autoencoder
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
+from pdgen.checkpoints.runs.layout import LAYOUT, TrainingLayout, write_layout
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
-from pdgen.config import NANO
+from pdgen.config import NANO, SHAPES_NANO
+from pdgen.data.image_layout import measure_layout
+from pdgen.data.records import Origin, RecordSource, write_dataset
 from pdgen.sequence.layout import Budgets
+from pdgen.sequence.segments import ConditionDropout
 from pdgen.sequence.tokenizer import load_tokenizer
+from pdgen.sequence.trajectory import Record, Text
 from pdgen.train.checkpoint import Checkpoints
 from pdgen.train.export import export_checkpoint, export_newest, export_step, open_weights, resolve_init
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, run_to_json
 from pdgen.train.state import abstract_state, combine_params
+from tests.data.small_records import image as small_image
+from tests.data.small_records import records as small_records
 
 LANGUAGE = dataclasses.replace(NANO.language, hidden_size=32, intermediate_size=48, num_layers=2, head_dim=8)
 MODEL = dataclasses.replace(NANO, language=LANGUAGE)
@@ -203,3 +214,96 @@ def test_a_damaged_step_that_is_named_is_refused(workdir):
     next(path for path in step.rglob("0") if path.is_file() and path.stat().st_size > 4).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"the step is damaged, .* has 0 bytes, .*; name an older one"):
         load(step)
+
+
+def test_adapters_are_exported_as_peft_has_them(workdir, tmp_path):
+    """W + alpha / r * B A in PyTorch, PEFT's formula, gives the kernels of the merged export, layer by layer."""
+    folder = workdir(3, lora=LORA)
+    line = export_adapters(folder, tmp_path / "adapter", log=lambda line: None)
+    assert line == f"{tmp_path / 'adapter'}: 29 adapters of rank 2 from step 3"  # 2 layers, 2 experts, 7 kernels; fc1
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 2, 6.0, "none")
+    factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(factors) == 2 * len(config["target_modules"]) == 58
+    export_newest(folder, lambda line: None)
+    to_bagel(folder / EXPORT, tmp_path / "merged", log=lambda line: None)
+    state = state_at(dataclasses.replace(RUN, lora=LORA).step_config(MODEL), 3)
+    kernel = np.asarray(state.frozen["language"]["layers"]["gen"]["attention"]["o"]["kernel"])
+    merged = load_file(tmp_path / "merged" / "ema.safetensors")
+    for layer in range(2):
+        module = f"language_model.model.layers.{layer}.self_attn.o_proj_moe_gen"
+        a, b = (factors[f"base_model.model.{module}.lora_{factor}.weight"] for factor in "AB")
+        assert a.shape == (2, 32) and b.shape == (32, 2)
+        expected = torch.from_numpy(kernel[layer].reshape(32, 32)) + 6.0 / 2 * b @ a
+        torch.testing.assert_close(merged[f"{module}.weight"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_adapter_merges_back(workdir, init, tmp_path):
+    """Into the run's own base as the run itself merges it, for the weights and for their average."""
+    folder = workdir(3, lora=LORA)
+    base = dataclasses.replace(RUN, lora=LORA).step_config(MODEL)
+    write_checkpoint(
+        tmp_path / "base",
+        MODEL,
+        {"model": state_at(base, 3).frozen, "autoencoder": load_autoencoder(init)[1]},
+        tokenizer_files=load_tokenizer(shapes_folder()).files,
+    )
+    for weights in ("raw", "ema"):
+        export_adapters(folder, tmp_path / weights, weights, log=lambda line: None)
+        changes = merge_adapter(tmp_path / weights, tmp_path / "base", tmp_path / f"{weights} merged")[1]
+        assert len(changes) == 29
+        changed = dataclasses.replace(RUN, lora=LORA)
+        assert_model(tmp_path / f"{weights} merged", changed, 3, weights, rtol=1e-6, atol=1e-5)
+
+
+def test_runs_without_adapters_export_none(workdir, init, tmp_path):
+    folder = workdir(3)
+    with pytest.raises(CheckpointError, match=r"was trained without adapters \(lora.rank is 0\); export it with --rev"):
+        export_adapters(folder, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"is no workdir of a training run; --adapters exports"):
+        export_adapters(init, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_layout_of_training_goes_with_the_weights(workdir, tmp_path):
+    """From the workdir into the export, BAGEL's folder and back; the digest of the step is that of its export."""
+    folder = workdir(3)
+    before = load(folder)
+    assert before.layout is None
+    layout = TrainingLayout(("vit",), ("vae", "vit"), "sample", 64, 128, 20)
+    write_layout(folder, layout)
+    step = load(folder)
+    assert step.layout == layout and step.digest != before.digest
+    exported = load(export_newest(folder, lambda line: None))
+    assert (exported.layout, exported.digest) == (layout, step.digest)
+    to_bagel(folder / EXPORT, tmp_path / "bagel", log=lambda line: None)
+    assert (tmp_path / "bagel" / LAYOUT).read_bytes() == (folder / LAYOUT).read_bytes()
+    to_pdgen(tmp_path / "bagel", tmp_path / "back", log=lambda line: None)
+    assert load(tmp_path / "back").layout == layout
+    (folder / LAYOUT).write_text('{"given": "all"}')
+    with pytest.raises(CheckpointError, match=r"training_layout.json: cannot be read \(.*\); export"):
+        load(folder / CHECKPOINTS / "3")
+
+
+def test_the_layout_is_measured_in_the_data(tmp_path):
+    """Sizes from the latents, copies as they are laid out, without those that condition dropout always drops."""
+    edit = Record(
+        id="edit",
+        source="test",
+        mode="edit",
+        complete=True,
+        segments=[
+            small_image(np.random.default_rng(0), "given", False, side=32),
+            Text("prompt", "draw a star", False),
+            small_image(np.random.default_rng(1), "sketch", True, side=48),
+        ],
+    )
+    for name, records in (("drawn", small_records(4)), ("edited", [*small_records(4), edit])):
+        write_dataset(tmp_path / name, records, Origin(0))
+    drawn, edited = RecordSource(tmp_path / "drawn"), RecordSource(tmp_path / "edited")
+    assert measure_layout(drawn, ConditionDropout(), SHAPES_NANO) == TrainingLayout(
+        (), ("vae", "vit"), "sample", 64, 64, 4
+    )
+    assert measure_layout(edited, ConditionDropout(vae=1.0), SHAPES_NANO) == TrainingLayout(
+        ("vit",), ("vit",), "sample", 48, 64, 5
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import pytest
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
+from pdgen.checkpoints.adapters.peft import write_adapter
 from pdgen.config import BAGEL_7B
 from pdgen.models import bagel
-from pdgen.models.lora import merge
+from pdgen.models.lora import attach, merge, merge_attached
 from pdgen.sharding import RULES
-from pdgen.train.lora import LoraConfig, declare_adapters
+from pdgen.train.lora import LoraConfig, declare_adapters, read_initial_adapters
 from pdgen.train.state import combine_params, find_trained, make_state
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import STEP, after_one_step, flat
@@ -160,3 +162,70 @@ def test_faults():
     half = dataclasses.replace(STEP.optimizer, factors=((".*/a", 0.0), (".*/b", 1.0)))
     with pytest.raises(ValueError, match=r"optimizer.factors freeze an adapter; narrow lora.kernels instead"):
         find_trained(dataclasses.replace(CONFIG_LORA, optimizer=half))
+
+
+def test_layers_merge_their_own_adapters():
+    """A layer's slice of ``attach``'s tree becomes the same slice of ``merge``'s; other kernels are merged at once."""
+    params, adapters = shaken_params(), random_adapters()
+    merged, attached = merge(params, adapters, SCALE), attach(params, adapters, SCALE)
+    np.testing.assert_array_equal(attached["connector"]["fc1"]["kernel"], merged["connector"]["fc1"]["kernel"])
+    assert "adapter" in attached["language"]["layers"]["gen"]["mlp"]["up"]
+    for layer in range(2):
+        own, expected = (
+            jax.tree.map(operator.itemgetter(layer), tree["language"]["layers"]) for tree in (attached, merged)
+        )
+        own = merge_attached(own)
+        assert jax.tree.structure(own) == jax.tree.structure(expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), own, expected)
+
+
+PEFT_LORA = LoraConfig(rank=2, alpha=8.0, kernels="language/layers/.*/attention/[qo]/kernel")
+ATTENTION = "language_model.model.layers.{}.self_attn.{}.weight"
+
+
+def write_peft(folder, modules, rank=2, alpha=6.0):
+    """Write an adapter of the small model: A and B of every module, by their shapes (width 32, 4 heads of 8)."""
+    rng = np.random.default_rng(1)
+    factors = [
+        (name, *(rng.normal(size=shape).astype(np.float32) for shape in ((rank, 32), (32, rank)))) for name in modules
+    ]
+    write_adapter(folder, factors, rank, alpha, log=lambda line: None)
+    return {name: (a, b) for name, a, b in factors}
+
+
+def test_a_run_starts_from_a_peft_adapter(tmp_path):
+    """The run's own scale is another one, but W + scale * B A is PEFT's: W + alpha / r * B A."""
+    given = write_peft(tmp_path / "adapter", [ATTENTION.format(layer, "q_proj_moe_gen") for layer in range(2)])
+    lora = dataclasses.replace(PEFT_LORA, init=str(tmp_path / "adapter"))
+    config, params = dataclasses.replace(STEP, lora=lora), jax.tree.map(jnp.asarray, shaken_params())
+    adapters = read_initial_adapters(lora, CONFIG)
+    assert sorted(adapters) == [f"language/layers/gen/attention/q/kernel/{factor}" for factor in "ab"]
+    state = make_state(config, params, jax.random.key(0), adapters)
+    whole, before = (flat(tree) for tree in (combine_params(config, state.trained, state.frozen), params))
+    changed = [name for name in before if not np.array_equal(whole[name], before[name])]
+    assert changed == ["language/layers/gen/attention/q/kernel"]
+    for layer in range(2):
+        a, b = given[ATTENTION.format(layer, "q_proj_moe_gen")]
+        expected = before[changed[0]][layer].reshape(32, 32) + 3.0 * b @ a
+        np.testing.assert_allclose(whole[changed[0]][layer].reshape(32, 32), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_peft_adapters_that_a_run_cannot_start_from(tmp_path):
+    def refuse(line, modules, lora=PEFT_LORA, **changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_peft(folder, modules, **changes)
+        with pytest.raises(ValueError, match=line) as fault:
+            read_initial_adapters(dataclasses.replace(lora, init=str(folder)), CONFIG)
+        assert len(str(fault.value)) < 400
+
+    q = [ATTENTION.format(layer, "q_proj") for layer in range(2)]
+    refuse("has rank 3 at language/layers/und/attention/q/kernel, but lora.rank is 2", q, rank=3)
+    refuse(
+        r"adapts language/layers/und/attention/q/kernel, which lora.kernels '.*/o/kernel' does not match",
+        q,
+        dataclasses.replace(PEFT_LORA, kernels=".*/o/kernel"),
+    )
+    refuse("adapts 1 of 2 layers of language/layers/und/attention/q/kernel, but training adapts all", q[:1])
+    refuse("1 of 1|2 of 2 tensors fit no linear kernel", [ATTENTION.format(2, "q_proj")])
+    with pytest.raises(ValueError, match=r"lora.init is x, but lora.rank is 0"):
+        LoraConfig(init="x")

@@ -20,6 +20,7 @@ from pdgen.models.lora import merge
 
 Weights = Literal["raw", "ema"]
 Index = int | tuple[slice, ...]
+_PARTS: dict[Weights, str] = {"raw": "trained", "ema": "ema"}  # of a saved state
 
 
 class _Lora(msgspec.Struct, frozen=True):
@@ -82,22 +83,40 @@ def open_params(config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weig
     Raises:
       CheckpointError: an array is missing or has another shape, or the run keeps no average.
     """
+    adapters = open_adapters(config, facts, folder, weights)
+    leaves = {}
+    for name, shape in array_shapes(config, ("model",)).items():
+        name = name.removeprefix("model/")
+        frozen = _array_path(folder, "frozen", name)
+        leaves[name] = _open_array(frozen if frozen.is_dir() else _array_path(folder, _PARTS[weights], name), shape)
+        if name in adapters:
+            read = functools.partial(_read_merged, facts.lora.alpha / facts.lora.rank, (leaves[name], *adapters[name]))
+            leaves[name] = dataclasses.replace(leaves[name], read=read)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def open_adapters(
+    config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weights: Weights
+) -> dict[str, tuple[LazyArray, LazyArray]]:
+    """Return A [L, r, i..] and B [L, o.., r] of every adapted kernel, by its "/"-joined name; {} without LoRA.
+
+    Arguments and errors are those of ``open_params``.
+    """
     if weights == "ema" and not facts.optimizer.ema_decay:
         raise CheckpointError(
             f"{folder.parent.parent}: the run keeps no moving average (optimizer.ema_decay is 0); take --weights=raw"
         )
-    part = "ema" if weights == "ema" else "trained"
-    leaves = {}
-    for name, shape in array_shapes(config, ("model",)).items():
+    found = {}
+    for name in array_shapes(config, ("model",)) if facts.lora.rank else ():
         name = name.removeprefix("model/")
-        trained, frozen = (folder / f"{where}/{name}".replace("/", ".") for where in (part, "frozen"))
-        leaves[name] = _open_array(frozen if frozen.is_dir() else trained, shape)
-        factors = [trained.with_name(f"{trained.name}.{factor}") for factor in ("a", "b")]
-        if facts.lora.rank and factors[0].is_dir():
-            a, b = (_open_array(path) for path in factors)
-            read = functools.partial(_read_merged, facts.lora.alpha / facts.lora.rank, (leaves[name], a, b))
-            leaves[name] = dataclasses.replace(leaves[name], read=read)
-    return traverse_util.unflatten_dict(leaves, sep="/")
+        a, b = (_array_path(folder, _PARTS[weights], f"{name}/{factor}") for factor in "ab")
+        if a.is_dir():
+            found[name] = _open_array(a), _open_array(b)
+    return found
+
+
+def _array_path(folder: pathlib.Path, part: str, name: str) -> pathlib.Path:
+    return folder / f"{part}/{name}".replace("/", ".")
 
 
 def _read_merged(scale: float, factors: tuple[LazyArray, LazyArray, LazyArray], index: Index) -> np.ndarray:

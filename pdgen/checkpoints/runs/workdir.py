@@ -1,6 +1,7 @@
 """The folder of a training run: which steps it has, and which of them are intact.
 
 config.json                       the resolved config
+training_layout.json              how the data lay out images
 checkpoints/<step>/               every leaf of the state as a Zarr 3 array, and digests.json
 checkpoints/<step>.damaged/       a step that a resume moved away, since a file differed from digests.json
 export/, export.json              a pdgen checkpoint of the raw weights of one step, and the number of the step
