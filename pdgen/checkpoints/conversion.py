@@ -23,6 +23,7 @@ from pdgen.checkpoints.pdgen_checkpoint import (
     verify,
     write_content,
 )
+from pdgen.checkpoints.quantized import quantize_content
 from pdgen.checkpoints.torch_checkpoint import INDEX, cast_dtype, is_bagel_folder, open_bagel_folder
 from pdgen.config import read_config
 from pdgen.files import Log, log_stderr, new_folder
@@ -35,16 +36,18 @@ def to_pdgen(
     target: Path,
     *,
     dtype: np.dtype | None = None,
+    int8: bool = False,
     overwrite: bool = False,
     log: Log = log_stderr,
 ) -> Manifest:
     """Convert a BAGEL folder to a pdgen checkpoint.
 
     Args:
-      source: the BAGEL folder.
+      source: the BAGEL folder; with ``int8`` also a pdgen checkpoint.
       target: the checkpoint to write.
       dtype: float32 or bfloat16 for the model's values; None keeps the stored dtype. The autoencoder's values never
         change, since latents that it encoded would no longer match it.
+      int8: whether to round kernels to int8, see ``pdgen.models.linear``; ``dtype`` is then that of the other values.
       overwrite: whether to replace an existing checkpoint at ``target``.
       log: receives lines for the user.
 
@@ -52,14 +55,28 @@ def to_pdgen(
       CheckpointError, ConfigError, FolderError: the source is invalid, or the target cannot be written. ``target`` is
         then unchanged.
     """
-    source = pathlib.Path(source)
-    if is_checkpoint(source):
-        raise CheckpointError(f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder")
-    folder = open_bagel_folder(source, cast=dtype is not None)
-    for note in folder.notes:
-        log(note)
-    content, read = folder.content(dtype), folder.reader(dtype)
+    content, read = _open_source(pathlib.Path(source), dtype, int8, log)
+    if int8:
+        content, read = quantize_content(content, read)
     return write_content(pathlib.Path(target), content, read, overwrite=overwrite, log=log)
+
+
+def _open_source(source: pathlib.Path, dtype: np.dtype | None, int8: bool, log: Log) -> tuple[Content, stream.Read]:
+    """Return content and ``read`` of a source of ``to_pdgen``."""
+    if not is_checkpoint(source):
+        folder = open_bagel_folder(source, cast=dtype is not None)
+        for note in folder.notes:
+            log(note)
+        return folder.content(dtype), folder.reader(dtype)
+    if not int8:
+        raise CheckpointError(
+            f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder, --quantize=int8 rounds it"
+        )
+    checkpoint = open_checkpoint(source)
+    checkpoint.require_floats("it cannot be rounded again")
+    if dtype is not None:
+        raise CheckpointError(f"{source}: is a pdgen checkpoint; --dtype is for a BAGEL folder, leave it out")
+    return checkpoint.content(), checkpoint.arrays().read
 
 
 def to_bagel(
@@ -84,6 +101,7 @@ def to_bagel(
     if not is_checkpoint(source) and is_bagel_folder(source):
         raise CheckpointError(f"{source}: is a BAGEL folder, not a pdgen checkpoint; convert it without --reverse")
     checkpoint = open_checkpoint(source)
+    checkpoint.require_floats("BAGEL's code reads floats, and the rounded ones would pass for the original")
     content, arrays = checkpoint.content(), checkpoint.arrays()
     dtypes = {place.name: cast_dtype(place, stored, dtype) for place, stored, _ in content.tensors}
     tensors: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {name: {} for name in content.headers}

@@ -116,7 +116,8 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
     if is_step(folder):
         return _load_step(folder, mesh)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    config, params = load_checkpoint(folder, make_shardings(open_checkpoint(folder).config, mesh) if mesh else None)
+    opened = open_checkpoint(folder)
+    config, params = load_checkpoint(folder, make_shardings(opened.config, mesh, opened.int8) if mesh else None)
     return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder))
 
 
@@ -153,8 +154,8 @@ def open_step(folder: pathlib.Path, weights: Weights = "raw") -> RunStep:
     return RunStep(base, {"model": model, "autoencoder": base.autoencoder})
 
 
-def make_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """Return the shardings of all parameters on ``mesh``; the autoencoder's are replicated.
+def make_shardings(config: ModelConfig, mesh: Mesh, int8: bool = False) -> dict[str, Any]:
+    """Return the shardings of all parameters, of an int8 model or not, on ``mesh``; the autoencoder's are replicated.
 
     Raises:
       ShardingError: the tensor axis does not divide the key/value heads.
@@ -167,7 +168,7 @@ def make_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
         )
     replicated = NamedSharding(mesh, PartitionSpec())
     return {
-        "model": parameter_shardings(bagel.abstract_params(config), mesh),
+        "model": parameter_shardings(bagel.abstract_params(config, int8=int8), mesh),
         "autoencoder": jax.tree.map(lambda _: replicated, autoencoder.abstract_params(config.autoencoder)),
     }
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from pdgen.checkpoints.load import LoadedModel, make_shardings
 from pdgen.config import ComputeConfig, ModelConfig
+from pdgen.models.linear import is_int8
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.text import Grammar
 from pdgen.sequence.grammar import Automaton, build_automaton
@@ -78,7 +79,7 @@ def make_model(
     """Put a loaded checkpoint on the devices and build its grammar.
 
     Args:
-      compute: dtype and tiles; by default the dtype that the parameters are stored in.
+      compute: dtype and tiles; by default the dtype that the parameters are stored in (that of an int8 model's norms).
       mesh: splits parameters and rows; None = one device.
       quick: compile faster, to code that runs slower, for a few trajectories on a CPU; see ``Compiler``.
 
@@ -86,10 +87,11 @@ def make_model(
       ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
     """
     config, params, tokenizer, name, digest = loaded
-    stored = params["model"]["language"]["head"]["kernel"].dtype.name
+    language, int8 = params["model"]["language"], is_int8(params["model"])
+    stored = (language["norm"]["und"]["scale"] if int8 else language["head"]["kernel"]).dtype.name
     return Model(
         config=config,
-        params=jax.device_put(params, make_shardings(config, mesh) if mesh else None),
+        params=jax.device_put(params, make_shardings(config, mesh, int8) if mesh else None),
         tokenizer=tokenizer,
         compute=compute or ComputeConfig(dtype=stored),
         automaton=build_automaton(tokenizer, config.language.vocab_size),
