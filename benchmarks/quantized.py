@@ -3,11 +3,11 @@
     python -m benchmarks.quantized --checkpoint=out/process --output=out/quantized --count=60 --json
 
 The int8 form is made in OUTPUT, or named with ``--int8``. Both models read the same prompts, those of the shapes
-benchmark, and see the same noised latents at every step, those of the float model's own way from noise to an image.
+benchmark, and see the same noised latents, those of the float model's own way from noise to an image.
 
 - logits: relative error |a - b| / |a| of the centred logits, Kullback-Leibler divergence in nats, and the share of
   tokens whose likeliest successor is the same, by prompt;
-- velocity: relative error |a - b| / |a|, by prompt, for each quarter of the schedule;
+- velocity: relative error |a - b| / |a|, by prompt, at four timesteps;
 - scores: both models draw the benchmark's images, with intervals and the interval of the difference.
 
 ``--no_scores`` leaves the scores out, for a model that was not trained on shapes world.
@@ -39,6 +39,7 @@ from pdgen.evaluate.geneval.rule import GenEvalPrompt, GenEvalResult
 from pdgen.evaluate.statistics import estimate
 from pdgen.flow import denoise
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, Progress
+from pdgen.flow.rectified import schedule
 from pdgen.models import bagel
 from pdgen.models.context import Cache, add_text, empty_cache
 from pdgen.sample import image
@@ -48,7 +49,7 @@ from pdgen.sample.sampler import Sampler
 from pdgen.teachers.advisers import make_exact_advisers
 
 FLAGS = flags.FLAGS
-QUARTERS = 4
+POINTS = 4  # of the schedule
 
 
 def define_flags() -> None:
@@ -57,7 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_string("int8", None, "its int8 form; by default it is made in OUTPUT")
     flags.DEFINE_string("output", "out/quantized", "folder of the int8 checkpoint, the images and their scores")
     flags.DEFINE_integer("count", 10, "largest number of prompts of each task", lower_bound=2)
-    flags.DEFINE_integer("steps", 20, "Euler steps of the comparison of velocities", lower_bound=QUARTERS)
+    flags.DEFINE_integer("steps", 20, "Euler steps of the comparison of velocities", lower_bound=POINTS)
     flags.DEFINE_integer("samples", 1, "images of each prompt for the scores", lower_bound=1)
     flags.DEFINE_integer("batch", 8, "images that are sampled at once", lower_bound=1)
     flags.DEFINE_multi_string("setting", [], "NAME=VALUE of the sampler, as of launch/evaluate.py (repeat it)")
@@ -100,7 +101,7 @@ def compare_logits(first: jax.Array, second: jax.Array, count: jax.Array) -> dic
 
 
 def compare_velocities(first: Model, second: Model, contexts: tuple[Cache, Cache], steps: int) -> dict[str, Any]:
-    """Return estimates over prompts of the relative error of velocities, for each quarter of the schedule.
+    """Return estimates over prompts of the relative error of velocities, by the timestep.
 
     Both models have their own contexts and the latents of the first model's way to an image, without guidance.
     """
@@ -111,23 +112,23 @@ def compare_velocities(first: Model, second: Model, contexts: tuple[Cache, Cache
     positions = image.make_positions(config, grid.latents, config.max_latent_size, batch)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def advance(denoiser: Denoiser, step: int, params: dict, cache: Cache, progress: Progress) -> Progress:
+    def advance(denoiser: Denoiser, steps: tuple[int, int], params: dict, cache: Cache, progress: Progress) -> Progress:
         seen = Contexts(cache, cache.length, cache.rotary, None, jnp.zeros(batch, bool))
-        return denoise.advance(denoiser, params, seen, positions, progress, (step, step + 1))
+        return denoise.advance(denoiser, params, seen, positions, progress, steps)
 
     denoisers = [Denoiser(config, model.compute, settings, model.image_switches) for model in (first, second)]
     noise = jax.random.normal(jax.random.key(0), (batch, positions.shape[1], config.latent_dim))
-    progress, errors = denoise.begin(denoisers[0], noise, image_guidance=False), []
-    for step in tqdm(range(steps), desc="velocities"):
-        ends = [
-            advance(denoiser, step, model.params["model"], cache, progress)
+    progress, found = denoise.begin(denoisers[0], noise, image_guidance=False), {}
+    t, points = schedule(settings.num_timesteps, settings.timestep_shift), [n * steps // POINTS for n in range(POINTS)]
+    for start, end in zip(points, [*points[1:], steps]):
+        a, b = (
+            np.asarray(advance(denoiser, (start, start + 1), model.params["model"], cache, progress).v, np.float64)
             for denoiser, model, cache in zip(denoisers, (first, second), contexts)
-        ]
-        a, b = (np.asarray(end.v, np.float64).reshape(batch, -1) for end in ends)
-        errors.append(np.linalg.norm(a - b, axis=1) / np.linalg.norm(a, axis=1))
-        progress = ends[0]
-    parts = np.array_split(np.array(errors), QUARTERS)
-    return {f"quarter {number}": to_builtins(estimate([part.mean(0)])) for number, part in enumerate(parts, 1)}
+        )
+        error = np.linalg.norm((a - b).reshape(batch, -1), axis=1) / np.linalg.norm(a.reshape(batch, -1), axis=1)
+        found[f"t={t[start]:.2f}"] = to_builtins(estimate([error]))
+        progress = advance(denoisers[0], (start, end), first.params["model"], contexts[0], progress)
+    return found
 
 
 def score(checkpoint: str, output: pathlib.Path, prompts: list[GenEvalPrompt]) -> list[GenEvalResult]:

@@ -29,11 +29,14 @@ import msgspec
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from pdgen.checkpoints.load import describe
 from pdgen.checkpoints.shipped import PROCESS
 from pdgen.cli import fail, parse
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.sample.compiled import Stopwatch, keep_compiled
+from pdgen.sample.estimate import format_estimate, measure_speed
+from pdgen.sample.model import describe_model
 from pdgen.sample.runs.folder import (
     PAGE,
     RunFolderError,
@@ -79,6 +82,9 @@ MESH = flags.DEFINE_list(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing run.")
 ANIMATE = flags.DEFINE_bool("animate", False, "Write an animation of each trajectory too.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the memory, the bytes that a step reads and the time that the run needs, and stop."
+)
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that Slurm, Kubernetes or MPI started.")
 
@@ -118,7 +124,7 @@ CRITIQUE = flags.DEFINE_string("critique", None, "The inspection at that stage."
 DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, PNG or JPEG.")
 _BRANCH_FLAGS = ("step", "plan", "critique", "draft")
 _JOB_FLAGS = ("prompt", "prompts", "image", "samples", "strategy", "option", "advisers")
-_RUN_FLAGS = ("output", "overwrite", "distributed", "mode", *_JOB_FLAGS)
+_RUN_FLAGS = ("output", "overwrite", "distributed", "dry_run", "mode", *_JOB_FLAGS)
 
 # These flags have the names of the settings' fields. Their defaults are the mode's.
 flags.DEFINE_enum("mode", None, list(MODES), "The model's mode.")
@@ -227,14 +233,16 @@ def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
     Raises:
       ValueError: The mesh or the checkpoint is invalid.
     """
-    quick = trajectories <= _FEW
-    if MESH.value is None:
-        return Sampler.from_checkpoint(checkpoint, quick=quick)
-    try:
-        sizes = [int(size) for size in MESH.value]
-    except ValueError:
-        raise ValueError(f"--mesh={','.join(MESH.value)}: give three numbers, such as 1,1,4") from None
-    return Sampler.from_checkpoint(checkpoint, mesh=make_mesh(sizes, jax.local_devices()), quick=quick)
+    mesh = None
+    if MESH.value is not None:
+        try:
+            sizes = [int(size) for size in MESH.value]
+        except ValueError:
+            raise ValueError(f"--mesh={','.join(MESH.value)}: give three numbers, such as 1,1,4") from None
+        mesh = make_mesh(sizes, jax.local_devices())
+    if DRY_RUN.value:
+        return Sampler(describe_model(describe(checkpoint), mesh=mesh))
+    return Sampler.from_checkpoint(checkpoint, mesh=mesh, quick=trajectories <= _FEW)
 
 
 def read_jobs() -> list[SampleJob]:
@@ -270,7 +278,9 @@ def prepare() -> Share:
       ValueError: The input is invalid; any error class of pdgen.
     """
     reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
-    if not OUTPUT.value:
+    if DRY_RUN.value and STRATEGY.value:
+        raise ValueError("--dry_run counts the texts and images of a --mode; leave --strategy out")
+    if not OUTPUT.value and not DRY_RUN.value:
         raise ValueError("give --output, or --branch")
     settings = read_settings(make_base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
@@ -296,7 +306,7 @@ def prepare() -> Share:
     pictures = {path: read_picture(path) for path in paths}
     given = [[pictures[image.path] for image in job.images] for job in mine]
     starts = sampler.make_starts([job.prompt for job in mine], [job.seed for job in mine], settings, given)
-    if not strategy:  # a strategy has its own trajectories
+    if not strategy and not DRY_RUN.value:  # a strategy has its own trajectories
         sampler.check_memory(starts, settings)
     return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})
 
@@ -363,6 +373,10 @@ def sample() -> str:
       ValueError: The input is invalid; any error class of pdgen.
     """
     share, first = synchronize(prepare), not jax.process_index()
+    if DRY_RUN.value:
+        model, speed = share.sampler.model, measure_speed(share.sampler.model.compute.dtype)
+        needed = share.sampler.estimate([*share.starts.values()], share.run.settings, speed)
+        return "\n".join(format_estimate(model, needed, speed))
     assert OUTPUT.value is not None  # ``prepare`` checks it
     folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.model.compiler)
     gallery = RunGallery(folder, ANIMATE.value)

@@ -121,6 +121,21 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
     return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder))
 
 
+def describe(path: str | pathlib.Path, log: Log = log_stderr) -> LoadedModel:
+    """Open a model without reading its weights: shapes in place of the parameters, and no digest of a run's step.
+
+    Arguments and errors as ``load``.
+    """
+    folder = find(path, log)
+    if is_step(folder):
+        step = open_step(folder)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), step.params)
+        return LoadedModel(step.base.config, shapes, step.base.tokenizer, str(folder))
+    opened = open_checkpoint(folder)
+    name, digest = shipped_name(folder) or str(folder), compute_digest(folder)
+    return LoadedModel(opened.config, opened.shapes(), load_tokenizer(folder / TOKENIZER), name, digest)
+
+
 def load_autoencoder(path: str | pathlib.Path, log: Log = log_stderr) -> tuple[ModelConfig, Params]:
     """Load the sizes and the autoencoder's parameters onto the default device; arguments and errors as ``load``."""
     folder = find(path, log)

@@ -245,6 +245,13 @@ class Checkpoint:
         tensors = [(where[t.name], _DTYPES[t.dtype], t.file) for t in self.manifest.tensors]
         return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
 
+    def shapes(self) -> Params:
+        """Return the parameters' tree of ``jax.ShapeDtypeStruct``."""
+        dtypes = {place.path: dtype for place, dtype, _ in self.content().tensors}
+        wanted = array_shapes(self.config, int8=self.int8)
+        flat = {path: jax.ShapeDtypeStruct(shape, dtypes[path]) for path, shape in wanted.items()}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
     def arrays(self) -> Arrays:
         """Open the arrays. Raises CheckpointError that names all missing or misshapen ones."""
         shapes = array_shapes(self.config, int8=self.int8)

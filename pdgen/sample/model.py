@@ -86,12 +86,21 @@ def make_model(
     Raises:
       ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
     """
+    params, int8 = loaded.params, is_int8(loaded.params["model"])
+    placed = jax.device_put(params, make_shardings(loaded.config, mesh, int8) if mesh else None)
+    return describe_model(loaded._replace(params=placed), compute, mesh, quick)
+
+
+def describe_model(
+    loaded: LoadedModel, compute: ComputeConfig | None = None, mesh: Mesh | None = None, quick: bool = False
+) -> Model:
+    """Return the model with its parameters as they are, which may be shapes; arguments as ``make_model``."""
     config, params, tokenizer, name, digest = loaded
     language, int8 = params["model"]["language"], is_int8(params["model"])
     stored = (language["norm"]["und"]["scale"] if int8 else language["head"]["kernel"]).dtype.name
     return Model(
         config=config,
-        params=jax.device_put(params, make_shardings(config, mesh, int8) if mesh else None),
+        params=params,
         tokenizer=tokenizer,
         compute=compute or ComputeConfig(dtype=stored),
         automaton=build_automaton(tokenizer, config.language.vocab_size),
