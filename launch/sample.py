@@ -9,6 +9,8 @@ page of all trajectories, index.html. SIGTERM or Ctrl-C ends with status 75 and 
 command samples the missing ones. With --overwrite the existing run is removed when the first new trajectory is
 finished. A branch is a separate trajectory, 000-1, in its parent's run.
 
+--dry_run prints the memory and the time that a run needs, at most, before any weight is read; nothing is written.
+
 With --distributed this is one of several processes that Slurm or Kubernetes starts. Each samples a part. If one ends
 early, all end.
 """
