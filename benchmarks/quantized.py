@@ -13,6 +13,7 @@ benchmark, and see the same noised latents, those of the float model's own way f
 ``--no_scores`` leaves the scores out, for a model that was not trained on shapes world.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -50,6 +51,21 @@ from pdgen.teachers.advisers import make_exact_advisers
 
 FLAGS = flags.FLAGS
 POINTS = 4  # of the schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure; see the flags of the same names."""
+
+    checkpoint: str
+    int8: str | None
+    output: pathlib.Path
+    count: int
+    steps: int
+    samples: int
+    batch: int
+    setting: list[str]
+    scores: bool
 
 
 def define_flags() -> None:
@@ -131,22 +147,22 @@ def compare_velocities(first: Model, second: Model, contexts: tuple[Cache, Cache
     return found
 
 
-def score(checkpoint: str, output: pathlib.Path, prompts: list[GenEvalPrompt]) -> list[GenEvalResult]:
+def score(options: Options, checkpoint: str, output: pathlib.Path, prompts: list[GenEvalPrompt]) -> list[GenEvalResult]:
     """Draw and judge the benchmark's images with one checkpoint, or resume that."""
-    recipe = read_recipe(checkpoint, "process", {"batch_size": FLAGS.batch} | parse_assignments(FLAGS.setting))
-    jobs = folder.make_geneval_jobs(prompts, FLAGS.samples, seed=0)
+    recipe = read_recipe(checkpoint, "process", {"batch_size": options.batch} | parse_assignments(options.setting))
+    jobs = folder.make_geneval_jobs(prompts, options.samples, seed=0)
     folder.begin_generation(output / "images", {"benchmark": "shapes", **recipe.facts()}, jobs)
     with tqdm(total=len(jobs), unit=" images", desc=output.name) as bar:
         generate = make_generator(recipe, make_exact_advisers())
-        folder.generate_images(output / "images", output / "trajectories", jobs, generate, FLAGS.batch, bar.update)
+        folder.generate_images(output / "images", output / "trajectories", jobs, generate, options.batch, bar.update)
     folder.write_metadata(output / "images", prompts)
-    files = folder.find_samples(output / "images", prompts, FLAGS.samples)
+    files = folder.find_samples(output / "images", prompts, options.samples)
     return scoring.score_images(files, prompts, load_detector("shapes"), output)
 
 
-def compare_scores(paths: tuple[str, str], output: pathlib.Path, prompts: list[GenEvalPrompt]) -> dict[str, Any]:
+def compare_scores(options: Options, paths: tuple[str, str], prompts: list[GenEvalPrompt]) -> dict[str, Any]:
     """Return the score of each task and overall: of both checkpoints, and the difference of the second to the first."""
-    results = [score(path, output / name, prompts) for path, name in zip(paths, ("float", "int8"))]
+    results = [score(options, path, options.output / name, prompts) for path, name in zip(paths, ("float", "int8"))]
     first, second = (scoring.summarise(scoring.group_by_task(one)) for one in results)
     difference = scoring.compare_results(*results)
     return {
@@ -158,25 +174,23 @@ def compare_scores(paths: tuple[str, str], output: pathlib.Path, prompts: list[G
     }
 
 
-def make_int8(checkpoint: str, output: pathlib.Path) -> str:
-    """Return the int8 form of a checkpoint: the one that --int8 names, or a new one in ``output``."""
-    if FLAGS.int8 is None:
-        source, target = find(checkpoint), output / "checkpoint"
+def make_int8(options: Options) -> str:
+    """Return the int8 form of the checkpoint: the one that --int8 names, or a new one in OUTPUT."""
+    if options.int8 is None:
+        source, target = find(options.checkpoint), options.output / "checkpoint"
         if not is_checkpoint(source):
-            raise EvaluationError(f"--checkpoint={checkpoint}: is a step of a run; name the run's export")
+            raise EvaluationError(f"--checkpoint={options.checkpoint}: is a step of a run; name the run's export")
         to_pdgen(source, target, int8=True, overwrite=is_checkpoint(target))
         return str(target)
-    if not open_checkpoint(FLAGS.int8).int8:
-        raise EvaluationError(
-            f"--int8={FLAGS.int8}: is a checkpoint of floats; make one with convert.py --quantize=int8"
-        )
-    return FLAGS.int8
+    if not open_checkpoint(options.int8).int8:
+        raise EvaluationError(f"--int8={options.int8}: holds floats; convert it with --quantize=int8")
+    return options.int8
 
 
-def measure(checkpoint: str, output: pathlib.Path) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, Any]:
     """Return everything that is measured. Raises ValueError for invalid input."""
-    small = make_int8(checkpoint, output)
-    prompts = shapes.make_benchmark({task: min(count, FLAGS.count) for task, count in shapes.COUNTS.items()})
+    checkpoint, small = options.checkpoint, make_int8(options)
+    prompts = shapes.make_benchmark({task: min(count, options.count) for task, count in shapes.COUNTS.items()})
     models = [Sampler.from_checkpoint(path).model for path in (checkpoint, small)]
     ids, count = encode_prompts(models[0], [prompt.metadata.prompt for prompt in prompts])
     (first, a), (second, b) = (read_prompts(model, ids, count) for model in models)
@@ -184,9 +198,9 @@ def measure(checkpoint: str, output: pathlib.Path) -> dict[str, Any]:
     result = {
         "bytes": dict(zip(("float", "int8"), sizes)),
         "logits": compare_logits(a, b, count),
-        "velocity": compare_velocities(*models, (first, second), FLAGS.steps),
+        "velocity": compare_velocities(*models, (first, second), options.steps),
     }
-    return result | ({"scores": compare_scores((checkpoint, small), output, prompts)} if FLAGS.scores else {})
+    return result | ({"scores": compare_scores(options, (checkpoint, small), prompts)} if options.scores else {})
 
 
 def main(argv: list[str]) -> None:
@@ -194,10 +208,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]}")
     logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
     keep_compiled()
-    facts = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), "checkpoint": FLAGS.checkpoint}
-    facts |= {"count": FLAGS.count, "steps": FLAGS.steps, "samples": FLAGS.samples, "settings": FLAGS.setting}
+    values = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Options)}
+    facts = {"cpu": get_cpu_name(), **get_versions("jax", "pdgen"), **values}
     try:
-        result = facts | measure(FLAGS.checkpoint, pathlib.Path(FLAGS.output))
+        result = facts | measure(Options(**values | {"output": pathlib.Path(FLAGS.output)}))
     except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
         print(f"quantized: {' '.join(str(fault).split())}", file=sys.stderr)
         sys.exit(2)

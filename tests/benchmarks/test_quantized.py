@@ -3,8 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from benchmarks import quantized
 from pdgen.checkpoints.conversion import to_pdgen
@@ -29,13 +27,8 @@ def test_logits_are_compared_up_to_a_constant_and_without_padding():
 @pytest.mark.slow
 def test_every_part_runs_on_the_golden_folder(tmp_path):
     to_pdgen(GOLDEN, tmp_path / "floats", log=lambda line: None)
-    if "int8" not in flags.FLAGS:
-        quantized.define_flags()
-    with flagsaver.flagsaver(
-        checkpoint=str(tmp_path / "floats"), count=2, steps=4, scores=False, output=str(tmp_path / "out")
-    ):
-        flags.FLAGS.mark_as_parsed()
-        result = quantized.measure(str(tmp_path / "floats"), tmp_path / "out")
+    options = quantized.Options(str(tmp_path / "floats"), None, tmp_path / "out", 2, 4, 1, 8, [], scores=False)
+    result = quantized.measure(options)
     assert result["bytes"] == {"float": 4_014_892, "int8": 3_144_492}
     assert 0 < result["logits"]["relative error"]["value"] < 0.1
     assert len(result["velocity"]) == quantized.POINTS
