@@ -313,6 +313,14 @@ def prepare() -> Share:
     return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})
 
 
+def describe_run(share: Share) -> str:
+    """Return lines on what this process's share needs, see --dry_run."""
+    model = share.sampler.model
+    speed = measure_speed(model.compute.dtype)
+    needed = share.sampler.estimate([*share.starts.values()], share.run.settings, speed)
+    return "\n".join(format_estimate(model, needed, speed))
+
+
 def sample_share(share: Share, done: Callable[[str, Trajectory], None]) -> None:
     """Sample trajectories from their starts. ``done`` is called with each name and trajectory as soon as it ends."""
     run, starts = share.run, share.starts
@@ -376,9 +384,7 @@ def sample() -> str:
     """
     share, first = synchronize(prepare), not jax.process_index()
     if DRY_RUN.value:
-        model, speed = share.sampler.model, measure_speed(share.sampler.model.compute.dtype)
-        needed = share.sampler.estimate([*share.starts.values()], share.run.settings, speed)
-        return "\n".join(format_estimate(model, needed, speed))
+        return describe_run(share) if first else ""
     assert OUTPUT.value is not None  # ``prepare`` checks it
     folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.model.compiler)
     gallery = RunGallery(folder, ANIMATE.value)
