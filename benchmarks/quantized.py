@@ -108,11 +108,11 @@ def compare_logits(first: jax.Array, second: jax.Array, count: jax.Array) -> dic
     a, b = (np.asarray(x - x.mean(-1, keepdims=True), np.float64) for x in (first, second))
     log_p, log_q = (np.asarray(jax.nn.log_softmax(x), np.float64) for x in (first, second))
     measures = {
-        "relative error": np.linalg.norm(a - b, axis=-1) / np.linalg.norm(a, axis=-1),
+        "relative error": np.linalg.norm(a - b, axis=-1) / np.maximum(np.linalg.norm(a, axis=-1), 1e-30),
         "divergence": (np.exp(log_p) * (log_p - log_q)).sum(-1),
         "same likeliest token": a.argmax(-1) == b.argmax(-1),
     }
-    by_prompt = {name: (values * valid).sum(1) / valid.sum(1) for name, values in measures.items()}
+    by_prompt = {name: np.mean(values, axis=1, where=valid) for name, values in measures.items()}
     return {name: to_builtins(estimate([values])) for name, values in by_prompt.items()}
 
 
