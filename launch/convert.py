@@ -7,13 +7,16 @@ python launch/convert.py --source=out/run --target=BAGEL-trained --reverse --wei
 python launch/convert.py --source=bagel --check                          verify, and print the manifest
 python launch/convert.py --source=adapter --base=bagel --target=merged   a PEFT adapter, merged into a checkpoint
 python launch/convert.py --source=out/run --target=adapter --adapters    a LoRA run's adapters as a PEFT folder
+python launch/convert.py --source=BAGEL-7B-MoT --target=bagel-int8 --quantize=int8   for sampling in half the memory
 
 The source may be a training run's workdir: its newest complete step is used, with adapters merged. --dtype does not
 change the autoencoder, since the latents of a data set fit only its exact values. docs/checkpoints.md lists what
 converts.
 
 With --check and --base an adapter is compared with its base, and the line says how much it would change. Training can
-also start from an adapter and keep it apart: --config.lora.init=adapter of launch/train.py.
+also start from an adapter and keep it apart: --config.lora.init=adapter of launch/train.py. With --quantize the source
+may also be a pdgen checkpoint. An int8 checkpoint is for sampling and evaluation: neither training nor --reverse takes
+it.
 """
 
 import pathlib
@@ -37,6 +40,12 @@ from pdgen.train.export import export_checkpoint, open_weights
 SOURCE = flags.DEFINE_string("source", None, "Folder to read.", required=True)
 TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Cast the model's values to this dtype.")
+QUANTIZE = flags.DEFINE_enum(
+    "quantize",
+    None,
+    ["int8"],
+    "Round the kernels of experts, embeddings, head and ViT to 8 bits, with a scale for each output channel.",
+)
 REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAGEL folder.")
 BASE = flags.DEFINE_string(
     "base",
@@ -100,10 +109,10 @@ def merge_source() -> None:
     if not is_bagel_folder(base):
         base = export_checkpoint(base)
     if CHECK.value:
-        reject_flags(TARGET, DTYPE, WEIGHTS, REVERSE, ADAPTERS)
+        reject_flags(TARGET, DTYPE, QUANTIZE, WEIGHTS, REVERSE, ADAPTERS)
         print(f"{source}: {describe_changes(measure_adapter(source, base))}", file=sys.stderr)
         return
-    reject_flags(WEIGHTS, REVERSE, ADAPTERS)
+    reject_flags(QUANTIZE, WEIGHTS, REVERSE, ADAPTERS)
     target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     manifest, changes = merge_adapter(source, base, target, dtype=dtype, overwrite=OVERWRITE.value)
     print(f"{source}: {describe_changes(changes)}", file=sys.stderr)
@@ -112,14 +121,14 @@ def merge_source() -> None:
 
 def write_adapters() -> None:
     """Write the adapters of the source, a LoRA run, as a PEFT folder."""
-    reject_flags(BASE, DTYPE, REVERSE)
+    reject_flags(BASE, DTYPE, QUANTIZE, REVERSE)
     weights = cast(Weights, WEIGHTS.value or "raw")
     print(export_adapters(SOURCE.value, read_target(), weights, overwrite=OVERWRITE.value), file=sys.stderr)
 
 
 def check_source() -> None:
     """Verify the source and print its manifest."""
-    reject_flags(TARGET, DTYPE, ADAPTERS)
+    reject_flags(TARGET, DTYPE, QUANTIZE, ADAPTERS)
     weights = cast(Weights | None, WEIGHTS.value)
     if is_unconverted(pathlib.Path(SOURCE.value)):
         manifest = check(SOURCE.value, base=BASE.value, weights=weights)
@@ -136,12 +145,22 @@ def write_target() -> None:
     target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
     weights = cast(Weights | None, WEIGHTS.value)
     if REVERSE.value:
-        reject_flags(BASE)
+        reject_flags(BASE, QUANTIZE)
         with open_weights(SOURCE.value, weights) as source:
             manifest = to_bagel(source, target, dtype=dtype, overwrite=OVERWRITE.value)
+    elif QUANTIZE.value is not None and not is_unconverted(pathlib.Path(SOURCE.value)):
+        reject_flags(BASE)
+        with open_weights(SOURCE.value, weights) as source:
+            manifest = to_pdgen(source, target, dtype=dtype, int8=True, overwrite=OVERWRITE.value)
     else:
         manifest = to_pdgen(
-            SOURCE.value, target, base=BASE.value, weights=weights, dtype=dtype, overwrite=OVERWRITE.value
+            SOURCE.value,
+            target,
+            base=BASE.value,
+            weights=weights,
+            dtype=dtype,
+            int8=QUANTIZE.value is not None,
+            overwrite=OVERWRITE.value,
         )
     print(f"{target}: {manifest.summary()}", file=sys.stderr)
 

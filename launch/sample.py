@@ -9,6 +9,8 @@ page of all trajectories, index.html. SIGTERM or Ctrl-C ends with status 75 and 
 command samples the missing ones. With --overwrite the existing run is removed when the first new trajectory is
 finished. A branch is a separate trajectory, 000-1, in its parent's run.
 
+--dry_run prints the memory and the time that a run needs, at most, before any weight is read; nothing is written.
+
 With --distributed this is one of several processes that Slurm or Kubernetes starts. Each samples a part. If one ends
 early, all end.
 """
@@ -27,6 +29,7 @@ import jax
 import msgspec
 from absl import app, flags, logging
 
+from pdgen.checkpoints.load import describe
 from pdgen.checkpoints.shipped import PROCESS
 from pdgen.cli import fail, parse
 from pdgen.files import check_writable
@@ -34,6 +37,7 @@ from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import Stopwatch, keep_compiled
+from pdgen.sample.model import describe_model
 from pdgen.sample.runs.folder import (
     PAGE,
     RunFolderError,
@@ -48,7 +52,7 @@ from pdgen.sample.runs.folder import (
 from pdgen.sample.runs.gallery import RunGallery
 from pdgen.sample.runs.jobs import PromptError, PromptLine, SampleJob, make_jobs, read_picture, read_prompts
 from pdgen.sample.runs.layout import report_layout
-from pdgen.sample.runs.share import Share, sample_share
+from pdgen.sample.runs.share import Share, describe_share, make_share, sample_share
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import MAX_BATCH_SIZE, SampleSettings, make_base_settings
 from pdgen.sample.strategies import table as strategies
@@ -81,6 +85,9 @@ MESH = flags.DEFINE_list(
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing run.")
 ANIMATE = flags.DEFINE_bool("animate", False, "Write an animation of each trajectory too.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the memory, the bytes that a step reads and the time that the run needs, and stop."
+)
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
@@ -124,7 +131,7 @@ CRITIQUE = flags.DEFINE_string("critique", None, "The inspection at that stage."
 DRAFT = flags.DEFINE_string("draft", None, "The image at that stage, a file as for --image.")
 _BRANCH_FLAGS = ("step", "plan", "critique", "draft")
 _JOB_FLAGS = ("prompt", "prompts", "image", "samples", "strategy", "option", "advisers")
-_RUN_FLAGS = ("output", "overwrite", "distributed", "mode", *_JOB_FLAGS)
+_RUN_FLAGS = ("output", "overwrite", "distributed", "dry_run", "mode", *_JOB_FLAGS)
 
 # These flags have the names of the settings' fields. Their defaults are the mode's.
 flags.DEFINE_enum("mode", None, list(MODES), "The model's mode.")
@@ -228,14 +235,16 @@ def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
     Raises:
       ValueError: The mesh or the checkpoint is invalid.
     """
-    quick = trajectories <= _FEW
-    if MESH.value is None:
-        return Sampler.from_checkpoint(checkpoint, quick=quick)
-    try:
-        sizes = [int(size) for size in MESH.value]
-    except ValueError:
-        raise ValueError(f"--mesh={','.join(MESH.value)}: give three numbers, such as 1,1,4") from None
-    return Sampler.from_checkpoint(checkpoint, mesh=make_mesh(sizes, jax.local_devices()), quick=quick)
+    mesh = None
+    if MESH.value is not None:
+        try:
+            sizes = [int(size) for size in MESH.value]
+        except ValueError:
+            raise ValueError(f"--mesh={','.join(MESH.value)}: give three numbers, such as 1,1,4") from None
+        mesh = make_mesh(sizes, jax.local_devices())
+    if DRY_RUN.value:
+        return Sampler(describe_model(describe(checkpoint), mesh=mesh))
+    return Sampler.from_checkpoint(checkpoint, mesh=mesh, quick=trajectories <= _FEW)
 
 
 def read_jobs() -> list[SampleJob]:
@@ -255,15 +264,17 @@ def prepare() -> Share:
       ValueError: The input is invalid; any error class of pdgen.
     """
     reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
-    if not OUTPUT.value:
+    if DRY_RUN.value and STRATEGY.value:
+        raise ValueError("--dry_run counts the texts and images of a --mode; leave --strategy out")
+    if not OUTPUT.value and not DRY_RUN.value:
         raise ValueError("give --output, or --branch")
-    check_writable(OUTPUT.value)
+    if OUTPUT.value:
+        check_writable(OUTPUT.value)
     settings = read_settings(make_base_settings(flags.FLAGS["mode"].value or "process"))
     (strategy, options), jobs, endpoint = read_strategy(), read_jobs(), read_endpoint()
-    number, processes = jax.process_index(), jax.process_count()
     # Equal in all processes, and so are the bits of a trajectory.
-    share = min(MAX_BATCH_SIZE, -(-len(jobs) // processes))
-    settings = dataclasses.replace(settings, batch_size=min(BATCH.value or share, len(jobs)))
+    share_size = min(MAX_BATCH_SIZE, -(-len(jobs) // jax.process_count()))
+    settings = dataclasses.replace(settings, batch_size=min(BATCH.value or share_size, len(jobs)))
     advisers = make_endpoint_advisers(Endpoint(endpoint)) if endpoint else make_exact_advisers()
     sampler = load_sampler(CHECKPOINT.value or PROCESS, len(jobs))
     run = SampleRun(
@@ -275,18 +286,13 @@ def prepare() -> Share:
         options=options,
         advisers={name: getattr(endpoint, name) for name in ("url", "model", "parameters")} if endpoint else {},
     )
-    mine = jobs[number::processes]
-    if not mine:
-        return Share(sampler, run, advisers, {})
-    paths = dict.fromkeys(image.path for job in mine for image in job.images)
-    pictures = {path: read_picture(path) for path in paths}
-    given = [[pictures[image.path] for image in job.images] for job in mine]
-    starts = sampler.make_starts([job.prompt for job in mine], [job.seed for job in mine], settings, given)
-    if not number:
+    share = make_share(sampler, run, advisers)
+    starts = [*share.starts.values()]
+    if starts and not jax.process_index():
         report_layout(sampler.model, settings, starts)
-    if not strategy:  # a strategy has its own trajectories
+    if starts and not strategy and not DRY_RUN.value:  # a strategy has its own trajectories
         sampler.check_memory(starts, settings)
-    return Share(sampler, run, advisers, {job.name: start for job, start in zip(mine, starts)})
+    return share
 
 
 def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tuple[int, int]:
@@ -338,6 +344,8 @@ def sample() -> str:
       ValueError: The input is invalid; any error class of pdgen.
     """
     share, first = synchronize(prepare), not jax.process_index()
+    if DRY_RUN.value:
+        return describe_share(share) if first else ""
     assert OUTPUT.value is not None  # ``prepare`` checks it
     folder, jobs, watch = pathlib.Path(OUTPUT.value), share.run.jobs, Stopwatch(share.sampler.model.compiler)
     gallery = RunGallery(folder, ANIMATE.value)

@@ -55,7 +55,7 @@ def _metadata(shape: tuple[int, ...], stacked: bool, dtype: np.dtype) -> dict[st
     return {
         "shape": list(shape),
         "data_type": dtype.name,
-        "fill_value": 0.0,
+        "fill_value": 0 if dtype == np.int8 else 0.0,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*one, *file]}},
         "codecs": [{"name": "sharding_indexed", "configuration": parts}],
     }

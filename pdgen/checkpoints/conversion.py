@@ -23,6 +23,7 @@ from pdgen.checkpoints.pdgen_checkpoint import (
     verify,
     write_content,
 )
+from pdgen.checkpoints.quantized import quantize_content
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.sources.tensors import cast_dtype
 from pdgen.checkpoints.sources.weights import INDEXES, holds_weights
@@ -40,18 +41,20 @@ def to_pdgen(
     base: Path | None = None,
     weights: Weights | None = None,
     dtype: np.dtype | None = None,
+    int8: bool = False,
     overwrite: bool = False,
     log: Log = log_stderr,
 ) -> Manifest:
     """Convert a BAGEL folder, or a step folder of BAGEL's trainer, to a pdgen checkpoint.
 
     Args:
-      source: the folder.
+      source: the folder; with ``int8`` also a pdgen checkpoint.
       target: the checkpoint to write.
       base: a whole BAGEL folder, from which modules and files are taken that ``source`` lacks.
       weights: "raw" or "ema"; None: "ema" if ``source`` has both.
       dtype: float32 or bfloat16 for the model's values; None keeps the stored dtype. The autoencoder's values never
         change, since latents that it encoded would no longer match it.
+      int8: whether to round kernels to int8, see ``pdgen.models.linear``; ``dtype`` is then that of the other values.
       overwrite: whether to replace an existing checkpoint at ``target``.
       log: receives lines for the user.
 
@@ -59,14 +62,16 @@ def to_pdgen(
       CheckpointError, ConfigError, FolderError: the source is invalid or holds NaN or infinity, or the target cannot
         be written. ``target`` is then unchanged.
     """
-    source = pathlib.Path(source)
+    source, distance = pathlib.Path(source), None
     if is_checkpoint(source):
-        raise CheckpointError(f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder")
-    folder = open_bagel_folder(source, cast=dtype is not None, base=base, weights=weights)
-    for note in (*folder.notes, *folder.describe_casts(dtype)):
-        log(note)
-    content, read = folder.content(dtype), folder.reader()
-    distance = folder.distance()
+        content, read = _open_to_quantize(source, dtype, int8)
+    else:
+        folder = open_bagel_folder(source, cast=dtype is not None, base=base, weights=weights)
+        for note in (*folder.notes, *folder.describe_casts(dtype)):
+            log(note)
+        content, read, distance = folder.content(dtype), folder.reader(), folder.distance()
+    if int8:
+        content, read = quantize_content(content, read)
     if distance is not None:
         read = distance.watch(read)
     manifest = write_content(pathlib.Path(target), content, read, source=str(source), overwrite=overwrite, log=log)
@@ -78,6 +83,19 @@ def to_pdgen(
 def is_unconverted(path: pathlib.Path) -> bool:
     """Return whether ``path`` looks like a folder that ``to_pdgen`` converts."""
     return is_bagel_folder(path) or holds_weights(path)
+
+
+def _open_to_quantize(source: pathlib.Path, dtype: np.dtype | None, int8: bool) -> tuple[Content, stream.Read]:
+    """Return content and ``read`` of a pdgen checkpoint, which can only be rounded."""
+    if not int8:
+        raise CheckpointError(
+            f"{source}: is a pdgen checkpoint already; --reverse writes it as a BAGEL folder, --quantize=int8 rounds it"
+        )
+    checkpoint = open_checkpoint(source)
+    checkpoint.require_floats("it cannot be rounded again")
+    if dtype is not None:
+        raise CheckpointError(f"{source}: is a pdgen checkpoint; --dtype is for a BAGEL folder, leave it out")
+    return checkpoint.content(), checkpoint.arrays().read
 
 
 def to_bagel(
@@ -102,6 +120,7 @@ def to_bagel(
     if not is_checkpoint(source) and is_bagel_folder(source):
         raise CheckpointError(f"{source}: is a BAGEL folder, not a pdgen checkpoint; convert it without --reverse")
     checkpoint = open_checkpoint(source)
+    checkpoint.require_floats("BAGEL's code reads floats, and the rounded ones would pass for the original")
     content, arrays = checkpoint.content(), checkpoint.arrays()
     dtypes = {place.name: cast_dtype(place, stored, dtype) for place, stored, _ in content.tensors}
     tensors: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {name: {} for name in content.headers}

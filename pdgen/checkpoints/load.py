@@ -129,9 +129,27 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
     if is_step(folder):
         return _load_step(folder, mesh)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    config, params = load_checkpoint(folder, make_shardings(open_checkpoint(folder).config, mesh) if mesh else None)
-    layout = read_layout(open_checkpoint(folder).content().source_json)
+    opened = open_checkpoint(folder)
+    config, params = load_checkpoint(folder, make_shardings(opened.config, mesh, opened.int8) if mesh else None)
+    layout = read_layout(opened.content().source_json)
     return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder), layout)
+
+
+def describe(path: str | pathlib.Path, log: Log = log_stderr) -> LoadedModel:
+    """Open a model without reading its weights: shapes in place of the parameters, and no digest of a run's step.
+
+    Arguments and errors as ``load``.
+    """
+    folder = find(path, log)
+    if is_step(folder):
+        step = open_step(folder)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), step.params)
+        layout = read_layout(step.base.source_json)
+        return LoadedModel(step.base.config, shapes, step.base.tokenizer, str(folder), layout=layout)
+    opened = open_checkpoint(folder)
+    name, digest = shipped_name(folder) or str(folder), compute_digest(folder)
+    layout = read_layout(opened.content().source_json)
+    return LoadedModel(opened.config, opened.shapes(), load_tokenizer(folder / TOKENIZER), name, digest, layout)
 
 
 def load_autoencoder(path: str | pathlib.Path, log: Log = log_stderr) -> tuple[ModelConfig, Params]:
@@ -171,8 +189,8 @@ def open_step(folder: pathlib.Path, weights: Weights = "raw") -> RunStep:
     return RunStep(base, {"model": model, "autoencoder": base.autoencoder})
 
 
-def make_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """Return the shardings of all parameters on ``mesh``; the autoencoder's are replicated.
+def make_shardings(config: ModelConfig, mesh: Mesh, int8: bool = False) -> dict[str, Any]:
+    """Return the shardings of all parameters, of an int8 model or not, on ``mesh``; the autoencoder's are replicated.
 
     Raises:
       ShardingError: the tensor axis does not divide the key/value heads.
@@ -185,7 +203,7 @@ def make_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
         )
     replicated = NamedSharding(mesh, PartitionSpec())
     return {
-        "model": parameter_shardings(bagel.abstract_params(config), mesh),
+        "model": parameter_shardings(bagel.abstract_params(config, int8=int8), mesh),
         "autoencoder": jax.tree.map(lambda _: replicated, autoencoder.abstract_params(config.autoencoder)),
     }
 

@@ -9,14 +9,14 @@ import msgspec
 from pdgen.checkpoints.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-_WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2}
+_WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One PyTorch tensor.
 
     Attributes:
-      name: its name in PyTorch.
+      name: its name in PyTorch; the scales of an int8 tensor have its name and ``_scale``.
       shape: its shape.
       dtype: such as "float32".
       sha256: SHA-256 (hex) of its bytes, in C order and little endian.

@@ -1,7 +1,8 @@
 """The table between PyTorch's tensor names and pdgen's parameter tree, used in both directions.
 
 Every array of the tree is a reshaped PyTorch tensor, or the reshaped tensors of all layers, stacked on axis 0.
-Nothing is transposed, so a row of an array is a range of bytes of a tensor.
+Nothing is transposed, so a row of an array is a range of bytes of a tensor. An int8 checkpoint also has the scales of
+its int8 kernels, under the name and path of the kernel with the suffix ``_scale`` (see ``pdgen.models.linear``).
 
 Axis legend (a rule's ``axes``; PyTorch has one axis for the axes in brackets):
   language model  L layers, D width, F intermediate, H heads, K key/value heads, h head size, V vocabulary
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pdgen.config import AutoencoderConfig, ModelConfig
+from pdgen.models.linear import may_be_int8, scale_name
 
 PARTS = ("model", "autoencoder")
 
@@ -43,6 +45,11 @@ class Rule:
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The letters of each of PyTorch's axes."""
         return tuple(tuple((one or several).split()) for several, one in re.findall(r"\(([^)]*)\)|(\w)", self.axes))
+
+    def scale(self) -> "Rule":
+        """Return the rule of the scales of an int8 kernel, one for each output channel."""
+        outputs = re.findall(r"\([^)]*\)|\w", self.axes)[0]
+        return Rule(scale_name(self.name), scale_name(self.path), outputs)
 
     def pattern(self) -> re.Pattern[str]:
         """Return a pattern of this rule's names; group 1, if any, is the layer's number without leading zeros."""
@@ -112,6 +119,9 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+INT8_SCALES = tuple(rule.scale() for rule in RULES if may_be_int8(rule.path))
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """The place of one PyTorch tensor in the tree.
@@ -155,9 +165,9 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def _model_places(config: ModelConfig) -> Iterator[Place]:
+def _model_places(config: ModelConfig, rules: Iterable[Rule]) -> Iterator[Place]:
     sizes = axis_sizes(config)
-    for rule in RULES:
+    for rule in rules:
         shape = tuple(math.prod(sizes[letter] for letter in group) for group in rule.groups)
         slot = tuple(sizes[letter] for group in rule.groups for letter in group)
         path = f"model/{rule.path}"
@@ -240,11 +250,15 @@ def autoencoder_places(config: AutoencoderConfig) -> dict[str, Place]:
     }
 
 
-def places(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, Place]:
-    """Return the place of every PyTorch tensor of a checkpoint with these sizes, by name."""
+def places(config: ModelConfig, parts: Sequence[str] = PARTS, int8: bool = False) -> dict[str, Place]:
+    """Return the place of every PyTorch tensor of a checkpoint with these sizes, by name.
+
+    With ``int8``, also of the scales of an int8 checkpoint.
+    """
     result = {}
     if "model" in parts:
-        result |= {place.name: place for place in _model_places(config)}
+        rules = (*RULES, *INT8_SCALES) if int8 else RULES
+        result |= {place.name: place for place in _model_places(config, rules)}
     if "autoencoder" in parts:
         result |= autoencoder_places(config.autoencoder)
     return result
@@ -269,6 +283,6 @@ def stacked_shapes(found: Iterable[Place]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def array_shapes(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
+def array_shapes(config: ModelConfig, parts: Sequence[str] = PARTS, int8: bool = False) -> dict[str, tuple[int, ...]]:
     """Return the shape of every array of the tree by path, such as [V, D] for ``model/language/embed/embedding``."""
-    return stacked_shapes(places(config, parts).values())
+    return stacked_shapes(places(config, parts, int8).values())

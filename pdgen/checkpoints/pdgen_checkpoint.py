@@ -11,7 +11,7 @@ import dataclasses
 import math
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,10 +29,13 @@ from pdgen.checkpoints.safetensors_file import DTYPES
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, new_folder, sha256
 from pdgen.messages import Fault, describe_faults, name_some
+from pdgen.models.linear import may_be_int8
 
 PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
 TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
-_DTYPES: dict[str, np.dtype] = {dtype.name: dtype for dtype in DTYPES.values()}
+_INT8 = np.dtype(np.int8)
+_FLOATS: dict[str, np.dtype] = {dtype.name: dtype for dtype in DTYPES.values()}
+_DTYPES = _FLOATS | {_INT8.name: _INT8}
 
 Params = dict[str, Any]
 
@@ -60,6 +63,11 @@ class Content:
     def nbytes(self) -> int:
         """Size of all values in bytes."""
         return sum(math.prod(place.shape) * dtype.itemsize for place, dtype, _ in self.tensors)
+
+    @property
+    def int8(self) -> bool:
+        """Whether kernels are int8, see ``pdgen.models.linear``."""
+        return any(dtype == _INT8 for _, dtype, _ in self.tensors)
 
     def jobs(self) -> list[tuple[Place, np.dtype, int]]:
         """Return the tensors for ``stream.move``; a block is one file of an array."""
@@ -103,7 +111,7 @@ def write_content(
       FolderError: see ``pdgen.files.new_folder``.
       Exception: any error of ``read``.
     """
-    shapes = array_shapes(content.config)
+    shapes = array_shapes(content.config, int8=content.int8)
     leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
     files = content.files()
     with new_folder(
@@ -208,8 +216,8 @@ def _check_leaves(path: str, config: ModelConfig, flat: Mapping[str, Any]) -> No
         elif leaf.shape != shapes[name]:
             text = f"array {name} is {list(leaf.shape)}, expected {list(shapes[name])}"
             faults.append(Fault("of another shape", name, text))
-        elif np.dtype(leaf.dtype) not in _DTYPES.values():
-            text = f"array {name} is {leaf.dtype}; supported are {', '.join(_DTYPES)}"
+        elif np.dtype(leaf.dtype) not in _FLOATS.values():
+            text = f"array {name} is {leaf.dtype}; supported are {', '.join(_FLOATS)}"
             faults.append(Fault("of another dtype", name, text))
         elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             text = f"array {name} lies on devices of several processes"
@@ -226,19 +234,36 @@ class Checkpoint:
     config: ModelConfig
     manifest: Manifest
 
+    @property
+    def int8(self) -> bool:
+        """Whether kernels are int8, see ``pdgen.models.linear``."""
+        return any(tensor.dtype == _INT8.name for tensor in self.manifest.tensors)
+
+    def require_floats(self, why: str) -> None:
+        """Raise CheckpointError with the reason ``why`` if the checkpoint is int8."""
+        if self.int8:
+            raise CheckpointError(f"{self.path}: is an int8 checkpoint; {why}; take the one that it was made from")
+
     def _files(self, folder: str) -> dict[str, bytes]:
         names = [name for name in self.manifest.files if name.startswith(f"{folder}/")]
         return {name.removeprefix(f"{folder}/"): (self.path / name).read_bytes() for name in names}
 
     def content(self) -> Content:
         """Read everything except the values."""
-        where = places(self.config)
+        where = places(self.config, int8=self.int8)
         tensors = [(where[t.name], _DTYPES[t.dtype], t.file) for t in self.manifest.tensors]
         return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
 
+    def shapes(self) -> Params:
+        """Return the parameters' tree of ``jax.ShapeDtypeStruct``."""
+        dtypes = {place.path: dtype for place, dtype, _ in self.content().tensors}
+        wanted = array_shapes(self.config, int8=self.int8)
+        flat = {path: jax.ShapeDtypeStruct(shape, dtypes[path]) for path, shape in wanted.items()}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
     def arrays(self) -> Arrays:
         """Open the arrays. Raises CheckpointError that names missing or misshapen ones."""
-        shapes = array_shapes(self.config)
+        shapes = array_shapes(self.config, int8=self.int8)
         leaves = {p.path: (shapes[p.path], dtype) for p, dtype, _ in self.content().tensors}
         return open_arrays(self.path / PARAMS, leaves)
 
@@ -263,15 +288,22 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     if faults:
         raise CheckpointError(f"{path}: {name_some(faults, '; ')}; convert again")
     config = model_config.from_json((path / CONFIG).read_text(), str(path / CONFIG))
-    expected = {name: place.shape for name, place in places(config).items()}
+    checkpoint = Checkpoint(path, config, manifest)
+    where = places(config, int8=checkpoint.int8)
     found = {tensor.name: tensor.shape for tensor in manifest.tensors}
     if (
-        found != expected
-        or len(manifest.tensors) != len(expected)
-        or any(t.dtype not in _DTYPES for t in manifest.tensors)
+        found != {name: place.shape for name, place in where.items()}
+        or len(manifest.tensors) != len(where)
+        or any(t.dtype not in _dtypes(where[t.name], checkpoint.int8) for t in manifest.tensors)
     ):
         raise CheckpointError(f"{path}: {MANIFEST} does not fit {CONFIG}; convert again")
-    return Checkpoint(path, config, manifest)
+    return checkpoint
+
+
+def _dtypes(place: Place, int8: bool) -> Collection[str]:
+    """Return the dtypes that a tensor may have in a checkpoint that is int8 or not."""
+    part, _, path = place.path.partition("/")
+    return (_INT8.name,) if int8 and part == "model" and may_be_int8(path) else _FLOATS
 
 
 def verify(path: str | pathlib.Path) -> Manifest:
@@ -317,7 +349,7 @@ def load_checkpoint(
         structure.
     """
     checkpoint = open_checkpoint(path)
-    wanted = array_shapes(checkpoint.config, parts)
+    wanted = array_shapes(checkpoint.config, parts, checkpoint.int8)
     dtypes = {place.path: dtype for place, dtype, _ in checkpoint.content().tensors}
     if shardings is None:
         default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -25,9 +25,10 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import mot, parameters, vision
 from pdgen.models.attention import Intervals
 from pdgen.models.embeddings import sincos_table, timestep_features
+from pdgen.models.linear import apply_kernel, look_up, quantize_spec
 from pdgen.models.mot import Order, Streams
 from pdgen.sequence.layout import Pack
-from pdgen.sharding import out_spec, place
+from pdgen.sharding import out_spec
 
 FIXED_TABLES = ("vit_position", "latent_position")
 
@@ -89,21 +90,19 @@ def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> di
     return nn.unbox(model.init(key, method="declare")["params"])
 
 
-def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> Any:
-    """Return shapes and logical axes of all parameters and allocate none (``jax.eval_shape``).
+def abstract_params(config: ModelConfig, dtype: Any = jnp.float32, int8: bool = False) -> Any:
+    """Return shapes and logical axes of all parameters and allocate none.
 
     Leaves are ``nn.LogicallyPartitioned`` boxes of ``ShapeDtypeStruct``; ``nn.unbox`` strips the boxes and
-    ``sharding.parameter_specs`` reads them.
+    ``sharding.parameter_specs`` reads them. With ``int8`` they are those of an int8 checkpoint, see ``linear``.
     """
-    model = Bagel(config, ComputeConfig(param_dtype=jnp.dtype(dtype).name))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), method="declare"))["params"]
+    declared = quantize_spec(spec(config)) if int8 else spec(config)
+    return parameters.abstract(declared, dtype)
 
 
 def embed_text(compute: ComputeConfig, params: dict[str, Any], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Look up token embeddings, in the compute dtype."""
-    # On a mesh the whole table is gathered first: a lookup in a split table makes XLA replicate the activations.
-    table = place(params["language"]["embed"]["embedding"].astype(compute.dtype), None, None)
-    return table.at[ids].get(out_sharding=out_spec("batch", None, None))
+    return look_up(params["language"]["embed"], ids, compute.dtype)
 
 
 def embed_vit(
@@ -149,9 +148,8 @@ def embed_latents(
 def logits(params: dict[str, Any], hidden: Float[Array, "B T D"]) -> Float[Array, "B T N"]:
     """Return the language head's logits of normalised hidden states, float32."""
     # Products of bfloat16 values, summed in float32: a softmax over 152,064 needs more than bfloat16's 8 bits.
-    kernel = params["language"]["head"]["kernel"].astype(hidden.dtype)
     spec = out_spec("batch", None, "vocab")
-    return jnp.einsum("btd,nd->btn", hidden, kernel, preferred_element_type=jnp.float32, out_sharding=spec)
+    return apply_kernel(params["language"]["head"], "btd,nd->btn", hidden, spec, jnp.float32)
 
 
 def velocity(params: dict[str, Any], hidden: Float[Array, "B G D"]) -> Float[Array, "B G C"]:
@@ -205,8 +203,7 @@ def encode_pack(
 
 def _dense(p: dict[str, Array], x: Array) -> Array:
     """Return W x + b in x's dtype."""
-    kernel, bias = p["kernel"].astype(x.dtype), p["bias"].astype(x.dtype)
-    return jnp.einsum("bsd,nd->bsn", x, kernel, out_sharding=out_spec("batch", None, None)) + bias
+    return apply_kernel(p, "bsd,nd->bsn", x, out_spec("batch", None, None)) + p["bias"].astype(x.dtype)
 
 
 def _fixed(params: dict[str, Any], name: str, positions: Array) -> Array:

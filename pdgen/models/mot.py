@@ -27,6 +27,7 @@ from pdgen.config import ComputeConfig, LanguageConfig
 from pdgen.models import lora, parameters
 from pdgen.models.attention import Intervals, KeysValues, Part, run_attention
 from pdgen.models.embeddings import rms_norm, rotary_angles, rotate
+from pdgen.models.linear import apply_kernel, cast_layer
 from pdgen.models.vision import compute_remat
 from pdgen.sharding import map_shards, out_spec
 
@@ -171,8 +172,7 @@ def _run_layer(
     dtype = next(iter(present.values())).dtype
     # Parameters may be stored in float32. Merging adapters and casting inside the scan need memory for one layer's copy
     # only.
-    merged = lora.merge_attached({name: layer.params[name] for name in present})
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), merged)
+    params = cast_layer(lora.merge_attached({name: layer.params[name] for name in present}), dtype)
 
     # Each expert projects its own tokens. From here to the split they are one sequence.
     projected = [_project(config, params[name], x) for name, x in present.items()]
@@ -202,7 +202,7 @@ def _project(config: LanguageConfig, p: dict, x: Array) -> _Heads:
 def _linear_heads(p: dict, y: Array, axis: str) -> Array:
     """Map [B, S, D] to [B, S, heads, h]; ``axis`` is the logical name of the heads."""
     spec = out_spec("batch", None, axis, None)
-    return jnp.einsum("bsd,nhd->bsnh", y, p["kernel"], out_sharding=spec) + p["bias"]
+    return apply_kernel(p, "bsd,nhd->bsnh", y, spec) + p["bias"]
 
 
 def _attend_on_mesh(
@@ -247,11 +247,11 @@ def _attend_shard(
 def _add_to_residual(config: LanguageConfig, p: dict, x: Array, mixed: Array) -> Array:
     """Add one expert's output projection of attention's result, then its gated MLP, to the residual stream."""
     rows, wide = out_spec("batch", None, None), out_spec("batch", None, "mlp")
-    x += jnp.einsum("bsnh,dnh->bsd", mixed, p["attention"]["o"]["kernel"], out_sharding=rows)
+    x += apply_kernel(p["attention"]["o"], "bsnh,dnh->bsd", mixed, rows)
     y = rms_norm(x, p["post_norm"]["scale"], config.rms_norm_eps)
-    gate = jnp.einsum("bsd,fd->bsf", y, p["mlp"]["gate"]["kernel"], out_sharding=wide)
-    up = jnp.einsum("bsd,fd->bsf", y, p["mlp"]["up"]["kernel"], out_sharding=wide)
-    return x + jnp.einsum("bsf,df->bsd", jax.nn.silu(gate) * up, p["mlp"]["down"]["kernel"], out_sharding=rows)
+    gate = apply_kernel(p["mlp"]["gate"], "bsd,fd->bsf", y, wide)
+    up = apply_kernel(p["mlp"]["up"], "bsd,fd->bsf", y, wide)
+    return x + apply_kernel(p["mlp"]["down"], "bsf,df->bsd", jax.nn.silu(gate) * up, rows)
 
 
 @jax.custom_vjp

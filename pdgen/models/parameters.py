@@ -27,6 +27,7 @@ class Leaf:
       init: fills it.
       inputs: number of last axes that a linear map sums over; 0 if it is not a kernel.
       stacked: whether the first axis counts layers.
+      dtype: its dtype; None: that of the whole tree.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Leaf:
     init: Initializer
     inputs: int = 0
     stacked: bool = False
+    dtype: Any = None
 
 
 # Nested: every value is a leaf or again a Spec. Runtime type checks cannot follow a recursive type.
@@ -82,9 +84,19 @@ def stack_layers(spec: Spec, layers: int) -> Spec:
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             return jax.vmap(lambda k: leaf.init(k, shape[1:], dtype))(jax.random.split(key, layers))
 
-        return Leaf((layers, *leaf.shape), (None, *leaf.names), init, leaf.inputs, stacked=True)
+        return Leaf((layers, *leaf.shape), (None, *leaf.names), init, leaf.inputs, stacked=True, dtype=leaf.dtype)
 
     return {n: stack(child) if isinstance(child, Leaf) else stack_layers(child, layers) for n, child in spec.items()}
+
+
+def abstract(spec: Spec, dtype: Any) -> dict[str, Any]:
+    """Return the tree that ``Parameters`` declares with shapes for arrays, in boxes with their logical axes."""
+    return {
+        name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(child.shape, child.dtype or dtype), child.names)
+        if isinstance(child, Leaf)
+        else abstract(child, dtype)
+        for name, child in spec.items()
+    }
 
 
 class Parameters(nn.Module):
@@ -96,9 +108,10 @@ class Parameters(nn.Module):
     @nn.compact
     def __call__(self) -> dict[str, Any]:
         """Return the tree of declared parameters."""
-        return {
-            name: self.param(name, nn.with_logical_partitioning(child.init, child.names), child.shape, self.dtype)
-            if isinstance(child, Leaf)
-            else Parameters(child, self.dtype, name=name)()
-            for name, child in self.spec.items()
-        }
+        return {name: self._declare(name, child) for name, child in self.spec.items()}
+
+    def _declare(self, name: str, child: Leaf | Spec) -> Any:
+        if not isinstance(child, Leaf):
+            return Parameters(child, self.dtype, name=name)()
+        fill = nn.with_logical_partitioning(child.init, child.names)
+        return self.param(name, fill, child.shape, child.dtype or self.dtype)

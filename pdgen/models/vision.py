@@ -18,6 +18,7 @@ from pdgen.config import ComputeConfig, VisionConfig
 from pdgen.models import parameters
 from pdgen.models.attention import ATTENTION, Intervals, Part, run_attention
 from pdgen.models.embeddings import layer_norm
+from pdgen.models.linear import apply_kernel, cast_layer
 from pdgen.sharding import map_shards, out_spec
 
 
@@ -71,9 +72,8 @@ def encode(
       Hidden states after the final layer norm, in the compute dtype.
     """
     dtype = jnp.dtype(compute.dtype)
-    kernel, bias = (params["patch_embedding"][name].astype(dtype) for name in ("kernel", "bias"))
-    rows = out_spec("batch", None, None)
-    x = jnp.einsum("bvp,cp->bvc", patches.astype(dtype), kernel, out_sharding=rows) + bias
+    embedding, rows = params["patch_embedding"], out_spec("batch", None, None)
+    x = apply_kernel(embedding, "bvp,cp->bvc", patches.astype(dtype), rows) + embedding["bias"].astype(dtype)
     x += params["position_embedding"]["embedding"].astype(dtype).at[positions].get(out_sharding=rows)
     body = functools.partial(_run_layer, config, compute, image)
     x, _ = jax.lax.scan(compute_remat(compute, body), x, params["layers"])
@@ -104,23 +104,20 @@ def compute_remat(compute: ComputeConfig, body: Any) -> Any:
 
 def _run_layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Array, p: dict) -> tuple:
     """Run one pre-norm layer: attention, then the MLP."""
-    p = jax.tree.map(lambda leaf: leaf.astype(x.dtype), p)
+    p = cast_layer(p, x.dtype)
     rows, heads = out_spec("batch", None, None), out_spec("batch", None, "heads", None)
     y = layer_norm(x, **p["norm1"], eps=config.layer_norm_eps)
-    q, k, v = (
-        jnp.einsum("bvc,nhc->bvnh", y, p["attention"][n]["kernel"], out_sharding=heads) + p["attention"][n]["bias"]
-        for n in "qkv"
-    )
+    q, k, v = (apply_kernel(p["attention"][n], "bvc,nhc->bvnh", y, heads) + p["attention"][n]["bias"] for n in "qkv")
     names = ("batch", None, "heads", None)
     interval = (("batch", None), ("batch", None))
     attend = map_shards(functools.partial(_attend_images, compute), (names, names, names, interval), names)
     mixed = attend(q, k, v, image)
-    x += jnp.einsum("bvnh,cnh->bvc", mixed, p["attention"]["o"]["kernel"], out_sharding=rows)
+    x += apply_kernel(p["attention"]["o"], "bvnh,cnh->bvc", mixed, rows)
     x += p["attention"]["o"]["bias"]
     y = layer_norm(x, **p["norm2"], eps=config.layer_norm_eps)
-    y = jnp.einsum("bvc,fc->bvf", y, p["mlp"]["fc1"]["kernel"], out_sharding=out_spec("batch", None, "mlp"))
+    y = apply_kernel(p["mlp"]["fc1"], "bvc,fc->bvf", y, out_spec("batch", None, "mlp"))
     y = jax.nn.gelu(y + p["mlp"]["fc1"]["bias"], approximate=True)
-    y = jnp.einsum("bvf,cf->bvc", y, p["mlp"]["fc2"]["kernel"], out_sharding=rows) + p["mlp"]["fc2"]["bias"]
+    y = apply_kernel(p["mlp"]["fc2"], "bvf,cf->bvc", y, rows) + p["mlp"]["fc2"]["bias"]
     return x + y, None
 
 

@@ -81,7 +81,7 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
     Raises:
       SampleError: they do not fit; the message names a number of images that would.
     """
-    needed, free = _count_bytes(model, settings, starts, slots), _measure_free_bytes(model)
+    needed, free = count_context_bytes(model, settings, starts, slots), measure_free_bytes(model)
     if needed <= free:
         return compute_capacity(model, settings, starts)
     fitting = 0
@@ -90,7 +90,7 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
         while fitting + 1 < most:  # bisection: the need grows with max_images
             middle = (fitting + most) // 2
             smaller = dataclasses.replace(settings, max_images=middle)
-            fits = _count_bytes(model, smaller, starts, slots) <= free
+            fits = count_context_bytes(model, smaller, starts, slots) <= free
             fitting, most = (middle, most) if fits else (fitting, middle)
     remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
     raise SampleError(
@@ -100,15 +100,19 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
     )
 
 
-def _count_bytes(model: Model, settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> int:
+def count_context_bytes(model: Model, settings: SampleSettings, starts: Sequence[Trajectory], slots: int) -> int:
     """Count the bytes of one device's part of all contexts, which are split by row and by key/value head."""
+    devices, tokens = model.mesh.size if model.mesh else 1, sum(compute_capacity(model, settings, starts))
+    return (slots + settings.batch_size) * tokens * count_token_bytes(model) // devices
+
+
+def count_token_bytes(model: Model) -> int:
+    """Count the bytes of the keys and values of one token."""
     language, itemsize = model.config.language, jnp.dtype(model.compute.dtype).itemsize
-    token = 2 * language.num_layers * language.num_kv_heads * language.head_dim * itemsize
-    devices = model.mesh.size if model.mesh else 1
-    return (slots + settings.batch_size) * sum(compute_capacity(model, settings, starts)) * token // devices
+    return 2 * language.num_layers * language.num_kv_heads * language.head_dim * itemsize
 
 
-def _measure_free_bytes(model: Model) -> int:
+def measure_free_bytes(model: Model) -> int:
     """Return the bytes that are free on each of this process's devices; CPU devices share the machine's memory."""
     devices = model.mesh.local_devices if model.mesh else jax.local_devices()[:1]
     stats = [device.memory_stats() for device in devices]

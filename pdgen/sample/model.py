@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from pdgen.checkpoints.load import LoadedModel, make_shardings
 from pdgen.checkpoints.runs.layout import TrainingLayout
 from pdgen.config import ComputeConfig, ModelConfig
+from pdgen.models.linear import is_int8
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.text import Grammar
 from pdgen.sequence.grammar import Automaton, build_automaton
@@ -81,18 +82,28 @@ def make_model(
     """Put a loaded checkpoint on the devices and build its grammar.
 
     Args:
-      compute: dtype and tiles; by default the dtype that the parameters are stored in.
+      compute: dtype and tiles; by default the dtype that the parameters are stored in (that of an int8 model's norms).
       mesh: splits parameters and rows; None = one device.
       quick: compile faster, to code that runs slower, for a few trajectories on a CPU; see ``Compiler``.
 
     Raises:
       ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
     """
+    params, int8 = loaded.params, is_int8(loaded.params["model"])
+    placed = jax.device_put(params, make_shardings(loaded.config, mesh, int8) if mesh else None)
+    return describe_model(loaded._replace(params=placed), compute, mesh, quick)
+
+
+def describe_model(
+    loaded: LoadedModel, compute: ComputeConfig | None = None, mesh: Mesh | None = None, quick: bool = False
+) -> Model:
+    """Return the model with its parameters as they are, which may be shapes; arguments as ``make_model``."""
     config, params, tokenizer, name, digest, layout = loaded
-    stored = params["model"]["language"]["head"]["kernel"].dtype.name
+    language, int8 = params["model"]["language"], is_int8(params["model"])
+    stored = (language["norm"]["und"]["scale"] if int8 else language["head"]["kernel"]).dtype.name
     return Model(
         config=config,
-        params=jax.device_put(params, make_shardings(config, mesh) if mesh else None),
+        params=params,
         tokenizer=tokenizer,
         compute=compute or ComputeConfig(dtype=stored),
         automaton=build_automaton(tokenizer, config.language.vocab_size),

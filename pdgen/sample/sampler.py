@@ -17,6 +17,7 @@ from pdgen.checkpoints.load import load
 from pdgen.config import ComputeConfig
 from pdgen.sample.batch import Event, Review, TrajectoryBatch
 from pdgen.sample.capacity import check_memory
+from pdgen.sample.estimate import Estimate, Speed, estimate_run
 from pdgen.sample.image import check_size
 from pdgen.sample.model import Model, make_model
 from pdgen.sample.settings import MAX_BATCH_SIZE, SampleError, SampleSettings, unflatten_settings
@@ -186,6 +187,11 @@ class Sampler:
         """Raise SampleError where the contexts of trajectories that are resumed together exceed the memory."""
         self._size_batch(starts, settings)
 
+    def estimate(self, starts: Sequence[Trajectory], settings: SampleSettings, speed: Speed) -> Estimate:
+        """Estimate memory and time of trajectories that are resumed together; the parameters may be shapes."""
+        settings, slots = self._choose_slots(settings, len(starts))
+        return estimate_run(self.model, settings, starts, slots, speed)
+
     def make_batch(
         self, starts: Sequence[Trajectory], settings: SampleSettings = _DEFAULTS, progress: Log = _ignore
     ) -> TrajectoryBatch:
@@ -227,10 +233,14 @@ class Sampler:
         self, starts: Sequence[Trajectory], settings: SampleSettings
     ) -> tuple[SampleSettings, int, tuple[int, int]]:
         """Return resolved settings, number of slots and capacity for a run. Raises SampleError for too little room."""
-        settings = self.resolve_batch_size(settings, len(starts))
-        # Twice as many slots as rows in a call, so that a call is seldom half empty.
-        size = settings.batch_size * (1 if len(starts) <= settings.batch_size else 2)
+        settings, size = self._choose_slots(settings, len(starts))
         return settings, size, check_memory(self.model, settings, starts, size)
+
+    def _choose_slots(self, settings: SampleSettings, rows: int) -> tuple[SampleSettings, int]:
+        """Return resolved settings and the number of slots."""
+        settings = self.resolve_batch_size(settings, rows)
+        # Twice as many slots as rows in a call, so that a call is seldom half empty.
+        return settings, settings.batch_size * (1 if rows <= settings.batch_size else 2)
 
     def _run(
         self,

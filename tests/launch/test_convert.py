@@ -94,6 +94,9 @@ def refused(done, line):
         ([], ".*--source.*must have a value other than None.*"),
         (["--source={folder}"], "--target is missing; name the folder to write"),
         (["--source={folder}", "--target=x", "--dtype=int8"], ".*--dtype=int8.*<float32.bfloat16>.*"),
+        (["--source={folder}", "--target=x", "--quantize=int4"], ".*--quantize=int4.*<int8>.*"),
+        (["--source={folder}", "--target=x", "--quantize=int8", "--reverse"], "--quantize: does nothing with this .*"),
+        (["--source={folder}", "--check", "--quantize=int8"], "--quantize: does nothing with this --source .*"),
         (["--source={folder}", "--target=x", "--unknown"], ".*Unknown command line flag 'unknown'.*"),
         (["--source={folder}", "x"], "x is no flag; write --flag=value"),
         (["--source={folder}", "--check", "--target=x"], "--target: does nothing with this --source .*"),
@@ -148,6 +151,18 @@ runpy.run_path({str(ROOT / "launch" / "convert.py")!r}, run_name="__main__")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, env=environment)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int8(folder, converted, tmp_path):
+    target = tmp_path / "int8"
+    done = run(f"--source={converted}", f"--target={target}", "--quantize=int8")
+    assert done.returncode == 0, done.stderr
+    # 295,936 values of kernels and embeddings in a byte each instead of four, and 4,352 scales of four bytes
+    assert done.stderr.endswith("315 tensors, 1,008,075 values, 3,144,492 bytes\n")
+    assert run(f"--source={target}", "--check").returncode == 0
+    line = ".*/int8: is an int8 checkpoint; BAGEL's code reads floats, .*; take the one that it was made from"
+    refused(run(f"--source={target}", f"--target={tmp_path / 'back'}", "--reverse"), line)
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
 
 def test_cast_and_overwrite(folder, tmp_path):

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 import pytest
 
+from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.runs.workdir import EXPORT
 from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
+from pdgen.flow.denoise import ImageSettings
+from pdgen.models.linear import is_int8
 from pdgen.sample.sampler import Sampler
-from pdgen.sample.settings import SampleError
+from pdgen.sample.settings import SampleError, make_base_settings
 from tests.sample.conftest import NANO, SETTINGS
 
 
@@ -23,6 +26,19 @@ def test_a_converted_checkpoint(sampler, checkpoint):
     assert (sampler.model.config, sampler.model.name) == (config, str(checkpoint))
     jax.tree.map(np.testing.assert_array_equal, sampler.model.params, params)
     assert sampler.model.tokenizer.files[0].read_bytes() == (NANO / "tokenizer.json").read_bytes()
+
+
+def test_an_int8_checkpoint(sampler, checkpoint, tmp_path):
+    """It draws with the dtype of its norms, and nearly the picture of the float checkpoint."""
+    to_pdgen(checkpoint, tmp_path / "int8", int8=True)
+    small = Sampler.from_checkpoint(tmp_path / "int8")
+    assert small.model.compute.dtype == sampler.model.compute.dtype == "float32"
+    assert is_int8(small.model.params["model"]) and not is_int8(sampler.model.params["model"])
+    assert small.model.digest != sampler.model.digest
+    settings = make_base_settings("single_pass", image=ImageSettings(num_timesteps=4), batch_size=1)
+    drawn = [one(["a red circle"], [3], settings)[0].images[0] for one in (sampler, small)]
+    difference = np.abs(np.asarray(drawn[0], int) - np.asarray(drawn[1], int))
+    assert 0 < difference.mean() < 8
 
 
 def test_the_export_of_a_training_run(checkpoint, tmp_path):

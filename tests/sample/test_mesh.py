@@ -58,7 +58,7 @@ def check_bytes(sampler, count):
     arrays = (state.full.k, state.full.v, state.texts.k, state.texts.v)
     held = [array.addressable_shards[0].data.nbytes for array in arrays]
     assert sum(held) * count == sum(array.nbytes for array in arrays)
-    assert capacities._count_bytes(sampler.model, settings, starts, slots=8) == 2 * sum(held)
+    assert capacities.count_context_bytes(sampler.model, settings, starts, slots=8) == 2 * sum(held)
 
 
 def test_a_mesh_that_would_cut_key_value_heads_is_refused(checkpoint, sampler):

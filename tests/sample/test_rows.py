@@ -175,7 +175,7 @@ def test_a_refusal_for_want_of_room_says_what_would_fit(sampler, monkeypatch):
     """The number it names fits, and one more does not."""
     settings = dataclasses.replace(SETTINGS, max_images=200, batch_size=2)
     starts = sampler.make_starts(["a"], settings=settings)
-    monkeypatch.setattr(capacities, "_measure_free_bytes", lambda model: 100_000_000)
+    monkeypatch.setattr(capacities, "measure_free_bytes", lambda model: 100_000_000)
     with pytest.raises(SampleError, match=r"no room: the contexts of 2 trajectories .* max_images=\d+ would fit") as no:
         capacities.check_memory(sampler.model, settings, starts, 2)
     fitting = int(str(no.value).split("max_images=")[1].split(" ")[0])
@@ -199,16 +199,16 @@ def test_free_memory_is_that_of_the_fullest_device(sampler, monkeypatch):
     devices = [Accelerator(10), Accelerator(300)]
     monkeypatch.setattr(Mesh, "local_devices", devices)
     split = dataclasses.replace(sampler.model, mesh=make_mesh((2, 1, 1), jax.devices()[:2]))
-    assert capacities._measure_free_bytes(split) == 700
+    assert capacities.measure_free_bytes(split) == 700
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert capacities._measure_free_bytes(sampler.model) == 990  # the first alone is used
+    assert capacities.measure_free_bytes(sampler.model) == 990  # the first alone is used
 
 
 def test_cpus_of_one_machine_share_what_is_available(sampler, monkeypatch):
     monkeypatch.setattr(capacities, "_read_available_bytes", lambda: 1001)
     mesh = make_mesh((2, 1, 2), jax.devices()[:4])
     models = [dataclasses.replace(sampler.model, mesh=mesh) for mesh in (None, mesh)]
-    assert [capacities._measure_free_bytes(model) for model in models] == [1001, 250]
+    assert [capacities.measure_free_bytes(model) for model in models] == [1001, 250]
 
 
 def test_available_memory_is_not_all_memory(tmp_path):

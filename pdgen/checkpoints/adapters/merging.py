@@ -121,6 +121,7 @@ def _open_base(base: pathlib.Path, cast: bool, log: Log) -> tuple[Content, strea
             log(note)
         return folder.content(), folder.reader()
     checkpoint = open_checkpoint(base)
+    checkpoint.require_floats("adapters change weights by less than int8 can hold")
     read, stated = checkpoint.arrays().read, {t.name: t.sha256 for t in checkpoint.manifest.tensors}
     digests = {name: hashlib.sha256() for name in stated}
 

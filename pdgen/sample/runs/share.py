@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from pdgen.files import Log
+from pdgen.sample.estimate import format_estimate, measure_speed
 from pdgen.sample.runs.folder import SampleRun
+from pdgen.sample.runs.jobs import read_picture
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.strategies import table as strategies
 from pdgen.sequence.trajectory import Trajectory
@@ -25,6 +29,29 @@ class Share(NamedTuple):
     run: SampleRun
     advisers: Advisers
     starts: dict[str, Trajectory]
+
+
+def make_share(sampler: Sampler, run: SampleRun, advisers: Advisers) -> Share:
+    """Read the given images of this process's jobs and return its share of the run.
+
+    Raises:
+      PromptError, SampleError: a given image cannot be read, or a job cannot be sampled with the run's settings.
+    """
+    jobs = run.jobs[jax.process_index() :: jax.process_count()]
+    if not jobs:
+        return Share(sampler, run, advisers, {})
+    pictures = {path: read_picture(path) for path in dict.fromkeys(image.path for job in jobs for image in job.images)}
+    given = [[pictures[image.path] for image in job.images] for job in jobs]
+    starts = sampler.make_starts([job.prompt for job in jobs], [job.seed for job in jobs], run.settings, given)
+    return Share(sampler, run, advisers, {job.name: start for job, start in zip(jobs, starts)})
+
+
+def describe_share(share: Share) -> str:
+    """Return lines that say what memory and time the share needs at most; the model's parameters may be shapes."""
+    model = share.sampler.model
+    speed = measure_speed(model.compute.dtype)
+    needed = share.sampler.estimate([*share.starts.values()], share.run.settings, speed)
+    return "\n".join(format_estimate(model, needed, speed))
 
 
 def sample_share(share: Share, log: Log, done: Callable[[str, Trajectory], None]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pdgen.checkpoints.pdgen_checkpoint import open_checkpoint
+from pdgen.checkpoints.runs.base import open_init
 from pdgen.config import ModelConfig, get_preset
 from pdgen.sequence.layout import Budgets, Pack, pack_shapes
 from pdgen.sharding import RULES
@@ -64,7 +64,7 @@ class CompiledStep:
 
 def read_model_config(run: RunConfig) -> ModelConfig:
     """Return the sizes of the run's model: the preset's, or if ``model`` is "", those of the ``init`` checkpoint."""
-    return get_preset(run.model) if run.model else open_checkpoint(run.init).config
+    return get_preset(run.model) if run.model else open_init(run.init).config
 
 
 def abstract_arguments(

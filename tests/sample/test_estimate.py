@@ -1,0 +1,80 @@
+"""What a run needs: counted from shapes alone, and equal to what the arrays hold."""
+
+import dataclasses
+import math
+import shutil
+
+import jax
+import pytest
+
+from pdgen.checkpoints.conversion import to_pdgen
+from pdgen.checkpoints.load import describe
+from pdgen.sample.capacity import compute_capacity
+from pdgen.sample.estimate import Speed, estimate_run, format_estimate, measure_speed
+from pdgen.sample.kernels import make_empty_state
+from pdgen.sample.model import describe_model
+from pdgen.sample.sampler import Sampler
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS
+
+
+@pytest.fixture(scope="module")
+def shapes(checkpoint, tmp_path_factory):
+    """A model of shapes, from a checkpoint whose arrays are gone."""
+    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("shapes") / "nano")
+    shutil.rmtree(folder / "params")
+    return Sampler(describe_model(describe(folder)))
+
+
+def test_bytes_are_those_of_the_arrays(sampler, shapes):
+    starts = shapes.make_starts(PROMPTS[:2], SEEDS[:2], SETTINGS)
+    one = shapes.estimate(starts, SETTINGS, Speed(1, 1))
+    leaves = jax.tree.leaves(sampler.model.params)
+    assert one.weights == sum(leaf.nbytes for leaf in leaves)
+    capacity = compute_capacity(sampler.model, SETTINGS, starts)
+    state = make_empty_state(sampler.model.static, one.slots + SETTINGS.batch_size, capacity)
+    assert one.contexts == sum(x.nbytes for x in (state.full.k, state.full.v, state.texts.k, state.texts.v))
+    assert one.tokens == sum(capacity)
+    # A token reads the understanding expert, the head and the contexts of both rows.
+    language = sampler.model.params["model"]["language"]
+    read = sum(leaf.nbytes for leaf in jax.tree.leaves((language["layers"]["und"], language["head"])))
+    row = (state.full.k.nbytes + state.full.v.nbytes) // (one.slots + SETTINGS.batch_size)
+    assert one.token_bytes == read + SETTINGS.batch_size * row
+    assert one.step_bytes > one.token_bytes
+
+
+def test_seconds_follow_the_slower_of_bytes_and_products(shapes):
+    starts = shapes.make_starts(PROMPTS[:3], SEEDS[:3], SETTINGS)
+    slow_memory, slow_products = Speed(1e6, 1e30), Speed(1e30, 1e6)
+    by_bytes, by_products = (estimate_run(shapes.model, SETTINGS, starts, 4, s) for s in (slow_memory, slow_products))
+    assert by_bytes.token_seconds == pytest.approx(by_bytes.token_bytes / 1e6)
+    layers = shapes.model.params["model"]["language"]["layers"]["und"]
+    head = math.prod(shapes.model.params["model"]["language"]["head"]["kernel"].shape)
+    weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(layers)) + head
+    assert by_products.token_seconds == pytest.approx(2 * SETTINGS.batch_size * weights / 1e6)
+    # Three trajectories in batches of two; three images of three steps, and two texts an image after the first plan.
+    assert (by_bytes.batches, by_bytes.images, by_bytes.image_steps) == (2, 3, 3)
+    assert by_bytes.text_tokens == 6 * 24
+    drawn = 3 * 3 * by_bytes.step_seconds
+    assert by_bytes.seconds == pytest.approx(2 * (drawn + 6 * 24 * by_bytes.token_seconds))
+
+
+def test_int8_and_fewer_images_need_less(checkpoint, shapes, tmp_path):
+    to_pdgen(checkpoint, tmp_path / "int8", int8=True)
+    small = Sampler(describe_model(describe(tmp_path / "int8")))
+    starts = shapes.make_starts(PROMPTS[:1], SEEDS[:1], SETTINGS)
+    whole, rounded = (one.estimate(starts, SETTINGS, Speed(1e9, 1e12)) for one in (shapes, small))
+    assert rounded.weights < whole.weights and rounded.token_bytes < whole.token_bytes
+    assert rounded.contexts == whole.contexts
+    short = shapes.estimate(starts, dataclasses.replace(SETTINGS, max_images=1), Speed(1e9, 1e12))
+    assert short.contexts < whole.contexts and short.seconds < whole.seconds
+
+
+def test_lines(shapes):
+    starts = shapes.make_starts(PROMPTS[:1], SEEDS[:1], SETTINGS)
+    speed = measure_speed("float32")
+    assert speed.bytes > 0 and speed.flops > 0
+    one = shapes.estimate(starts, SETTINGS, speed)
+    lines = format_estimate(shapes.model, dataclasses.replace(one, free=10 * (one.weights + one.contexts)), speed)
+    assert any("GB left" in line for line in lines)
+    assert any("TOO MUCH" in line for line in format_estimate(shapes.model, dataclasses.replace(one, free=0), speed))
+    assert all(len(line) <= 120 for line in lines[1:])
