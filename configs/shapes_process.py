@@ -5,8 +5,8 @@ python launch/train.py --config=configs/shapes_process.py --workdir=out/process
 
 Fine-tunes the shipped base on the paper's three subsets. For conflicting plans of the model's own, train on the
 multi-turn subset first (--config.mixture.multi_turn=1 and the others 0), then build the others with
---config.conflict.variant=self --config.conflict.checkpoint=WORKDIR. launch/assets.py ship --model=shapes does all of
-this.
+--config.conflict.variant=self --config.conflict.checkpoint=WORKDIR, and continue with --config.init=WORKDIR.
+launch/assets.py ship --model=shapes does all of this.
 """
 
 import ml_collections

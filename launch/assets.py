@@ -7,8 +7,8 @@ python launch/assets.py autoencoder --config=configs/shapes_autoencoder.py --wor
 
 ship builds the data, trains the model, and replaces its files in pdgen/assets. Run it in the checkout's root. It
 resumes after a kill. The base trains on texts with the places of all things, on all of its modes, and mostly on
-reading. The process model is a cell of configs/ablation_shapes.py: a model trained on multi-turn samples writes the
-plans of the conflict subset, then the shipped one trains on all three subsets.
+reading. The process model is a cell of configs/ablation_shapes.py: a model trains on multi-turn samples, writes the
+plans of the conflict subset, and continues on all three subsets.
 
 tokenizer trains the sentencepiece tokenizer on generated texts. autoencoder trains the autoencoder and writes it as
 ae.safetensors, as in a BAGEL folder. For one mode's flags: assets.py MODE --help.

@@ -35,12 +35,22 @@ class SweepCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
       data: Keys of the data config and their values in this cell.
+      train: Keys of the training config and their values in this cell.
       plans_from: The cell whose model, trained with the first seed, writes the plans of the conflict subset. "" makes
         wrong plans from the scene graph.
+      init_from: The cell whose model, trained with the same seed, the training continues. "" starts from the training
+        config's ``init``.
     """
 
     data: dict[str, Any] = {}
+    train: dict[str, Any] = {}
     plans_from: str = ""
+    init_from: str = ""
+
+    def get_sources(self) -> dict[str, str]:
+        """Return the other cells that this one needs, by the name of the field."""
+        sources = {"plans_from": self.plans_from, "init_from": self.init_from}
+        return {field: name for field, name in sources.items() if name}
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,8 +88,9 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if unknown := sorted(set(rows.values()) - set(self.cells)):
                 raise ValueError(f"tables.{table}: {unknown[0]!r} is not a cell; choose one of {', '.join(self.cells)}")
         for name, cell in self.cells.items():
-            if cell.plans_from and cell.plans_from not in self.cells:
-                raise ValueError(f"cells.{name}.plans_from: {cell.plans_from!r} is not a cell")
+            for field, source in cell.get_sources().items():
+                if source not in self.cells:
+                    raise ValueError(f"cells.{name}.{field}: {source!r} is not a cell")
         order_cells(self, list(self.cells))
 
 
@@ -93,9 +104,9 @@ def order_cells(sweep: Sweep, names: Sequence[str]) -> list[str]:
 
     def visit(name: str, waiting: tuple[str, ...]) -> None:
         if name in waiting:
-            raise ValueError(f"cells.{name}.plans_from: {' needs '.join((*waiting, name))}")
+            raise ValueError(f"cells.{name}: {' needs '.join((*waiting, name))}")
         if name not in ordered:
-            if before := sweep.cells[name].plans_from:
+            for before in sweep.cells[name].get_sources().values():
                 visit(before, (*waiting, name))
             ordered.append(name)
 
@@ -121,8 +132,10 @@ def make_stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Ite
         yield Stage("build_data", folder, tuple(build))
         for seed in sweep.seeds:
             own = folder / str(seed)
-            keys = {**sweep.train_keys, "data": str(folder / "data"), "seed": seed}
-            yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *_make_overrides(keys)))
+            init = {"init": str(output / cell.init_from / str(seed) / "run")} if cell.init_from else {}
+            given = {"data": str(folder / "data"), "seed": seed, **init}
+            keys = _make_overrides(sweep.train_keys, cell.train, given)
+            yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *keys))
             flags = (
                 "--benchmark=shapes",
                 f"--checkpoint={own / 'run'}",
@@ -132,8 +145,10 @@ def make_stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Ite
             yield Stage("evaluate", own, (*flags, *sweep.evaluate_flags))
 
 
-def _make_overrides(keys: Mapping[str, Any]) -> Iterator[str]:
-    return (f"--config.{key}={value}" for key, value in traverse_util.flatten_dict(keys, sep=".").items())
+def _make_overrides(*settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the flags for settings. Later ones replace earlier ones, key by key."""
+    merged = {key: value for keys in settings for key, value in traverse_util.flatten_dict(keys, sep=".").items()}
+    return (f"--config.{key}={value}" for key, value in merged.items())
 
 
 def make_table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:

@@ -185,6 +185,30 @@ def extract_subgraph(graph: SceneGraph, ids: Collection[int]) -> SceneGraph:
     )
 
 
+def places_imply(graph: SceneGraph, relation: Relation) -> bool:
+    """Return whether the stated places alone imply a spatial relation: its ends lie in different thirds of the picture.
+
+    Several things of one entity must all lie before, or all after, those of the other.
+    """
+    if relation.kind not in INVERSE:
+        return False
+    horizontal = relation.kind in ("left of", "right of")
+    thirds = []
+    for entity in (graph.find(relation.subject), graph.find(relation.reference)):
+        if not entity.places or not {*entity.places} <= {*PLACES}:
+            return False
+        cells = [PLACES.index(place) for place in entity.places]
+        thirds.append([cell % 3 if horizontal else cell // 3 for cell in cells])
+    first, second = thirds if relation.kind in ("left of", "above") else thirds[::-1]
+    return max(first) < min(second)
+
+
+def drop_implied(graph: SceneGraph) -> SceneGraph:
+    """Return the graph without the relations that its places imply."""
+    kept = tuple(r for r in graph.relations if not places_imply(graph, r))
+    return msgspec.structs.replace(graph, relations=kept)
+
+
 GRAPH_SCHEMA: dict[str, Any] = msgspec.json.schema(SceneGraph)
 
 

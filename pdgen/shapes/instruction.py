@@ -6,7 +6,7 @@
 import msgspec
 import numpy as np
 
-from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
+from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step, drop_implied
 from pdgen.shapes.lexicon import join_words, make_sentence, phrase_target
 from pdgen.shapes.phrases import collect_relations, phrase_known, phrase_new, phrase_scene, shorten, write_statements
 
@@ -34,7 +34,11 @@ class Instruction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_instruction(before: SceneGraph | None, step: Step) -> Instruction:
-    """Make the instruction of a step. Raises SceneError if the step changes nothing that can be stated."""
+    """Make the instruction of a step. Relations that places imply are left out.
+
+    Raises:
+      SceneError: the step changes nothing that can be stated.
+    """
     before = SceneGraph(()) if before is None else before
     if step.operation == "add":
         return _instruct_add(before, step)
@@ -70,7 +74,7 @@ def _find_changed(old: Entity, new: Entity) -> dict[str, str]:
 
 def _instruct_add(before: SceneGraph, step: Step) -> Instruction:
     new = set(step.entities)
-    relations = tuple(r for r in step.graph.relations if {r.subject, r.reference} & new)
+    relations = tuple(r for r in drop_implied(step.graph).relations if {r.subject, r.reference} & new)
     named = new | {i for r in relations for i in (r.subject, r.reference)}
     entities = tuple(e if e.id in new else shorten(step.graph, e.id) for e in step.graph.entities if e.id in named)
     background = step.graph.background if step.graph.background != before.background else None
@@ -80,7 +84,7 @@ def _instruct_add(before: SceneGraph, step: Step) -> Instruction:
 def _instruct_move(before: SceneGraph, step: Step) -> Instruction:
     (entity,) = step.entities
     others = [e.id for e in step.graph.entities if e.id != entity]
-    relations = tuple(collect_relations(step.graph, entity, others))
+    relations = tuple(collect_relations(drop_implied(step.graph), entity, others))
     references = {r.reference for r in relations}
     named = tuple(shorten(before, e.id) for e in before.entities if e.id in references | {entity})
     place = step.graph.find(entity).attributes.get("place")

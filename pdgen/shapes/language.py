@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from pdgen.sequence.trajectory import format_plan
-from pdgen.shapes.graph import Relation, SceneGraph, Step
+from pdgen.shapes.graph import Relation, SceneGraph, Step, drop_implied
 from pdgen.shapes.instruction import make_instruction, write_instruction
 from pdgen.shapes.lexicon import RELATIONS, make_sentence, pick
 from pdgen.shapes.matching import find_differences
@@ -68,8 +68,8 @@ def _composition(rng: np.random.Generator, graph: SceneGraph) -> str:
 
 
 def write_description(rng: np.random.Generator, graph: SceneGraph) -> str:
-    """Describe the whole scene in one or two sentences, as a plan does."""
-    words = Wording(bare=True)
+    """Describe the whole scene in one or two sentences, as a plan does. Relations that places imply are left out."""
+    words, graph = Wording(bare=True), drop_implied(graph)
     content, left = _content(graph, words)
     verb = "are" if graph.entities and graph.entities[0].count > 1 else "is"
     text = pick(rng, DESCRIPTIONS).format(content, **{"is": verb})

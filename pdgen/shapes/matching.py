@@ -14,7 +14,7 @@ from jaxtyping import Float
 from msgspec.structs import replace
 from scipy.optimize import linear_sum_assignment
 
-from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, split_places
+from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, places_imply, split_places
 from pdgen.shapes.lexicon import spell_number
 from pdgen.shapes.world import HasLook, find_relations
 
@@ -126,8 +126,8 @@ def find_differences(asked: SceneGraph, said: SceneGraph) -> list[Difference]:
     found.extend(Difference("extra", (e.id,), "", e.noun) for e in said.entities if e.id not in prompted)
     for relation in asked.relations:
         pair = (relation.subject, relation.reference)
-        kinds = _find_kinds(said, *pair)
-        if relation.kind not in kinds and plan.keys() >= {*pair}:
+        kinds = _find_kinds(said, relation) if plan.keys() >= {*pair} else [relation.kind]
+        if relation.kind not in kinds:
             found.append(Difference("relation", pair, relation.kind, kinds[0] if kinds else None))
     if asked.background not in (None, said.background):
         found.append(Difference("background", (), asked.background, said.background))
@@ -146,11 +146,17 @@ def _compare_looks(asked: Entity, said: Entity) -> list[Difference]:
     return found
 
 
-def _find_kinds(graph: SceneGraph, subject: int, reference: int) -> list[str]:
-    """Return the kinds of all relations of the pair, with ``subject`` as the subject."""
+def _find_kinds(graph: SceneGraph, asked: Relation) -> list[str]:
+    """Return the kinds of relation between the ends of ``asked``, with its subject: stated ones, then implied ones.
+
+    Places imply only the asked kind or its inverse here: things above each other may also be left of each other.
+    """
+    subject, reference = asked.subject, asked.reference
     same = [r.kind for r in graph.relations if (r.subject, r.reference) == (subject, reference)]
     turned = [r for r in graph.relations if (r.reference, r.subject) == (subject, reference) and r.kind in INVERSE]
-    return same + [r.with_subject(subject).kind for r in turned]
+    both = [replace(asked, kind=kind) for kind in (asked.kind, INVERSE.get(asked.kind, asked.kind))]
+    implied = [r.kind for r in both if places_imply(graph, r)]
+    return same + [r.with_subject(subject).kind for r in turned] + implied
 
 
 def get_asked_relation(difference: Difference) -> Relation:

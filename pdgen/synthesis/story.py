@@ -17,7 +17,7 @@ from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import SceneGraph, Step
 from pdgen.shapes.placement import LATTICE, Placement
 from pdgen.shapes.world import Scene
-from pdgen.synthesis.base.captions import write_caption
+from pdgen.synthesis.base.captions import write_report
 from pdgen.synthesis.faults import corrupt
 from pdgen.teachers.protocols import Declined, Judge, Painter, Stroke, Verdict, Writer
 
@@ -120,7 +120,7 @@ class RecordBuilder:
     def add_inspection(self, text: str) -> None:
         """Add an inspection. In shapes world it first describes the picture, so that the verdict follows from it."""
         if self.scene is not None and not self.teachers.judge_explains:
-            text = f"{write_caption(self.scene, places=True)} {text}"
+            text = f"{write_report(self.scene, self.steps[-1].graph)} {text}"
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
     def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:

@@ -47,6 +47,19 @@ def test_a_cell_comes_after_the_one_that_writes_its_plans():
     assert [stage.name for stage in made] == ["build_data", *["train", "evaluate"] * 2] * 2
 
 
+def test_a_cell_continues_anothers_run_of_the_same_seed_with_its_own_keys():
+    keys = {"num_steps": 9, "optimizer": {"learning_rate": 1.0, "warmup_steps": 3}}
+    cells = {"b": SweepCell(train={"optimizer": {"learning_rate": 2.0}}, init_from="a"), "a": SweepCell()}
+    made = make_stages(sweep(cells=cells, train_keys=keys, tables={}), ["b"], pathlib.Path("out"))
+    first, second = [stage for stage in made if stage.name == "train"][1::2]
+    assert first.folder == pathlib.Path("out/a/1") and not [a for a in first.arguments if "config.init" in a]
+    assert "--config.init=out/a/1/run" in second.arguments and "--config.num_steps=9" in second.arguments
+    assert [a for a in second.arguments if "config.optimizer" in a] == [
+        "--config.optimizer.learning_rate=2.0",
+        "--config.optimizer.warmup_steps=3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -57,6 +70,10 @@ def test_a_cell_comes_after_the_one_that_writes_its_plans():
         (
             {"cells": {"a": SweepCell(plans_from="x"), "b": SweepCell(), "c": SweepCell()}},
             "cells.a.plans_from: 'x' is not a cell",
+        ),
+        (
+            {"cells": {"a": SweepCell(init_from="b"), "b": SweepCell(plans_from="a"), "c": SweepCell()}},
+            "a needs b needs a",
         ),
         ({"tables": {"colours": ROWS}}, "tables: 'colours' is not one of"),
         ({"tables": {"critiques": {"none": "z"}}}, "tables.critiques: 'z' is not a cell"),

@@ -42,7 +42,7 @@ def test_the_sweep_ends_in_its_tables_and_is_done_once(tmp_path):
     assert [row["published"] for row in rows[3:6]] == [0.83, 0.70, 0.67]
     assert len((tmp_path / "subsets.csv").read_text().splitlines()) == 1 + len(tables[2]["rows"])
     stages = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.done"))
-    assert len(stages) == 21  # seven cells of data, training and scores
+    assert len(stages) == 27  # nine cells of data, training and scores
     again = ablate(tmp_path, *SMALL, "--tables=critiques")
     assert again.returncode == 0 and "launch/train.py" not in again.stderr + again.stdout
     assert json.loads((tmp_path / "tables.json").read_text()) == tables[1:2]

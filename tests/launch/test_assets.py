@@ -170,6 +170,7 @@ def test_the_process_model_is_the_ablations_full_cell(tmp_path):
     assert all(line[1:] in of_sweep for line in words)
     assert all("--config.seed=0" in line for line in words[1::2])
     assert "--config.conflict.checkpoint=out/x/rewritten/0/run" in words[2]
+    assert "--config.init=out/x/rewritten/0/run" in words[3]
     assert not (ROOT / "out" / "x").exists()
 
 

@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 
 from pdgen.shapes.graph import (
+    COLORS,
     GRAPH_SCHEMA,
     INVERSE,
+    PLACES,
     Entity,
     Relation,
     SceneError,
     SceneGraph,
     Step,
     decode_graph,
+    drop_implied,
     extract_subgraph,
     implies,
+    join_places,
+    places_imply,
     swaps_places,
 )
 
@@ -151,3 +156,27 @@ def test_random_orders_of_subgraphs_grow():
         order = rng.permutation(3).tolist()
         parts = [extract_subgraph(GRAPH, order[:n]) for n in range(4)]
         assert all(implies(b, a) for a, b in itertools.pairwise(parts))
+
+
+def place(entity, *places):
+    return Entity(entity, "star", len(places), {"color": COLORS[entity], "place": join_places(places)})
+
+
+def test_places_imply_a_relation_exactly_where_every_position_in_them_shows_it():
+    thirds = [(0, 21), (21, 43), (43, 64)]  # units of a picture of 64
+    for first, second in itertools.product(PLACES, repeat=2):
+        graph = SceneGraph((place(0, first), place(1, second)))
+        (mine, theirs) = (divmod(PLACES.index(word), 3) for word in (first, second))
+        for kind, axis, sign in (("left of", 1, 1), ("right of", 1, -1), ("above", 0, 1), ("below", 0, -1)):
+            ends = itertools.product(thirds[mine[axis]], thirds[theirs[axis]])
+            always = mine[axis] != theirs[axis] and all(sign * (b - a) >= 0 for a, b in ends)
+            assert places_imply(graph, Relation(0, kind, 1)) == always, (first, kind, second)
+
+
+def test_places_of_several_things_imply_a_relation_if_all_of_them_do():
+    left = Relation(0, "left of", 1)
+    apart = SceneGraph((place(0, "left", "top"), place(1, "right", "top right")), (left,))
+    mixed = SceneGraph((place(0, "left", "top right"), place(1, "right", "top right")), (left,))
+    open_ = SceneGraph((place(0, "left"), Entity(1, "ring")), (left, Relation(0, "on top of", 1)))
+    assert drop_implied(apart).relations == () and drop_implied(apart).entities == apart.entities
+    assert drop_implied(mixed) == mixed and drop_implied(open_) == open_

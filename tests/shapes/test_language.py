@@ -11,6 +11,7 @@ from pdgen.shapes import inspections, language
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step
 from pdgen.shapes.instruction import apply_instruction, make_instruction
 from pdgen.shapes.lexicon import COCO
+from pdgen.shapes.matching import find_differences
 from pdgen.shapes.parse import canonicalize, parse, parse_instruction
 from pdgen.shapes.placement import PLACEMENTS
 from pdgen.shapes.world import place_scenes
@@ -413,6 +414,26 @@ def test_an_incomplete_plan_is_no_conflict():
         part = SceneGraph(TRIO.entities[: number + 1])
         with pytest.raises(SceneError, match="does not contradict"):
             inspections.write_conflict(np.random.default_rng(0), TRIO, part)
+
+
+def test_plans_leave_out_what_places_imply():
+    placed = [
+        Entity(e.id, e.noun, e.count, e.attributes | {"place": word}) for e, word in ((CIRCLE, "left"), (SQUARE, "top"))
+    ]
+    graph = SceneGraph(tuple(placed), (LEFT,))
+    first = Step("add", (0,), SceneGraph(tuple(placed[:1])))
+    plan = language.write_plan(np.random.default_rng(1), first.graph, Step("add", (1,), graph))
+    assert plan == (
+        "<ins>Draw a blue square at the top.</ins> "
+        "<des>Now the picture shows a red circle on the left and a blue square at the top.</des>"
+    )
+    said = parse(plan.partition("<des>")[2].removesuffix("</des>"))
+    assert said.relations == () and find_differences(PAIR, said) == []
+    right = Relation(0, "right of", 1)
+    (difference,) = find_differences(SceneGraph(PAIR.entities, (right,)), said)
+    assert (difference.kind, difference.asked, difference.said) == ("relation", "right of", "left of")
+    (unsaid,) = find_differences(SceneGraph(PAIR.entities, (Relation(0, "above", 1),)), said)
+    assert unsaid.said == "below"  # the middle third is below the top one
 
 
 def test_words_fit_real_pictures_too():

@@ -64,3 +64,26 @@ def write_caption(scene: Scene, places: bool = False) -> str:
     graph = make_caption_graph(scene, places)
     text, _ = phrase(graph, [e.id for e in graph.entities])
     return FORM.format(text)
+
+
+def write_report(scene: Scene, plan: SceneGraph) -> str:
+    """Describe a picture in the words of its plan, so that a fault is a word that differs.
+
+    Entities come in the plan's order, each with the attributes that the plan states, as the picture shows them. Things
+    without a plan follow. Colours, places and the background are always stated.
+    """
+    stated = {entity.id: {*entity.attributes, "color"} for entity in plan.entities}
+    order = {entity: number for number, entity in enumerate(stated)}
+    found: dict[tuple[str, ...], list[SceneObject]] = {}
+    for item in sorted(scene.objects, key=lambda o: (order.get(o.entity, len(order)), o.y, o.x)):
+        looks = {"color": item.color, "size": item.size_word, "fill": item.fill}
+        words = (looks[name] if name in stated.get(item.entity, {"color"}) else "" for name in looks)
+        found.setdefault((item.shape, *words), []).append(item)
+    entities = []
+    for number, ((shape, *words), objects) in enumerate(found.items()):
+        attributes = {name: word for name, word in zip(("color", "size", "fill"), words) if word}
+        attributes["place"] = join_places(o.place for o in objects)
+        entities.append(Entity(number, shape, len(objects), attributes))
+    graph = SceneGraph(tuple(entities), (), scene.background)
+    text, _ = phrase(graph, [e.id for e in graph.entities])
+    return FORM.format(text)

@@ -19,7 +19,7 @@ from pdgen.sequence.images import encode_png
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.shapes import language
-from pdgen.shapes.graph import SceneGraph, Step
+from pdgen.shapes.graph import SceneGraph, Step, drop_implied
 from pdgen.shapes.world import Scene
 from pdgen.synthesis.base.captions import make_caption_graph, write_caption
 from pdgen.synthesis.base.questions import make_asker
@@ -94,7 +94,7 @@ def make_text_to_image(
         places = wording == "places"
         asked, text = make_caption_graph(scene, places), write_caption(scene, places)
     elif wording == "description":
-        text = language.write_description(rng, step.graph)
+        asked, text = drop_implied(step.graph), language.write_description(rng, step.graph)
     elif prompt is None:
         asked = make_prompt_graph(rng, graph, task)
         # Prompts for one or two entities are short, as GenEval's, or whole sentences.

@@ -1,9 +1,11 @@
 """Checks of a plan against its prompt, the plan before it and itself, on graphs parsed from their texts."""
 
+import itertools
+
 import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.graph import INVERSE, PLACES, Entity, Relation, SceneGraph
+from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, places_imply
 from pdgen.shapes.inspections import write_conflict
 from pdgen.shapes.instruction import Instruction, apply_instruction
 from pdgen.shapes.lexicon import join_words, make_sentence, phrase_place
@@ -68,9 +70,8 @@ def _implies(plan: SceneGraph, relation: Relation) -> bool:
     start, end = (relation.subject, relation.reference)[:: 1 if kind == relation.kind else -1]
     after = {(r.subject, r.reference) for r in plan.relations if r.kind == kind}
     after |= {(r.reference, r.subject) for r in plan.relations if r.kind == INVERSE[kind]}
-    cells = {e.id: [PLACES.index(p) for p in e.places] for e in plan.entities if e.places and {*e.places} <= {*PLACES}}
-    thirds = {i: [cell % 3 if kind == "left of" else cell // 3 for cell in own] for i, own in cells.items()}
-    after |= {(a, b) for a in thirds for b in thirds if max(thirds[a]) < min(thirds[b])}
+    pairs = itertools.permutations([e.id for e in plan.entities], 2)
+    after |= {(a, b) for a, b in pairs if places_imply(plan, Relation(a, kind, b))}
     reached, waiting = set(), [start]
     while waiting:
         here = waiting.pop()

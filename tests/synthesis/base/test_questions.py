@@ -5,15 +5,16 @@ import re
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from pdgen.shapes.detector import detect, detect_background
-from pdgen.shapes.graph import COLORS, PLACES, Step
+from pdgen.shapes.graph import COLORS, PLACES, Entity, SceneGraph, Step, join_places
 from pdgen.shapes.lexicon import NUMBERS, phrase_place, pluralize
 from pdgen.shapes.matching import find_violations
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import canonicalize, parse
 from pdgen.shapes.world import BACKGROUNDS, SHAPES, Scene, find_place, place_scenes
-from pdgen.synthesis.base.captions import make_caption_graph, write_caption
+from pdgen.synthesis.base.captions import make_caption_graph, write_caption, write_report
 from pdgen.synthesis.base.checks import KINDS as CHECKS
 from pdgen.synthesis.base.checks import YES, draw_aim, make_check
 from pdgen.synthesis.base.questions import KINDS, MAX_SCENES, NONE, make_asker
@@ -83,6 +84,39 @@ def test_things_are_named_in_reading_order():
         "a large red ring on the left, on a beige background."
     )
     assert [e.count for e in make_caption_graph(scene).entities] == [1, 2, 1]
+
+
+def test_a_report_says_what_its_plan_says_where_the_picture_is_right():
+    checked = 0
+    for seed in range(100):
+        graph = sample_graph(np.random.default_rng((8, seed)), "composition", things=1 + seed % 6)
+        found = place_scenes(np.random.default_rng(seed), [Step("add", tuple(e.id for e in graph.entities), graph)])
+        if found is None:
+            continue
+        (scene,) = found
+        placed = (
+            replace(e, attributes=e.attributes | {"place": join_places(o.place for o in scene.objects_of(e.id))})
+            for e in graph.entities
+        )
+        if all("color" in e.attributes for e in graph.entities):
+            said = parse(write_report(scene, graph))
+            assert [e.noun for e in said.entities] == [e.noun for e in graph.entities]
+            assert canonicalize(said) == canonicalize(SceneGraph(tuple(placed), (), scene.background))
+            checked += 1
+    assert checked > 50
+
+
+def test_a_report_follows_the_order_and_the_attributes_of_its_plan():
+    ring, star = Entity(0, "ring", 1, {"color": "blue", "size": "small"}), Entity(1, "star", 2, {"color": "red"})
+    objects = (
+        thing(0, 16, 16, 15, "blue", "ring"),
+        thing(1, 0, 0, 7, "red", "star"),
+        thing(2, 24, 0, 7, "green", "heart", entity=7),
+    )
+    assert write_report(Scene(objects, "beige"), SceneGraph((ring, star))) == (
+        "The picture shows a large blue ring at the bottom right, a red star at the top left and a green heart at the "
+        "top right on a beige background."
+    )
 
 
 def test_things_alike_at_one_place_are_named_together():
