@@ -8,6 +8,7 @@ tokenizer/          the tokenizer's files, if any
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import threading
@@ -234,7 +235,7 @@ class Checkpoint:
     config: ModelConfig
     manifest: Manifest
 
-    @property
+    @functools.cached_property
     def int8(self) -> bool:
         """Whether kernels are int8, see ``pdgen.models.linear``."""
         return any(tensor.dtype == _INT8.name for tensor in self.manifest.tensors)

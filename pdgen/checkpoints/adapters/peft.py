@@ -23,7 +23,7 @@ from pdgen.checkpoints.mapping import Place, places
 from pdgen.checkpoints.safetensors_file import PICKLE_REASON, SafetensorsFile, read_header
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, new_folder
-from pdgen.messages import name_some
+from pdgen.messages import Fault, describe_faults, name_some
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _WRAPPER = "base_model.model."  # what PEFT calls the model that it adapts
@@ -113,10 +113,10 @@ def read_adapter(path: str | pathlib.Path, config: ModelConfig) -> dict[str, Fac
     settings, file = _read_config(path / CONFIG), read_header(path / TENSORS)
     kernels = {place.name: place for place in places(config, ("model",)).values() if place.path.endswith("/kernel")}
     found = _match_keys(file, kernels)
-    faults: list[str] = []
+    faults: list[Fault] = []
     factors = {name: _read_factors(file, settings, pair, kernels[name], faults) for name, pair in found.items()}
     if faults:
-        raise CheckpointError(f"{file.path}: {name_some(faults, '; ')}; it is damaged or of another model")
+        raise CheckpointError(f"{file.path}: {describe_faults(faults)}; it is damaged or of another model")
     return factors
 
 
@@ -194,22 +194,24 @@ def _match_keys(file: SafetensorsFile, kernels: Collection[str]) -> dict[str, _P
     return pairs
 
 
-def _read_factors(file: SafetensorsFile, settings: _Config, pair: _Pair, place: Place, faults: list[str]) -> Factors:
-    """Read A and B of one kernel; describe what is wrong in ``faults``."""
+def _read_factors(file: SafetensorsFile, settings: _Config, pair: _Pair, place: Place, faults: list[Fault]) -> Factors:
+    """Read A and B of one kernel; add what is wrong to ``faults``."""
     rank, (out, inner) = settings.rank(pair.module), place.shape
     read = []
     for factor, key, shape in (("A", pair.a, (rank, inner)), ("B", pair.b, (out, rank))):
-        values = np.empty((0, 0), np.float32)
+        values, name = np.empty((0, 0), np.float32), key.removeprefix(_WRAPPER)
         if not key:
-            faults.append(f"{pair.module} has no lora_{factor}")
+            faults.append(Fault(f"without lora_{factor}", pair.module, f"{pair.module} has no lora_{factor}"))
         elif file.tensors[key].shape != shape:
-            faults.append(f"{key} is {list(file.tensors[key].shape)}, expected {list(shape)}")
+            text = f"{name} is {list(file.tensors[key].shape)}, expected {list(shape)}"
+            faults.append(Fault("of another shape", name, text))
         else:
             stored = np.empty(shape, file.tensors[key].dtype)
             file.read(key, 0, stored)
             values = stored.astype(np.float32)
         if not np.isfinite(values).all():
-            faults.append(f"{key} has {np.count_nonzero(~np.isfinite(values)):,} values that are not finite")
+            text = f"{name} has {np.count_nonzero(~np.isfinite(values)):,} values that are not finite"
+            faults.append(Fault("with values that are not finite", name, text))
         read.append(values)
     return Factors(*read, settings.scale(pair.module))
 

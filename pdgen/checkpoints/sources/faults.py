@@ -59,13 +59,9 @@ def _find_missing(where: Mapping[str, Place], seen: Mapping[str, str]) -> list[F
     modules = {module_of(name) for name in seen}
     missing = [name for name in where if name not in seen]
     whole = collections.Counter(module for module in map(module_of, missing) if module not in modules)
-    remedy = "--base=FOLDER takes {} from a whole BAGEL folder"
+    remedy = "--base=FOLDER takes it from a whole BAGEL folder"
     faults = [
-        Fault(
-            f"modules missing ({remedy.format('them')})",
-            module,
-            f"module {module} is missing ({count} tensors); {remedy.format('it')}",
-        )
+        Fault(f"missing as a module ({remedy})", module, f"module {module} is missing ({count} tensors); {remedy}")
         for module, count in whole.items()
     ]
     tie = "; if it is the embedding, set tie_word_embeddings to true in llm_config.json"
