@@ -3,6 +3,7 @@
 import io
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import PIL.Image
@@ -43,7 +44,7 @@ def test_each_picture_has_its_own_moments(params, encode, made):
     filled = add_latents(made, encode)
     for before, after in zip(images_of(made), images_of(filled), strict=True):
         picture = np.asarray(PIL.Image.open(io.BytesIO(before.png)), np.float32)
-        mean, logvar = autoencoder.encode(NANO, params, picture[None] / 127.5 - 1)
+        mean, logvar = autoencoder.encode(NANO, params, jnp.asarray(picture[None] / 127.5 - 1))
         assert after.latent_shape == (16, 16, 2)
         assert (after.png, after.stage, after.target) == (before.png, before.stage, before.target)
         for stored, expected in ((after.latent_mean, mean), (after.latent_logvar, logvar)):
