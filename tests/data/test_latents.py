@@ -40,6 +40,11 @@ def images_of(records):
     return [s for r in records for s in r.segments if isinstance(s, Image)]
 
 
+def constant_moments(pictures, value):
+    moments = np.full((len(pictures), 1, 1, 1), value, np.float32)
+    return moments, moments
+
+
 def test_each_picture_has_its_own_moments(params, encode, made):
     filled = add_latents(made, encode)
     for before, after in zip(images_of(made), images_of(filled), strict=True):
@@ -67,7 +72,7 @@ def test_equal_pictures_are_encoded_once(made):
 
     def counting(pictures):
         batches.append(pictures)
-        return np.zeros((2, len(pictures), 1, 1, 1))
+        return constant_moments(pictures, 0)
 
     add_latents([*made, *made], counting)
     (batch,) = batches
@@ -112,7 +117,7 @@ def test_large_pictures_come_in_smaller_batches(monkeypatch, params):
 
 def test_unusable_moments_and_broken_pictures_are_refused(made):
     with pytest.raises(LatentError, match="not finite in float16"):
-        add_latents(made, lambda pictures: np.full((2, len(pictures), 1, 1, 1), 1e6))
+        add_latents(made, lambda pictures: constant_moments(pictures, 1e6))
     image = images_of(made)[0]
     broken = msgspec.structs.replace(image, png=image.png[:60])
     record = msgspec.structs.replace(made[0], segments=[broken if s is image else s for s in made[0].segments])
