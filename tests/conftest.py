@@ -14,8 +14,8 @@ cache = pathlib.Path(tempfile.gettempdir()) / f"pdgen-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# Every call into pdgen checks the types, shapes and dtypes of its annotations. Processes that tests start do not: the
-# hook would cost each of them more than a second. PDGEN_CHECK_SHAPES=0 turns it off, for measurements of time.
+# Every call into pdgen checks the types, shapes and dtypes of its annotations. In processes that tests start none does:
+# the hook would cost each of them more than a second. With PDGEN_CHECK_SHAPES=0 there is no hook, to measure times.
 if os.environ.get("PDGEN_CHECK_SHAPES") != "0":
     # An int is a float, as type checkers have it.
     jaxtyping.install_import_hook("pdgen", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
