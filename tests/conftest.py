@@ -14,10 +14,8 @@ cache = pathlib.Path(tempfile.gettempdir()) / f"pdgen-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# With PDGEN_CHECK_SHAPES=1 every call into pdgen checks the types, shapes and dtypes of its annotations, also in
-# processes that tests start: the folder's sitecustomize.py installs the same hook there.
-if os.environ.get("PDGEN_CHECK_SHAPES"):
-    hook = pathlib.Path(__file__).parent / "support" / "hook"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
+# Every call into pdgen checks the types, shapes and dtypes of its annotations. In processes that tests start none does:
+# the hook would cost each of them more than a second. With PDGEN_CHECK_SHAPES=0 there is no hook, to measure times.
+if os.environ.get("PDGEN_CHECK_SHAPES") != "0":
     # An int is a float, as type checkers have it.
     jaxtyping.install_import_hook("pdgen", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
@@ -24,7 +25,7 @@ def merge(params: dict[str, Any], adapters: dict[str, Any], scale: float) -> dic
     """Return ``params`` with W + scale * B A for every adapted kernel, summed in float32, in the kernel's dtype.
 
     Args:
-      params: nested dict of the model's parameters.
+      params: nested dict of the model's parameters, arrays of JAX or numpy.
       adapters: nested dict that has ``{"a", "b"}`` in the place of each adapted kernel.
       scale: factor of the product, ``LoraConfig.scale``.
     """
@@ -62,7 +63,10 @@ def merge_attached(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_kernel(
-    kernel: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
+    kernel: Float[Array | np.ndarray, "..."],
+    a: Float[Array | np.ndarray, "..."],
+    b: Float[Array | np.ndarray, "..."],
+    scale: float,
 ) -> Float[Array, "..."]:
     stacked = a.ndim + b.ndim - 2 - kernel.ndim  # 1 if both factors have the layer axis, else 0
     layer, outputs, inputs = "L"[:stacked], "opq"[: b.ndim - stacked - 1], "ijk"[: a.ndim - stacked - 1]
@@ -73,4 +77,4 @@ def _merge_kernel(
         precision="highest",  # a product of bfloat16 passes would lose small updates
         out_sharding=jax.typeof(kernel).sharding if has_mesh() else None,
     )
-    return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+    return (scale * product + kernel.astype(jnp.float32)).astype(kernel.dtype)

@@ -3,6 +3,7 @@
 import io
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import PIL.Image
@@ -39,11 +40,16 @@ def images_of(records):
     return [s for r in records for s in r.segments if isinstance(s, Image)]
 
 
+def constant_moments(pictures, value):
+    moments = np.full((len(pictures), 1, 1, 1), value, np.float32)
+    return moments, moments
+
+
 def test_each_picture_has_its_own_moments(params, encode, made):
     filled = add_latents(made, encode)
     for before, after in zip(images_of(made), images_of(filled), strict=True):
         picture = np.asarray(PIL.Image.open(io.BytesIO(before.png)), np.float32)
-        mean, logvar = autoencoder.encode(NANO, params, picture[None] / 127.5 - 1)
+        mean, logvar = autoencoder.encode(NANO, params, jnp.asarray(picture[None] / 127.5 - 1))
         assert after.latent_shape == (16, 16, 2)
         assert (after.png, after.stage, after.target) == (before.png, before.stage, before.target)
         for stored, expected in ((after.latent_mean, mean), (after.latent_logvar, logvar)):
@@ -66,7 +72,7 @@ def test_equal_pictures_are_encoded_once(made):
 
     def counting(pictures):
         batches.append(pictures)
-        return np.zeros((2, len(pictures), 1, 1, 1))
+        return constant_moments(pictures, 0)
 
     add_latents([*made, *made], counting)
     (batch,) = batches
@@ -111,7 +117,7 @@ def test_large_pictures_come_in_smaller_batches(monkeypatch, params):
 
 def test_unusable_moments_and_broken_pictures_are_refused(made):
     with pytest.raises(LatentError, match="not finite in float16"):
-        add_latents(made, lambda pictures: np.full((2, len(pictures), 1, 1, 1), 1e6))
+        add_latents(made, lambda pictures: constant_moments(pictures, 1e6))
     image = images_of(made)[0]
     broken = msgspec.structs.replace(image, png=image.png[:60])
     record = msgspec.structs.replace(made[0], segments=[broken if s is image else s for s in made[0].segments])

@@ -116,7 +116,7 @@ def test_every_text_of_the_records_is_in_the_packs(folder, turns):
             length = whole.packer.count_tokens(document)[0]
             texts = loss_targets(source[document.record], TOKENIZER, *document.turns)[0]
             expected = [s.text for s in source[document.record].segments[: len(texts)] if not isinstance(s, Image)]
-            assert TOKENIZER.decode(pack.text_ids[start : start + length]) == "".join(expected)
+            assert TOKENIZER.decode(pack.text_ids[start : start + length].tolist()) == "".join(expected)
             start += length
         seen += [(document.epoch, document.number) for document in documents]
         assert not pack.text_ids[start:].any()

@@ -141,7 +141,7 @@ def test_windows_planned_together_are_as_planned_alone(index):
 def test_a_plan_by_hand():
     """Text budget 10. The oldest until half full, then the best fit: 6 + 4; then 5 and 5; then 3 alone."""
     texts = [6, 5, 3, 4, 5]
-    lengths = np.array([[(n, 0, 0) for n in texts]])
+    lengths = np.array([[(n, 0, 0) for n in texts]], np.int32)
     np.testing.assert_array_equal(plan_packs(lengths, np.array([10, 0, 0])), [[0, 1, 2, 0, 1]])
 
 

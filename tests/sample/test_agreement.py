@@ -54,7 +54,7 @@ def document_segments(sampler, history, rng):
             yield [TextSegment(segment.ids)]
             continue
         pictures = segment.image
-        grid = [side // config.latent_stride for side in pictures.pixels.shape[1:3]]
+        grid = tuple(side // config.latent_stride for side in pictures.pixels.shape[1:3])
         latents = np.asarray(latents_of(config, sampler.model.params, pictures))[0]
         noise = rng.standard_normal(latents.shape, np.float32)
         ids = position_ids(grid, config.max_latent_size)

@@ -24,7 +24,7 @@ from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 from pdgen.teachers.exact.judge import ExactJudge
 from pdgen.teachers.exact.painter import ShapesPainter
 from pdgen.teachers.exact.writer import RulesWriter
-from pdgen.teachers.protocols import TeacherError, Verdict
+from pdgen.teachers.protocols import Stroke, TeacherError, Verdict
 from pdgen.teachers.remote_teachers import EndpointJudge
 from tests.support.chat_server import ChatServer, says
 from tests.support.shapes_records import Trusting
@@ -149,7 +149,7 @@ def test_a_dry_run_asks_nobody_and_counts_what_a_build_asks(tmp_path, server, va
 
 def test_a_dry_run_paints_nothing():
     painter = shards.BlankPainter(24)
-    assert painter.paint(None).shape == (24, 24, 3) and painter.pictures == 1
+    assert painter.paint(Stroke("Draw a star.", None, None, 0)).shape == (24, 24, 3) and painter.pictures == 1
 
 
 def test_leaks_are_noted_by_record():
