@@ -81,7 +81,7 @@ def test_other_folders_are_refused(checkpoint, tmp_path):
         checkpoint / "manifest.json": "no such folder",
         tmp_path / "run": "is no pdgen checkpoint and no workdir of a training run",
         NANO: f"is a BAGEL folder; convert it first: python launch/convert.py --source={NANO} --target=",
-        without_tokenizer: "has no tokenizer; convert again from a folder that holds tokenizer.json or tokenizer.model",
+        without_tokenizer: "has no tokenizer; convert again from a folder that holds tokenizer.json, tokenizer.model",
     }.items():
         with pytest.raises(CheckpointError, match=re.escape(f"{folder}: {words}")) as fault:
             find(folder)
