@@ -131,8 +131,7 @@ def check_consistency(after: SceneGraph, description: SceneGraph) -> str | None:
     Args:
       after: the graph after the plan's instruction.
       description: the graph of the plan's description, with the ids of ``after``. It must have all entities but may
-        omit
-        attributes, relations and the background.
+        omit attributes, relations and the background.
     """
     for d in find_differences(after, description):
         if d.said is not None or d.kind == "missing":
