@@ -8,8 +8,7 @@ Painter and texts are exact, so no judge is needed. No sample contains a held-ou
 this module are entries of ``subsets.MAKERS``.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -65,13 +64,13 @@ def _paint_image(teachers: Teachers, words: str, scene: Scene, given: bool = Fal
     return Image(stage="given" if given else "sketch", png=encode_png(picture), target=not given)
 
 
-def _build_record(name: str, source: str, mode: Mode, segments: list[Text | Image], facts: dict[str, Any]) -> Record:
-    return Record(id=name, source=source, complete=True, segments=segments, scene=facts, mode=mode)
+def _build_record(source: str, mode: Mode, segments: list[Text | Image], facts: dict[str, Any]) -> Record:
+    return Record(id="", source=source, complete=True, segments=segments, scene=msgspec.to_builtins(facts), mode=mode)
 
 
 def make_text_to_image(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a prompt and its picture, with a thought between them if one is drawn.
 
     The thought is a description as plans have it. The record's ``scene`` holds task, wording, the prompt's graph and
@@ -109,14 +108,12 @@ def make_text_to_image(
     segments.append(_paint_image(teachers, text, scene))
     facts = {"task": task, "wording": wording, "prompt_graph": asked, "steps": [step]}
     mode: Mode = "think" if thinks else "single_pass"
-    return functools.partial(
-        _build_record, source="text_to_image", mode=mode, segments=segments, facts=msgspec.to_builtins(facts)
-    )
+    return _build_record("text_to_image", mode, segments, facts)
 
 
 def make_understand(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a picture, a question and its answer.
 
     The record's ``scene`` holds the kind of question as its task and the graph of the scene. For a check it also holds
@@ -140,14 +137,12 @@ def make_understand(
     facts: dict[str, Any] = {"task": kind, "graph": graph}
     if question.said is not None:
         facts |= {"prompt_graph": question.said, "positive": question.right}
-    return functools.partial(
-        _build_record, source="understand", mode="understand", segments=segments, facts=msgspec.to_builtins(facts)
-    )
+    return _build_record("understand", "understand", segments, facts)
 
 
 def make_edit(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a picture, an instruction and the changed picture. Everything else keeps its pixels.
 
     The first picture does not show the result already; see ``edits.changes_picture``. The record's ``scene`` holds the
@@ -172,6 +167,4 @@ def make_edit(
         _paint_image(teachers, text, after),
     ]
     facts = {"task": task, "before": first.graph, "steps": [second]}
-    return functools.partial(
-        _build_record, source="edit", mode="edit", segments=segments, facts=msgspec.to_builtins(facts)
-    )
+    return _build_record("edit", "edit", segments, facts)
