@@ -45,7 +45,7 @@ def import_dataset(
         records = tally.filter_records(FORMATS[name](source))
         files = write_files(partial, records, subset=name, records_per_file=records_per_file)
         if not files:
-            raise ImporterError(f"{source}: no sample became a record; skipped: {tally.skipped or 'none'}")
+            raise ImporterError(f"{source}: no sample became a record; skipped: {dict(tally.skipped) or 'none'}")
         dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.to_dict())
         write_index(partial, dataset)
     return dataset, tally
