@@ -85,7 +85,8 @@ def build_subsets() -> None:
     check_writable(require(OUTPUT))
     check_inputs(settings, stages)
     folder, common = pathlib.Path(require(OUTPUT)), shards.collect_common_settings(settings)
-    with build.open_build(folder, common, {stage: settings.subset_to_dict(stage) for stage in stages}, OVERWRITE.value):
+    subsets = {stage: msgspec.to_builtins(getattr(settings, stage)) for stage in stages}
+    with build.open_build(folder, common, subsets, OVERWRITE.value):
         build_stages(settings, stages, folder)
         print(build.write_outcome(settings, common, folder))
 

@@ -276,10 +276,6 @@ class DatasetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return part.count, 0
         return part.positive + part.negative, part.positive
 
-    def subset_to_dict(self, subset: str) -> dict[str, Any]:
-        """Convert the settings of one subset to plain data."""
-        return msgspec.to_builtins(getattr(self, subset))
-
     def common_to_dict(self) -> dict[str, Any]:
         """Convert the settings shared by all subsets to plain data, without those that only affect speed and price."""
         shared = {k: v for k, v in msgspec.to_builtins(self).items() if k not in SUBSETS}

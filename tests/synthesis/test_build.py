@@ -15,6 +15,7 @@ import pytest
 from pdgen.data.records import SUFFIX, Origin, RecordSource, write_index
 from pdgen.data.records import Dataset as Index
 from pdgen.synthesis import build, runners
+from pdgen.synthesis.page import merge_summaries
 from tests.data import shards
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
     for file in files:
         assert hashlib.sha256((whole / file.name).read_bytes()).hexdigest() == file.sha256
     assert build.count_rejected(facts) == {"ugly": 6}
-    summary = build.summarise_facts(facts)
+    summary = merge_summaries([one.summary for one in facts])
     assert (summary.records, summary.verdicts) == (27, {"negative": 13, "positive": 14})
     (whole / "dataset.json").unlink()
 

@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
 from pdgen.shapes.held_out import is_held_out, is_held_out_look
 from pdgen.shapes.lexicon import phrase_place, pick, spell_number
-from pdgen.shapes.phrases import is_or_are, phrase_look, phrase_new, phrase_relation, refer_to
-from pdgen.shapes.phrases import phrase_scene as phrase
+from pdgen.shapes.phrases import is_or_are, phrase_look, phrase_new, phrase_relation, phrase_scene, refer_to
 from pdgen.shapes.world import BACKGROUNDS, FILLS, OUTLINED_SHAPES, SHAPES, Scene, compute_relation_strengths
 from pdgen.synthesis.base.captions import ObjectGroup, group_objects
 from pdgen.synthesis.faults import MISPLACED
@@ -47,19 +46,12 @@ class SceneCheck(NamedTuple):
 
 
 class _Focus(NamedTuple):
-    """A true description of a scene, and the entity about which a false one can be made.
-
-    Attributes:
-      said: the true description.
-      entity: id of the entity.
-      there: everything that the picture shows.
-      background: the background of the picture.
-    """
+    """A true description of a scene, and the entity about which a false one can be made."""
 
     said: SceneGraph
     entity: int
-    there: list[ObjectGroup]
-    background: str
+    there: list[ObjectGroup]  # everything that the picture shows
+    background: str  # of the picture
 
 
 _Falsify = Callable[[np.random.Generator, _Focus], tuple[SceneGraph, str] | None]
@@ -107,7 +99,7 @@ def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneChec
         if wrong is None or is_held_out(wrong[0]):
             return None
         said, answer = wrong[0], f"No, {wrong[1]}."
-    text, left = phrase(said, [e.id for e in said.entities])
+    text, left = phrase_scene(said, [e.id for e in said.entities])
     return None if left else SceneCheck(text, answer, right, said, kind)
 
 
@@ -254,10 +246,9 @@ def _falsify_presence(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGra
     if not absent:
         return None
     color, noun = absent[rng.integers(len(absent))]
-    entity = Entity(focus.entity, noun, focus.said.find(focus.entity).count, {"color": color})
-    return _change_entity(
-        focus, noun=noun, attributes=entity.attributes
-    ), f"there {is_or_are(entity)} no {phrase_look(entity)}"
+    entity = replace(focus.said.find(focus.entity), noun=noun, attributes={"color": color})
+    said = _change_entity(focus, noun=noun, attributes=entity.attributes)
+    return said, f"there {is_or_are(entity)} no {phrase_look(entity)}"
 
 
 def _falsify_relation(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
