@@ -111,7 +111,7 @@ def read_settings() -> tuple[DatasetSettings, list[str]]:
 
 def check_inputs(settings: DatasetSettings, stages: Sequence[str]) -> None:
     """Raise ValueError if prompts, a key, a checkpoint or an archive is missing, before anything is written."""
-    shards.make_shard_maker(settings)
+    shards.read_prompts(settings)
     shards.make_teachers(settings)
     if "conflict" in stages and settings.conflict.variant == "self":
         find(settings.conflict.checkpoint)
@@ -172,7 +172,7 @@ def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
         return "no remote teacher: the judge is exact and the writer follows rules"
     assert settings.teachers.endpoint is not None  # the settings check it
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
-    teachers, prompts = shards.make_teachers(settings, endpoint), shards.make_shard_maker(settings).prompts
+    teachers, prompts = shards.make_teachers(settings, endpoint), shards.read_prompts(settings)
     for stage in stages:
         numbers = range(settings.count_samples(stage)[0])
         print(f"{stage}: counting the calls for {len(numbers):,} samples", file=sys.stderr)

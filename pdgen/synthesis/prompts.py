@@ -6,6 +6,7 @@ and no scene of shapes world contains a held-out combination (``shapes.held_out`
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from pdgen.synthesis.settings import DatasetSettings
 from pdgen.synthesis.story import HELD_OUT, Rejected, Story, Teachers
 from pdgen.teachers.protocols import Declined
 
+Key = TypeVar("Key")
 PROMPT_TASK = "prompt"  # the task of samples whose prompts come from a file
 OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
 
@@ -45,7 +47,7 @@ def _choose_prompt(
     return task, text, asked, graph
 
 
-def choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+def choose(rng: np.random.Generator, shares: Mapping[Key, float]) -> Key:
     """Draw one of the keys with probabilities proportional to their shares."""
     keys, weights = zip(*shares.items())
     return keys[rng.choice(len(keys), p=np.array(weights) / sum(weights))]

@@ -33,17 +33,13 @@ SCENES = 50  # scenes tried to find one that allows the drawn question or operat
 COMPOSITION = "composition"
 
 
-def _draw_thing_count(rng: np.random.Generator, shares: Sequence[float]) -> int:
-    return 1 + int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
-
-
 def _draw_graph(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, shares: Sequence[float]
 ) -> tuple[str, SceneGraph]:
     """Return task and graph of a prompt from a file, or of a random composition whose number of things is drawn."""
     if prompt is not None:
         return PROMPT_TASK, parse_prompt(settings, teachers, prompt)
-    return COMPOSITION, sample_graph(rng, COMPOSITION, things=_draw_thing_count(rng, shares))
+    return COMPOSITION, sample_graph(rng, COMPOSITION, things=choose(rng, dict(enumerate(shares, 1))))
 
 
 def _lay_out(rng: np.random.Generator, teachers: Teachers, steps: Sequence[Step]) -> Story:
