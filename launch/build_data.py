@@ -134,9 +134,7 @@ def build_stages(settings: DatasetSettings, stages: Sequence[str], folder: pathl
 
         build.build_shards(folder, elsewhere, shards.make_shard_maker(settings), choose_runner(), progress)
         for stage in here:
-            build.build_shards(
-                folder, wanted[stage], make_stage_maker(settings, stage, folder), runners.run_serial, progress
-            )
+            build.build_shards(folder, wanted[stage], make_stage_maker(settings, stage, folder), map, progress)
 
 
 def choose_runner() -> build.Runner:
@@ -144,7 +142,7 @@ def choose_runner() -> build.Runner:
     if RUNNER.value == "ray":
         return runners.run_on_ray
     workers = WORKERS.value or runners.count_cores()
-    return runners.run_serial if workers == 1 else functools.partial(runners.run_in_processes, workers)
+    return map if workers == 1 else functools.partial(runners.run_in_processes, workers)
 
 
 def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path) -> build.Make:

@@ -85,7 +85,7 @@ def make_story(
     steps = rewrite(rng, grown, rewritten, vocabulary, max_images=settings.max_images)
     if not all(find_differences(asked, step.graph) for step in steps[:-1]):
         steps = grown  # a detour around something that nobody asks for would continue after a complete picture
-    story = place_story(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    story = place_story(rng, teachers, Story(task, text, asked, tuple(steps)))
     return state_places(rng, story, settings.places) if settings.places and teachers.placement else story
 
 
@@ -127,4 +127,4 @@ def place_story(rng: np.random.Generator, teachers: Teachers, story: Story) -> S
             raise Rejected("not a scene of shapes world") from None
         if scenes is None:
             raise Rejected("no layout found")
-    return Story(story.task, story.prompt, story.asked, story.steps, tuple(scenes))
+    return dataclasses.replace(story, scenes=tuple(scenes))

@@ -5,6 +5,7 @@ correction, then the right plan and its picture. A plan with a held-out combinat
 """
 
 import collections
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -17,6 +18,7 @@ from pdgen.shapes.instruction import apply_instruction
 from pdgen.shapes.matching import align
 from pdgen.shapes.parse import parse_instruction
 from pdgen.shapes.world import Scene
+from pdgen.synthesis.edits import make_first_step
 from pdgen.synthesis.prompts import make_story, place_story
 from pdgen.synthesis.settings import SUBSETS, DatasetSettings, SettingsError
 from pdgen.synthesis.story import HELD_OUT, WRONG_PICTURE, RecordBuilder, Rejected, Story, Teachers
@@ -48,12 +50,12 @@ def _read_plan(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple
         graph = teachers.writer.parse(description)
         if teachers.placement:
             _refuse_held_out(instruction)
-        step = Step("add", tuple(e.id for e in graph.entities), graph)
+        step = make_first_step(graph)
     except (TrajectoryError, Declined):
         raise Rejected("plan not understood") from None
     except SceneError:
         raise Rejected("not a scene of shapes world") from None
-    return step, place_story(rng, teachers, Story("", "", graph, (step,), ())).scenes[0]
+    return step, place_story(rng, teachers, Story("", "", graph, (step,))).scenes[0]
 
 
 def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
@@ -62,7 +64,7 @@ def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, w
     asked = {e.id for e in whole.entities}
     meant = [e.id for e in align(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
     step = Step("add", tuple(meant), extract_subgraph(whole, meant))
-    return place_story(rng, teachers, Story(story.task, story.prompt, story.asked, (step,), ()))
+    return place_story(rng, teachers, dataclasses.replace(story, steps=(step,)))
 
 
 def judge_sampled_plan(rng: np.random.Generator, teachers: Teachers, story: Story, plan: str) -> tuple[bool, Record]:

@@ -194,7 +194,7 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         _check_count("teachers.redraws", self.redraws)
-        if "endpoint" in (self.judge, self.writer) and self.endpoint is None:
+        if self.remote and self.endpoint is None:
             raise SettingsError("teachers.endpoint is missing: the endpoint's url, model and cache")
         if self.painter == "kontext" and not self.prompts:
             raise SettingsError("teachers.prompts is missing: Kontext paints prompts from a file, one a line")

@@ -82,14 +82,14 @@ class Story:
       prompt: the text of the prompt.
       asked: the graph of the prompt.
       steps: one per picture, with the ids of ``asked``.
-      scenes: the scene after each step; None if the painter needs none.
+      scenes: the scene after each step; None if the painter needs none. Empty before ``prompts.place_story``.
     """
 
     task: str
     prompt: str
     asked: SceneGraph
     steps: tuple[Step, ...]
-    scenes: tuple[Scene | None, ...]
+    scenes: tuple[Scene | None, ...] = ()
 
     def get_graph_before(self, number: int) -> SceneGraph | None:
         """Return the graph before step ``number``; None for step 0."""

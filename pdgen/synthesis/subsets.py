@@ -175,10 +175,9 @@ def _find_wrong_words(
         raise Rejected("no conflict found")
     if any(_find_contradictions(story.asked, graph) for graph in others):
         raise Rejected("no conflict found")
-    detour = Story(story.task, story.prompt, story.asked, tuple(steps[: right + 1]), ())
-    scenes = place_story(rng, teachers, detour).scenes
+    scenes = place_story(rng, teachers, dataclasses.replace(story, steps=tuple(steps[: right + 1]))).scenes
     corrected = (*steps[: right - 1], Step("add", entities, second.graph))
-    story = Story(story.task, story.prompt, story.asked, corrected, (*scenes[: right - 1], scenes[right]))
+    story = dataclasses.replace(story, steps=corrected, scenes=(*scenes[: right - 1], scenes[right]))
     return _WrongPlan(story, right - 1, first, scenes[right - 1], said)
 
 

@@ -128,10 +128,8 @@ _ACCEPTED = JudgeAnswer(
     correction=None,
 )
 # A dry run assumes three things in every prompt, so that it also counts the requests of the steps that draw them.
-_THREE = SceneGraph(
-    entities=tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "small"}) for i in range(3))
-)
-_PARSED = ParseAnswer(reason="", graph=_THREE)
+_THINGS = tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "small"}) for i in range(3))
+_PARSED = ParseAnswer(reason="", graph=SceneGraph(_THINGS))
 
 
 def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:

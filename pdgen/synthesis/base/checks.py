@@ -5,6 +5,7 @@ its answer. The aspect is a word of ``faults.FAULTS``, "fill", "relation" or "ba
 such as a red star instead of which a red circle and a blue star are present.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -200,18 +201,10 @@ def _falsify_shape(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph,
     return _change_entity(focus, noun=noun), f"there {is_or_are(entity)} {shown}, not {asked}"
 
 
-def _falsify_size(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    # Small things cannot be outlined, so a small outlined thing would be an impossible description.
-    return None if "fill" in focus.said.find(focus.entity).attributes else _state_opposite(focus, "size")
-
-
-def _falsify_fill(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    return _state_opposite(focus, "fill")
-
-
-def _state_opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
+def _falsify_size_or_fill(rng: np.random.Generator, focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
-    if entity.attributes[key] not in OPPOSITES[key]:
+    # Small things cannot be outlined, so a small outlined thing would be an impossible description.
+    if entity.attributes[key] not in OPPOSITES[key] or (key == "size" and "fill" in entity.attributes):
         return None
     (value,) = (word for word in OPPOSITES[key] if word != entity.attributes[key])
     name = phrase_look(_keep_color(entity))
@@ -270,8 +263,8 @@ def _falsify_background(rng: np.random.Generator, focus: _Focus) -> tuple[SceneG
 _FALSIFIERS: dict[str, _Falsify] = {
     "color": _falsify_color,
     "shape": _falsify_shape,
-    "size": _falsify_size,
-    "fill": _falsify_fill,
+    "size": functools.partial(_falsify_size_or_fill, key="size"),
+    "fill": functools.partial(_falsify_size_or_fill, key="fill"),
     "place": _falsify_place,
     "count": _falsify_count,
     "missing": _falsify_presence,

@@ -22,7 +22,7 @@ from pdgen.shapes.graph import SceneGraph, Step, drop_implied
 from pdgen.shapes.world import Scene
 from pdgen.synthesis.base.captions import make_caption_graph, write_caption
 from pdgen.synthesis.base.questions import make_asker
-from pdgen.synthesis.edits import changes_picture, make_edit_steps
+from pdgen.synthesis.edits import changes_picture, make_edit_steps, make_first_step
 from pdgen.synthesis.prompts import PROMPT_TASK, choose, parse_prompt, place_story, refuse_leak, state_places
 from pdgen.synthesis.sample import make_prompt_graph, sample_graph
 from pdgen.synthesis.settings import DatasetSettings
@@ -43,16 +43,12 @@ def _draw_graph(
 
 
 def _lay_out(rng: np.random.Generator, teachers: Teachers, steps: Sequence[Step]) -> Story:
-    return place_story(rng, teachers, Story("", "", steps[-1].graph, tuple(steps), ()))
+    return place_story(rng, teachers, Story("", "", steps[-1].graph, tuple(steps)))
 
 
 def _get_scenes(story: Story) -> list[Scene]:
     # These subsets exist only in shapes world, where every step has a scene.
     return [scene for scene in story.scenes if scene is not None]
-
-
-def _make_step(graph: SceneGraph) -> Step:
-    return Step("add", tuple(e.id for e in graph.entities), graph)
 
 
 def _paint_image(teachers: Teachers, words: str, scene: Scene, given: bool = False) -> Image:
@@ -80,7 +76,7 @@ def make_text_to_image(
     else:
         graph = sample_graph(rng, task)
     thinks = wording == "prompt" and rng.random() < part.thoughts
-    story = _lay_out(rng, teachers, [_make_step(graph)])
+    story = _lay_out(rng, teachers, [make_first_step(graph)])
     if thinks or wording == "description":
         story = state_places(rng, story, settings.places)
     (step,), (scene,) = story.steps, _get_scenes(story)
@@ -119,7 +115,7 @@ def make_understand(
     ask = make_asker(rng, kind)
     for _ in range(SCENES):
         _, graph = _draw_graph(rng, settings, teachers, prompt, settings.understand.things)
-        (scene,) = _get_scenes(_lay_out(rng, teachers, [_make_step(graph)]))
+        (scene,) = _get_scenes(_lay_out(rng, teachers, [make_first_step(graph)]))
         question = ask(scene)
         if question is not None:
             break
