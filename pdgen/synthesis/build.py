@@ -61,8 +61,7 @@ class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
       name: name of its files without suffix.
-      records: number of records in its file.
-      sha256: digest of its file.
+      records, sha256: number of records in its file, and the file's digest.
       rejected: number of rejected samples by reason.
       noted: ids of noteworthy records, such as leaks, by kind.
       summary: its part of the report.
@@ -253,15 +252,9 @@ def count_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
 
 
 def write_outcome(settings: DatasetSettings, common: dict[str, Any], folder: pathlib.Path) -> str:
-    """Write ``dataset.json`` and the page of all complete stages.
+    """Write ``dataset.json`` and the page of all complete stages. Returns one line that summarises the data set.
 
-    Args:
-      settings: the settings of the build.
-      common: see ``pdgen.synthesis.shards.collect_common_settings``.
-      folder: the folder of the build.
-
-    Returns:
-      One line that summarises the data set.
+    ``common`` is the result of ``shards.collect_common_settings``.
     """
     stages = _find_complete_stages(settings, folder)
     summaries = {stage: merge_summaries([one.summary for one in found]) for stage, found in stages.items()}

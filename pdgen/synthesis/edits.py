@@ -18,10 +18,7 @@ def make_first_step(graph: SceneGraph) -> Step:
 def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
     """Make a step that draws a first picture and one that turns it into ``graph``; None if the graph does not allow it.
 
-    Args:
-      rng: the only source of randomness.
-      graph: a graph of shapes world without held-out combinations.
-      operation: the operation of the second step, one of ``OPERATIONS``.
+    ``graph`` has no held-out combination, ``operation`` is that of the second step, one of ``OPERATIONS``.
     """
     if operation != "add":
         steps = rewrite(rng, [make_first_step(graph)], 1.0, weights={operation: 1.0}, max_images=2)

@@ -147,11 +147,7 @@ def render_chunk(name: str, records: Iterable[Record]) -> str:
 
 
 def render_index(shards: Sequence[tuple[str, str, Sequence[SampleRow]]]) -> str:
-    """Render the script with the list of all samples.
-
-    Args:
-      shards: (name, subset, rows) of each shard, in order.
-    """
+    """Render the script with the list of all samples, given (name, subset, rows) of each shard in order."""
     rows = [row for _, _, rows in shards for row in rows]
     tasks = sorted({row.task for row in rows})
     operations = sorted({operation for row in rows for operation in row.operations})
@@ -252,12 +248,7 @@ def render_dataset(
 ) -> str:
     """Render ``index.html`` of a data set.
 
-    Args:
-      title: heading of the page.
-      subsets: the summary of each subset, in order.
-      facts: the facts of ``dataset.json``, of which "rejected" (by subset and reason), "leaks" and "versions" are
-        shown.
-      settings: the settings of the data set.
+    Of the ``facts`` of ``dataset.json`` it shows "rejected" (by subset and reason), "leaks" and "versions".
     """
     rows = [(name, PAPER.get(name), make_table_row(summary)) for name, summary in subsets.items()]
     charts = _make_charts(subsets)

@@ -92,10 +92,7 @@ def make_story(
 def state_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
     """State the places of entities in the steps of a story as its scenes show them, so that plans include them.
 
-    Args:
-      rng: selects the entities.
-      story: a story with scenes.
-      rate: probability for each entity that is added and never changed.
+    Each entity that is added and never changed is selected with probability ``rate``.
     """
     changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
     last = story.scenes[-1]

@@ -52,11 +52,7 @@ class BlankPainter:
 
 
 def make_teachers(settings: DatasetSettings, endpoint: Endpoint | None = None) -> Teachers:
-    """Make the teachers of the settings.
-
-    Args:
-      settings: the settings of the data set.
-      endpoint: used instead of one made from the settings; with a dry endpoint all teachers are dry.
+    """Make the teachers of the settings. With a dry ``endpoint`` all teachers are dry; None: the one of the settings.
 
     Raises:
       TeacherError: the endpoint's key is missing.
@@ -162,9 +158,7 @@ def make_archive_maker(
 ) -> Callable[[Shard], ShardContent]:
     """Make a function that makes shards of the alignment subset from GenRef, in order and in this process.
 
-    Args:
-      settings, teachers: those of the data set.
-      used: returns how many samples of the archive the shards before the given one have used or rejected.
+    ``used`` returns how many samples of the archive the shards before the given one have used or rejected.
     """
     position, outcomes = 0, iter(())  # type: int, Iterator[Outcome]
 

@@ -97,15 +97,10 @@ class Story:
 
 
 class RecordBuilder:
-    """A builder that adds segments to a record.
-
-    Args:
-      story: the story; its prompt is the first segment.
-      teachers: the painter and the judge.
-      rng: determines wordings and the painter's seeds.
+    """A builder that adds segments to a record. ``rng`` determines wordings and the painter's seeds.
 
     Attributes:
-      segments: the segments so far.
+      segments: the segments so far; the first is the story's prompt.
       steps: the steps of the plans so far.
       picture: the last picture; None before the first.
       scene: the scene of the last picture; None if there is none.

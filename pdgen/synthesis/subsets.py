@@ -133,21 +133,13 @@ def _make_positive_conflict(
 
 
 class _WrongPlan(NamedTuple):
-    """A step and a wrong version of it.
-
-    Attributes:
-      story: a story whose last step is the right one.
-      number: number of that step.
-      wrong: the wrong step.
-      wrong_scene: the scene after the wrong step; None if the painter needs none.
-      said: the graph after the wrong step, with the ids of the prompt's graph.
-    """
+    """A wrong version of step ``number`` of a story."""
 
     story: Story
     number: int
     wrong: Step
-    wrong_scene: Scene | None
-    said: SceneGraph
+    wrong_scene: Scene | None  # None if the painter needs none
+    said: SceneGraph  # the graph after the wrong step, with the ids of the prompt's graph
 
 
 def _find_contradictions(asked: SceneGraph, said: SceneGraph) -> list[str]:
@@ -222,17 +214,9 @@ def _choose_prompt(rng: np.random.Generator, prompts: Sequence[str], turn: int, 
 def make_sample(
     settings: DatasetSettings, teachers: Teachers, subset: str, number: int, prompts: Sequence[str] = ()
 ) -> tuple[Record, collections.Counter[str]]:
-    """Make sample ``number`` of a subset.
+    """Make sample ``number`` of a subset. Returns the record and the number of rejected attempts by reason.
 
-    Args:
-      settings, teachers: those of the data set.
-      subset: a name of ``SUBSETS``.
-      number: number of the sample.
-      prompts: prompts of a file, if any. First attempts use them in turn, later attempts the unused ones, then random
-        ones.
-
-    Returns:
-      The record and the number of rejected attempts by reason.
+    First attempts use the ``prompts`` of a file in turn, later attempts the unused ones, then random ones.
 
     Raises:
       SettingsError: ``ATTEMPTS`` attempts were rejected.

@@ -83,12 +83,9 @@ def draw_aim(rng: np.random.Generator) -> Aim:
 
 
 def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneCheck | None:
-    """Make a check of a scene; None if the scene does not allow it.
+    """Make a check of a scene without held-out combinations; None if the scene does not allow it.
 
-    Args:
-      rng: determines everything else.
-      scene: a scene without held-out combinations; the description then has none either.
-      wanted: see ``draw_aim``.
+    The description has no held-out combination either.
     """
     kind, right, _ = wanted
     focus = _draw_focus(rng, scene, wanted)

@@ -135,18 +135,11 @@ KINDS = ("caption", "places", "color", "count", "place", "check")
 
 
 def make_asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
-    """Make a function that asks a question of a kind about any scene.
+    """Make a function that asks a question of one of ``KINDS`` about a scene without held-out combinations.
 
-    The subject of a check and the number of a count are drawn here and not for each scene, so that their frequencies do
-    not depend on what scenes allow.
-
-    Args:
-      rng: the source of randomness, now and at every call.
-      kind: one of ``KINDS``.
-
-    Returns:
-      A function of a scene without held-out combinations. It returns None if the scene allows no such question with a
-      unique answer.
+    The function returns None if the scene allows no such question with a unique answer. The subject of a check and the
+    number of a count are drawn here and not for each scene, so that their frequencies do not depend on what scenes
+    allow.
     """
     if kind == "count":
         # Otherwise 0 and 1 would be far more frequent than 5 and 6, because every scene allows them. After

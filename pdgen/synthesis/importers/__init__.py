@@ -27,14 +27,8 @@ def import_dataset(
 ) -> tuple[Dataset, Tally]:
     """Write the records of another data set to the folder ``target``, atomically.
 
-    The only subset is called ``name``. The facts in ``dataset.json`` list skipped samples and the reasons.
-
-    Args:
-      name: a key of ``FORMATS``.
-      source: a file of that format or a folder of files.
-      target: the folder to write.
-      records_per_file: records in each written file.
-      overwrite: whether to replace an existing data set.
+    The only subset is called ``name``, a key of ``FORMATS``. ``source`` is a file of that format or a folder of files.
+    The facts in ``dataset.json`` list skipped samples and the reasons.
 
     Raises:
       FolderError: the target cannot be written.

@@ -56,15 +56,10 @@ def _make_segments(
 def make_archive_samples(
     settings: DatasetSettings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range
 ) -> Samples:
-    """Make samples of the alignment subset, each from the next suitable one of ``outcomes``.
+    """Make samples of the alignment subset, each from the next suitable one of ``reflection.read_genref``'s outcomes.
 
     Every outcome is used or counted as rejected, so the number of records and rejections is the number of outcomes
     read.
-
-    Args:
-      settings, teachers: those of the data set.
-      outcomes: see ``pdgen.synthesis.importers.reflection.read_genref``.
-      numbers: the numbers of the samples.
 
     Raises:
       SettingsError: there are too few outcomes.

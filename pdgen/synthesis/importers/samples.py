@@ -106,13 +106,9 @@ def _check_end(file: pathlib.Path) -> None:
 
 
 def read_json_lines(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
-    """Read the lines of JSON lines files as bytes; empty lines are skipped.
+    """Read the lines of a JSON lines file, or of all ``*.jsonl`` in a folder, as bytes; empty lines are skipped.
 
     The content of a sample is (the file's folder, the line). Its id is ``<source>/<file>/<line>``, from line 1.
-
-    Args:
-      path: a file, or a folder with ``*.jsonl``.
-      source: first part of the ids.
 
     Raises:
       ImporterError: there is no file.
