@@ -77,7 +77,7 @@ def run_in_processes(workers: int, function: Callable[[In], Out], items: Sequenc
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool:
         raise RunnerError(
-            "a worker process was lost, most often for want of memory: start again, with fewer --workers"
+            "a worker process was lost, most often because memory ran out; run again with fewer --workers"
         ) from None
     finally:
         ours.close()

@@ -132,32 +132,24 @@ _THINGS = tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "sma
 _PARSED = ParseAnswer(reason="", graph=SceneGraph(_THINGS))
 
 
-def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:
-    """Ask whether the last of ``plans`` agrees with the prompt. The answer is a JudgeAnswer."""
-    if not plans:
-        raise TeacherError("judge plan: there is no plan to judge")
-    earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
-    content = f"Prompt:\n{prompt}\n\nEarlier plans:\n{earlier}\n\nLast plan:\n{plans[-1]}"
-    return ChatRequest("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
-
-
-def make_picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> ChatRequest:
-    """Ask whether the picture shows what the plan describes. The answer is a JudgeAnswer."""
-    before = () if previous is None else ("The picture before the step:", encode_png(previous))
-    content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
-    return ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
-
-
 class EndpointJudge(EndpointTeacher):
     """A ``Judge`` on a chat endpoint."""
 
     def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
         """Judge whether the last of ``plans`` agrees with the prompt."""
-        return self._endpoint.ask(make_plan_request(prompt, plans)).to_verdict()
+        if not plans:
+            raise TeacherError("judge plan: there is no plan to judge")
+        earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
+        content = f"Prompt:\n{prompt}\n\nEarlier plans:\n{earlier}\n\nLast plan:\n{plans[-1]}"
+        request = ChatRequest("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
+        return self._endpoint.ask(request).to_verdict()
 
     def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
         """Judge whether the picture shows what ``plan`` describes and leaves everything else unchanged."""
-        return self._endpoint.ask(make_picture_request(plan, picture, previous)).to_verdict()
+        before = () if previous is None else ("The picture before the step:", encode_png(previous))
+        content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
+        request = ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
+        return self._endpoint.ask(request).to_verdict()
 
 
 class EndpointWriter(EndpointTeacher):

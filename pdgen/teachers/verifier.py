@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 
 from pdgen.sequence.images import Picture, encode_png
-from pdgen.sequence.trajectory import format_inspection
 from pdgen.shapes.detector import detect_background
 from pdgen.shapes.graph import SceneError, SceneGraph
 from pdgen.shapes.matching import get_words
@@ -95,7 +94,7 @@ class ExactCritic:
         if not found:
             return Verdict(accept=True, analysis="The picture shows all that the prompt asks for.")
         analysis, correction = (" ".join(parts) for parts in zip(*((v.analysis, v.correction) for v in found)))
-        return make_verdict(format_inspection(analysis, correction))
+        return Verdict(accept=False, analysis=analysis, correction=correction)
 
 
 class ExactVerifier:

@@ -11,7 +11,7 @@ from pdgen.shapes.graph import GRAPH_SCHEMA, SceneGraph
 from pdgen.teachers import endpoint as ep
 from pdgen.teachers.chat import make_schema
 from pdgen.teachers.protocols import TeacherError, Verdict
-from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter, JudgeAnswer, ParseAnswer, make_plan_request
+from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter, JudgeAnswer, ParseAnswer
 from tests.support.chat_server import says
 from tests.teachers.conftest import PLAN, YES, Word, request
 
@@ -123,4 +123,3 @@ def test_schemas_say_nothing_of_docstrings_and_have_an_object_as_root():
         assert schema["type"] == "object" and schema["required"] == list(schema["properties"])
         assert "description" not in json.dumps(schema) and "default" not in json.dumps(schema)
     assert list(make_schema(JudgeAnswer)[0]["properties"]) == ["analysis", "accept", "correction"]
-    assert make_plan_request("p", ["x"]).make_body("m", {}) == make_plan_request("p", ["x"]).make_body("m", {})

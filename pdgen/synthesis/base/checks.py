@@ -2,7 +2,7 @@
 
 The aspect that is right or wrong is drawn first. Both cases use the same wording, so that a question does not reveal
 its answer. The aspect is a word of ``faults.FAULTS``, "fill", "relation" or "background". Ambiguous cases are left out,
-such as a red star instead of which a red circle and a blue star are present.
+such as "a red star" of a picture with a red circle and a blue star.
 """
 
 import functools
