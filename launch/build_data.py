@@ -85,7 +85,8 @@ def build_subsets() -> None:
     check_writable(require(OUTPUT))
     check_inputs(settings, stages)
     folder, common = pathlib.Path(require(OUTPUT)), shards.collect_common_settings(settings)
-    with build.open_build(folder, common, {stage: settings.subset_to_dict(stage) for stage in stages}, OVERWRITE.value):
+    subsets = {stage: msgspec.to_builtins(getattr(settings, stage)) for stage in stages}
+    with build.open_build(folder, common, subsets, OVERWRITE.value):
         build_stages(settings, stages, folder)
         print(build.write_outcome(settings, common, folder))
 
@@ -110,7 +111,7 @@ def read_settings() -> tuple[DatasetSettings, list[str]]:
 
 def check_inputs(settings: DatasetSettings, stages: Sequence[str]) -> None:
     """Raise ValueError if prompts, a key, a checkpoint or an archive is missing, before anything is written."""
-    shards.make_shard_maker(settings)
+    shards.read_prompts(settings)
     shards.make_teachers(settings)
     if "conflict" in stages and settings.conflict.variant == "self":
         find(settings.conflict.checkpoint)
@@ -133,9 +134,7 @@ def build_stages(settings: DatasetSettings, stages: Sequence[str], folder: pathl
 
         build.build_shards(folder, elsewhere, shards.make_shard_maker(settings), choose_runner(), progress)
         for stage in here:
-            build.build_shards(
-                folder, wanted[stage], make_stage_maker(settings, stage, folder), runners.run_serial, progress
-            )
+            build.build_shards(folder, wanted[stage], make_stage_maker(settings, stage, folder), map, progress)
 
 
 def choose_runner() -> build.Runner:
@@ -143,7 +142,7 @@ def choose_runner() -> build.Runner:
     if RUNNER.value == "ray":
         return runners.run_on_ray
     workers = WORKERS.value or runners.count_cores()
-    return runners.run_serial if workers == 1 else functools.partial(runners.run_in_processes, workers)
+    return map if workers == 1 else functools.partial(runners.run_in_processes, workers)
 
 
 def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path) -> build.Make:
@@ -171,7 +170,7 @@ def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
         return "no remote teacher: the judge is exact and the writer follows rules"
     assert settings.teachers.endpoint is not None  # the settings check it
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
-    teachers, prompts = shards.make_teachers(settings, endpoint), shards.make_shard_maker(settings).prompts
+    teachers, prompts = shards.make_teachers(settings, endpoint), shards.read_prompts(settings)
     for stage in stages:
         numbers = range(settings.count_samples(stage)[0])
         print(f"{stage}: counting the calls for {len(numbers):,} samples", file=sys.stderr)

@@ -61,8 +61,7 @@ class ShardFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
       name: name of its files without suffix.
-      records: number of records in its file.
-      sha256: digest of its file.
+      records, sha256: number of records in its file, and the file's digest.
       rejected: number of rejected samples by reason.
       noted: ids of noteworthy records, such as leaks, by kind.
       summary: its part of the report.
@@ -95,8 +94,7 @@ def cut_shards(subset: str, count: int, size: int) -> list[Shard]:
     return [Shard(subset, number, start, min(start + size, count)) for number, start in enumerate(starts)]
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Write a file atomically."""
+def _write(path: pathlib.Path, data: bytes) -> None:
     with new_file(path) as partial:
         partial.write_bytes(data)
 
@@ -112,7 +110,7 @@ def build_shard(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts:
     if len(records) != shard.stop - shard.start:
         raise BuildError(f"{shard.name}: {len(records)} records made, {shard.stop - shard.start} expected")
     file = write_file(folder / f"{shard.name}{SUFFIX}", records, shard.subset)
-    write_atomically(folder / REPORT / f"{shard.name}.js", render_chunk(shard.name, records).encode())
+    _write(folder / REPORT / f"{shard.name}.js", render_chunk(shard.name, records).encode())
     facts = ShardFacts(
         name=shard.name,
         records=file.records,
@@ -121,7 +119,7 @@ def build_shard(folder: pathlib.Path, make: Make, shard: Shard) -> ShardFacts:
         noted=dict(noted),
         summary=summarise_records(records),
     )
-    write_atomically(_get_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
+    _write(_get_facts_path(folder, shard), msgspec.json.encode(facts) + b"\n")
     return facts
 
 
@@ -217,14 +215,14 @@ def _check_settings(
         for subset in stages:
             begun["stages"].pop(subset, None)
             _discard(folder, subset)
-    wanted = msgspec.to_builtins({"common": common, "stages": begun["stages"] | dict(stages)}, str_keys=True)
-    wanted = msgspec.json.decode(msgspec.json.encode(wanted))  # converts tuples to lists, as in the file
+    # As it is in the file: tuples become lists, and keys strings.
+    wanted = msgspec.json.decode(msgspec.json.encode({"common": common, "stages": begun["stages"] | dict(stages)}))
     if begun["stages"]:
         _compare(folder, begun["common"], wanted["common"], overwrite)
     for subset, settings in begun["stages"].items():
         if subset in stages:
             _compare(folder, settings, wanted["stages"][subset], overwrite)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")
+    _write(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")
 
 
 def _compare(folder: pathlib.Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool) -> None:
@@ -249,30 +247,18 @@ def list_data_files(facts: Sequence[ShardFacts]) -> list[DataFile]:
 
 def count_rejected(facts: Sequence[ShardFacts]) -> dict[str, int]:
     """Count rejected samples by reason over all shards, most frequent first."""
-    total: collections.Counter[str] = collections.Counter()
-    for one in facts:
-        total.update(one.rejected)
+    total = sum((collections.Counter(one.rejected) for one in facts), collections.Counter())
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def summarise_facts(facts: Sequence[ShardFacts]) -> DatasetSummary:
-    """Merge the summaries of all shards."""
-    return merge_summaries([one.summary for one in facts])
-
-
 def write_outcome(settings: DatasetSettings, common: dict[str, Any], folder: pathlib.Path) -> str:
-    """Write ``dataset.json`` and the page of all complete stages.
+    """Write ``dataset.json`` and the page of all complete stages. Returns one line that summarises the data set.
 
-    Args:
-      settings: the settings of the build.
-      common: see ``pdgen.synthesis.shards.collect_common_settings``.
-      folder: the folder of the build.
-
-    Returns:
-      One line that summarises the data set.
+    ``common`` is the result of ``shards.collect_common_settings``.
     """
     stages = _find_complete_stages(settings, folder)
-    facts = _make_dataset_facts(common, stages)
+    summaries = {stage: merge_summaries([one.summary for one in found]) for stage, found in stages.items()}
+    facts = _make_dataset_facts(common, stages, summaries)
     begun = read_stages(folder)
     origin = Origin(
         seed=settings.seed,
@@ -280,17 +266,16 @@ def write_outcome(settings: DatasetSettings, common: dict[str, Any], folder: pat
         autoencoder=common["autoencoder"],
         settings=settings.common_to_dict() | {stage: begun[stage] for stage in stages},
     )
-    every = [one for found in stages.values() for one in found]
-    dataset = Dataset(files=list_data_files(every), origin=origin, facts=facts)
+    files = list_data_files([one for found in stages.values() for one in found])
+    dataset = Dataset(files=files, origin=origin, facts=facts)
     rows = [(one.name, stage, one.summary.rows) for stage, found in stages.items() for one in found]
-    write_atomically(folder / REPORT / "index.js", render_index(rows).encode())
-    summaries = {stage: summarise_facts(found) for stage, found in stages.items()}
+    _write(folder / REPORT / "index.js", render_index(rows).encode())
     page = render_dataset("Training data", summaries, facts, origin.settings | {"seed": settings.seed})
-    write_atomically(folder / PAGE, page.encode())
+    _write(folder / PAGE, page.encode())
     write_index(folder, dataset)
     counts = ", ".join(f"{stage} {summary.records:,}" for stage, summary in summaries.items())
-    size = sum((folder / file.name).stat().st_size for file in dataset.files)
-    return f"{folder}: {counts} records in {len(dataset.files)} files, {size / 1e6:.1f} MB; see {folder / PAGE}"
+    size = sum((folder / file.name).stat().st_size for file in files)
+    return f"{folder}: {counts} records in {len(files)} files, {size / 1e6:.1f} MB; see {folder / PAGE}"
 
 
 def _find_complete_stages(settings: DatasetSettings, folder: pathlib.Path) -> dict[str, list[ShardFacts]]:
@@ -305,13 +290,15 @@ def _find_complete_stages(settings: DatasetSettings, folder: pathlib.Path) -> di
     return found
 
 
-def _make_dataset_facts(common: dict[str, Any], stages: dict[str, list[ShardFacts]]) -> dict[str, Any]:
+def _make_dataset_facts(
+    common: dict[str, Any], stages: dict[str, list[ShardFacts]], summaries: dict[str, DatasetSummary]
+) -> dict[str, Any]:
     """Make the facts of ``dataset.json``."""
     every = [one for facts in stages.values() for one in facts]
     leaked = {kind: [name for one in every for name in one.noted.get(kind, ())] for kind in ("exact", "normalised")}
     subsets = {}
-    for stage, facts in stages.items():
-        ours = make_table_row(summarise_facts(facts))._asdict()
+    for stage, summary in summaries.items():
+        ours = make_table_row(summary)._asdict()
         subsets[stage] = {key: value for key, value in ours.items() if value is not None}
     return {
         "subsets": subsets,

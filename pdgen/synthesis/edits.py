@@ -10,17 +10,18 @@ from pdgen.shapes.world import Scene
 from pdgen.synthesis.rewrite import rewrite
 
 
+def make_first_step(graph: SceneGraph) -> Step:
+    """Make the step that draws a whole graph. Raises SceneError if it has no entities."""
+    return Step("add", tuple(e.id for e in graph.entities), graph)
+
+
 def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str) -> Sequence[Step] | None:
     """Make a step that draws a first picture and one that turns it into ``graph``; None if the graph does not allow it.
 
-    Args:
-      rng: the only source of randomness.
-      graph: a graph of shapes world without held-out combinations.
-      operation: the operation of the second step, one of ``OPERATIONS``.
+    ``graph`` has no held-out combination, ``operation`` is that of the second step, one of ``OPERATIONS``.
     """
-    whole = Step("add", tuple(e.id for e in graph.entities), graph)
     if operation != "add":
-        steps = rewrite(rng, [whole], 1.0, weights={operation: 1.0}, max_images=2)
+        steps = rewrite(rng, [make_first_step(graph)], 1.0, weights={operation: 1.0}, max_images=2)
         return steps if len(steps) == 2 else None
     if len(graph.entities) < 2:
         return None
@@ -28,8 +29,7 @@ def make_edit_steps(rng: np.random.Generator, graph: SceneGraph, operation: str)
     if len(steps) < 2:
         return None
     second = int(rng.integers(1, len(steps)))
-    before = steps[second - 1].graph
-    return [Step("add", tuple(e.id for e in before.entities), before), steps[second]]
+    return [make_first_step(steps[second - 1].graph), steps[second]]
 
 
 def changes_picture(step: Step, before: Scene, after: Scene) -> bool:
@@ -39,9 +39,6 @@ def changes_picture(step: Step, before: Scene, after: Scene) -> bool:
     swap it is enough that the pictures differ, because two things with equal relations may still exchange places.
     """
     if step.operation == "swap":
-        return _list_looks(before) != _list_looks(after)
+        was, now = (sorted((o.shape, o.color, o.fill, *o.box) for o in scene.objects) for scene in (before, after))
+        return was != now
     return bool(find_violations(before, step.graph))
-
-
-def _list_looks(scene: Scene) -> list[tuple[str | int, ...]]:
-    return sorted((o.shape, o.color, o.fill, *o.box) for o in scene.objects)

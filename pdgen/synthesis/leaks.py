@@ -12,6 +12,7 @@ import unicodedata
 from typing import Literal
 
 from pdgen.assets import geneval_prompts_file
+from pdgen.cli import fail
 from pdgen.data.prompts import PromptError, read_prompt_texts
 from pdgen.files import sha256
 
@@ -50,33 +51,20 @@ def load_geneval_digests() -> frozenset[str]:
     return frozenset(geneval_prompts_file().read_text().split())
 
 
-def find_leak(prompt: str, digests: frozenset[str] | None = None) -> Literal["exact", "normalised"] | None:
-    """Return whether a prompt is a benchmark prompt: "exact", only after normalisation ("normalised"), or None.
+def find_leak(prompt: str) -> Literal["exact", "normalised"] | None:
+    """Return whether a prompt is one of GenEval's: "exact", only after normalisation ("normalised"), or None.
 
     "exact" assumes that the benchmark's own prompts are in normal form, as all of GenEval's are.
-
-    Args:
-      prompt: the prompt.
-      digests: digests of the benchmark's prompts; None: GenEval's.
     """
-    digests = load_geneval_digests() if digests is None else digests
-    if digest_text(prompt) in digests:
+    if digest_text(prompt) in load_geneval_digests():
         return "exact"
-    return "normalised" if digest_text(normalise_prompt(prompt)) in digests else None
-
-
-def main(argv: list[str]) -> int:
-    """Print the digests of the prompts in a file. Returns the exit status."""
-    if len(argv) != 2:
-        print("leaks: usage: python -m pdgen.synthesis.leaks METADATA.jsonl", file=sys.stderr)
-        return 2
-    try:
-        print("\n".join(compute_benchmark_digests(argv[1])))
-    except PromptError as fault:
-        print(f"leaks: {fault}", file=sys.stderr)
-        return 2
-    return 0
+    return "normalised" if digest_text(normalise_prompt(prompt)) in load_geneval_digests() else None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    if len(sys.argv) != 2:
+        fail("usage: python -m pdgen.synthesis.leaks METADATA.jsonl")
+    try:
+        print("\n".join(compute_benchmark_digests(sys.argv[1])))
+    except PromptError as fault:
+        fail(fault)

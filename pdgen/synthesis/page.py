@@ -7,7 +7,7 @@ of a shard (``report/<shard>.js``) when they are first shown.
 import base64
 import collections
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -113,10 +113,7 @@ def merge_summaries(summaries: Sequence[DatasetSummary]) -> DatasetSummary:
     """Merge summaries to one over all their records."""
 
     def add_counts(name: str) -> dict[Any, int]:
-        total: collections.Counter[Any] = collections.Counter()
-        for one in summaries:
-            total.update(getattr(one, name))
-        return _sort_counts(total)
+        return _sort_counts(sum((collections.Counter(getattr(one, name)) for one in summaries), collections.Counter()))
 
     names = ("images", "prompt_lengths", "operations", "tasks", "verdicts")
     return DatasetSummary(
@@ -150,11 +147,7 @@ def render_chunk(name: str, records: Iterable[Record]) -> str:
 
 
 def render_index(shards: Sequence[tuple[str, str, Sequence[SampleRow]]]) -> str:
-    """Render the script with the list of all samples.
-
-    Args:
-      shards: (name, subset, rows) of each shard, in order.
-    """
+    """Render the script with the list of all samples, given (name, subset, rows) of each shard in order."""
     rows = [row for _, _, rows in shards for row in rows]
     tasks = sorted({row.task for row in rows})
     operations = sorted({operation for row in rows for operation in row.operations})
@@ -187,9 +180,7 @@ def _describe_sample(record: Record) -> dict[str, Any]:
         "complete": record.complete,
         "operations": row.operations,
         "note": (record.scene or {}).get("note", ""),
-        "segments": [
-            _describe_segment(segment, verdicts.get(number)) for number, segment in enumerate(record.segments)
-        ],
+        "segments": [_describe_segment(s, verdicts.get(number)) for number, s in enumerate(record.segments)],
     }
 
 
@@ -233,29 +224,22 @@ class Chart(NamedTuple):
 
 
 def _make_charts(subsets: Mapping[str, DatasetSummary]) -> list[Chart]:
-    binned = {
-        name: summary.prompt_lengths and _bin_lengths(summary.prompt_lengths) for name, summary in subsets.items()
-    }
+    binned: dict[str, dict[int, int]] = {name: {} for name in subsets}
+    for name, summary in subsets.items():
+        for length, count in summary.prompt_lengths.items():
+            binned[name][length // _BIN] = binned[name].get(length // _BIN, 0) + count
     return [
         _make_chart("Images of a sample", {name: s.images for name, s in subsets.items()}, str),
-        _make_chart("Characters of a prompt", binned, lambda start: f"{start} to {start + _BIN - 1}"),
+        _make_chart("Characters of a prompt", binned, lambda n: f"{n * _BIN} to {(n + 1) * _BIN - 1}"),
         _make_chart("Steps by operation", {name: s.operations for name, s in subsets.items()}, str),
         _make_chart("Samples by task", {name: s.tasks for name, s in subsets.items()}, lambda task: task or "none"),
     ]
 
 
-def _bin_lengths(lengths: Mapping[int, int]) -> dict[int, int]:
-    bins: collections.Counter[int] = collections.Counter()
-    for length, count in lengths.items():
-        bins[length // _BIN * _BIN] += count
-    return dict(bins)
-
-
-def _make_chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Any) -> Chart:
+def _make_chart(title: str, counts: Mapping[str, Mapping[Any, int]], label: Callable[[Any], str]) -> Chart:
     keys = sorted({key for one in counts.values() for key in one})
-    if keys and isinstance(keys[0], int):  # adds empty bins, so that the axis has no gaps
-        step = _BIN if "Characters" in title else 1
-        keys = list(range(keys[0], keys[-1] + 1, step))
+    if keys and isinstance(keys[0], int):
+        keys = range(keys[0], keys[-1] + 1)  # with empty bins, so that the axis has no gaps
     return Chart(title, [(label(key), {name: one.get(key, 0) for name, one in counts.items()}) for key in keys])
 
 
@@ -264,20 +248,10 @@ def render_dataset(
 ) -> str:
     """Render ``index.html`` of a data set.
 
-    Args:
-      title: heading of the page.
-      subsets: the summary of each subset, in order.
-      facts: the facts of ``dataset.json``, of which "rejected" (by subset and reason), "leaks" and "versions" are
-        shown.
-      settings: the settings of the data set.
+    Of the ``facts`` of ``dataset.json`` it shows "rejected" (by subset and reason), "leaks" and "versions".
     """
-    rows = [(name, PAPER.get(name), make_table_row(summary), summary) for name, summary in subsets.items()]
+    rows = [(name, PAPER.get(name), make_table_row(summary)) for name, summary in subsets.items()]
+    charts = _make_charts(subsets)
     return render(
-        "dataset.html",
-        title=title,
-        rows=rows,
-        charts=_make_charts(subsets),
-        facts=facts,
-        settings=settings,
-        subsets=list(subsets),
+        "dataset.html", title=title, rows=rows, charts=charts, facts=facts, settings=settings, subsets=list(subsets)
     )

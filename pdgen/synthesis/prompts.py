@@ -6,6 +6,7 @@ and no scene of shapes world contains a held-out combination (``shapes.held_out`
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from pdgen.synthesis.settings import DatasetSettings
 from pdgen.synthesis.story import HELD_OUT, Rejected, Story, Teachers
 from pdgen.teachers.protocols import Declined
 
+Key = TypeVar("Key")
 PROMPT_TASK = "prompt"  # the task of samples whose prompts come from a file
 OTHER_WORDS = Vocabulary(attributes={"color": COLORS, "size": ("small", "large")})
 
@@ -45,7 +47,7 @@ def _choose_prompt(
     return task, text, asked, graph
 
 
-def choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+def choose(rng: np.random.Generator, shares: Mapping[Key, float]) -> Key:
     """Draw one of the keys with probabilities proportional to their shares."""
     keys, weights = zip(*shares.items())
     return keys[rng.choice(len(keys), p=np.array(weights) / sum(weights))]
@@ -83,17 +85,14 @@ def make_story(
     steps = rewrite(rng, grown, rewritten, vocabulary, max_images=settings.max_images)
     if not all(find_differences(asked, step.graph) for step in steps[:-1]):
         steps = grown  # a detour around something that nobody asks for would continue after a complete picture
-    story = place_story(rng, teachers, Story(task, text, asked, tuple(steps), ()))
+    story = place_story(rng, teachers, Story(task, text, asked, tuple(steps)))
     return state_places(rng, story, settings.places) if settings.places and teachers.placement else story
 
 
 def state_places(rng: np.random.Generator, story: Story, rate: float) -> Story:
     """State the places of entities in the steps of a story as its scenes show them, so that plans include them.
 
-    Args:
-      rng: selects the entities.
-      story: a story with scenes.
-      rate: probability for each entity that is added and never changed.
+    Each entity that is added and never changed is selected with probability ``rate``.
     """
     changed = {i for step in story.steps if step.operation != "add" for i in step.entities}
     last = story.scenes[-1]
@@ -125,4 +124,4 @@ def place_story(rng: np.random.Generator, teachers: Teachers, story: Story) -> S
             raise Rejected("not a scene of shapes world") from None
         if scenes is None:
             raise Rejected("no layout found")
-    return Story(story.task, story.prompt, story.asked, story.steps, tuple(scenes))
+    return dataclasses.replace(story, scenes=tuple(scenes))

@@ -1,6 +1,7 @@
 """Runners of shards: in this process, in processes of this machine, or on a Ray cluster.
 
-A runner maps a picklable function over its arguments and yields the results as they are finished, in any order.
+A runner maps a picklable function over its arguments and yields the results as they are finished, in any order. The
+runner of this process is ``map``.
 """
 
 import concurrent.futures
@@ -33,11 +34,6 @@ class RunnerError(ValueError):
 def count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_serial(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
-    """Run one item after the other in this process."""
-    return map(function, items)
 
 
 @contextlib.contextmanager
@@ -81,7 +77,7 @@ def run_in_processes(workers: int, function: Callable[[In], Out], items: Sequenc
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool:
         raise RunnerError(
-            "a worker process was lost, most often for want of memory: start again, with fewer --workers"
+            "a worker process was lost, most often because memory ran out; run again with fewer --workers"
         ) from None
     finally:
         ours.close()

@@ -5,18 +5,20 @@ correction, then the right plan and its picture. A plan with a held-out combinat
 """
 
 import collections
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from pdgen.sequence.trajectory import Record, TrajectoryError, format_inspection, parse_plan
-from pdgen.shapes.graph import SceneError, SceneGraph, Step, extract_subgraph
+from pdgen.shapes.graph import SceneError, Step, extract_subgraph
 from pdgen.shapes.held_out import is_held_out
 from pdgen.shapes.instruction import apply_instruction
 from pdgen.shapes.matching import align
 from pdgen.shapes.parse import parse_instruction
-from pdgen.shapes.world import Scene, place_scenes
+from pdgen.shapes.world import Scene
+from pdgen.synthesis.edits import make_first_step
 from pdgen.synthesis.prompts import make_story, place_story
 from pdgen.synthesis.settings import SUBSETS, DatasetSettings, SettingsError
 from pdgen.synthesis.story import HELD_OUT, WRONG_PICTURE, RecordBuilder, Rejected, Story, Teachers
@@ -28,8 +30,8 @@ PlanWriter = Callable[[Sequence[str], Sequence[int]], list[str]]
 PLAN_BATCH_SIZE = 32  # plans written at a time
 
 
-def _refuse_held_out(words: str, description: SceneGraph) -> None:
-    """Raise Rejected if the plan, or the graph after its instruction, contains a held-out combination."""
+def _refuse_held_out(words: str) -> None:
+    """Raise Rejected if an instruction, or the graph after it, contains a held-out combination."""
     try:
         instruction = parse_instruction(words)
         new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
@@ -37,7 +39,7 @@ def _refuse_held_out(words: str, description: SceneGraph) -> None:
         after = apply_instruction(before, instruction)
     except SceneError:
         raise Rejected("plan not understood") from None
-    if any(map(is_held_out, (instruction.graph, after, description))):
+    if is_held_out(instruction.graph) or is_held_out(after):
         raise Rejected(HELD_OUT)
 
 
@@ -47,16 +49,13 @@ def _read_plan(rng: np.random.Generator, teachers: Teachers, plan: str) -> tuple
         instruction, description = parse_plan(plan)
         graph = teachers.writer.parse(description)
         if teachers.placement:
-            _refuse_held_out(instruction, graph)
-        step = Step("add", tuple(e.id for e in graph.entities), graph)
-        scenes = place_scenes(rng, [step], teachers.placement) if teachers.placement else [None]
+            _refuse_held_out(instruction)
+        step = make_first_step(graph)
     except (TrajectoryError, Declined):
         raise Rejected("plan not understood") from None
     except SceneError:
         raise Rejected("not a scene of shapes world") from None
-    if scenes is None:
-        raise Rejected("no layout found")
-    return step, scenes[0]
+    return step, place_story(rng, teachers, Story("", "", graph, (step,))).scenes[0]
 
 
 def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, wrong: Step) -> Story:
@@ -65,16 +64,11 @@ def _correct_story(rng: np.random.Generator, teachers: Teachers, story: Story, w
     asked = {e.id for e in whole.entities}
     meant = [e.id for e in align(story.asked, wrong.graph).entities if e.id in asked] or story.steps[0].entities
     step = Step("add", tuple(meant), extract_subgraph(whole, meant))
-    return place_story(rng, teachers, Story(story.task, story.prompt, story.asked, (step,), ()))
+    return place_story(rng, teachers, dataclasses.replace(story, steps=(step,)))
 
 
-def judge_sampled_plan(
-    rng: np.random.Generator, teachers: Teachers, story: Story, plan: str
-) -> tuple[bool, Callable[[str], Record]]:
-    """Judge a story's first plan and make its sample.
-
-    Returns:
-      Whether the plan is accepted, and a function from the record's name to the record.
+def judge_sampled_plan(rng: np.random.Generator, teachers: Teachers, story: Story, plan: str) -> tuple[bool, Record]:
+    """Judge a story's first plan. Returns whether it is accepted, and its record without an id.
 
     Raises:
       Rejected: the plan gives no sample.
@@ -86,8 +80,7 @@ def judge_sampled_plan(
     if verdict.accept:
         builder.add_drawn_image(scene, None)
         builder.add_inspection(format_inspection(verdict.analysis))
-        finish = functools.partial(builder.build_record, source="conflict", complete=False, positive=True)
-        return True, finish
+        return True, builder.build_record("conflict", complete=False, positive=True)
     builder = RecordBuilder(_correct_story(rng, teachers, story, step), teachers, rng)
     builder.add_plan(step, plan, target=False)
     builder.verdicts[1] = verdict
@@ -95,7 +88,7 @@ def judge_sampled_plan(
     builder.add_inspection(format_inspection(verdict.analysis, verdict.correction))
     builder.add_plan_of_step(0)
     builder.add_drawn_image(builder.story.scenes[0], None, "refine")
-    return False, functools.partial(builder.build_record, source="conflict", complete=False, positive=False)
+    return False, builder.build_record("conflict", complete=False, positive=False)
 
 
 def make_self_sampled(
@@ -117,7 +110,7 @@ def make_self_sampled(
             break
         for rng, story, plan in _draw_candidates(settings, teachers, numbers.start, first, write, prompts, rejected):
             try:
-                kind, finish = judge_sampled_plan(rng, teachers, story, plan)
+                kind, record = judge_sampled_plan(rng, teachers, story, plan)
             except Rejected as fault:
                 rejected[fault.reason] += 1
                 continue
@@ -125,7 +118,7 @@ def make_self_sampled(
                 rejected[f"{'positive' if kind else 'negative'} samples are enough"] += 1
                 continue
             number = wanted[kind].pop(0)
-            found[number] = finish(f"conflict-{settings.seed}-{number:06d}")
+            found[number] = msgspec.structs.replace(record, id=f"conflict-{settings.seed}-{number:06d}")
     if len(found) < len(numbers):
         short = {kind: len(numbers_left) for kind, numbers_left in wanted.items()}
         raise SettingsError(

@@ -15,15 +15,7 @@ from pdgen.teachers.kontext import KontextSettings
 # Random numbers depend on a subset's position in this list.
 SUBSETS = ("multi_turn", "conflict", "alignment", "text_to_image", "understand", "edit")
 # Compositions have prompts as long as the paper's. The others are GenEval's tasks; a small model needs many of them.
-TASK_SHARES = {
-    "single_object": 0.06,
-    "two_object": 0.06,
-    "counting": 0.06,
-    "colors": 0.06,
-    "position": 0.06,
-    "color_attr": 0.06,
-    "composition": 0.64,
-}
+TASK_SHARES = dict.fromkeys(TASKS, 0.06) | {"composition": 0.64}
 
 
 class SettingsError(ValueError):
@@ -202,7 +194,7 @@ class TeacherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         _check_count("teachers.redraws", self.redraws)
-        if "endpoint" in (self.judge, self.writer) and self.endpoint is None:
+        if self.remote and self.endpoint is None:
             raise SettingsError("teachers.endpoint is missing: the endpoint's url, model and cache")
         if self.painter == "kontext" and not self.prompts:
             raise SettingsError("teachers.prompts is missing: Kontext paints prompts from a file, one a line")
@@ -275,10 +267,6 @@ class DatasetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if "count" in part.__struct_fields__:
             return part.count, 0
         return part.positive + part.negative, part.positive
-
-    def subset_to_dict(self, subset: str) -> dict[str, Any]:
-        """Convert the settings of one subset to plain data."""
-        return msgspec.to_builtins(getattr(self, subset))
 
     def common_to_dict(self) -> dict[str, Any]:
         """Convert the settings shared by all subsets to plain data, without those that only affect speed and price."""

@@ -52,11 +52,7 @@ class BlankPainter:
 
 
 def make_teachers(settings: DatasetSettings, endpoint: Endpoint | None = None) -> Teachers:
-    """Make the teachers of the settings.
-
-    Args:
-      settings: the settings of the data set.
-      endpoint: used instead of one made from the settings; with a dry endpoint all teachers are dry.
+    """Make the teachers of the settings. With a dry ``endpoint`` all teachers are dry; None: the one of the settings.
 
     Raises:
       TeacherError: the endpoint's key is missing.
@@ -102,26 +98,6 @@ def find_leaks(records: Sequence[Record]) -> dict[str, list[str]]:
     return leaks
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardMaker:
-    """A picklable function that makes any shard of a data set.
-
-    Attributes:
-      settings: ``DatasetSettings`` as JSON.
-      prompts: the prompts, if they come from a file.
-    """
-
-    settings: bytes
-    prompts: tuple[str, ...] = ()
-
-    def __call__(self, shard: Shard) -> ShardContent:
-        """Make one shard."""
-        settings, teachers = _decode_settings(self.settings)
-        threads = _count_threads(settings)
-        numbers = range(shard.start, shard.stop)
-        return finish_shard(settings, make_samples(settings, teachers, shard.subset, numbers, self.prompts, threads))
-
-
 def finish_shard(settings: DatasetSettings, samples: Samples) -> ShardContent:
     """Add latents to the samples if the settings ask for them, and find leaks."""
     records = add_latents(samples.records, load_shapes_encoder()[0]) if settings.latents else samples.records
@@ -144,21 +120,31 @@ def needs_main_process(settings: DatasetSettings, stage: str) -> bool:
     return alone.get(stage, False) or settings.teachers.painter == "kontext" or settings.teachers.remote
 
 
-def make_shard_maker(settings: DatasetSettings) -> ShardMaker:
-    """Make the maker of shards. Raises SettingsError if the file of prompts cannot be read."""
+def read_prompts(settings: DatasetSettings) -> list[str]:
+    """Read the settings' file of prompts, if any. Raises SettingsError if it cannot be read."""
     path = settings.teachers.prompts
     try:
-        prompts = read_prompt_texts(pathlib.Path(path)) if path else []
+        return read_prompt_texts(pathlib.Path(path)) if path else []
     except PromptError as fault:
         raise SettingsError(f"teachers.prompts: {fault}") from None
-    return ShardMaker(msgspec.json.encode(settings), tuple(prompts))
+
+
+def make_shard_maker(settings: DatasetSettings) -> Callable[[Shard], ShardContent]:
+    """Make a picklable function that makes any shard of a data set. Raises SettingsError as ``read_prompts``."""
+    return functools.partial(_make_shard, msgspec.json.encode(settings), read_prompts(settings))
+
+
+def _make_shard(encoded: bytes, prompts: Sequence[str], shard: Shard) -> ShardContent:
+    settings, teachers = _decode_settings(encoded)
+    numbers, threads = range(shard.start, shard.stop), _count_threads(settings)
+    return finish_shard(settings, make_samples(settings, teachers, shard.subset, numbers, prompts, threads))
 
 
 def make_self_sampling_maker(
     settings: DatasetSettings, teachers: Teachers, write: PlanWriter
 ) -> Callable[[Shard], ShardContent]:
     """Make a function that makes shards of the conflict subset in this process, which has the sampler."""
-    prompts = make_shard_maker(settings).prompts
+    prompts = read_prompts(settings)
 
     def make(shard: Shard) -> ShardContent:
         numbers = range(shard.start, shard.stop)
@@ -172,9 +158,7 @@ def make_archive_maker(
 ) -> Callable[[Shard], ShardContent]:
     """Make a function that makes shards of the alignment subset from GenRef, in order and in this process.
 
-    Args:
-      settings, teachers: those of the data set.
-      used: returns how many samples of the archive the shards before the given one have used or rejected.
+    ``used`` returns how many samples of the archive the shards before the given one have used or rejected.
     """
     position, outcomes = 0, iter(())  # type: int, Iterator[Outcome]
 
@@ -200,7 +184,9 @@ def run_dry(settings: DatasetSettings, teachers: Teachers, subset: str, numbers:
     if subset == "conflict" and settings.conflict.variant == "self":
         total, _ = settings.count_samples(subset)
         alike = msgspec.structs.replace(settings, conflict=Conflict(positive=total, negative=0))
-        make_self_sampled(alike, teachers, numbers, _prompts_as_plans, prompts)
+        make_self_sampled(
+            alike, teachers, numbers, lambda asked, seeds: [format_plan("Draw it.", text) for text in asked], prompts
+        )
     elif subset == "alignment" and settings.alignment.archive:
         make_archive_samples(settings, teachers, read_genref(pathlib.Path(settings.alignment.archive)), numbers)
     else:
@@ -210,7 +196,3 @@ def run_dry(settings: DatasetSettings, teachers: Teachers, subset: str, numbers:
 def _count_threads(settings: DatasetSettings) -> int:
     endpoint = settings.teachers.endpoint
     return endpoint.concurrency if endpoint is not None and settings.teachers.remote else 1
-
-
-def _prompts_as_plans(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    return [format_plan("Draw it.", prompt) for prompt in prompts]

@@ -4,8 +4,10 @@ The same code is used for shapes world and for real pictures. They differ in the
 scenes.
 """
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Generator
 from typing import Any, Literal
 
 import msgspec
@@ -60,6 +62,17 @@ class Teachers:
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
+@contextlib.contextmanager
+def consult(teachers: Teachers) -> Generator[None]:
+    """Call a teacher in the block. Raises BuildStopped if the build has stopped, Rejected if the teacher declines."""
+    if teachers.stop.is_set():
+        raise BuildStopped
+    try:
+        yield
+    except Declined:
+        raise Rejected("judge declined") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Story:
     """The plan of a trajectory.
@@ -69,14 +82,14 @@ class Story:
       prompt: the text of the prompt.
       asked: the graph of the prompt.
       steps: one per picture, with the ids of ``asked``.
-      scenes: the scene after each step; None if the painter needs none.
+      scenes: the scene after each step; None if the painter needs none. Empty before ``prompts.place_story``.
     """
 
     task: str
     prompt: str
     asked: SceneGraph
     steps: tuple[Step, ...]
-    scenes: tuple[Scene | None, ...]
+    scenes: tuple[Scene | None, ...] = ()
 
     def get_graph_before(self, number: int) -> SceneGraph | None:
         """Return the graph before step ``number``; None for step 0."""
@@ -84,15 +97,10 @@ class Story:
 
 
 class RecordBuilder:
-    """A builder that adds segments to a record.
-
-    Args:
-      story: the story; its prompt is the first segment.
-      teachers: the painter and the judge.
-      rng: determines wordings and the painter's seeds.
+    """A builder that adds segments to a record. ``rng`` determines wordings and the painter's seeds.
 
     Attributes:
-      segments: the segments so far.
+      segments: the segments so far; the first is the story's prompt.
       steps: the steps of the plans so far.
       picture: the last picture; None before the first.
       scene: the scene of the last picture; None if there is none.
@@ -123,47 +131,30 @@ class RecordBuilder:
             text = f"{write_report(self.scene, self.steps[-1].graph)} {text}"
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
-    def paint(self, scene: Scene | None, previous: Picture | None) -> Picture:
-        """Paint a picture for the last plan. It is not added to the record."""
-        self._check_stop()
+    def _paint(self, scene: Scene | None, previous: Picture | None) -> tuple[Picture, Verdict]:
+        """Paint and judge a picture of the last plan. It is not added to the record. Raises Rejected."""
         instruction, _ = parse_plan(self.plans[-1])
-        seed = int(self.rng.integers(2**31))
+        stroke = Stroke(instruction, previous, scene, int(self.rng.integers(2**31)))
         self.scene = scene
-        return self.teachers.painter.paint(Stroke(instruction, previous, scene, seed))
+        with consult(self.teachers):
+            picture = self.teachers.painter.paint(stroke)
+        with consult(self.teachers):
+            return picture, self.teachers.judge.judge_picture(self.plans[-1], picture, previous)
 
     def add_image(
-        self,
-        picture: Picture,
-        verdict: Verdict,
-        stage: Literal["given", "sketch", "refine"] = "sketch",
-        target: bool = True,
+        self, picture: Picture, verdict: Verdict, stage: Literal["sketch", "refine"] = "sketch", target: bool = True
     ) -> None:
         """Add a picture and the judge's verdict on it."""
         self.verdicts[len(self.segments)] = verdict
         self.segments.append(Image(stage=stage, png=encode_png(picture), target=target))
         self.picture = picture
 
-    def judge_picture(self, picture: Picture, previous: Picture | None) -> Verdict:
-        """Judge a picture of the last plan. Raises Rejected if the judge declines."""
-        self._check_stop()
-        try:
-            return self.teachers.judge.judge_picture(self.plans[-1], picture, previous)
-        except Declined:
-            raise Rejected("judge declined") from None
-
     def judge_plan(self) -> Verdict:
         """Judge the last plan, which must be the last segment. Raises Rejected if the judge declines."""
-        self._check_stop()
-        try:
+        with consult(self.teachers):
             verdict = self.teachers.judge.judge_plan(self.story.prompt, self.plans)
-        except Declined:
-            raise Rejected("judge declined") from None
         self.verdicts[len(self.segments) - 1] = verdict
         return verdict
-
-    def _check_stop(self) -> None:
-        if self.teachers.stop.is_set():
-            raise BuildStopped
 
     def check_verdict(self, accepted: bool, verdict: Verdict, reason: str) -> None:
         """Raise Rejected with ``reason`` if the verdict differs from ``accepted``."""
@@ -175,16 +166,14 @@ class RecordBuilder:
     ) -> None:
         """Paint the last plan until the judge accepts a picture, and add it. Raises Rejected if none is accepted."""
         for _ in range(1 + self.teachers.redraws):
-            picture = self.paint(scene, previous)
-            verdict = self.judge_picture(picture, previous)
+            picture, verdict = self._paint(scene, previous)
             if verdict.accept:
                 return self.add_image(picture, verdict, stage)
         raise Rejected(WRONG_PICTURE)
 
     def add_draft(self, scene: Scene | None, previous: Picture | None, accepted: bool, reason: str) -> None:
         """Add a picture of the last plan as context. Raises Rejected if the verdict differs from ``accepted``."""
-        picture = self.paint(scene, previous)
-        verdict = self.judge_picture(picture, previous)
+        picture, verdict = self._paint(scene, previous)
         self.check_verdict(accepted, verdict, reason)
         self.add_image(picture, verdict, target=False)
 
@@ -223,10 +212,8 @@ class RecordBuilder:
         step, scene = self.story.steps[number], self.story.scenes[number]
         return scene is not None and any(e.id in step.entities for e in step.graph.entities)
 
-    def build_record(
-        self, name: str, source: str, complete: bool, positive: bool | None = None, note: str = ""
-    ) -> Record:
-        """Build the record. Its ``scene`` holds task, graphs, verdicts and note as plain data."""
+    def build_record(self, source: str, complete: bool, positive: bool | None = None, note: str = "") -> Record:
+        """Build the record, without an id. Its ``scene`` holds task, graphs, verdicts and note as plain data."""
         story = self.story
         scene: dict[str, Any] = {
             "task": story.task,
@@ -239,7 +226,7 @@ class RecordBuilder:
             scene["positive"] = positive
         if note:
             scene["note"] = note
-        return Record(id=name, source=source, complete=complete, segments=self.segments, scene=scene)
+        return Record(id="", source=source, complete=complete, segments=self.segments, scene=scene)
 
 
 def verdict_to_dict(segment: int, verdict: Verdict) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import collections
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from pdgen.sequence.trajectory import Record
@@ -53,8 +54,8 @@ def is_positive(settings: DatasetSettings, subset: str, number: int) -> bool:
 
 def make_multi_turn(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
-    """Make a whole trajectory. Returns a function from the record's name to the record."""
+) -> Record:
+    """Make a whole trajectory."""
     story = make_story(rng, settings, teachers, prompt, settings.rewritten)
     builder = RecordBuilder(story, teachers, rng)
     spare = settings.max_images - len(story.steps)
@@ -66,16 +67,12 @@ def make_multi_turn(
             builder.add_agreement(number)
         else:
             builder.add_turn(number)
-    return functools.partial(builder.build_record, source="multi_turn", complete=True, note=_format_note(faults))
-
-
-def _format_note(faults: Sequence[str]) -> str:
-    return f"wrong {', '.join(faults)}" if faults else ""
+    return builder.build_record("multi_turn", complete=True, note=f"wrong {', '.join(faults)}" if faults else "")
 
 
 def make_alignment(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a trajectory up to a draft that matches its plan, or up to one that does not and its refinement."""
     story = make_story(rng, settings, teachers, prompt, settings.rewritten)
     builder = RecordBuilder(story, teachers, rng)
@@ -85,20 +82,16 @@ def make_alignment(
         builder.add_turn(number)
     if positive:
         builder.add_turn(stop)
-        return functools.partial(
-            builder.build_record, source="alignment", complete=stop == len(story.steps) - 1, positive=True
-        )
+        return builder.build_record("alignment", complete=stop == len(story.steps) - 1, positive=True)
     if not builder.can_be_faulty(stop):
         raise Rejected("nothing to draw wrong")
     fault = builder.add_corrected_turn(stop)
-    return functools.partial(
-        builder.build_record, source="alignment", complete=False, positive=False, note=_format_note([fault])
-    )
+    return builder.build_record("alignment", complete=False, positive=False, note=f"wrong {fault}")
 
 
 def make_conflict(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a trajectory up to a plan that contradicts the prompt, its analysis, the right plan and its picture.
 
     A positive sample ends with a plan that is right but usually incomplete.
@@ -123,14 +116,12 @@ def make_conflict(
     builder.add_plan_of_step(found.number)
     builder.add_drawn_image(found.story.scenes[found.number], previous, "refine")
     kind = _find_contradictions(story.asked, found.said)[0]
-    return functools.partial(
-        builder.build_record, source="conflict", complete=False, positive=False, note=f"conflict of {kind}"
-    )
+    return builder.build_record("conflict", complete=False, positive=False, note=f"conflict of {kind}")
 
 
 def _make_positive_conflict(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None
-) -> Callable[[str], Record]:
+) -> Record:
     story = make_story(rng, settings, teachers, prompt)
     builder = RecordBuilder(story, teachers, rng)
     last = len(story.steps) - 1
@@ -138,25 +129,17 @@ def _make_positive_conflict(
     for number in range(stop + 1):
         builder.add_turn(number)
         builder.check_verdict(True, builder.judge_plan(), "plan rejected by the judge")
-    return functools.partial(builder.build_record, source="conflict", complete=stop == last, positive=True)
+    return builder.build_record("conflict", complete=stop == last, positive=True)
 
 
 class _WrongPlan(NamedTuple):
-    """A step and a wrong version of it.
-
-    Attributes:
-      story: a story whose last step is the right one.
-      number: number of that step.
-      wrong: the wrong step.
-      wrong_scene: the scene after the wrong step; None if the painter needs none.
-      said: the graph after the wrong step, with the ids of the prompt's graph.
-    """
+    """A wrong version of step ``number`` of a story."""
 
     story: Story
     number: int
     wrong: Step
-    wrong_scene: Scene | None
-    said: SceneGraph
+    wrong_scene: Scene | None  # None if the painter needs none
+    said: SceneGraph  # the graph after the wrong step, with the ids of the prompt's graph
 
 
 def _find_contradictions(asked: SceneGraph, said: SceneGraph) -> list[str]:
@@ -184,10 +167,9 @@ def _find_wrong_words(
         raise Rejected("no conflict found")
     if any(_find_contradictions(story.asked, graph) for graph in others):
         raise Rejected("no conflict found")
-    detour = Story(story.task, story.prompt, story.asked, tuple(steps[: right + 1]), ())
-    scenes = place_story(rng, teachers, detour).scenes
+    scenes = place_story(rng, teachers, dataclasses.replace(story, steps=tuple(steps[: right + 1]))).scenes
     corrected = (*steps[: right - 1], Step("add", entities, second.graph))
-    story = Story(story.task, story.prompt, story.asked, corrected, (*scenes[: right - 1], scenes[right]))
+    story = dataclasses.replace(story, steps=corrected, scenes=(*scenes[: right - 1], scenes[right]))
     return _WrongPlan(story, right - 1, first, scenes[right - 1], said)
 
 
@@ -212,6 +194,7 @@ def _make_wrong_number(rng: np.random.Generator, teachers: Teachers, story: Stor
     return _WrongPlan(story, number, Step("add", step.entities, graph), draft, graph)
 
 
+# They return records without an id, or raise Rejected.
 MAKERS = {
     "multi_turn": make_multi_turn,
     "conflict": make_conflict,
@@ -231,17 +214,9 @@ def _choose_prompt(rng: np.random.Generator, prompts: Sequence[str], turn: int, 
 def make_sample(
     settings: DatasetSettings, teachers: Teachers, subset: str, number: int, prompts: Sequence[str] = ()
 ) -> tuple[Record, collections.Counter[str]]:
-    """Make sample ``number`` of a subset.
+    """Make sample ``number`` of a subset. Returns the record and the number of rejected attempts by reason.
 
-    Args:
-      settings, teachers: those of the data set.
-      subset: a name of ``SUBSETS``.
-      number: number of the sample.
-      prompts: prompts of a file, if any. First attempts use them in turn, later attempts the unused ones, then random
-        ones.
-
-    Returns:
-      The record and the number of rejected attempts by reason.
+    First attempts use the ``prompts`` of a file in turn, later attempts the unused ones, then random ones.
 
     Raises:
       SettingsError: ``ATTEMPTS`` attempts were rejected.
@@ -253,11 +228,11 @@ def make_sample(
         rng = np.random.default_rng((settings.seed, SUBSETS.index(subset), number, attempt))
         prompt = _choose_prompt(rng, prompts, number + attempt * count, attempt) if prompts else None
         try:
-            finish = MAKERS[subset](rng, settings, teachers, prompt, positive)
+            record = MAKERS[subset](rng, settings, teachers, prompt, positive)
         except Rejected as fault:
             rejected[fault.reason] += 1
             continue
-        return finish(f"{subset}-{settings.seed}-{number:06d}"), rejected
+        return msgspec.structs.replace(record, id=f"{subset}-{settings.seed}-{number:06d}"), rejected
     reasons = ", ".join(f"{reason} {times}" for reason, times in rejected.most_common())
     raise SettingsError(f"{subset}: sample {number}: {ATTEMPTS} attempts were rejected ({reasons})")
 
@@ -285,7 +260,5 @@ def make_samples(
                 teachers.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    total: collections.Counter[str] = collections.Counter()
-    for _, rejected in samples:
-        total.update(rejected)
-    return Samples([record for record, _ in samples], total)
+    rejected = sum((rejected for _, rejected in samples), collections.Counter())
+    return Samples([record for record, _ in samples], rejected)

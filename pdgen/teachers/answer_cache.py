@@ -29,7 +29,7 @@ class CacheEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnswerCache:
-    """Entries by key (lower-case hexadecimal) in ``folder``, which the first write creates."""
+    """Entries by key (lower-case hexadecimal) in ``folder``, which the first lock creates."""
 
     def __init__(self, folder: str | pathlib.Path):
         self._folder = pathlib.Path(folder)
@@ -50,13 +50,9 @@ class AnswerCache:
 
     def write(self, key: str, model: str, task: str, answers: Sequence[PaidAnswer]) -> None:
         """Replace an entry atomically. The caller must hold its lock."""
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = msgspec.json.format(
-            msgspec.json.encode(CacheEntry(model=model, task=task, answers=list(answers))), indent=1
-        )
-        with new_file(path) as partial:
-            partial.write_bytes(data + b"\n")
+        data = msgspec.json.encode(CacheEntry(model=model, task=task, answers=list(answers)))
+        with new_file(self._path(key)) as partial:
+            partial.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Generator[None, None, None]:

@@ -205,8 +205,7 @@ class Endpoint:
 
     def _ask(self, request: ChatRequest, cancelled: threading.Event) -> Any:
         body = request.make_body(self.settings.model, self.settings.parameters)
-        content = json.dumps([request.version, body], sort_keys=True).encode()
-        key = sha256(content)
+        key = sha256(json.dumps([request.version, body], sort_keys=True).encode())
         if self.dry_run:
             return self._assume(request, key)
         with self._cache.locked(key):
@@ -233,8 +232,7 @@ class Endpoint:
         url = self.settings.url.rstrip("/") + "/chat/completions"
         if cancelled.is_set():
             raise TeacherError(f"{url}: cancelled")
-        data = json.dumps(body).encode()
-        key = _read_key(self.settings)
+        data, key = json.dumps(body).encode(), _read_key(self.settings)
         with self._slots:
             reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.count_retry)
         choice = reply.choices[0]
@@ -246,8 +244,7 @@ class Endpoint:
             input_tokens=reply.usage.prompt_tokens if reply.usage else guess[0],
             output_tokens=reply.usage.completion_tokens if reply.usage else guess[1],
         )
-        counts = {"input_tokens": paid.input_tokens, "output_tokens": paid.output_tokens}
-        self.ledger.add(request.task, calls=1, **counts)
+        self.ledger.add(request.task, calls=1, input_tokens=paid.input_tokens, output_tokens=paid.output_tokens)
         try:
             read_answer(request, paid)
         except AnswerError as fault:
@@ -269,6 +266,14 @@ class Endpoint:
         else:  # a real run would find it in the cache
             self.ledger.add(request.task, cached=1)
         return request.assumed
+
+
+class EndpointTeacher:
+    """A teacher on a chat endpoint. Its methods raise AnswerError if the model gives no usable answer."""
+
+    def __init__(self, endpoint: Endpoint):
+        self.name = endpoint.settings.model
+        self._endpoint = endpoint
 
 
 def _read_key(settings: EndpointSettings) -> str:

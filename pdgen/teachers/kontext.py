@@ -9,7 +9,6 @@ https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev
 
 import importlib
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -63,49 +62,31 @@ class KontextPainter:
         Raises:
           TeacherError: the instruction is empty, the previous picture has another size, or the pipeline is missing.
         """
-        return self.paint_batch([stroke])[0]
-
-    def paint_batch(self, strokes: Sequence[Stroke]) -> list[Picture]:
-        """Paint the pictures after several steps in one batch. Either all or none of the strokes are first steps.
-
-        Noise depends on the stroke's own seed, so the batch affects a picture only by rounding. Raises TeacherError as
-        ``paint``.
-        """
-        self._check(strokes)
-        previous = [Image.fromarray(s.previous) for s in strokes if s.previous is not None]
+        size, previous = self.settings.size, stroke.previous
+        if not stroke.instruction.strip():
+            raise TeacherError(f"{self.name}: the instruction is empty")
+        if previous is not None and previous.shape != (size, size, 3):
+            raise TeacherError(
+                f"{self.name}: {stroke.instruction!r}: the picture before is {previous.shape}, "
+                f"expected {(size, size, 3)}"
+            )
         with self._lock:
             pipeline = self._load()
             torch = importlib.import_module("torch")
-            size = self.settings.size
             result = pipeline(
-                image=previous or None,
-                prompt=[s.instruction for s in strokes],
+                image=None if previous is None else Image.fromarray(previous),
+                prompt=stroke.instruction,
                 height=size,
                 width=size,
                 num_inference_steps=self.settings.steps,
                 guidance_scale=self.settings.guidance_scale,
                 # Noise from the CPU is equal on every device.
-                generator=[torch.Generator("cpu").manual_seed(s.seed) for s in strokes],
+                generator=torch.Generator("cpu").manual_seed(stroke.seed),
                 # Otherwise the pipeline would paint about 1024 x 1024 pixels and crop the previous picture.
                 max_area=size * size,
                 _auto_resize=False,
             )
-        return [np.asarray(image.convert("RGB"), np.uint8) for image in result.images]
-
-    def _check(self, strokes: Sequence[Stroke]) -> None:
-        size = self.settings.size
-        if not strokes:
-            raise TeacherError(f"{self.name}: no stroke to paint")
-        if len({s.previous is None for s in strokes}) > 1:
-            raise TeacherError(f"{self.name}: a batch mixes first steps and edits; paint them apart")
-        for stroke in strokes:
-            if not stroke.instruction.strip():
-                raise TeacherError(f"{self.name}: the instruction is empty")
-            if stroke.previous is not None and stroke.previous.shape != (size, size, 3):
-                raise TeacherError(
-                    f"{self.name}: {stroke.instruction!r}: the picture before is "
-                    f"{stroke.previous.shape}, expected {(size, size, 3)}"
-                )
+        return np.asarray(result.images[0].convert("RGB"), np.uint8)
 
     def _load(self) -> Any:
         if self._pipeline is None:

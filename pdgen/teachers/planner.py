@@ -10,7 +10,7 @@ from pdgen.shapes import language
 from pdgen.shapes.graph import SceneError, grow
 from pdgen.shapes.parse import parse
 from pdgen.teachers.chat import ChatRequest
-from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.endpoint import Endpoint, EndpointTeacher
 from pdgen.teachers.protocols import Declined
 
 PROMPT_VERSION = 1
@@ -45,32 +45,17 @@ class PlanAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("there is no step")
-        for number, (instruction, description) in enumerate(self._words(), 1):
-            if not (instruction and description):
+        for number, step in enumerate(self.steps, 1):
+            if not (step.instruction.strip() and step.description.strip()):
                 raise ValueError(f"step {number}: instruction and description must both say something")
-            format_plan(instruction, description)
-
-    def _words(self) -> list[tuple[str, str]]:
-        return [(" ".join(s.instruction.split()), " ".join(s.description.split())) for s in self.steps]
+        self.to_plans()  # raises ValueError for texts with tags
 
     def to_plans(self) -> list[str]:
         """Convert the steps to plans, one line each."""
-        return [format_plan(*words) for words in self._words()]
+        return [format_plan(" ".join(s.instruction.split()), " ".join(s.description.split())) for s in self.steps]
 
 
 _ASSUMED = PlanAnswer([PlanStep("Draw the first thing that the prompt names.", "The first thing.")] * 3)
-
-
-def make_plan_steps_request(prompt: str, max_steps: int) -> ChatRequest:
-    """Ask for the steps of a prompt. The answer is a PlanAnswer of at most ``max_steps`` steps."""
-
-    def check(answer: PlanAnswer) -> None:
-        if len(answer.steps) > max_steps:
-            raise ValueError(f"{len(answer.steps)} steps, at most {max_steps} are allowed")
-
-    rules = PLAN_RULES.format(max_steps=max_steps)
-    assumed = PlanAnswer(_ASSUMED.steps[:max_steps])
-    return ChatRequest("plan steps", PROMPT_VERSION, rules, (f"Prompt:\n{prompt}",), PlanAnswer, assumed, check)
 
 
 class ExactPlanner:
@@ -100,18 +85,22 @@ class ExactPlanner:
             raise Declined(f"planner 'exact': {fault}") from None
 
 
-class EndpointPlanner:
-    """A ``Planner`` on a chat endpoint.
-
-    Args:
-      endpoint: the endpoint.
-      max_steps: maximum steps of a prompt, at least 1.
-    """
+class EndpointPlanner(EndpointTeacher):
+    """A ``Planner`` on a chat endpoint; ``max_steps`` is the maximum number of steps of a prompt, at least 1."""
 
     def __init__(self, endpoint: Endpoint, max_steps: int = MAX_STEPS):
-        self.name = endpoint.settings.model
-        self._endpoint, self._max_steps = endpoint, max_steps
+        super().__init__(endpoint)
+        self._max_steps = max_steps
 
     def plan(self, prompt: str) -> list[str]:
-        """Return the model's plans. Raises AnswerError if it gives none that can be used."""
-        return self._endpoint.ask(make_plan_steps_request(prompt, self._max_steps)).to_plans()
+        """Return the model's plans."""
+
+        def check(answer: PlanAnswer) -> None:
+            if len(answer.steps) > self._max_steps:
+                raise ValueError(f"{len(answer.steps)} steps, at most {self._max_steps} are allowed")
+
+        rules = PLAN_RULES.format(max_steps=self._max_steps)
+        assumed = PlanAnswer(_ASSUMED.steps[: self._max_steps])
+        content = (f"Prompt:\n{prompt}",)
+        request = ChatRequest("plan steps", PROMPT_VERSION, rules, content, PlanAnswer, assumed, check)
+        return self._endpoint.ask(request).to_plans()

@@ -89,16 +89,12 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Writer(Protocol):
-    """A teacher that parses prompts and rewrites texts."""
+    """A teacher that parses prompts."""
 
     name: str
 
     def parse(self, prompt: str) -> SceneGraph:
         """Parse a prompt to a graph. Raises Declined with the reason if it has none."""
-        ...
-
-    def rewrite(self, text: str, seed: int) -> str:
-        """Rewrite a text in other words with the same content and tags."""
         ...
 
 

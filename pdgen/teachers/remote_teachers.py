@@ -3,15 +3,15 @@
 ``PROMPT_VERSION`` is part of the cache key of every answer. Increase it if a change must discard the cached answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from pdgen.sequence.images import Picture, encode_png
-from pdgen.sequence.trajectory import TAG, format_inspection
+from pdgen.sequence.trajectory import format_inspection
 from pdgen.shapes.graph import MAX_COUNT, PLACES, Entity, SceneGraph
 from pdgen.teachers.chat import ChatRequest
-from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.endpoint import EndpointTeacher
 from pdgen.teachers.protocols import Declined, TeacherError, Verdict
 
 PROMPT_VERSION = 1
@@ -85,14 +85,6 @@ If the text is no description of something visible, or contradicts itself, or as
 thing, give graph null and the reason in a sentence. Else give the graph, and reason "".
 """
 
-REWRITE_RULES = """\
-Reword a text that plans or describes a picture. Keep its content exactly: every thing, number, colour, size, place \
-and relation stays, nothing is added, nothing is left out, and a colour keeps its name. Tags such as <ins>, </ins>, \
-<des>, </des>, <refine> and </refine> stay, in the same order, around the same parts. Keep about the same length. One \
-line, no quotation marks around it.
-"""
-STYLES = ("plain and short", "natural and fluent", "precise, like a painter's note", "lively")
-
 
 class JudgeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A judge's answer as the model writes it, with the reasons before the verdict."""
@@ -130,93 +122,44 @@ class ParseAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"relation {relation.kind!r} is no lower-case preposition")
 
 
-class RewriteAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A reworded text."""
-
-    text: str
-
-
 _ACCEPTED = JudgeAnswer(
     analysis="The plan adds what the prompt asks for, with the right colour and place; the rest is still to come.",
     accept=True,
     correction=None,
 )
 # A dry run assumes three things in every prompt, so that it also counts the requests of the steps that draw them.
-_THREE = SceneGraph(
-    entities=tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "small"}) for i in range(3))
-)
-_PARSED = ParseAnswer(reason="", graph=_THREE)
+_THINGS = tuple(Entity(i, f"thing {i}", attributes={"color": "red", "size": "small"}) for i in range(3))
+_PARSED = ParseAnswer(reason="", graph=SceneGraph(_THINGS))
 
 
-def make_plan_request(prompt: str, plans: Sequence[str]) -> ChatRequest:
-    """Ask whether the last of ``plans`` agrees with the prompt. The answer is a JudgeAnswer."""
-    if not plans:
-        raise TeacherError("judge plan: there is no plan to judge")
-    earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
-    content = f"Prompt:\n{prompt}\n\nEarlier plans:\n{earlier}\n\nLast plan:\n{plans[-1]}"
-    return ChatRequest("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
-
-
-def make_picture_request(plan: str, picture: Picture, previous: Picture | None = None) -> ChatRequest:
-    """Ask whether the picture shows what the plan describes. The answer is a JudgeAnswer."""
-    before = () if previous is None else ("The picture before the step:", encode_png(previous))
-    content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
-    return ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
-
-
-def make_parse_request(prompt: str) -> ChatRequest:
-    """Ask for the graph of a prompt. The answer is a ParseAnswer."""
-    return ChatRequest("parse", PROMPT_VERSION, PARSE_RULES, (f"Prompt:\n{prompt}",), ParseAnswer, _PARSED)
-
-
-def make_rewrite_request(text: str, seed: int) -> ChatRequest:
-    """Ask for another wording. The answer is a RewriteAnswer. Different seeds give different requests."""
-    style = STYLES[seed % len(STYLES)]
-    content = f"Style: {style}. Variant {seed}: word it differently from other variants.\n\nText:\n{text}"
-    check = _make_tag_check(text)
-    return ChatRequest("rewrite", PROMPT_VERSION, REWRITE_RULES, (content,), RewriteAnswer, RewriteAnswer(text), check)
-
-
-def _make_tag_check(text: str) -> Callable[[RewriteAnswer], None]:
-    def check(answer: RewriteAnswer) -> None:
-        if not answer.text.strip():
-            raise ValueError("the text is empty")
-        if TAG.findall(answer.text) != TAG.findall(text):
-            raise ValueError(f"the tags must stay as they are: {' '.join(TAG.findall(text)) or 'none'}")
-
-    return check
-
-
-class EndpointJudge:
-    """A ``Judge`` on a chat endpoint. Both methods raise AnswerError if the model gives no usable verdict."""
-
-    def __init__(self, endpoint: Endpoint):
-        self.name = endpoint.settings.model
-        self._endpoint = endpoint
+class EndpointJudge(EndpointTeacher):
+    """A ``Judge`` on a chat endpoint."""
 
     def judge_plan(self, prompt: str, plans: Sequence[str]) -> Verdict:
         """Judge whether the last of ``plans`` agrees with the prompt."""
-        return self._endpoint.ask(make_plan_request(prompt, plans)).to_verdict()
+        if not plans:
+            raise TeacherError("judge plan: there is no plan to judge")
+        earlier = "\n".join(f"{n}. {plan}" for n, plan in enumerate(plans[:-1], 1)) or "none"
+        content = f"Prompt:\n{prompt}\n\nEarlier plans:\n{earlier}\n\nLast plan:\n{plans[-1]}"
+        request = ChatRequest("judge plan", PROMPT_VERSION, PLAN_RULES, (content,), JudgeAnswer, _ACCEPTED)
+        return self._endpoint.ask(request).to_verdict()
 
     def judge_picture(self, plan: str, picture: Picture, previous: Picture | None = None) -> Verdict:
         """Judge whether the picture shows what ``plan`` describes and leaves everything else unchanged."""
-        return self._endpoint.ask(make_picture_request(plan, picture, previous)).to_verdict()
+        before = () if previous is None else ("The picture before the step:", encode_png(previous))
+        content = (f"Plan of the step:\n{plan}", *before, "The picture after the step:", encode_png(picture))
+        request = ChatRequest("judge picture", PROMPT_VERSION, PICTURE_RULES, content, JudgeAnswer, _ACCEPTED)
+        return self._endpoint.ask(request).to_verdict()
 
 
-class EndpointWriter:
+class EndpointWriter(EndpointTeacher):
     """A ``Writer`` on a chat endpoint."""
-
-    def __init__(self, endpoint: Endpoint):
-        self.name = endpoint.settings.model
-        self._endpoint = endpoint
 
     def parse(self, prompt: str) -> SceneGraph:
         """Parse any prompt to a graph. Raises Declined with the reason if it has none."""
-        answer = self._endpoint.ask(make_parse_request(prompt))
+        content = (f"Prompt:\n{prompt}",)
+        request = ChatRequest("parse", PROMPT_VERSION, PARSE_RULES, content, ParseAnswer, _PARSED)
+        answer = self._endpoint.ask(request)
         if answer.graph is None:
             raise Declined(f"{self.name}: {prompt[:60]!r} has no scene graph: {answer.reason}")
         return answer.graph
-
-    def rewrite(self, text: str, seed: int) -> str:
-        """Rewrite a text in other words, on one line, with the same tags."""
-        return " ".join(self._endpoint.ask(make_rewrite_request(text, seed)).text.split())

@@ -6,7 +6,6 @@ the environment. Redirects are not followed, so that the key is sent only to the
 
 import email.utils
 import http.client
-import itertools
 import json
 import random
 import re
@@ -88,7 +87,9 @@ def post(
     Raises:
       TeacherError: the status is another one, the wait is too long, all attempts failed, or the request was cancelled.
     """
-    for attempt in itertools.count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             data = _send_once(url, body, key, patience.timeout)
             try:
@@ -106,7 +107,6 @@ def post(
             doubled = min(patience.backoff * 2 ** (attempt - 1), patience.longest_wait)
             if cancelled.wait(max(fault.wait, doubled * random.uniform(0.5, 1.0))):
                 raise TeacherError(f"{url}: cancelled while waiting after: {fault}") from None
-    raise AssertionError("the last attempt has returned or raised")
 
 
 def _send_once(url: str, body: bytes, key: str, timeout: float) -> bytes:

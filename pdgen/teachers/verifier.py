@@ -12,14 +12,13 @@ import msgspec
 import numpy as np
 
 from pdgen.sequence.images import Picture, encode_png
-from pdgen.sequence.trajectory import format_inspection
 from pdgen.shapes.detector import detect_background
 from pdgen.shapes.graph import SceneError, SceneGraph
 from pdgen.shapes.matching import get_words
 from pdgen.shapes.parse import parse
 from pdgen.shapes.world import find_relations
 from pdgen.teachers.chat import ChatRequest
-from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.endpoint import EndpointTeacher
 from pdgen.teachers.exact.judge import detect_cached, make_verdict
 from pdgen.teachers.exact.picture_check import MatchedPicture, describe_detection, match_detections, write_inspections
 from pdgen.teachers.protocols import Declined, Verdict
@@ -69,25 +68,9 @@ class VerifierAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.checks or not all(check.what.strip() for check in self.checks):
             raise ValueError("there is no check, or one that does not say what")
 
-    def score(self) -> float:
-        """Compute the share of checks that are right."""
-        return sum(check.right for check in self.checks) / len(self.checks)
-
 
 _ACCEPTED = JudgeAnswer("The picture shows all that the prompt asks for, in the right number and colour.", True, None)
 _SCORED = VerifierAnswer([Check(f"thing number {i}, which the prompt asks for", True) for i in range(6)])
-
-
-def make_critique_request(prompt: str, picture: Picture) -> ChatRequest:
-    """Ask what is wrong with a picture. The answer is a JudgeAnswer."""
-    content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
-    return ChatRequest("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
-
-
-def make_score_request(prompt: str, picture: Picture) -> ChatRequest:
-    """Ask how much of a picture is right. The answer is a VerifierAnswer."""
-    content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
-    return ChatRequest("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
 
 
 class ExactCritic:
@@ -111,7 +94,7 @@ class ExactCritic:
         if not found:
             return Verdict(accept=True, analysis="The picture shows all that the prompt asks for.")
         analysis, correction = (" ".join(parts) for parts in zip(*((v.analysis, v.correction) for v in found)))
-        return make_verdict(format_inspection(analysis, correction))
+        return Verdict(accept=False, analysis=analysis, correction=correction)
 
 
 class ExactVerifier:
@@ -145,7 +128,7 @@ def _read_picture(role: str, prompt: str, picture: Picture) -> tuple[MatchedPict
 def _check_requirements(seen: MatchedPicture, graph: SceneGraph) -> Iterator[bool]:
     """Yield for each requirement whether it is met; at least one."""
     for entity in graph.entities:
-        shown = [describe_detection(o.found) for o in seen.objects_of(entity.id)]
+        shown = [describe_detection(o) for o in seen.objects_of(entity.id)]
         yield len(shown) == entity.count
         for key, value in get_words(entity).items():
             yield bool(shown) and all(looks.get(key) == value for looks in shown)
@@ -157,25 +140,22 @@ def _check_requirements(seen: MatchedPicture, graph: SceneGraph) -> Iterator[boo
     yield from (False for _ in seen.extra)
 
 
-class EndpointCritic:
+class EndpointCritic(EndpointTeacher):
     """A ``Critic`` on a chat endpoint."""
 
-    def __init__(self, endpoint: Endpoint):
-        self.name = endpoint.settings.model
-        self._endpoint = endpoint
-
     def critique(self, prompt: str, picture: Picture) -> Verdict:
-        """Return the model's critique. Raises AnswerError if it gives none that can be used."""
-        return self._endpoint.ask(make_critique_request(prompt, picture)).to_verdict()
+        """Return the model's critique."""
+        content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
+        request = ChatRequest("critique", PROMPT_VERSION, CRITIC_RULES, content, JudgeAnswer, _ACCEPTED)
+        return self._endpoint.ask(request).to_verdict()
 
 
-class EndpointVerifier:
+class EndpointVerifier(EndpointTeacher):
     """A ``Verifier`` on a chat endpoint."""
 
-    def __init__(self, endpoint: Endpoint):
-        self.name = endpoint.settings.model
-        self._endpoint = endpoint
-
     def score(self, prompt: str, picture: Picture) -> float:
-        """Return the share of the model's checks that are right. Raises AnswerError without a usable answer."""
-        return self._endpoint.ask(make_score_request(prompt, picture)).score()
+        """Return the share of the model's checks that are right."""
+        content = (f"Prompt:\n{prompt}", "The picture:", encode_png(picture))
+        request = ChatRequest("verify", PROMPT_VERSION, VERIFIER_RULES, content, VerifierAnswer, _SCORED)
+        checks = self._endpoint.ask(request).checks
+        return sum(check.right for check in checks) / len(checks)

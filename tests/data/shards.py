@@ -15,7 +15,7 @@ from pdgen.synthesis import build, runners
 SHARDS = [*build.cut_shards("one", 22, 4), *build.cut_shards("two", 5, 4)]
 SETTINGS = {"one": {"count": 22}, "two": {"count": 5}}
 RUNNERS = {
-    "here": runners.run_serial,
+    "here": map,
     "processes": functools.partial(runners.run_in_processes, 2),
     "ray": runners.run_on_ray,
 }

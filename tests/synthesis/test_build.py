@@ -15,6 +15,7 @@ import pytest
 from pdgen.data.records import SUFFIX, Origin, RecordSource, write_index
 from pdgen.data.records import Dataset as Index
 from pdgen.synthesis import build, runners
+from pdgen.synthesis.page import merge_summaries
 from tests.data import shards
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,9 +46,7 @@ def test_samples_are_cut_into_shards():
 
 
 def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
-    facts = build.build_shards(
-        whole, shards.SHARDS, shards.fail, runners.run_serial
-    )  # nothing is missing, so nothing is made
+    facts = build.build_shards(whole, shards.SHARDS, shards.fail, map)  # nothing is missing, so nothing is made
     files = build.list_data_files(facts)
     write_index(whole, Index(files=files, origin=Origin(seed=0)))
     source = RecordSource(whole)
@@ -56,7 +55,7 @@ def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
     for file in files:
         assert hashlib.sha256((whole / file.name).read_bytes()).hexdigest() == file.sha256
     assert build.count_rejected(facts) == {"ugly": 6}
-    summary = build.summarise_facts(facts)
+    summary = merge_summaries([one.summary for one in facts])
     assert (summary.records, summary.verdicts) == (27, {"negative": 13, "positive": 14})
     (whole / "dataset.json").unlink()
 
@@ -112,7 +111,7 @@ def test_a_damaged_or_missing_file_is_made_again(tmp_path, whole):
         made.append(shard.name)
         return shards.make(shard)
 
-    build.build_shards(folder, shards.SHARDS, make, runners.run_serial)
+    build.build_shards(folder, shards.SHARDS, make, map)
     assert made == ["one-00001", "one-00002", "two-00000"]
     assert content(folder) == content(whole)
 
@@ -120,9 +119,9 @@ def test_a_damaged_or_missing_file_is_made_again(tmp_path, whole):
 def test_facts_that_are_known_and_made_come_in_order(tmp_path):
     told = []
     with build.open_build(tmp_path, COMMON, {"one": {}}, overwrite=False):
-        build.build_shards(tmp_path, build.cut_shards("one", 8, 4)[1:], shards.make, runners.run_serial)
+        build.build_shards(tmp_path, build.cut_shards("one", 8, 4)[1:], shards.make, map)
         facts = build.build_shards(
-            tmp_path, build.cut_shards("one", 8, 4), shards.make, runners.run_serial, lambda f: told.append(f.name)
+            tmp_path, build.cut_shards("one", 8, 4), shards.make, map, lambda f: told.append(f.name)
         )
     assert [f.name for f in facts] == ["one-00000", "one-00001"]
     assert told == ["one-00001", "one-00000"]
@@ -130,10 +129,10 @@ def test_facts_that_are_known_and_made_come_in_order(tmp_path):
 
 def test_a_subset_can_be_added_and_made_anew(tmp_path, whole):
     with build.open_build(tmp_path, COMMON, {"one": shards.SETTINGS["one"]}, overwrite=False):
-        build.build_shards(tmp_path, shards.SHARDS[:6], shards.make, runners.run_serial)
+        build.build_shards(tmp_path, shards.SHARDS[:6], shards.make, map)
     first = content(tmp_path)
     with build.open_build(tmp_path, COMMON, {"two": shards.SETTINGS["two"]}, overwrite=False):
-        build.build_shards(tmp_path, shards.SHARDS[6:], shards.make, runners.run_serial)
+        build.build_shards(tmp_path, shards.SHARDS[6:], shards.make, map)
     assert content(tmp_path) == content(whole)
     (tmp_path / "dataset.json").write_text("{}")
     with build.open_build(tmp_path, COMMON, {"two": {"count": 3}}, overwrite=True):
@@ -191,7 +190,7 @@ def test_a_fault_in_a_shard_ends_the_build(tmp_path, runner):
     with build.open_build(tmp_path, {}, {}, False), pytest.raises(build.BuildError, match=r"one-0000\d: no luck"):
         build.build_shards(tmp_path, shards.SHARDS[:3], shards.fail, shards.RUNNERS[runner])
     with build.open_build(tmp_path, {}, {}, False), pytest.raises(build.BuildError, match="0 records made, 4 expected"):
-        build.build_shards(tmp_path, shards.SHARDS[:1], lambda shard: build.ShardContent([], {}), runners.run_serial)
+        build.build_shards(tmp_path, shards.SHARDS[:1], lambda shard: build.ShardContent([], {}), map)
     assert not list(tmp_path.glob(f"*{SUFFIX}"))
 
 

@@ -55,10 +55,11 @@ def test_digests_are_made_again_from_a_list(tmp_path):
     path = tmp_path / "metadata.jsonl"
     path.write_text("".join(json.dumps({"tag": "x", "prompt": p}) + "\n" for p in (*KNOWN, KNOWN[0] + ".")))
     assert compute_benchmark_digests(path) == sorted(map(digest_text, KNOWN))
-    assert find_leak("A dog", frozenset(compute_benchmark_digests(path))) is None
-    command = [sys.executable, "-m", "pdgen.synthesis.leaks", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "pdgen.synthesis.leaks"]
+    done = subprocess.run([*command, path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == sorted(map(digest_text, KNOWN))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("leaks: usage: ")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import pickle
 import threading
 import time
 
@@ -105,8 +106,7 @@ def test_a_missing_key_is_told_before_anything_is_asked(tmp_path, monkeypatch):
 
 
 def test_a_shard_has_latents_and_is_made_alike_in_any_process():
-    make = shards.make_shard_maker(DatasetSettings(multi_turn=MultiTurn(count=4)))
-    assert msgspec.json.decode(make.settings, type=DatasetSettings) == DatasetSettings(multi_turn=MultiTurn(count=4))
+    make = pickle.loads(pickle.dumps(shards.make_shard_maker(DatasetSettings(multi_turn=MultiTurn(count=4)))))
     made = make(Shard("multi_turn", 0, 1, 3))
     assert [r.id for r in made.records] == ["multi_turn-0-000001", "multi_turn-0-000002"]
     assert all(s.latent_shape == (8, 8, 16) for r in made.records for s in r.segments if isinstance(s, Image))
@@ -138,7 +138,7 @@ def test_a_dry_run_asks_nobody_and_counts_what_a_build_asks(tmp_path, server, va
     )
     endpoint = Endpoint(settings.teachers.endpoint, dry_run=True)
     teachers = shards.make_teachers(settings, endpoint)
-    prompts = shards.make_shard_maker(settings).prompts
+    prompts = shards.read_prompts(settings)
     for subset, count in (("multi_turn", 6), ("conflict", 4)):
         shards.run_dry(settings, teachers, subset, range(count), prompts)
     assert server.bodies == []
@@ -203,10 +203,10 @@ def test_a_file_of_prompts_is_read_and_bad_ones_are_named(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\n  two \n")
     settings = DatasetSettings(teachers=TeacherSettings(prompts=str(path)))
-    assert shards.make_shard_maker(settings).prompts == ("one", "two")
+    assert shards.read_prompts(settings) == ["one", "two"]
     path.write_text("\n")
     with pytest.raises(SettingsError, match=r"teachers.prompts: .*prompts.txt: holds no prompt"):
-        shards.make_shard_maker(settings)
+        shards.read_prompts(settings)
     path.unlink()
     with pytest.raises(SettingsError, match="No such file"):
-        shards.make_shard_maker(settings)
+        shards.read_prompts(settings)

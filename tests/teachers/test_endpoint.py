@@ -17,7 +17,7 @@ from pdgen.teachers import endpoint as ep
 from pdgen.teachers.answer_cache import AnswerCache
 from pdgen.teachers.chat import AnswerError
 from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.remote_teachers import make_picture_request
+from pdgen.teachers.remote_teachers import EndpointJudge
 from tests.support.chat_server import completion, drips, hangs_up, refuses, says, sends
 from tests.teachers.conftest import KEY, PLAN, YES, Word, echo, request
 
@@ -66,10 +66,10 @@ def test_each_part_of_the_question_is_part_of_its_key(server, settings):
     assert len(server.bodies) == 4
     server.usual = says(YES)
     for seen in (picture, other, picture):
-        client.ask(make_picture_request(PLAN, seen))
+        EndpointJudge(client).judge_picture(PLAN, seen)
     assert len(server.bodies) == 6
     for changed in ({"model": "judge-2"}, {"parameters": {"temperature": 0.5}}):
-        ep.Endpoint(structs.replace(settings, **changed)).ask(make_picture_request(PLAN, picture))
+        EndpointJudge(ep.Endpoint(structs.replace(settings, **changed))).judge_picture(PLAN, picture)
     assert len(server.bodies) == 8
 
 

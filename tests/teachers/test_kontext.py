@@ -139,29 +139,16 @@ def test_settings_reach_the_pipeline(pipeline):
     assert first.shape == (48, 48, 3) == wide.paint(stroke(previous=first)).shape
 
 
-def test_a_batch_is_its_strokes(pipeline):
-    painter = KontextPainter(SETTINGS, pipeline)
-    for strokes in (
-        [stroke(), stroke("add a blue star .", seed=1)],
-        [stroke(previous=picture(0)), stroke("add a blue star .", picture(1), 7), stroke(previous=picture(2), seed=2)],
-    ):
-        together = painter.paint_batch(strokes)
-        for one, alone in zip(together, map(painter.paint, strokes), strict=True):
-            assert np.abs(one.astype(int) - alone).max() <= 1
-
-
 @pytest.mark.parametrize(
-    ("strokes", "words"),
+    ("stroke", "words"),
     [
-        ([], "no stroke"),
-        ([stroke(), stroke(previous=picture(0))], "mixes first steps and edits"),
-        ([stroke(" ")], "instruction is empty"),
-        ([stroke(previous=picture(0)[:16])], r"the picture before is \(16, 32, 3\), expected \(32, 32, 3\)"),
+        (stroke(" "), "instruction is empty"),
+        (stroke(previous=picture(0)[:16]), r"the picture before is \(16, 32, 3\), expected \(32, 32, 3\)"),
     ],
 )
-def test_strokes_it_cannot_paint(pipeline, strokes, words):
+def test_strokes_it_cannot_paint(pipeline, stroke, words):
     with pytest.raises(TeacherError, match=words):
-        KontextPainter(SETTINGS, pipeline).paint_batch(strokes)
+        KontextPainter(SETTINGS, pipeline).paint(stroke)
 
 
 @pytest.mark.parametrize("size", [40, 0])

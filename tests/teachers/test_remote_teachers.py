@@ -11,7 +11,7 @@ from pdgen.shapes.graph import GRAPH_SCHEMA, SceneGraph
 from pdgen.teachers import endpoint as ep
 from pdgen.teachers.chat import make_schema
 from pdgen.teachers.protocols import TeacherError, Verdict
-from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter, JudgeAnswer, ParseAnswer, make_plan_request
+from pdgen.teachers.remote_teachers import EndpointJudge, EndpointWriter, JudgeAnswer, ParseAnswer
 from tests.support.chat_server import says
 from tests.teachers.conftest import PLAN, YES, Word, request
 
@@ -29,7 +29,6 @@ def test_a_dry_run_sends_and_writes_nothing_and_tells_calls_tokens_and_price(ser
     assert judge.judge_plan("a red circle", [PLAN]).accept
     graph = EndpointWriter(client).parse("three cats in a box")
     assert len(graph.entities) == 3
-    assert EndpointWriter(client).rewrite(PLAN, 3) == PLAN
     assert server.bodies == []
     assert not pathlib.Path(settings.cache).exists()
     ledger = client.ledger
@@ -38,12 +37,11 @@ def test_a_dry_run_sends_and_writes_nothing_and_tells_calls_tokens_and_price(ser
         "judge picture": (1, 0),
         "judge plan": (1, 0),
         "parse": (1, 0),
-        "rewrite": (1, 0),
     }
     # Two pictures of two tiles: 2 (85 + 2 * 170) = 850 tokens, and some 600 of text.
     assert 1200 < ledger.tasks["judge picture"].input_tokens < 1800
     total = ledger.total()
-    assert total.calls == 5
+    assert total.calls == 4
     assert ledger.price(total) == pytest.approx((2 * total.input_tokens + 8 * total.output_tokens) / 1e6)
     assert f"{total.input_tokens:,}" in ledger.report().splitlines()[-1]
     assert "to send" in ledger.report()
@@ -118,19 +116,6 @@ def test_impossible_graphs_are_malformed_and_a_prompt_without_graph_is_refused(s
     assert client.ledger.rejected == {"against the schema": 1}
 
 
-def test_rewriting_keeps_the_tags_and_each_seed_is_a_question(server, settings):
-    other = "<ins>Put a red circle.</ins>\n<des>There is a red circle.</des>"
-    server.script.extend([says(json.dumps({"text": "Put a red circle."})), says(json.dumps({"text": other}))])
-    client = ep.Endpoint(settings)
-    writer = EndpointWriter(client)
-    assert writer.rewrite(PLAN, 0) == other.replace("\n", " ") == writer.rewrite(PLAN, 0)
-    assert client.ledger.rejected == {"unsuitable": 1}
-    assert "<ins> </ins> <des> </des>" in server.bodies[1]["messages"][3]["content"]
-    server.usual = says(json.dumps({"text": other}))
-    writer.rewrite(PLAN, 4)
-    assert len(server.bodies) == 3
-
-
 def test_schemas_say_nothing_of_docstrings_and_have_an_object_as_root():
     for answer, strict in ((JudgeAnswer, True), (ParseAnswer, False)):
         schema, enforced = make_schema(answer)
@@ -138,4 +123,3 @@ def test_schemas_say_nothing_of_docstrings_and_have_an_object_as_root():
         assert schema["type"] == "object" and schema["required"] == list(schema["properties"])
         assert "description" not in json.dumps(schema) and "default" not in json.dumps(schema)
     assert list(make_schema(JudgeAnswer)[0]["properties"]) == ["analysis", "accept", "correction"]
-    assert make_plan_request("p", ["x"]).make_body("m", {}) == make_plan_request("p", ["x"]).make_body("m", {})

@@ -8,10 +8,8 @@ or fill, and always the background.
 from typing import NamedTuple
 
 from pdgen.shapes.graph import Entity, SceneGraph, join_places
-from pdgen.shapes.phrases import phrase_scene as phrase
+from pdgen.shapes.phrases import phrase_scene
 from pdgen.shapes.world import Scene, SceneObject
-
-FORM = "The picture shows {}."
 
 
 class ObjectGroup(NamedTuple):
@@ -22,11 +20,9 @@ class ObjectGroup(NamedTuple):
 
 
 def group_objects(scene: Scene, places: bool = False) -> list[ObjectGroup]:
-    """Group the objects of a scene by looks, in reading order. The entities' ids are 0, 1, ....
+    """Group the objects of a scene by looks, in reading order.
 
-    Args:
-      scene: the scene.
-      places: whether the entities have the places of their objects.
+    The entities' ids are 0, 1, ...; with ``places`` they have the places of their objects.
     """
     found: dict[tuple[str, ...], list[SceneObject]] = {}
     for item in sorted(scene.objects, key=lambda o: (o.y, o.x)):
@@ -42,28 +38,23 @@ def group_objects(scene: Scene, places: bool = False) -> list[ObjectGroup]:
 
 
 def make_caption_graph(scene: Scene, places: bool = False) -> SceneGraph:
-    """Make the graph of a caption: all things in reading order, and the background.
-
-    Args:
-      scene: the scene.
-      places: whether to include the places.
-    """
-    return SceneGraph(
-        tuple(_drop_defaults(group.entity) for group in group_objects(scene, places)), (), scene.background
-    )
-
-
-def _drop_defaults(entity: Entity) -> Entity:
+    """Make the graph of a caption: all things in reading order, with ``places`` or without, and the background."""
     left_out = {("size", "small"), ("size", "medium"), ("fill", "solid")}
-    attributes = {k: v for k, v in entity.attributes.items() if (k, v) not in left_out}
-    return Entity(entity.id, entity.noun, entity.count, attributes)
+    entities = []
+    for entity, _ in group_objects(scene, places):
+        attributes = {k: v for k, v in entity.attributes.items() if (k, v) not in left_out}
+        entities.append(Entity(entity.id, entity.noun, entity.count, attributes))
+    return SceneGraph(tuple(entities), (), scene.background)
 
 
 def write_caption(scene: Scene, places: bool = False) -> str:
     """Write ``make_caption_graph`` as a sentence: "The picture shows a red circle on a beige background."."""
-    graph = make_caption_graph(scene, places)
-    text, _ = phrase(graph, [e.id for e in graph.entities])
-    return FORM.format(text)
+    return _phrase(make_caption_graph(scene, places))
+
+
+def _phrase(graph: SceneGraph) -> str:
+    text, _ = phrase_scene(graph, [e.id for e in graph.entities])
+    return f"The picture shows {text}."
 
 
 def write_report(scene: Scene, plan: SceneGraph) -> str:
@@ -84,6 +75,4 @@ def write_report(scene: Scene, plan: SceneGraph) -> str:
         attributes = {name: word for name, word in zip(("color", "size", "fill"), words) if word}
         attributes["place"] = join_places(o.place for o in objects)
         entities.append(Entity(number, shape, len(objects), attributes))
-    graph = SceneGraph(tuple(entities), (), scene.background)
-    text, _ = phrase(graph, [e.id for e in graph.entities])
-    return FORM.format(text)
+    return _phrase(SceneGraph(tuple(entities), (), scene.background))

@@ -2,9 +2,10 @@
 
 The aspect that is right or wrong is drawn first. Both cases use the same wording, so that a question does not reveal
 its answer. The aspect is a word of ``faults.FAULTS``, "fill", "relation" or "background". Ambiguous cases are left out,
-such as a red star instead of which a red circle and a blue star are present.
+such as "a red star" of a picture with a red circle and a blue star.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,8 +16,7 @@ from msgspec.structs import replace
 from pdgen.shapes.graph import COLORS, PLACES, Entity, Relation, SceneGraph
 from pdgen.shapes.held_out import is_held_out, is_held_out_look
 from pdgen.shapes.lexicon import phrase_place, pick, spell_number
-from pdgen.shapes.phrases import is_or_are, phrase_look, phrase_new, phrase_relation, refer_to
-from pdgen.shapes.phrases import phrase_scene as phrase
+from pdgen.shapes.phrases import is_or_are, phrase_look, phrase_new, phrase_relation, phrase_scene, refer_to
 from pdgen.shapes.world import BACKGROUNDS, FILLS, OUTLINED_SHAPES, SHAPES, Scene, compute_relation_strengths
 from pdgen.synthesis.base.captions import ObjectGroup, group_objects
 from pdgen.synthesis.faults import MISPLACED
@@ -47,19 +47,12 @@ class SceneCheck(NamedTuple):
 
 
 class _Focus(NamedTuple):
-    """A true description of a scene, and the entity about which a false one can be made.
-
-    Attributes:
-      said: the true description.
-      entity: id of the entity.
-      there: everything that the picture shows.
-      background: the background of the picture.
-    """
+    """A true description of a scene, and the entity about which a false one can be made."""
 
     said: SceneGraph
     entity: int
-    there: list[ObjectGroup]
-    background: str
+    there: list[ObjectGroup]  # everything that the picture shows
+    background: str  # of the picture
 
 
 _Falsify = Callable[[np.random.Generator, _Focus], tuple[SceneGraph, str] | None]
@@ -90,12 +83,9 @@ def draw_aim(rng: np.random.Generator) -> Aim:
 
 
 def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneCheck | None:
-    """Make a check of a scene; None if the scene does not allow it.
+    """Make a check of a scene without held-out combinations; None if the scene does not allow it.
 
-    Args:
-      rng: determines everything else.
-      scene: a scene without held-out combinations; the description then has none either.
-      wanted: see ``draw_aim``.
+    The description has no held-out combination either.
     """
     kind, right, _ = wanted
     focus = _draw_focus(rng, scene, wanted)
@@ -107,7 +97,7 @@ def make_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> SceneChec
         if wrong is None or is_held_out(wrong[0]):
             return None
         said, answer = wrong[0], f"No, {wrong[1]}."
-    text, left = phrase(said, [e.id for e in said.entities])
+    text, left = phrase_scene(said, [e.id for e in said.entities])
     return None if left else SceneCheck(text, answer, right, said, kind)
 
 
@@ -208,18 +198,10 @@ def _falsify_shape(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph,
     return _change_entity(focus, noun=noun), f"there {is_or_are(entity)} {shown}, not {asked}"
 
 
-def _falsify_size(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    # Small things cannot be outlined, so a small outlined thing would be an impossible description.
-    return None if "fill" in focus.said.find(focus.entity).attributes else _state_opposite(focus, "size")
-
-
-def _falsify_fill(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
-    return _state_opposite(focus, "fill")
-
-
-def _state_opposite(focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
+def _falsify_size_or_fill(rng: np.random.Generator, focus: _Focus, key: str) -> tuple[SceneGraph, str] | None:
     entity = focus.said.find(focus.entity)
-    if entity.attributes[key] not in OPPOSITES[key]:
+    # Small things cannot be outlined, so a small outlined thing would be an impossible description.
+    if entity.attributes[key] not in OPPOSITES[key] or (key == "size" and "fill" in entity.attributes):
         return None
     (value,) = (word for word in OPPOSITES[key] if word != entity.attributes[key])
     name = phrase_look(_keep_color(entity))
@@ -254,10 +236,9 @@ def _falsify_presence(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGra
     if not absent:
         return None
     color, noun = absent[rng.integers(len(absent))]
-    entity = Entity(focus.entity, noun, focus.said.find(focus.entity).count, {"color": color})
-    return _change_entity(
-        focus, noun=noun, attributes=entity.attributes
-    ), f"there {is_or_are(entity)} no {phrase_look(entity)}"
+    entity = replace(focus.said.find(focus.entity), noun=noun, attributes={"color": color})
+    said = _change_entity(focus, noun=noun, attributes=entity.attributes)
+    return said, f"there {is_or_are(entity)} no {phrase_look(entity)}"
 
 
 def _falsify_relation(rng: np.random.Generator, focus: _Focus) -> tuple[SceneGraph, str] | None:
@@ -279,8 +260,8 @@ def _falsify_background(rng: np.random.Generator, focus: _Focus) -> tuple[SceneG
 _FALSIFIERS: dict[str, _Falsify] = {
     "color": _falsify_color,
     "shape": _falsify_shape,
-    "size": _falsify_size,
-    "fill": _falsify_fill,
+    "size": functools.partial(_falsify_size_or_fill, key="size"),
+    "fill": functools.partial(_falsify_size_or_fill, key="fill"),
     "place": _falsify_place,
     "count": _falsify_count,
     "missing": _falsify_presence,

@@ -44,9 +44,6 @@ MAX_SCENES = 40  # scenes tried to find one with the number that a question of "
 NONE = "None."
 
 
-_Ask = Callable[[np.random.Generator, Scene], "Question | None"]
-
-
 class Question(NamedTuple):
     """A question about a picture.
 
@@ -88,17 +85,6 @@ def _ask_color(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question(pick(rng, forms), make_sentence(colors[noun][0]))
 
 
-def _make_count_asker(rng: np.random.Generator) -> Callable[[Scene], Question | None]:
-    # The number is drawn before the scene. Otherwise 0 and 1 would be far more frequent than 5 and 6, because every
-    # scene allows them. After ``MAX_SCENES`` scenes without this number, any number that the scene has is used.
-    wanted, scenes = int(rng.integers(MAX_OBJECTS + 1)), itertools.count(1)
-
-    def ask(scene: Scene) -> Question | None:
-        return _ask_count(rng, scene, wanted if next(scenes) <= MAX_SCENES else None)
-
-    return ask
-
-
 def _ask_count(rng: np.random.Generator, scene: Scene, wanted: int | None) -> Question | None:
     looks = [(o.color, o.shape) for o in scene.objects]
     shown: dict[str, int] = {"things": len(looks)}
@@ -109,11 +95,8 @@ def _ask_count(rng: np.random.Generator, scene: Scene, wanted: int | None) -> Qu
     asked = [words for words, number_shown in shown.items() if number_shown == count] if count else _list_absent(looks)
     if not asked:
         return None
-    return Question(pick(rng, COUNT_FORMS).format(pick(rng, asked)), _phrase_count(count))
-
-
-def _phrase_count(count: int) -> str:
-    return make_sentence(spell_number(count)) if count else NONE
+    answer = make_sentence(spell_number(count)) if count else NONE
+    return Question(pick(rng, COUNT_FORMS).format(pick(rng, asked)), answer)
 
 
 def _list_absent(looks: Sequence[tuple[str, str]]) -> list[str]:
@@ -147,31 +130,22 @@ def _ask_check(rng: np.random.Generator, scene: Scene, wanted: Aim) -> Question 
     return Question(pick(rng, CHECK_FORMS).format(found.words), found.answer, found.right, found.said)
 
 
-_OTHERS: dict[str, _Ask] = {
-    "caption": _ask_caption,
-    "places": _ask_places,
-    "color": _ask_color,
-    "place": _ask_place,
-}
+_OTHERS = {"caption": _ask_caption, "places": _ask_places, "color": _ask_color, "place": _ask_place}
 KINDS = ("caption", "places", "color", "count", "place", "check")
 
 
 def make_asker(rng: np.random.Generator, kind: str) -> Callable[[Scene], Question | None]:
-    """Make a function that asks a question of a kind about any scene.
+    """Make a function that asks a question of one of ``KINDS`` about a scene without held-out combinations.
 
-    The subject of a check and the number of a count are drawn here and not for each scene, so that their frequencies do
-    not depend on what scenes allow.
-
-    Args:
-      rng: the source of randomness, now and at every call.
-      kind: one of ``KINDS``.
-
-    Returns:
-      A function of a scene without held-out combinations. It returns None if the scene allows no such question with a
-      unique answer.
+    The function returns None if the scene allows no such question with a unique answer. The subject of a check and the
+    number of a count are drawn here and not for each scene, so that their frequencies do not depend on what scenes
+    allow.
     """
     if kind == "count":
-        return _make_count_asker(rng)
+        # Otherwise 0 and 1 would be far more frequent than 5 and 6, because every scene allows them. After
+        # ``MAX_SCENES`` scenes without this number, any number that the scene has is used.
+        wanted, scenes = int(rng.integers(MAX_OBJECTS + 1)), itertools.count(1)
+        return lambda scene: _ask_count(rng, scene, wanted if next(scenes) <= MAX_SCENES else None)
     if kind == "check":
         return functools.partial(_ask_check, rng, wanted=draw_aim(rng))
     return functools.partial(_OTHERS[kind], rng)

@@ -8,8 +8,7 @@ Painter and texts are exact, so no judge is needed. No sample contains a held-ou
 this module are entries of ``subsets.MAKERS``.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +22,7 @@ from pdgen.shapes.graph import SceneGraph, Step, drop_implied
 from pdgen.shapes.world import Scene
 from pdgen.synthesis.base.captions import make_caption_graph, write_caption
 from pdgen.synthesis.base.questions import make_asker
-from pdgen.synthesis.edits import changes_picture, make_edit_steps
+from pdgen.synthesis.edits import changes_picture, make_edit_steps, make_first_step
 from pdgen.synthesis.prompts import PROMPT_TASK, choose, parse_prompt, place_story, refuse_leak, state_places
 from pdgen.synthesis.sample import make_prompt_graph, sample_graph
 from pdgen.synthesis.settings import DatasetSettings
@@ -34,21 +33,17 @@ SCENES = 50  # scenes tried to find one that allows the drawn question or operat
 COMPOSITION = "composition"
 
 
-def _draw_thing_count(rng: np.random.Generator, shares: Sequence[float]) -> int:
-    return 1 + int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
-
-
 def _draw_graph(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, shares: Sequence[float]
 ) -> tuple[str, SceneGraph]:
     """Return task and graph of a prompt from a file, or of a random composition whose number of things is drawn."""
     if prompt is not None:
         return PROMPT_TASK, parse_prompt(settings, teachers, prompt)
-    return COMPOSITION, sample_graph(rng, COMPOSITION, things=_draw_thing_count(rng, shares))
+    return COMPOSITION, sample_graph(rng, COMPOSITION, things=choose(rng, dict(enumerate(shares, 1))))
 
 
 def _lay_out(rng: np.random.Generator, teachers: Teachers, steps: Sequence[Step]) -> Story:
-    return place_story(rng, teachers, Story("", "", steps[-1].graph, tuple(steps), ()))
+    return place_story(rng, teachers, Story("", "", steps[-1].graph, tuple(steps)))
 
 
 def _get_scenes(story: Story) -> list[Scene]:
@@ -56,22 +51,18 @@ def _get_scenes(story: Story) -> list[Scene]:
     return [scene for scene in story.scenes if scene is not None]
 
 
-def _make_step(graph: SceneGraph) -> Step:
-    return Step("add", tuple(e.id for e in graph.entities), graph)
-
-
 def _paint_image(teachers: Teachers, words: str, scene: Scene, given: bool = False) -> Image:
     picture = teachers.painter.paint(Stroke(words, None, scene, 0))
     return Image(stage="given" if given else "sketch", png=encode_png(picture), target=not given)
 
 
-def _build_record(name: str, source: str, mode: Mode, segments: list[Text | Image], facts: dict[str, Any]) -> Record:
-    return Record(id=name, source=source, complete=True, segments=segments, scene=facts, mode=mode)
+def _build_record(source: str, mode: Mode, segments: list[Text | Image], facts: dict[str, Any]) -> Record:
+    return Record(id="", source=source, complete=True, segments=segments, scene=msgspec.to_builtins(facts), mode=mode)
 
 
 def make_text_to_image(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a prompt and its picture, with a thought between them if one is drawn.
 
     The thought is a description as plans have it. The record's ``scene`` holds task, wording, the prompt's graph and
@@ -85,7 +76,7 @@ def make_text_to_image(
     else:
         graph = sample_graph(rng, task)
     thinks = wording == "prompt" and rng.random() < part.thoughts
-    story = _lay_out(rng, teachers, [_make_step(graph)])
+    story = _lay_out(rng, teachers, [make_first_step(graph)])
     if thinks or wording == "description":
         story = state_places(rng, story, settings.places)
     (step,), (scene,) = story.steps, _get_scenes(story)
@@ -109,14 +100,12 @@ def make_text_to_image(
     segments.append(_paint_image(teachers, text, scene))
     facts = {"task": task, "wording": wording, "prompt_graph": asked, "steps": [step]}
     mode: Mode = "think" if thinks else "single_pass"
-    return functools.partial(
-        _build_record, source="text_to_image", mode=mode, segments=segments, facts=msgspec.to_builtins(facts)
-    )
+    return _build_record("text_to_image", mode, segments, facts)
 
 
 def make_understand(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a picture, a question and its answer.
 
     The record's ``scene`` holds the kind of question as its task and the graph of the scene. For a check it also holds
@@ -126,7 +115,7 @@ def make_understand(
     ask = make_asker(rng, kind)
     for _ in range(SCENES):
         _, graph = _draw_graph(rng, settings, teachers, prompt, settings.understand.things)
-        (scene,) = _get_scenes(_lay_out(rng, teachers, [_make_step(graph)]))
+        (scene,) = _get_scenes(_lay_out(rng, teachers, [make_first_step(graph)]))
         question = ask(scene)
         if question is not None:
             break
@@ -140,14 +129,12 @@ def make_understand(
     facts: dict[str, Any] = {"task": kind, "graph": graph}
     if question.said is not None:
         facts |= {"prompt_graph": question.said, "positive": question.right}
-    return functools.partial(
-        _build_record, source="understand", mode="understand", segments=segments, facts=msgspec.to_builtins(facts)
-    )
+    return _build_record("understand", "understand", segments, facts)
 
 
 def make_edit(
     rng: np.random.Generator, settings: DatasetSettings, teachers: Teachers, prompt: str | None, positive: bool
-) -> Callable[[str], Record]:
+) -> Record:
     """Make a picture, an instruction and the changed picture. Everything else keeps its pixels.
 
     The first picture does not show the result already; see ``edits.changes_picture``. The record's ``scene`` holds the
@@ -172,6 +159,4 @@ def make_edit(
         _paint_image(teachers, text, after),
     ]
     facts = {"task": task, "before": first.graph, "steps": [second]}
-    return functools.partial(
-        _build_record, source="edit", mode="edit", segments=segments, facts=msgspec.to_builtins(facts)
-    )
+    return _build_record("edit", "edit", segments, facts)

@@ -27,14 +27,8 @@ def import_dataset(
 ) -> tuple[Dataset, Tally]:
     """Write the records of another data set to the folder ``target``, atomically.
 
-    The only subset is called ``name``. The facts in ``dataset.json`` list skipped samples and the reasons.
-
-    Args:
-      name: a key of ``FORMATS``.
-      source: a file of that format or a folder of files.
-      target: the folder to write.
-      records_per_file: records in each written file.
-      overwrite: whether to replace an existing data set.
+    The only subset is called ``name``, a key of ``FORMATS``. ``source`` is a file of that format or a folder of files.
+    The facts in ``dataset.json`` list skipped samples and the reasons.
 
     Raises:
       FolderError: the target cannot be written.
@@ -45,7 +39,7 @@ def import_dataset(
         records = tally.filter_records(FORMATS[name](source))
         files = write_files(partial, records, subset=name, records_per_file=records_per_file)
         if not files:
-            raise ImporterError(f"{source}: no sample became a record; skipped: {tally.skipped or 'none'}")
+            raise ImporterError(f"{source}: no sample became a record; skipped: {dict(tally.skipped) or 'none'}")
         dataset = Dataset(files=files, origin=Origin(seed=0, settings={"format": name}), facts=tally.to_dict())
         write_index(partial, dataset)
     return dataset, tally

@@ -9,19 +9,16 @@ import numpy as np
 from pdgen.sequence.images import decode_image
 from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, parse_refine
 from pdgen.synthesis.importers.outcome import Outcome, SkippedSample
-from pdgen.synthesis.leaks import find_leak
+from pdgen.synthesis.prompts import refuse_leak
 from pdgen.synthesis.settings import DatasetSettings, SettingsError
-from pdgen.synthesis.story import Rejected, Teachers, verdict_to_dict
+from pdgen.synthesis.story import WRONG_PICTURE, Rejected, Teachers, consult, verdict_to_dict
 from pdgen.synthesis.subsets import Samples, is_positive
-from pdgen.teachers.protocols import Declined, Verdict
+from pdgen.teachers.protocols import Verdict
 
 
 def _judge_picture(teachers: Teachers, plan: str, image: Image) -> Verdict:
-    pixels = np.asarray(decode_image(image.png))
-    try:
-        return teachers.judge.judge_picture(plan, pixels)
-    except Declined:
-        raise Rejected("judge declined") from None
+    with consult(teachers):
+        return teachers.judge.judge_picture(plan, np.asarray(decode_image(image.png)))
 
 
 def _make_segments(
@@ -38,12 +35,11 @@ def _make_segments(
     prompt, plan, bad, reflection, good = imported.segments
     assert isinstance(prompt, Text) and isinstance(plan, Text) and isinstance(reflection, Text)
     assert isinstance(bad, Image) and isinstance(good, Image)
-    if not settings.allow_leaks and find_leak(prompt.text):
-        raise Rejected("benchmark prompt")
+    refuse_leak(settings, prompt.text)
     if positive:
         verdict = _judge_picture(teachers, plan.text, good)
         if not verdict.accept:
-            raise Rejected("picture rejected by the judge")
+            raise Rejected(WRONG_PICTURE)
         sketch = msgspec.structs.replace(good, stage="sketch")
         explanation = Text(stage="inspect", text=format_inspection(verdict.analysis), target=True)
         return [prompt, plan, sketch, explanation], verdict
@@ -60,15 +56,10 @@ def _make_segments(
 def make_archive_samples(
     settings: DatasetSettings, teachers: Teachers, outcomes: Iterator[Outcome], numbers: range
 ) -> Samples:
-    """Make samples of the alignment subset, each from the next suitable one of ``outcomes``.
+    """Make samples of the alignment subset, each from the next suitable one of ``reflection.read_genref``'s outcomes.
 
     Every outcome is used or counted as rejected, so the number of records and rejections is the number of outcomes
     read.
-
-    Args:
-      settings, teachers: those of the data set.
-      outcomes: see ``pdgen.synthesis.importers.reflection.read_genref``.
-      numbers: the numbers of the samples.
 
     Raises:
       SettingsError: there are too few outcomes.

@@ -1,5 +1,6 @@
 """Outcomes of the import of a sample: a record, or the reason why it was skipped."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -73,31 +74,25 @@ def convert(samples: Iterable[SourceSample], make: Callable[[str, Any], Record])
 
 
 class Tally:
-    """Counts of records and of skipped samples by reason, with the first ``NAMED`` samples of each reason."""
+    """Counts of ``records`` and of samples ``skipped`` by reason, with the first ``NAMED`` of each reason."""
 
     def __init__(self) -> None:
         self.records = 0
-        self._skipped: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
+        self.skipped: collections.Counter[str] = collections.Counter()
+        self._first: dict[str, list[str]] = {}
 
     def filter_records(self, outcomes: Iterable[Outcome]) -> Iterator[Record]:
         """Yield the records among ``outcomes``, and count all."""
         for outcome in outcomes:
             if isinstance(outcome, SkippedSample):
-                self._counts[outcome.reason] = self._counts.get(outcome.reason, 0) + 1
-                named = self._skipped.setdefault(outcome.reason, [])
-                if len(named) < NAMED:
-                    named.append(str(outcome))
+                self.skipped[outcome.reason] += 1
+                if self.skipped[outcome.reason] <= NAMED:
+                    self._first.setdefault(outcome.reason, []).append(str(outcome))
             else:
                 self.records += 1
                 yield outcome
 
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Number of skipped samples by reason."""
-        return dict(self._counts)
-
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data for ``dataset.json``: counts, and the first skipped samples of each reason."""
-        skipped = {r: {"samples": n, "first": self._skipped[r]} for r, n in sorted(self._counts.items())}
+        skipped = {r: {"samples": n, "first": self._first[r]} for r, n in sorted(self.skipped.items())}
         return {"imported": self.records, "skipped": skipped}

@@ -19,8 +19,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.synthesis.importers import texts
 from pdgen.synthesis.importers.outcome import Outcome, RefusedSample, convert
@@ -76,8 +74,6 @@ def _import_genref(record_id: str, members: dict[str, bytes]) -> Record:
     segments.append(texts.make_inspection("", texts.read_text(held.get("reflection"), "reflection.txt")))
     segments.append(texts.make_image(segments, to_png(held["good_image"], "good_image")))
     segments = texts.drop_corrected_targets(segments)
-    record = Record(id=record_id, source=GENREF, complete=False, segments=segments)
     subset = held.get("subset", b"").strip()
-    return (
-        msgspec.structs.replace(record, scene={"subset": texts.read_text(subset, "subset.txt")}) if subset else record
-    )
+    scene = {"subset": texts.read_text(subset, "subset.txt")} if subset else None
+    return Record(id=record_id, source=GENREF, complete=False, segments=segments, scene=scene)

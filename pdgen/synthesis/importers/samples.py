@@ -1,5 +1,6 @@
 """Readers of samples from parquet files, tar archives and JSON lines, one by one and with a progress bar."""
 
+import itertools
 import pathlib
 import tarfile
 from collections.abc import Collection, Iterator, Sequence
@@ -43,7 +44,10 @@ def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[s
     for file, name in list_files(path, ".parquet"):
         try:
             table = pq.ParquetFile(file)
-            _check_columns(file, table.schema_arrow.names, layouts)
+            columns = table.schema_arrow.names
+            if not any(set(layout) <= set(columns) for layout in layouts):
+                wanted = " or ".join(", ".join(layout) for layout in layouts)
+                raise ImporterError(f"{file}: has columns {', '.join(columns)}; expected {wanted}")
             with ProgressBar(total=table.metadata.num_rows, desc=name, unit="row", leave=False) as bar:
                 for batch in table.iter_batches(batch_size=ROWS):
                     for row in batch.to_pylist():
@@ -51,12 +55,6 @@ def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[s
                         bar.update()
         except (pa.ArrowException, OSError) as fault:
             raise ImporterError(f"{file}: not a whole parquet file ({' '.join(str(fault).split())})") from None
-
-
-def _check_columns(file: pathlib.Path, columns: Sequence[str], layouts: Sequence[Collection[str]]) -> None:
-    if not any(set(layout) <= set(columns) for layout in layouts):
-        wanted = " or ".join(", ".join(layout) for layout in layouts)
-        raise ImporterError(f"{file}: has columns {', '.join(columns)}; expected {wanted}")
 
 
 def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
@@ -72,31 +70,30 @@ def read_tar(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
       ImporterError: an archive is not a tar file, or is truncated.
     """
     for file, name in list_files(path, ".tar"):
-        key: tuple[str, str] = ("", "")
-        content: dict[str, bytes] = {}
         try:
             _check_end(file)
             with (
                 tarfile.open(file, "r:") as archive,
                 ProgressBar(total=file.stat().st_size, desc=name, unit="B", unit_scale=True, leave=False) as bar,
             ):
-                for member in archive:
-                    if not member.isfile():
-                        continue
-                    folder, _, base = member.name.rpartition("/")
-                    first, _, rest = base.partition(".")
-                    if (folder, first) != key:
-                        if content:
-                            yield _make_tar_sample(file, name, key, source, content)
-                        key, content = (folder, first), {}
-                    opened = archive.extractfile(member)
-                    assert opened is not None  # the member is a file
-                    content[rest.lower()] = opened.read()
-                    bar.update(member.offset_data + member.size - bar.n)
+                files = (member for member in archive if member.isfile())
+                for shared, members in itertools.groupby(files, lambda member: _split_name(member.name)[0]):
+                    content = {}
+                    for member in members:
+                        opened = archive.extractfile(member)
+                        assert opened is not None  # the member is a file
+                        content[_split_name(member.name)[1].lower()] = opened.read()
+                        bar.update(member.offset_data + member.size - bar.n)
+                    yield SourceSample(f"{file}: sample {shared}", f"{source}/{name}/{shared}", content)
         except (tarfile.TarError, OSError, EOFError) as fault:
             raise ImporterError(f"{file}: not a whole tar archive ({fault})") from None
-        if content:
-            yield _make_tar_sample(file, name, key, source, content)
+
+
+def _split_name(member: str) -> tuple[str, str]:
+    """Split a member's name at the first dot of its last part: "a.b/0.prompt.txt" to "a.b/0" and "prompt.txt"."""
+    folder, _, base = member.rpartition("/")
+    first, _, rest = base.partition(".")
+    return f"{folder}/{first}" if folder else first, rest
 
 
 def _check_end(file: pathlib.Path) -> None:
@@ -108,21 +105,10 @@ def _check_end(file: pathlib.Path) -> None:
             raise tarfile.ReadError("it is truncated or compressed")
 
 
-def _make_tar_sample(
-    file: pathlib.Path, name: str, key: tuple[str, str], source: str, content: dict[str, bytes]
-) -> SourceSample:
-    member = "/".join(part for part in key if part)
-    return SourceSample(f"{file}: sample {member}", f"{source}/{name}/{member}", content)
-
-
 def read_json_lines(path: pathlib.Path, source: str) -> Iterator[SourceSample]:
-    """Read the lines of JSON lines files as bytes; empty lines are skipped.
+    """Read the lines of a JSON lines file, or of all ``*.jsonl`` in a folder, as bytes; empty lines are skipped.
 
     The content of a sample is (the file's folder, the line). Its id is ``<source>/<file>/<line>``, from line 1.
-
-    Args:
-      path: a file, or a folder with ``*.jsonl``.
-      source: first part of the ids.
 
     Raises:
       ImporterError: there is no file.

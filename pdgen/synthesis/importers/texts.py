@@ -21,7 +21,6 @@ from pdgen.synthesis.importers.outcome import RefusedSample
 NO_TEXT = "missing text"
 DRAW = "Draw the whole scene."
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
-_REFINE_OPENS = "<refine>"
 
 
 def read_text(value: Any, name: str) -> str:
@@ -74,7 +73,7 @@ def make_thought_plan(text: str) -> Text:
 def make_inspection(analysis: str, correction: str | None = None) -> Text:
     """Make an inspection. If ``analysis`` contains ``<refine>``, its closing tag is corrected."""
     if correction is None and (correction := parse_refine(analysis)) is not None:
-        analysis = analysis[: analysis.index(_REFINE_OPENS)]
+        analysis = analysis[: analysis.index("<refine>")]
     text = format_inspection(analysis.strip(), correction if correction is None else correction.strip())
     return Text(stage="inspect", text=text.strip(), target=True)
 

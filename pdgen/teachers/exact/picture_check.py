@@ -9,6 +9,7 @@ import itertools
 import types
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -31,43 +32,21 @@ SHIFT = 1  # allowed difference of each side of a box in units: half a unit from
 TOLERANCE = 24.0
 
 
-@dataclasses.dataclass(frozen=True)
-class MatchedObject:
-    """A detected shape that is matched to an entity. The attributes are those of ``world.SceneObject``."""
+class MatchedObject(Detection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A detected shape that is matched to the entity ``entity``; an object as those of ``world.Scene``."""
 
     id: int
     entity: int
-    found: Detection
-
-    @property
-    def shape(self) -> str:
-        """A word of ``SHAPES``."""
-        return self.found.shape
-
-    @property
-    def color(self) -> str:
-        """A word of ``COLORS``."""
-        return self.found.color
-
-    @property
-    def fill(self) -> str:
-        """Fill, "solid" or "outlined"."""
-        return self.found.fill
 
     @property
     def size_word(self) -> str:
         """Size, "small", "medium" or "large"."""
-        return self.found.size
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in units of 1/32 of the picture's side."""
-        return self.found.box
+        return self.size
 
     @property
     def place(self) -> str:
         """The word of ``PLACES``."""
-        return find_place(self.found)
+        return find_place(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +76,16 @@ def match_detections(found: Sequence[Detection], ground: str, graph: SceneGraph)
         for j, (entity, number) in enumerate(slots):
             costs[i, j] = compute_look_cost(get_words(entity), looks) + SURPLUS * (number >= entity.count)
     matches = assign(costs)
-    objects = tuple(MatchedObject(i, slots[matches[i]][0].id, found[i]) for i in sorted(matches))
+    objects = tuple(
+        MatchedObject(id=i, entity=slots[matches[i]][0].id, **msgspec.structs.asdict(found[i])) for i in sorted(matches)
+    )
     return MatchedPicture(objects, ground, tuple(one for i, one in enumerate(found) if i not in matches))
 
 
 def describe_detection(found: Detection) -> dict[str, str]:
     """Return noun and all attributes of a detected shape."""
-    return {
-        "noun": found.shape,
-        "color": found.color,
-        "size": found.size,
-        "fill": found.fill,
-        "place": find_place(found),
-    }
+    attributes = {"color": found.color, "size": found.size, "fill": found.fill, "place": find_place(found)}
+    return {"noun": found.shape, **attributes}
 
 
 def write_inspections(rng: np.random.Generator, seen: MatchedPicture, graph: SceneGraph) -> Iterator[str]:
@@ -157,8 +133,8 @@ def _write_inspection(rng: np.random.Generator, violation: Violation, seen: Matc
     elif kind != "count":
         key = "noun" if kind == "shape" else kind
         stated = get_words(graph.find(subject))[key]
-        wrong = tuple(o for o in wrong if describe_detection(o.found)[key] != stated)
-    attributes = describe_detection(wrong[0].found)
+        wrong = tuple(o for o in wrong if describe_detection(o)[key] != stated)
+    attributes = describe_detection(wrong[0])
     shown = Entity(subject, attributes.pop("noun"), len(wrong), attributes)
     return write_fault(rng, kind, graph, subject, shown, relation)
 
@@ -173,10 +149,7 @@ def find_concerned(instruction: Instruction, found: Sequence[Detection]) -> set[
 
 
 def check_unchanged(
-    rng: np.random.Generator,
-    instruction: Instruction,
-    before: _Observed,
-    now: _Observed,
+    rng: np.random.Generator, instruction: Instruction, before: _Observed, now: _Observed
 ) -> str | None:
     """Write an inspection if something changed that the instruction does not concern; return None otherwise.
 

@@ -110,10 +110,7 @@ def resolve_instruction(before: SceneGraph, instruction: Instruction) -> Instruc
 def check_removal(asked: SceneGraph, before: SceneGraph, instruction: Instruction) -> str | None:
     """Write an inspection if an instruction removes something correct that the prompt asks for; else return None.
 
-    Args:
-      asked: graph of the prompt.
-      before: graph before the step, with the ids of ``asked``.
-      instruction: the instruction, with the same ids.
+    The graph ``before`` the step and the instruction have the ids of ``asked``.
     """
     gone = {"remove": instruction.entities, "replace": instruction.entities[:1]}.get(instruction.operation, ())
     wrong = {i for d in find_differences(asked, before) if d.said is not None for i in d.entities}
@@ -126,13 +123,10 @@ def check_removal(asked: SceneGraph, before: SceneGraph, instruction: Instructio
 
 
 def check_consistency(after: SceneGraph, description: SceneGraph) -> str | None:
-    """Write an inspection if the two parts of a plan disagree; return None otherwise.
+    """Write an inspection if the graph after a plan's instruction and that of its description disagree, or return None.
 
-    Args:
-      after: the graph after the plan's instruction.
-      description: the graph of the plan's description, with the ids of ``after``. It must have all entities but may
-        omit
-        attributes, relations and the background.
+    The description, with the ids of ``after``, must have all entities but may omit attributes, relations and the
+    background.
     """
     for d in find_differences(after, description):
         if d.said is not None or d.kind == "missing":
