@@ -215,8 +215,8 @@ def report(
     print(f"\n{output / 'index.html'}")
 
 
-def run_geneval(output: pathlib.Path) -> int:
-    """Run GenEval or the shapes benchmark: generate or find the images, detect, judge. Return the exit status."""
+def run_geneval(output: pathlib.Path) -> None:
+    """Run GenEval or the shapes benchmark: generate or find the images, detect, judge, report."""
     exact = BENCHMARK.value == "shapes"
     if exact:
         most = COUNT.value or max(shapes.COUNTS.values())
@@ -250,11 +250,10 @@ def run_geneval(output: pathlib.Path) -> int:
     tables.write_files(output, {"summary.txt": official + "\n"})
     shown = make_geneval_galleries(results, output, output / TRAJECTORIES if source else None)
     report(output, facts, made, shown, [describe_leaks(found), official])
-    return 0
 
 
-def run_abilities(output: pathlib.Path) -> int:
-    """Run the abilities benchmark: sample, judge, report. Return the exit status."""
+def run_abilities(output: pathlib.Path) -> None:
+    """Run the abilities benchmark: sample, judge, report."""
     values = {"batch_size": BATCH.value} | parse_assignments(SETTING.value)
     settings, checkpoint = ability_run.read_ability_settings(values), find(choose_checkpoint())
     draws = abilities.make_draws(COUNT.value or abilities.COUNT, SEED.value)
@@ -272,7 +271,6 @@ def run_abilities(output: pathlib.Path) -> int:
         "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
     }
     report(output, facts, made, make_ability_galleries(outcomes, output), facts["findings"])
-    return 0
 
 
 def run_wise(output: pathlib.Path) -> int:
@@ -305,25 +303,23 @@ def run_wise(output: pathlib.Path) -> int:
         for name, faults in judged.faults.items()
         if faults
     ]
-    findings = [describe_leaks(found), *unanswered]
     facts = {
         "benchmark": "wise",
         "judge": judge,
         "prompts": wise.digest_prompts(prompts),
         **source,
         "leaks": to_builtins(found),
-        "findings": findings,
+        "findings": [describe_leaks(found), *unanswered],
     }
     made = [table, *(make_cost_tables(output) if source else [])]
-    trajectories = output / TRAJECTORIES if source else None
-    shown = make_wise_galleries(prompts, files, judged, output, trajectories)
+    shown = make_wise_galleries(prompts, files, judged, output, output / TRAJECTORIES if source else None)
     report(output, facts, made, shown, [endpoint.ledger.report()])
     for line in unanswered:
         print(line, file=sys.stderr)
     return 1 if unanswered else 0
 
 
-def score() -> int:
+def score() -> int | None:
     """Score images on the benchmark and return the exit status."""
     exit_on_sigterm()
     check_flags()

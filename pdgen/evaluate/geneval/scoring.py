@@ -142,8 +142,7 @@ def group_by_task(results: Sequence[GenEvalResult]) -> TaskScores:
     """
     tasks: dict[str, list[list[float]]] = {}
     # Two prompts of a list may be equal; their folders differ.
-    key = lambda one: (pathlib.PurePath(one.filename).parent, one.metadata)  # noqa: E731
-    for _, group in itertools.groupby(results, key):
+    for _, group in itertools.groupby(results, lambda one: (pathlib.PurePath(one.filename).parent, one.metadata)):
         group = list(group)
         tasks.setdefault(group[0].tag, []).append([float(one.correct) for one in group])
     sizes = {len(samples) for prompts in tasks.values() for samples in prompts}
