@@ -345,10 +345,11 @@ SHARE = """
 import json, pathlib, sys
 from launch import sample
 from pdgen.cli import parse
+from pdgen.sample.runs import share as shares
 parse(["sample", *sys.argv[1:]])
-decoded, read, sampler = [], sample.read_picture, sample.load_sampler(sample.CHECKPOINT.value, 1)
+decoded, read, sampler = [], shares.read_picture, sample.load_sampler(sample.CHECKPOINT.value, 1)
 sample.load_sampler = lambda *_: sampler
-sample.read_picture = lambda path: decoded.append(pathlib.Path(path).name) or read(path)
+shares.read_picture = lambda path: decoded.append(pathlib.Path(path).name) or read(path)
 sample.jax.process_index, sample.jax.process_count = lambda: 1, lambda: 2
 share = sample.prepare()
 print(json.dumps([list(share.starts), share.run.settings.batch_size, len(share.run.jobs), decoded]))
