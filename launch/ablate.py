@@ -13,8 +13,8 @@ from ml_collections import config_flags
 
 from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.evaluate.ablation import TABLES, Sweep, make_stages, make_table
-from pdgen.evaluate.tables import encode_tables, format_csv, format_text
-from pdgen.files import check_writable, new_file
+from pdgen.evaluate.tables import format_csv, format_json, format_text, write_files
+from pdgen.files import check_writable
 from pdgen.progress_bar import ProgressBar
 from pdgen.train.release.stages import run_stage
 
@@ -25,12 +25,7 @@ flags.mark_flag_as_required("config")
 
 
 def ablate() -> None:
-    """Run the missing stages and write the tables.
-
-    Raises:
-      ValueError: The input is invalid, or a stage failed.
-      OSError: A file cannot be read or written.
-    """
+    """Run the missing stages and write the tables."""
     exit_on_sigterm()  # also ends the running command, which resumes from its last checkpoint
     sweep = msgspec.convert(CONFIG.value.to_dict(), Sweep)
     names = WANTED.value or [name for name in TABLES if name in sweep.tables]
@@ -42,13 +37,9 @@ def ablate() -> None:
     for stage in ProgressBar(list(make_stages(sweep, cells, output)), unit=" stages"):
         run_stage(stage, pathlib.Path(__file__).parent, ProgressBar.write)
     tables = [make_table(sweep, name, output) for name in names]
-    for name, one in zip(names, tables):
-        with new_file(output / f"{name}.csv") as partial:
-            partial.write_text(format_csv(one))
-        print(format_text(one), end="\n\n")
-    with new_file(output / "tables.json") as partial:
-        partial.write_bytes(encode_tables(tables))
-    print(f"wrote {output}/tables.json and a CSV file for each table")
+    files = {f"{name}.csv": format_csv(one) for name, one in zip(names, tables)}
+    write_files(output, files | {"tables.json": format_json(tables)})
+    print("\n\n".join([*map(format_text, tables), f"wrote {output}/tables.json and a CSV file for each table"]))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,18 @@ import shlex
 import msgspec
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.shipped import BASE, SHIPPED
 from pdgen.checkpoints.torch_checkpoint import AUTOENCODER, read_autoencoder
 from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
-from pdgen.config import AutoencoderConfig, get_preset
+from pdgen.config import get_preset
 from pdgen.evaluate.ablation import Sweep, make_stages
 from pdgen.files import check_writable
 from pdgen.progress_bar import ProgressBar
 from pdgen.train.release import autoencoder
-from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, AutoencoderQuality, DivergedError, paint_scenes
+from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, paint_scenes
 from pdgen.train.release.shipping import replace_shipped
 from pdgen.train.release.stages import Stage, run_stage
 from pdgen.train.release.tokenizer import train_tokenizer
@@ -59,12 +59,7 @@ ABLATION, FULL = "configs/ablation_shapes.py", "rewritten_critique"
 
 
 def ship_model() -> None:
-    """Run the missing stages and replace the model.
-
-    Raises:
-      ValueError: The input is invalid, or a stage failed.
-      OSError: A file cannot be read or written.
-    """
+    """Run the missing stages and replace the model."""
     exit_on_sigterm()  # also ends the running command, which resumes from its last checkpoint
     recipe = make_recipe()
     if DRY_RUN.value:
@@ -81,11 +76,7 @@ def ship_model() -> None:
 
 
 def make_recipe() -> list[Stage]:
-    """Return the stages in order. The last one trains the model.
-
-    Raises:
-      ValueError: The working folder is not the checkout's root, or --train_key is invalid.
-    """
+    """Return the stages in order. The last one trains the model."""
     if not pathlib.Path(ABLATION).is_file():
         raise ValueError(f"{ABLATION}: no such file here; run this in the root of pdgen's checkout")
     if wrong := [text for text in TRAIN_KEYS.value if "=" not in text]:
@@ -126,12 +117,7 @@ def process_stages(output: pathlib.Path, scale: float | None) -> list[Stage]:
 
 
 def make_tokenizer() -> None:
-    """Train the tokenizer and print its size.
-
-    Raises:
-      ValueError: The output is not a .model file, or exists.
-      OSError: The file cannot be written.
-    """
+    """Train the tokenizer and print its size."""
     path = pathlib.Path(require(OUTPUT))
     if path.suffix != ".model":
         raise ValueError(f"--output={path}: name a file ending in .model")
@@ -142,48 +128,23 @@ def make_tokenizer() -> None:
 
 
 def make_autoencoder() -> None:
-    """Train the autoencoder and print its quality on held-out scenes.
-
-    Raises:
-      ValueError: The config is invalid, the output exists, or the training diverged.
-      OSError: The file cannot be written.
-    """
-    path = pathlib.Path(require(WORKDIR)) / AUTOENCODER
+    """Train the autoencoder and print its quality on held-out scenes."""
+    config, path = CONFIG.value, pathlib.Path(require(WORKDIR)) / AUTOENCODER
     check_overwrite(path)
     check_writable(path.parent)
+    steps = {} if STEPS.value is None else {"steps": STEPS.value}
     try:
-        quality = train_and_measure(CONFIG.value, read_settings(CONFIG.value), path)
-    except DivergedError as fault:
-        raise ValueError(str(fault)) from None
-    print(f"{path}: {path.stat().st_size:,} bytes, PSNR on held-out scenes {quality.psnr:.2f} dB")
-    for name in ("mean", "std", "posterior_std"):
-        print(f"latent {name} per channel: {np.array2string(getattr(quality, name), precision=3)}")
-
-
-def train_and_measure(
-    config: ConfigDict, settings: autoencoder.AutoencoderTrainConfig, path: pathlib.Path
-) -> AutoencoderQuality:
-    """Train, write ``path``, and measure the weights of the written file on held-out scenes."""
-    sizes: AutoencoderConfig = get_preset(config.model).autoencoder
+        settings = autoencoder.AutoencoderTrainConfig(**config.train.to_dict() | steps)
+    except TypeError as fault:
+        raise ValueError(f"config.train: {fault}") from None
+    sizes = get_preset(config.model).autoencoder
     pictures = paint_scenes(settings.seed, TRAINING, config.pictures, config.image_size, config.free_share)
     autoencoder.write_autoencoder(path, sizes, autoencoder.train_autoencoder(sizes, settings, pictures))
     held_out = paint_scenes(settings.seed, HELD_OUT, config.held_out, config.image_size, free_share=0.0)
-    return autoencoder.measure(sizes, read_autoencoder(path.parent, sizes), held_out)
-
-
-def read_settings(config: ConfigDict) -> autoencoder.AutoencoderTrainConfig:
-    """Return the config's ``train`` settings, with ``--steps``.
-
-    Raises:
-      ValueError: A key is unknown or missing, or a value is invalid.
-    """
-    values = config.train.to_dict()
-    if STEPS.value is not None:
-        values["steps"] = STEPS.value
-    try:
-        return autoencoder.AutoencoderTrainConfig(**values)
-    except TypeError as fault:
-        raise ValueError(f"config.train: {fault}") from None
+    quality = autoencoder.measure(sizes, read_autoencoder(path.parent, sizes), held_out)
+    print(f"{path}: {path.stat().st_size:,} bytes, PSNR on held-out scenes {quality.psnr:.2f} dB")
+    for name in ("mean", "std", "posterior_std"):
+        print(f"latent {name} per channel: {np.array2string(getattr(quality, name), precision=3)}")
 
 
 def check_overwrite(path: pathlib.Path) -> None:

@@ -32,7 +32,7 @@ from pdgen.assets import shapes_folder
 from pdgen.checkpoints.load import find, load_autoencoder
 from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
-from pdgen.config import PRESETS, SHAPES_AUTOENCODER, ModelConfig
+from pdgen.config import PRESETS, SHAPES_AUTOENCODER
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
 from pdgen.files import check_writable
@@ -72,11 +72,7 @@ BATCH = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Pictures in a batch.", l
 
 
 def build_subsets() -> None:
-    """Build the subsets, or print the price of their remote teachers, and print a summary line.
-
-    Raises:
-      ValueError: The input is invalid.
-    """
+    """Build the subsets, or print the price of their remote teachers, and print a summary line."""
     exit_on_sigterm()  # workers end, and finished shards stay
     settings, stages = read_settings()
     if DRY_RUN.value:
@@ -92,11 +88,7 @@ def build_subsets() -> None:
 
 
 def read_settings() -> tuple[DatasetSettings, list[str]]:
-    """Return the config's settings, scaled, and the selected stages that have samples.
-
-    Raises:
-      ValueError: A setting is out of range, a key or a stage is unknown, or a stage lacks an input.
-    """
+    """Return the config's settings, scaled, and the selected stages that have samples."""
     settings = scale_settings(msgspec.convert(CONFIG.value.to_dict(), DatasetSettings), SCALE.value, COUNT.value)
     if unknown := [stage for stage in STAGES.value if stage not in SUBSETS]:
         raise SettingsError(f"--stages: {unknown[0]!r} is none of {', '.join(SUBSETS)}")
@@ -162,10 +154,7 @@ def make_stage_maker(settings: DatasetSettings, stage: str, folder: pathlib.Path
 
 
 def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
-    """Return the calls to remote teachers and their price as lines.
-
-    Nothing is sent and nothing is written. Answers in the cache are not counted.
-    """
+    """Return the calls to remote teachers and their price as lines. Answers in the cache are not counted."""
     if not settings.teachers.remote:
         return "no remote teacher: the judge is exact and the writer follows rules"
     assert settings.teachers.endpoint is not None  # the settings check it
@@ -181,12 +170,7 @@ def price_teachers(settings: DatasetSettings, stages: Sequence[str]) -> str:
 
 
 def import_records() -> None:
-    """Import a data set and print what was skipped and written.
-
-    Raises:
-      ValueError: The input is invalid.
-      OSError: A file cannot be read or written.
-    """
+    """Import a data set and print what was skipped and written."""
     exit_on_sigterm()
     folder = pathlib.Path(require(OUTPUT))
     check_writable(folder.absolute().parent)  # the folder itself is renamed into place when it is finished
@@ -204,12 +188,7 @@ def import_records() -> None:
 
 
 def encode_pictures() -> None:
-    """Encode a data set and print a summary line.
-
-    Raises:
-      ValueError: The input is invalid.
-      OSError: A file cannot be read or written.
-    """
+    """Encode a data set and print a summary line."""
     keep_compiled()
     source, target = pathlib.Path(require(DATA)), pathlib.Path(require(OUTPUT))
     check_writable(target.absolute().parent)
@@ -221,10 +200,7 @@ def encode_pictures() -> None:
 def read_encoder() -> Encoder:
     """Load the autoencoder that the flags select, with the model's picture sizes.
 
-    Raises:
-      ValueError: The flags contradict each other.
-      CheckpointError: The checkpoint does not exist or is damaged.
-      ConfigError: Its config is damaged.
+    Parameters become float32, so that a checkpoint's dtype has little effect.
     """
     if (CHECKPOINT.value is None) == (MODEL.value is None):
         raise ValueError("give either --checkpoint or --model")
@@ -232,15 +208,11 @@ def read_encoder() -> Encoder:
         if AUTOENCODER.value is not None:
             raise ValueError("--checkpoint contains an autoencoder; leave --autoencoder out, or give --model instead")
         config, params = load_autoencoder(CHECKPOINT.value)
-        return make_encoder(config, params)
-    config = PRESETS[require(MODEL)]
-    if AUTOENCODER.value is None and config.autoencoder != SHAPES_AUTOENCODER:
-        raise ValueError(f"--model={MODEL.value} needs --autoencoder, a folder with its ae.safetensors")
-    return make_encoder(config, read_autoencoder(AUTOENCODER.value or shapes_folder(), config.autoencoder))
-
-
-def make_encoder(config: ModelConfig, params: dict) -> Encoder:
-    """Return a model's encoder. Parameters become float32, so that a checkpoint's dtype has little effect."""
+    else:
+        config = PRESETS[require(MODEL)]
+        if AUTOENCODER.value is None and config.autoencoder != SHAPES_AUTOENCODER:
+            raise ValueError(f"--model={MODEL.value} needs --autoencoder, a folder with its ae.safetensors")
+        params = read_autoencoder(AUTOENCODER.value or shapes_folder(), config.autoencoder)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     return Encoder(config.autoencoder, params, image_sizes(config).vae, BATCH.value)
 

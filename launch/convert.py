@@ -21,7 +21,7 @@ it.
 
 import pathlib
 import sys
-from typing import cast
+from typing import Any, cast
 
 import jax.numpy as jnp
 from absl import flags
@@ -65,17 +65,10 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing target.")
 
 
 def convert() -> None:
-    """Check or convert.
-
-    Raises:
-      CheckpointError: The source, the target or the flags are invalid.
-      ConfigError: The source's config is invalid.
-      FolderError: The target exists or cannot be written.
-      OSError: A file cannot be read or written.
-      RunError: The workdir is invalid.
-    """
+    """Check or convert."""
     exit_on_sigterm()  # removes the partial target
-    if is_adapter(pathlib.Path(SOURCE.value)) and not is_bagel_folder(pathlib.Path(SOURCE.value)):
+    source = pathlib.Path(SOURCE.value)
+    if is_adapter(source) and not is_bagel_folder(source):
         merge_source()
     elif CHECK.value:
         check_source()
@@ -100,6 +93,11 @@ def read_target() -> str:
     return TARGET.value
 
 
+def read_options() -> dict[str, Any]:
+    """Return the arguments that all conversions take."""
+    return {"dtype": None if DTYPE.value is None else jnp.dtype(DTYPE.value), "overwrite": OVERWRITE.value}
+
+
 def merge_source() -> None:
     """Merge the source, a PEFT adapter, into its base; or with --check only measure what it changes."""
     source = SOURCE.value
@@ -113,8 +111,8 @@ def merge_source() -> None:
         print(f"{source}: {describe_changes(measure_adapter(source, base))}", file=sys.stderr)
         return
     reject_flags(QUANTIZE, WEIGHTS, REVERSE, ADAPTERS)
-    target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
-    manifest, changes = merge_adapter(source, base, target, dtype=dtype, overwrite=OVERWRITE.value)
+    target = read_target()
+    manifest, changes = merge_adapter(source, base, target, **read_options())
     print(f"{source}: {describe_changes(changes)}", file=sys.stderr)
     print(f"{target}: {manifest.summary()}", file=sys.stderr)
 
@@ -142,26 +140,18 @@ def check_source() -> None:
 
 def write_target() -> None:
     """Convert the source in the direction of the flags."""
-    target, dtype = read_target(), None if DTYPE.value is None else jnp.dtype(DTYPE.value)
-    weights = cast(Weights | None, WEIGHTS.value)
+    target, weights, options = read_target(), cast(Weights | None, WEIGHTS.value), read_options()
+    int8 = QUANTIZE.value is not None
     if REVERSE.value:
         reject_flags(BASE, QUANTIZE)
         with open_weights(SOURCE.value, weights) as source:
-            manifest = to_bagel(source, target, dtype=dtype, overwrite=OVERWRITE.value)
-    elif QUANTIZE.value is not None and not is_unconverted(pathlib.Path(SOURCE.value)):
+            manifest = to_bagel(source, target, **options)
+    elif int8 and not is_unconverted(pathlib.Path(SOURCE.value)):
         reject_flags(BASE)
         with open_weights(SOURCE.value, weights) as source:
-            manifest = to_pdgen(source, target, dtype=dtype, int8=True, overwrite=OVERWRITE.value)
+            manifest = to_pdgen(source, target, int8=True, **options)
     else:
-        manifest = to_pdgen(
-            SOURCE.value,
-            target,
-            base=BASE.value,
-            weights=weights,
-            dtype=dtype,
-            int8=QUANTIZE.value is not None,
-            overwrite=OVERWRITE.value,
-        )
+        manifest = to_pdgen(SOURCE.value, target, base=BASE.value, weights=weights, int8=int8, **options)
     print(f"{target}: {manifest.summary()}", file=sys.stderr)
 
 

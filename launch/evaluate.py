@@ -10,7 +10,7 @@ python launch/evaluate.py compare out/scores out/single-pass-scores --output=out
 score, the default mode, resumes after a kill. It writes index.html, the benchmark's own files, summary.json and a CSV
 file for each table into OUTPUT. For shapes world, process.jsonl has the measures of every trajectory's stages.
 "abilities" tests how a base model draws, edits and reads. It uses the settings of the base model's modes with
-image.num_timesteps=25, text.max_tokens=80 and max_prompt_tokens=128, unless --setting overrides them. The exit status
+image.num_timesteps=25, text.max_tokens=96 and max_prompt_tokens=128, unless --setting overrides them. The exit status
 is 0; 1 if a judge gave no valid answer for some image; 2 for invalid input.
 
 compare puts the scores of several runs of mode score side by side, with their differences to the first run, intervals,
@@ -18,7 +18,6 @@ and cost against score. All runs must have the same benchmark and prompts. Runs 
 named by more of their paths. It writes index.html, comparison.json and a CSV file for each table into OUTPUT.
 """
 
-import hashlib
 import json
 import pathlib
 import sys
@@ -47,11 +46,11 @@ from pdgen.evaluate.page import write_pages, write_summary
 from pdgen.evaluate.process import tables as process_tables
 from pdgen.evaluate.process.trajectories import TRAJECTORIES, judge_trajectories, make_cost_tables
 from pdgen.evaluate.tables import Table
-from pdgen.files import check_writable, new_file
+from pdgen.files import check_writable, sha256
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
-from pdgen.teachers.advisers import Advisers, make_endpoint_advisers, make_exact_advisers
+from pdgen.teachers.advisers import make_endpoint_advisers, make_exact_advisers
 from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 
 BENCHMARKS = ["geneval", "wise", "shapes", "abilities"]
@@ -66,15 +65,10 @@ CHECKPOINT = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string("output", None, "Folder for images, scores and tables.")
 METADATA = flags.DEFINE_multi_string("metadata", [], "GenEval's prompt list, or WISE's prompt files (repeat it).")
 TRAINING_DATA = flags.DEFINE_multi_string(
-    "training_data",
-    [],
-    "A data set or a file of prompts, searched for the benchmark's prompts (repeat it).",
+    "training_data", [], "A data set or a file of prompts, searched for the benchmark's prompts (repeat it)."
 )
 COUNT = flags.DEFINE_integer(
-    "count",
-    None,
-    "shapes, abilities: largest number of prompts of each task or row.",
-    lower_bound=1,
+    "count", None, "shapes, abilities: largest number of prompts of each task or row.", lower_bound=1
 )
 SAMPLES = flags.DEFINE_integer("samples", folder.SAMPLES, "Images of each prompt; always 1 for WISE.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the first image; each further one has the next.", lower_bound=0)
@@ -102,11 +96,11 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "WISE: print the requests and thei
 PROTOCOL = {"geneval": {"image.interval": [0.0, 1.0]}}
 
 
-def choose_checkpoint() -> str | None:
-    """Return --checkpoint, or the shipped model if neither it nor --images is given. None if --images are scored."""
-    if CHECKPOINT.value is None and IMAGES.value is None:
-        return BASE if BENCHMARK.value == "abilities" else PROCESS
-    return CHECKPOINT.value
+def choose_checkpoint() -> str:
+    """Return --checkpoint, or by default the benchmark's shipped model."""
+    if CHECKPOINT.value is not None:
+        return CHECKPOINT.value
+    return BASE if BENCHMARK.value == "abilities" else PROCESS
 
 
 def check_flags() -> None:
@@ -132,23 +126,19 @@ def check_unused_flags() -> None:
     drawing = ["strategy", "setting", "seed", "batch"]
     detecting, judging = ["detector", "weights", "device", "samples"], ["judgements", "judge_rules", "dry_run"]
     asking = ["judge_url", "judge_model", "judge_key_variable", "judge_answers", "judge_parameters", "judge_prices"]
-    unused_with = {"--images": drawing} if choose_checkpoint() is None else {}
+    unused_with = {"--images": drawing} if IMAGES.value is not None else {}
     no_effect = [*detecting, *judging, *asking, "images", "metadata", "training_data", "strategy"]
     unused_by = {"wise": detecting, "abilities": no_effect}
     unused_with[f"--benchmark={BENCHMARK.value}"] = unused_by.get(BENCHMARK.value, judging)
     for flag, unused in unused_with.items():
         if given := [name for name in unused if flags.FLAGS[name].present]:
             raise EvaluationError(f"--{given[0]}: does nothing with {flag}; leave it out")
-    if DRY_RUN.value and choose_checkpoint() is not None:
+    if DRY_RUN.value and IMAGES.value is None:
         raise EvaluationError("--dry_run: needs existing images; name them with --images")
 
 
 def read_endpoint_settings(output: pathlib.Path) -> EndpointSettings:
-    """Return the settings of the judge's endpoint.
-
-    Raises:
-      ValueError: A flag has an invalid value.
-    """
+    """Return the settings of the judge's endpoint. Raises ValueError for an invalid flag."""
     try:
         parameters = {"temperature": 0.0, "max_tokens": 1024, **json.loads(JUDGE_PARAMETERS.value)}
         price_in, price_out = map(float, JUDGE_PRICES.value)
@@ -167,11 +157,7 @@ def read_endpoint_settings(output: pathlib.Path) -> EndpointSettings:
 
 
 def read_judgements() -> dict[str, wise.Judgement]:
-    """Return WISE's judgements that the flags select, with their rules.
-
-    Raises:
-      EvaluationError: --judge_rules is invalid, or a file cannot be read.
-    """
+    """Return WISE's judgements that the flags select, with their rules. Raises EvaluationError for invalid rules."""
     wanted = {name: wise.JUDGEMENTS[name] for name in JUDGEMENTS.value}
     for text in JUDGE_RULES.value:
         name, equals, path = text.partition("=")
@@ -181,36 +167,27 @@ def read_judgements() -> dict[str, wise.Judgement]:
     return wanted
 
 
-def make_advisers(output: pathlib.Path) -> Advisers:
-    """Return the endpoint's advisers if --judge_url is given, else the exact ones of shapes world."""
-    return (
-        make_endpoint_advisers(Endpoint(read_endpoint_settings(output))) if JUDGE_URL.value else make_exact_advisers()
-    )
-
-
 def make_images(output: pathlib.Path, jobs: Sequence[folder.ImageJob]) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Generate the missing images of the jobs.
+    """Generate the missing images of the jobs, unless --images has them.
 
     Returns:
-      The folder of all images, and facts about their origin.
+      The folder of all images, and facts about their origin; none for --images.
     """
+    if IMAGES.value is not None:
+        return pathlib.Path(IMAGES.value), {}
     values = PROTOCOL.get(BENCHMARK.value, {}) | {"batch_size": BATCH.value} | parse_assignments(SETTING.value)
-    checkpoint = choose_checkpoint()
-    assert checkpoint is not None
-    recipe = read_recipe(checkpoint, STRATEGY.value, values)
+    recipe = read_recipe(choose_checkpoint(), STRATEGY.value, values)
     images = output / "images"
     made_by = recipe.facts()
     folder.begin_generation(images, {"benchmark": BENCHMARK.value, **made_by}, jobs)
     keep_compiled()
+    endpoint = Endpoint(read_endpoint_settings(output)) if JUDGE_URL.value else None
+    advisers = make_endpoint_advisers(endpoint) if endpoint else make_exact_advisers()
     with ProgressBar(total=len(jobs), unit=" images", desc="sampling", smoothing=0.1) as bar:
-        generate = make_generator(recipe, make_advisers(output))
+        generate = make_generator(recipe, advisers)
         folder.generate_images(images, output / TRAJECTORIES, jobs, generate, BATCH.value, bar.update)
-    return images, {"checkpoint": name_checkpoint(recipe.checkpoint), "seed": SEED.value, "made_by": made_by}
-
-
-def name_checkpoint(checkpoint: pathlib.Path) -> str:
-    """Return the name of a shipped model, or a checkpoint's folder."""
-    return shipped_name(checkpoint) or str(checkpoint)
+    checkpoint = shipped_name(recipe.checkpoint) or str(recipe.checkpoint)
+    return images, {"checkpoint": checkpoint, "seed": SEED.value, "made_by": made_by}
 
 
 def find_training_leaks(prompts: Sequence[str]) -> Leaks:
@@ -220,27 +197,26 @@ def find_training_leaks(prompts: Sequence[str]) -> Leaks:
         return find_leaks(training, prompts, TRAINING_DATA.value)
 
 
-def write_results(
-    output: pathlib.Path, facts: dict[str, Any], results: Sequence[Table], shown: Sequence[ImageGallery]
+def report(
+    output: pathlib.Path,
+    facts: dict[str, Any],
+    results: Sequence[Table],
+    shown: Sequence[ImageGallery],
+    lines: Sequence[str],
 ) -> None:
-    """Write the files and the pages of an evaluation."""
+    """Write the files and the pages of an evaluation; print the lines and the tables."""
     write_summary(output, facts, results)
-    source = (
-        {"images": IMAGES.value}
-        if choose_checkpoint() is None
-        else {
-            "strategy": STRATEGY.value,
-            "settings": " ".join(SETTING.value) or "defaults",
-            "first seed": SEED.value,
-        }
-    )
-    if BENCHMARK.value == "abilities":
-        del source["strategy"]
+    source: dict[str, Any] = {} if BENCHMARK.value == "abilities" else {"strategy": STRATEGY.value}
+    source |= {"settings": " ".join(SETTING.value) or "defaults", "first seed": SEED.value}
+    if IMAGES.value is not None:
+        source = {"images": IMAGES.value}
     write_pages(output, facts, source, results, shown)
+    print("\n\n".join([*lines, *map(tables.format_text, results)]))
+    print(f"\n{output / 'index.html'}")
 
 
-def run_geneval(output: pathlib.Path) -> int:
-    """Run GenEval or the shapes benchmark: generate or find the images, detect, judge. Return the exit status."""
+def run_geneval(output: pathlib.Path) -> None:
+    """Run GenEval or the shapes benchmark: generate or find the images, detect, judge, report."""
     exact = BENCHMARK.value == "shapes"
     if exact:
         most = COUNT.value or max(shapes.COUNTS.values())
@@ -250,12 +226,9 @@ def run_geneval(output: pathlib.Path) -> int:
     detector = load_detector(DETECTOR.value or ("shapes" if exact else "mask2former"), WEIGHTS.value, DEVICE.value)
     check_prompts(prompts, detector.classes, detector.name)  # before hours of sampling, not after
     found = find_training_leaks([p.metadata.prompt for p in prompts])
-    if choose_checkpoint() is not None:
-        images, source = make_images(output, folder.make_geneval_jobs(prompts, SAMPLES.value, SEED.value))
+    images, source = make_images(output, folder.make_geneval_jobs(prompts, SAMPLES.value, SEED.value))
+    if source:
         folder.write_metadata(images, prompts)
-    else:
-        assert IMAGES.value is not None
-        images, source = pathlib.Path(IMAGES.value), {}
     files = folder.find_samples(images, prompts, SAMPLES.value)
     output.mkdir(parents=True, exist_ok=True)
     folder.write_prompts(output / "metadata.jsonl", prompts)
@@ -273,21 +246,16 @@ def run_geneval(output: pathlib.Path) -> int:
     made = [table]
     if source:
         made += process_tables.make_tables(judge_trajectories(output, prompts)) if exact else make_cost_tables(output)
-    write_results(
-        output, facts, made, make_geneval_galleries(results, output, output / TRAJECTORIES if source else None)
-    )
     official = scoring.format_official_summary(results)
-    with new_file(output / "summary.txt") as partial:
-        partial.write_text(official + "\n", encoding="utf-8")
-    print("\n\n".join([describe_leaks(found), official, *map(tables.format_text, made)]))
-    print(f"\n{output / 'index.html'}")
-    return 0
+    tables.write_files(output, {"summary.txt": official + "\n"})
+    shown = make_geneval_galleries(results, output, output / TRAJECTORIES if source else None)
+    report(output, facts, made, shown, [describe_leaks(found), official])
 
 
-def run_abilities(output: pathlib.Path) -> int:
-    """SampleRun the abilities benchmark: sample, judge, report. Return the exit status."""
+def run_abilities(output: pathlib.Path) -> None:
+    """Run the abilities benchmark: sample, judge, report."""
     values = {"batch_size": BATCH.value} | parse_assignments(SETTING.value)
-    settings, checkpoint = ability_run.read_ability_settings(values), find(choose_checkpoint() or BASE)
+    settings, checkpoint = ability_run.read_ability_settings(values), find(choose_checkpoint())
     draws = abilities.make_draws(COUNT.value or abilities.COUNT, SEED.value)
     keep_compiled()
     with ProgressBar(total=len(draws), unit=" draws", desc="sampling", smoothing=0.1) as bar:
@@ -297,15 +265,12 @@ def run_abilities(output: pathlib.Path) -> int:
     finding = f"Images are drawn with image.num_timesteps={image.num_timesteps} and image.text_scale={image.text_scale}"
     facts = {
         "benchmark": "abilities",
-        "checkpoint": name_checkpoint(checkpoint),
+        "checkpoint": shipped_name(checkpoint) or str(checkpoint),
         "seed": SEED.value,
         "made_by": ability_run.collect_facts(checkpoint, settings),
         "findings": [f"{finding}; texts are greedy unless a setting says otherwise."],
     }
-    write_results(output, facts, made, make_ability_galleries(outcomes, output))
-    print("\n\n".join([*facts["findings"], *map(tables.format_text, made)]))
-    print(f"\n{output / 'index.html'}")
-    return 0
+    report(output, facts, made, make_ability_galleries(outcomes, output), facts["findings"])
 
 
 def run_wise(output: pathlib.Path) -> int:
@@ -314,11 +279,7 @@ def run_wise(output: pathlib.Path) -> int:
     settings, asked = read_endpoint_settings(output), read_judgements()
     endpoint = None if DRY_RUN.value else Endpoint(settings)  # fails for a missing key, before anything is generated
     found = find_training_leaks([p.text for p in prompts])
-    if choose_checkpoint() is not None:
-        images, source = make_images(output, wise.make_wise_jobs(prompts, SEED.value))
-    else:
-        assert IMAGES.value is not None
-        images, source = pathlib.Path(IMAGES.value), {}
+    images, source = make_images(output, wise.make_wise_jobs(prompts, SEED.value))
     files = wise.find_images(images, prompts)
     estimate = Endpoint(settings, dry_run=True)
     wise.judge_images(prompts, files, estimate, asked)
@@ -330,11 +291,10 @@ def run_wise(output: pathlib.Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     wise.write_scores(output, prompts, judged)
     table = wise.make_wise_table(wise.compute_all_figures(judged.answers, prompts), settings.model)
-    rules = {name: hashlib.sha256(one.rules.encode()).hexdigest()[:8] for name, one in asked.items()}
     judge = {
         "model": settings.model,
         "questions": wise.QUESTION_VERSION,
-        "rules": rules,
+        "rules": {name: sha256(one.rules.encode())[:8] for name, one in asked.items()},
         "parameters": settings.parameters,
     }
     unanswered = [
@@ -343,32 +303,24 @@ def run_wise(output: pathlib.Path) -> int:
         for name, faults in judged.faults.items()
         if faults
     ]
-    findings = [describe_leaks(found), *unanswered]
     facts = {
         "benchmark": "wise",
         "judge": judge,
         "prompts": wise.digest_prompts(prompts),
         **source,
         "leaks": to_builtins(found),
-        "findings": findings,
+        "findings": [describe_leaks(found), *unanswered],
     }
     made = [table, *(make_cost_tables(output) if source else [])]
-    trajectories = output / TRAJECTORIES if source else None
-    write_results(output, facts, made, make_wise_galleries(prompts, files, judged, output, trajectories))
-    print("\n\n".join([endpoint.ledger.report(), *map(tables.format_text, made)]))
+    shown = make_wise_galleries(prompts, files, judged, output, output / TRAJECTORIES if source else None)
+    report(output, facts, made, shown, [endpoint.ledger.report()])
     for line in unanswered:
         print(line, file=sys.stderr)
-    print(f"\n{output / 'index.html'}")
     return 1 if unanswered else 0
 
 
-def score() -> int:
-    """Score images on the benchmark and return the exit status.
-
-    Raises:
-      ValueError: The input is invalid.
-      OSError: A file cannot be read or written.
-    """
+def score() -> int | None:
+    """Score images on the benchmark and return the exit status."""
     exit_on_sigterm()
     check_flags()
     check_unused_flags()
@@ -378,12 +330,7 @@ def score() -> int:
 
 
 def compare(*runs: str) -> None:
-    """Compare evaluated runs, the output folders of mode score.
-
-    Raises:
-      EvaluationError: The runs cannot be compared.
-      OSError: A file cannot be read or written.
-    """
+    """Compare evaluated runs, the output folders of mode score."""
     output = pathlib.Path(require(OUTPUT))
     check_writable(output)
     print(write_comparison([pathlib.Path(run) for run in runs], output))

@@ -27,11 +27,11 @@ from typing import Any
 
 import jax
 import msgspec
-from absl import app, flags, logging
+from absl import flags
 
 from pdgen.checkpoints.load import describe
 from pdgen.checkpoints.shipped import PROCESS
-from pdgen.cli import fail, parse
+from pdgen.cli import run_command
 from pdgen.files import check_writable
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
@@ -101,10 +101,7 @@ IMAGE = flags.DEFINE_multi_string(
     "image", [], "Image given before the prompt: PNG, JPEG, WebP, BMP or GIF (repeat it)."
 )
 SEED = flags.DEFINE_integer(
-    "seed",
-    None,
-    "Seed of the first trajectory, then counted up. Default: 0, or a branch's parent's.",
-    lower_bound=0,
+    "seed", None, "Seed of the first trajectory, then counted up. Default: 0, or a branch's parent's.", lower_bound=0
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Trajectories of each prompt.", lower_bound=1)
 BATCH = flags.DEFINE_integer(
@@ -159,9 +156,8 @@ REFINE = flags.DEFINE_multi_string("refine", [], "Setting of refinements only, s
 
 def reject_flags(names: tuple[str, ...], why: str) -> None:
     """Raise ValueError if one of these flags is given."""
-    for name in names:
-        if flags.FLAGS[name].present:
-            raise ValueError(f"--{name}: {why}")
+    if given := [name for name in names if flags.FLAGS[name].present]:
+        raise ValueError(f"--{given[0]}: {why}")
 
 
 def convert_value(label: str, value: Any, kind: Any) -> Any:
@@ -226,15 +222,7 @@ def read_endpoint() -> EndpointSettings | None:
 
 
 def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
-    """Load the checkpoint on the devices of --mesh.
-
-    Args:
-      checkpoint: The checkpoint.
-      trajectories: The number of trajectories to sample. For few of them, compilation is fast and sampling slower.
-
-    Raises:
-      ValueError: The mesh or the checkpoint is invalid.
-    """
+    """Load the checkpoint on the devices of --mesh. For few trajectories compilation is fast and sampling slower."""
     mesh = None
     if MESH.value is not None:
         try:
@@ -258,11 +246,7 @@ def read_jobs() -> list[SampleJob]:
 
 
 def prepare() -> Share:
-    """Read all flags and inputs, and check them before anything is written or drawn.
-
-    Raises:
-      ValueError: The input is invalid; any error class of pdgen.
-    """
+    """Read all flags and inputs, and check them before anything is written or drawn."""
     reject_flags(_BRANCH_FLAGS, "is only for a --branch; name its trajectory")
     if DRY_RUN.value and STRATEGY.value:
         raise ValueError("--dry_run counts the texts and images of a --mode; leave --strategy out")
@@ -296,10 +280,9 @@ def prepare() -> Share:
 
 
 def fill_folder(folder: pathlib.Path, share: Share, gallery: RunGallery) -> tuple[int, int]:
-    """Sample the missing trajectories into ``folder``, with progress. The first process keeps the page up to date.
+    """Sample the missing trajectories into ``folder``, with progress; return the numbers of them and of images drawn.
 
-    Returns:
-      The numbers of trajectories and of images drawn.
+    The first process keeps the page up to date.
     """
     lacking = {job.name for job in find_missing(folder, [job for job in share.run.jobs if job.name in share.starts])}
     todo = share._replace(starts={name: start for name, start in share.starts.items() if name in lacking})
@@ -337,12 +320,7 @@ def claim(stack: contextlib.ExitStack, folder: pathlib.Path, run: SampleRun, gal
 
 
 def sample() -> str:
-    """Sample the missing trajectories and return a summary line.
-
-    Raises:
-      Stopped: A signal arrived. Finished trajectories are saved.
-      ValueError: The input is invalid; any error class of pdgen.
-    """
+    """Sample the missing trajectories and return a summary line. Raises Stopped if a signal arrives."""
     share, first = synchronize(prepare), not jax.process_index()
     if DRY_RUN.value:
         return describe_share(share) if first else ""
@@ -369,12 +347,7 @@ def sample() -> str:
 
 
 def branch() -> str:
-    """Continue an edited trajectory in its parent's run and return a summary line.
-
-    Raises:
-      Stopped: A signal arrived.
-      ValueError: The input is invalid; any error class of pdgen.
-    """
+    """Continue an edited trajectory in its parent's run and return a summary line. Raises Stopped on a signal."""
     reject_flags(_RUN_FLAGS, "a --branch uses its run's; leave it out")
     if STEP.value is None:
         raise ValueError("--branch needs --step: the index of the first stage that differs from the parent")
@@ -415,11 +388,8 @@ def branch() -> str:
     )
 
 
-def main(argv: list[str]) -> None:
-    """Sample or branch, and leave with the status."""
-    if argv[1:]:
-        fail(f"{argv[1]} is no flag; write --flag=value")
-    logging.set_verbosity(logging.WARNING)  # Orbax logs each of its steps
+def main() -> int:
+    """Sample or branch, and return the exit status."""
     if KEEP_COMPILED.value:
         keep_compiled()
     try:
@@ -427,18 +397,15 @@ def main(argv: list[str]) -> None:
             join_processes()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after JAX, which sets its own handler
         print_once(branch() if BRANCH.value else sample())
-        return
+        return 0
     except (Stopped, KeyboardInterrupt) as line:
-        message = str(line) or "stopped"
-    except (ValueError, OSError) as fault:  # every error class of pdgen is a ValueError
-        fail(fault)
-    print(f"sample: {message}", file=sys.stderr, flush=True)
+        print(f"sample: {str(line) or 'stopped'}", file=sys.stderr, flush=True)
     if jax.process_count() > 1:
         jax.distributed.shutdown()  # waits for the others
         sys.stdout.flush()
         os._exit(EXIT_STATUS)  # at the interpreter's normal exit XLA sometimes crashes, which changes the status
-    sys.exit(EXIT_STATUS)
+    return EXIT_STATUS
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    run_command(main)

@@ -70,22 +70,12 @@ METADATA = flags.DEFINE_string("metadata", None, "GenEval's evaluation_metadata.
 
 
 def read_run() -> RunConfig:
-    """Return the config's run with ``--data`` and with a resolve_init ``init``.
-
-    Raises:
-      RunError: The config is invalid.
-      CheckpointError: The checkpoint of ``init`` does not exist.
-    """
+    """Return the config's run, with ``--data`` and the folder of ``init``."""
     return resolve_init(read_run_config(CONFIG.value.to_dict() | ({} if DATA.value is None else {"data": DATA.value})))
 
 
 def show_fill() -> None:
-    """Print how full the packs of a run are.
-
-    Raises:
-      ValueError: The input is invalid.
-      OSError: A file cannot be read.
-    """
+    """Print how full the packs of a run are."""
     run = read_run()
     model, tokenizer = load_model(run.init, run.model)
     facts = measure_fill(RecordSource(run.data), tokenizer, model, run.loader_config, PACKS.value, TOTAL.value)
@@ -93,12 +83,7 @@ def show_fill() -> None:
 
 
 def show_pack() -> None:
-    """Print a pack of a run, and write its pages with ``--output``.
-
-    Raises:
-      ValueError: The input is invalid.
-      OSError: A file cannot be read or written.
-    """
+    """Print a pack of a run, and write its pages with ``--output``."""
     if OUTPUT.value:
         check_writable(pathlib.Path(OUTPUT.value).absolute().parent)
     run = read_run()
@@ -113,11 +98,7 @@ def show_pack() -> None:
 
 
 def show_plan() -> None:
-    """Print the memory and time of a run on the devices of a topology.
-
-    Raises:
-      ValueError: The input is invalid, or a compiler is missing.
-    """
+    """Print the memory and time of a run on the devices of a topology."""
     jax.config.update("jax_platforms", "cpu")  # leaves this machine's accelerators free
     facts = plan_run(
         read_run_config(CONFIG.value.to_dict()), parse_topology(require(TOPOLOGY)), SAMPLE_LENGTH.value, MFU.value
@@ -127,12 +108,7 @@ def show_plan() -> None:
 
 
 def show_run(*workdirs: str) -> None:
-    """Write the page of one or several runs.
-
-    Raises:
-      RunError: There is no workdir, or one is invalid.
-      OSError: A file cannot be read or written.
-    """
+    """Write the page of one or several runs."""
     if not workdirs:
         raise RunError("name the workdir of a training run")
     logs = [read_run_log(pathlib.Path(workdir)) for workdir in workdirs]
@@ -146,11 +122,7 @@ def show_run(*workdirs: str) -> None:
 
 
 def choose_page(workdirs: tuple[str, ...]) -> pathlib.Path:
-    """Return the path of the runs' page. It may replace an earlier page.
-
-    Raises:
-      RunError: The path is ambiguous, a folder, or a file that is not a page.
-    """
+    """Return the path of the runs' page, which may replace an earlier page but nothing else."""
     if OUTPUT.value is None and len(workdirs) > 1:
         raise RunError(f"{len(workdirs)} workdirs make one page; name it: --output=FILE")
     path = pathlib.Path(workdirs[0]) / PAGE if OUTPUT.value is None else pathlib.Path(OUTPUT.value)
@@ -162,20 +134,13 @@ def choose_page(workdirs: tuple[str, ...]) -> pathlib.Path:
 
 
 def show_prompts() -> int:
-    """Print the differences between parsed prompts and GenEval's metadata.
-
-    Raises:
-      EvaluationError: The metadata cannot be read.
-    """
-    prompts = read_prompts(pathlib.Path(require(METADATA)))
-    agreeing = 0
-    for number, prompt in enumerate(prompts, 1):
-        found = find_disagreements(prompt.metadata)
-        agreeing += not found
-        for line in found:
+    """Print the differences between parsed prompts and GenEval's metadata; return 1 if there are some."""
+    found = [find_disagreements(prompt.metadata) for prompt in read_prompts(pathlib.Path(require(METADATA)))]
+    for number, differences in enumerate(found, 1):
+        for line in differences:
             print(f"line {number}: {line}")
-    print(f"{agreeing} of {len(prompts)} prompts agree with their metadata")
-    return 0 if agreeing == len(prompts) else 1
+    print(f"{found.count([])} of {len(found)} prompts agree with their metadata")
+    return int(any(found))
 
 
 MODES = {

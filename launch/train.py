@@ -34,12 +34,7 @@ DISTRIBUTED = flags.DEFINE_bool(
 
 
 def train_model() -> int:
-    """Train the run and return the exit status.
-
-    Raises:
-      ValueError: The input is invalid.
-      OSError: A file cannot be read or written.
-    """
+    """Train the run and return the exit status."""
     silence_orbax()
     keep_compiled()
     run = read_run_config(CONFIG.value.to_dict())

@@ -36,10 +36,10 @@ class SweepCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
       data: Keys of the data config and their values in this cell.
       train: Keys of the training config and their values in this cell.
-      plans_from: The cell whose model, trained with the first seed, writes the plans of the conflict subset. "" makes
-        wrong plans from the scene graph.
-      init_from: The cell whose model, trained with the same seed, the training continues. "" starts from the training
-        config's ``init``.
+      plans_from: The cell whose model, trained with the first seed, writes the plans of the conflict subset. "": wrong
+        plans are made from the scene graph.
+      init_from: The cell whose model, trained with the same seed, the training continues. "": the training config's
+        ``init``.
     """
 
     data: dict[str, Any] = {}
@@ -175,8 +175,7 @@ def make_table(sweep: Sweep, name: str, output: pathlib.Path) -> Table:
             ours, first = estimate([scores]), base.setdefault(column, scores)
             gain = estimate_difference([first], [scores]) if row != named[0][0] else None
             over_seeds = compute_spread(scores.mean(1)).deviation
-            gain_cells = to_cells(gain)[:3] if gain else (None,) * 3
-            rows.append((row, column, *to_cells(ours)[:3], over_seeds, *gain_cells, ours.n, stated))
+            rows.append((row, column, *to_cells(ours)[:3], over_seeds, *to_cells(gain)[:3], ours.n, stated))
     return Table(
         title=f"{paper.title.partition(': ')[2]} (as the paper's {paper.title.partition(':')[0]}), shapes world",
         columns=(

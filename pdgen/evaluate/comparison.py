@@ -7,7 +7,7 @@ the same order.
 import collections
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -18,7 +18,7 @@ from pdgen.evaluate.geneval.rule import GenEvalResult
 from pdgen.evaluate.geneval.scoring import RESULTS, compare_results, group_by_task, read_results, summarise
 from pdgen.evaluate.page import PUBLISHED, RunCost, render_evaluation
 from pdgen.evaluate.statistics import LEVEL, Estimate, estimate_difference
-from pdgen.evaluate.tables import Table, encode_tables, format_csv, format_text, to_cells
+from pdgen.evaluate.tables import Table, format_csv, format_json, format_text, to_cells, write_files
 from pdgen.evaluate.wise import (
     CATEGORIES,
     JUDGEMENTS,
@@ -28,7 +28,6 @@ from pdgen.evaluate.wise import (
     compute_figures,
     read_wise_prompts,
 )
-from pdgen.files import new_file
 from pdgen.messages import name_some
 
 SUMMARY = "summary.json"
@@ -39,14 +38,7 @@ _OWN_CATEGORIES = ("A", "B")  # scorings of WISE whose categories are listed; C'
 
 
 class WiseJudge(msgspec.Struct, frozen=True):
-    """The judge of WISE's images.
-
-    Attributes:
-      model: The model.
-      questions: The version of the questions.
-      rules: By judgement, the hash of the rules.
-      parameters: The parameters of a request.
-    """
+    """WISE's judge: its model, the version of its questions, the hash of its rules by judgement, its parameters."""
 
     model: str
     questions: int
@@ -58,9 +50,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     """The part of a ``summary.json`` that a comparison needs.
 
     Attributes:
-      benchmark: The benchmark.
       findings: The findings at the head of the report.
-      tables: The tables.
       detector: The detector's identity, for GenEval and the shapes benchmark.
       judge: The judge, for WISE.
       prompts: The digest of the list, for WISE.
@@ -84,8 +74,6 @@ class EvaluatedRun(NamedTuple):
 
     Attributes:
       name: A name that is unique among the compared runs.
-      folder: The output folder.
-      facts: Facts from its summary.
       results: The results of GenEval or the shapes benchmark. Empty for WISE.
       wise: By scoring of WISE, the score of each prompt id. Empty for the other benchmarks.
       scored: By scoring of WISE, its figures.
@@ -272,8 +260,7 @@ def _make_table(
     for name in names:
         figures = [found.get(name) for found in runs.values()]
         if known := [one for one in figures if one is not None]:
-            cells = [to_cells(one)[:3] if one is not None else (None, None, None) for one in figures]
-            rows.append((name, *[cell for three in cells for cell in three], known[0].n))
+            rows.append((name, *[cell for one in figures for cell in to_cells(one)[:3]], known[0].n))
     return Table(title, ("score", *columns, "prompts"), rows, note)
 
 
@@ -291,22 +278,20 @@ def _explain_missing_totals(runs: Sequence[EvaluatedRun]) -> list[str]:
     return lines
 
 
-def _make_caution(first: str, found: Iterable[Estimate]) -> str:
+def _make_caution(first: str, found: Sequence[Estimate]) -> str:
     """Return what the differences to the first run imply for other prompts."""
-    found = list(found)
-    note = f"How much higher than {first}, on the same prompts. "
     if any(
         one.low is not None and one.high is not None and one.low < one.high and one.n >= MIN_PROMPTS for one in found
     ):
-        note += (
+        meaning = (
             f"If an interval has a width and at least {MIN_PROMPTS} prompts, and both its ends have the same sign, "
             "other prompts would hardly change the difference's sign."
         )
     else:
-        note += f"No interval has a width and at least {MIN_PROMPTS} prompts: this says nothing about other prompts."
-    return note + (
-        f" Differences compared: {len(found)}, not corrected for multiple comparisons; about one interval in "
-        f"{1 / (1 - LEVEL):.0f} misses the truth by chance."
+        meaning = f"No interval has a width and at least {MIN_PROMPTS} prompts: this says nothing about other prompts."
+    return (
+        f"How much higher than {first}, on the same prompts. {meaning} Differences compared: {len(found)}, not "
+        f"corrected for multiple comparisons; about one interval in {1 / (1 - LEVEL):.0f} misses the truth by chance."
     )
 
 
@@ -330,14 +315,11 @@ def collect_costs(runs: Sequence[EvaluatedRun]) -> list[RunCost]:
 
 
 def write_comparison(folders: Sequence[pathlib.Path], output: pathlib.Path) -> str:
-    """Compare evaluated runs and write ``index.html``, ``comparison.json`` and a CSV file for each table.
+    """Write ``index.html``, ``comparison.json`` and a CSV file for each table; return findings and tables as text.
 
     Args:
       folders: Output folders of ``launch/evaluate.py``, at least two.
       output: The folder to write.
-
-    Returns:
-      Findings and tables as text.
 
     Raises:
       EvaluationError: See ``read_evaluations`` and ``make_comparison_tables``.
@@ -354,9 +336,6 @@ def write_comparison(folders: Sequence[pathlib.Path], output: pathlib.Path) -> s
     facts = {run.name: str(run.folder) for run in runs}
     title = f"{benchmark}: {len(runs)} runs"
     page = render_evaluation(title, findings, facts, tables, PUBLISHED[benchmark], costs=collect_costs(runs))
-    files = {"index.html": page.encode(), "comparison.json": encode_tables(tables)}
-    files |= {f"{table.title.lower()}.csv": format_csv(table).encode() for table in tables}
-    for name, content in files.items():
-        with new_file(output / name) as partial:
-            partial.write_bytes(content)
+    files = {f"{table.title.lower()}.csv": format_csv(table) for table in tables}
+    write_files(output, {"index.html": page, "comparison.json": format_json(tables), **files})
     return "\n\n".join([*findings, *map(format_text, tables)])

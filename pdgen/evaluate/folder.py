@@ -4,11 +4,13 @@ GenEval's layout is ``00000/metadata.jsonl`` and ``00000/samples/00000.png``, nu
 WISE's layout is ``<prompt_id>.png``.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import msgspec
 import PIL.Image
 
 from pdgen.data.prompts import PromptError, read_prompt_file
@@ -25,6 +27,27 @@ from pdgen.shapes.graph import SceneError
 DIGITS = 5  # of the numbers in GenEval's file names
 SAMPLES = 4  # images of a prompt in GenEval's protocol
 RECORD = "generation.json"
+_Value = TypeVar("_Value")
+
+
+def write_lines(path: pathlib.Path, records: Iterable[Any]) -> None:
+    """Write records as JSON, one a line."""
+    with new_file(path) as partial:
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def append_line(log: BinaryIO, record: msgspec.Struct) -> None:
+    """Append a record to a log of JSON lines, after a newline: a line that a kill cut short is not continued."""
+    log.write(b"\n" + msgspec.json.encode(record))
+
+
+def read_log(path: pathlib.Path, record: type[_Value]) -> list[_Value]:
+    """Read the records of a log that ``append_line`` wrote, without lines cut short; none if there is no file."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(msgspec.DecodeError):
+            records.append(msgspec.json.decode(line, type=record))
+    return records
 
 
 def read_prompts(path: pathlib.Path) -> list[GenEvalPrompt]:
@@ -44,8 +67,7 @@ def read_prompts(path: pathlib.Path) -> list[GenEvalPrompt]:
 
 def write_prompts(path: pathlib.Path, prompts: Sequence[GenEvalPrompt]) -> None:
     """Write a list that ``read_prompts`` reads."""
-    with new_file(path) as partial:
-        partial.write_text("".join(json.dumps(prompt.raw) + "\n" for prompt in prompts), encoding="utf-8")
+    write_lines(path, [prompt.raw for prompt in prompts])
 
 
 def format_prompt_folder(number: int) -> str:
@@ -56,12 +78,7 @@ def format_prompt_folder(number: int) -> str:
 def find_samples(
     folder: pathlib.Path, prompts: Sequence[GenEvalPrompt], samples: int = SAMPLES
 ) -> list[list[pathlib.Path]]:
-    """Return the paths of all images, for each prompt in order of the samples. Only the metadata is opened.
-
-    Args:
-      folder: The folder of the images.
-      prompts: The list that the images were made from.
-      samples: The number of images of each prompt.
+    """Return the paths of ``samples`` images of each prompt. Only the metadata is opened.
 
     Raises:
       EvaluationError: Folders are missing, superfluous or misnumbered, belong to another prompt, or hold other samples
@@ -120,44 +137,29 @@ def _list_samples(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(files, key=lambda path: int(path.stem))
 
 
-def read_image(path: pathlib.Path) -> PIL.Image.Image:
-    """Read an image file as ``pdgen.sequence.images.decode_image`` does.
-
-    Returns:
-      The image. ``info["file"]`` is its path.
-
-    Raises:
-      EvaluationError: The file is not a readable image.
-    """
+def read_image_file(path: pathlib.Path, decode: Callable[[bytes, str], _Value]) -> _Value:
+    """Return ``decode`` of an image file's bytes and path. Raises EvaluationError if it is not a readable image."""
     try:
-        image = decode_image(path.read_bytes(), str(path))
+        return decode(path.read_bytes(), str(path))
     except OSError as fault:
         raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
     except ImageError as fault:
         raise EvaluationError(f"{fault}; make it again") from None
+
+
+def read_image(path: pathlib.Path) -> PIL.Image.Image:
+    """Read an image, whose ``info["file"]`` is its path. Raises EvaluationError if the file is not a readable image."""
+    image = read_image_file(path, decode_image)
     image.info["file"] = str(path)
     return image
 
 
-class GeneratedImage(NamedTuple):
-    """The final image of a prompt, and the trajectory that led to it if there is one."""
-
-    image: PIL.Image.Image
-    trajectory: Trajectory | None = None
-
-
-# (prompts, seeds) -> an image of each
-ImageGenerator = Callable[[Sequence[str], Sequence[int]], Sequence[GeneratedImage]]
+# (prompts, seeds) -> a trajectory of each; its last image is the result
+ImageGenerator = Callable[[Sequence[str], Sequence[int]], Sequence[Trajectory]]
 
 
 class ImageJob(NamedTuple):
-    """An image to generate.
-
-    Attributes:
-      name: The file's path relative to the folder, without suffix.
-      prompt: What it shows.
-      seed: The seed of its sampling.
-    """
+    """An image to generate: the file's path in the folder, without suffix, and the prompt and seed of the sampling."""
 
     name: str
     prompt: str
@@ -178,8 +180,7 @@ def write_metadata(folder: pathlib.Path, prompts: Sequence[GenEvalPrompt]) -> No
     for number, prompt in enumerate(prompts):
         path = folder / format_prompt_folder(number) / "metadata.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as partial:
-            partial.write_text(json.dumps(prompt.raw) + "\n", encoding="utf-8")
+        write_lines(path, [prompt.raw])
 
 
 def begin_generation(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequence[ImageJob]) -> None:
@@ -188,7 +189,7 @@ def begin_generation(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequen
     Args:
       folder: The folder of the images. It is created if it does not exist.
       made_by: All settings that decide an image, besides prompt and seed.
-      jobs: The images to make.
+      jobs: All images of the folder.
 
     Raises:
       EvaluationError: The folder was begun with other settings or jobs, or holds images without a record.
@@ -234,19 +235,13 @@ def generate_images(
     progress(len(jobs) - len(missing))
     for start in range(0, len(missing), batch_size):
         part = missing[start : start + batch_size]
-        samples = generate([job.prompt for job in part], [job.seed for job in part])
-        for job, sample in zip(part, samples, strict=True):
-            if sample.trajectory is not None:
-                _save_trajectory(trajectories / job.name, sample.trajectory)
-            path = folder / f"{job.name}.png"
+        drawn = generate([job.prompt for job in part], [job.seed for job in part])
+        for job, trajectory in zip(part, drawn, strict=True):
+            own, path = trajectories / job.name, folder / f"{job.name}.png"
+            if not own.exists():  # else it was saved just before the run was killed, and only its image is missing
+                own.parent.mkdir(parents=True, exist_ok=True)
+                save_trajectory(own, trajectory)
             path.parent.mkdir(parents=True, exist_ok=True)
             with new_file(path) as partial:
-                sample.image.save(partial, format="PNG")
+                trajectory.images[-1].save(partial, format="PNG")
         progress(len(part))
-
-
-def _save_trajectory(folder: pathlib.Path, trajectory: Trajectory) -> None:
-    # The image is written later. A trajectory without one was saved just before the run was killed, and is kept.
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        save_trajectory(folder, trajectory)

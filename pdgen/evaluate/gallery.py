@@ -4,8 +4,8 @@ import json
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -13,13 +13,13 @@ import numpy as np
 from pdgen.evaluate.abilities.scores import AbilityOutcome, locate_image
 from pdgen.evaluate.geneval.rule import GenEvalResult
 from pdgen.evaluate.wise import JudgeAnswers, WisePrompt
-from pdgen.report.page import Entry
+from pdgen.report.page import PIXELATED_BELOW, Entry
 from pdgen.sequence.images import image_size
 from pdgen.sequence.trajectory_folder import load_trajectory
 
 SHOWN = 12  # images of a task and verdict; WISE has no verdict and shows twice as many
 TRAJECTORIES = "trajectories.html"  # in the page's folder; the names of the trajectories are its anchors
-_PIXELATED_BELOW = 128  # pixels of a side
+_Judged = TypeVar("_Judged", GenEvalResult, AbilityOutcome)
 
 
 class Mark(NamedTuple):
@@ -35,13 +35,10 @@ class GalleryImage(NamedTuple):
 
     Attributes:
       source: The link from the page.
-      width: The width in pixels.
-      height: The height in pixels.
-      prompt: The prompt.
+      width, height: In pixels.
       correct: The verdict. For WISE, whether the score is at least one half.
       notes: Lines about the image that do not report a fault.
       reason: Why it is wrong; "" if unknown.
-      marks: The detected objects.
       trajectory: The name of its trajectory, or "".
     """
 
@@ -58,7 +55,7 @@ class GalleryImage(NamedTuple):
     @property
     def pixelated(self) -> bool:
         """Whether the page shows the pixels as squares."""
-        return max(self.width, self.height) < _PIXELATED_BELOW
+        return max(self.width, self.height) < PIXELATED_BELOW
 
 
 class ImageGallery(NamedTuple):
@@ -82,16 +79,9 @@ def make_geneval_galleries(
     Raises:
       OSError: An image cannot be read.
     """
-    tasks: dict[str, list[GenEvalResult]] = {}
-    for one in results:
-        tasks.setdefault(one.tag, []).append(one)
-    galleries = []
-    for task, own in tasks.items():
-        wrong, right = ([one for one in own if one.correct == outcome] for outcome in (False, True))
-        some = (*_select_evenly(wrong, SHOWN), *_select_evenly(right, SHOWN))
-        shown = [_make_geneval_image(one, page, trajectories) for one in some]
-        galleries.append(ImageGallery(task, f"{len(right):,} right, {len(wrong):,} wrong", shown))
-    return galleries
+    return _make_galleries(
+        ((one.tag, one.correct, one) for one in results), lambda one: _make_geneval_image(one, page, trajectories)
+    )
 
 
 def make_wise_galleries(
@@ -103,16 +93,8 @@ def make_wise_galleries(
 ) -> list[ImageGallery]:
     """Return some images of every category of the list, spread from the lowest score to the highest.
 
-    Args:
-      prompts: The prompts.
-      images: The image of every prompt.
-      judged: The judge's answers. The score is the graded one if it was asked for, else the binary one. Images without
-        a valid answer are counted.
-      page: The folder of the page, which links to the images.
-      trajectories: The folder of the trajectories, under the images' names without suffix.
-
-    Raises:
-      OSError: An image cannot be read.
+    The score is the graded one if the judge was asked for it, else the binary one. Images without a valid answer are
+    counted. Folders and errors are as for ``make_geneval_galleries``.
     """
     name, answers = next(iter(judged.answers.items()))
     scores = {number: answer.score for number, answer in answers.items()}
@@ -135,25 +117,29 @@ def make_wise_galleries(
 def make_ability_galleries(outcomes: Sequence[AbilityOutcome], page: pathlib.Path) -> list[ImageGallery]:
     """Return some wrong and some correct draws of every row of the abilities, spread over its prompts.
 
-    Args:
-      outcomes: The outcomes. Their pictures are in ``page``, see ``abilities.run.run_draws``.
-      page: The folder of the page, which links to the pictures.
-
-    Raises:
-      OSError: A picture cannot be read.
+    Their pictures are in the folder of the page, see ``abilities.run.run_draws``. Raises OSError if one cannot be read.
     """
-    rows: dict[str, list[AbilityOutcome]] = {}
-    for one in outcomes:
-        rows.setdefault(f"{one.group}: {one.row}", []).append(one)
+
+    def make_image(one: AbilityOutcome) -> GalleryImage:
+        notes = (one.answer,) if one.answer else ()
+        linked = _link_image(locate_image(page, one.name), page)
+        return GalleryImage(*linked, one.prompt, one.right, notes, one.fault, (), "")
+
+    return _make_galleries(((f"{one.group}: {one.row}", one.right, one) for one in outcomes), make_image)
+
+
+def _make_galleries(
+    judged: Iterable[tuple[str, bool, _Judged]], make_image: Callable[[_Judged], GalleryImage]
+) -> list[ImageGallery]:
+    """Return a gallery of each task from (task, verdict, result): wrong and then correct images, evenly spaced."""
+    tasks: dict[str, dict[bool, list[_Judged]]] = {}
+    for task, correct, one in judged:
+        tasks.setdefault(task, {False: [], True: []})[correct].append(one)
     galleries = []
-    for row, own in rows.items():
-        wrong, right = ([one for one in own if one.right == outcome] for outcome in (False, True))
-        shown = []
-        for one in (*_select_evenly(wrong, SHOWN), *_select_evenly(right, SHOWN)):
-            notes = (one.answer,) if one.answer else ()
-            linked = _link_image(locate_image(page, one.name), page)
-            shown.append(GalleryImage(*linked, one.prompt, one.right, notes, one.fault, (), ""))
-        galleries.append(ImageGallery(row, f"{len(right):,} right, {len(wrong):,} wrong", shown))
+    for task, by_verdict in tasks.items():
+        shown = [make_image(one) for own in by_verdict.values() for one in _select_evenly(own, SHOWN)]
+        note = f"{len(by_verdict[True]):,} right, {len(by_verdict[False]):,} wrong"
+        galleries.append(ImageGallery(task, note, shown))
     return galleries
 
 
@@ -202,7 +188,7 @@ def _find_trajectory(name: str, trajectories: pathlib.Path | None) -> str:
 def make_trajectory_entries(
     shown: Sequence[ImageGallery], page: pathlib.Path, trajectories: pathlib.Path
 ) -> list[Entry]:
-    """Return the trajectories of the galleries' images, for ``report.page.trajectory_page``.
+    """Return the trajectories of the galleries' images, for ``report.page.render_trajectories``.
 
     Raises:
       TrajectoryError: A trajectory is damaged. The message names it.

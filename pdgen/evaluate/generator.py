@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,9 +12,10 @@ from flax import traverse_util
 
 from pdgen.checkpoints.load import compute_digest, find
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import GeneratedImage, ImageGenerator
+from pdgen.evaluate.folder import ImageGenerator
 from pdgen.sample.sampler import Sampler, SampleSettings
 from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run_strategy
+from pdgen.sequence.trajectory import Trajectory
 from pdgen.teachers.advisers import Advisers
 
 STRATEGY_PREFIX = "strategy."  # of the strategy's own settings, as in a trajectory's settings
@@ -90,11 +91,7 @@ def _replace_field(settings: Any, path: Sequence[str], value: Any, key: str) -> 
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Parse NAME=VALUE pairs. A value is JSON, else a string.
-
-    Raises:
-      EvaluationError: A text is not such a pair.
-    """
+    """Parse NAME=VALUE pairs, a value JSON or else a string. Raises EvaluationError for another text."""
     values = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -107,27 +104,18 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def make_generator(
-    recipe: Recipe, advisers: Advisers, say: Callable[[str], None] = lambda line: None
-) -> ImageGenerator:
-    """Make the function that generates images. Its first call loads the checkpoint.
-
-    Args:
-      recipe: The checkpoint, strategy and settings.
-      advisers: The planner, critic and verifier that strategies consult.
-      say: Called with a line after every segment.
-    """
+def make_generator(recipe: Recipe, advisers: Advisers) -> ImageGenerator:
+    """Make the function that generates images. Its first call loads the checkpoint."""
     sampler = functools.cache(lambda: Sampler.from_checkpoint(recipe.checkpoint))
 
-    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
-        task = Task(sampler(), prompts, seeds, recipe.settings, advisers, say)
-        drawn = run_strategy(recipe.strategy, task)
+    def generate(prompts: Sequence[str], seeds: Sequence[int]) -> list[Trajectory]:
+        drawn = run_strategy(recipe.strategy, Task(sampler(), prompts, seeds, recipe.settings, advisers))
         for trajectory in drawn:
             if not trajectory.images:
                 raise EvaluationError(
                     f"seed {trajectory.seed}: {trajectory.prompt!r} ended without an image "
                     f"({trajectory.stop_reason}); raise max_images"
                 )
-        return [GeneratedImage(trajectory.images[-1], trajectory) for trajectory in drawn]
+        return drawn
 
     return generate

@@ -16,21 +16,13 @@ from pdgen.synthesis.leaks import normalise_prompt
 
 
 class Leaks(msgspec.Struct, frozen=True):
-    """The prompts of a benchmark that a training set holds.
+    """The prompts of a benchmark that a training set holds."""
 
-    Attributes:
-      training: The names of the training sets. Empty if nothing was compared.
-      records: The number of prompts in the training sets, with repetitions.
-      benchmark: The number of distinct prompts of the benchmark.
-      exact: The prompts that are training prompts verbatim.
-      normalised: The other prompts that match up to case, punctuation and spacing.
-    """
-
-    training: list[str]
-    records: int
-    benchmark: int
-    exact: list[str]
-    normalised: list[str]
+    training: list[str]  # the names of the training sets; empty if nothing was compared
+    records: int  # the number of prompts in the training sets, with repetitions
+    benchmark: int  # the number of distinct prompts of the benchmark
+    exact: list[str]  # the prompts that are training prompts verbatim
+    normalised: list[str]  # the other prompts that match up to case, punctuation and spacing
 
 
 def find_leaks(training: Iterable[str], benchmark: Iterable[str], names: Iterable[str] = ()) -> Leaks:

@@ -11,8 +11,7 @@ from msgspec import to_builtins
 from pdgen.evaluate.gallery import TRAJECTORIES, ImageGallery, make_trajectory_entries
 from pdgen.evaluate.published import GENEVAL, SOURCE, STRATEGIES, WISE, PublishedTable
 from pdgen.evaluate.statistics import LEVEL
-from pdgen.evaluate.tables import Cell, Table, fold_intervals, format_csv
-from pdgen.files import new_file
+from pdgen.evaluate.tables import Cell, Table, fold_intervals, format_csv, write_files
 from pdgen.report.page import render, render_trajectories
 from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
 
@@ -25,15 +24,7 @@ PUBLISHED: Mapping[str, tuple[PublishedTable, ...]] = {
 
 
 class RunCost(NamedTuple):
-    """A run's cost and score.
-
-    Attributes:
-      name: The run's name.
-      evaluations: Network evaluations for an image.
-      score: The total score.
-      low: The lower bound of its interval, if known.
-      high: The upper bound of its interval, if known.
-    """
+    """A run's network evaluations for an image, and its total score with the bounds of its interval, if known."""
 
     name: str
     evaluations: float
@@ -54,10 +45,8 @@ def render_evaluation(
     """Render a self-contained HTML page.
 
     Args:
-      title: The page's title.
       findings: What a reader must know before any number, such as leaks. They come first.
       facts: What was evaluated and how.
-      tables: The measured scores.
       paper: Published scores, shown separately with their source.
       shown: Images with detections or judgements.
       costs: Costs of at least two runs, for a plot.
@@ -97,16 +86,13 @@ def _format_cell(cell: Cell) -> str:
 
 def write_summary(output: pathlib.Path, facts: Mapping[str, Any], tables: Sequence[Table]) -> None:
     """Write ``summary.json`` and a CSV file for every table. CSV files of an earlier evaluation are removed."""
-    files = {f"{table.title.lower()}.csv": table for table in tables}
+    files = {f"{table.title.lower()}.csv": format_csv(table) for table in tables}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         for table in json.loads((output / "summary.json").read_text(encoding="utf-8"))["tables"]:
             if (name := f"{table['title'].lower()}.csv") not in files:
                 (output / name).unlink(missing_ok=True)
-    with new_file(output / "summary.json") as partial:
-        partial.write_text(json.dumps({**facts, "tables": to_builtins(tables)}, indent=1) + "\n", encoding="utf-8")
-    for name, table in files.items():
-        with new_file(output / name) as partial:
-            partial.write_text(format_csv(table), encoding="utf-8")
+    summary = json.dumps({**facts, "tables": to_builtins(tables)}, indent=1) + "\n"
+    write_files(output, {"summary.json": summary, **files})
 
 
 def write_pages(
@@ -122,7 +108,6 @@ def write_pages(
       output: The folder of the evaluation.
       facts: The facts that ``write_summary`` wrote, with "benchmark" and "findings".
       source: The origin of the images, by label.
-      tables: The results.
       shown: Images with detections or judgements.
     """
     benchmark = facts["benchmark"]
@@ -137,6 +122,4 @@ def write_pages(
         pages[TRAJECTORIES] = render_trajectories(drawn, f"Trajectories of {output.resolve().name}")
     else:
         (output / TRAJECTORIES).unlink(missing_ok=True)
-    for name, page in pages.items():
-        with new_file(output / name) as partial:
-            partial.write_text(page, encoding="utf-8")
+    write_files(output, pages)

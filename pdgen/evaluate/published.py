@@ -7,19 +7,14 @@ direction of a difference.
 import dataclasses
 from collections.abc import Mapping
 
+from pdgen.evaluate.geneval.rule import TASKS
+
 SOURCE = "arXiv 2604.04746"
-GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedTable:
-    """A table of the paper.
-
-    Attributes:
-      title: What it compares.
-      columns: The names of the scores.
-      rows: By name, one score for each column. None if the paper gives none.
-    """
+    """A table of the paper: by row a score for each column, None if the paper gives none."""
 
     title: str
     columns: tuple[str, ...]
@@ -28,7 +23,7 @@ class PublishedTable:
 
 GENEVAL = PublishedTable(
     "Table 2: GenEval",
-    ("overall", *GENEVAL_TASKS),
+    ("overall", *TASKS),
     {
         "BAGEL-7B": (0.77, 0.99, 0.95, 0.76, 0.87, 0.51, 0.56),
         "BAGEL-7B, process-driven": (0.83, 0.99, 0.95, 0.75, 0.87, 0.72, 0.69),

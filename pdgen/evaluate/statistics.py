@@ -28,14 +28,7 @@ Strata = Sequence[Shaped[np.ndarray, " _prompts"] | Shaped[np.ndarray, "_seeds _
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A score and its interval.
-
-    Attributes:
-      value: The score.
-      low: The interval's lower bound. None if a task has a single prompt.
-      high: The interval's upper bound. None if a task has a single prompt.
-      n: The number of prompts.
-    """
+    """A score of n prompts and the bounds of its interval, which are None if a task has a single prompt."""
 
     value: float
     low: float | None
@@ -49,7 +42,7 @@ def estimate(strata: Strata, weights: Sequence[float] | None = None, seed: int =
     Args:
       strata: By task, one score for each prompt, or for each training seed and prompt. None may be empty.
       weights: The tasks' weights, in any unit. By default all are equal.
-      seed: The seed of the resampling. Equal seeds give equal intervals.
+      seed: Equal seeds give equal intervals.
 
     Raises:
       ValueError: A task has no prompt, or tasks have different numbers of training seeds.
@@ -99,7 +92,7 @@ def estimate_pooled(runs: Sequence[Sequence[Sequence[float]]], seed: int = 0) ->
     Args:
       runs: By training seed and prompt its values, with the same prompts in all runs. A prompt may have no value in
         some runs, but not in all. A prompt is resampled with all its values. A resample without values is dropped.
-      seed: The seed of the resampling.
+      seed: As for ``estimate``.
 
     Raises:
       ValueError: There is no prompt, or a prompt has no value.
@@ -125,11 +118,7 @@ def estimate_difference(
     training seeds if both runs have several. A run of one seed is compared with each seed of the other. The interval
     then does not cover other seeds of that one run.
 
-    Args:
-      first: The first run's scores, see ``estimate``.
-      second: The second run's scores.
-      weights: The tasks' weights. By default all are equal.
-      seed: The seed of the resampling.
+    The scores of both runs, weights and seed are as for ``estimate``.
 
     Raises:
       ValueError: The runs have other tasks or numbers of prompts, or different numbers of seeds above one.
@@ -145,15 +134,7 @@ def estimate_difference(
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """A score over several seeds.
-
-    Attributes:
-      mean: The mean.
-      deviation: The standard deviation. None for a single seed.
-      least: The lowest score.
-      most: The highest score.
-      n: The number of seeds.
-    """
+    """A score over n seeds: mean, standard deviation (None for a single seed), lowest and highest score."""
 
     mean: float
     deviation: float | None

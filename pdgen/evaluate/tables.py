@@ -2,12 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from pdgen.evaluate.statistics import LEVEL, Estimate
+from pdgen.files import new_file
 
 Cell = str | float | int | None
 
@@ -16,7 +18,6 @@ class Table(msgspec.Struct, frozen=True):
     """A table of scores. Every row gives its number of prompts.
 
     Attributes:
-      title: The title.
       columns: One name for each cell of a row.
       rows: The cells. None is an unknown value.
       note: What a reader must know to read the table.
@@ -34,18 +35,13 @@ class Table(msgspec.Struct, frozen=True):
             raise ValueError(f"table {self.title!r}: {wrong[0]} is no row of {self.columns}")
 
 
-def to_cells(estimate: Estimate) -> tuple[float, float | None, float | None, int]:
-    """Return the cells value, low, high, n of an estimate."""
-    return estimate.value, estimate.low, estimate.high, estimate.n
+def to_cells(estimate: Estimate | None) -> tuple[float | None, float | None, float | None, int | None]:
+    """Return the cells value, low, high, n of an estimate; None for each if it is unknown."""
+    return (estimate.value, estimate.low, estimate.high, estimate.n) if estimate else (None, None, None, None)
 
 
 def fold_intervals(table: Table, format_cell: Callable[[Cell], str]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and cells for a reader, with a value and its interval in one cell.
-
-    Args:
-      table: The table.
-      format_cell: Formats a single cell.
-    """
+    """Return columns and formatted cells for a reader, with a value and its interval in one cell."""
     columns, rows, names = [], [[] for _ in table.rows], [*table.columns, "", ""]
     at = 0  # the column; a value with an interval takes three
     while at < len(table.columns):
@@ -95,6 +91,13 @@ def format_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def encode_tables(tables: Sequence[Table]) -> bytes:
-    """Encode tables as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(list(tables)), indent=1) + b"\n"
+def format_json(tables: Sequence[Table]) -> str:
+    """Format tables as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(list(tables)).decode(), indent=1) + "\n"
+
+
+def write_files(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
+    """Write texts by file name into a folder."""
+    for name, text in texts.items():
+        with new_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")

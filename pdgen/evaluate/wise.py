@@ -24,12 +24,12 @@ import msgspec
 import numpy as np
 
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import ImageJob
+from pdgen.evaluate.folder import ImageJob, read_image_file, write_lines
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, to_cells
-from pdgen.files import new_file, sha256
+from pdgen.files import sha256
 from pdgen.messages import name_some
-from pdgen.sequence.images import ImageError, convert_to_png
+from pdgen.sequence.images import convert_to_png
 from pdgen.teachers.chat import AnswerError, ChatRequest
 from pdgen.teachers.endpoint import Endpoint
 from pdgen.teachers.protocols import TeacherError
@@ -95,19 +95,12 @@ _FORM = "\nAnswer with JSON of the given schema alone.\n"  # follows all rules, 
 
 
 class Judgement(NamedTuple):
-    """A way of judging an image.
-
-    Attributes:
-      rules: The rules for the judge.
-      answer: The type of the answer.
-      assumed: The answer that a price estimate assumes.
-      file: The name of the file of the answers.
-    """
+    """A way of judging an image."""
 
     rules: str
-    answer: Any
-    assumed: Any
-    file: str
+    answer: Any  # its type
+    assumed: Any  # the answer that a price estimate assumes
+    file: str  # of the answers
 
 
 JUDGEMENTS = {
@@ -117,30 +110,19 @@ JUDGEMENTS = {
 
 
 class Scoring(NamedTuple):
-    """A way to compute a total from judgements.
+    """A way to compute a total from judgements."""
 
-    Attributes:
-      judgement: One of ``JUDGEMENTS``.
-      categories: By name, the ids of its prompts.
-      weights: The categories' weights, in their order. They sum to 1.
-      source: The list that the scoring belongs to, and the judge of its published scores.
-    """
-
-    judgement: str
-    categories: Mapping[str, range]
-    weights: tuple[float, ...]
-    source: str
+    judgement: str  # one of ``JUDGEMENTS``
+    categories: Mapping[str, range]  # by name, the ids of its prompts
+    weights: tuple[float, ...]  # of the categories in their order; the sum is 1
+    source: str  # the list that the scoring belongs to, and the judge of its published scores
 
 
 CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 
 
 def read_rules(path: pathlib.Path) -> str:
-    """Read a judge's rules from a text file.
-
-    Raises:
-      EvaluationError: The file cannot be read or is empty.
-    """
+    """Read a judge's rules from a text file. Raises EvaluationError if it cannot be read or is empty."""
     try:
         rules = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as fault:
@@ -240,11 +222,7 @@ def make_wise_jobs(prompts: Sequence[WisePrompt], seed: int) -> list[ImageJob]:
 
 
 def find_images(folder: pathlib.Path, prompts: Sequence[WisePrompt]) -> list[pathlib.Path]:
-    """Return the path of every prompt's image.
-
-    Raises:
-      EvaluationError: Images are missing. The message lists their ids.
-    """
+    """Return the path of every prompt's image. Raises EvaluationError with the ids of those that are missing."""
     paths = [folder / f"{p.prompt_id}.png" for p in prompts]
     if missing := [p.prompt_id for p, path in zip(prompts, paths) if not path.is_file()]:
         raise EvaluationError(
@@ -263,22 +241,15 @@ def format_ranges(numbers: Iterable[int]) -> str:
     return name_some(parts)
 
 
-def _read_png(path: pathlib.Path) -> bytes:
-    try:
-        return convert_to_png(path.read_bytes(), str(path))
-    except OSError as fault:
-        raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
-    except ImageError as fault:
-        raise EvaluationError(f"{fault}; make it again") from None
-
-
 def make_requests(
     prompts: Sequence[WisePrompt], images: Sequence[pathlib.Path], judgements: Mapping[str, Judgement]
 ) -> Iterator[ChatRequest]:
     """Yield the questions, image after image, one for each of ``judgements``."""
     for prompt, path in zip(prompts, images, strict=True):
-        png = _read_png(path)
-        content = (f"Prompt: {prompt.text}\nExplanation: {prompt.explanation}", png)
+        content = (
+            f"Prompt: {prompt.text}\nExplanation: {prompt.explanation}",
+            read_image_file(path, convert_to_png),
+        )
         for name, (rules, answer, assumed, _) in judgements.items():
             yield ChatRequest(f"wise {name}", QUESTION_VERSION, rules + _FORM, content, answer, assumed)
 
@@ -303,7 +274,7 @@ def judge_images(
 
     Args:
       prompts: The prompts.
-      images: The image of every prompt, a PNG file.
+      images: The image file of every prompt.
       endpoint: The judge.
       judgements: The judgements to ask for, by name.
       progress: Called with the number of answers since the last call.
@@ -338,41 +309,29 @@ def write_scores(folder: pathlib.Path, prompts: Sequence[WisePrompt], judged: Ju
     for name, judgement in JUDGEMENTS.items():
         if name not in judged.answers:
             (folder / judgement.file).unlink(missing_ok=True)
-    _write_lines(folder / PROMPTS_FILE, [msgspec.to_builtins(prompt) for prompt in prompts])
+    write_lines(folder / PROMPTS_FILE, [msgspec.to_builtins(prompt) for prompt in prompts])
     for name, answers in judged.answers.items():
         lines = [
             {"prompt_id": p.prompt_id, "Subcategory": p.subcategory, **msgspec.to_builtins(answers[p.prompt_id])}
             for p in prompts
             if p.prompt_id in answers
         ]
-        _write_lines(folder / JUDGEMENTS[name].file, lines)
+        write_lines(folder / JUDGEMENTS[name].file, lines)
     faults = [
         {"judgement": name, "prompt_id": number, "reason": reason}
         for name, found in judged.faults.items()
         for number, reason in found.items()
     ]
-    _write_lines(folder / "unanswered.jsonl", faults)
-
-
-def _write_lines(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with new_file(path) as partial:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines(folder / "unanswered.jsonl", faults)
 
 
 class WiseFigures(NamedTuple):
-    """The scores of one scoring.
+    """The scores of one scoring."""
 
-    Attributes:
-      categories: The score of each category. None if an id of it has no score.
-      overall: The total. None unless every id of every category has a score.
-      missing: The ids without a score.
-      mismatch: Why the scoring does not apply, see ``find_mismatch``; "" if it does.
-    """
-
-    categories: dict[str, Estimate | None]
-    overall: Estimate | None
-    missing: list[int]
-    mismatch: str = ""
+    categories: dict[str, Estimate | None]  # None if an id of the category has no score
+    overall: Estimate | None  # None unless every id of every category has a score
+    missing: list[int]  # the ids without a score
+    mismatch: str = ""  # why the scoring does not apply, see ``find_mismatch``; "" if it does
 
     @property
     def missing_reason(self) -> str:
@@ -383,12 +342,9 @@ class WiseFigures(NamedTuple):
 
 
 def compute_figures(scoring: Scoring, scores: Mapping[int, float], prompts: Sequence[WisePrompt]) -> WiseFigures:
-    """Compute the scores of one scoring.
+    """Compute the scores of a scoring from the score of each prompt id, 0 to 1.
 
-    Args:
-      scoring: The scoring.
-      scores: The score of each prompt id, 0 to 1.
-      prompts: The judged list. If the scoring belongs to another one, there are no scores.
+    If the scoring belongs to another list than the judged ``prompts``, there are no scores.
     """
     missing = [i for ids in scoring.categories.values() for i in ids if i not in scores]
     if reason := find_mismatch(scoring, prompts):
@@ -406,33 +362,18 @@ def compute_figures(scoring: Scoring, scores: Mapping[int, float], prompts: Sequ
 def compute_all_figures(
     answers: Mapping[str, Mapping[int, Any]], prompts: Sequence[WisePrompt]
 ) -> dict[str, WiseFigures]:
-    """Compute the scores of all three scorings, by label. Scores that were not judged are missing.
-
-    Args:
-      answers: The answers by judgement and prompt id.
-      prompts: The judged list.
-    """
-    return {
-        label: compute_figures(
-            scoring, {i: answer.score for i, answer in answers.get(scoring.judgement, {}).items()}, prompts
-        )
-        for label, scoring in SCORINGS.items()
-    }
+    """Compute the scores of all three scorings, by label, from the answers by judgement and prompt id."""
+    scores = {name: {i: answer.score for i, answer in own.items()} for name, own in answers.items()}
+    return {label: compute_figures(one, scores.get(one.judgement, {}), prompts) for label, one in SCORINGS.items()}
 
 
 def make_wise_table(scored: Mapping[str, WiseFigures], judge: str) -> Table:
-    """Return the three scorings in columns, each score with its interval and its number of prompts.
-
-    Args:
-      scored: The scores by scoring.
-      judge: The judging model, for the note.
-    """
+    """Return the three scorings in columns, each score with its interval and n; the note names the judge's model."""
     rows = []
     for name in (*CATEGORIES, "overall"):
         cells: list[Any] = [name]
         for one in scored.values():
-            figure = one.overall if name == "overall" else one.categories[name]
-            cells += (None, None, None, None) if figure is None else to_cells(figure)
+            cells += to_cells(one.overall if name == "overall" else one.categories[name])
         rows.append(tuple(cells))
     notes = [f"Judged here by {judge}."]
     for label, one in scored.items():

@@ -14,11 +14,9 @@ from jaxtyping import Bool
 
 from pdgen.sequence.images import changed_pixels
 
-# Cells of the outline's grid along the longer side, and the share of a cell that must have changed.
-_CELLS = 64
-_SHARE = 0.25
-# Smaller spots, changed or unchanged, are noise.
-_SPOT = 4
+_CELLS = 64  # of the outline's grid along the longer side, at most
+_SHARE = 0.25  # of a cell, which must have changed
+_SPOT = 4  # cells; smaller spots, changed or unchanged, are noise
 
 
 class Change(NamedTuple):
@@ -45,14 +43,9 @@ def find_change(before: PIL.Image.Image, after: PIL.Image.Image) -> Change | Non
     if before.size != after.size:
         return None
     pixels = changed_pixels(*(np.asarray(image.convert("RGB")) for image in (before, after)))
-    side = compute_cell_side(after.size)
+    side = -(-max(after.size) // _CELLS)  # of a cell, in pixels
     extent = (after.width / side, after.height / side)
     return Change(float(pixels.mean()), extent, trace_outline(remove_spots(coarsen(pixels, side))))
-
-
-def compute_cell_side(size: tuple[int, int]) -> int:
-    """Return the side of a cell in pixels, so that at most 64 cells cover the longer side of an image of this size."""
-    return -(-max(size) // _CELLS)
 
 
 def coarsen(pixels: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "R C"]:
@@ -80,7 +73,7 @@ def remove_spots(cells: Bool[np.ndarray, "R C"]) -> Bool[np.ndarray, "R C"]:
 def trace_outline(cells: Bool[np.ndarray, "R C"]) -> str:
     """Trace the borders between cells inside and outside the mask, as SVG path data in units of cells.
 
-    >>> outline(np.array([[True, True]]))
+    >>> trace_outline(np.array([[True, True]]))
     'M0 0h2M0 1h2M0 0v1M2 0v1'
     """
     padded = np.pad(cells, 1)

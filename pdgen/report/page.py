@@ -17,8 +17,7 @@ from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
 
 _TAGGED = re.compile(r"<(ins|des|refine)>(.*?)<[/\\]\1>", re.DOTALL)
 _TAG_LABELS = {"ins": "instruction", "des": "description", "refine": "refine"}
-# Images with a longer side below this, in pixels, are shown with square pixels.
-_PIXELATED_BELOW = 128
+PIXELATED_BELOW = 128  # images with a shorter longest side, in pixels, are shown with square pixels
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     autoescape=True,
@@ -33,8 +32,6 @@ class Entry:
     """One trajectory of a page.
 
     Attributes:
-      name: its name on the page, for example that of its folder.
-      trajectory: the trajectory with its images.
       link: the trajectory's folder relative to the page, whose PNGs are linked. None: images are embedded.
       files: further files in that folder to link, such as an animation.
       changes: the change of each image against the one before; computed from the images if None. With a link, the
@@ -68,7 +65,8 @@ def render_trajectories(entries: Sequence[Entry], title: str = "Trajectories") -
     against the one before, if both have the same size. Settings that all trajectories share are listed once.
     """
     stops = collections.Counter(_get_stop_reason(entry.trajectory) for entry in entries)
-    drawn = sum(_is_drawn(stage) for entry in entries for stage in entry.trajectory.stages)
+    stages = [stage for entry in entries for stage in entry.trajectory.stages]
+    drawn = sum(isinstance(stage, ImageStage) and stage.stage != "given" for stage in stages)
     counts = {"trajectories": len(entries), "images drawn": drawn} | dict(stops.most_common())
     common = _find_common([_collect_settings(entry.trajectory) for entry in entries])
     return render(
@@ -116,10 +114,6 @@ def split_tags(text: str) -> list[tuple[str, str]]:
 
 def _get_stop_reason(trajectory: Trajectory) -> str:
     return trajectory.stop_reason or "unfinished"
-
-
-def _is_drawn(stage: TextStage | ImageStage) -> bool:
-    return isinstance(stage, ImageStage) and stage.stage != "given"
 
 
 def _collect_settings(trajectory: Trajectory) -> dict[str, Any]:
@@ -218,7 +212,7 @@ def _describe_image(stage: ImageStage, source: str, changed: Change | None) -> d
         "source": source,
         "width": stage.width,
         "height": stage.height,
-        "pixelated": max(stage.width, stage.height) < _PIXELATED_BELOW,
+        "pixelated": max(stage.width, stage.height) < PIXELATED_BELOW,
         "changed": changed,
         "note": ", ".join(notes),
     }

@@ -25,13 +25,17 @@ def make_strip(images: Sequence[PIL.Image.Image], captions: Sequence[str], heigh
     Raises:
       ValueError: no images, or not one caption per image.
     """
-    stills = add_captions(images, captions, height)
-    width = sum(still.width + _MARGIN for still in stills) + _MARGIN
-    row = PIL.Image.new("RGB", (width, max(still.height for still in stills) + 2 * _MARGIN), "white")
-    left = _MARGIN
-    for still in stills:
-        row.paste(still, (left, _MARGIN))
-        left += still.width + _MARGIN
+    return join_images(add_captions(images, captions, height), _MARGIN, _MARGIN)
+
+
+def join_images(images: Sequence[PIL.Image.Image], gap: int, border: int = 0) -> PIL.Image.Image:
+    """Join images to one RGB picture on white, from left to right, with pixels of ``gap`` between and a border."""
+    width = sum(image.width + gap for image in images) - gap + 2 * border
+    row = PIL.Image.new("RGB", (width, max(image.height for image in images) + 2 * border), "white")
+    left = border
+    for image in images:
+        row.paste(image, (left, border))
+        left += image.width + gap
     return row
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import PIL.Image
 
-from pdgen.evaluate.folder import GeneratedImage
+from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.shapes.graph import COLORS, Entity, SceneGraph, Step
 from pdgen.shapes.painter import paint
 from pdgen.shapes.parse import parse
@@ -23,4 +23,15 @@ def painted(prompt: str, seed: int, size: int = 64) -> PIL.Image.Image:
 
 def generate(prompts, seeds):
     """A generator that is always right."""
-    return [GeneratedImage(painted(prompt, seed)) for prompt, seed in zip(prompts, seeds)]
+    return [
+        Trajectory(
+            prompt=prompt,
+            stages=[ImageStage("sketch", "01_sketch.png", 64, 64)],
+            stop_reason="finished",
+            seed=seed,
+            checkpoint="",
+            mode="single_pass",
+            images=[painted(prompt, seed)],
+        )
+        for prompt, seed in zip(prompts, seeds)
+    ]

@@ -10,7 +10,6 @@ import pytest
 from pdgen.evaluate import folder as folders
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.shapes import make_benchmark
-from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.evaluate.painted import generate
 
@@ -91,26 +90,8 @@ def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
 def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
     """The trajectory is kept, and the same image is made again."""
 
-    def sketched(prompts, seeds):
-        stages = [ImageStage("sketch", "01_sketch.png", 64, 64)]
-        for prompt, seed, (image, _) in zip(prompts, seeds, generate(prompts, seeds)):
-            yield folders.GeneratedImage(
-                image,
-                Trajectory(
-                    prompt=prompt,
-                    stages=stages,
-                    stop_reason="finished",
-                    seed=seed,
-                    checkpoint="",
-                    mode="single_pass",
-                    images=[image],
-                ),
-            )
-
     def make():
-        folders.generate_images(
-            tmp_path / "images", tmp_path / "trajectories", JOBS[:2], lambda *asked: [*sketched(*asked)], 2
-        )
+        folders.generate_images(tmp_path / "images", tmp_path / "trajectories", JOBS[:2], generate, 2)
 
     make()
     image, trajectory = tmp_path / "images" / f"{JOBS[1].name}.png", tmp_path / "trajectories" / JOBS[1].name

@@ -115,9 +115,9 @@ def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):
     recipe = generator.read_recipe(str(checkpoint), "process", {"max_images": 3, "image.num_timesteps": 7})
     generate = generator.make_generator(recipe, make_exact_advisers())
     assert loaded == []
-    samples = [*generate(["a", "b"], [3, 4]), *generate(["c"], [5])]
+    drawn = [*generate(["a", "b"], [3, 4]), *generate(["c"], [5])]
     assert loaded == [checkpoint] and (sampler.settings.max_images, sampler.settings.image.num_timesteps) == (3, 7)
-    assert [s.image.getpixel((0, 0))[0] for s in samples] == [s.trajectory.seed for s in samples] == [3, 4, 5]
-    assert samples[0].trajectory.settings["strategy"] == "process"
+    assert [one.images[-1].getpixel((0, 0))[0] for one in drawn] == [one.seed for one in drawn] == [3, 4, 5]
+    assert drawn[0].settings["strategy"] == "process"
     with pytest.raises(EvaluationError, match=r"seed 9: 'nothing' ended without an image \(token limit\)"):
         generate(["nothing"], [9])

@@ -49,6 +49,7 @@ import contextlib, io, json, sys
 from absl import flags
 sys.argv = ["sample"]
 from launch import sample
+from pdgen import cli
 def interrupted(*arguments, **keywords):
     raise KeyboardInterrupt
 results, resume_all = [], sample.Sampler.resume_all
@@ -58,10 +59,10 @@ for arguments in json.load(sys.stdin):
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    status, out, err = 0, io.StringIO(), io.StringIO()
+    out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            sample.main(sample.parse(["sample", *arguments]))
+            cli._run_mode(cli.Mode(sample.main), cli.parse(["sample", *arguments]))
         except SystemExit as end:
             status = end.code
     results.append((status, out.getvalue(), err.getvalue()))
@@ -344,10 +345,12 @@ def test_a_fault_of_one_process_ends_all(flags, tmp_path):
 SHARE = """
 import json, pathlib, sys
 from launch import sample
-sample.parse(["sample", *sys.argv[1:]])
-decoded, read, sampler = [], sample.read_picture, sample.load_sampler(sample.CHECKPOINT.value, 1)
+from pdgen.cli import parse
+from pdgen.sample.runs import share as shares
+parse(["sample", *sys.argv[1:]])
+decoded, read, sampler = [], shares.read_picture, sample.load_sampler(sample.CHECKPOINT.value, 1)
 sample.load_sampler = lambda *_: sampler
-sample.read_picture = lambda path: decoded.append(pathlib.Path(path).name) or read(path)
+shares.read_picture = lambda path: decoded.append(pathlib.Path(path).name) or read(path)
 sample.jax.process_index, sample.jax.process_count = lambda: 1, lambda: 2
 share = sample.prepare()
 print(json.dumps([list(share.starts), share.run.settings.batch_size, len(share.run.jobs), decoded]))

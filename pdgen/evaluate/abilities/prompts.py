@@ -10,7 +10,6 @@ All prompts come from a stream of seeds that no data set uses. Held-out pairs ar
 the other rows are of kinds that occur in training, and short ones occur there verbatim.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -64,8 +63,7 @@ class AbilityCase(NamedTuple):
     """A prompt and its correct answer.
 
     Attributes:
-      group: A group of ``GROUPS``.
-      row: A row of the group.
+      group, row: See ``GROUPS``.
       prompt: The prompt, instruction or question.
       asked: What the drawn picture must show. None if none is drawn.
       given: The PNG of the picture to edit or read; b"" if there is none.
@@ -131,7 +129,9 @@ def _make_drawing_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
         part = TextToImage(count, tuple(float(n == things) for n in range(1, things + 1)), {"prompt": 1.0})
         records = _make_records("text_to_image", count, _compute_row_seed("drawing", row, seed), text_to_image=part)
         return [
-            AbilityCase("drawing", row, _get_text(r.segments[0]), _decode_graph(_get_scene(r)["prompt_graph"]))
+            AbilityCase(
+                "drawing", row, _get_text(r.segments[0]), msgspec.convert(_get_scene(r)["prompt_graph"], SceneGraph)
+            )
             for r in records
         ]
     rng = np.random.default_rng(_compute_row_seed("drawing", row, seed))
@@ -145,10 +145,8 @@ def _make_editing_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
     cases = []
     for record in _make_records("edit", count, _compute_row_seed("editing", row, seed), edit=part):
         given, prompt, _ = record.segments
-        before, (step,) = (
-            _decode_graph(_get_scene(record)["before"]),
-            msgspec.convert(_get_scene(record)["steps"], list[Step]),
-        )
+        before = msgspec.convert(_get_scene(record)["before"], SceneGraph)
+        (step,) = msgspec.convert(_get_scene(record)["steps"], list[Step])
         cases.append(
             AbilityCase("editing", row, _get_text(prompt), step.graph, _get_png(given), make_instruction(before, step))
         )
@@ -158,10 +156,9 @@ def _make_editing_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
 def _make_reading_cases(row: str, count: int, seed: int) -> list[AbilityCase]:
     part = Understand(count, questions={row: 1.0})
     records = _make_records("understand", count, _compute_row_seed("reading", row, seed), understand=part)
-    triples = [record.segments for record in records]
     return [
         AbilityCase("reading", row, _get_text(prompt), given=_get_png(given), answer=_get_text(answer))
-        for given, prompt, answer in triples
+        for given, prompt, answer in (record.segments for record in records)
     ]
 
 
@@ -188,15 +185,7 @@ _MAKERS: dict[str, Callable[[str, int, int], list[AbilityCase]]] = {
 }
 
 
-@functools.cache
-def _make_teachers() -> Teachers:
-    return Teachers(ShapesPainter(SIZE), ExactJudge(), RulesWriter())
-
-
 def _make_records(subset: str, count: int, seed: int, **part: Any) -> list[Record]:
     settings = DatasetSettings(seed=seed, image_size=SIZE, tasks={"composition": 1.0}, **part)
-    return [make_sample(settings, _make_teachers(), subset, number)[0] for number in range(count)]
-
-
-def _decode_graph(value: Any) -> SceneGraph:
-    return msgspec.convert(value, SceneGraph)
+    teachers = Teachers(ShapesPainter(SIZE), ExactJudge(), RulesWriter())
+    return [make_sample(settings, teachers, subset, number)[0] for number in range(count)]

@@ -4,9 +4,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
-import PIL.Image
 
 from pdgen.checkpoints.load import compute_digest
 from pdgen.evaluate import folder
@@ -15,6 +13,7 @@ from pdgen.evaluate.abilities.scores import IMAGES, AbilityOutcome, judge_case, 
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.generator import replace_settings
 from pdgen.files import new_file
+from pdgen.report.strip import join_images
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleSettings, make_base_settings
 from pdgen.sequence.images import decode_image
@@ -59,7 +58,7 @@ def run_draws(
     """Sample and judge all draws, in order. Draws in ``results.jsonl`` are not sampled again.
 
     Args:
-      draws: The draws.
+      draws: All draws of the output folder.
       checkpoint: A pdgen checkpoint. It is loaded only if a draw is missing.
       settings: The sampling settings of each mode.
       output: Gets ``results.jsonl``, one line as soon as a draw is judged, and in ``images`` a picture of each draw:
@@ -73,7 +72,7 @@ def run_draws(
     facts = {"benchmark": "abilities", **collect_facts(checkpoint, settings)}
     folder.begin_generation(output / IMAGES, facts, [draw.job for draw in draws])
     log = output / RESULTS
-    known = _read_outcomes(log)
+    known = {one.name: one for one in folder.read_log(log, AbilityOutcome)}
     waiting = [draw for draw in draws if draw.job.name not in known]
     progress(len(draws) - len(waiting))
     if not waiting:
@@ -83,38 +82,22 @@ def run_draws(
 
         def keep(draw: AbilityDraw, trajectory: Trajectory) -> None:
             known[draw.job.name] = found = _judge_and_save(draw, trajectory, output)
-            # The newline comes first, so that a line cut short by a kill is not continued.
-            file.write(b"\n" + msgspec.json.encode(found))
+            folder.append_line(file, found)
             file.flush()
             progress(1)
 
         for mode, one in settings.items():
             own = [draw for draw in waiting if draw.case.mode == mode]
             for start in range(0, len(own), _PART):
-                _sample(sampler, one, own[start : start + _PART], keep)
+                part = own[start : start + _PART]
+                sampler(
+                    [draw.job.prompt for draw in part],
+                    [draw.job.seed for draw in part],
+                    one,
+                    given=[[decode_image(draw.case.given)] if draw.case.given else [] for draw in part],
+                    done=lambda number, drawn, part=part: keep(part[number], drawn),
+                )
     return [known[draw.job.name] for draw in draws]
-
-
-def _read_outcomes(log: pathlib.Path) -> dict[str, AbilityOutcome]:
-    known = {}
-    for line in log.read_bytes().splitlines() if log.exists() else ():
-        try:
-            outcome = msgspec.json.decode(line, type=AbilityOutcome)
-        except msgspec.DecodeError:
-            continue  # cut short by a kill; the draw is sampled again
-        known[outcome.name] = outcome
-    return known
-
-
-def _sample(
-    sampler: Sampler,
-    settings: SampleSettings,
-    draws: Sequence[AbilityDraw],
-    keep: Callable[[AbilityDraw, Trajectory], None],
-) -> None:
-    given = [[decode_image(draw.case.given)] if draw.case.given else [] for draw in draws]
-    prompts, seeds = [draw.job.prompt for draw in draws], [draw.job.seed for draw in draws]
-    sampler(prompts, seeds, settings, given=given, done=lambda number, drawn: keep(draws[number], drawn))
 
 
 def _judge_and_save(draw: AbilityDraw, trajectory: Trajectory, output: pathlib.Path) -> AbilityOutcome:
@@ -128,19 +111,7 @@ def _judge_and_save(draw: AbilityDraw, trajectory: Trajectory, output: pathlib.P
     path = locate_image(output, draw.job.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
-        _join_images([picture for picture in (before, now) if picture is not None]).save(partial, format="PNG")
+        join_images([picture for picture in (before, now) if picture is not None], _GAP).save(partial, format="PNG")
     return AbilityOutcome(
         draw.job.name, case.group, case.row, case.prompt, draw.job.seed, scores, fault, answer, case.answer
     )
-
-
-def _join_images(pictures: Sequence[PIL.Image.Image]) -> PIL.Image.Image:
-    if len(pictures) == 1:
-        return pictures[0]
-    width = sum(one.width for one in pictures) + _GAP * (len(pictures) - 1)
-    whole = PIL.Image.new("RGB", (width, max(one.height for one in pictures)), "white")
-    left = 0
-    for one in pictures:
-        whole.paste(one, (left, 0))
-        left += one.width + _GAP
-    return whole

@@ -31,7 +31,6 @@ from pdgen.teachers.exact.picture_check import (
 )
 
 IMAGES = "images"  # folder of all pictures
-OVERALL = "overall"
 COLUMNS = {
     "drawing": ("right", "number", "colours", "nouns"),
     "editing": ("right", "done", "untouched"),
@@ -59,10 +58,6 @@ class AbilityOutcome(msgspec.Struct, frozen=True):
 
     Attributes:
       name: The job's name.
-      group: The draw's group.
-      row: The draw's row.
-      prompt: The prompt.
-      seed: The seed.
       scores: The case's scores by names of ``COLUMNS``.
       fault: Why it is wrong; "" if it is correct.
       answer: The answer to a question, or the thought.
@@ -91,14 +86,9 @@ def locate_image(output: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def judge_drawing(asked: SceneGraph, picture: Picture) -> tuple[dict[str, float], str]:
-    """Judge a picture drawn from a prompt.
+    """Judge a picture, of at least 32 pixels a side, that was drawn from a prompt; return the scores, and the fault.
 
-    Args:
-      asked: What the prompt asks for. "colours" is scored if every entity has a color.
-      picture: [side, side, 3], side at least 32.
-
-    Returns:
-      The scores, and the fault or "".
+    "colours" is scored if the prompt gives every entity a color. The fault is "" if there is none.
     """
     found = detect(picture)
     fault = _find_broken_promise(found, picture, asked)
@@ -113,16 +103,13 @@ def judge_drawing(asked: SceneGraph, picture: Picture) -> tuple[dict[str, float]
 def judge_edit(
     after: SceneGraph, instruction: Instruction, before: Picture, now: Picture
 ) -> tuple[dict[str, float], str]:
-    """Judge an edited picture.
+    """Judge an edited picture; return the scores, and the fault or "".
 
     Args:
       after: What the edited picture must show.
-      instruction: The instruction, see ``instruct``. It determines what may change.
-      before: The given picture, [side, side, 3], side at least 32.
+      instruction: It determines what may change.
+      before: The given picture, at least 32 pixels a side.
       now: The edited picture, of the same shape.
-
-    Returns:
-      The scores, and the fault or "".
     """
     old, new = detect(before), detect(now)
     wrong = _find_broken_promise(new, now, after) or _find_unmoved(instruction, old, new)
@@ -161,13 +148,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
 def judge_thought(asked: SceneGraph, picture: Picture, thought: str) -> dict[str, float]:
     """Judge the thought before a picture: whether it agrees with the prompt, and whether the picture shows it.
 
-    Args:
-      asked: What the prompt asks for.
-      picture: [side, side, 3], side at least 32.
-      thought: The text. One that is not a description of a scene scores 0.
-
-    Returns:
-      The scores "thought" and "as thought".
+    A text that is not the description of a scene scores 0 in both.
     """
     try:
         described = parse(thought)
@@ -187,7 +168,8 @@ def judge_answer(kind: str, answer: str, expected: str) -> tuple[dict[str, float
         right, fault = answer == expected, f"expected {expected!r}"
     scores = {"right": right}
     if kind == "check":
-        scores["yes or no"] = _get_first_word(answer) == _get_first_word(expected)
+        first, wanted = (text.replace(",", " ").replace(".", " ").partition(" ")[0] for text in (answer, expected))
+        scores["yes or no"] = first == wanted
     return _to_floats(scores), "" if right else fault
 
 
@@ -221,23 +203,16 @@ def _compare_scenes(answer: str, expected: str) -> tuple[bool, str]:
     return scene == canonicalize(parse(expected)), f"expected {expected!r}"
 
 
-def _get_first_word(answer: str) -> str:
-    return answer.replace(",", " ").replace(".", " ").partition(" ")[0]
-
-
 def judge_case(
     case: AbilityCase, before: Picture | None, now: Picture | None, answer: str
 ) -> tuple[dict[str, float], str]:
-    """Judge the outcome of a case.
+    """Judge the outcome of a case; return the scores, and the fault or "".
 
     Args:
       case: The case.
       before: The given picture, if any.
       now: The drawn picture. None for a question.
       answer: The answer to a question, or the thought before the picture.
-
-    Returns:
-      The scores, and the fault or "".
     """
     if case.group == "reading":
         return judge_answer(case.row, answer, case.answer)
@@ -270,7 +245,7 @@ def make_ability_tables(outcomes: Sequence[AbilityOutcome]) -> list[Table]:
             continue
         shown = [_make_cells(_NAMES.get(row, row), [own], columns) for row, own in rows.items()]
         if group == "editing":
-            shown.insert(0, _make_cells(OVERALL, list(rows.values()), columns))
+            shown.insert(0, _make_cells("overall", list(rows.values()), columns))
         names = [name for column in columns for name in (column, f"{column} low", f"{column} high")]
         tables.append(Table(group, (_FIRST[group], *names, "prompts", "samples"), shown, NOTES[group]))
     return tables
@@ -280,6 +255,6 @@ def _make_cells(name: str, strata: Sequence[Sequence[AbilityOutcome]], columns: 
     cells: list[Cell] = [name]
     for column in columns:
         scores = [np.array(average_by_prompt(own, column)) for own in strata]
-        cells += to_cells(estimate(scores))[:3] if all(map(len, scores)) else (None, None, None)
+        cells += to_cells(estimate(scores) if all(map(len, scores)) else None)[:3]
     prompts = sum(len(average_by_prompt(own, "right")) for own in strata)
     return (*cells, prompts, sum(map(len, strata)))

@@ -19,8 +19,6 @@ class Detector(Protocol):
     Attributes:
       name: The name for ``--detector``.
       identity: Name, weights and all else that decides its answers. Equal identities give equal answers.
-      classes: The classes that it knows.
-      thresholds: The thresholds that select detections.
       batch: The largest number of images in one call.
       learned: Whether it is a network, which may fail on a device. Its result is rejected if it detects nothing in any
         image.
@@ -67,8 +65,7 @@ class ShapesDetector:
         objects: dict[str, list[Detection]] = {}
         for item in found:
             left, top, right, bottom = (side * scale for side in item.box)
-            box = (left, top, right, bottom)
-            objects.setdefault(item.shape, []).append(Detection(box, item.score, item.color))
+            objects.setdefault(item.shape, []).append(Detection((left, top, right, bottom), item.score, item.color))
         return objects
 
     def colors(self, image: PIL.Image.Image, noun: str, found: Sequence[Detection]) -> list[str]:

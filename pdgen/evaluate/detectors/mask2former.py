@@ -10,7 +10,7 @@ Legend: q queries, c classes, n instances, h x w the picture.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -46,22 +46,14 @@ _RENAMED = {
 }
 
 
-@runtime_checkable
-class ColorScorer(Protocol):
-    """Determines the color of crops."""
-
-    def __call__(self, crops: Sequence[PIL.Image.Image], noun: str) -> list[str]:
-        """Return the one of ``COLORS`` that fits each crop of a ``noun`` best."""
+# (crops, class) -> the one of ``COLORS`` that fits each crop best
+ColorScorer = Callable[[Sequence[PIL.Image.Image], str], list[str]]
 
 
 class ClipColors:
     """Zero-shot classification over ``COLORS`` with CLIP: the mean of the normalised embeddings of ``TEMPLATES``.
 
-    Args:
-      model: CLIP, as open_clip makes it.
-      preprocess: Its preprocessing of images.
-      tokenizer: Its tokenizer.
-      device: The device to run on.
+    Model, preprocessing and tokenizer are those that open_clip makes.
     """
 
     def __init__(
@@ -98,7 +90,7 @@ class Mask2Former:
     Args:
       model: An instance-segmentation Mask2Former over COCO's 80 classes.
       color_of: Determines the colors of crops.
-      thresholds: The thresholds that select detections. Lower scores are not processed further.
+      thresholds: Detections with lower scores are not processed further.
       device: The device to run on.
       weights: The model's name, for ``identity``.
 

@@ -12,19 +12,12 @@ RelationKind = Literal["left of", "right of", "above", "below"]
 
 
 class Included(msgspec.Struct, frozen=True, rename={"noun": "class"}):
-    """An object that must be visible.
-
-    Attributes:
-      noun: Its class.
-      count: The least number of them.
-      color: Their color, or None for any.
-      position: A relation, and the index in the list of the object that it refers to.
-    """
+    """A class of which at least ``count`` objects must be visible."""
 
     noun: str
     count: int
-    color: str | None = None
-    position: tuple[RelationKind, int] | None = None
+    color: str | None = None  # None: any
+    position: tuple[RelationKind, int] | None = None  # a relation, and the index in the list of its reference
 
 
 class Excluded(msgspec.Struct, frozen=True, rename={"noun": "class"}):
@@ -49,11 +42,7 @@ class Metadata(msgspec.Struct, frozen=True):
 
 
 def decode_metadata(line: bytes | str) -> Metadata:
-    """Decode one record from JSON.
-
-    Raises:
-      SceneError: A key is missing or has a wrong value. The message names the key.
-    """
+    """Decode one record from JSON. Raises SceneError with the name of a key that is missing or has a wrong value."""
     try:
         return msgspec.json.decode(line, type=Metadata)
     except msgspec.DecodeError as fault:
@@ -61,10 +50,7 @@ def decode_metadata(line: bytes | str) -> Metadata:
 
 
 def find_disagreements(metadata: Metadata) -> list[str]:
-    """Return the differences between the parsed prompt and its metadata, or why the prompt cannot be parsed.
-
-    The list is empty if both agree.
-    """
+    """Return the differences between the parsed prompt and its metadata, or why the prompt cannot be parsed."""
     try:
         return [f"{metadata.prompt!r}: {found}" for found in compare_graph(parse(metadata.prompt), metadata)]
     except SceneError as fault:

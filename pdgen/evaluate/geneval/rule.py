@@ -43,17 +43,11 @@ ColorClassifier = Callable[[str, Sequence[Detection]], Sequence[str]]  # (class,
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Thresholds that select detections. The defaults are the published ones, for Mask2Former.
+    """Thresholds that select detections. The defaults are the published ones, for Mask2Former."""
 
-    Attributes:
-      score: Detections count if their score is above it.
-      counting: The same for the task "counting".
-      max_objects: The largest number of objects of a class.
-    """
-
-    score: float = 0.3
-    counting: float = 0.9
-    max_objects: int = 16
+    score: float = 0.3  # detections count if their score is above it
+    counting: float = 0.9  # the same for the task "counting"
+    max_objects: int = 16  # of a class
 
 
 class ImageVerdict(NamedTuple):
@@ -160,25 +154,15 @@ def check_prompts(prompts: Sequence[GenEvalPrompt], classes: Sequence[str], dete
 
 
 class GenEvalResult(NamedTuple):
-    """One line of the official ``results.jsonl``.
-
-    Attributes:
-      filename: The image's path.
-      tag: The prompt's task.
-      prompt: The prompt.
-      correct: Whether the image is correct.
-      reason: Why it is not; "" if it is.
-      metadata: The prompt's JSON object, as a string.
-      details: By class, [left, top, right, bottom, score] of every object that counts, as a JSON string.
-    """
+    """One line of the official ``results.jsonl``."""
 
     filename: str
-    tag: str
+    tag: str  # the prompt's task
     prompt: str
     correct: bool
-    reason: str
-    metadata: str
-    details: str
+    reason: str  # why the image is not correct; "" if it is
+    metadata: str  # the prompt's JSON object
+    details: str  # JSON: by class, [left, top, right, bottom, score] of every object that counts
 
 
 def make_result(filename: str, prompt: GenEvalPrompt, objects: Detections, verdict: ImageVerdict) -> GenEvalResult:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from pdgen.evaluate.detectors.exact import Detector
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.evaluate.folder import read_image
+from pdgen.evaluate.folder import append_line, read_image, read_log, write_lines
 from pdgen.evaluate.geneval.rule import (
     GenEvalPrompt,
     GenEvalResult,
@@ -23,7 +23,7 @@ from pdgen.evaluate.geneval.rule import (
 )
 from pdgen.evaluate.statistics import Estimate, Spread, compute_spread, estimate, estimate_difference
 from pdgen.evaluate.tables import Table, to_cells
-from pdgen.files import new_file, sha256
+from pdgen.files import sha256
 
 RESULTS = "results.jsonl"
 PROGRESS = "judged.jsonl"
@@ -66,15 +66,15 @@ def score_images(
     items = [_PromptImage(path, prompt) for prompt, paths in zip(prompts, images, strict=True) for path in paths]
     digests = [_compute_digest(item, detector) for item in items]
     log = output / PROGRESS
-    known = _read_progress(log)
+    known = {one.digest: one.result for one in read_log(log, _JudgedImage)}
     waiting = [(item, digest) for item, digest in zip(items, digests) if digest not in known]
     progress(len(items) - len(waiting))
     with open(log, "ab") as file:
-        for part in _split_batches(waiting, detector.batch):
+        for start in range(0, len(waiting), detector.batch):
+            part = waiting[start : start + detector.batch]
             for (_, digest), found in zip(part, _judge_batch([item for item, _ in part], detector), strict=True):
                 known[digest] = found
-                # The newline comes first, so that a line cut short by a kill is not continued.
-                file.write(b"\n" + msgspec.json.encode(_JudgedImage(digest, found)))
+                append_line(file, _JudgedImage(digest, found))
             file.flush()
             progress(len(part))
     results = [known[digest]._replace(filename=str(item.path)) for item, digest in zip(items, digests)]
@@ -84,7 +84,7 @@ def score_images(
             f"detector {detector.name} detects nothing in any of {len(results)} images, so there is no score: "
             "either they are blank, or the detector does not work on this device; try --device=cpu, look at the images"
         )
-    write_results(output / RESULTS, results)
+    write_lines(output / RESULTS, [one._asdict() for one in results])  # the official file
     return results
 
 
@@ -97,21 +97,6 @@ def _compute_digest(item: _PromptImage, detector: Detector) -> str:
     return sha256(what.encode() + b"\0" + content)
 
 
-def _read_progress(log: pathlib.Path) -> dict[str, GenEvalResult]:
-    known = {}
-    for line in log.read_bytes().splitlines() if log.exists() else ():
-        try:
-            judged = msgspec.json.decode(line, type=_JudgedImage)
-        except msgspec.DecodeError:
-            continue  # cut short by a kill; the image is judged again
-        known[judged.digest] = judged.result
-    return known
-
-
-def _split_batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
 def _judge_batch(items: Sequence[_PromptImage], detector: Detector) -> Iterator[GenEvalResult]:
     images = [read_image(item.path) for item in items]
     for (path, prompt), image, found in zip(items, images, detector.detect(images), strict=True):
@@ -120,12 +105,6 @@ def _judge_batch(items: Sequence[_PromptImage], detector: Detector) -> Iterator[
             prompt.metadata, objects, lambda noun, seen, image=image: detector.colors(image, noun, seen)
         )
         yield make_result(str(path), prompt, objects, verdict)
-
-
-def write_results(path: pathlib.Path, results: Sequence[GenEvalResult]) -> None:
-    """Write the official file, one JSON object a line."""
-    with new_file(path) as partial:
-        partial.write_text("".join(json.dumps(one._asdict()) + "\n" for one in results), encoding="utf-8")
 
 
 def read_results(path: pathlib.Path) -> list[GenEvalResult]:
@@ -156,21 +135,14 @@ TaskScores = Mapping[str, Float[np.ndarray, "_prompts _samples"]]
 
 
 def group_by_task(results: Sequence[GenEvalResult]) -> TaskScores:
-    """Group results by task.
-
-    Args:
-      results: The results in the order of the folder.
-
-    Returns:
-      By task, 0 or 1 for every prompt and sample: whether the image is correct.
+    """Return by task, for every prompt and sample in the order of the folder, 1 if the image is correct, else 0.
 
     Raises:
       EvaluationError: The prompts have different numbers of images.
     """
     tasks: dict[str, list[list[float]]] = {}
     # Two prompts of a list may be equal; their folders differ.
-    key = lambda one: (pathlib.PurePath(one.filename).parent, one.metadata)  # noqa: E731
-    for _, group in itertools.groupby(results, key):
+    for _, group in itertools.groupby(results, lambda one: (pathlib.PurePath(one.filename).parent, one.metadata)):
         group = list(group)
         tasks.setdefault(group[0].tag, []).append([float(one.correct) for one in group])
     sizes = {len(samples) for prompts in tasks.values() for samples in prompts}
@@ -180,21 +152,13 @@ def group_by_task(results: Sequence[GenEvalResult]) -> TaskScores:
 
 
 class GenEvalSummary(NamedTuple):
-    """GenEval's scores.
+    """GenEval's scores."""
 
-    Attributes:
-      tasks: The share of correct images of each task.
-      overall: The plain mean of the tasks' shares.
-      images: The share of correct images.
-      prompts: The share of prompts that have at least one correct image.
-      seeds: The overall score of the first, second, ... image of every prompt.
-    """
-
-    tasks: dict[str, Estimate]
-    overall: Estimate
-    images: Estimate
-    prompts: Estimate
-    seeds: Spread
+    tasks: dict[str, Estimate]  # the share of correct images of each task
+    overall: Estimate  # the plain mean of the tasks' shares
+    images: Estimate  # the share of correct images
+    prompts: Estimate  # the share of prompts that have at least one correct image
+    seeds: Spread  # the overall score of the first, second, ... image of every prompt
 
 
 def summarise(scores: TaskScores) -> GenEvalSummary:
@@ -226,7 +190,7 @@ def format_official_summary(results: Sequence[GenEvalResult]) -> str:
     return "\n".join([*lines, "", f"Overall score (avg. over tasks): {overall:.5f}"])
 
 
-def make_summary_table(summary: GenEvalSummary, title: str = "geneval") -> Table:
+def make_summary_table(summary: GenEvalSummary, title: str) -> Table:
     """Return the tasks, the overall score and the other scores, each with its interval and n."""
     named = {**summary.tasks, "overall": summary.overall, "images": summary.images, "prompts": summary.prompts}
     spread = summary.seeds

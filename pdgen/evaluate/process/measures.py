@@ -82,12 +82,7 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 class Refinement(msgspec.Struct, frozen=True):
-    """A refined image.
-
-    Attributes:
-      stage: Its index in ``stages``.
-      effect: Its effect. None if unknown.
-    """
+    """A refined image: its index in ``stages``, and its effect, None if unknown."""
 
     stage: int
     effect: Effect | None
@@ -97,11 +92,6 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     """The measures of one trajectory.
 
     Attributes:
-      prompt: The prompt.
-      seed: The trajectory's seed.
-      steps: Its steps.
-      inspections: Its inspections.
-      refinements: Its refinements.
       first: The verifier's score of the first drawn image against the prompt. None if unknown.
       final: The same of the last drawn image.
       lost_at: The index of the step that first deviates from the prompt, and the cause. None if the last image shows
@@ -110,7 +100,6 @@ class ProcessFacts(msgspec.Struct, frozen=True):
       images: The number of drawn images.
       entities: The number of entities that the prompt asks for.
       finished: Whether the model itself ended the trajectory.
-      costs: The trajectory's costs.
     """
 
     prompt: str
@@ -128,23 +117,12 @@ class ProcessFacts(msgspec.Struct, frozen=True):
 
 
 class _DrawnImage(NamedTuple):
-    """A drawn image.
+    """A drawn image."""
 
-    Attributes:
-      stage: Its index in ``stages``.
-      picture: Its pixels.
-      plans: The plans so far.
-      previous: The last image of the step before. None without plans.
-    """
-
-    stage: int
+    stage: int  # its index in ``stages``
     picture: Picture
-    plans: tuple[str, ...]
-    previous: Picture | None
-
-
-def _to_array(image: object) -> Picture:
-    return np.asarray(image, np.uint8)
+    plans: tuple[str, ...]  # those so far
+    previous: Picture | None  # the last image of the step before; None without plans
 
 
 def group_by_step(trajectory: Trajectory) -> list[list[_DrawnImage]]:
@@ -157,7 +135,7 @@ def group_by_step(trajectory: Trajectory) -> list[list[_DrawnImage]]:
     rewriting, fresh = False, True
     for number, stage in enumerate(trajectory.stages):
         if isinstance(stage, ImageStage):
-            picture = _to_array(next(images))
+            picture = np.asarray(next(images), np.uint8)
             if stage.stage != "given":
                 if fresh:
                     steps.append([])
@@ -182,7 +160,7 @@ UntouchedCheck = Callable[[str, Picture, Picture], bool | None]
 
 
 def check_shapes_untouched(plan: str, previous: Picture, picture: Picture) -> bool | None:
-    """Run ``picture_check.check_untouched`` on shapes world's pictures. See ``UntouchedCheck``."""
+    """Run ``picture_check.check_unchanged`` on shapes world's pictures. See ``UntouchedCheck``."""
     try:
         instruction = parse_instruction(parse_plan(plan)[0])
     except (SceneError, TrajectoryError):
@@ -201,7 +179,7 @@ def judge_trajectory(
     """Judge every stage of a trajectory.
 
     Args:
-      trajectory: The trajectory.
+      trajectory: The trajectory, with its images.
       judge: Judges plans and pictures.
       verifier: Scores pictures against a text.
       untouched: Checks what a step must leave unchanged. By default the result is unknown.

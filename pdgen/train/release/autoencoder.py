@@ -48,7 +48,7 @@ POSTERIOR_STD = 0.03  # of the shipped encoder, before the scale; a large autoen
 TRAINING, HELD_OUT = 0, 1  # independent streams of scenes under one seed
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(ValueError):
     """The loss is not finite; the message names the step."""
 
 

@@ -117,7 +117,7 @@ def test_an_exact_detector_that_sees_nothing_is_believed(images, output):
 
 def test_a_broken_image_stops_and_what_was_done_is_kept(images, output):
     images[2][1].write_bytes(b"no image")
-    with pytest.raises(EvaluationError, match=r"00002/samples/00001\.png: not a readable image"):
+    with pytest.raises(EvaluationError, match=r"00002/samples/00001\.png: not a readable PNG"):
         scoring.score_images(images, PROMPTS, Scripted(), output)
     assert not (output / "results.jsonl").exists()
     PIL.Image.new("RGB", (8, 8)).save(images[2][1])
@@ -196,7 +196,7 @@ def test_the_official_summary():
 
 
 def test_the_table_says_n():
-    table = scoring.make_summary_table(scoring.summarise(scoring.group_by_task(WORKED)))
+    table = scoring.make_summary_table(scoring.summarise(scoring.group_by_task(WORKED)), "geneval")
     assert [(row[0], row[-1]) for row in table.rows] == [
         ("a", 2),
         ("b", 4),
