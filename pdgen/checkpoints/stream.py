@@ -58,8 +58,7 @@ def move(
       read: ``read(place, start, rows)`` fills ``rows`` [n, ...] with the slot's rows from ``start`` on.
       write: ``write(place, start, rows)`` writes them and must not keep them; None: nothing is written. Several
         threads call ``read`` and ``write``.
-      title: title of the progress bar.
-      source: where the tensors come from, for messages.
+      title, source: title of the progress bar, and where the tensors come from, for messages.
 
     Returns:
       SHA-256 (hex) of each tensor's bytes (C order, little endian), by PyTorch's name.
