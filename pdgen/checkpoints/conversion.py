@@ -98,12 +98,7 @@ def _open_to_quantize(source: pathlib.Path, dtype: np.dtype | None, int8: bool) 
 
 
 def to_bagel(
-    source: Path,
-    target: Path,
-    *,
-    dtype: np.dtype | None = None,
-    overwrite: bool = False,
-    log: Log = log_stderr,
+    source: Path, target: Path, *, dtype: np.dtype | None = None, overwrite: bool = False, log: Log = log_stderr
 ) -> Manifest:
     """Convert a pdgen checkpoint to a BAGEL folder with its original files, names and order.
 

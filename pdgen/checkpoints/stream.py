@@ -20,11 +20,7 @@ WORKERS = max(2, min(8, os.cpu_count() or 1))
 
 # The bits of a value whose exponent says NaN or infinite. Comparing them is many times faster than ``np.isfinite``,
 # which converts every bfloat16.
-_EXPONENTS = {
-    "float32": (np.uint32, 0x7F800000),
-    "float16": (np.uint16, 0x7C00),
-    "bfloat16": (np.uint16, 0x7F80),
-}
+_EXPONENTS = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80)}
 
 Read = Callable[[Place, int, np.ndarray], None]
 Write = Callable[[Place, int, np.ndarray], None]

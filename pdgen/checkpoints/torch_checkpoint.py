@@ -300,11 +300,7 @@ def _describe_tensors(
 
 
 def _read_json(
-    path: pathlib.Path,
-    json_folder: pathlib.Path,
-    chosen: WeightFiles,
-    supplement: BagelFolder | None,
-    notes: list[str],
+    path: pathlib.Path, json_folder: pathlib.Path, chosen: WeightFiles, supplement: BagelFolder | None, notes: list[str]
 ) -> dict[str, bytes]:
     """Read the json files by name, those that ``path`` lacks from the base; add lines for the user to ``notes``."""
     source_json = _read_files(path, (*MODEL_JSON, *OTHER_JSON))

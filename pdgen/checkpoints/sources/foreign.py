@@ -1,4 +1,4 @@
-"""Recognises what never converts, by its first bytes, its tensors' names or its folder: one line says what to take."""
+"""Refusal of files and folders that cannot be converted, recognised by first bytes, tensor names or layout."""
 
 import json
 import pathlib

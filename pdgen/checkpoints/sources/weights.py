@@ -1,4 +1,4 @@
-"""The files of a folder that hold the model's weights: the moving average (``ema``) and the raw ones (``model``)."""
+"""The files of a folder that hold the model's weights: the moving average (``ema``) and the raw weights (``model``)."""
 
 import dataclasses
 import json
