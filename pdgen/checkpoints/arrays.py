@@ -8,9 +8,10 @@ byte is damaged.
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import tensorstore as ts
 
@@ -47,15 +48,15 @@ def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
     return {"driver": "zarr3", "kvstore": {"driver": "file", "path": location}, "context": _CONTEXT} | chunks
 
 
-def _metadata(shape: tuple[int, ...], stacked: bool, dtype: np.dtype) -> dict[str, Any]:
-    file, chunk = chunk_shapes(shape[stacked:], dtype.itemsize)
+def _metadata(leaf: jax.ShapeDtypeStruct, stacked: bool) -> dict[str, Any]:
+    file, chunk = chunk_shapes(leaf.shape[stacked:], leaf.dtype.itemsize)
     one = (1,) * stacked
     checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     parts = {"chunk_shape": [*one, *chunk], "codecs": checked, "index_codecs": checked}
     return {
-        "shape": list(shape),
-        "data_type": dtype.name,
-        "fill_value": 0 if dtype == np.int8 else 0.0,
+        "shape": list(leaf.shape),
+        "data_type": leaf.dtype.name,
+        "fill_value": 0 if leaf.dtype == np.int8 else 0.0,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*one, *file]}},
         "codecs": [{"name": "sharding_indexed", "configuration": parts}],
     }
@@ -109,20 +110,15 @@ def first_cause(fault: BaseException) -> str:
     return " ".join(str(fault).split(" [source locations")[0].split())
 
 
-def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], bool, np.dtype]]) -> Arrays:
-    """Create the arrays of a tree in ``folder``.
+def create_arrays(folder: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct], stacked: Collection[str]) -> Arrays:
+    """Create ``folder`` with the arrays of a tree, by path; axis 0 of the ``stacked`` ones counts layers.
 
-    Args:
-      folder: the folder to create.
-      leaves: by path the shape, whether axis 0 stacks layers, and the dtype.
-
-    Raises:
-      OSError: the folder cannot be written.
+    Raises OSError.
     """
     folder.mkdir()
     _write_tree_metadata(folder, leaves)
     opened = {
-        path: ts.open(_spec(folder, path) | {"metadata": _metadata(*leaf)}, create=True)
+        path: ts.open(_spec(folder, path) | {"metadata": _metadata(leaf, path in stacked)}, create=True)
         for path, leaf in leaves.items()
     }
     try:
@@ -131,22 +127,19 @@ def create_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ..
         raise to_os_error(fault, folder, first_cause(fault)) from None
 
 
-def open_arrays(folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Arrays:
-    """Open the tree in ``folder``, whose leaves must have these shapes and dtypes.
-
-    Raises:
-      CheckpointError: arrays are missing, damaged or of another shape or dtype; the message names some.
-    """
+def open_arrays(folder: pathlib.Path, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
+    """Open the tree in ``folder``. Raises CheckpointError that names some leaves which are missing or do not fit."""
     opened = {path: ts.open(_spec(folder, path), open=True, read=True) for path in leaves}
     arrays, faults = {}, []
-    for path, (shape, dtype) in leaves.items():
+    for path, leaf in leaves.items():
         try:
             array = opened[path].result()
         except ValueError as fault:
             faults.append(f"{path} cannot be opened ({first_cause(fault)})")
             continue
-        if array.shape != shape or array.dtype.numpy_dtype != dtype:
-            faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {dtype.name} {list(shape)}")
+        if array.shape != leaf.shape or array.dtype.numpy_dtype != leaf.dtype:
+            expected = f"{leaf.dtype.name} {list(leaf.shape)}"
+            faults.append(f"{path} is {array.dtype.name} {list(array.shape)}, expected {expected}")
         arrays[path] = array
     if faults:
         raise CheckpointError(f"{folder}: {name_some(faults, '; ')}; convert again")

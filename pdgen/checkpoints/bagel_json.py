@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pdgen.config import AutoencoderConfig, LanguageConfig, ModelConfig, VisionConfig
+from pdgen.config import ModelConfig
 from pdgen.messages import Fault
 
 MODEL_JSON = ("config.json", "llm_config.json", "vit_config.json")
@@ -32,61 +32,47 @@ _FIXED: tuple[tuple[str, str, Any], ...] = (
 )
 
 
-def _language_values(config: LanguageConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-    }
-
-
-def _vision_values(config: VisionConfig) -> dict[str, Any]:
-    return {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers + 1,  # the json counts a last layer that is not used
-        "num_attention_heads": config.num_heads,
-        "num_channels": config.num_channels,
-        "patch_size": config.patch_size,
-        "layer_norm_eps": config.layer_norm_eps,
-    }
-
-
-def _autoencoder_values(config: AutoencoderConfig) -> dict[str, Any]:
-    return {
-        "ch": config.channels,
-        "ch_mult": list(config.multipliers),
-        "num_res_blocks": config.num_blocks,
-        "num_groups": config.num_groups,
-        "z_channels": config.z_channels,
-        "in_channels": config.in_channels,
-        "out_ch": config.out_channels,
-        "scale_factor": config.scale_factor,
-        "shift_factor": config.shift_factor,
-        "downsample": config.downsample,
-    }
-
-
 def json_values(config: ModelConfig) -> dict[tuple[str, str], Any]:
     """Return the values in the json files of this model's BAGEL folder, by (file, key); a dot in a key is a level."""
-    main = {
-        "latent_patch_size": config.latent_patch_size,
-        "max_latent_size": config.max_latent_size,
-        "vit_max_num_patch_per_side": config.vision.max_side,
-        "timestep_shift": config.timestep_shift,
-        "interpolate_pos": config.interpolate_positions,
-        **{f"vae_config.{key}": value for key, value in _autoencoder_values(config.autoencoder).items()},
-    }
-    files = {
-        "config.json": main,
-        "llm_config.json": _language_values(config.language),
-        "vit_config.json": _vision_values(config.vision),
+    language, vision, autoencoder = config.language, config.vision, config.autoencoder
+    files: dict[str, dict[str, Any]] = {
+        "config.json": {
+            "latent_patch_size": config.latent_patch_size,
+            "max_latent_size": config.max_latent_size,
+            "vit_max_num_patch_per_side": vision.max_side,
+            "timestep_shift": config.timestep_shift,
+            "interpolate_pos": config.interpolate_positions,
+            "vae_config.ch": autoencoder.channels,
+            "vae_config.ch_mult": list(autoencoder.multipliers),
+            "vae_config.num_res_blocks": autoencoder.num_blocks,
+            "vae_config.num_groups": autoencoder.num_groups,
+            "vae_config.z_channels": autoencoder.z_channels,
+            "vae_config.in_channels": autoencoder.in_channels,
+            "vae_config.out_ch": autoencoder.out_channels,
+            "vae_config.scale_factor": autoencoder.scale_factor,
+            "vae_config.shift_factor": autoencoder.shift_factor,
+            "vae_config.downsample": autoencoder.downsample,
+        },
+        "llm_config.json": {
+            "vocab_size": language.vocab_size,
+            "hidden_size": language.hidden_size,
+            "intermediate_size": language.intermediate_size,
+            "num_hidden_layers": language.num_layers,
+            "num_attention_heads": language.num_heads,
+            "num_key_value_heads": language.num_kv_heads,
+            "head_dim": language.head_dim,
+            "rope_theta": language.rope_theta,
+            "rms_norm_eps": language.rms_norm_eps,
+        },
+        "vit_config.json": {
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.num_layers + 1,  # the json counts a last layer that is not used
+            "num_attention_heads": vision.num_heads,
+            "num_channels": vision.num_channels,
+            "patch_size": vision.patch_size,
+            "layer_norm_eps": vision.layer_norm_eps,
+        },
     }
     return {(file, key): value for file, values in files.items() for key, value in values.items()}
 

@@ -55,8 +55,7 @@ def to_pdgen(
       dtype: float32 or bfloat16 for the model's values; None keeps the stored dtype. The autoencoder's values never
         change, since latents that it encoded would no longer match it.
       int8: whether to round kernels to int8, see ``pdgen.models.linear``; ``dtype`` is then that of the other values.
-      overwrite: whether to replace an existing checkpoint at ``target``.
-      log: receives lines for the user.
+      overwrite, log: see ``pdgen.files.new_folder``.
 
     Raises:
       CheckpointError, ConfigError, FolderError: the source is invalid or holds NaN or infinity, or the target cannot
@@ -99,12 +98,7 @@ def _open_to_quantize(source: pathlib.Path, dtype: np.dtype | None, int8: bool) 
 
 
 def to_bagel(
-    source: Path,
-    target: Path,
-    *,
-    dtype: np.dtype | None = None,
-    overwrite: bool = False,
-    log: Log = log_stderr,
+    source: Path, target: Path, *, dtype: np.dtype | None = None, overwrite: bool = False, log: Log = log_stderr
 ) -> Manifest:
     """Convert a pdgen checkpoint to a BAGEL folder with its original files, names and order.
 
@@ -174,9 +168,7 @@ def check(path: Path, *, base: Path | None = None, weights: Weights | None = Non
 
     Args:
       path: the checkpoint or the folder.
-      base: see ``to_pdgen``.
-      weights: see ``to_pdgen``.
-      log: receives lines for the user.
+      base, weights, log: see ``to_pdgen``.
 
     Returns:
       The manifest; for a BAGEL folder that of its conversion, without pdgen's own files.

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdgen.checkpoints import stream
@@ -31,6 +32,7 @@ from pdgen.checkpoints.torch_checkpoint import is_bagel_folder
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, sha256
 from pdgen.models import autoencoder, bagel
+from pdgen.models.linear import is_int8
 from pdgen.sequence.tokenizer import WHOLE_TOKENIZER, Tokenizer, holds_tokenizer, load_tokenizer
 from pdgen.sharding import ShardingError, parameter_shardings
 
@@ -68,7 +70,7 @@ def find(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
     Args:
       path: a pdgen checkpoint, the name of a shipped model, the workdir of a training run, or one of its steps,
         ``WORKDIR/checkpoints/STEP``.
-      log: receives a line for each damaged step of a run.
+      log: receives a line for each damaged step.
 
     Returns:
       The folder of a pdgen checkpoint or of a step. For a run it is its newest intact step, or ``export/`` if that is
@@ -117,9 +119,8 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
     """Load a model with the stored dtypes; of a run, load the raw parameters.
 
     Args:
-      path: see ``find``.
+      path, log: see ``find``.
       mesh: the mesh that holds the parameters; None: the default device.
-      log: see ``find``.
 
     Raises:
       CheckpointError, ConfigError, TokenizerError: the checkpoint is missing or damaged.
@@ -128,11 +129,9 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
     folder = find(path, log)
     if is_step(folder):
         return _load_step(folder, mesh)
-    tokenizer = load_tokenizer(folder / TOKENIZER)
-    opened = open_checkpoint(folder)
-    config, params = load_checkpoint(folder, make_shardings(opened.config, mesh, opened.int8) if mesh else None)
-    layout = read_layout(opened.content().source_json)
-    return LoadedModel(config, params, tokenizer, shipped_name(folder) or str(folder), compute_digest(folder), layout)
+    model = describe(folder, log)
+    shardings = make_shardings(model.config, mesh, is_int8(model.params["model"])) if mesh else None
+    return model._replace(params=load_checkpoint(folder, shardings)[1])
 
 
 def describe(path: str | pathlib.Path, log: Log = log_stderr) -> LoadedModel:
@@ -146,10 +145,10 @@ def describe(path: str | pathlib.Path, log: Log = log_stderr) -> LoadedModel:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), step.params)
         layout = read_layout(step.base.source_json)
         return LoadedModel(step.base.config, shapes, step.base.tokenizer, str(folder), layout=layout)
-    opened = open_checkpoint(folder)
-    name, digest = shipped_name(folder) or str(folder), compute_digest(folder)
-    layout = read_layout(opened.content().source_json)
-    return LoadedModel(opened.config, opened.shapes(), load_tokenizer(folder / TOKENIZER), name, digest, layout)
+    content, tokenizer = open_checkpoint(folder).content(), load_tokenizer(folder / TOKENIZER)
+    shapes, layout = traverse_util.unflatten_dict(content.shapes(), sep="/"), read_layout(content.source_json)
+    name = shipped_name(folder) or str(folder)
+    return LoadedModel(content.config, shapes, tokenizer, name, compute_digest(folder), layout)
 
 
 def load_autoencoder(path: str | pathlib.Path, log: Log = log_stderr) -> tuple[ModelConfig, Params]:
@@ -167,11 +166,9 @@ def compute_digest(folder: pathlib.Path) -> str:
 
     For a step of a run it is the manifest of its export, and all parameters are read to compute it.
     """
-    return (
-        sha256((folder / MANIFEST).read_bytes())
-        if is_checkpoint(folder)
-        else _step_digest(open_step(folder), str(folder))
-    )
+    if is_checkpoint(folder):
+        return sha256((folder / MANIFEST).read_bytes())
+    return _step_digest(open_step(folder), str(folder))
 
 
 def open_step(folder: pathlib.Path, weights: Weights = "raw") -> RunStep:

@@ -5,11 +5,11 @@ import pathlib
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from pdgen.checkpoints.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-_WIDTH = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 class TensorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def summary(self) -> str:
         """Return the numbers of tensors, values and bytes as text."""
         counts = [math.prod(tensor.shape) for tensor in self.tensors]
-        nbytes = sum(count * _WIDTH[tensor.dtype] for count, tensor in zip(counts, self.tensors, strict=True))
+        nbytes = sum(count * np.dtype(tensor.dtype).itemsize for count, tensor in zip(counts, self.tensors))
         return f"{len(counts):,} tensors, {sum(counts):,} values, {nbytes:,} bytes"
 
 

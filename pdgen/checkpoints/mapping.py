@@ -15,10 +15,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from flax import traverse_util
+
 from pdgen.config import AutoencoderConfig, ModelConfig
+from pdgen.models import autoencoder
 from pdgen.models.linear import may_be_int8, scale_name
 
-PARTS = ("model", "autoencoder")
+PARTS = ("model", "autoencoder")  # in ema.safetensors and ae.safetensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,76 +181,17 @@ def _model_places(config: ModelConfig, rules: Iterable[Rule]) -> Iterator[Place]
             yield Place(rule.name.replace(f"{{{rule.layers}}}", str(layer)), shape, path, layer, slot)
 
 
-def autoencoder_path(name: str) -> str:
-    """Return the path in the tree of an autoencoder tensor.
-
-    Each dot is a level, and a number joins the name before it: ``encoder.down.0.block.1.conv1.weight`` is
-    ``autoencoder/encoder/down_0/block_1/conv1/kernel``. The weight of a norm is its ``scale``.
-    """
-    *module, kind = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
-    weight = "scale" if module[-1].startswith("norm") else "kernel"
-    return "/".join(("autoencoder", *module, weight if kind == "weight" else kind))
-
-
-def _convolution(name: str, inner: int, out: int, side: int = 3) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (out, inner, side, side)
-    yield f"{name}.bias", (out,)
-
-
-def _group_norm(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (channels,)
-    yield f"{name}.bias", (channels,)
-
-
-def _residual_block(name: str, inner: int, out: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _group_norm(f"{name}.norm1", inner)
-    yield from _convolution(f"{name}.conv1", inner, out)
-    yield from _group_norm(f"{name}.norm2", out)
-    yield from _convolution(f"{name}.conv2", out, out)
-    if inner != out:
-        yield from _convolution(f"{name}.nin_shortcut", inner, out, side=1)
-
-
-def _middle(name: str, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _residual_block(f"{name}.block_1", channels, channels)
-    yield from _group_norm(f"{name}.attn_1.norm", channels)
-    for projection in ("q", "k", "v", "proj_out"):
-        yield from _convolution(f"{name}.attn_1.{projection}", channels, channels, side=1)
-    yield from _residual_block(f"{name}.block_2", channels, channels)
-
-
-def _autoencoder_tensors(config: AutoencoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    widths = [config.channels * multiplier for multiplier in config.multipliers]
-    last = len(widths) - 1
-    yield from _convolution("encoder.conv_in", config.in_channels, config.channels)
-    channels = config.channels
-    for level, width in enumerate(widths):
-        for block in range(config.num_blocks):
-            yield from _residual_block(f"encoder.down.{level}.block.{block}", channels, width)
-            channels = width
-        if level != last:
-            yield from _convolution(f"encoder.down.{level}.downsample.conv", width, width)
-    yield from _middle("encoder.mid", channels)
-    yield from _group_norm("encoder.norm_out", channels)
-    yield from _convolution("encoder.conv_out", channels, 2 * config.z_channels)
-
-    yield from _convolution("decoder.conv_in", config.z_channels, channels)
-    yield from _middle("decoder.mid", channels)
-    for level, width in reversed(list(enumerate(widths))):
-        for block in range(config.num_blocks + 1):
-            yield from _residual_block(f"decoder.up.{level}.block.{block}", channels, width)
-            channels = width
-        if level != 0:
-            yield from _convolution(f"decoder.up.{level}.upsample.conv", width, width)
-    yield from _group_norm("decoder.norm_out", channels)
-    yield from _convolution("decoder.conv_out", channels, config.out_channels)
-
-
 def autoencoder_places(config: AutoencoderConfig) -> dict[str, Place]:
-    """Return the place of every tensor of ae.safetensors, by name."""
-    return {
-        name: Place(name, shape, autoencoder_path(name), None, shape) for name, shape in _autoencoder_tensors(config)
-    }
+    """Return the place of every tensor of ae.safetensors, by name.
+
+    The tree of ``pdgen.models.autoencoder`` joins a number to the name before it, which PyTorch only does in "mid".
+    """
+    result = {}
+    for path, leaf in traverse_util.flatten_dict(autoencoder.spec(config), sep="/").items():
+        *module, kind = re.sub(r"(?<!mid/)\b(down|up|block)_(\d+)", r"\1/\2", path).split("/")
+        name = ".".join((*module, "bias" if kind == "bias" else "weight"))
+        result[name] = Place(name, leaf.shape, f"autoencoder/{path}", None, leaf.shape)
+    return result
 
 
 def places(config: ModelConfig, parts: Sequence[str] = PARTS, int8: bool = False) -> dict[str, Place]:
@@ -265,24 +209,14 @@ def places(config: ModelConfig, parts: Sequence[str] = PARTS, int8: bool = False
 
 
 def expected_tensors(config: ModelConfig, parts: Sequence[str] = PARTS) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every PyTorch tensor of a checkpoint with these sizes, by name.
-
-    Args:
-      config: the sizes.
-      parts: "model" (ema.safetensors), "autoencoder" (ae.safetensors), or both.
-    """
+    """Return the shape of every PyTorch tensor of a checkpoint with these sizes, by name."""
     return {name: place.shape for name, place in places(config, parts).items()}
-
-
-def stacked_shapes(found: Iterable[Place]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array, by path, whose tensors these are; layers must be in order."""
-    shapes = {}
-    for place in found:
-        layers = () if place.layer is None else (place.layer + 1,)
-        shapes[place.path] = (*layers, *place.slot)
-    return shapes
 
 
 def array_shapes(config: ModelConfig, parts: Sequence[str] = PARTS, int8: bool = False) -> dict[str, tuple[int, ...]]:
     """Return the shape of every array of the tree by path, such as [V, D] for ``model/language/embed/embedding``."""
-    return stacked_shapes(places(config, parts, int8).values())
+    shapes = {}
+    for place in places(config, parts, int8).values():  # layers are in order, so the last one counts them
+        layers = () if place.layer is None else (place.layer + 1,)
+        shapes[place.path] = (*layers, *place.slot)
+    return shapes

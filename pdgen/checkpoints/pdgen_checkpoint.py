@@ -34,9 +34,7 @@ from pdgen.models.linear import may_be_int8
 
 PARAMS, CONFIG, SOURCE, TOKENIZER = "params", "model_config.json", "source", "tokenizer"
 TORCH_FILES = {"model": "ema.safetensors", "autoencoder": "ae.safetensors"}
-_INT8 = np.dtype(np.int8)
-_FLOATS: dict[str, np.dtype] = {dtype.name: dtype for dtype in DTYPES.values()}
-_DTYPES = _FLOATS | {_INT8.name: _INT8}
+_INT8, _FLOATS = "int8", tuple(dtype.name for dtype in DTYPES.values())
 
 Params = dict[str, Any]
 
@@ -46,7 +44,7 @@ class Content:
     """The content of a checkpoint, without the values.
 
     Attributes:
-      config: the sizes.
+      config: sizes of the model.
       tensors: PyTorch's tensors in the order of their files and bytes, each with its place in the tree, its dtype and
         its safetensors file.
       headers: ``__metadata__`` of each safetensors file.
@@ -68,7 +66,12 @@ class Content:
     @property
     def int8(self) -> bool:
         """Whether kernels are int8, see ``pdgen.models.linear``."""
-        return any(dtype == _INT8 for _, dtype, _ in self.tensors)
+        return any(dtype == np.int8 for _, dtype, _ in self.tensors)
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return shape and dtype of every array by its path."""
+        shapes = array_shapes(self.config, int8=self.int8)
+        return {place.path: jax.ShapeDtypeStruct(shapes[place.path], dtype) for place, dtype, _ in self.tensors}
 
     def jobs(self) -> list[tuple[Place, np.dtype, int]]:
         """Return the tensors for ``stream.move``; a block is one file of an array."""
@@ -101,19 +104,16 @@ def write_content(
     """Write a checkpoint atomically.
 
     Args:
-      target: the folder to write.
+      target, overwrite, log: see ``pdgen.files.new_folder``.
       content: everything except the values.
       read: reads the values, see ``pdgen.checkpoints.stream.move``.
       source: where they come from, for messages.
-      overwrite: whether to replace an existing checkpoint at ``target``.
-      log: receives lines for the user.
 
     Raises:
       FolderError: see ``pdgen.files.new_folder``.
       Exception: any error of ``read``.
     """
-    shapes = array_shapes(content.config, int8=content.int8)
-    leaves = {p.path: (shapes[p.path], p.layer is not None, dtype) for p, dtype, _ in content.tensors}
+    stacked = {place.path for place, *_ in content.tensors if place.layer is not None}
     files = content.files()
     with new_folder(
         target, content.nbytes, kind="checkpoint", replaceable=is_checkpoint, overwrite=overwrite, log=log
@@ -121,7 +121,7 @@ def write_content(
         for name, data in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
-        arrays = create_arrays(folder / PARAMS, leaves)
+        arrays = create_arrays(folder / PARAMS, content.shapes(), stacked)
         digests = stream.move(content.jobs(), read, arrays.write, title="writing", source=source)
         manifest = content.manifest(digests, files)
         (folder / MANIFEST).write_text(manifest.text())
@@ -141,22 +141,19 @@ def write_checkpoint(
     """Write parameters in memory as a checkpoint.
 
     Args:
-      path: the folder to write.
-      config: the sizes.
+      path, overwrite, log: the folder to write, see ``pdgen.files.new_folder``.
+      config: sizes of the model.
       params: ``{"model": tree, "autoencoder": tree}`` of float32, float16 or bfloat16 arrays, without boxes, on devices
         of this process. Other leaves than jax arrays may be lazy: stacked layers are read one by one (``leaf[layer]``).
       tokenizer_files: files to copy.
       source_json: json files of the original BAGEL folder, for converting back; None: they are made from ``config``.
-      overwrite: whether to replace an existing checkpoint at ``path``.
-      log: receives lines for the user.
 
     Raises:
       CheckpointError: arrays are missing, unknown, of another shape or dtype, or not finite; the message counts them.
       FolderError: ``path`` cannot be written.
     """
     content, read = make_content(str(path), config, params, tokenizer_files, source_json or {})
-    source = f"{path}: not written"
-    return write_content(pathlib.Path(path), content, read, source=source, overwrite=overwrite, log=log)
+    return write_content(pathlib.Path(path), content, read, source=f"{path}: not written", overwrite=overwrite, log=log)
 
 
 def make_content(
@@ -217,7 +214,7 @@ def _check_leaves(path: str, config: ModelConfig, flat: Mapping[str, Any]) -> No
         elif leaf.shape != shapes[name]:
             text = f"array {name} is {list(leaf.shape)}, expected {list(shapes[name])}"
             faults.append(Fault("of another shape", name, text))
-        elif np.dtype(leaf.dtype) not in _FLOATS.values():
+        elif np.dtype(leaf.dtype).name not in _FLOATS:
             text = f"array {name} is {leaf.dtype}; supported are {', '.join(_FLOATS)}"
             faults.append(Fault("of another dtype", name, text))
         elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -238,7 +235,7 @@ class Checkpoint:
     @functools.cached_property
     def int8(self) -> bool:
         """Whether kernels are int8, see ``pdgen.models.linear``."""
-        return any(tensor.dtype == _INT8.name for tensor in self.manifest.tensors)
+        return any(tensor.dtype == _INT8 for tensor in self.manifest.tensors)
 
     def require_floats(self, why: str) -> None:
         """Raise CheckpointError with the reason ``why`` if the checkpoint is int8."""
@@ -252,21 +249,12 @@ class Checkpoint:
     def content(self) -> Content:
         """Read everything except the values."""
         where = places(self.config, int8=self.int8)
-        tensors = [(where[t.name], _DTYPES[t.dtype], t.file) for t in self.manifest.tensors]
+        tensors = [(where[t.name], np.dtype(t.dtype), t.file) for t in self.manifest.tensors]
         return Content(self.config, tensors, self.manifest.headers, self._files(SOURCE), self._files(TOKENIZER))
-
-    def shapes(self) -> Params:
-        """Return the parameters' tree of ``jax.ShapeDtypeStruct``."""
-        dtypes = {place.path: dtype for place, dtype, _ in self.content().tensors}
-        wanted = array_shapes(self.config, int8=self.int8)
-        flat = {path: jax.ShapeDtypeStruct(shape, dtypes[path]) for path, shape in wanted.items()}
-        return traverse_util.unflatten_dict(flat, sep="/")
 
     def arrays(self) -> Arrays:
         """Open the arrays. Raises CheckpointError that names missing or misshapen ones."""
-        shapes = array_shapes(self.config, int8=self.int8)
-        leaves = {p.path: (shapes[p.path], dtype) for p, dtype, _ in self.content().tensors}
-        return open_arrays(self.path / PARAMS, leaves)
+        return open_arrays(self.path / PARAMS, self.content().shapes())
 
 
 def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
@@ -304,7 +292,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
 def _dtypes(place: Place, int8: bool) -> Collection[str]:
     """Return the dtypes that a tensor may have in a checkpoint that is int8 or not."""
     part, _, path = place.path.partition("/")
-    return (_INT8.name,) if int8 and part == "model" and may_be_int8(path) else _FLOATS
+    return (_INT8,) if int8 and part == "model" and may_be_int8(path) else _FLOATS
 
 
 def verify(path: str | pathlib.Path) -> Manifest:
@@ -332,7 +320,7 @@ def compare_digests(checkpoint: Checkpoint, digests: Mapping[str, str]) -> None:
 def load_checkpoint(
     path: str | pathlib.Path, shardings: Any = None, parts: Sequence[str] = PARTS
 ) -> tuple[ModelConfig, Params]:
-    """Restore a checkpoint with Orbax.
+    """Restore a checkpoint, or some of its ``PARTS``, with Orbax.
 
     Args:
       path: the checkpoint.
@@ -340,7 +328,7 @@ def load_checkpoint(
         ``jax.sharding.Sharding``; each process then reads only the shards of its own devices. Or they are
         ``jax.ShapeDtypeStruct`` with shardings; values are then also cast to the struct's dtype. None restores
         everything onto the default device.
-      parts: "model", "autoencoder", or both.
+      parts: the parts to restore.
 
     Returns:
       The sizes, and ``{part: tree}`` of jax arrays with the stored dtypes, unless ``shardings`` has dtypes.
@@ -350,22 +338,18 @@ def load_checkpoint(
         structure.
     """
     checkpoint = open_checkpoint(path)
-    wanted = array_shapes(checkpoint.config, parts, checkpoint.int8)
-    dtypes = {place.path: dtype for place, dtype, _ in checkpoint.content().tensors}
-    if shardings is None:
-        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        flat = dict.fromkeys(wanted, default)
-    else:
+    stored = {name: leaf for name, leaf in checkpoint.content().shapes().items() if name.split("/")[0] in parts}
+    flat: dict[str, Any] = dict.fromkeys(stored, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    if shardings is not None:
         flat = traverse_util.flatten_dict(shardings, sep="/")
-    if set(flat) != set(wanted):
-        different = sorted(set(flat) ^ set(wanted))
+    if different := sorted(flat.keys() ^ stored.keys()):
         raise CheckpointError(f"{path}: shardings and parameters differ in {name_some(different)}")
     target, restore = {}, {}
     for name, given in flat.items():
-        struct = isinstance(given, jax.ShapeDtypeStruct)
-        dtype, sharding = (given.dtype, given.sharding) if struct else (dtypes[name], given)
-        target[name] = jax.ShapeDtypeStruct(wanted[name], dtype, sharding=sharding)
-        restore[name] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, global_shape=wanted[name])
+        struct, shape = isinstance(given, jax.ShapeDtypeStruct), stored[name].shape
+        dtype, sharding = (given.dtype, given.sharding) if struct else (stored[name].dtype, given)
+        target[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        restore[name] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtype, global_shape=shape)
     args = ocp.args.PyTreeRestore(
         item=traverse_util.unflatten_dict(target, sep="/"),
         restore_args=traverse_util.unflatten_dict(restore, sep="/"),

@@ -18,11 +18,7 @@ _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
 
 
 def quantize(kernel: np.ndarray, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round a kernel [*out, *in] to int8.
-
-    Args:
-      kernel: of any float dtype.
-      outputs: number of output axes.
+    """Round a kernel [*out, *in] of any float dtype, which has this number of output axes, to int8.
 
     Returns:
       int8 values [*out, *in] within [-127, 127], and float32 scales [*out]. An output channel of zeros has scale 0;

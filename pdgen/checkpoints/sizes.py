@@ -111,15 +111,11 @@ def _autoencoder(config: AutoencoderConfig, shapes: Shapes) -> AutoencoderConfig
 
 
 def config_from_tensors(stated: ModelConfig, shapes: Shapes) -> ModelConfig:
-    """Return ``stated`` with every size that the tensors determine.
+    """Return the ``stated`` sizes of the json files with every size that the tensors' shapes determine.
 
     Values that no shape determines do not change: the ViT's number of heads, groups of norms, rope base, eps, shifts.
     Neither do sizes on which the tensors are split evenly or that are impossible. A comparison with
     ``pdgen.checkpoints.mapping.expected_tensors`` then finds the wrong tensors.
-
-    Args:
-      stated: the sizes in the json files.
-      shapes: shape of every tensor of the checkpoint, by PyTorch's name.
     """
     letters = axis_sizes(stated)
     groups = {" ".join(group) for rule in RULES for group in rule.groups} | {"L", "N"}

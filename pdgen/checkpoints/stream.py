@@ -20,11 +20,7 @@ WORKERS = max(2, min(8, os.cpu_count() or 1))
 
 # The bits of a value whose exponent says NaN or infinite. Comparing them is many times faster than ``np.isfinite``,
 # which converts every bfloat16.
-_EXPONENTS = {
-    "float32": (np.uint32, 0x7F800000),
-    "float16": (np.uint16, 0x7C00),
-    "bfloat16": (np.uint16, 0x7F80),
-}
+_EXPONENTS = {"float32": (np.uint32, 0x7F800000), "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80)}
 
 Read = Callable[[Place, int, np.ndarray], None]
 Write = Callable[[Place, int, np.ndarray], None]
@@ -58,8 +54,7 @@ def move(
       read: ``read(place, start, rows)`` fills ``rows`` [n, ...] with the slot's rows from ``start`` on.
       write: ``write(place, start, rows)`` writes them and must not keep them; None: nothing is written. Several
         threads call ``read`` and ``write``.
-      title: title of the progress bar.
-      source: where the tensors come from, for messages.
+      title, source: title of the progress bar, and where the tensors come from, for messages.
 
     Returns:
       SHA-256 (hex) of each tensor's bytes (C order, little endian), by PyTorch's name.

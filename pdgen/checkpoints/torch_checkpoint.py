@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -13,7 +13,7 @@ from flax import traverse_util
 from pdgen.checkpoints import safetensors_file, stream
 from pdgen.checkpoints.bagel_json import MODEL_JSON, compare_configs, find_unsupported, read_tied, set_keys
 from pdgen.checkpoints.errors import CheckpointError
-from pdgen.checkpoints.mapping import Place, autoencoder_places, places, stacked_shapes
+from pdgen.checkpoints.mapping import Place, autoencoder_places, places
 from pdgen.checkpoints.pdgen_checkpoint import Content, is_checkpoint
 from pdgen.checkpoints.runs.layout import LAYOUT
 from pdgen.checkpoints.runs.step import Weights
@@ -154,7 +154,7 @@ def open_bagel_folder(
     """Open a folder and check everything except the values.
 
     Args:
-      path: the folder.
+      path: the folder to open.
       cast: whether the model's values will be cast to one dtype. Otherwise all layers of an array must have the same.
       base: a whole BAGEL folder, from which modules, json files and the tokenizer are taken that ``path`` lacks; None:
         ``path`` must have all of them.
@@ -175,7 +175,10 @@ def open_bagel_folder(
     stated = read_config(json_folder)
     raise_all(json_folder, find_unsupported(json_folder))
     chosen, other = choose_weights(path, weights)
-    files = _read_headers(_weight_paths(path, chosen, supplement))
+    names = [*chosen.names]
+    if supplement is None or (path / AUTOENCODER).is_file():
+        names.append(AUTOENCODER)
+    files = _read_headers(path / name for name in names)
     listed = list_tensors(files)
     tensors, taken = {tensor.name: tensor for tensor in listed}, {}
     if supplement is not None:
@@ -185,20 +188,22 @@ def open_bagel_folder(
     config = config_from_tensors(stated, {name: tensor.shape for name, tensor in tensors.items()})
     raise_all(path, find_head_faults(config))  # no tensors fit such sizes, and their faults would hide the cause
     where = places(config)
-    faults = [
-        *find_index_faults(INDEXES[chosen.kind], chosen.index, files),
-        *find_tensor_faults(where, listed, tensors),
-    ]
+    faults = find_index_faults(INDEXES[chosen.kind], chosen.index, files) + find_tensor_faults(where, listed, tensors)
     raise_all(path, faults + ([] if cast else find_dtype_faults(where, tensors)))
     others, notes = _open_others(path, chosen, other)
     notes += _describe_tensors(path, listed, tensors, taken, base)
-    notes += _describe_sizes(json_folder, stated, config)
-    side = _read_side_files(path, json_folder, chosen, supplement)
+    notes += [
+        f"{json_folder / file}: {key} is {json.dumps(in_file)}, but the tensors say {json.dumps(actual)}; "
+        "the tensors win"
+        for (file, key), (in_file, actual) in compare_configs(stated, config).items()
+    ]
+    source_json = _read_json(path, json_folder, chosen, supplement, notes)
+    tokenizer = _read_tokenizer(path, supplement, notes)
     headers = {file.path.name: file.metadata for file in files}
     if supplement is not None:
         headers = {AUTOENCODER: supplement.headers[AUTOENCODER]} | headers
-    notes += [*side.notes, *_describe_rest(path, {*headers, *side.json, *(other.names if other else ())}, side.folders)]
-    return BagelFolder(path, config, tensors, headers, side.json, side.tokenizer, chosen, others, notes)
+    notes += _describe_rest(path, {*headers, *source_json, *(other.names if other else ())})
+    return BagelFolder(path, config, tensors, headers, source_json, tokenizer, chosen, others, notes)
 
 
 def refuse_others(path: pathlib.Path) -> None:
@@ -248,12 +253,6 @@ def _json_folder(path: pathlib.Path, supplement: BagelFolder | None) -> pathlib.
     return path
 
 
-def _weight_paths(path: pathlib.Path, chosen: WeightFiles, supplement: BagelFolder | None) -> list[pathlib.Path]:
-    autoencoder = path / AUTOENCODER
-    needed = [autoencoder] if supplement is None or autoencoder.is_file() else []
-    return [*(path / name for name in chosen.names), *needed]
-
-
 def _read_headers(paths: Iterable[pathlib.Path]) -> list[SafetensorsFile]:
     """Read the headers of files. Raises CheckpointError that names some of those which cannot be read."""
     files, faults = [], []
@@ -276,7 +275,7 @@ def _open_others(
         return {}, []
     line = f"{path}: {chosen} is converted, {other} is not (--weights={other.kind} converts it)"
     try:
-        files = _read_headers([path / name for name in other.names])
+        files = _read_headers(path / name for name in other.names)
     except CheckpointError as fault:
         return {}, [f"{line} and cannot be compared: {fault}"]
     return {tensor.name: tensor for tensor in list_tensors(files)}, [line]
@@ -300,27 +299,11 @@ def _describe_tensors(
     return lines + [f"{path}: module {module} ({count}) is taken from {base}" for module, count in counts]
 
 
-def _describe_sizes(json_folder: pathlib.Path, stated: ModelConfig, config: ModelConfig) -> list[str]:
-    return [
-        f"{json_folder / file}: {key} is {json.dumps(in_file)}, but the tensors say {json.dumps(actual)}; "
-        "the tensors win"
-        for (file, key), (in_file, actual) in compare_configs(stated, config).items()
-    ]
-
-
-class _SideFiles(NamedTuple):
-    """The json files and the tokenizer's files by name, lines for the user, and names of folders that were read."""
-
-    json: dict[str, bytes]
-    tokenizer: dict[str, bytes]
-    notes: list[str]
-    folders: frozenset[str]
-
-
-def _read_side_files(
-    path: pathlib.Path, json_folder: pathlib.Path, chosen: WeightFiles, supplement: BagelFolder | None
-) -> _SideFiles:
-    source_json, notes = _read_files(path, (*MODEL_JSON, *OTHER_JSON)), []
+def _read_json(
+    path: pathlib.Path, json_folder: pathlib.Path, chosen: WeightFiles, supplement: BagelFolder | None, notes: list[str]
+) -> dict[str, bytes]:
+    """Read the json files by name, those that ``path`` lacks from the base; add lines for the user to ``notes``."""
+    source_json = _read_files(path, (*MODEL_JSON, *OTHER_JSON))
     if supplement is not None and json_folder != path:
         own = [name for name in MODEL_JSON if name in source_json]
         unused = f"; its own {' and '.join(own)} {'are' if len(own) > 1 else 'is'} not used" if own else ""
@@ -334,20 +317,20 @@ def _read_side_files(
     for name in INDEXES.values():  # an index of the weights that are not converted would be wrong
         if set(read_index(path / name).values()) <= set(chosen.names):
             source_json |= _read_files(path, (name,))
+    return source_json
+
+
+def _read_tokenizer(path: pathlib.Path, supplement: BagelFolder | None, notes: list[str]) -> Mapping[str, bytes]:
+    """Read the tokenizer's files by name, or take the base's; add lines for the user to ``notes``."""
     folder = find_tokenizer(path)
     if folder is None and supplement is not None and supplement.tokenizer:
         notes.append(f"{path}: the tokenizer is taken from {supplement.path}")
-        return _SideFiles(source_json, dict(supplement.tokenizer), notes, frozenset())
+        return supplement.tokenizer
     if folder is None:
         notes.append(f"{path}: no tokenizer files; sampling will need {WHOLE_TOKENIZER}")
     elif folder != path:
         notes.append(f"{path}: the tokenizer is read from the folder {folder.name}")
-    return _SideFiles(
-        source_json,
-        _read_files(folder or path, TOKENIZER_FILES),
-        notes,
-        frozenset({folder.name} if folder not in (None, path) else ()),
-    )
+    return _read_files(folder or path, TOKENIZER_FILES)
 
 
 def _read_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -358,36 +341,13 @@ def _read_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in found}
 
 
-def _describe_rest(path: pathlib.Path, taken: Collection[str], folders: Collection[str]) -> list[str]:
+def _describe_rest(path: pathlib.Path, taken: Collection[str]) -> list[str]:
     """Return a line about files of the folder that are not carried over, if there are any."""
-    known = {*taken, *folders, *MODEL_JSON, *OTHER_JSON, *TOKENIZER_FILES, *INDEXES.values()}
-    left = sorted(file.name for file in path.iterdir() if file.name not in known)
+    known, tokenizer = {*taken, *MODEL_JSON, *OTHER_JSON, *TOKENIZER_FILES, *INDEXES.values()}, find_tokenizer(path)
+    left = sorted(file.name for file in path.iterdir() if file.name not in known and file != tokenizer)
     if not left:
         return []
     return [f"{path}: not part of the checkpoint, so not carried over: {name_some(left)}"]
-
-
-def _read_tree(where: Mapping[str, Place], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
-    """Read all tensors as a tree of arrays."""
-    flat: dict[str, np.ndarray] = {}
-    shapes = stacked_shapes(where.values())
-    for name, place in where.items():
-        dtype = cast_dtype(place, tensors[name].dtype, None)
-        array = flat.setdefault(place.path, np.empty(shapes[place.path], dtype))
-        tensors[name].read(0, array if place.layer is None else array[place.layer])
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def read_bagel_folder(path: str | pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Read a folder into memory: the sizes and ``{"model": .., "autoencoder": ..}``, numpy arrays as stored.
-
-    This is for small models. Convert a large one (``pdgen.checkpoints.conversion``) and restore it onto its devices.
-
-    Raises:
-      CheckpointError, ConfigError: see ``open_bagel_folder``.
-    """
-    folder = open_bagel_folder(path)
-    return folder.config, _read_tree(places(folder.config), folder.tensors)
 
 
 def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> dict[str, Any]:
@@ -398,6 +358,9 @@ def read_autoencoder(folder: str | pathlib.Path, config: AutoencoderConfig) -> d
     """
     file = read_header(pathlib.Path(folder) / AUTOENCODER)
     listed, where = list_tensors([file]), autoencoder_places(config)
-    tensors = {tensor.name: tensor for tensor in listed}
+    tensors, flat = {tensor.name: tensor for tensor in listed}, {}
     raise_all(file.path, find_tensor_faults(where, listed, tensors))
-    return _read_tree(where, tensors)["autoencoder"]
+    for name, place in where.items():
+        flat[place.path] = np.empty(place.shape, cast_dtype(place, tensors[name].dtype, None))
+        tensors[name].read(0, flat[place.path])
+    return traverse_util.unflatten_dict(flat, sep="/")["autoencoder"]

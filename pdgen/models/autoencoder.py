@@ -108,6 +108,11 @@ def _decoder_spec(config: AutoencoderConfig) -> Spec:
     return spec
 
 
+def spec(config: AutoencoderConfig) -> Spec:
+    """Declare the parameters {"encoder": ..., "decoder": ...}."""
+    return {"encoder": _encoder_spec(config), "decoder": _decoder_spec(config)}
+
+
 class Autoencoder(nn.Module):
     """The autoencoder as a Linen module: ``encode`` and ``decode`` below with its own parameters.
 

@@ -3,7 +3,6 @@
 ``pdgen.checkpoints.runs.workdir`` describes the layout of the files.
 """
 
-import dataclasses
 import itertools
 import logging
 import pathlib
@@ -13,15 +12,14 @@ from typing import Any
 
 import absl.logging
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from pdgen.checkpoints.arrays import first_cause
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, find_corruption, list_steps, write_digests
 from pdgen.files import Log, to_os_error
+from pdgen.train.planning.processes import gather_lines
 from pdgen.train.run_config import RunError
-from pdgen.train.state import TrainState
+from pdgen.train.state import TrainState, add_shardings
 
 _LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.removed")
 _LAYER_BYTES = 2**26  # a larger stacked array has one file per layer, so that a layer can be read alone
@@ -60,7 +58,7 @@ class Checkpoints:
       workdir: the run's folder.
       keep: number of newest checkpoints to keep, besides the one that is being saved.
       keep_every: also keep the checkpoints of every ``keep_every``-th step; 0 keeps none of these.
-      log: receives one-line messages for the user.
+      log: receives lines for the user.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int, log: Log) -> None:
@@ -82,7 +80,7 @@ class Checkpoints:
         self._checkpointer.close()
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> TrainState | None:
-        """Restore the newest undamaged state.
+        """Restore the newest undamaged state; return None if there is no checkpoint.
 
         Damaged checkpoints that are newer are renamed and reported in one line each.
 
@@ -90,26 +88,21 @@ class Checkpoints:
           abstract: shapes and dtypes of the state.
           shardings: where to place it. Mesh and number of processes may differ from those of the save.
 
-        Returns:
-          The state, or None if there is no checkpoint.
-
         Raises:
           RunError: all checkpoints are damaged, or the newest one is of another model.
         """
         for step in reversed(steps := list_steps(self.folder)):
-            if not (fault := _agree_on_corruption(self.folder / str(step))):
+            folder = self.folder / str(step)
+            if not (fault := _agree_on_corruption(folder)):
                 self._log(f"resuming from step {step}")
                 return self._restore_step(step, abstract, shardings)
             if step == steps[0]:
                 raise RunError(
-                    f"{self.folder / str(step)}: step {step} is damaged, {fault}, and no older checkpoint "
-                    "is left; name another workdir, or remove the folder to start anew"
+                    f"{folder}: step {step} is damaged, {fault}, and no older checkpoint is left; name another "
+                    "workdir, or remove the folder to start anew"
                 )
             aside = self._set_aside(step)
-            self._log(
-                f"{self.folder / str(step)}: step {step} is damaged, {fault}; set aside as {aside}, the one "
-                "before is used"
-            )
+            self._log(f"{folder}: step {step} is damaged, {fault}; set aside as {aside}, the one before is used")
         return None
 
     def save(self, step: int, state: TrainState) -> None:
@@ -118,7 +111,7 @@ class Checkpoints:
         if not jax.process_index():
             self._remove_leftovers()
             self._prune()
-        values = _state_to_dict(state)
+        values = dict(vars(state))  # dataclasses.asdict would copy the arrays
         args = _Save(values, save_args=jax.tree.map(_make_save_args, values))
         self._pending, self._failure = step, ""
         try:
@@ -166,10 +159,7 @@ class Checkpoints:
             self._remove_leftovers()  # now, so that what else is written to the disk has room
 
     def _restore_step(self, step: int, abstract: TrainState, shardings: TrainState) -> TrainState:
-        targets = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, shardings
-        )
-        values = _state_to_dict(targets)
+        values = dict(vars(add_shardings(abstract, shardings)))
         args = _Restore(values, restore_args=ocp.checkpoint_utils.construct_restore_args(values))
         try:
             return TrainState(**self._checkpointer.restore(self.folder / str(step), args=args))
@@ -212,22 +202,13 @@ class Checkpoints:
 
 def _agree_on_corruption(folder: pathlib.Path) -> str:
     """Run ``find_corruption`` with each process reading its share of the files; all processes return the same line."""
-    index, count = jax.process_index(), jax.process_count()
-    fault = find_corruption(folder, (index, count))
-    if count == 1:
-        return fault
-    found = multihost_utils.process_allgather(np.frombuffer(fault.encode()[:256].ljust(256), np.uint8))
-    return next((line for line in (bytes(row).decode(errors="replace").strip() for row in found) if line), "")
+    fault = find_corruption(folder, (jax.process_index(), jax.process_count()))
+    return next(filter(None, gather_lines(fault)), "")
 
 
 def _make_save_args(leaf: jax.Array) -> ocp.SaveArgs:
     large = leaf.ndim > 2 and leaf.nbytes > _LAYER_BYTES
     return ocp.SaveArgs(shard_axes=(0,)) if large else ocp.SaveArgs()
-
-
-def _state_to_dict(state: TrainState) -> dict[str, Any]:
-    """Return the fields of ``state`` by name, without copying arrays (``dataclasses.asdict`` would)."""
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def silence_orbax() -> None:

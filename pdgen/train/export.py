@@ -56,7 +56,7 @@ def open_weights(
     Args:
       source: a run's workdir, or another checkpoint, whose folder is yielded as it is.
       weights: "raw", "ema" for the moving average, or None: "raw" of a workdir, and all that other checkpoints have.
-      log: receives one-line messages for the user.
+      log: receives lines for the user.
 
     Raises:
       CheckpointError: ``weights`` is given, but ``source`` is not a run's workdir; and see ``export_checkpoint``.
@@ -79,20 +79,9 @@ def open_weights(
 
 
 def export_step(
-    workdir: pathlib.Path,
-    target: pathlib.Path,
-    step: int,
-    weights: Weights,
-    log: Log = log_stderr,
+    workdir: pathlib.Path, target: pathlib.Path, step: int, weights: Weights, log: Log = log_stderr
 ) -> None:
-    """Write one step of a run as a pdgen checkpoint with adapters merged, replacing an existing one.
-
-    Args:
-      workdir: the run's folder.
-      target: folder of the checkpoint.
-      step: a saved step.
-      weights: "raw", or "ema" for the moving average of the trained parameters.
-      log: receives one-line messages for the user.
+    """Write a saved step of a run as a pdgen checkpoint with adapters merged, replacing an existing ``target``.
 
     Raises:
       CheckpointError: see ``pdgen.checkpoints.load.open_step``.

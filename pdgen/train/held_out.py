@@ -57,14 +57,7 @@ class HeldOutSums(NamedTuple):
 
 
 class HeldOutEvaluator:
-    """Evaluates a run's parameters on its held-out packs, which stay in host memory.
-
-    Args:
-      config: static settings of the run's steps.
-      batches: the run's batches, which know the held-out documents.
-      key: the run's key.
-      mesh: the run's mesh.
-    """
+    """Evaluates a run's parameters on its held-out packs, which stay in host memory."""
 
     def __init__(self, config: StepConfig, batches: Batches, key: PRNGKeyArray, mesh: Mesh) -> None:
         replicated = NamedSharding(mesh, PartitionSpec())
@@ -134,7 +127,7 @@ def local_packs(batches: Batches, accumulate: int, process: tuple[int, int]) -> 
 
     Args:
       batches: the run's batches.
-      accumulate: micro-batches of a training step.
+      accumulate: number of micro-batches of a training step.
       process: (index, count) of the process.
 
     Raises:

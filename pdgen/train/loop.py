@@ -35,6 +35,7 @@ from pdgen.train.state import (
     StepConfig,
     TrainState,
     abstract_state,
+    add_shardings,
     init_state,
     make_state,
     state_shardings,
@@ -99,7 +100,10 @@ def train(
             if batches.skipped:
                 log(f"{len(batches.skipped)} broken records were skipped")
         checkpoints.finish()
-    return _export(workdir, log)
+    if not jax.process_index():
+        export_newest(workdir, log)
+    barrier()
+    return workdir / EXPORT
 
 
 def _restore_or_init(
@@ -114,11 +118,7 @@ def _restore_or_init(
     if run.fresh or not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
     places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
-    targets = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)),
-        places,
-    )
+    targets = add_shardings(nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)), places)
     params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
     make = functools.partial(make_state, config)
     return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key, adapters)
@@ -172,11 +172,3 @@ def _run_steps(
                     f"{signal_name}: saved step {number} of {run.num_steps} to {checkpoints.folder.parent}; start "
                     "again to resume"
                 )
-
-
-def _export(workdir: pathlib.Path, log: Log) -> pathlib.Path:
-    """Export the last step from the first process and return the folder of the pdgen checkpoint."""
-    if not jax.process_index():
-        export_newest(workdir, log)
-    barrier()
-    return workdir / EXPORT

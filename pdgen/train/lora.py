@@ -77,11 +77,7 @@ def declare_adapters(config: LoraConfig, model: parameters.Spec) -> parameters.S
 
 
 def read_initial_adapters(config: LoraConfig, model: ModelConfig) -> dict[str, np.ndarray]:
-    """Read the PEFT adapter with which a run starts.
-
-    Args:
-      config: settings of the adapters; ``init`` is the folder.
-      model: sizes of the model.
+    """Read the PEFT adapter with which a run starts, ``config.init``.
 
     Returns:
       A [L, r, i..] and B [L, o.., r] of each kernel that the folder adapts, by "/"-joined name with "/a" or "/b",

@@ -93,11 +93,7 @@ class OptimizerConfig:
 
 
 def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> dict[str, float]:
-    """Return the factor of each name.
-
-    Args:
-      rules: pairs (regular expression, factor).
-      names: names to match.
+    """Return the factor of each name by the rules (regular expression, factor).
 
     Raises:
       ValueError: a name matches no rule or several, or a rule matches no name; the message counts them.
@@ -135,16 +131,13 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig,
-    num_steps: int,
-    factors: Mapping[str, float],
-    leaves: Mapping[str, Leaf],
+    config: OptimizerConfig, num_steps: int, factors: Mapping[str, float], leaves: Mapping[str, Leaf]
 ) -> optax.GradientTransformation:
     """Chain clipping by global norm, Adam or Muon, and the learning rate times the factor of each parameter.
 
     Args:
       config: the settings.
-      num_steps: steps of the whole run, for the schedule.
+      num_steps: steps of the whole run.
       factors: factor of every trained parameter by its "/"-joined name.
       leaves: declarations of at least these parameters. Only Muon reads them, to find the stacked matrices.
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from pdgen.checkpoints.errors import CheckpointError
@@ -34,6 +33,7 @@ from pdgen.sequence.trajectory import Record, Text
 from pdgen.sharding import MESH_AXES, make_mesh
 from pdgen.train.lora import read_initial_adapters
 from pdgen.train.monitor.metrics_writer import check_wandb
+from pdgen.train.planning.processes import synchronize
 from pdgen.train.run_config import RunConfig, RunError, read_run_config, run_to_json
 from pdgen.train.state import StepConfig, abstract_state, state_shardings
 
@@ -64,12 +64,9 @@ class PreparedRun(NamedTuple):
 
 
 def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Device]) -> PreparedRun:
-    """Check a run from its mesh to its data without writing anything.
+    """Check a run, whose ``init`` is resolved (``pdgen.train.export.resolve_init``), without writing anything.
 
-    Args:
-      run: the config; its ``init`` is resolved (``pdgen.train.export.resolve_init``).
-      workdir: the run's folder; it need not exist.
-      devices: devices of all processes to train on.
+    The workdir need not exist; ``devices`` are those of all processes.
 
     Raises:
       RunError: the mesh, the batch, the checkpoint, the data set or the folder does not fit the run.
@@ -187,16 +184,14 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
     origin = source.dataset.origin
     if origin.tokenizer not in (None, base.tokenizer.fingerprint):
         raise RunError(
-            f"config: data {run.data} was built for another tokenizer than the model's "
-            f"({origin.tokenizer[:8]}, not {base.tokenizer.fingerprint[:8]}), perhaps by another version of "
-            "pdgen; build it again"
+            f"config: data {run.data} was built for another tokenizer than the model's ({origin.tokenizer[:8]}, not "
+            f"{base.tokenizer.fingerprint[:8]}), perhaps by another version of pdgen; build it again"
         )
     own = fingerprint_autoencoder(base.autoencoder)
     if origin.autoencoder not in (None, own):
         raise RunError(
-            f"config: data {run.data} has another autoencoder's latents than the model's "
-            f"({origin.autoencoder[:8]}, not {own[:8]}); encode it again "
-            "(launch/build_data.py encode)"
+            f"config: data {run.data} has another autoencoder's latents than the model's ({origin.autoencoder[:8]}, "
+            f"not {own[:8]}); encode it again (launch/build_data.py encode)"
         )
     return source
 
@@ -229,12 +224,8 @@ def continue_schedule(run: RunConfig, workdir: pathlib.Path, log: Log) -> RunCon
     """Return ``run`` with the learning rate schedule of the run in ``workdir``, if it is given more steps.
 
     A cosine schedule that ends later would have had other learning rates in the steps that are done. So it keeps its
-    end, and the further steps have its last learning rate. A constant schedule just continues.
-
-    Args:
-      run: the config.
-      workdir: the run's folder; it need not exist.
-      log: receives a line about the further steps if there are any.
+    end, and the further steps have its last learning rate. A constant schedule just continues. ``log`` receives a line
+    about the further steps. The workdir need not exist.
 
     Raises:
       RunError: the run is given fewer steps than it was begun with, or its config cannot be read.
@@ -326,31 +317,19 @@ def claim_workdir(run: RunConfig, workdir: pathlib.Path, log: Log) -> Generator[
     The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-      RunError: another run holds the lock; raised in every process.
+      RunError: another run holds the lock. The other processes raise a ValueError with the same message.
     """
-    if jax.process_index():
-        _raise_everywhere("")
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        try:
-            if not stack.enter_context(file_lock(workdir / LOCK)):
-                _raise_everywhere(
-                    f"{workdir}: another run is training here; wait for its end, or name another --workdir"
-                )
-        except OSError as fault:
-            log(f"{workdir}: cannot be locked ({fault.strerror}); make sure that no other run starts here")
-        _raise_everywhere("")
-        with new_file(workdir / CONFIG_FILE) as partial:
-            partial.write_text(run_to_json(run))
+        synchronize(lambda: None if jax.process_index() else _claim_workdir(stack, run, workdir, log))
         yield
 
 
-def _raise_everywhere(fault: str) -> None:
-    """Raise RunError in every process if the first process passes a fault; the others pass ""."""
-    if jax.process_count() > 1:
-        line = np.frombuffer(fault.encode()[:512].ljust(512), np.uint8)
-        fault = bytes(multihost_utils.broadcast_one_to_all(line)).decode(errors="replace").strip()
-    if fault:
-        raise RunError(fault)
+def _claim_workdir(stack: contextlib.ExitStack, run: RunConfig, workdir: pathlib.Path, log: Log) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        if not stack.enter_context(file_lock(workdir / LOCK)):
+            raise RunError(f"{workdir}: another run is training here; wait for its end, or name another --workdir")
+    except OSError as fault:
+        log(f"{workdir}: cannot be locked ({fault.strerror}); make sure that no other run starts here")
+    with new_file(workdir / CONFIG_FILE) as partial:
+        partial.write_text(run_to_json(run))

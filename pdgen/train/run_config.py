@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from absl import flags
+from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from pdgen.config import ComputeConfig, ModelConfig
@@ -156,8 +157,8 @@ def read_run_config(values: dict[str, Any]) -> RunConfig:
         run = msgspec.convert(values, RunConfig)
     except msgspec.ValidationError as fault:
         raise RunError(f"config: {fault}") from None
-    unknown = sorted(_list_keys(values) - _list_keys(dataclasses.asdict(run)))
-    if unknown:
+    given, known = (traverse_util.flatten_dict(nested, sep=".") for nested in (values, dataclasses.asdict(run)))
+    if unknown := sorted(given.keys() - known.keys()):
         raise RunError(f"config: no such key: {name_some(unknown)}")
     return run
 
@@ -200,11 +201,3 @@ def _add_defaults(config: ConfigDict, defaults: dict[str, Any]) -> None:
 def run_to_json(run: RunConfig) -> str:
     """Return the config, defaults included, as the JSON that is saved in the workdir."""
     return json.dumps(dataclasses.asdict(run), indent=1) + "\n"
-
-
-def _list_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return the dotted keys of a nested dict."""
-    keys = set()
-    for key, value in values.items():
-        keys |= _list_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
-    return keys

@@ -31,8 +31,7 @@ def detect_spike(
       factor: an update is a spike if its loss or gradient norm exceeds ``factor`` running averages.
       state: see ``init_spike_state``.
       step: number of the update. 0 is the first of the run and never a spike.
-      loss: of the batch.
-      grad_norm: before clipping.
+      loss, grad_norm: of the batch, before clipping.
 
     Returns:
       Whether the update is a spike, and the next state.

@@ -32,12 +32,7 @@ class StepConfig:
     Attributes:
       model: sizes of the model.
       compute: dtypes, remat, tiles. ``param_dtype`` also applies to frozen parameters; adapters are float32.
-      optimizer: see ``OptimizerConfig``.
-      num_steps: steps of the whole run, for the schedule.
-      ce_weight: the paper's lambda_CE.
-      accumulate: number of micro-batches, computed one after the other.
-      lora: low-rank adapters; rank 0 for none.
-      spike_factor: skip updates whose loss or gradient norm exceeds this many running averages; 0 skips none.
+      optimizer, num_steps, ce_weight, accumulate, lora, spike_factor: see ``pdgen.train.run_config.RunConfig``.
     """
 
     model: ModelConfig
@@ -149,7 +144,8 @@ def state_shardings(config: StepConfig, mesh: Mesh | AbstractMesh) -> TrainState
     replicated = NamedSharding(mesh, PartitionSpec())
     params = parameter_shardings(bagel.abstract_params(config.model), mesh)
     if config.lora.rank:
-        trained, frozen = parameter_shardings(_abstract_adapters(config), mesh), params
+        adapters = parameters.abstract(_declare_adapters(config), jnp.float32)
+        trained, frozen = parameter_shardings(adapters, mesh), params
     else:
         trained, frozen = _split_params(config, params)
     shardings = traverse_util.flatten_dict(trained, sep="/")
@@ -159,10 +155,16 @@ def state_shardings(config: StepConfig, mesh: Mesh | AbstractMesh) -> TrainState
         keys = (str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
         return shardings.get("/".join(keys).removeprefix("muon/").removeprefix("adam/"), replicated)
 
-    opt_state = jax.tree_util.tree_map_with_path(find_sharding, abstract_state(config).opt_state)
+    state = abstract_state(config)
+    opt_state = jax.tree_util.tree_map_with_path(find_sharding, state.opt_state)
     ema = trained if config.optimizer.ema_decay else {}
-    spikes = jax.tree.map(lambda _: replicated, abstract_state(config).spikes)
+    spikes = jax.tree.map(lambda _: replicated, state.spikes)
     return TrainState(replicated, trained, frozen, opt_state, ema, spikes)
+
+
+def add_shardings(tree: Any, shardings: Any) -> Any:
+    """Return a tree of ``jax.ShapeDtypeStruct`` with the shapes and dtypes of ``tree`` and these shardings."""
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
 def _declare_trainable(config: StepConfig) -> parameters.Spec:
@@ -172,10 +174,6 @@ def _declare_trainable(config: StepConfig) -> parameters.Spec:
 
 def _declare_adapters(config: StepConfig) -> parameters.Spec:
     return declare_adapters(config.lora, bagel.spec(config.model))
-
-
-def _abstract_adapters(config: StepConfig) -> Any:
-    return jax.eval_shape(parameters.Parameters(_declare_adapters(config)).init, jax.random.key(0))["params"]
 
 
 def _split_params(config: StepConfig, params: Params) -> tuple[Params, Params]:

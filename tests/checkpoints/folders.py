@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pdgen.checkpoints.mapping import array_shapes, places
-from pdgen.config import read_config
+from pdgen.checkpoints.torch_checkpoint import open_bagel_folder
+from pdgen.config import ModelConfig, read_config
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano"
 LANGUAGE = "language_model.model."
@@ -76,6 +77,16 @@ def step_folder(folder: pathlib.Path, without: tuple[str, ...] = ()) -> tuple[Te
 def all_bytes(folder: pathlib.Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read_bagel_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The sizes of a folder and its tree of numpy arrays, as a conversion reads them."""
+    opened = open_bagel_folder(folder)
+    read, shapes, flat = opened.reader(), array_shapes(opened.config), {}
+    for place, dtype, _ in opened.content().tensors:
+        array = flat.setdefault(place.path, np.empty(shapes[place.path], dtype))
+        read(place, 0, array if place.layer is None else array[place.layer])
+    return opened.config, traverse_util.unflatten_dict(flat, sep="/")
 
 
 def expected_arrays(folder: pathlib.Path, tensors: Tensors | None = None) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from pdgen.checkpoints.conversion import check, to_bagel, to_pdgen
 from pdgen.checkpoints.mapping import array_shapes, expected_tensors
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.checkpoints.safetensors_file import DTYPES, create, finish
-from pdgen.checkpoints.torch_checkpoint import open_bagel_folder, read_autoencoder, read_bagel_folder
+from pdgen.checkpoints.torch_checkpoint import open_bagel_folder, read_autoencoder
 from pdgen.config import BAGEL_7B, NANO, read_config
 from pdgen.models import autoencoder
 from pdgen.sequence.tokenizer import WHOLE_TOKENIZER
@@ -33,6 +33,7 @@ from .folders import (
     edit_json,
     edit_tensors,
     expected_arrays,
+    read_bagel_folder,
     shard,
 )
 

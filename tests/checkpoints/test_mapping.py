@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pdgen.checkpoints.mapping import RULES, array_shapes, autoencoder_path, expected_tensors, places
+from pdgen.checkpoints.mapping import RULES, array_shapes, autoencoder_places, expected_tensors, places
 from pdgen.config import (
     BAGEL_7B,
     NANO,
@@ -133,4 +133,4 @@ def test_heads_are_rows_of_the_projection():
     ],
 )
 def test_autoencoder_paths(name, path):
-    assert autoencoder_path(name) == f"autoencoder/{path}"
+    assert autoencoder_places(BAGEL_7B.autoencoder)[name].path == f"autoencoder/{path}"

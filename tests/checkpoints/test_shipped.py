@@ -12,7 +12,6 @@ from pdgen.checkpoints import shipped
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint
-from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
 from pdgen.files import FolderError
@@ -22,6 +21,7 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train import loop
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig
+from tests.checkpoints.folders import read_bagel_folder
 from tests.support.shapes_records import trajectories
 from tests.support.shipped import write_models
 

@@ -10,13 +10,13 @@ import pytest
 from flax import traverse_util
 
 from pdgen.checkpoints.mapping import places
-from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow.rectified import interpolate, shift_timesteps
 from pdgen.models import bagel, vision
 from pdgen.sequence.layout import Budgets, Pack, assemble, stack
 from pdgen.train.loss import FlowInputs, loss_sums, token_losses, total_loss
 from pdgen.train.monitor.metrics import loss_metrics
+from tests.checkpoints.folders import read_bagel_folder
 from tests.golden.test_layout import layouts_of
 
 # Tiles and chunks that divide nothing.

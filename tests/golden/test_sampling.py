@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, generate_latents
 from pdgen.models import autoencoder, bagel
@@ -16,6 +15,7 @@ from pdgen.models.context import Cache, add_latents, add_text, add_vit, empty_ca
 from pdgen.models.embeddings import sincos_table
 from pdgen.sample.text import Grammar, TextSettings, count_text_slots, write_text
 from pdgen.sequence.images import patchify, position_ids
+from tests.checkpoints.folders import read_bagel_folder
 
 COMPUTE = ComputeConfig(block_q=24, block_k=20)  # tiles that divide nothing
 BRANCHES = {"context_order": "", "cfg_text_context": "cfg_text_", "cfg_img_context": "cfg_img_"}

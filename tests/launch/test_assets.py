@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.conversion import to_bagel
 from pdgen.checkpoints.shipped import BASE
-from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.records import read_dataset, write_index
 from pdgen.evaluate.ablation import Sweep, make_stages
@@ -27,7 +27,7 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.train.export import open_weights
 from pdgen.train.release import shipping
 from pdgen.train.run_config import RunError
-from tests.checkpoints.folders import all_bytes
+from tests.checkpoints.folders import all_bytes, read_bagel_folder
 from tests.support.own_lines import own_lines
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -12,12 +12,12 @@ from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.load import find
 from pdgen.checkpoints.runs.workdir import EXPORT
-from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 from pdgen.config import ComputeConfig
 from pdgen.flow.denoise import ImageSettings
 from pdgen.models.linear import is_int8
 from pdgen.sample.sampler import Sampler
 from pdgen.sample.settings import SampleError, make_base_settings
+from tests.checkpoints.folders import read_bagel_folder
 from tests.sample.conftest import NANO, SETTINGS
 
 

@@ -22,7 +22,7 @@ from pdgen.checkpoints.load import compute_digest, find, load, load_autoencoder
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.layout import LAYOUT, TrainingLayout, write_layout
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED
-from pdgen.checkpoints.torch_checkpoint import read_autoencoder, read_bagel_folder
+from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import NANO, SHAPES_NANO
 from pdgen.data.image_layout import measure_layout
 from pdgen.data.records import Origin, RecordSource, write_dataset
@@ -36,6 +36,7 @@ from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.run_config import RunConfig, run_to_json
 from pdgen.train.state import abstract_state, combine_params
+from tests.checkpoints.folders import read_bagel_folder
 from tests.data.small_records import image as small_image
 from tests.data.small_records import records as small_records
 

@@ -29,8 +29,7 @@ def export_adapters(
       source: the workdir of a run, whose newest intact step is taken, or one of its steps.
       target: the folder to write.
       weights: "raw", or "ema" for the moving average of the adapters.
-      overwrite: whether to replace an existing adapter at ``target``.
-      log: receives lines for the user.
+      overwrite, log: see ``pdgen.files.new_folder``.
 
     Returns:
       A line that says what was written.

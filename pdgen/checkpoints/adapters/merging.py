@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -35,15 +35,14 @@ class Change(NamedTuple):
 def describe_changes(changes: Mapping[str, Change]) -> str:
     """Describe in a clause how many kernels changed and by what relative norm, |W' - W| / |W| over all of a group.
 
-    Args:
-      changes: the change of each adapted kernel, by PyTorch's name.
+    ``changes`` has the change of each adapted kernel by PyTorch's name.
     """
     groups: dict[str, list[Change]] = {}
     for name, change in changes.items():
-        own = "generation expert" if "_moe_gen" in name else "understanding expert"
-        groups.setdefault(own if ".layers." in name and name.startswith("language_model") else "others", []).append(
-            change
-        )
+        group = "generation expert" if "_moe_gen" in name else "understanding expert"
+        if not name.startswith("language_model.model.layers."):
+            group = "others"
+        groups.setdefault(group, []).append(change)
     parts = [f"{name} {len(found)} by {_relative_norm(found):.3g}" for name, found in sorted(groups.items())]
     changed = sum(change.difference > 0 for change in changes.values())
     norm = _relative_norm([*changes.values()])
@@ -74,8 +73,7 @@ def merge_adapter(
       base: a pdgen checkpoint or a BAGEL folder.
       target: the checkpoint to write.
       dtype: float32 or bfloat16 for the model's values; None keeps the base's.
-      overwrite: whether to replace an existing checkpoint at ``target``.
-      log: receives lines for the user.
+      overwrite, log: see ``pdgen.files.new_folder``.
 
     Returns:
       The manifest, and what each adapted kernel changed by, by PyTorch's name.
@@ -106,11 +104,9 @@ def measure_adapter(source: Path, base: Path, log: Log = log_stderr) -> dict[str
     return merging.changes
 
 
-@contextlib.contextmanager
-def _on_cpu() -> Generator[None, None, None]:
-    """Compute on the host: the blocks are there, and an accelerator may be busy."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        yield
+def _on_cpu() -> contextlib.AbstractContextManager:
+    """Return a context to compute in on the host: the blocks are there, and an accelerator may be busy."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def _open_base(base: pathlib.Path, cast: bool, log: Log) -> tuple[Content, stream.Read]:

@@ -75,14 +75,11 @@ class _Config(msgspec.Struct):
     bias: str = "none"
     init_lora_weights: bool | str | None = True
 
-    def rank(self, module: str) -> int:
-        """Return the rank of a module's adapter."""
-        return _find_pattern(self.rank_pattern or {}, module, self.r)
-
-    def scale(self, module: str) -> float:
-        """Return the factor of a module's product B A."""
-        alpha, rank = _find_pattern(self.alpha_pattern or {}, module, self.lora_alpha), self.rank(module)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+    def rank_and_scale(self, module: str) -> tuple[int, float]:
+        """Return the rank of a module's adapter and the factor of its product B A."""
+        rank = _find_pattern(self.rank_pattern or {}, module, self.r)
+        alpha = _find_pattern(self.alpha_pattern or {}, module, self.lora_alpha)
+        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def is_adapter(path: pathlib.Path) -> bool:
@@ -91,11 +88,7 @@ def is_adapter(path: pathlib.Path) -> bool:
 
 
 def read_adapter(path: str | pathlib.Path, config: ModelConfig) -> dict[str, Factors]:
-    """Read an adapter of a model with these sizes.
-
-    Args:
-      path: the folder.
-      config: sizes of the model.
+    """Read the folder of an adapter of a model with these sizes.
 
     Returns:
       The factors of every adapted kernel, by PyTorch's name, such as
@@ -196,7 +189,7 @@ def _match_keys(file: SafetensorsFile, kernels: Collection[str]) -> dict[str, _P
 
 def _read_factors(file: SafetensorsFile, settings: _Config, pair: _Pair, place: Place, faults: list[Fault]) -> Factors:
     """Read A and B of one kernel; add what is wrong to ``faults``."""
-    rank, (out, inner) = settings.rank(pair.module), place.shape
+    (rank, scale), (out, inner) = settings.rank_and_scale(pair.module), place.shape
     read = []
     for factor, key, shape in (("A", pair.a, (rank, inner)), ("B", pair.b, (out, rank))):
         values, name = np.empty((0, 0), np.float32), key.removeprefix(_WRAPPER)
@@ -213,7 +206,7 @@ def _read_factors(file: SafetensorsFile, settings: _Config, pair: _Pair, place: 
             text = f"{name} has {np.count_nonzero(~np.isfinite(values)):,} values that are not finite"
             faults.append(Fault("with values that are not finite", name, text))
         read.append(values)
-    return Factors(*read, settings.scale(pair.module))
+    return Factors(*read, scale)
 
 
 def write_adapter(
@@ -228,11 +221,9 @@ def write_adapter(
     """Write an adapter of BAGEL's PyTorch model as PEFT's folder, atomically.
 
     Args:
-      target: the folder to write.
+      target, overwrite, log: the folder to write, see ``pdgen.files.new_folder``.
       factors: PyTorch's name of each kernel, such as "connector.fc1.weight", with A [r, in] and B [out, r].
       rank, alpha: the products are scaled by ``alpha / rank``.
-      overwrite: whether to replace an existing adapter at ``target``.
-      log: receives lines for the user.
 
     Raises:
       FolderError: ``target`` cannot be written.

@@ -72,13 +72,7 @@ class LazyArray:
 
 
 def open_params(config: ModelConfig, facts: RunFacts, folder: pathlib.Path, weights: Weights) -> dict[str, Any]:
-    """Return the model's tree of ``LazyArray``, adapters merged.
-
-    Args:
-      config: sizes of the model.
-      facts: facts of the run.
-      folder: folder of the step.
-      weights: "raw", or "ema" for the moving average of the trained parameters.
+    """Return the model's tree of ``LazyArray`` from the ``folder`` of a step, adapters merged.
 
     Raises:
       CheckpointError: an array is missing or has another shape, or the run keeps no average.
@@ -100,7 +94,7 @@ def open_adapters(
 ) -> dict[str, tuple[LazyArray, LazyArray]]:
     """Return A [L, r, i..] and B [L, o.., r] of every adapted kernel, by its "/"-joined name; {} without LoRA.
 
-    Arguments and errors are those of ``open_params``.
+    Errors are those of ``open_params``.
     """
     if weights == "ema" and not facts.optimizer.ema_decay:
         raise CheckpointError(

@@ -44,7 +44,7 @@ def read_exported_step(workdir: pathlib.Path) -> int | None:
 
 
 def find_newest_step(workdir: pathlib.Path, log: Log, *, beyond_export: bool = True) -> int | None:
-    """Find the newest step whose files match their digests.
+    """Find the newest step of a run whose files match their digests.
 
     Args:
       workdir: the folder of the run.

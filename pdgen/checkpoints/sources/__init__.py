@@ -1,1 +1,1 @@
-"""What people bring to be converted: which files hold the weights, under which names, and what never converts."""
+"""Sources of a conversion: the files that hold the weights, the names of the tensors, and what is refused."""

@@ -42,20 +42,14 @@ class Distance:
 
         return watched
 
-    def relative(self) -> dict[str, float]:
-        """Return the distance by module; "" is all of them. 0 if both sides are 0, inf if only the right one is."""
-        total = sum(self._squares.values(), np.zeros(2))
-        return {name: _ratio(*squares) for name, squares in {"": total, **self._squares}.items()}
-
     def text(self) -> str:
         """Return the distance as text, such as "1.2e-03 (language_model 1.3e-03, connector 0)"."""
-        numbers = {name: f"{value:.1e}" if value else "0" for name, value in self.relative().items()}
-        total = numbers.pop("")
-        return f"{total} ({', '.join(f'{name} {number}' for name, number in sorted(numbers.items()))})"
+        modules = ", ".join(f"{name} {_format_ratio(*squares)}" for name, squares in sorted(self._squares.items()))
+        return f"{_format_ratio(*sum(self._squares.values(), np.zeros(2)))} ({modules})"
 
 
-def _ratio(difference: float, norm: float) -> float:
-    """Return the square root of the quotient of two squares."""
-    if not norm:
-        return math.inf if difference else 0.0
-    return math.sqrt(difference / norm)
+def _format_ratio(difference: float, norm: float) -> str:
+    """Format the square root of the quotient of two squares: 0 if both are 0, inf if only ``norm`` is."""
+    if not difference:
+        return "0"
+    return f"{math.sqrt(difference / norm):.1e}" if norm else "inf"

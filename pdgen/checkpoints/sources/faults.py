@@ -92,14 +92,12 @@ def find_dtype_faults(where: Mapping[str, Place], tensors: Mapping[str, StoredTe
 def find_head_faults(config: ModelConfig) -> list[Fault]:
     """Check the numbers of heads, which no tensor determines."""
     language, vision = config.language, config.vision
-    faults = []
-    if vision.hidden_size % vision.num_heads:
-        text = f"vit_config.json: num_attention_heads {vision.num_heads} does not divide the width {vision.hidden_size}"
-        faults.append(Fault("unsupported", "vit_config.json: num_attention_heads", text))
-    if language.num_heads % language.num_kv_heads:
-        text = (
-            f"llm_config.json: num_key_value_heads {language.num_kv_heads} does not divide "
-            f"num_attention_heads {language.num_heads}"
-        )
-        faults.append(Fault("unsupported", "llm_config.json: num_key_value_heads", text))
-    return faults
+    checks = (
+        ("vit_config.json: num_attention_heads", vision.num_heads, "the width", vision.hidden_size),
+        ("llm_config.json: num_key_value_heads", language.num_kv_heads, "num_attention_heads", language.num_heads),
+    )
+    return [
+        Fault("unsupported", key, f"{key} {divisor} does not divide {name} {number}")
+        for key, divisor, name, number in checks
+        if number % divisor
+    ]

@@ -1,4 +1,4 @@
-"""Recognises what never converts, by its first bytes, its tensors' names or its folder: one line says what to take."""
+"""Refusal of files and folders that cannot be converted, recognised by first bytes, tensor names or layout."""
 
 import json
 import pathlib
@@ -30,20 +30,15 @@ _QUANTIZED: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def describe_placeholder(head: bytes) -> str | None:
-    """Return what is wrong with a file whose first bytes are ``head``; None if it may be what its name says."""
-    head = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((said for start, said in _BEGINNINGS if head.startswith(start)), None)
-
-
 def refuse_placeholder(path: pathlib.Path) -> None:
     """Raise CheckpointError if ``path`` exists and is a Git LFS pointer, an HTML page or a GGUF file."""
     if not path.is_file():
         return
     with path.open("rb") as file:
-        said = describe_placeholder(file.read(_HEAD))
-    if said:
-        raise CheckpointError(f"{path}: {said}")
+        head = file.read(_HEAD).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for beginning, fault in _BEGINNINGS:
+        if head.startswith(beginning):
+            raise CheckpointError(f"{path}: {fault}")
 
 
 def describe_quantized(names: Collection[str]) -> str | None:

@@ -41,11 +41,7 @@ class StoredTensor:
         return self.file.tensors[self.stored_name].shape
 
     def read(self, offset: int, values: np.ndarray) -> None:
-        """Read values from number ``offset`` on into ``values`` (contiguous), cast to its dtype.
-
-        Raises:
-          CheckpointError: see ``SafetensorsFile.read``.
-        """
+        """Read values from number ``offset`` on into ``values`` (contiguous), cast to its dtype; see ``file.read``."""
         if values.dtype == self.dtype:
             self.file.read(self.stored_name, offset, values)
             return
@@ -63,14 +59,14 @@ def cast_dtype(place: Place, stored: np.dtype, dtype: np.dtype | None) -> np.dty
     return dtype if dtype is not None and place.path.startswith("model/") else CASTS.get(stored, stored)
 
 
-def unwrap(name: str) -> str:
-    """Return a tensor's name without the names of wrappers around modules."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
 def list_tensors(files: Iterable[SafetensorsFile]) -> list[StoredTensor]:
     """Return all tensors of the files, in the order of the files and of their bytes."""
-    return [StoredTensor(unwrap(name), file, name, file.path.name) for file in files for name in file.tensors]
+    tensors = []
+    for file in files:
+        for name in file.tensors:
+            own = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+            tensors.append(StoredTensor(own, file, name, file.path.name))
+    return tensors
 
 
 def describe_wrappers(tensors: Sequence[StoredTensor]) -> list[str]:
@@ -94,8 +90,7 @@ def take_modules(
     """Complete tensors by the whole modules that they lack.
 
     Args:
-      tensors: the tensors by name.
-      base: all tensors of another model by name.
+      tensors, base: the tensors by name, and all those of another model.
       target: name of the file to which a conversion back writes the model's added tensors; the autoencoder's keep
         their own file.
 

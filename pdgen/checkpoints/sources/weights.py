@@ -1,4 +1,4 @@
-"""The files of a folder that hold the model's weights: the moving average (``ema``) and the raw ones (``model``)."""
+"""The files of a folder that hold the model's weights: the moving average (``ema``) and the raw weights (``model``)."""
 
 import dataclasses
 import json
@@ -56,9 +56,7 @@ def find_weights(path: pathlib.Path) -> dict[Weights, WeightFiles]:
 def choose_weights(path: pathlib.Path, weights: Weights | None) -> tuple[WeightFiles, WeightFiles | None]:
     """Choose the weights to convert, and return the other set too, if there is one.
 
-    Args:
-      path: the folder.
-      weights: "raw", "ema", or None: "ema" if there is one, as in PyTorch's code.
+    ``weights`` is "raw", "ema", or None for "ema" if there is one, as in PyTorch's code.
 
     Raises:
       CheckpointError: the folder lacks these weights, or they are several files without an index; or see

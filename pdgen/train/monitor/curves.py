@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 # Legible on white and on black.
@@ -102,19 +103,12 @@ def draw_chart(lines: Sequence[Line], levels: Sequence[float] = (), log: bool = 
             _draw_line(axes, line)
         for level in levels:
             axes.axhline(level, color=COLOURS[LEVEL], linestyle=":", linewidth=1.2)
-        if log and values.min() > 0 and values.max() > _LOG_RANGE * values.min():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_locator(ticker.NullLocator())
-        elif 0 <= values.min() <= values.max() / 2:
+        if not (log and _use_log_axis(axes, axes.yaxis, values)) and 0 <= values.min() <= values.max() / 2:
             axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.tick_params(length=0)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    return _inline(buffer.getvalue())
+        return _save_inline(figure)
 
 
 class Point(NamedTuple):
@@ -138,17 +132,10 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
                 axes.plot([point.x, point.x], [point.low, point.high], color=colour, linewidth=1.2, alpha=0.6)
             axes.plot([point.x], [point.y], marker="o", markersize=5, color=colour)
             axes.annotate(str(label), (point.x, point.y), (5, 3), textcoords="offset points")
-        xs = [point.x for point in points]
-        if min(xs) > 0 and max(xs) > _LOG_RANGE * min(xs):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_minor_locator(ticker.NullLocator())
+        _use_log_axis(axes, axes.xaxis, np.array([point.x for point in points]))
         axes.xaxis.set_major_formatter(lambda value, _: format_number(value))
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.tick_params(length=0)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    return _inline(buffer.getvalue())
+        return _save_inline(figure)
 
 
 def format_number(value: float) -> str:
@@ -176,8 +163,22 @@ def _half_life(values: np.ndarray) -> float:
     return max(1.0, len(values) / 50)
 
 
-def _inline(svg: str) -> str:
-    """Strip matplotlib's file to the drawing, with the page's font and colours and without a fixed size."""
+def _use_log_axis(axes: Axes, axis: Axis, values: np.ndarray) -> bool:
+    """Make the axis of ``values`` logarithmic if they are positive and of a wide range; return whether they are."""
+    if values.min() <= 0 or values.max() <= _LOG_RANGE * values.min():
+        return False
+    (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(ticker.NullLocator())
+    return True
+
+
+def _save_inline(figure: Figure) -> str:
+    """Return the drawing without matplotlib's headers and fixed size, in the page's font and colours."""
+    figure.axes[0].tick_params(length=0)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| xmlns(:\w+)?="[^"]*"| font-family: [^;]*;', "", svg)  # ids repeat in a page

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
+from flax import traverse_util
 
 from pdgen.report.page import render, split_tags
 from pdgen.sequence.images import encode_png
@@ -17,14 +18,7 @@ from pdgen.train.monitor.run_log import RunLog
 
 _MAX_COLUMNS = 12  # steps in a grid of pictures
 _NORMS = {"": "all", "_und": "understanding", "_gen": "generation", "_other": "other"}
-_STAGES = {
-    "_plan": "plan",
-    "_inspect": "inspect",
-    "_refine": "refine",
-    "_switch": "switch",
-    "_thought": "thought",
-    "_answer": "answer",
-}
+_STAGES = {f"_{stage}": stage for stage in ("plan", "inspect", "refine", "switch", "thought", "answer")}
 _BANDS = {"_0": "t below 0.25", "_1": "0.25 to 0.5", "_2": "0.5 to 0.75", "_3": "from 0.75"}
 
 
@@ -211,13 +205,10 @@ def _list_notes(log: RunLog) -> list[str]:
     return [f"{log.name}: the last line of the {name} is half-written and was ignored." for name in truncated]
 
 
-def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested config as a flat dict with dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        values |= flatten_config(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return values
+def flatten_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a nested config as a flat dict with dotted keys; an empty dict is a value."""
+    flat = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
+    return {key: {} if value is traverse_util.empty_node else value for key, value in flat.items()}
 
 
 def _make_grid(log: RunLog, anchor: str) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ class PictureSampler:
     Args:
       run: the config.
       workdir: the run's folder; the pictures are written to its ``pictures/<step>/<prompt>/``.
-      log: receives one-line messages for the user.
+      log: receives lines for the user.
       base: the base model of the run.
       settings: settings of the sampler.
 
@@ -63,7 +63,12 @@ class PictureSampler:
         except SampleError as fault:
             self._log(f"step {step}: no pictures ({fault}); the run continues")
             return
-        self._write(pictures_folder(self._workdir, step), trajectories)
+        folder = pictures_folder(self._workdir, step)
+        with new_folder(
+            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, log=self._log
+        ) as partial:
+            for number, trajectory in enumerate(trajectories):
+                save_trajectory(partial / f"{number:03d}", trajectory)
 
     def _sample(self, step: int, params: dict[str, Any]) -> list[Trajectory]:
         """Return one trajectory per prompt."""
@@ -77,14 +82,6 @@ class PictureSampler:
                 self._model = dataclasses.replace(model, params={})
             model = dataclasses.replace(self._model, params=params, name=f"{self._workdir}, step {step}")
             return Sampler(model)(self._run.prompts, settings=self._settings)
-
-    def _write(self, folder: pathlib.Path, trajectories: Sequence[Trajectory]) -> None:
-        """Write the folder of a step, whole or not at all."""
-        with new_folder(
-            folder, kind="folder of pictures", replaceable=_is_pictures, overwrite=True, log=self._log
-        ) as partial:
-            for number, trajectory in enumerate(trajectories):
-                save_trajectory(partial / f"{number:03d}", trajectory)
 
 
 def _is_pictures(folder: pathlib.Path) -> bool:

@@ -35,10 +35,9 @@ class RunMonitor:
     """A context manager that shows the progress and is called after every step. Create it under the run's mesh.
 
     Args:
-      run: the config.
-      config: static settings of the run's steps.
+      run, config: the run's config and the static settings of its steps.
       workdir: folder to write to.
-      log: receives one-line messages for the user.
+      log: receives lines for the user.
       batches: batches of the steps, to name the records of a failed one.
       held_out: computes the held-out losses; None if the run holds nothing out.
       sample_pictures: samples pictures, see ``pdgen.train.loop.train``.

@@ -10,9 +10,6 @@ class Watchers:
 
     A dropped part is not called again in this process. A part that recovered would leave a gap, and on a full disk
     every further attempt would fail as well.
-
-    Args:
-      log: receives one-line messages for the user.
     """
 
     def __init__(self, log: Log) -> None:
@@ -20,7 +17,7 @@ class Watchers:
         self._dropped: set[str] = set()
 
     def call(self, name: str, part: Callable[..., object], *args: object) -> None:
-        """Call ``part`` with ``args``, unless the part ``name``, such as the path of its file, was dropped."""
+        """Call ``part`` with ``args``, unless the part of this name, such as the path of its file, was dropped."""
         if name in self._dropped:
             return
         try:

@@ -1,1 +1,1 @@
-"""Memory and time of a training step on machines that are not here."""
+"""Memory and time of a training step on other machines, and runs of several processes."""

@@ -21,7 +21,7 @@ from pdgen.train.monitor.flops import model_flops, peak_flops
 from pdgen.train.planning.topology import USABLE_FRACTION, Topology, compiler_options, make_compile_only_devices
 from pdgen.train.preflight import check_sharding, make_run_mesh
 from pdgen.train.run_config import RunConfig, RunError
-from pdgen.train.state import StepConfig, TrainState, abstract_state, state_shardings
+from pdgen.train.state import StepConfig, TrainState, abstract_state, add_shardings, state_shardings
 from pdgen.train.step import jit_step
 
 
@@ -71,14 +71,10 @@ def abstract_arguments(
     step: StepConfig, budgets: Budgets, rows: int, mesh: Mesh
 ) -> tuple[TrainState, Pack, jax.ShapeDtypeStruct]:
     """Return state, batch and key of a step as shapes with the shardings that training uses."""
-
-    def with_shardings(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
-
-    state = with_shardings(abstract_state(step), state_shardings(step, mesh))
+    state = add_shardings(abstract_state(step), state_shardings(step, mesh))
     shapes = pack_shapes(budgets, step.model, rows)
-    batch = with_shardings(shapes, jax.tree.map(lambda _: NamedSharding(mesh, RULES.spec("batch")), shapes))
-    key = with_shardings(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
+    batch = add_shardings(shapes, jax.tree.map(lambda _: NamedSharding(mesh, RULES.spec("batch")), shapes))
+    key = add_shardings(jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
     return state, batch, key
 
 
@@ -94,8 +90,7 @@ def compile_step(
 
     Args:
       step: static settings of the step.
-      budgets: slots of a pack.
-      rows: packs in the global batch.
+      budgets, rows: slots of a pack, packs in the global batch.
       mesh: see ``pdgen.train.preflight.make_run_mesh``.
       options: options of the compiler, see ``compiler_options``.
 

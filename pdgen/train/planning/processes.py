@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from pdgen.files import log_stderr, shorten_fault
 from pdgen.train.run_config import RunError
 
-_LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of a message between processes; the message after a signal
+_LINE, _STOPPED = 1024, "\N{END OF TEXT}"  # bytes of a line between processes; the line after a signal
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _Result = TypeVar("_Result")
 
@@ -81,25 +81,29 @@ def print_once(line: str) -> None:
             log_stderr(f"standard output: cannot be written ({shorten_fault(fault)}); the work continues without it")
 
 
+def gather_lines(line: str) -> list[str]:
+    """Return the line of every process, each at most 1,024 bytes. Every process must call it."""
+    if jax.process_count() == 1:
+        return [line]
+    padded = np.frombuffer(line.encode()[:_LINE].ljust(_LINE, b"\0"), np.uint8)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(padded)]
+
+
 def synchronize(step: Callable[[], _Result]) -> _Result:
     """Call ``step`` and return its result when every process has finished its own.
 
     Raises:
-      ValueError: Another process failed, with its message. The process's own error is raised unchanged.
-      KeyboardInterrupt: A process received a signal.
+      ValueError: another process failed, with its message. The process's own error is raised unchanged.
+      KeyboardInterrupt: a process received a signal.
     """
-    if jax.process_count() == 1:
-        return step()
     result: Any = None
     own = None
     try:
         result = step()
     except BaseException as fault:  # any error: the other processes would wait for ever
         own = fault
-    stopped = isinstance(own, KeyboardInterrupt)
-    message = b"" if own is None else (_STOPPED if stopped else str(own) or repr(own)).encode()[:_LINE]
-    padded = np.frombuffer(message.ljust(_LINE, b"\0"), np.uint8)
-    lines = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(padded)]
+    message = "" if own is None else _STOPPED if isinstance(own, KeyboardInterrupt) else str(own) or repr(own)
+    lines = gather_lines(message)
     if own is not None:
         raise own
     for line in filter(None, lines):

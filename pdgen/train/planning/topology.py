@@ -18,7 +18,6 @@ from jax.experimental import topologies
 
 from pdgen.assets import h100_description
 
-INSTALL = 'pip install "pdgen[plan]"'
 GPUS_PER_HOST = 8
 # Share of the memory that the compiled program can use. The runtime needs the rest: CUDA context, NCCL buffers,
 # workspaces, fragmentation. launch/gpu.env sets XLA_PYTHON_CLIENT_MEM_FRACTION accordingly.
@@ -63,11 +62,6 @@ class Topology:
     chip: Chip
     layout: tuple[int, ...]
 
-    @property
-    def devices(self) -> int:
-        """Number of GPUs or TPU chips. JAX sees two devices in a TPU7x chip."""
-        return math.prod(self.layout)
-
 
 def parse_topology(name: str) -> Topology:
     """Parse ``h100:<GPUs>`` or ``<TPU>:<X>x<Y>[x<Z>]``. Raises TopologyError for anything else."""
@@ -92,7 +86,9 @@ def require_compiler(topology: Topology) -> None:
     """Raise TopologyError with the command to install if the compiler is missing or of another jax version."""
     missing = [package for package in topology.chip.packages if _find_version(package) is None]
     if missing:
-        raise TopologyError(f"--topology={topology.name}: {', '.join(missing)} not installed; {INSTALL}")
+        raise TopologyError(
+            f'--topology={topology.name}: {", ".join(missing)} not installed; pip install "pdgen[plan]"'
+        )
     for package in topology.chip.packages:
         if package.startswith("jax-") and _find_version(package) != jax.__version__:
             raise TopologyError(

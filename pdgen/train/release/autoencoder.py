@@ -86,7 +86,7 @@ class AutoencoderTrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderQuality:
-    """Reconstruction quality and latent statistics; latents are scale * (x - shift) with x from the posterior.
+    """Reconstruction quality and statistics of the latents scale * (x - shift) with x from the posterior.
 
     Attributes:
       psnr: 10 log10(4 / mean squared error) in dB over all pictures, decoded from the mean of the posterior.
@@ -126,16 +126,13 @@ def compute_loss(
 def normalise_latents(
     config: AutoencoderConfig, params: Params, mean: Float[Array, " z"], std: Float[Array, " z"]
 ) -> dict[str, Any]:
-    """Return parameters with zero-mean, unit-variance latents, given the statistics of the latents of ``params``.
+    """Return parameters with zero-mean, unit-variance latents.
 
     With x = shift + latent / scale, the new x' is a x + b, where a = 1 / std and b = shift (1 - a) - a mean / scale;
     the log-variance grows by 2 log a. The decoder inverts this: x = std (x' - b), exactly except for the zero padding
     of its first convolution.
 
-    Args:
-      config: sizes, scale and shift.
-      params: parameters of encoder and decoder; they are not changed.
-      mean, std: mean and standard deviation of each channel of the latents scale * (x - shift).
+    ``mean`` and ``std`` are those of each channel of the latents scale * (x - shift) of ``params``.
     """
     a = 1 / std
     b = config.shift_factor * (1 - a) - a * mean / config.scale_factor
@@ -266,10 +263,7 @@ def train_autoencoder(
 
 
 def write_autoencoder(path: pathlib.Path, config: AutoencoderConfig, params: Params) -> None:
-    """Write ``params`` by their torch names as float16, in the layout of a BAGEL folder's ae.safetensors.
-
-    The file appears whole or not at all; ``pdgen.checkpoints.torch_checkpoint.read_autoencoder`` reads it.
-    """
+    """Write ``params`` atomically by their torch names as float16, as the ae.safetensors of a BAGEL folder."""
     arrays = traverse_util.flatten_dict({"autoencoder": params}, sep="/")
     tensors = {name: np.asarray(arrays[place.path], np.float16) for name, place in autoencoder_places(config).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,14 +272,10 @@ def write_autoencoder(path: pathlib.Path, config: AutoencoderConfig, params: Par
 
 
 def paint_scenes(seed: int, stream: int, count: int, size: int, free_share: float) -> UInt8[np.ndarray, "n H W 3"]:
-    """Paint random scenes of 1 to ``MAX_OBJECTS`` objects.
+    """Paint ``count`` random scenes of 1 to ``MAX_OBJECTS`` objects, ``size`` pixels high and wide.
 
-    Args:
-      seed: seed of all scenes.
-      stream: ``TRAINING`` or ``HELD_OUT``; scenes of different streams are independent.
-      count: number of scenes, n.
-      size: height and width in pixels.
-      free_share: expected share of scenes, 0 to 1, whose objects are placed freely; the others use the lattice.
+    Scenes of different streams, ``TRAINING`` and ``HELD_OUT``, are independent. ``free_share`` is the expected share of
+    scenes, 0 to 1, whose objects are placed freely; the others use the lattice.
     """
     pictures = np.empty((count, size, size, 3), np.uint8)
     for index in trange(count, desc="painting", unit="picture"):

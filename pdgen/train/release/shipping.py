@@ -32,7 +32,7 @@ def replace_shipped(name: str, workdir: pathlib.Path, weights: Weights, log: Log
       name: one of ``pdgen.checkpoints.shipped.SHIPPED``.
       workdir: the run's folder.
       weights: "raw", or "ema" for the moving average.
-      log: receives one-line messages for the user.
+      log: receives lines for the user.
 
     Returns:
       The model's folder.

@@ -34,12 +34,7 @@ class Stage(NamedTuple):
 
 
 def run_stage(stage: Stage, launch: pathlib.Path, log: Log) -> None:
-    """Run a stage unless it is finished.
-
-    Args:
-      stage: the stage to run.
-      launch: folder of the commands.
-      log: receives the command line if the stage runs.
+    """Run a stage unless it is finished; ``launch`` is the folder of the commands.
 
     Raises:
       StageError: the stage failed, or was finished with other arguments.

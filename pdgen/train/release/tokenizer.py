@@ -52,19 +52,14 @@ def generate_texts(seed: int, count: int) -> Iterator[str]:
             before = step.graph
         scenes = place_scenes(rng, [Step("add", tuple(e.id for e in graph.entities), graph)])
         if scenes is not None:
-            yield generate_fault_text(rng, graph, scenes[0])
-            yield from generate_question_texts(rng, scenes[0])
+            yield from _generate_scene_texts(rng, graph, scenes[0])
 
 
-def generate_fault_text(rng: np.random.Generator, graph: SceneGraph, scene: Scene) -> str:
-    """Return the text about a draft of the scene with a random fault."""
+def _generate_scene_texts(rng: np.random.Generator, graph: SceneGraph, scene: Scene) -> Iterator[str]:
+    """Yield the text about a draft with a random fault, and every kind of question with its answer."""
     entity = int(rng.choice([e.id for e in graph.entities]))
     draft, kind = corrupt(rng, scene, graph, entity)
-    return inspections.write_draft_fault(rng, kind, graph, entity, draft)
-
-
-def generate_question_texts(rng: np.random.Generator, scene: Scene) -> Iterator[str]:
-    """Yield a question of every kind that the scene allows, each followed by its answer."""
+    yield inspections.write_draft_fault(rng, kind, graph, entity, draft)
     for kind in KINDS:
         question = make_asker(rng, kind)(scene)
         if question is not None:
@@ -115,12 +110,7 @@ def fit_pieces(sentences: list[str]) -> bytes:
 
 
 def train_tokenizer(path: pathlib.Path, seed: int, count: int) -> tuple[int, int]:
-    """Train a tokenizer and write it. The same seed and count give the same bytes.
-
-    Args:
-      path: file to write; it appears whole or not at all.
-      seed: seed of the trajectories.
-      count: number of trajectories to train on.
+    """Train a tokenizer on ``count`` trajectories and write it. The same seed and count give the same bytes.
 
     Returns:
       The number of pieces and the file's size in bytes.

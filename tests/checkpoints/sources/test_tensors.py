@@ -12,7 +12,6 @@ from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint, open_checkpoint, write_checkpoint
 from pdgen.checkpoints.safetensors_file import DTYPES
 from pdgen.checkpoints.sources.tensors import EMBEDDING, HEAD
-from pdgen.checkpoints.torch_checkpoint import read_bagel_folder
 
 from ...torch_reference.bagel import Bagel, load_configs
 from ..folders import (
@@ -24,6 +23,7 @@ from ..folders import (
     edit_json,
     edit_tensors,
     expected_arrays,
+    read_bagel_folder,
     shard,
 )
 
