@@ -23,14 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from pdgen.files import file_sha256, new_file, new_folder, to_os_error
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, decode_image
-from pdgen.sequence.trajectory import (
-    VERSION,
-    Image,
-    Record,
-    TrajectoryError,
-    decode_record,
-    encode_record,
-)
+from pdgen.sequence.trajectory import VERSION, Image, Record, TrajectoryError, decode_record, encode_record
 
 INDEX = "dataset.json"
 SUFFIX = ".array_record"

@@ -92,10 +92,7 @@ def _encoder_spec(config: AutoencoderConfig) -> Spec:
 
 def _decoder_spec(config: AutoencoderConfig) -> Spec:
     channels = config.channels * config.multipliers[-1]
-    spec: dict[str, Any] = {
-        "conv_in": _conv_spec(config.z_channels, channels),
-        "mid": _middle_spec(channels),
-    }
+    spec: dict[str, Any] = {"conv_in": _conv_spec(config.z_channels, channels), "mid": _middle_spec(channels)}
     for level in reversed(range(len(config.multipliers))):
         stage = spec[f"up_{level}"] = {}
         for index in range(config.num_blocks + 1):
@@ -289,10 +286,7 @@ def latent_from_moments(config: AutoencoderConfig, x: Values) -> Values:
 
 
 def decode(
-    config: AutoencoderConfig,
-    params: Params,
-    latents: Float[Array, "B h w z"],
-    dtype: Any = jnp.float32,
+    config: AutoencoderConfig, params: Params, latents: Float[Array, "B h w z"], dtype: Any = jnp.float32
 ) -> Float[Array, "B H W 3"]:
     """Decode latents to images.
 

@@ -21,13 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64
 
 from pdgen.config import ModelConfig
 from pdgen.sequence import images
-from pdgen.sequence.layout import (
-    DroppedImage,
-    LatentSegment,
-    Segment,
-    TextSegment,
-    VitSegment,
-)
+from pdgen.sequence.layout import DroppedImage, LatentSegment, Segment, TextSegment, VitSegment
 from pdgen.sequence.tokenizer import SwitchTokens, Tokenizer
 from pdgen.sequence.trajectory import TAG, Image, Record, Text
 

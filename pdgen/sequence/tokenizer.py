@@ -299,14 +299,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
     special = [_find(path, name, ids.get(name), pieces) for name in SPECIALS]
     pad = model.pad_id() if model.pad_id() >= 0 else _find(path, PAD, ids.get(PAD), pieces)
-    return Tokenizer(
-        tuple(pieces),
-        model.encode,
-        *special,
-        pad,
-        files=(path,),
-        fingerprint=sha256(data),
-    )
+    return Tokenizer(tuple(pieces), model.encode, *special, pad, files=(path,), fingerprint=sha256(data))
 
 
 def _sentencepiece_bytes(model: sentencepiece.SentencePieceProcessor, number: int) -> bytes:

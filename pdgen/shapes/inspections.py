@@ -266,10 +266,7 @@ def _miscounted(rng: np.random.Generator, right: Entity, seen: int) -> str:
 
 
 def write_conflict(
-    rng: np.random.Generator,
-    prompt_graph: SceneGraph,
-    plan_graph: SceneGraph,
-    settled: Sequence[Difference] = (),
+    rng: np.random.Generator, prompt_graph: SceneGraph, plan_graph: SceneGraph, settled: Sequence[Difference] = ()
 ) -> str:
     """Write an inspection that names the first contradiction between a plan and its prompt; it ends with ``<refine>``.
 

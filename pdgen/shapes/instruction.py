@@ -100,14 +100,7 @@ def apply_instruction(before: SceneGraph | None, instruction: Instruction) -> Sc
       SceneError: the instruction names what is not there, or adds what is there.
     """
     before = SceneGraph(()) if before is None else before
-    operations = {
-        "add": _add,
-        "modify": _modify,
-        "swap": _swap,
-        "move": _move,
-        "replace": _replace,
-        "remove": _remove,
-    }
+    operations = {"add": _add, "modify": _modify, "swap": _swap, "move": _move, "replace": _replace, "remove": _remove}
     known = {e.id for e in before.entities}
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     for entity in instruction.graph.entities:

@@ -12,13 +12,7 @@ from pdgen.shapes.graph import Relation, SceneGraph, Step, drop_implied
 from pdgen.shapes.instruction import make_instruction, write_instruction
 from pdgen.shapes.lexicon import RELATIONS, make_sentence, pick
 from pdgen.shapes.matching import find_differences
-from pdgen.shapes.phrases import (
-    USUAL,
-    Wording,
-    phrase_background,
-    phrase_scene,
-    write_statements,
-)
+from pdgen.shapes.phrases import USUAL, Wording, phrase_background, phrase_scene, write_statements
 
 GENEVAL_FORM = "a photo of {}"
 SHORT_FORMS = ("a picture of {}", "an image of {}", "a drawing of {}", "draw {}", "paint {}", "show {}", "{}")
