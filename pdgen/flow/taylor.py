@@ -48,7 +48,7 @@ def plan(num_steps: int, guidance_start: int) -> Plan:
     known = np.zeros((num_steps, 2), np.int32)
     last, orders = -1, [-1, -1]
     for step in range(num_steps):
-        distance[step] = max(1, step - last) if last >= 0 else 1
+        distance[step] = max(1, step - last)
         full[step] = step < WARM_UP or step - last >= EVERY or step == guidance_start
         if full[step]:
             for branch, start in enumerate((0, guidance_start)):

@@ -105,40 +105,9 @@ def _decoder_spec(config: AutoencoderConfig) -> Spec:
     return spec
 
 
-class Autoencoder(nn.Module):
-    """The autoencoder as a Linen module: ``encode`` and ``decode`` below with its own parameters.
-
-    Attributes:
-      config: sizes.
-      dtype: dtype of activations and products; norms and softmax are always float32.
-      param_dtype: dtype of the parameters that ``init`` returns.
-    """
-
-    config: AutoencoderConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        """Declare the parameters."""
-        self.encoder = Parameters(_encoder_spec(self.config), self.param_dtype)
-        self.decoder = Parameters(_decoder_spec(self.config), self.param_dtype)
-
-    def __call__(self) -> dict[str, Any]:
-        """Return the parameter tree {"encoder": ..., "decoder": ...}."""
-        return {"encoder": self.encoder(), "decoder": self.decoder()}
-
-    def encode(self, images: Float[Array, "B H W 3"]) -> tuple[Array, Array]:
-        """Call ``encode`` with the module's parameters."""
-        return encode(self.config, self(), images, self.dtype)
-
-    def decode(self, latents: Float[Array, "B h w z"]) -> Float[Array, "B H W 3"]:
-        """Call ``decode`` with the module's parameters."""
-        return decode(self.config, self(), latents, self.dtype)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "param_dtype"))
 def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Draw parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales 1, biases 0.
+    """Draw {"encoder": ..., "decoder": ...}: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales 1, biases 0.
 
     Raises:
       ValueError: the channels of a resolution are not a multiple of ``config.num_groups``.
@@ -150,7 +119,8 @@ def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: Any =
             f"autoencoder of {config.channels} channels and multipliers {config.multipliers}: "
             f"{odd[0]} channels do not divide into {groups} groups; choose multiples of {groups}"
         )
-    return nn.unbox(Autoencoder(config, param_dtype=param_dtype).init(key)["params"])
+    spec = {"encoder": _encoder_spec(config), "decoder": _decoder_spec(config)}
+    return nn.unbox(Parameters(spec, param_dtype).init(key)["params"])
 
 
 def abstract_params(config: AutoencoderConfig, param_dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -246,7 +216,7 @@ def encode(
       config: sizes; h = H / config.downsample, w = W / config.downsample.
       params: the tree of ``init_params``, of which only "encoder" is read.
       images: values in [-1, 1].
-      dtype: dtype of activations and products.
+      dtype: dtype of activations and products; norms and softmax are always float32.
 
     Returns:
       Mean and log-variance of the latents, float32, before scale and shift.

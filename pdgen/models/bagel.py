@@ -44,7 +44,7 @@ def spec(config: ModelConfig) -> dict[str, parameters.Spec]:
 
     return {
         "language": {
-            "embed": {"embedding": parameters.Leaf((N, D), ("vocab", "embed"), parameters.normal())},
+            "embed": {"embedding": parameters.Leaf((N, D), ("vocab", "embed"), nn.initializers.normal(0.02))},
             "layers": parameters.stack_layers(mot.layer_spec(config.language), config.language.num_layers),
             "norm": {expert: parameters.norm(D) for expert in mot.EXPERTS},
             "head": parameters.linear((N,), (D,), ("vocab",), ("embed",), bias=False),
@@ -165,15 +165,9 @@ def embed_pack(
     latents: Float[Array, "B G C"],
     t: Float[Array, "B G"],
 ) -> Streams:
-    """Embed a batch of packs: und is text and then ViT tokens, gen is VAE tokens.
+    """Embed packs with a leading axis B: und is text and then ViT tokens, gen is VAE tokens.
 
-    Args:
-      config: the model's sizes.
-      compute: dtype, remat and attention.
-      params: the model's parameters.
-      pack: packs with a leading axis B.
-      latents: values of the VAE tokens, clean or noised.
-      t: timestep of each VAE token, 0 if clean.
+    ``latents`` are the values of the VAE tokens, clean or noised, and ``t`` their timesteps, 0 if clean.
     """
     text = embed_text(compute, params, pack.text_ids)
     # One row of patches holds several images; each patch has the interval of its own image.

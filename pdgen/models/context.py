@@ -100,9 +100,7 @@ def add_text(
     """Append the first ``count`` tokens of each row; positions advance by one per token.
 
     Args:
-      config: the model's sizes.
-      compute: dtype, remat and attention.
-      params: the model's parameters.
+      config, compute, params: the model.
       cache: the context so far.
       ids: token ids; those beyond ``count`` are ignored.
       count: number of tokens per row, within [0, M]; rows with 0 do not change.
@@ -133,9 +131,7 @@ def add_latents(
     """Append a clean image's VAE tokens between switch tokens; the position advances by one.
 
     Args:
-      config: the model's sizes.
-      compute: dtype, remat and attention.
-      params: the model's parameters.
+      config, compute, params: the model.
       cache: the context so far.
       latents: clean, scaled latents in patches, and their position ids.
       switches: ids of <|vision_start|> and <|vision_end|>.

@@ -140,8 +140,7 @@ def run_layers(
     """Run all layers. The expert of an empty stream is not evaluated.
 
     Args:
-      config: the language model's sizes.
-      compute: dtype, remat and attention.
+      config, compute: sizes, dtype, remat and attention.
       params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``).
       streams: input embeddings.
       order: positions of the tokens.

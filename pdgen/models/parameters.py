@@ -42,11 +42,6 @@ class Leaf:
 Spec = Mapping[str, Leaf | Mapping[str, Any]]
 
 
-def normal(scale: float = 0.02) -> Initializer:
-    """Return an initializer of Gaussian values with standard deviation ``scale``."""
-    return nn.initializers.normal(scale)
-
-
 def linear(
     out: tuple[int, ...],
     inner: tuple[int, ...],
@@ -61,7 +56,7 @@ def linear(
     ``init`` draws the kernel with standard deviation ``scale`` / sqrt(inputs). Then outputs are ``scale`` times as
     large as inputs at any width: 0.017 at the 7B model's 3,584, where 0.02 is usual, and 0.09 at 128.
     """
-    fill = normal(scale / math.sqrt(math.prod(inner)))
+    fill = nn.initializers.normal(scale / math.sqrt(math.prod(inner)))
     leaves = {"kernel": Leaf(out + inner, out_names + in_names, fill, inputs=len(inner))}
     if bias:
         # Activations are not split over "embed", and neither is what is added to them.
