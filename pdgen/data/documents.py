@@ -102,7 +102,7 @@ def make_documents(
     documents = _build_documents(index, cuts)
     if budgets is None:
         return documents
-    sizes = np.array([budgets.text, budgets.vit, budgets.vae])
+    sizes = np.array(dataclasses.astuple(budgets))
     long = np.any(documents.count_tokens() > sizes, axis=1)
     if not long.any():
         return documents

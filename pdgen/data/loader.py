@@ -109,8 +109,8 @@ def select_held_out(
     ends = np.cumsum([0, *map(len, own)])
     if count and count >= ends[-1]:
         raise LoaderError(
-            f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set "
-            f"it to less, a few hundred at most"
+            f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set it to less, a "
+            "few hundred at most"
         )
     shares = np.minimum(np.diff(ends * count // max(ends[-1], 1)), np.diff(ends) - 1)
     return np.sort(np.concatenate([np.zeros(0, np.int64), *(n[len(n) - share :] for n, share in zip(own, shares))]))
@@ -161,8 +161,8 @@ class Batches:
         self.held_out = np.flatnonzero(held)
         if settings.held_out and not held.any():
             raise LoaderError(
-                f"config: held_out is {settings.held_out}, but the last records are broken or teach "
-                "nothing; hold out more"
+                f"config: held_out is {settings.held_out}, but the last records are broken or teach nothing; "
+                "hold out more"
             )
         self.subsets = {name: n[~held[n]] for name, n in group_by_subset(source, self.documents).items()}
         self.packer = Packer(

@@ -11,6 +11,7 @@ time, and only their numbers of packs are stored.
 
 import bisect
 import collections
+import dataclasses
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -131,7 +132,7 @@ class Packer:
     ) -> None:
         self.stream = Stream(documents, subsets, mixture or {}, dropout, seed)
         self._table, self._seed = documents, seed
-        self._sizes = np.array([budgets.text, budgets.vit, budgets.vae])
+        self._sizes = np.array(dataclasses.astuple(budgets))
         self._ends: list[int] = []  # total number of packs of windows 0 .. w
         self._plans: collections.OrderedDict[int, _WindowPlan] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -163,13 +164,6 @@ class Packer:
         """Measure the share of used slots of each stream over the given packs; 1 for a budget of 0."""
         used = np.mean([self.count_used(number) for number in numbers], axis=0)
         return {name: float(tokens / size) if size else 1.0 for name, tokens, size in zip(STREAMS, used, self._sizes)}
-
-    def count_packs(self, windows: int) -> int:
-        """Count the packs of the first ``windows`` windows."""
-        with self._lock:
-            while len(self._ends) < windows:
-                self._seek(self._ends[-1] if self._ends else 0)
-            return self._ends[windows - 1] if windows else 0
 
     def seek(self, number: int) -> None:
         """Plan all windows up to pack ``number``, with a progress bar if that takes long."""

@@ -32,7 +32,7 @@ from pdgen.sample.pending import (
 )
 from pdgen.sample.rows import BatchRow, name_text_stage
 from pdgen.sample.settings import SampleError, SampleSettings
-from pdgen.sequence.grammar import KINDS, START_AFTER, SWITCHES
+from pdgen.sequence.grammar import START_AFTER, SWITCHES
 from pdgen.sequence.images import to_rgb
 from pdgen.sequence.modes import END
 from pdgen.sequence.trajectory import ImageStage, Stage, TextStage, Trajectory
@@ -257,7 +257,7 @@ class TrajectoryBatch:
         seconds, rewound = watch.seconds, np.zeros(self.size, np.int32)
         for n, (slot, row) in enumerate(zip(slots, rows)):
             ids = tokens[n, : count[n]].tolist()
-            kind, text = KINDS[automaton.kind[state[n]]], model.tokenizer.decode(ids)
+            kind, text = automaton.kind_of(state[n]), model.tokenizer.decode(ids)
             name = name_text_stage(row.mode, text) if kind == "free" else "plan" if kind == "plan" else "inspect"
             row.costs["text_tokens"] += len(ids)
             row.costs["prefilled_tokens"] += len(ids) + 2

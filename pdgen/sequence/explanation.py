@@ -154,13 +154,14 @@ def document_runs(
         while streams[slot] != TEXT and streams[last] == streams[slot]:  # up to the closing switch token
             last += 1
         split = int(splits[slot - start])
-        run = _read_run(pack, tokenizer, int(streams[slot]), (slot, last))
-        runs.append(dataclasses.replace(run, split=split, stage=stages[split]))
+        runs.append(_read_run(pack, tokenizer, int(streams[slot]), (slot, last), split, stages[split]))
         slot = last
     return tuple(runs)
 
 
-def _read_run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int]) -> TokenRun:
+def _read_run(
+    pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int], split: int, stage: str
+) -> TokenRun:
     slot = slots[0]
     index = int(pack.to_sequence[slot])
     token = target = ""
@@ -174,8 +175,8 @@ def _read_run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, i
         target = "velocity" if weight else ""
     return TokenRun(
         *slots,
-        split=0,
-        stage="",
+        split=split,
+        stage=stage,
         stream=STREAMS[stream],
         noised=noised,
         token=token,

@@ -32,15 +32,9 @@ _TAGS = tuple(f"<{slash}{name}>" for name in ("ins", "des", "refine") for slash 
 _PREFIXES = sorted({tag[:n] for tag in _TAGS for n in range(len(tag))})
 # The kind of a text by the part of its state (the name before ":").
 _KIND_OF_PART = {
-    "plan": "plan",
-    "ins": "plan",
-    "gap": "plan",
-    "des": "plan",
-    "plan_end": "plan",
-    "after_image": "inspect",
-    "inspect": "inspect",
-    "refine": "inspect+refine",
-    "refine_end": "inspect+refine",
+    **dict.fromkeys(("plan", "ins", "gap", "des", "plan_end"), "plan"),
+    **dict.fromkeys(("after_image", "inspect"), "inspect"),
+    **dict.fromkeys(("refine", "refine_end"), "inspect+refine"),
     "free": "free",
 }
 _ACCEPTING_PARTS = ("plan_end", "after_image", "inspect", "refine_end", "free")
@@ -77,15 +71,6 @@ class Automaton:
     def kind_of(self, state: int) -> str:
         """Return the kind of the text that closed in ``state``: a key of ``modes.MODES``, or "free"."""
         return KINDS[self.kind[state]]
-
-    def run(self, start: str, tokens: list[int]) -> int:
-        """Return the state after ``tokens`` from the start state ``start``; FORBIDDEN if one is not allowed."""
-        state = self.starts[start]
-        for token in tokens:
-            state = int(self.table[state, token])
-            if state == FORBIDDEN:
-                break
-        return state
 
 
 def next_kinds(last: str) -> tuple[str, ...]:

@@ -162,9 +162,8 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         )
     if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
         raise TokenizerError(
-            f"{tokenizer.files[0]}: changes blanks or characters of a text; use a "
-            "byte-level BPE, or train sentencepiece with "
-            "normalization_rule_name='identity', add_dummy_prefix=False, "
+            f"{tokenizer.files[0]}: changes blanks or characters of a text; use a byte-level BPE, or train "
+            "sentencepiece with normalization_rule_name='identity', add_dummy_prefix=False, "
             "remove_extra_whitespaces=False"
         )
     missing = set(range(256)) - {piece[0] for piece in tokenizer.pieces if len(piece) == 1}
