@@ -47,10 +47,6 @@ def write_agreement(rng: np.random.Generator, graph: SceneGraph, prompt_graph: S
     return format_inspection(" ".join([pick(rng, AGREED), *(to_come or [pick(rng, COMPLETE)])]))
 
 
-def _say(rng: np.random.Generator, *forms: str) -> str:
-    return make_sentence(pick(rng, forms))
-
-
 def _to_come(rng: np.random.Generator, left: list[Difference], asked: SceneGraph, there: SceneGraph) -> list[str]:
     """Write sentences on what is missing or will still change; none of it is a fault."""
     said = []
@@ -59,7 +55,8 @@ def _to_come(rng: np.random.Generator, left: list[Difference], asked: SceneGraph
         names = join_words([phrase_new(shorten(asked, e.id)) for e in missing])
         names = names if len(missing) <= MANY else f"{spell_number(len(missing))} more things"
         subject = f"{names} {is_or_are(missing[0]) if len(missing) == 1 else 'are'}"
-        said.append(_say(rng, f"{subject} still to come", f"still to come: {names}", f"{subject} not drawn yet"))
+        forms = (f"{subject} still to come", f"still to come: {names}", f"{subject} not drawn yet")
+        said.append(make_sentence(pick(rng, forms)))
     for d in left:
         if d.kind == "background":
             said.append(f"The background will be {d.asked}.")
@@ -249,17 +246,9 @@ def _miscounted(rng: np.random.Generator, right: Entity, seen: int) -> str:
         f"{counted} {is_or_are(shown)} there, but {spell_number(right.count)} {was_or_were(right)} planned",
     )
     gap = msgspec.structs.replace(right, count=abs(right.count - seen))
-    if seen < right.count:
-        corrections = (
-            f"Add {spell_number(gap.count)} more {phrase_look(gap)}.",
-            f"Draw {spell_number(gap.count)} more {phrase_look(gap)}.",
-        )
-    else:
-        corrections = (
-            f"Remove {spell_number(gap.count)} {phrase_look(gap)}.",
-            f"Erase {spell_number(gap.count)} {phrase_look(gap)}.",
-        )
-    return format_inspection(make_sentence(pick(rng, forms)), pick(rng, corrections))
+    corrections = ("Add {} more {}.", "Draw {} more {}.") if seen < right.count else ("Remove {} {}.", "Erase {} {}.")
+    sentence = make_sentence(pick(rng, forms))
+    return format_inspection(sentence, pick(rng, corrections).format(spell_number(gap.count), phrase_look(gap)))
 
 
 # Inspections that find a plan at fault.

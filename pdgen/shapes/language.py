@@ -43,7 +43,7 @@ def _wording(rng: np.random.Generator) -> Wording:
     return Wording(relations if rng.random() < OTHER_RELATIONS_RATE else USUAL.relations, bare=bool(rng.integers(2)))
 
 
-def _content(graph: SceneGraph, words: Wording = USUAL) -> tuple[str, list[Relation]]:
+def _content(graph: SceneGraph, words: Wording) -> tuple[str, list[Relation]]:
     return phrase_scene(graph, [e.id for e in graph.entities], words)
 
 

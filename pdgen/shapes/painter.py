@@ -41,9 +41,9 @@ BACKGROUND_RGB = {
 Contour = list[tuple[float, float]]
 
 
-def _make_arc(radius: float, start: float, stop: float, x: float = 0.0, corners: int = 60) -> Contour:
+def _make_arc(radius: float, start: float, stop: float, x: float = 0.0) -> Contour:
     # Around (x, 0); angles in turns, clockwise from the right.
-    angles = 2 * math.pi * np.linspace(start, stop, corners, endpoint=stop - start < 1)
+    angles = 2 * math.pi * np.linspace(start, stop, 60, endpoint=stop - start < 1)
     return [(x + radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
 

@@ -68,6 +68,8 @@ def parse(text: str) -> SceneGraph:
     reader = _Reader(text)
     while not reader.at_end():
         reader.read_sentence()
+    if not reader.entities and reader.background is None:
+        raise SceneError(f"{text!r} names nothing")
     return reader.build_graph()
 
 
@@ -81,7 +83,9 @@ def parse_instruction(text: str) -> Instruction:
         if reader.take(words):
             instruction = rule(reader)
             for_now = reader.take("for now")
-            reader.expect_end()
+            reader.take(".")
+            if not reader.at_end():
+                raise reader.make_error("the end")
             return msgspec.structs.replace(instruction, for_now=for_now)
     raise reader.make_error("an instruction")
 
@@ -99,8 +103,6 @@ class _Reader:
         self.background: str | None = None
 
     def build_graph(self) -> SceneGraph:
-        if not self.entities and self.background is None:
-            raise SceneError(f"{self.text!r} names nothing")
         return SceneGraph(tuple(self.entities), tuple(self.relations), self.background)
 
     # Words.
@@ -135,12 +137,6 @@ class _Reader:
     def expect(self, phrase: str) -> None:
         if not self.take(phrase):
             raise self.make_error(repr(phrase))
-
-    def expect_end(self) -> None:
-        """Consume the end of the sentence, which must be the end of the text."""
-        self.take(".")
-        if not self.at_end():
-            raise self.make_error("the end")
 
     # Sentences.
 
@@ -205,11 +201,11 @@ class _Reader:
             raise self.make_error("'is' or 'are'")
         while True:
             if (place := self.read_place()) is not None:
-                self.set_place(entity, place)
+                old = self.entities[entity]
+                self.entities[entity] = msgspec.structs.replace(old, attributes=old.attributes | {"place": place})
             elif (kind := self.read_relation_kind()) is not None:
-                self.relations.append(
-                    Relation(entity, kind, self.read_known() if self.get_word() == "the" else self.read_new())
-                )
+                reference = self.read_known() if self.get_word() == "the" else self.read_new()
+                self.relations.append(Relation(entity, kind, reference))
             else:
                 raise self.make_error("a place or relation")
             if self.get_word() != "and" or self.get_word(1) == "the":
@@ -285,10 +281,6 @@ class _Reader:
         self.position = end
         return join_places(found) if found else None
 
-    def set_place(self, entity: int, place: str) -> None:
-        old = self.entities[entity]
-        self.entities[entity] = Entity(old.id, old.noun, old.count, old.attributes | {"place": place})
-
     def starts_relation(self, ahead: int = 0) -> bool:
         rest = " ".join(self.words[self.position + ahead : self.position + ahead + 4]) + " "
         return any(rest.startswith(f"{wording} ") for wording in _KIND)
@@ -316,12 +308,11 @@ class _Reader:
     def make_instruction(
         self, operation: str, entities: Iterable[int], changes: dict[str, str] | None = None
     ) -> Instruction:
-        graph = SceneGraph(tuple(self.entities), tuple(self.relations), self.background)
-        return Instruction(operation, tuple(entities), graph, changes or {})
+        return Instruction(operation, tuple(entities), self.build_graph(), changes or {})
 
-    def read_two(self, between: str) -> tuple[int, int]:
+    def read_pair(self) -> tuple[int, int]:
         first = self.read_known()
-        self.expect(between)
+        self.expect("and")
         return first, self.read_known()
 
     def read_add(self) -> Instruction:
@@ -358,7 +349,7 @@ class _Reader:
 
     def read_swap(self) -> Instruction:
         if self.take("the colours of"):
-            return self.make_instruction("swap", self.read_two("and"), {"color": EXCHANGED})
+            return self.make_instruction("swap", self.read_pair(), {"color": EXCHANGED})
         first = self.read_known()
         if self.take("for"):
             return self.make_instruction("replace", [first, self.read_new()])
@@ -366,7 +357,7 @@ class _Reader:
         return self.make_instruction("swap", [first, self.read_known()])
 
     def read_let(self) -> Instruction:
-        pair = self.read_two("and")
+        pair = self.read_pair()
         self.expect("change")
         if self.take("colours"):
             return self.make_instruction("swap", pair, {"color": EXCHANGED})

@@ -131,10 +131,10 @@ def name_size(width: int) -> str:
     return next(word for word, widths in SIZES.items() if width in widths)
 
 
-def find_place(item: HasBox, side: float = GRID) -> str:
-    """Return the word of ``PLACES`` for the ninth of a picture of this side that contains the box's centre."""
+def find_place(item: HasBox) -> str:
+    """Return the word of ``PLACES`` for the ninth of the picture that contains the box's centre."""
     left, top, right, bottom = item.box
-    column, row = (min(max(int(3 * (a + b) / 2 / side), 0), 2) for a, b in ((left, right), (top, bottom)))
+    column, row = (min(max(int(3 * (a + b) / 2 / GRID), 0), 2) for a, b in ((left, right), (top, bottom)))
     return PLACES[3 * row + column]
 
 
