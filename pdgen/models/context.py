@@ -8,8 +8,7 @@ G some rows of the batch.
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -24,27 +23,10 @@ from pdgen.sharding import map_shards, out_spec, place
 
 # A mesh splits keys and values by row and head. Lengths are replicated: every device needs them for its masks.
 _SPLIT = (None, "batch", None, "kv_heads", None)
-_Tree = TypeVar("_Tree")
 
 
-def register_arrays(cls: type[_Tree]) -> type[_Tree]:
-    """Register a frozen dataclass of arrays as a pytree that is unflattened without its constructor.
-
-    JAX unflattens trees with placeholders for arrays, which a constructor that checks its arguments refuses.
-    """
-    names = list(cls.__annotations__)
-
-    def unflatten(_: None, leaves: Iterable[Any]) -> _Tree:
-        tree = object.__new__(cls)
-        for name, leaf in zip(names, leaves, strict=True):
-            object.__setattr__(tree, name, leaf)
-        return tree
-
-    jax.tree_util.register_pytree_node(cls, lambda tree: ([getattr(tree, name) for name in names], None), unflatten)
-    return cls
-
-
-@register_arrays
+@jax.tree_util.register_dataclass
+@no_type_check  # a tree's leaves may be anything, such as specs or None
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Keys (normalised and rotated) and values of all tokens so far.
@@ -223,14 +205,14 @@ def _store(slot: Int[Array, "B M"], old: Float[Array, "L B C K h"], new: Float[A
     return old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop")
 
 
-def take_rows(cache: Cache, index: Int[Array, " G"]) -> Cache:
+def take_rows(cache: Cache, index: Int[Array | np.ndarray, " G"]) -> Cache:
     """Gather rows of a cache; an index beyond the last row gives the last row."""
     spec = out_spec(*_SPLIT)
     k, v = (values.at[:, index].get(mode="clip", out_sharding=spec) for values in (cache.k, cache.v))
     return Cache(k, v, *(values.at[index].get(mode="clip") for values in (cache.length, cache.rotary)))
 
 
-def put_rows(cache: Cache, index: Int[Array, " G"], rows: Cache) -> Cache:
+def put_rows(cache: Cache, index: Int[Array | np.ndarray, " G"], rows: Cache) -> Cache:
     """Replace rows of a cache, the inverse of ``take_rows``; an index beyond the last row is ignored."""
     large, small = ((cache.k, rows.k), (cache.v, rows.v)), ((cache.length, rows.length), (cache.rotary, rows.rotary))
     spec = out_spec(*_SPLIT)

@@ -68,7 +68,6 @@ class TrajectoryBatch:
     A slot, from 0, holds one row. Methods that take slots work on ``settings.batch_size`` of them at a time.
 
     Args:
-      model: the model.
       settings: how to sample; ``batch_size`` must be set.
       size: number of slots.
       capacity: tokens of one row's contexts, with and without images; see ``capacity.compute_capacity``.
@@ -377,10 +376,9 @@ class TrajectoryBatch:
         if not height and row.images:
             last = next(stage for stage in reversed(row.stages) if isinstance(stage, ImageStage))
             height, width = make_picture_grid(config, row.images[-1], last.stage == "given").pixels
-        side = config.latent_stride * config.max_latent_size
         settings = self.settings.select_image_settings(row.next_image)
         image_guidance = bool(row.images) and min(settings.text_scale, settings.image_scale) > 1
-        return ImageKind(make_grid(config, height or side, width or side), settings, image_guidance)
+        return ImageKind(make_grid(config, height, width), settings, image_guidance)
 
     # Groups of rows and calls.
 

@@ -70,8 +70,7 @@ def _count_tokens(model: Model, settings: SampleSettings, start: Trajectory) -> 
         images += grid.cache_tokens
     left = settings.count_images_left(start.mode, start.kinds.count("image"))
     texts += count_texts_left(start.mode, start.kinds[-1], left) * text
-    side = config.latent_stride * config.max_latent_size
-    drawn = make_grid(config, settings.height or side, settings.width or side)
+    drawn = make_grid(config, settings.height, settings.width)
     return texts + images + left * drawn.cache_tokens, texts
 
 

@@ -63,7 +63,6 @@ class Denoising:
     """The next image of some rows of a batch, which must not change until the images are finished.
 
     Args:
-      model: the model.
       call: calls a compiled function with its static arguments and its arrays.
       state: the rows' contexts, which have read all that was pending.
       groups: the images before their first step.

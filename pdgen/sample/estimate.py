@@ -6,7 +6,7 @@ time: a step takes as long as reading its bytes or computing its products, which
 
 import dataclasses
 import math
-import time
+import timeit
 from collections.abc import Callable, Sequence
 
 import jax
@@ -89,12 +89,7 @@ def measure_speed(dtype: str) -> Speed:
 
 def _time_best(function: Callable, *args: jax.Array) -> float:
     jax.block_until_ready(function(*args))  # compiles
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timeit.repeat(lambda: jax.block_until_ready(function(*args)), number=1, repeat=_REPEATS))
 
 
 def estimate_run(
@@ -117,9 +112,7 @@ def estimate_run(
     left = max(count_texts_left(start.mode, start.kinds[-1], images) for start in starts)
 
     token_bytes = (und[0] + head[0] + context) // devices
-    side = model.config.latent_stride * model.config.max_latent_size
-    height, width = make_grid(model.config, settings.height or side, settings.width or side).latents
-    drawn = height * width
+    drawn = math.prod(make_grid(model.config, settings.height, settings.width).latents)
     evaluations = count_evaluations(settings.image, bool(texts))
     steps = evaluations.all - evaluations.guidance
     branches = evaluations.all / steps
