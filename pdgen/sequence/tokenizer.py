@@ -53,22 +53,18 @@ class SwitchTokens(Protocol):
     @property
     def im_start(self) -> int:
         """Id of ``<|im_start|>``."""
-        ...
 
     @property
     def im_end(self) -> int:
         """Id of ``<|im_end|>``."""
-        ...
 
     @property
     def vision_start(self) -> int:
         """Id of ``<|vision_start|>``."""
-        ...
 
     @property
     def vision_end(self) -> int:
         """Id of ``<|vision_end|>``."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

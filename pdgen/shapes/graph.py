@@ -36,7 +36,6 @@ class HasPlace(Protocol):
     @property
     def place(self) -> str:
         """A word of ``PLACES``."""
-        ...
 
 
 _Placed = TypeVar("_Placed", bound=HasPlace)

@@ -174,27 +174,22 @@ class ShownObject(HasLook, Protocol):
     @property
     def id(self) -> int:
         """The object's own id."""
-        ...
 
     @property
     def entity(self) -> int:
         """Id of the entity that the object is an instance of."""
-        ...
 
     @property
     def fill(self) -> str:
         """A word of ``FILLS``."""
-        ...
 
     @property
     def size_word(self) -> str:
         """A key of ``SIZES``."""
-        ...
 
     @property
     def place(self) -> str:
         """A word of ``PLACES``."""
-        ...
 
 
 @runtime_checkable
@@ -204,16 +199,13 @@ class ShownScene(Protocol):
     @property
     def objects(self) -> Sequence[ShownObject]:
         """All objects."""
-        ...
 
     @property
     def background(self) -> str:
         """A word of ``BACKGROUNDS``."""
-        ...
 
     def objects_of(self, entity: int) -> Sequence[ShownObject]:
         """Return the instances of an entity."""
-        ...
 
 
 class Violation(NamedTuple):

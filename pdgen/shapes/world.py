@@ -47,7 +47,6 @@ class HasBox(Protocol):
     @property
     def box(self) -> tuple[float, float, float, float]:
         """(left, top, right, bottom); right and bottom are exclusive."""
-        ...
 
 
 class SceneObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,12 +157,10 @@ class HasLook(HasBox, Protocol):
     @property
     def shape(self) -> str:
         """A word of ``SHAPES``."""
-        ...
 
     @property
     def color(self) -> str:
         """A word of ``COLORS``."""
-        ...
 
 
 def shows_held_out(objects: Sequence[HasLook]) -> bool:
