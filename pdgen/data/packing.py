@@ -110,12 +110,8 @@ class Packer:
     """The documents of pack n, for any n. Can be shared between threads.
 
     Args:
-      documents: all documents of the data set.
-      subsets: document numbers of each subset.
+      documents, subsets, dropout, seed, mixture: see ``Stream``.
       budgets: size of a pack; every document must fit.
-      dropout: condition dropout.
-      seed: seed of orders and dropout.
-      mixture: weight of each subset; see ``stream.compute_shares``.
 
     Raises:
       PackingError: the mixture does not match the subsets.

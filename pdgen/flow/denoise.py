@@ -123,13 +123,7 @@ class Progress(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What an Euler step takes from the schedule; stacked over the steps of a scan.
-
-    Attributes:
-      t: timestep at which it starts.
-      dt: decrease of t.
-      full, distance, known: see ``taylor.Plan``.
-    """
+    """What an Euler step takes from the schedule: its first t, the decrease of t, and its part of ``taylor.Plan``."""
 
     t: Float[Array, "*steps"]
     dt: Float[Array, "*steps"]

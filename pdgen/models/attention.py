@@ -110,12 +110,8 @@ def attend_dense(q: Float[Array, "B Q H h"], parts: Sequence[Part]) -> Float[Arr
 def attend(q: Float[Array, "B Q H h"], parts: Sequence[Part], tile: Tile = DEFAULT_TILE) -> Float[Array, "B Q H h"]:
     """Attend tile by tile; differentiable in q, k and v.
 
-    Logits, maximum, sum and accumulator are float32, whatever the dtype of q, k and v. The result has q's dtype.
-
-    Args:
-      q: queries, not yet scaled by h^-1/2.
-      parts: at least one; all have the same K and h.
-      tile: size of a tile.
+    Logits, maximum, sum and accumulator are float32, whatever the dtype of q, k and v. The result has q's dtype. ``q``
+    is not yet scaled by h^-1/2. There is at least one part, and all have the same K and h.
     """
     if not q.shape[1]:  # a stream without tokens
         return q

@@ -210,16 +210,10 @@ def _double(x: Activations) -> Float[Array, "B 2*H 2*W C"]:
 def encode(
     config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B h w z"], Float[Array, "B h w z"]]:
-    """Compute the posterior's moments.
+    """Compute mean and log-variance of the latents of images in [-1, 1], float32, before scale and shift.
 
-    Args:
-      config: sizes; h = H / config.downsample, w = W / config.downsample.
-      params: the tree of ``init_params``, of which only "encoder" is read.
-      images: values in [-1, 1].
-      dtype: dtype of activations and products; norms and softmax are always float32.
-
-    Returns:
-      Mean and log-variance of the latents, float32, before scale and shift.
+    h = H / config.downsample, w = W / config.downsample. Of ``params``, the tree of ``init_params``, only "encoder" is
+    read. ``dtype`` is that of activations and products; norms and softmax are always float32.
 
     Raises:
       ValueError: H or W is not a multiple of config.downsample.
@@ -258,16 +252,10 @@ def latent_from_moments(config: AutoencoderConfig, x: Values) -> Values:
 def decode(
     config: AutoencoderConfig, params: Params, latents: Float[Array, "B h w z"], dtype: Any = jnp.float32
 ) -> Float[Array, "B H W 3"]:
-    """Decode latents to images.
+    """Decode scaled latents, see ``latent_from_moments``, to images, float32, about within [-1, 1] but not clipped.
 
-    Args:
-      config: sizes; H = h * config.downsample, W = w * config.downsample.
-      params: the tree of ``init_params``, of which only "decoder" is read.
-      latents: scaled latents, see ``latent_from_moments``.
-      dtype: dtype of activations and products.
-
-    Returns:
-      Images, float32, about within [-1, 1] but not clipped.
+    H = h * config.downsample, W = w * config.downsample. Of ``params`` only "decoder" is read. ``dtype`` is as in
+    ``encode``.
     """
     params = params["decoder"]
     z = latents.astype(jnp.float32) / config.scale_factor + config.shift_factor

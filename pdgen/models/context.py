@@ -79,16 +79,9 @@ def add_text(
     ids: Int[Array, "B M"],
     count: Int[Array, " B"],
 ) -> tuple[Cache, Float[Array, "B M D"]]:
-    """Append the first ``count`` tokens of each row; positions advance by one per token.
+    """Append the first ``count`` tokens of each row, within [0, M]; positions advance by one per token.
 
-    Args:
-      config, compute, params: the model.
-      cache: the context so far.
-      ids: token ids; those beyond ``count`` are ignored.
-      count: number of tokens per row, within [0, M]; rows with 0 do not change.
-
-    Returns:
-      The extended cache and the tokens' hidden states after the final norm.
+    Returns the extended cache and the tokens' hidden states after the final norm.
     """
     batch, length = ids.shape
     slots = jnp.arange(length)
@@ -113,8 +106,7 @@ def add_latents(
     """Append a clean image's VAE tokens between switch tokens; the position advances by one.
 
     Args:
-      config, compute, params: the model.
-      cache: the context so far.
+      config, compute, params, cache: the model and the context so far.
       latents: clean, scaled latents in patches, and their position ids.
       switches: ids of <|vision_start|> and <|vision_end|>.
       active: rows that append the image.

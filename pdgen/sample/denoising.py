@@ -46,12 +46,7 @@ class DrawnImage(NamedTuple):
 
 
 def check_finite(task: str, finite: Bool[np.ndarray, "..."]) -> None:
-    """Raise SampleError where values that the model computed are NaN or infinite.
-
-    Args:
-      task: what the model was doing, for the message.
-      finite: whether each value is finite.
-    """
+    """Raise SampleError where a value that the model computed is not ``finite``; the message says its ``task``."""
     if not finite.all():
         raise SampleError(
             f"{task}: {np.count_nonzero(~finite):,} of {finite.size:,} values that the model computed are NaN or "

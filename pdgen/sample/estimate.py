@@ -95,14 +95,9 @@ def _time_best(function: Callable, *args: jax.Array) -> float:
 def estimate_run(
     model: Model, settings: SampleSettings, starts: Sequence[Trajectory], slots: int, speed: Speed
 ) -> Estimate:
-    """Estimate a run.
+    """Estimate a run of ``starts``, of which ``slots`` have a context at a time, on devices of this ``speed`` each.
 
-    Args:
-      model: the model; its parameters may be shapes.
-      settings: how to sample, with its final ``batch_size``.
-      starts: the trajectories.
-      slots: trajectories that have a context at a time.
-      speed: of one device.
+    The parameters of ``model`` may be shapes. ``settings`` have the final ``batch_size``.
     """
     devices, rows = model.mesh.size if model.mesh else 1, settings.batch_size
     full, texts = compute_capacity(model, settings, starts)

@@ -138,14 +138,9 @@ def readable(tokenizer: Tokenizer, token: int) -> str:
 def document_runs(
     pack: Pack, tokenizer: Tokenizer, start: int, splits: Int32[np.ndarray, " n"], stages: Sequence[str]
 ) -> tuple[TokenRun, ...]:
-    """Return the runs of a document.
+    """Return the runs of the document that begins at slot ``start``.
 
-    Args:
-      pack: the pack with the document.
-      tokenizer: the tokenizer of the pack's token ids.
-      start: first slot of the document.
-      splits: number of each slot's split, as in ``Layout``.
-      stages: stage of each split.
+    ``splits`` has the number of each slot's split, as in ``Layout``, and ``stages`` the stage of each split.
     """
     streams = stream_of_slots(pack)
     runs, slot, end = [], start, start + len(splits)

@@ -166,10 +166,7 @@ def _accepts(name: str) -> bool:
 def _lift(machine: np.ndarray, pieces: tuple[bytes, ...], vocab_size: int) -> np.ndarray:
     """Return the state [S, V] int16 to which the bytes of each token lead from each state.
 
-    Args:
-      machine: [S + 1, 256] int16, the byte machine; the last row is the forbidden state, which leads to itself.
-      pieces: the bytes of each token.
-      vocab_size: V.
+    ``machine`` is [S + 1, 256] int16; its last row is the forbidden state, which leads to itself.
     """
     # Longest tokens first, so that the tokens with a byte at position p are a leading slice.
     forbidden = len(machine) - 1
@@ -191,9 +188,7 @@ def _lift(machine: np.ndarray, pieces: tuple[bytes, ...], vocab_size: int) -> np
 def build_automaton(tokenizer: Tokenizer, vocab_size: int) -> Automaton:
     """Build the automaton of a tokenizer; this takes seconds for 152,064 ids.
 
-    Args:
-      tokenizer: has the bytes of every token.
-      vocab_size: size of the model's vocabulary; ids that the tokenizer lacks are never allowed.
+    ``vocab_size`` is that of the model; ids that the tokenizer lacks are never allowed.
 
     Raises:
       ValueError: the tokenizer has more ids than the model.

@@ -266,9 +266,8 @@ def lay_out(
     """Turn a document's segments into arrays.
 
     Args:
-      segments: the segments in order, at least one that is not dropped.
-      switches: ids of the switch tokens.
-      config: gives the widths of ViT patches and VAE tokens.
+      segments: at least one that is not dropped.
+      switches, config: give the ids of the switch tokens and the widths of ViT patches and VAE tokens.
       balance_texts: whether each of a text's n targets weighs 1 / sqrt(n), so that long texts do not dominate; a
         switch target then still weighs 1. Otherwise every target weighs 1.
 

@@ -38,10 +38,7 @@ MANY = 3  # missing things that are named; more are counted
 def write_agreement(rng: np.random.Generator, graph: SceneGraph, prompt_graph: SceneGraph) -> str:
     """Write an inspection that finds no fault: the picture is as planned, and what the prompt still asks for.
 
-    Args:
-      rng: determines the wording.
-      graph: the graph after the step.
-      prompt_graph: the graph of the prompt, with the ids of ``graph``.
+    ``graph`` is the graph after the step and ``prompt_graph`` that of the prompt, with the ids of ``graph``.
     """
     to_come = _to_come(rng, find_differences(prompt_graph, graph), prompt_graph, graph)
     return format_inspection(" ".join([pick(rng, AGREED), *(to_come or [pick(rng, COMPLETE)])]))
@@ -259,10 +256,7 @@ def write_conflict(
 ) -> str:
     """Write an inspection that names the first contradiction between a plan and its prompt; it ends with ``<refine>``.
 
-    What the plan does not state yet is no contradiction.
-
-    Args:
-      settled: differences to ignore, because earlier plans have them too.
+    What the plan does not state yet is no contradiction, and neither are the ``settled`` differences of earlier plans.
 
     Raises:
       SceneError: there is no contradiction.

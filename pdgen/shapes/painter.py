@@ -127,14 +127,10 @@ def _blend(picture: np.ndarray, item: SceneObject, scale: float) -> None:
 def paint(scene: Scene, size: int = GRID) -> Picture:
     """Paint a scene as RGB uint8 [size, size, 3]. Equal scenes give equal bytes.
 
-    Edges are anti-aliased by area coverage.
-
-    Args:
-      scene: the scene.
-      size: side of the picture in pixels, at least ``MIN_SIZE``. Objects scale with it.
+    Edges are anti-aliased by area coverage. Objects scale with ``size``, in pixels.
 
     Raises:
-      ValueError: ``size`` is too small.
+      ValueError: ``size`` is below ``MIN_SIZE``.
     """
     if size < MIN_SIZE:
         raise ValueError(f"a picture of {size} pixels: shapes become unrecognisable below {MIN_SIZE}")

@@ -29,12 +29,7 @@ def make_captions(trajectory: Trajectory) -> list[str]:
 
 
 class RunGallery:
-    """The page of a run's folder and the pictures beside its trajectories.
-
-    Args:
-      folder: of the run.
-      animate: also make an animation of each trajectory's strokes.
-    """
+    """The page of a run's folder and the pictures beside its trajectories, with ``animate`` also of their strokes."""
 
     def __init__(self, folder: pathlib.Path, animate: bool = False) -> None:
         self._folder, self._animate = folder, animate
