@@ -19,15 +19,7 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow import denoise
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, Progress
 from pdgen.models import bagel
-from pdgen.models.context import (
-    Cache,
-    add_latents,
-    add_text,
-    add_vit,
-    empty_cache,
-    put_rows,
-    take_rows,
-)
+from pdgen.models.context import Cache, add_latents, add_text, add_vit, empty_cache, put_rows, take_rows
 from pdgen.sample import image, text
 from pdgen.sample.image import ImageGrid, PreparedImages
 from pdgen.sample.text import Grammar, TextSettings, WrittenTexts
@@ -232,20 +224,8 @@ def rewind(state: State, count: Int[Array, " R"]) -> State:
 @functools.partial(jax.jit, donate_argnums=0)
 def clear_rows(state: State, rows: Bool[Array, " R"]) -> State:
     """Empty the contexts of these rows, for new trajectories."""
-
-    def clear(values: Int[Array, " R"]) -> Int[Array, " R"]:
-        return jnp.where(rows, 0, values)
-
-    def clear_cache(cache: Cache) -> Cache:
-        return dataclasses.replace(cache, length=clear(cache.length), rotary=clear(cache.rotary))
-
-    return dataclasses.replace(
-        state,
-        full=clear_cache(state.full),
-        texts=None if state.texts is None else clear_cache(state.texts),
-        view_length=clear(state.view_length),
-        view_rotary=clear(state.view_rotary),
-    )
+    # Lengths and positions have one value a row. Keys, values and logits beyond a length are never read.
+    return jax.tree.map(lambda values: jnp.where(rows, 0, values) if values.ndim == 1 else values, state)
 
 
 @jax.jit

@@ -160,12 +160,11 @@ Segment = TextSegment | LatentSegment | VitSegment | DroppedImage
 class Layout:
     """One document in sequence order.
 
-    ``modes`` and ``split_lengths`` describe the splits, switch tokens included; ``split`` is the number of each slot's
-    split. The other fields are as in ``Pack``, counted from the document's start.
+    ``modes`` are those of the splits, switch tokens included; ``split`` is the number of each slot's split. The other
+    fields are as in ``Pack``, counted from the document's start.
     """
 
     modes: tuple[Mode, ...]
-    split_lengths: tuple[int, ...]
     stream: Int8[np.ndarray, " n"]
     split: Int32[np.ndarray, " n"]
     rotary: Int32[np.ndarray, " n"]
@@ -292,7 +291,6 @@ def lay_out(
     k_start, k_end, q_start, q_end = intervals(modes, lengths)
     return Layout(
         modes=modes,
-        split_lengths=lengths,
         stream=np.concatenate([split.stream for split in splits]),
         split=np.repeat(np.arange(len(splits), dtype=np.int32), lengths),
         rotary=np.concatenate(rotary),
