@@ -50,11 +50,7 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
 
 
 def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> ExplainedDocument:
-    """Explain a record as one whole document that starts at slot 0, without condition dropout.
-
-    Args:
-      record: a record with latents.
-      tokenizer, config: those of the model.
+    """Explain a record with latents as one whole document that starts at slot 0, without condition dropout.
 
     Raises:
       SegmentError: the record does not fit the model.

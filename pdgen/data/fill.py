@@ -26,9 +26,7 @@ def measure_fill(
     """Plan packs of a data set and measure their fill.
 
     Args:
-      source: the data set.
-      tokenizer, model: those of the model to train.
-      config: the settings of the run's loader.
+      source, tokenizer, model, config: see ``loader.Batches``.
       packs: number of packs to plan, at least 1.
       total: maximum tokens of a proposed pack; 0: those of ``config``.
 

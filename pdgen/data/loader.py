@@ -120,10 +120,8 @@ class Batches:
     """Random access to one process's part of every batch: ``batches[step]``.
 
     Args:
-      config: the model's sizes.
-      source: the records.
-      tokenizer: the model's tokenizer.
-      settings: the composition of batches.
+      config, tokenizer: those of the model.
+      source, settings: the records and the composition of batches.
       process: (index, count) of this process, which makes rows [index, index + 1) * rows / count of a batch.
       steps: number of batches, which Grain requires.
 
@@ -280,13 +278,8 @@ def make_loader(
 ) -> Loader:
     """Make an iterator over this process's part of the batches of steps [start_step, stop_step), with prefetching.
 
-    Args:
-      config, source, tokenizer, settings: see ``Batches``.
-      start_step: number of the first batch.
-      stop_step: end of the range; None: endless.
-
-    Returns:
-      An iterator of ``Pack`` with leading axis rows / process count, in host memory.
+    It yields packs with leading axis rows / process count, in host memory, without end if ``stop_step`` is None. Other
+    arguments are those of ``Batches``.
 
     Raises:
       LoaderError: see ``Batches``; or worker processes are requested before absl's flags are parsed.
@@ -306,7 +299,9 @@ def make_loader(
     dataset = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options)
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_exit_with_parent).map(_copy_batch)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_exit_with_parent)
+        # Copied out of the worker's shared memory, which is then freed at once.
+        dataset = dataset.map(lambda batch: jax.tree.map(np.array, batch))
     return Loader(iter(dataset), batches)
 
 
@@ -324,11 +319,6 @@ def _log_omissions(batches: Batches) -> None:
             len(index),
             index.ids[documents.cut[0]],
         )
-
-
-def _copy_batch(batch: LoaderBatch) -> LoaderBatch:
-    """Copy a batch out of the worker's shared memory, which is then freed at once."""
-    return jax.tree.map(np.array, batch)
 
 
 def _exit_with_parent(worker: int, count: int) -> None:

@@ -109,10 +109,8 @@ class Stream:
     """Random access to the stream's windows. Not thread-safe.
 
     Args:
-      documents: all documents of the data set.
-      subsets: document numbers of each subset.
-      mixture: see ``compute_shares``.
-      dropout: condition dropout.
+      documents, dropout: all documents of the data set and their condition dropout.
+      subsets, mixture: see ``compute_shares``.
       seed: seed of orders and dropout.
 
     Raises:

@@ -202,11 +202,6 @@ def _middle(groups: int, params: Params, x: Activations) -> Activations:
     return _residual_block(groups, params["block_2"], x)
 
 
-def _double(x: Activations) -> Float[Array, "B 2*H 2*W C"]:
-    """Upsample to twice the side by nearest neighbours."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
 def encode(
     config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B h w z"], Float[Array, "B h w z"]]:
@@ -265,5 +260,6 @@ def decode(
         for index in range(config.num_blocks + 1):
             x = _residual_block(config.num_groups, stage[f"block_{index}"], x)
         if "upsample" in stage:
-            x = _conv(stage["upsample"]["conv"], _double(x))
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # nearest neighbours
+            x = _conv(stage["upsample"]["conv"], x)
     return _conv(params["conv_out"], _norm_swish(config.num_groups, params["norm_out"], x)).astype(jnp.float32)

@@ -98,8 +98,7 @@ class ExplainedPack:
 
     Attributes:
       number: number of the pack in the run.
-      budgets: its size.
-      documents: its documents in order.
+      budgets, documents: its size, and its documents in order.
       streams: stream of each slot.
       intervals: k_start, k_end, q_start, q_end of each slot.
     """

@@ -199,12 +199,10 @@ def _predicts_end(record: Record) -> bool:
 
 
 def unit_kinds(record: Record, draws: int = 1, targets: Sequence[bool] | None = None) -> list[tuple[int, ...]]:
-    """Return the kinds of each segment's units, before dropout.
+    """Return the kinds of each segment's units, before dropout; in mode "understand" images have a ViT copy only.
 
-    Args:
-      record: the record; in mode "understand" images have a ViT copy only, as in sampling.
-      draws: see ``record_segments``.
-      targets: whether each segment of a document is a target, see ``loss_targets``; None: the whole record's.
+    ``draws`` is as in ``record_segments``. ``targets`` are whether each segment of a document is a target, see
+    ``loss_targets``; None: the whole record's.
     """
     targets = [segment.target for segment in record.segments] if targets is None else targets
     found: list[tuple[int, ...]] = []
