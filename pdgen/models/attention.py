@@ -313,19 +313,10 @@ def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, st
     return _Softmax(state.out * shrink[..., None] + added, top, state.total * shrink + weights.sum(-1))
 
 
-class _Saved(NamedTuple):
-    """Residuals of the forward pass for the backward pass."""
-
-    q: jax.Array
-    parts: tuple[Part, ...]
-    out: jax.Array
-    lse: jax.Array
-
-
-def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, _Saved]:
+def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, tuple]:
     # Named for remat policies: recomputing these two would cost a whole forward pass.
     out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, parts))
-    return out, _Saved(q, parts, out, lse)
+    return out, (q, parts, out, lse)
 
 
 class _Rows(NamedTuple):
@@ -351,7 +342,7 @@ class _Gradients(NamedTuple):
     v: Float[Array, "B K h S"]
 
 
-def _attend_bwd(tile: Tile, saved: _Saved, d_out: jax.Array) -> tuple:
+def _attend_bwd(tile: Tile, saved: tuple, d_out: jax.Array) -> tuple:
     """Compute the gradients in one pass over the tiles.
 
     With logits s = q.k / sqrt(h), weights p = exp(s - lse), and the output's gradient do:

@@ -89,13 +89,6 @@ class _Shared(NamedTuple):
     past: tuple[Intervals, ...]
 
 
-class _Layer(NamedTuple):
-    """What one layer has to itself: its parameters and its slice [B, C, K, h] of each cache."""
-
-    params: dict[str, Any]
-    caches: tuple[KeysValues, ...]
-
-
 def layer_spec(config: LanguageConfig) -> parameters.Spec:
     """Declare one layer: the same parameters for both experts.
 
@@ -152,7 +145,7 @@ def run_layers(
     """
     cos, sin = rotary_angles(order.rotary, config.head_dim, config.rope_theta)
     shared = _Shared(order, cos, sin, tuple(p.intervals for p in past))
-    layers = _Layer(params, tuple(KeysValues(p.k, p.v) for p in past))
+    layers = params, tuple(KeysValues(p.k, p.v) for p in past)
     run = functools.partial(_run_layer, config, compute, shared)
     return jax.lax.scan(compute_remat(compute, run), streams, layers)
 
@@ -163,21 +156,22 @@ def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: A
 
 
 def _run_layer(
-    config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: _Layer
+    config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: tuple
 ) -> tuple[Streams, KeysValues | None]:
-    """Run one layer; arguments and result as ``run_layers``."""
+    """Run one layer: its parameters and its slice [B, C, K, h] of each cache; the result as that of ``run_layers``."""
+    params, caches = layer
     # An expert without tokens is left out while tracing: its weights are not even read.
     present = {name: x for name, x in streams._asdict().items() if x.shape[1]}
     dtype = next(iter(present.values())).dtype
     # Parameters may be stored in float32. Merging adapters and casting inside the scan need memory for one layer's copy
     # only.
-    params = cast_layer(lora.merge_attached({name: layer.params[name] for name in present}), dtype)
+    params = cast_layer(lora.merge_attached({name: params[name] for name in present}), dtype)
 
     # Each expert projects its own tokens. From here to the split they are one sequence.
     projected = [_project(config, params[name], x) for name, x in present.items()]
     heads = _Heads(*(jnp.concatenate(tensors, axis=1) for tensors in zip(*projected)))
     heads = heads._replace(q=rotate(heads.q, shared.cos, shared.sin), k=rotate(heads.k, shared.cos, shared.sin))
-    mixed, new = _attend_on_mesh(compute, shared, heads, layer.caches)
+    mixed, new = _attend_on_mesh(compute, shared, heads, caches)
 
     lengths = [x.shape[1] for x in present.values()]
     pieces = jnp.split(mixed, lengths[:1], axis=1) if len(present) == 2 else [mixed]
@@ -185,7 +179,7 @@ def _run_layer(
         name: _add_to_residual(config, params[name], x, piece) for (name, x), piece in zip(present.items(), pieces)
     }
     # Without a past nothing will be cached: training must not stack every layer's keys and values.
-    return streams._replace(**updated), new if layer.caches else None
+    return streams._replace(**updated), new if caches else None
 
 
 def _project(config: LanguageConfig, p: dict, x: Array) -> _Heads:

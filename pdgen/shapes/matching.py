@@ -14,7 +14,7 @@ from jaxtyping import Float
 from msgspec.structs import replace
 from scipy.optimize import linear_sum_assignment
 
-from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, places_imply, split_places
+from pdgen.shapes.graph import INVERSE, Entity, HasPlace, Relation, SceneGraph, places_imply, split_places
 from pdgen.shapes.lexicon import spell_number
 from pdgen.shapes.world import HasLook, find_relations
 
@@ -168,7 +168,7 @@ def get_asked_relation(difference: Difference) -> Relation:
 
 
 @runtime_checkable
-class ShownObject(HasLook, Protocol):
+class ShownObject(HasLook, HasPlace, Protocol):
     """An object of a scene, or a detected shape that is matched to an entity."""
 
     @property
@@ -186,10 +186,6 @@ class ShownObject(HasLook, Protocol):
     @property
     def size_word(self) -> str:
         """A key of ``SIZES``."""
-
-    @property
-    def place(self) -> str:
-        """A word of ``PLACES``."""
 
 
 @runtime_checkable

@@ -22,19 +22,9 @@ from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS
 from pdgen.shapes.world import BACKGROUNDS
 
 OPENERS = (
-    "a photo of",
-    "a picture of",
-    "an image of",
-    "a drawing of",
-    "draw",
-    "paint",
-    "show",
-    "the picture shows",
-    "the picture now shows",
-    "now the picture shows",
-    "there is",
-    "there are",
-)
+    "a photo of", "a picture of", "an image of", "a drawing of", "draw", "paint", "show",
+    "the picture shows", "the picture now shows", "now the picture shows", "there is", "there are",
+)  # fmt: skip
 _END = ""
 _WORD = re.compile(r"[a-z0-9'-]+|[^\sa-z0-9'-]")
 _NUMBERS = {word: n for n, word in enumerate(NUMBERS, 1)} | {str(n): n for n in range(1, len(NUMBERS) + 1)}
@@ -79,8 +69,8 @@ def parse_instruction(text: str) -> Instruction:
     Entities that exist already have only the attributes in their names. Raises SceneError as ``parse``.
     """
     reader = _Reader(text, anything_known=True)
-    for words, rule in _INSTRUCTIONS:
-        if reader.take(words):
+    for rule, verbs in _INSTRUCTIONS.items():
+        if reader.take_one(verbs) is not None:
             instruction = rule(reader)
             for_now = reader.take("for now")
             reader.take(".")
@@ -376,25 +366,13 @@ class _Reader:
         return self.make_instruction("remove", gone)
 
 
-_INSTRUCTIONS = (
-    ("add", _Reader.read_add),
-    ("draw", _Reader.read_add),
-    ("paint", _Reader.read_add),
-    ("start with", _Reader.read_add),
-    ("begin with", _Reader.read_add),
-    ("place", _Reader.read_put),
-    ("put", _Reader.read_put),
-    ("move", _Reader.read_move),
-    ("shift", _Reader.read_move),
-    ("bring", _Reader.read_move),
-    ("make", _Reader.read_modify),
-    ("turn", _Reader.read_modify),
-    ("change", _Reader.read_modify),
-    ("swap", _Reader.read_swap),
-    ("exchange", _Reader.read_swap),
-    ("let", _Reader.read_let),
-    ("replace", _Reader.read_replace),
-    ("remove", _Reader.read_remove),
-    ("erase", _Reader.read_remove),
-    ("take away", _Reader.read_remove),
-)
+_INSTRUCTIONS = {
+    _Reader.read_add: ("add", "draw", "paint", "start with", "begin with"),
+    _Reader.read_put: ("place", "put"),
+    _Reader.read_move: ("move", "shift", "bring"),
+    _Reader.read_modify: ("make", "turn", "change"),
+    _Reader.read_swap: ("swap", "exchange"),
+    _Reader.read_let: ("let",),
+    _Reader.read_replace: ("replace",),
+    _Reader.read_remove: ("remove", "erase", "take away"),
+}
