@@ -88,10 +88,7 @@ def make_documents(
     Args:
       index: token counts.
       budgets: size of a pack; None: unlimited.
-      turns: "whole": one document per record. "single": one document per turn with targets, with everything before it
-        as context.
-      too_long: for a document that exceeds a pack, "refuse" raises an error, and "cut" drops as many of the record's
-        last turns as necessary. A shortened document has no end-of-trajectory target.
+      turns, too_long: see ``loader.LoaderConfig``. A shortened document has no end-of-trajectory target.
 
     Raises:
       PackingError: a document exceeds a pack (with "cut": its first turn does), or there are no documents.

@@ -47,7 +47,8 @@ class LoaderConfig:
       mixture: weight of each subset by documents; 0 excludes it. Empty: in proportion to the numbers of documents.
       turns: "whole": one document per trajectory. "single": one document per turn with targets, with everything before
         it as context.
-      too_long: for documents that exceed a pack, "refuse" stops before training, and "cut" drops their last turns.
+      too_long: for documents that exceed a pack, "refuse" stops before training, and "cut" drops as few of their
+        last turns as possible.
       broken: for broken records, "stop" stops the run, and "skip" leaves them out and counts them.
       balance_texts: see ``layout.lay_out``.
       draws: noised copies of each image with a flow target, each with its own noise and timestep. They share the

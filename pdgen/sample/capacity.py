@@ -1,5 +1,6 @@
 """Room for the contexts of trajectories, computed before anything is compiled."""
 
+import bisect
 import dataclasses
 import os
 import pathlib
@@ -83,14 +84,13 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
     needed, free = count_context_bytes(model, settings, starts, slots), measure_free_bytes(model)
     if needed <= free:
         return compute_capacity(model, settings, starts)
-    fitting = 0
-    if any(start.mode == "process" for start in starts):
-        most = settings.max_images
-        while fitting + 1 < most:  # bisection: the need grows with max_images
-            middle = (fitting + most) // 2
-            smaller = dataclasses.replace(settings, max_images=middle)
-            fits = count_context_bytes(model, smaller, starts, slots) <= free
-            fitting, most = (middle, most) if fits else (fitting, middle)
+
+    def count_bytes(images: int) -> int:
+        return count_context_bytes(model, dataclasses.replace(settings, max_images=images), starts, slots)
+
+    # Only mode "process" draws more than one image. The need grows with max_images.
+    process = any(start.mode == "process" for start in starts)
+    fitting = bisect.bisect_right(range(1, settings.max_images), free, key=count_bytes) if process else 0
     remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
     raise SampleError(
         f"no room: the contexts of {slots} trajectories at a time of up to "
