@@ -6,8 +6,8 @@
     h = RMS(layers(x))                                         (``mot``; the final norm is the expert's)
     logits of a text token = W_head h,   velocity of a VAE token = W_out h + b
 
-``Bagel`` is the Linen module that declares the parameters. Everything is computed by pure functions on the
-parameter tree, which training, sampling and conversion share.
+``spec`` declares the parameters. Everything is computed by pure functions on the parameter tree, which training,
+sampling and conversion share.
 
 Axis legend: B batch, T text tokens, V ViT tokens, G VAE tokens, S = T + V + G, D width, N vocabulary,
 C values of a VAE token, P values of a ViT patch.
@@ -66,28 +66,9 @@ def spec(config: ModelConfig) -> dict[str, parameters.Spec]:
     }
 
 
-class Bagel(nn.Module):
-    """The model as a Linen module: ``Bagel(config).apply({"params": params}, pack, latents, t)`` encodes packs."""
-
-    config: ModelConfig
-    compute: ComputeConfig = ComputeConfig()
-
-    @nn.compact
-    def __call__(self, pack: Pack, latents: Array, t: Array) -> Streams:
-        """Encode packs, see ``encode_pack``."""
-        return encode_pack(self.config, self.compute, self.declare(), pack, latents, t)
-
-    @nn.compact
-    def declare(self) -> dict[str, Any]:
-        """Declare the parameters and return their tree."""
-        dtype, children = jnp.dtype(self.compute.param_dtype), spec(self.config).items()
-        return {name: parameters.Parameters(child, dtype, name=name)() for name, child in children}
-
-
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Draw new parameters: Gaussians scaled by fan-in, unit norms, sin-cos tables, and zeros in ``latent_out``."""
-    model = Bagel(config, ComputeConfig(param_dtype=jnp.dtype(dtype).name))
-    return nn.unbox(model.init(key, method="declare")["params"])
+    return nn.unbox(parameters.Parameters(spec(config), jnp.dtype(dtype)).init(key)["params"])
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32, int8: bool = False) -> Any:

@@ -1,8 +1,7 @@
 """Declarations of parameters: a tree of shapes with logical axis names.
 
-``Parameters`` is the only Linen module that calls ``self.param``. Every model computes with pure functions on the
-tree that it returns. Linear kernels keep PyTorch's (out, in) order, so converting a checkpoint reshapes and stacks,
-but never transposes.
+``Parameters`` is the only Linen module. Every model computes with pure functions on the tree that it returns. Linear
+kernels keep PyTorch's (out, in) order, so converting a checkpoint reshapes and stacks, but never transposes.
 """
 
 import dataclasses

@@ -82,8 +82,9 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
       SampleError: they do not fit; the message names a number of images that would.
     """
     needed, free = count_context_bytes(model, settings, starts, slots), measure_free_bytes(model)
+    tokens, _ = capacity = compute_capacity(model, settings, starts)
     if needed <= free:
-        return compute_capacity(model, settings, starts)
+        return capacity
 
     def count_bytes(images: int) -> int:
         return count_context_bytes(model, dataclasses.replace(settings, max_images=images), starts, slots)
@@ -93,9 +94,8 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
     fitting = bisect.bisect_right(range(1, settings.max_images), free, key=count_bytes) if process else 0
     remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
     raise SampleError(
-        f"no room: the contexts of {slots} trajectories at a time of up to "
-        f"{compute_capacity(model, settings, starts)[0]:,} tokens need {needed:,} bytes, a device has "
-        f"{free:,} free; {remedy}, or lower batch_size"
+        f"no room: the contexts of {slots} trajectories at a time of up to {tokens:,} tokens need {needed:,} bytes, a "
+        f"device has {free:,} free; {remedy}, or lower batch_size"
     )
 
 
