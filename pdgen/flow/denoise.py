@@ -24,9 +24,9 @@ from pdgen.flow import taylor
 from pdgen.flow.guidance import RENORMS, guide
 from pdgen.flow.rectified import schedule
 from pdgen.models import bagel, mot
-from pdgen.models.attention import Intervals
+from pdgen.models.attention import Intervals, Part
 from pdgen.models.context import Cache, image_order
-from pdgen.models.mot import Order, Past, Streams
+from pdgen.models.mot import Order, Streams
 from pdgen.sharding import place
 
 
@@ -292,7 +292,7 @@ def _last_layer(
     return streams.gen
 
 
-def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Past, ...]]:
+def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Part, ...]]:
     """Lay the branches out as documents of one sequence: each sees its own context and its own tokens."""
     full, image = contexts.full, contexts.image
     batch, span = full.length.shape[0], tokens + 2
@@ -310,7 +310,7 @@ def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[O
     rows = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (batch, branches * span))  # noqa: E731
     among = Intervals(rows(own), rows(own + span))
     order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, isolated_spans=branches)
-    past = [Past(full.k, full.v, Intervals(rows(0), in_full))]
+    past = [Part(full.k, full.v, Intervals(rows(0), in_full))]
     if image is not None and branches == 3:
-        past.append(Past(image.k, image.v, Intervals(rows(0), in_image)))
+        past.append(Part(image.k, image.v, Intervals(rows(0), in_image)))
     return order, tuple(past)

@@ -58,10 +58,10 @@ class KeysValues(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Keys, values, and the queries that may see them."""
+    """Keys and values, such as those of a cache, and which of them each query may see."""
 
-    k: Float[Array, "B S K h"]
-    v: Float[Array, "B S K h"]
+    k: Float[Array, "*L B S K h"]
+    v: Float[Array, "*L B S K h"]
     intervals: Intervals
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, mot
-from pdgen.models.attention import Intervals
-from pdgen.models.mot import Order, Past, Streams
+from pdgen.models.attention import Intervals, Part
+from pdgen.models.mot import Order, Streams
 from pdgen.sharding import map_shards, out_spec, place
 
 # A mesh splits keys and values by row and head. Lengths are replicated: every device needs them for its masks.
@@ -178,7 +178,7 @@ def _extend(
     stored = jnp.arange(length) < count[:, None]
     seen = Intervals(jnp.zeros_like(segment.among.k_start), jnp.where(stored, cache.length[:, None], 0))
     language = params["language"]
-    past = (Past(cache.k, cache.v, seen),)
+    past = (Part(cache.k, cache.v, seen),)
     streams, new = mot.run_layers(config.language, compute, language["layers"], segment.streams, order, past)
     assert new is not None  # run_layers returns keys and values wherever there is a past
     hidden = [mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)]

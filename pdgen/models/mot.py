@@ -64,14 +64,6 @@ class Order:
     isolated_spans: int = dataclasses.field(default=1, metadata={"static": True})
 
 
-class Past(NamedTuple):
-    """Cached keys and values of earlier tokens, and which of them each new token sees, in sequence order."""
-
-    k: Float[Array, "L B C K h"]
-    v: Float[Array, "L B C K h"]
-    intervals: Intervals
-
-
 class _Heads(NamedTuple):
     """Queries, keys and values of the new tokens."""
 
@@ -128,7 +120,7 @@ def run_layers(
     params: dict[str, Any],
     streams: Streams,
     order: Order,
-    past: tuple[Past, ...] = (),
+    past: tuple[Part, ...] = (),
 ) -> tuple[Streams, KeysValues | None]:
     """Run all layers. The expert of an empty stream is not evaluated.
 
@@ -137,7 +129,7 @@ def run_layers(
       params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``).
       streams: input embeddings.
       order: positions of the tokens.
-      past: caches of earlier tokens; they are read in place.
+      past: caches [L, B, C, K, h] of earlier tokens, read in place; intervals in sequence order.
 
     Returns:
       Both streams after the last layer, before the final norm. With a ``past``, also the new keys (normalised and
