@@ -21,7 +21,6 @@ class Leaf:
     """One parameter.
 
     Attributes:
-      shape: its shape.
       names: the logical name of each axis (see ``pdgen.sharding``), or None.
       init: fills it.
       inputs: number of last axes that a linear map sums over; 0 if it is not a kernel.
