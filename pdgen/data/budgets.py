@@ -26,22 +26,17 @@ class Proposal:
       budgets: size of a pack.
       fill: share of used slots by stream.
       used: share of used slots over all streams.
-      documents: mean number of documents in a pack.
+      documents_per_pack: mean number of documents in a pack.
     """
 
     budgets: Budgets
     fill: dict[str, float]
     used: float
-    documents: float
-
-
-def measure_budgets(stream: Stream, budgets: Budgets, windows: int = 2) -> Proposal:
-    """Measure the fill of packs of the stream's first windows. The budgets must hold every document."""
-    return _measure_windows(np.stack([stream.make_window(number).lengths for number in range(windows)]), budgets)
+    documents_per_pack: float
 
 
 def _measure_windows(lengths: Int32[np.ndarray, "B W 3"], budgets: Budgets) -> Proposal:
-    sizes = np.array([budgets.text, budgets.vit, budgets.vae])
+    sizes = np.array(dataclasses.astuple(budgets))
     packs = int((plan_packs(lengths, sizes).max(axis=1) + 1).sum())
     tokens = lengths.sum(axis=(0, 1), dtype=np.int64)
     fill = {name: float(n / (packs * size)) if size else 1.0 for name, n, size in zip(STREAMS, tokens, sizes)}
@@ -70,9 +65,9 @@ def propose_budgets(documents: Documents, stream: Stream, total: int) -> list[Pr
             f"packs of {total} tokens do not hold every document in the data's proportions; budgets of "
             f"{', '.join(f'{n} {size}' for n, size in zip(STREAMS, needed))} do"
         )
-    sample = stream.make_window(0).lengths[None, :_SAMPLE]
-    quick = sorted((_measure_windows(sample, budgets) for budgets in candidates), key=lambda p: -p.used)
-    return sorted((measure_budgets(stream, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)
+    windows = np.stack([stream.make_window(number).lengths for number in range(2)])
+    quick = sorted((_measure_windows(windows[:1, :_SAMPLE], budgets) for budgets in candidates), key=lambda p: -p.used)
+    return sorted((_measure_windows(windows, p.budgets) for p in quick[:_SHOWN]), key=lambda p: -p.used)
 
 
 def _propose_sizes(documents: Documents, stream: Stream, number: int, total: int) -> list[int]:

@@ -88,10 +88,7 @@ def make_documents(
     Args:
       index: token counts.
       budgets: size of a pack; None: unlimited.
-      turns: "whole": one document per record. "single": one document per turn with targets, with everything before it
-        as context.
-      too_long: for a document that exceeds a pack, "refuse" raises an error, and "cut" drops as many of the record's
-        last turns as necessary. A shortened document has no end-of-trajectory target.
+      turns, too_long: see ``loader.LoaderConfig``. A shortened document has no end-of-trajectory target.
 
     Raises:
       PackingError: a document exceeds a pack (with "cut": its first turn does), or there are no documents.
@@ -102,7 +99,7 @@ def make_documents(
     documents = _build_documents(index, cuts)
     if budgets is None:
         return documents
-    sizes = np.array([budgets.text, budgets.vit, budgets.vae])
+    sizes = np.array(dataclasses.astuple(budgets))
     long = np.any(documents.count_tokens() > sizes, axis=1)
     if not long.any():
         return documents

@@ -45,8 +45,7 @@ class Encoder:
     """The autoencoder and the settings of an encoding.
 
     Attributes:
-      config: sizes of the autoencoder.
-      params: its parameters.
+      config, params: those of the autoencoder.
       rule: the picture sizes of the model; other pictures are resized, also in the records.
       batch_size: pictures in a batch, fewer if they are large; see ``latents.make_encoder``.
     """

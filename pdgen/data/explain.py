@@ -30,7 +30,11 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
         record = batches.source[document.record]
         units = document_units(record, batches.tokenizer, document.turns, batches.settings.draws)
         stages = [record.segments[segment].stage for (segment, _), keep in zip(units, document.keep) if keep]
-        dropped = [_name_unit(record, *unit) for unit, keep in zip(units, document.keep) if not keep]
+        dropped = [
+            f"{_COPIES.get(kind, 'ViT copy')} of segment {segment} ({record.segments[segment].stage})"
+            for (segment, kind), keep in zip(units, document.keep)
+            if not keep
+        ]
         explained.append(
             ExplainedDocument(
                 record=record.id,
@@ -46,11 +50,7 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
 
 
 def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) -> ExplainedDocument:
-    """Explain a record as one whole document that starts at slot 0, without condition dropout.
-
-    Args:
-      record: a record with latents.
-      tokenizer, config: those of the model.
+    """Explain a record with latents as one whole document that starts at slot 0, without condition dropout.
 
     Raises:
       SegmentError: the record does not fit the model.
@@ -60,11 +60,6 @@ def explain_record(record: Record, tokenizer: Tokenizer, config: ModelConfig) ->
     stages = [record.segments[segment].stage for segment, _ in document_units(record, tokenizer)]
     runs = document_runs(pack, tokenizer, 0, laid_out.split, stages)
     return ExplainedDocument(record.id, record.source, epoch=0, turns="whole", dropped=(), runs=runs)
-
-
-def _name_unit(record: Record, segment: int, kind: int) -> str:
-    stage = record.segments[segment].stage
-    return f"{_COPIES.get(kind, 'ViT copy')} of segment {segment} ({stage})"
 
 
 def _describe_turns(record: Record, document: Document) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pdgen.config import ModelConfig
-from pdgen.data.budgets import Proposal, propose_budgets
+from pdgen.data.budgets import propose_budgets
 from pdgen.data.documents import Documents, PackingError, make_documents
 from pdgen.data.lengths import LengthIndex, load_length_index
 from pdgen.data.loader import LoaderConfig, group_by_subset
@@ -26,10 +26,7 @@ def measure_fill(
     """Plan packs of a data set and measure their fill.
 
     Args:
-      source: the data set.
-      tokenizer: the tokenizer of the model to train.
-      model: the sizes of that model.
-      config: the settings of the run's loader.
+      source, tokenizer, model, config: see ``loader.Batches``.
       packs: number of packs to plan, at least 1.
       total: maximum tokens of a proposed pack; 0: those of ``config``.
 
@@ -58,7 +55,7 @@ def measure_fill(
         proposals = propose_budgets(everything, stream, total or config.budgets.total)
     except PackingError as fault:
         return facts | {"no_proposal": str(fault), "proposals": []}
-    return facts | {"proposals": [_proposal_to_dict(proposal) for proposal in proposals]}
+    return facts | {"proposals": [dataclasses.asdict(proposal) for proposal in proposals]}
 
 
 def _summarise_lengths(documents: Documents) -> dict[str, dict[str, float]]:
@@ -88,15 +85,6 @@ def _measure_current(config: LoaderConfig, index: LengthIndex, source: RecordSou
         "documents_per_pack": float(np.mean([len(packer.choose_documents(number)) for number in range(packs)])),
         "fill": packer.measure_fill(range(packs)),
         "used": float(used.sum() / (packs * config.budgets.total)),
-    }
-
-
-def _proposal_to_dict(proposal: Proposal) -> dict[str, Any]:
-    return {
-        "budgets": dataclasses.asdict(proposal.budgets),
-        "fill": proposal.fill,
-        "used": proposal.used,
-        "documents_per_pack": proposal.documents,
     }
 
 

@@ -14,10 +14,7 @@ _RECORDS = 256  # spread evenly over the data set; reading all of a large one wo
 def measure_layout(source: RecordSource, dropout: ConditionDropout, config: ModelConfig) -> TrainingLayout:
     """Measure the layout of images in up to 256 records of a data set; broken records are not counted.
 
-    Args:
-      source: the data set.
-      dropout: a copy that is always dropped is none.
-      config: the model's sizes.
+    A copy that ``dropout`` always drops is none.
     """
     copies: dict[int, Copy] = {CLEAN: "vae", VIT: "vit"}
     rates = {CLEAN: dropout.vae, VIT: dropout.vit}

@@ -95,7 +95,6 @@ def load_length_index(
     be written, a warning is logged and the index is made on every start.
 
     Args:
-      source, tokenizer, config: the records and the model.
       broken: "stop" raises at the first broken record; "skip" lists it in ``faults``.
       draws: noised copies of an image; see ``segments.record_segments``.
 

@@ -47,7 +47,8 @@ class LoaderConfig:
       mixture: weight of each subset by documents; 0 excludes it. Empty: in proportion to the numbers of documents.
       turns: "whole": one document per trajectory. "single": one document per turn with targets, with everything before
         it as context.
-      too_long: for documents that exceed a pack, "refuse" stops before training, and "cut" drops their last turns.
+      too_long: for documents that exceed a pack, "refuse" stops before training, and "cut" drops as few of their
+        last turns as possible.
       broken: for broken records, "stop" stops the run, and "skip" leaves them out and counts them.
       balance_texts: see ``layout.lay_out``.
       draws: noised copies of each image with a flow target, each with its own noise and timestep. They share the
@@ -109,8 +110,8 @@ def select_held_out(
     ends = np.cumsum([0, *map(len, own)])
     if count and count >= ends[-1]:
         raise LoaderError(
-            f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set "
-            f"it to less, a few hundred at most"
+            f"config: held_out is {count}, but the subsets in the mixture hold {ends[-1]} records; set it to less, a "
+            "few hundred at most"
         )
     shares = np.minimum(np.diff(ends * count // max(ends[-1], 1)), np.diff(ends) - 1)
     return np.sort(np.concatenate([np.zeros(0, np.int64), *(n[len(n) - share :] for n, share in zip(own, shares))]))
@@ -120,10 +121,8 @@ class Batches:
     """Random access to one process's part of every batch: ``batches[step]``.
 
     Args:
-      config: the model's sizes.
-      source: the records.
-      tokenizer: the model's tokenizer.
-      settings: the composition of batches.
+      config, tokenizer: those of the model.
+      source, settings: the records and the composition of batches.
       process: (index, count) of this process, which makes rows [index, index + 1) * rows / count of a batch.
       steps: number of batches, which Grain requires.
 
@@ -161,8 +160,8 @@ class Batches:
         self.held_out = np.flatnonzero(held)
         if settings.held_out and not held.any():
             raise LoaderError(
-                f"config: held_out is {settings.held_out}, but the last records are broken or teach "
-                "nothing; hold out more"
+                f"config: held_out is {settings.held_out}, but the last records are broken or teach nothing; "
+                "hold out more"
             )
         self.subsets = {name: n[~held[n]] for name, n in group_by_subset(source, self.documents).items()}
         self.packer = Packer(
@@ -280,13 +279,8 @@ def make_loader(
 ) -> Loader:
     """Make an iterator over this process's part of the batches of steps [start_step, stop_step), with prefetching.
 
-    Args:
-      config, source, tokenizer, settings: see ``Batches``.
-      start_step: number of the first batch.
-      stop_step: end of the range; None: endless.
-
-    Returns:
-      An iterator of ``Pack`` with leading axis rows / process count, in host memory.
+    It yields packs with leading axis rows / process count, in host memory, without end if ``stop_step`` is None. Other
+    arguments are those of ``Batches``.
 
     Raises:
       LoaderError: see ``Batches``; or worker processes are requested before absl's flags are parsed.
@@ -306,7 +300,9 @@ def make_loader(
     dataset = grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options)
     if settings.workers:
         workers = grain.MultiprocessingOptions(num_workers=settings.workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_exit_with_parent).map(_copy_batch)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_exit_with_parent)
+        # Copied out of the worker's shared memory, which is then freed at once.
+        dataset = dataset.map(lambda batch: jax.tree.map(np.array, batch))
     return Loader(iter(dataset), batches)
 
 
@@ -324,11 +320,6 @@ def _log_omissions(batches: Batches) -> None:
             len(index),
             index.ids[documents.cut[0]],
         )
-
-
-def _copy_batch(batch: LoaderBatch) -> LoaderBatch:
-    """Copy a batch out of the worker's shared memory, which is then freed at once."""
-    return jax.tree.map(np.array, batch)
 
 
 def _exit_with_parent(worker: int, count: int) -> None:

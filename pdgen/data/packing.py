@@ -11,6 +11,7 @@ time, and only their numbers of packs are stored.
 
 import bisect
 import collections
+import dataclasses
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,23 +99,12 @@ def plan_packs(lengths: Int32[np.ndarray, "B W 3"], sizes: Int64[np.ndarray, "3"
     return result
 
 
-class _WindowPlan(NamedTuple):
-    """A window and, for each of its packs, the positions of the pack's documents in the window."""
-
-    window: Window
-    packs: list[np.ndarray]
-
-
 class Packer:
     """The documents of pack n, for any n. Can be shared between threads.
 
     Args:
-      documents: all documents of the data set.
-      subsets: document numbers of each subset.
+      documents, subsets, dropout, seed, mixture: see ``Stream``.
       budgets: size of a pack; every document must fit.
-      dropout: condition dropout.
-      seed: seed of orders and dropout.
-      mixture: weight of each subset; see ``stream.compute_shares``.
 
     Raises:
       PackingError: the mixture does not match the subsets.
@@ -131,9 +121,10 @@ class Packer:
     ) -> None:
         self.stream = Stream(documents, subsets, mixture or {}, dropout, seed)
         self._table, self._seed = documents, seed
-        self._sizes = np.array([budgets.text, budgets.vit, budgets.vae])
+        self._sizes = np.array(dataclasses.astuple(budgets))
         self._ends: list[int] = []  # total number of packs of windows 0 .. w
-        self._plans: collections.OrderedDict[int, _WindowPlan] = collections.OrderedDict()
+        # By window: the window and, for each of its packs, the positions of the pack's documents in the window.
+        self._plans: collections.OrderedDict[int, tuple[Window, list[np.ndarray]]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,13 +155,6 @@ class Packer:
         used = np.mean([self.count_used(number) for number in numbers], axis=0)
         return {name: float(tokens / size) if size else 1.0 for name, tokens, size in zip(STREAMS, used, self._sizes)}
 
-    def count_packs(self, windows: int) -> int:
-        """Count the packs of the first ``windows`` windows."""
-        with self._lock:
-            while len(self._ends) < windows:
-                self._seek(self._ends[-1] if self._ends else 0)
-            return self._ends[windows - 1] if windows else 0
-
     def seek(self, number: int) -> None:
         """Plan all windows up to pack ``number``, with a progress bar if that takes long."""
         with self._lock:
@@ -189,12 +173,12 @@ class Packer:
     def _find(self, number: int) -> tuple[Window, np.ndarray]:
         with self._lock:
             self._seek(number)
-            window = bisect.bisect_right(self._ends, number)
-            if window not in self._plans:
-                self._plan([window])
-            self._plans.move_to_end(window)
-            found = self._plans[window]
-        return found.window, found.packs[number - (self._ends[window - 1] if window else 0)]
+            position = bisect.bisect_right(self._ends, number)
+            if position not in self._plans:
+                self._plan([position])
+            self._plans.move_to_end(position)
+            window, packs = self._plans[position]
+        return window, packs[number - (self._ends[position - 1] if position else 0)]
 
     def _seek(self, number: int) -> None:
         known = self._ends[-1] if self._ends else 0
@@ -221,7 +205,7 @@ class Packer:
         for number, window, own, count in list(zip(numbers, windows, placed, counts))[-_PLANS:]:
             packs = np.split(np.argsort(own, kind="stable"), np.cumsum(np.bincount(own))[:-1])
             order = np.random.default_rng((self._seed, 4, number)).permutation(count)
-            self._plans[number] = _WindowPlan(window, [packs[i] for i in order])
+            self._plans[number] = window, [packs[i] for i in order]
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         return counts.tolist()

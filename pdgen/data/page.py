@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import io
 import itertools
 import pathlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from jaxtyping import Int8, Int32
 from pdgen.files import new_folder
 from pdgen.report.page import render
 from pdgen.sequence.explanation import ExplainedDocument, ExplainedPack, TokenRun
+from pdgen.sequence.images import encode_png
 from pdgen.sequence.layout import STREAMS
 
 INDEX = "index.html"
@@ -75,7 +75,10 @@ def render_pack(pack: ExplainedPack, title: str) -> dict[str, str]:
             "pack.html",
             title=title,
             slots=(pack.used, pack.budgets.total),
-            fills=[_describe_fill(name, int(tokens), size) for name, tokens, size in zip(STREAMS, used, sizes)],
+            fills=[
+                {"name": name, "used": int(tokens), "size": size, "share": int(tokens) / size if size else 1.0}
+                for name, tokens, size in zip(STREAMS, used, sizes)
+            ],
             documents=[_describe_document(document) | {"link": name} for document, name in zip(pack.documents, names)],
             mask=_encode_mask(
                 pack.intervals, keys, (0, pack.used), [document.start for document in pack.documents[1:]]
@@ -127,13 +130,8 @@ def _encode_mask(
     start, end = slots
     if start == end:
         return ""
-    buffer = io.BytesIO()
-    draw_mask(intervals[:, start:end] - start, keys[start:end], starts).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _describe_fill(name: str, used: int, size: int) -> dict[str, Any]:
-    return {"name": name, "used": used, "size": size, "share": used / size if size else 1.0}
+    mask = draw_mask(intervals[:, start:end] - start, keys[start:end], starts)
+    return "data:image/png;base64," + base64.b64encode(encode_png(mask)).decode()
 
 
 def _describe_document(document: ExplainedDocument) -> dict[str, Any]:
@@ -166,7 +164,6 @@ def format_document(document: ExplainedDocument, number: int) -> list[str]:
 
 
 def _format_run(run: TokenRun) -> str:
-    """Format a run as a line of text."""
     ranges = ((run.start, run.end), run.sees, run.seen_by)
     slots, sees, seen_by = (f"{start}-{end - 1}" if end > start + 1 else str(start) for start, end in ranges)
     what = f"{slots:>13}  {run.text:<24} {run.stream:<6} {run.expert:<6}"

@@ -22,7 +22,6 @@ def read_prompt_file(
     feeds, with or without a carriage return.
 
     Args:
-      path: the file.
       record: the msgspec type of a JSON object.
       plain: makes a record of a line of plain text without surrounding whitespace; empty lines are skipped. None: every
         line must be a JSON object, also an empty one, except empty lines at the end.

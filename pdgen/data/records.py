@@ -23,14 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from pdgen.files import file_sha256, new_file, new_folder, to_os_error
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, decode_image
-from pdgen.sequence.trajectory import (
-    VERSION,
-    Image,
-    Record,
-    TrajectoryError,
-    decode_record,
-    encode_record,
-)
+from pdgen.sequence.trajectory import VERSION, Image, Record, TrajectoryError, decode_record, encode_record
 
 INDEX = "dataset.json"
 SUFFIX = ".array_record"
@@ -106,13 +99,13 @@ class Dataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(f.records for f in self.files)
 
 
-def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
-    """Write one ArrayRecord file atomically. Returns the number of records.
+def write_file(path: pathlib.Path, records: Iterable[Record], subset: str = "") -> DataFile:
+    """Write one ArrayRecord file atomically. Returns its entry for ``dataset.json``.
 
     Each record is checked by decoding the bytes to be written.
 
     Raises:
-      RecordError: a record is broken; the message names the file, the record's number and the fault.
+      RecordError: a record is broken, or there are none; the message names the file, the record's number and the fault.
       OSError: the file cannot be written.
     """
     count = 0
@@ -125,10 +118,12 @@ def write_records(path: str | pathlib.Path, records: Iterable[Record]) -> int:
             with _name_file(path):
                 writer.write(data)
             count += 1
+        if not count:
+            raise RecordError(f"{path}: no records to write")
         stack.pop_all()
         with _name_file(path):
             writer.close()  # a full disk often shows only here
-    return count
+    return DataFile(name=path.name, records=count, subset=subset, sha256=file_sha256(path))
 
 
 @contextlib.contextmanager
@@ -161,19 +156,6 @@ def _decode(data: bytes, name: str) -> Record:
         return decode_record(data, name)
     except TrajectoryError as fault:
         raise RecordError(str(fault)) from None
-
-
-def write_file(path: str | pathlib.Path, records: Iterable[Record], subset: str = "") -> DataFile:
-    """Write one file as ``write_records``. Returns its entry for ``dataset.json``.
-
-    Raises:
-      RecordError: a record is broken, or there are none.
-    """
-    path = pathlib.Path(path)
-    if not (count := write_records(path, records)):
-        path.unlink()
-        raise RecordError(f"{path}: no records to write")
-    return DataFile(name=path.name, records=count, subset=subset, sha256=file_sha256(path))
 
 
 def write_files(
@@ -335,8 +317,10 @@ def _check_file(folder: pathlib.Path, file: DataFile, bar: ProgressBar) -> Itera
 
     def check(position: int) -> str | None:
         try:
-            _check_pictures(_read(source, path, position), f"{path}: record {position}")
-        except RecordError as fault:
+            for number, segment in enumerate(_read(source, path, position).segments):
+                if isinstance(segment, Image):
+                    decode_image(segment.png, f"{path}: record {position}: segment {number}: picture")
+        except (RecordError, ImageError) as fault:
             return str(fault)
         return None
 
@@ -345,15 +329,6 @@ def _check_file(folder: pathlib.Path, file: DataFile, bar: ProgressBar) -> Itera
             bar.update()
             if fault is not None:
                 yield fault
-
-
-def _check_pictures(record: Record, name: str) -> None:
-    for number, segment in enumerate(record.segments):
-        if isinstance(segment, Image):
-            try:
-                decode_image(segment.png, f"{name}: segment {number}: picture")
-            except ImageError as fault:
-                raise RecordError(str(fault)) from None
 
 
 def main(argv: list[str]) -> None:

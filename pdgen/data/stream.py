@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
@@ -52,13 +51,6 @@ def compute_shares(
     return {name: weight / total for name, weight in weights.items() if weight}
 
 
-class _Epoch(NamedTuple):
-    """One epoch of a subset: its documents in random order, and a uniform random number for each unit."""
-
-    order: Int64[np.ndarray, " documents"]
-    draws: Float32[np.ndarray, " units"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Window:
     """W documents of the stream after condition dropout, in order.
@@ -85,7 +77,7 @@ class _Subset:
         self.members = members
         self._seed = seed  # (seed of the run, number of the subset)
         self._units = np.concatenate([[0], np.cumsum(np.diff(documents.starts)[members])])
-        self._epochs: collections.OrderedDict[int, _Epoch] = collections.OrderedDict()
+        self._epochs: collections.OrderedDict[int, tuple[np.ndarray, np.ndarray]] = collections.OrderedDict()
 
     def take(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return epochs and numbers of documents start .. stop - 1, and the random numbers of their units."""
@@ -101,12 +93,13 @@ class _Subset:
         epochs, numbers, uniform = (np.concatenate(arrays) for arrays in zip(*parts))
         return epochs, numbers, uniform
 
-    def _draw_epoch(self, epoch: int) -> _Epoch:
+    def _draw_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " documents"], Float32[np.ndarray, " units"]]:
+        """Return the documents of an epoch in random order, and a uniform random number for each unit."""
         if epoch not in self._epochs:
             seed, subset = self._seed
             order = np.random.default_rng((seed, 0, subset, epoch)).permutation(len(self.members))
             draws = np.random.default_rng((seed, 2, subset, epoch)).random(self._units[-1], np.float32)
-            self._epochs[epoch] = _Epoch(order, draws)
+            self._epochs[epoch] = order, draws
             if len(self._epochs) > _EPOCHS:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch]
@@ -116,10 +109,8 @@ class Stream:
     """Random access to the stream's windows. Not thread-safe.
 
     Args:
-      documents: all documents of the data set.
-      subsets: document numbers of each subset.
-      mixture: see ``compute_shares``.
-      dropout: condition dropout.
+      documents, dropout: all documents of the data set and their condition dropout.
+      subsets, mixture: see ``compute_shares``.
       seed: seed of orders and dropout.
 
     Raises:

@@ -24,9 +24,9 @@ from pdgen.flow import taylor
 from pdgen.flow.guidance import RENORMS, guide
 from pdgen.flow.rectified import schedule
 from pdgen.models import bagel, mot
-from pdgen.models.attention import Intervals
+from pdgen.models.attention import Intervals, Part
 from pdgen.models.context import Cache, image_order
-from pdgen.models.mot import Order, Past, Streams
+from pdgen.models.mot import Order, Streams
 from pdgen.sharding import place
 
 
@@ -123,13 +123,7 @@ class Progress(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What an Euler step takes from the schedule; stacked over the steps of a scan.
-
-    Attributes:
-      t: timestep at which it starts.
-      dt: decrease of t.
-      full, distance, known: see ``taylor.Plan``.
-    """
+    """What an Euler step takes from the schedule: its first t, the decrease of t, and its part of ``taylor.Plan``."""
 
     t: Float[Array, "*steps"]
     dt: Float[Array, "*steps"]
@@ -156,13 +150,7 @@ def advance(
 ) -> Progress:
     """Run Euler steps [steps[0], steps[1]). Consecutive calls give the same result as one call over all steps.
 
-    Args:
-      denoiser: sizes and settings.
-      params: the model's parameters.
-      contexts: what the image's tokens see.
-      positions: position ids of the latent patches.
-      progress: the state after ``steps[0]`` steps.
-      steps: first step and last + 1.
+    ``positions`` are the position ids of the latent patches, ``progress`` is the state after ``steps[0]`` steps.
     """
     settings = denoiser.settings
     t = schedule(settings.num_timesteps, settings.timestep_shift)
@@ -262,8 +250,12 @@ def _run_step(
     else:
         hidden, differences = evaluate(), progress.differences
     hidden = mot.final_norm(denoiser.config.language, params["language"]["norm"], "gen", hidden)
-    velocities = jnp.split(bagel.velocity(params, hidden), branches, axis=1)
-    v = _combine(denoiser.settings, velocities, contexts.has_image)
+    v, *without = jnp.split(bagel.velocity(params, hidden), branches, axis=1)
+    if without:
+        text, image = without if len(without) == 2 else (*without, None)
+        settings = denoiser.settings
+        scales = settings.text_scale, settings.image_scale
+        v = guide(v, text, image, contexts.has_image, scales, settings.renorm, settings.renorm_min)
     return Progress(progress.x - step.dt * v, v, differences), None
 
 
@@ -284,22 +276,6 @@ def _compute_or_extrapolate(
     return hidden, progress.differences.at[:, :, :count].set(jnp.moveaxis(own, 0, 1))
 
 
-def _combine(settings: ImageSettings, velocities: list[Array], has_image: Array) -> Float[Array, "B M C"]:
-    """Guide by the branches' velocities: of the full context, without texts, without images."""
-    if len(velocities) == 1:
-        return velocities[0]
-    full, text, *image = velocities
-    return guide(
-        full,
-        text,
-        image[0] if image else None,
-        has_image,
-        scales=(settings.text_scale, settings.image_scale),
-        renorm=settings.renorm,
-        renorm_min=settings.renorm_min,
-    )
-
-
 def _last_layer(
     denoiser: Denoiser, params: dict, contexts: Contexts, positions: Array, branches: int, x: Array, t: Array
 ) -> Float[Array, "B T D"]:
@@ -316,23 +292,16 @@ def _last_layer(
     return streams.gen
 
 
-class _View(NamedTuple):
-    """What a branch sees, per row: its rotary position and how many tokens of either context."""
-
-    rotary: Int[Array, " B"]
-    in_full: Int[Array, " B"]
-    in_image: Int[Array, " B"]
-
-
-def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Past, ...]]:
+def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[Order, tuple[Part, ...]]:
     """Lay the branches out as documents of one sequence: each sees its own context and its own tokens."""
     full, image = contexts.full, contexts.image
     batch, span = full.length.shape[0], tokens + 2
     zero = jnp.zeros(batch, jnp.int32)
-    # The texts since the last image come last in the context: without them, a branch sees a prefix of the same cache.
-    views = [_View(full.rotary, full.length, zero), _View(contexts.text_rotary, contexts.text_length, zero)]
+    # Of each branch, its rotary position and how many tokens of either context it sees. The texts since the last image
+    # come last in the context: without them, a branch sees a prefix of the same cache.
+    views = [(full.rotary, full.length, zero), (contexts.text_rotary, contexts.text_length, zero)]
     if image is not None and branches == 3:
-        views.append(_View(image.rotary, zero, image.length))
+        views.append((image.rotary, zero, image.length))
     rotary, in_full, in_image = (jnp.repeat(jnp.stack(x, 1), span, axis=1) for x in zip(*views[:branches]))
 
     to_sequence = image_order(tokens, branches)
@@ -341,7 +310,7 @@ def _arrange_branches(contexts: Contexts, tokens: int, branches: int) -> tuple[O
     rows = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (batch, branches * span))  # noqa: E731
     among = Intervals(rows(own), rows(own + span))
     order = Order(rotary[:, to_stream], rows(to_sequence), rows(to_stream), among, isolated_spans=branches)
-    past = [Past(full.k, full.v, Intervals(rows(0), in_full))]
+    past = [Part(full.k, full.v, Intervals(rows(0), in_full))]
     if image is not None and branches == 3:
-        past.append(Past(image.k, image.v, Intervals(rows(0), in_image)))
+        past.append(Part(image.k, image.v, Intervals(rows(0), in_image)))
     return order, tuple(past)

@@ -15,7 +15,6 @@ def guide(
     v_text: Float[Array, "B M C"],
     v_image: Float[Array, "B M C"] | None,
     has_image: Bool[Array, " B"],
-    *,
     scales: tuple[float, float],
     renorm: str,
     renorm_min: float,
@@ -31,16 +30,10 @@ def guide(
       v_image: velocity without images; None turns image guidance off.
       has_image: rows whose context contains an image. Image guidance does not change the other rows.
       scales: (s_text, s_image).
-      renorm: "global" takes norms over a whole row, "channel" per token. "text_channel" rescales per token after
-        the text step and not after the image step.
+      renorm: of ``RENORMS``: "global" takes norms over a whole row, "channel" per token; "text_channel" rescales per
+        token after the text step and not after the image step.
       renorm_min: lower bound of the rescaling factor, within [0, 1].
-
-    Raises:
-      ValueError: ``renorm`` is unknown.
     """
-    if renorm not in RENORMS:
-        raise ValueError(f"renorm {renorm!r} is unknown; choose {', '.join(RENORMS)}")
-
     g = v_text + scales[0] * (v - v_text)
     if renorm == "text_channel":
         return _guide_by_image(_rescale(g, v, renorm, renorm_min), v_image, has_image, scales[1])

@@ -48,7 +48,7 @@ def plan(num_steps: int, guidance_start: int) -> Plan:
     known = np.zeros((num_steps, 2), np.int32)
     last, orders = -1, [-1, -1]
     for step in range(num_steps):
-        distance[step] = max(1, step - last) if last >= 0 else 1
+        distance[step] = max(1, step - last)
         full[step] = step < WARM_UP or step - last >= EVERY or step == guidance_start
         if full[step]:
             for branch, start in enumerate((0, guidance_start)):
@@ -67,13 +67,9 @@ def update_differences(
     distance: Int[Array, ""],
     known: Int[Array, " M"],
 ) -> Float[Array, "O B M D"]:
-    """Return the differences after a full step.
+    """Return the differences after a full step, ``distance`` steps after the last one, which had ``differences``.
 
-    Args:
-      differences: those of the last full step.
-      output: the last layer's output at this step.
-      distance: steps since the last full step.
-      known: how many of D_1, D_2, ... exist, per token; the others are 0.
+    ``output`` is the last layer's output, and ``known`` how many of D_1, D_2, ... exist, per token; the others are 0.
     """
     updated = [output.astype(differences.dtype)]
     for i in range(ORDER):

@@ -20,8 +20,8 @@ Example: two documents, a text of two tokens and then a clean image of three; a 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pdgen.config import ComputeConfig
 
 ATTENTION = "attention"  # checkpoint name of the result and the log-sum-exp, for remat policies
+_State = TypeVar("_State")  # of a loop over tiles
 MASKED = -1e30  # finite, so that a row without an allowed key never computes inf - inf
 
 
@@ -57,10 +58,10 @@ class KeysValues(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Keys, values, and the queries that may see them."""
+    """Keys and values, such as those of a cache, and which of them each query may see."""
 
-    k: Float[Array, "B S K h"]
-    v: Float[Array, "B S K h"]
+    k: Float[Array, "*L B S K h"]
+    v: Float[Array, "*L B S K h"]
     intervals: Intervals
 
 
@@ -109,12 +110,8 @@ def attend_dense(q: Float[Array, "B Q H h"], parts: Sequence[Part]) -> Float[Arr
 def attend(q: Float[Array, "B Q H h"], parts: Sequence[Part], tile: Tile = DEFAULT_TILE) -> Float[Array, "B Q H h"]:
     """Attend tile by tile; differentiable in q, k and v.
 
-    Logits, maximum, sum and accumulator are float32, whatever the dtype of q, k and v. The result has q's dtype.
-
-    Args:
-      q: queries, not yet scaled by h^-1/2.
-      parts: at least one; all have the same K and h.
-      tile: size of a tile.
+    Logits, maximum, sum and accumulator are float32, whatever the dtype of q, k and v. The result has q's dtype. ``q``
+    is not yet scaled by h^-1/2. There is at least one part, and all have the same K and h.
     """
     if not q.shape[1]:  # a stream without tokens
         return q
@@ -209,25 +206,18 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
-class _KeyRange(NamedTuple):
-    """The keys [start, end) of a part that each query of a block may see."""
-
-    start: Int[Array, "B q"]
-    end: Int[Array, "B q"]
-
-
 class _QueryBlock(NamedTuple):
     """An element of a loop over query blocks.
 
     Attributes:
       number: its number.
       queries: a pytree of arrays [B, K, G, q, ...] with the queries' values.
-      seen: the queries' keys in each part.
+      seen: the first key in each part that the queries may see, and the last + 1.
     """
 
     number: jax.Array
     queries: Any
-    seen: tuple[_KeyRange, ...]
+    seen: tuple[tuple[Int[Array, "B q"], Int[Array, "B q"]], ...]
 
     def query_numbers(self, size: int) -> jax.Array:
         """Return the numbers [q] of its queries in the sequence; ``size`` is that of every block."""
@@ -235,17 +225,15 @@ class _QueryBlock(NamedTuple):
 
     def restrict(self, parts: tuple[Part, ...]) -> Iterator[Part]:
         """Yield the parts with the intervals of this block's queries."""
-        for part, seen in zip(parts, self.seen):
-            yield part._replace(intervals=part.intervals._replace(k_start=seen.start, k_end=seen.end))
+        for part, (start, end) in zip(parts, self.seen):
+            yield part._replace(intervals=part.intervals._replace(k_start=start, k_end=end))
 
 
 def _query_blocks(size: int, queries: Any, parts: tuple[Part, ...]) -> _QueryBlock:
     """Return all blocks, stacked along a new first axis; ``queries`` are arrays [B, K, G, Q, ...]."""
     length = parts[0].intervals.k_start.shape[1]
     numbers = jnp.arange(-(-length // size))
-    seen = tuple(
-        _KeyRange(_blocks(part.intervals.k_start, size, 1), _blocks(part.intervals.k_end, size, 1)) for part in parts
-    )
+    seen = tuple((_blocks(p.intervals.k_start, size, 1), _blocks(p.intervals.k_end, size, 1)) for p in parts)
     return _QueryBlock(numbers, jax.tree.map(lambda x: _blocks(x, size, 3), queries), seen)
 
 
@@ -278,7 +266,7 @@ def _forward_block(tile: Tile, parts: tuple[Part, ...], block: _QueryBlock) -> t
     shape = rows.shape[:-1]
     state = _Softmax(jnp.zeros(rows.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
     for part in block.restrict(parts):
-        state = _visit_keys(tile.k, index, rows, part, state)
+        state = _visit_tiles(tile.k, index, part, functools.partial(_add_tile, rows, part), state)
     # Padding and queries that see nothing have a total of 0. Their output is 0, not 0 / 0.
     seen = state.total > 0
     out = state.out / jnp.where(seen, state.total, 1)[..., None]
@@ -292,16 +280,20 @@ def _grouped_mask(mask: jax.Array, rows: int) -> jax.Array:
     return jnp.broadcast_to(mask[:, None, None], (batch, 1, rows // q, q, k)).reshape(batch, 1, rows, k)
 
 
-def _visit_keys(size: int, index: jax.Array, rows: jax.Array, part: Part, state: _Softmax) -> _Softmax:
-    """Add the key blocks of one part that a query block may see; ``index`` [q], ``rows`` [B, K, R, h]."""
+def _visit_tiles(
+    size: int, index: jax.Array, part: Part, add: Callable[[jax.Array, jax.Array, _State], _State], state: _State
+) -> _State:
+    """Add the tiles of one part that the queries ``index`` [q] of a block may see.
+
+    ``add`` takes the mask of a tile, its first key and the state.
+    """
     size = min(size, part.k.shape[1])
 
-    def visit(j: jax.Array, state: _Softmax) -> _Softmax:
+    def visit(j: jax.Array, state: _State) -> _State:
         start, k_index = _key_block(j, size, part.k.shape[1])
         mask = _tile_mask(part.intervals, index, start, k_index)
-        add = functools.partial(_add_tile, rows, part, mask, start)
         # The bounds enclose the intervals of all queries, so a tile within them may still be empty.
-        return lax.cond(mask.any(), add, lambda state: state, state)
+        return lax.cond(mask.any(), functools.partial(add, mask, start), lambda state: state, state)
 
     return lax.fori_loop(*_bounds(part.intervals, size), visit, state)
 
@@ -321,19 +313,10 @@ def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, st
     return _Softmax(state.out * shrink[..., None] + added, top, state.total * shrink + weights.sum(-1))
 
 
-class _Saved(NamedTuple):
-    """Residuals of the forward pass for the backward pass."""
-
-    q: jax.Array
-    parts: tuple[Part, ...]
-    out: jax.Array
-    lse: jax.Array
-
-
-def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, _Saved]:
+def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, tuple]:
     # Named for remat policies: recomputing these two would cost a whole forward pass.
     out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, parts))
-    return out, _Saved(q, parts, out, lse)
+    return out, (q, parts, out, lse)
 
 
 class _Rows(NamedTuple):
@@ -359,7 +342,7 @@ class _Gradients(NamedTuple):
     v: Float[Array, "B K h S"]
 
 
-def _attend_bwd(tile: Tile, saved: _Saved, d_out: jax.Array) -> tuple:
+def _attend_bwd(tile: Tile, saved: tuple, d_out: jax.Array) -> tuple:
     """Compute the gradients in one pass over the tiles.
 
     With logits s = q.k / sqrt(h), weights p = exp(s - lse), and the output's gradient do:
@@ -403,22 +386,10 @@ def _backward_block(
     d_q = jnp.zeros(rows.q.shape, jnp.float32)
     updated = []
     for part, d_part in zip(block.restrict(parts), d_parts):
-        d_q, d_k, d_v = _revisit_keys(tile.k, index, rows, part, _Gradients(d_q, *d_part))
+        add = functools.partial(_add_tile_gradients, rows, part)
+        d_q, d_k, d_v = _visit_tiles(tile.k, index, part, add, _Gradients(d_q, *d_part))
         updated.append(KeysValues(d_k, d_v))
     return tuple(updated), d_q.reshape(block.queries.q.shape)
-
-
-def _revisit_keys(size: int, index: jax.Array, rows: _Rows, part: Part, gradients: _Gradients) -> _Gradients:
-    """Add the gradients of the tiles that ``_visit_keys`` visited."""
-    size = min(size, part.k.shape[1])
-
-    def visit(j: jax.Array, gradients: _Gradients) -> _Gradients:
-        start, k_index = _key_block(j, size, part.k.shape[1])
-        mask = _tile_mask(part.intervals, index, start, k_index)
-        add = functools.partial(_add_tile_gradients, rows, part, mask, start)
-        return lax.cond(mask.any(), add, lambda gradients: gradients, gradients)
-
-    return lax.fori_loop(*_bounds(part.intervals, size), visit, gradients)
 
 
 def _add_tile_gradients(

@@ -92,10 +92,7 @@ def _encoder_spec(config: AutoencoderConfig) -> Spec:
 
 def _decoder_spec(config: AutoencoderConfig) -> Spec:
     channels = config.channels * config.multipliers[-1]
-    spec: dict[str, Any] = {
-        "conv_in": _conv_spec(config.z_channels, channels),
-        "mid": _middle_spec(channels),
-    }
+    spec: dict[str, Any] = {"conv_in": _conv_spec(config.z_channels, channels), "mid": _middle_spec(channels)}
     for level in reversed(range(len(config.multipliers))):
         stage = spec[f"up_{level}"] = {}
         for index in range(config.num_blocks + 1):
@@ -113,40 +110,9 @@ def spec(config: AutoencoderConfig) -> Spec:
     return {"encoder": _encoder_spec(config), "decoder": _decoder_spec(config)}
 
 
-class Autoencoder(nn.Module):
-    """The autoencoder as a Linen module: ``encode`` and ``decode`` below with its own parameters.
-
-    Attributes:
-      config: sizes.
-      dtype: dtype of activations and products; norms and softmax are always float32.
-      param_dtype: dtype of the parameters that ``init`` returns.
-    """
-
-    config: AutoencoderConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        """Declare the parameters."""
-        self.encoder = Parameters(_encoder_spec(self.config), self.param_dtype)
-        self.decoder = Parameters(_decoder_spec(self.config), self.param_dtype)
-
-    def __call__(self) -> dict[str, Any]:
-        """Return the parameter tree {"encoder": ..., "decoder": ...}."""
-        return {"encoder": self.encoder(), "decoder": self.decoder()}
-
-    def encode(self, images: Float[Array, "B H W 3"]) -> tuple[Array, Array]:
-        """Call ``encode`` with the module's parameters."""
-        return encode(self.config, self(), images, self.dtype)
-
-    def decode(self, latents: Float[Array, "B h w z"]) -> Float[Array, "B H W 3"]:
-        """Call ``decode`` with the module's parameters."""
-        return decode(self.config, self(), latents, self.dtype)
-
-
 @functools.partial(jax.jit, static_argnames=("config", "param_dtype"))
 def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Draw parameters: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales 1, biases 0.
+    """Draw {"encoder": ..., "decoder": ...}: kernels U(-1/sqrt(fan_in), 1/sqrt(fan_in)), scales 1, biases 0.
 
     Raises:
       ValueError: the channels of a resolution are not a multiple of ``config.num_groups``.
@@ -158,7 +124,7 @@ def init_params(config: AutoencoderConfig, key: PRNGKeyArray, param_dtype: Any =
             f"autoencoder of {config.channels} channels and multipliers {config.multipliers}: "
             f"{odd[0]} channels do not divide into {groups} groups; choose multiples of {groups}"
         )
-    return nn.unbox(Autoencoder(config, param_dtype=param_dtype).init(key)["params"])
+    return nn.unbox(Parameters(spec(config), param_dtype).init(key)["params"])
 
 
 def abstract_params(config: AutoencoderConfig, param_dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -240,24 +206,13 @@ def _middle(groups: int, params: Params, x: Activations) -> Activations:
     return _residual_block(groups, params["block_2"], x)
 
 
-def _double(x: Activations) -> Float[Array, "B 2*H 2*W C"]:
-    """Upsample to twice the side by nearest neighbours."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
 def encode(
     config: AutoencoderConfig, params: Params, images: Float[Array, "B H W 3"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B h w z"], Float[Array, "B h w z"]]:
-    """Compute the posterior's moments.
+    """Compute mean and log-variance of the latents of images in [-1, 1], float32, before scale and shift.
 
-    Args:
-      config: sizes; h = H / config.downsample, w = W / config.downsample.
-      params: the tree of ``init_params``, of which only "encoder" is read.
-      images: values in [-1, 1].
-      dtype: dtype of activations and products.
-
-    Returns:
-      Mean and log-variance of the latents, float32, before scale and shift.
+    h = H / config.downsample, w = W / config.downsample. Of ``params``, the tree of ``init_params``, only "encoder" is
+    read. ``dtype`` is that of activations and products; norms and softmax are always float32.
 
     Raises:
       ValueError: H or W is not a multiple of config.downsample.
@@ -294,21 +249,12 @@ def latent_from_moments(config: AutoencoderConfig, x: Values) -> Values:
 
 
 def decode(
-    config: AutoencoderConfig,
-    params: Params,
-    latents: Float[Array, "B h w z"],
-    dtype: Any = jnp.float32,
+    config: AutoencoderConfig, params: Params, latents: Float[Array, "B h w z"], dtype: Any = jnp.float32
 ) -> Float[Array, "B H W 3"]:
-    """Decode latents to images.
+    """Decode scaled latents, see ``latent_from_moments``, to images, float32, about within [-1, 1] but not clipped.
 
-    Args:
-      config: sizes; H = h * config.downsample, W = w * config.downsample.
-      params: the tree of ``init_params``, of which only "decoder" is read.
-      latents: scaled latents, see ``latent_from_moments``.
-      dtype: dtype of activations and products.
-
-    Returns:
-      Images, float32, about within [-1, 1] but not clipped.
+    H = h * config.downsample, W = w * config.downsample. Of ``params`` only "decoder" is read. ``dtype`` is as in
+    ``encode``.
     """
     params = params["decoder"]
     z = latents.astype(jnp.float32) / config.scale_factor + config.shift_factor
@@ -318,5 +264,6 @@ def decode(
         for index in range(config.num_blocks + 1):
             x = _residual_block(config.num_groups, stage[f"block_{index}"], x)
         if "upsample" in stage:
-            x = _conv(stage["upsample"]["conv"], _double(x))
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # nearest neighbours
+            x = _conv(stage["upsample"]["conv"], x)
     return _conv(params["conv_out"], _norm_swish(config.num_groups, params["norm_out"], x)).astype(jnp.float32)

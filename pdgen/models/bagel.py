@@ -6,8 +6,8 @@
     h = RMS(layers(x))                                         (``mot``; the final norm is the expert's)
     logits of a text token = W_head h,   velocity of a VAE token = W_out h + b
 
-``Bagel`` is the Linen module that declares the parameters. Everything is computed by pure functions on the
-parameter tree, which training, sampling and conversion share.
+``spec`` declares the parameters. Everything is computed by pure functions on the parameter tree, which training,
+sampling and conversion share.
 
 Axis legend: B batch, T text tokens, V ViT tokens, G VAE tokens, S = T + V + G, D width, N vocabulary,
 C values of a VAE token, P values of a ViT patch.
@@ -44,7 +44,7 @@ def spec(config: ModelConfig) -> dict[str, parameters.Spec]:
 
     return {
         "language": {
-            "embed": {"embedding": parameters.Leaf((N, D), ("vocab", "embed"), parameters.normal())},
+            "embed": {"embedding": parameters.Leaf((N, D), ("vocab", "embed"), nn.initializers.normal(0.02))},
             "layers": parameters.stack_layers(mot.layer_spec(config.language), config.language.num_layers),
             "norm": {expert: parameters.norm(D) for expert in mot.EXPERTS},
             "head": parameters.linear((N,), (D,), ("vocab",), ("embed",), bias=False),
@@ -66,28 +66,9 @@ def spec(config: ModelConfig) -> dict[str, parameters.Spec]:
     }
 
 
-class Bagel(nn.Module):
-    """The model as a Linen module: ``Bagel(config).apply({"params": params}, pack, latents, t)`` encodes packs."""
-
-    config: ModelConfig
-    compute: ComputeConfig = ComputeConfig()
-
-    @nn.compact
-    def __call__(self, pack: Pack, latents: Array, t: Array) -> Streams:
-        """Encode packs, see ``encode_pack``."""
-        return encode_pack(self.config, self.compute, self.declare(), pack, latents, t)
-
-    @nn.compact
-    def declare(self) -> dict[str, Any]:
-        """Declare the parameters and return their tree."""
-        dtype, children = jnp.dtype(self.compute.param_dtype), spec(self.config).items()
-        return {name: parameters.Parameters(child, dtype, name=name)() for name, child in children}
-
-
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Draw new parameters: Gaussians scaled by fan-in, unit norms, sin-cos tables, and zeros in ``latent_out``."""
-    model = Bagel(config, ComputeConfig(param_dtype=jnp.dtype(dtype).name))
-    return nn.unbox(model.init(key, method="declare")["params"])
+    return nn.unbox(parameters.Parameters(spec(config), jnp.dtype(dtype)).init(key)["params"])
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32, int8: bool = False) -> Any:
@@ -165,15 +146,9 @@ def embed_pack(
     latents: Float[Array, "B G C"],
     t: Float[Array, "B G"],
 ) -> Streams:
-    """Embed a batch of packs: und is text and then ViT tokens, gen is VAE tokens.
+    """Embed packs with a leading axis B: und is text and then ViT tokens, gen is VAE tokens.
 
-    Args:
-      config: the model's sizes.
-      compute: dtype, remat and attention.
-      params: the model's parameters.
-      pack: packs with a leading axis B.
-      latents: values of the VAE tokens, clean or noised.
-      t: timestep of each VAE token, 0 if clean.
+    ``latents`` are the values of the VAE tokens, clean or noised, and ``t`` their timesteps, 0 if clean.
     """
     text = embed_text(compute, params, pack.text_ids)
     # One row of patches holds several images; each patch has the interval of its own image.

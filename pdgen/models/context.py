@@ -8,8 +8,7 @@ G some rows of the batch.
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +17,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models import bagel, mot
-from pdgen.models.attention import Intervals
-from pdgen.models.mot import Order, Past, Streams
+from pdgen.models.attention import Intervals, Part
+from pdgen.models.mot import Order, Streams
 from pdgen.sharding import map_shards, out_spec, place
 
 # A mesh splits keys and values by row and head. Lengths are replicated: every device needs them for its masks.
 _SPLIT = (None, "batch", None, "kv_heads", None)
-_Tree = TypeVar("_Tree")
 
 
-def register_arrays(cls: type[_Tree]) -> type[_Tree]:
-    """Register a frozen dataclass of arrays as a pytree that is unflattened without its constructor.
-
-    JAX unflattens trees with placeholders for arrays, which a constructor that checks its arguments refuses.
-    """
-    names = list(cls.__annotations__)
-
-    def unflatten(_: None, leaves: Iterable[Any]) -> _Tree:
-        tree = object.__new__(cls)
-        for name, leaf in zip(names, leaves, strict=True):
-            object.__setattr__(tree, name, leaf)
-        return tree
-
-    jax.tree_util.register_pytree_node(cls, lambda tree: ([getattr(tree, name) for name in names], None), unflatten)
-    return cls
-
-
-@register_arrays
+@jax.tree_util.register_dataclass
+@no_type_check  # a tree's leaves may be anything, such as specs or None
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Keys (normalised and rotated) and values of all tokens so far.
@@ -97,18 +79,9 @@ def add_text(
     ids: Int[Array, "B M"],
     count: Int[Array, " B"],
 ) -> tuple[Cache, Float[Array, "B M D"]]:
-    """Append the first ``count`` tokens of each row; positions advance by one per token.
+    """Append the first ``count`` tokens of each row, within [0, M]; positions advance by one per token.
 
-    Args:
-      config: the model's sizes.
-      compute: dtype, remat and attention.
-      params: the model's parameters.
-      cache: the context so far.
-      ids: token ids; those beyond ``count`` are ignored.
-      count: number of tokens per row, within [0, M]; rows with 0 do not change.
-
-    Returns:
-      The extended cache and the tokens' hidden states after the final norm.
+    Returns the extended cache and the tokens' hidden states after the final norm.
     """
     batch, length = ids.shape
     slots = jnp.arange(length)
@@ -133,10 +106,7 @@ def add_latents(
     """Append a clean image's VAE tokens between switch tokens; the position advances by one.
 
     Args:
-      config: the model's sizes.
-      compute: dtype, remat and attention.
-      params: the model's parameters.
-      cache: the context so far.
+      config, compute, params, cache: the model and the context so far.
       latents: clean, scaled latents in patches, and their position ids.
       switches: ids of <|vision_start|> and <|vision_end|>.
       active: rows that append the image.
@@ -208,7 +178,7 @@ def _extend(
     stored = jnp.arange(length) < count[:, None]
     seen = Intervals(jnp.zeros_like(segment.among.k_start), jnp.where(stored, cache.length[:, None], 0))
     language = params["language"]
-    past = (Past(cache.k, cache.v, seen),)
+    past = (Part(cache.k, cache.v, seen),)
     streams, new = mot.run_layers(config.language, compute, language["layers"], segment.streams, order, past)
     assert new is not None  # run_layers returns keys and values wherever there is a past
     hidden = [mot.final_norm(config.language, language["norm"], e, x) for e, x in zip(mot.EXPERTS, streams)]
@@ -227,14 +197,14 @@ def _store(slot: Int[Array, "B M"], old: Float[Array, "L B C K h"], new: Float[A
     return old.at[:, rows, slot].set(new.astype(old.dtype), mode="drop")
 
 
-def take_rows(cache: Cache, index: Int[Array, " G"]) -> Cache:
+def take_rows(cache: Cache, index: Int[Array | np.ndarray, " G"]) -> Cache:
     """Gather rows of a cache; an index beyond the last row gives the last row."""
     spec = out_spec(*_SPLIT)
     k, v = (values.at[:, index].get(mode="clip", out_sharding=spec) for values in (cache.k, cache.v))
     return Cache(k, v, *(values.at[index].get(mode="clip") for values in (cache.length, cache.rotary)))
 
 
-def put_rows(cache: Cache, index: Int[Array, " G"], rows: Cache) -> Cache:
+def put_rows(cache: Cache, index: Int[Array | np.ndarray, " G"], rows: Cache) -> Cache:
     """Replace rows of a cache, the inverse of ``take_rows``; an index beyond the last row is ignored."""
     large, small = ((cache.k, rows.k), (cache.v, rows.v)), ((cache.length, rows.length), (cache.rotary, rows.rotary))
     spec = out_spec(*_SPLIT)

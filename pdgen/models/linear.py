@@ -44,16 +44,15 @@ def is_int8(params: Mapping[str, Any]) -> bool:
     return scale_name("kernel") in params["language"]["head"]
 
 
-def quantize_spec(spec: parameters.Spec) -> parameters.Spec:
-    """Return the declaration of a model with the parameters that ``may_be_int8`` in int8, and their scales."""
-    return _quantize_spec(spec, "")
+def quantize_spec(spec: parameters.Spec, path: str = "") -> parameters.Spec:
+    """Return the declaration of a model with the parameters that ``may_be_int8`` in int8, and their scales.
 
-
-def _quantize_spec(spec: parameters.Spec, path: str) -> parameters.Spec:
+    ``path`` is that of ``spec`` in the model, such as "language/layers/".
+    """
     result = {}
     for name, child in spec.items():
         if not isinstance(child, parameters.Leaf):
-            result[name] = _quantize_spec(child, f"{path}{name}/")
+            result[name] = quantize_spec(child, f"{path}{name}/")
         elif not may_be_int8(path + name):
             result[name] = child
         else:

@@ -64,14 +64,6 @@ class Order:
     isolated_spans: int = dataclasses.field(default=1, metadata={"static": True})
 
 
-class Past(NamedTuple):
-    """Cached keys and values of earlier tokens, and which of them each new token sees, in sequence order."""
-
-    k: Float[Array, "L B C K h"]
-    v: Float[Array, "L B C K h"]
-    intervals: Intervals
-
-
 class _Heads(NamedTuple):
     """Queries, keys and values of the new tokens."""
 
@@ -87,13 +79,6 @@ class _Shared(NamedTuple):
     cos: Float[Array, "B S h/2"]
     sin: Float[Array, "B S h/2"]
     past: tuple[Intervals, ...]
-
-
-class _Layer(NamedTuple):
-    """What one layer has to itself: its parameters and its slice [B, C, K, h] of each cache."""
-
-    params: dict[str, Any]
-    caches: tuple[KeysValues, ...]
 
 
 def layer_spec(config: LanguageConfig) -> parameters.Spec:
@@ -135,17 +120,16 @@ def run_layers(
     params: dict[str, Any],
     streams: Streams,
     order: Order,
-    past: tuple[Past, ...] = (),
+    past: tuple[Part, ...] = (),
 ) -> tuple[Streams, KeysValues | None]:
     """Run all layers. The expert of an empty stream is not evaluated.
 
     Args:
-      config: the language model's sizes.
-      compute: dtype, remat and attention.
+      config, compute: sizes, dtype, remat and attention.
       params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``).
       streams: input embeddings.
       order: positions of the tokens.
-      past: caches of earlier tokens; they are read in place.
+      past: caches [L, B, C, K, h] of earlier tokens, read in place; intervals in sequence order.
 
     Returns:
       Both streams after the last layer, before the final norm. With a ``past``, also the new keys (normalised and
@@ -153,7 +137,7 @@ def run_layers(
     """
     cos, sin = rotary_angles(order.rotary, config.head_dim, config.rope_theta)
     shared = _Shared(order, cos, sin, tuple(p.intervals for p in past))
-    layers = _Layer(params, tuple(KeysValues(p.k, p.v) for p in past))
+    layers = params, tuple(KeysValues(p.k, p.v) for p in past)
     run = functools.partial(_run_layer, config, compute, shared)
     return jax.lax.scan(compute_remat(compute, run), streams, layers)
 
@@ -164,21 +148,22 @@ def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: A
 
 
 def _run_layer(
-    config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: _Layer
+    config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: tuple
 ) -> tuple[Streams, KeysValues | None]:
-    """Run one layer; arguments and result as ``run_layers``."""
+    """Run one layer: its parameters and its slice [B, C, K, h] of each cache; the result as that of ``run_layers``."""
+    params, caches = layer
     # An expert without tokens is left out while tracing: its weights are not even read.
     present = {name: x for name, x in streams._asdict().items() if x.shape[1]}
     dtype = next(iter(present.values())).dtype
     # Parameters may be stored in float32. Merging adapters and casting inside the scan need memory for one layer's copy
     # only.
-    params = cast_layer(lora.merge_attached({name: layer.params[name] for name in present}), dtype)
+    params = cast_layer(lora.merge_attached({name: params[name] for name in present}), dtype)
 
     # Each expert projects its own tokens. From here to the split they are one sequence.
     projected = [_project(config, params[name], x) for name, x in present.items()]
     heads = _Heads(*(jnp.concatenate(tensors, axis=1) for tensors in zip(*projected)))
     heads = heads._replace(q=rotate(heads.q, shared.cos, shared.sin), k=rotate(heads.k, shared.cos, shared.sin))
-    mixed, new = _attend_on_mesh(compute, shared, heads, layer.caches)
+    mixed, new = _attend_on_mesh(compute, shared, heads, caches)
 
     lengths = [x.shape[1] for x in present.values()]
     pieces = jnp.split(mixed, lengths[:1], axis=1) if len(present) == 2 else [mixed]
@@ -186,7 +171,7 @@ def _run_layer(
         name: _add_to_residual(config, params[name], x, piece) for (name, x), piece in zip(present.items(), pieces)
     }
     # Without a past nothing will be cached: training must not stack every layer's keys and values.
-    return streams._replace(**updated), new if layer.caches else None
+    return streams._replace(**updated), new if caches else None
 
 
 def _project(config: LanguageConfig, p: dict, x: Array) -> _Heads:

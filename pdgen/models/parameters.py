@@ -1,8 +1,7 @@
 """Declarations of parameters: a tree of shapes with logical axis names.
 
-``Parameters`` is the only Linen module that calls ``self.param``. Every model computes with pure functions on the
-tree that it returns. Linear kernels keep PyTorch's (out, in) order, so converting a checkpoint reshapes and stacks,
-but never transposes.
+``Parameters`` is the only Linen module. Every model computes with pure functions on the tree that it returns. Linear
+kernels keep PyTorch's (out, in) order, so converting a checkpoint reshapes and stacks, but never transposes.
 """
 
 import dataclasses
@@ -22,7 +21,6 @@ class Leaf:
     """One parameter.
 
     Attributes:
-      shape: its shape.
       names: the logical name of each axis (see ``pdgen.sharding``), or None.
       init: fills it.
       inputs: number of last axes that a linear map sums over; 0 if it is not a kernel.
@@ -42,11 +40,6 @@ class Leaf:
 Spec = Mapping[str, Leaf | Mapping[str, Any]]
 
 
-def normal(scale: float = 0.02) -> Initializer:
-    """Return an initializer of Gaussian values with standard deviation ``scale``."""
-    return nn.initializers.normal(scale)
-
-
 def linear(
     out: tuple[int, ...],
     inner: tuple[int, ...],
@@ -61,7 +54,7 @@ def linear(
     ``init`` draws the kernel with standard deviation ``scale`` / sqrt(inputs). Then outputs are ``scale`` times as
     large as inputs at any width: 0.017 at the 7B model's 3,584, where 0.02 is usual, and 0.09 at 128.
     """
-    fill = normal(scale / math.sqrt(math.prod(inner)))
+    fill = nn.initializers.normal(scale / math.sqrt(math.prod(inner)))
     leaves = {"kernel": Leaf(out + inner, out_names + in_names, fill, inputs=len(inner))}
     if bias:
         # Activations are not split over "embed", and neither is what is added to them.

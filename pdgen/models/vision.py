@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, VisionConfig
@@ -41,7 +42,7 @@ def spec(config: VisionConfig) -> parameters.Spec:
             "fc2": parameters.linear((C,), (F,), ("embed",), ("mlp",), bias=True),
         },
     }
-    table = parameters.Leaf((config.max_side**2, C), (None, None), parameters.normal(C**-0.5))
+    table = parameters.Leaf((config.max_side**2, C), (None, None), nn.initializers.normal(C**-0.5))
     return {
         "patch_embedding": parameters.linear((C,), (config.patch_dim,), ("embed",), (None,), bias=True),
         "position_embedding": {"embedding": table},
@@ -61,9 +62,8 @@ def encode(
     """Encode the patches of every image; images do not see each other.
 
     Args:
-      config: the encoder's sizes.
-      compute: dtype, remat and attention.
-      params: the encoder's parameters, see ``spec``.
+      config, compute: sizes, dtype, remat and attention.
+      params: see ``spec``.
       patches: pixels in [-1, 1] in (row, column, channel) order.
       positions: index into the learned position table, row * max_side + column.
       image: first index and last index + 1 of the image that each patch belongs to; equal for padding.

@@ -14,25 +14,14 @@ import numpy as np
 import PIL.Image
 
 from pdgen.flow.denoise import describe_guidance
-from pdgen.sample import kernels
+from pdgen.sample import kernels, pending
 from pdgen.sample.compiled import Stopwatch
 from pdgen.sample.denoising import Denoising, ImageGroup, ImageKind, check_finite
 from pdgen.sample.image import make_grid, make_picture_grid, prepare_images
 from pdgen.sample.model import Model
-from pdgen.sample.pending import (
-    PIECE_TOKENS,
-    Picture,
-    Piece,
-    choose_contexts,
-    encode_text,
-    get_reading_key,
-    make_picture,
-    read_history,
-    split_text,
-)
 from pdgen.sample.rows import BatchRow, name_text_stage
 from pdgen.sample.settings import SampleError, SampleSettings
-from pdgen.sequence.grammar import KINDS, START_AFTER, SWITCHES
+from pdgen.sequence.grammar import START_AFTER, SWITCHES
 from pdgen.sequence.images import to_rgb
 from pdgen.sequence.modes import END
 from pdgen.sequence.trajectory import ImageStage, Stage, TextStage, Trajectory
@@ -68,7 +57,6 @@ class TrajectoryBatch:
     A slot, from 0, holds one row. Methods that take slots work on ``settings.batch_size`` of them at a time.
 
     Args:
-      model: the model.
       settings: how to sample; ``batch_size`` must be set.
       size: number of slots.
       capacity: tokens of one row's contexts, with and without images; see ``capacity.compute_capacity``.
@@ -106,7 +94,7 @@ class TrajectoryBatch:
         for slot, (number, start) in starts.items():
             latents = dict(start.latents or {})
             row = BatchRow(number, start, start.kinds, [*start.stages], [*start.images], latents, start.seed)
-            row.pending.extend(read_history(self.model, self.settings.system, start, self._has_texts))
+            row.pending.extend(pending.read_history(self.model, self.settings.system, start, self._has_texts))
             self.rows[slot] = row
             admitted[slot] = True
         self.state = self._call(kernels.clear_rows, (), self.state, admitted)
@@ -185,20 +173,20 @@ class TrajectoryBatch:
                 self.rows[slot].pending.clear()
                 self.rows[slot].follow_switch(END, self.settings)
         while slots := [slot for slot in self.list_active() if self.rows[slot].pending]:
-            for _, group in self._group(slots, lambda row: get_reading_key(row.pending[0])):
+            for _, group in self._group(slots, lambda row: pending.get_reading_key(row.pending[0])):
                 parts = [self.rows[slot].pending.popleft() for slot in group]
-                if pieces := [part for part in parts if isinstance(part, Piece)]:
+                if pieces := [part for part in parts if isinstance(part, pending.Piece)]:
                     self._read_pieces(group, pieces)
                 else:
-                    self._read_pictures(group, [part for part in parts if isinstance(part, Picture)])
+                    self._read_pictures(group, [part for part in parts if isinstance(part, pending.Picture)])
         for group in self._split([slot for slot in self.list_active() if self.rows[slot].due is None]):
             self._decide(group)
 
-    def _read_pieces(self, slots: list[int], pieces: list[Piece]) -> None:
+    def _read_pieces(self, slots: list[int], pieces: list[pending.Piece]) -> None:
         """Add one piece of text to the contexts of each row."""
         missing = self.settings.batch_size - len(slots)
-        padded = [piece.ids + [0] * (PIECE_TOKENS - len(piece.ids)) for piece in pieces]
-        ids = np.array(padded + [[0] * PIECE_TOKENS] * missing, np.int32)
+        padded = [piece.ids + [0] * (pending.PIECE_TOKENS - len(piece.ids)) for piece in pieces]
+        ids = np.array(padded + [[0] * pending.PIECE_TOKENS] * missing, np.int32)
         count = np.array([len(piece.ids) for piece in pieces] + [0] * missing, np.int32)
         ends_view = np.array([piece.ends_view for piece in pieces] + [False] * missing)
         rows = self._pad_rows(slots)
@@ -211,7 +199,7 @@ class TrajectoryBatch:
             for slot, piece in zip(slots, pieces):
                 self.rows[slot].costs["prefilled_tokens"] += len(piece.ids)
 
-    def _read_pictures(self, slots: list[int], pictures: list[Picture]) -> None:
+    def _read_pictures(self, slots: list[int], pictures: list[pending.Picture]) -> None:
         """Add one picture to the full context of each row."""
         grid, given = pictures[0].grid, pictures[0].given
         padding = [pictures[0].image] * (self.settings.batch_size - len(slots))
@@ -257,7 +245,7 @@ class TrajectoryBatch:
         seconds, rewound = watch.seconds, np.zeros(self.size, np.int32)
         for n, (slot, row) in enumerate(zip(slots, rows)):
             ids = tokens[n, : count[n]].tolist()
-            kind, text = KINDS[automaton.kind[state[n]]], model.tokenizer.decode(ids)
+            kind, text = automaton.kind_of(state[n]), model.tokenizer.decode(ids)
             name = name_text_stage(row.mode, text) if kind == "free" else "plan" if kind == "plan" else "inspect"
             row.costs["text_tokens"] += len(ids)
             row.costs["prefilled_tokens"] += len(ids) + 2
@@ -297,8 +285,8 @@ class TrajectoryBatch:
     def _add_text(self, row: BatchRow, stage: TextStage, in_full: bool = False) -> None:
         """Record a text; the contexts that do not hold it yet read it later."""
         row.add_text(stage)
-        contexts = choose_contexts(stage.stage, self._has_texts, in_full)
-        row.pending.extend(split_text(self.model, encode_text(self.model.tokenizer, stage), contexts))
+        contexts = pending.choose_contexts(stage.stage, self._has_texts, in_full)
+        row.pending.extend(pending.split_text(self.model, pending.encode_text(self.model.tokenizer, stage), contexts))
         self._events.append(Event(row.number, stage, None))
         self._progress(f"seed {row.seed}: {stage.stage}, {stage.tokens} tokens, {stage.seconds:.1f} s: {stage.text!r}")
 
@@ -367,7 +355,7 @@ class TrajectoryBatch:
     def _add_image(self, row: BatchRow, stage: ImageStage, image: PIL.Image.Image) -> None:
         """Record an image; the full context reads it later."""
         row.add_image(stage, image)
-        row.pending.append(make_picture(self.model, image, row.mode, given=False))
+        row.pending.append(pending.make_picture(self.model, image, row.mode, given=False))
         self._events.append(Event(row.number, stage, image))
         self._progress(f"seed {row.seed}: {stage.stage}, {image.width}x{image.height}, {stage.seconds:.1f} s")
 
@@ -377,10 +365,9 @@ class TrajectoryBatch:
         if not height and row.images:
             last = next(stage for stage in reversed(row.stages) if isinstance(stage, ImageStage))
             height, width = make_picture_grid(config, row.images[-1], last.stage == "given").pixels
-        side = config.latent_stride * config.max_latent_size
         settings = self.settings.select_image_settings(row.next_image)
         image_guidance = bool(row.images) and min(settings.text_scale, settings.image_scale) > 1
-        return ImageKind(make_grid(config, height or side, width or side), settings, image_guidance)
+        return ImageKind(make_grid(config, height, width), settings, image_guidance)
 
     # Groups of rows and calls.
 

@@ -1,5 +1,6 @@
 """Room for the contexts of trajectories, computed before anything is compiled."""
 
+import bisect
 import dataclasses
 import os
 import pathlib
@@ -70,8 +71,7 @@ def _count_tokens(model: Model, settings: SampleSettings, start: Trajectory) -> 
         images += grid.cache_tokens
     left = settings.count_images_left(start.mode, start.kinds.count("image"))
     texts += count_texts_left(start.mode, start.kinds[-1], left) * text
-    side = config.latent_stride * config.max_latent_size
-    drawn = make_grid(config, settings.height or side, settings.width or side)
+    drawn = make_grid(config, settings.height, settings.width)
     return texts + images + left * drawn.cache_tokens, texts
 
 
@@ -82,21 +82,20 @@ def check_memory(model: Model, settings: SampleSettings, starts: Sequence[Trajec
       SampleError: they do not fit; the message names a number of images that would.
     """
     needed, free = count_context_bytes(model, settings, starts, slots), measure_free_bytes(model)
+    tokens, _ = capacity = compute_capacity(model, settings, starts)
     if needed <= free:
-        return compute_capacity(model, settings, starts)
-    fitting = 0
-    if any(start.mode == "process" for start in starts):
-        most = settings.max_images
-        while fitting + 1 < most:  # bisection: the need grows with max_images
-            middle = (fitting + most) // 2
-            smaller = dataclasses.replace(settings, max_images=middle)
-            fits = count_context_bytes(model, smaller, starts, slots) <= free
-            fitting, most = (middle, most) if fits else (fitting, middle)
+        return capacity
+
+    def count_bytes(images: int) -> int:
+        return count_context_bytes(model, dataclasses.replace(settings, max_images=images), starts, slots)
+
+    # Only mode "process" draws more than one image. The need grows with max_images.
+    process = any(start.mode == "process" for start in starts)
+    fitting = bisect.bisect_right(range(1, settings.max_images), free, key=count_bytes) if process else 0
     remedy = f"max_images={fitting} would fit" if fitting else "lower max_tokens or the image size"
     raise SampleError(
-        f"no room: the contexts of {slots} trajectories at a time of up to "
-        f"{compute_capacity(model, settings, starts)[0]:,} tokens need {needed:,} bytes, a device has "
-        f"{free:,} free; {remedy}, or lower batch_size"
+        f"no room: the contexts of {slots} trajectories at a time of up to {tokens:,} tokens need {needed:,} bytes, a "
+        f"device has {free:,} free; {remedy}, or lower batch_size"
     )
 
 

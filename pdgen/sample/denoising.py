@@ -46,12 +46,7 @@ class DrawnImage(NamedTuple):
 
 
 def check_finite(task: str, finite: Bool[np.ndarray, "..."]) -> None:
-    """Raise SampleError where values that the model computed are NaN or infinite.
-
-    Args:
-      task: what the model was doing, for the message.
-      finite: whether each value is finite.
-    """
+    """Raise SampleError where a value that the model computed is not ``finite``; the message says its ``task``."""
     if not finite.all():
         raise SampleError(
             f"{task}: {np.count_nonzero(~finite):,} of {finite.size:,} values that the model computed are NaN or "
@@ -63,7 +58,6 @@ class Denoising:
     """The next image of some rows of a batch, which must not change until the images are finished.
 
     Args:
-      model: the model.
       call: calls a compiled function with its static arguments and its arrays.
       state: the rows' contexts, which have read all that was pending.
       groups: the images before their first step.

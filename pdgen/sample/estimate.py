@@ -6,7 +6,7 @@ time: a step takes as long as reading its bytes or computing its products, which
 
 import dataclasses
 import math
-import time
+import timeit
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,13 +16,7 @@ from flax import traverse_util
 from pdgen.checkpoints.load import make_shardings
 from pdgen.flow.denoise import count_evaluations
 from pdgen.models.linear import is_int8
-from pdgen.sample.capacity import (
-    compute_capacity,
-    count_context_bytes,
-    count_texts_left,
-    count_token_bytes,
-    measure_free_bytes,
-)
+from pdgen.sample import capacity
 from pdgen.sample.image import make_grid
 from pdgen.sample.model import Model
 from pdgen.sample.settings import SampleSettings
@@ -89,37 +83,25 @@ def measure_speed(dtype: str) -> Speed:
 
 def _time_best(function: Callable, *args: jax.Array) -> float:
     jax.block_until_ready(function(*args))  # compiles
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(timeit.repeat(lambda: jax.block_until_ready(function(*args)), number=1, repeat=_REPEATS))
 
 
 def estimate_run(
     model: Model, settings: SampleSettings, starts: Sequence[Trajectory], slots: int, speed: Speed
 ) -> Estimate:
-    """Estimate a run.
+    """Estimate a run of ``starts``, of which ``slots`` have a context at a time, on devices of this ``speed`` each.
 
-    Args:
-      model: the model; its parameters may be shapes.
-      settings: how to sample, with its final ``batch_size``.
-      starts: the trajectories.
-      slots: trajectories that have a context at a time.
-      speed: of one device.
+    The parameters of ``model`` may be shapes. ``settings`` have the final ``batch_size``.
     """
     devices, rows = model.mesh.size if model.mesh else 1, settings.batch_size
-    full, texts = compute_capacity(model, settings, starts)
-    context, language = rows * full * count_token_bytes(model), model.config.language
+    full, texts = capacity.compute_capacity(model, settings, starts)
+    context, language = rows * full * capacity.count_token_bytes(model), model.config.language
     und, gen, head = (_count_weights(model, f"language/{part}/") for part in ("layers/und", "layers/gen", "head"))
     images = max(settings.count_images_left(start.mode, start.kinds.count("image")) for start in starts)
-    left = max(count_texts_left(start.mode, start.kinds[-1], images) for start in starts)
+    left = max(capacity.count_texts_left(start.mode, start.kinds[-1], images) for start in starts)
 
     token_bytes = (und[0] + head[0] + context) // devices
-    side = model.config.latent_stride * model.config.max_latent_size
-    height, width = make_grid(model.config, settings.height or side, settings.width or side).latents
-    drawn = height * width
+    drawn = math.prod(make_grid(model.config, settings.height, settings.width).latents)
     evaluations = count_evaluations(settings.image, bool(texts))
     steps = evaluations.all - evaluations.guidance
     branches = evaluations.all / steps
@@ -129,8 +111,8 @@ def estimate_run(
     step_flops = rows * branches * (2 * gen[1] * drawn + attention) / devices
     return Estimate(
         weights=_count_resident(model),
-        contexts=count_context_bytes(model, settings, starts, slots),
-        free=measure_free_bytes(model),
+        contexts=capacity.count_context_bytes(model, settings, starts, slots),
+        free=capacity.measure_free_bytes(model),
         slots=slots,
         tokens=full + texts,
         token_bytes=token_bytes,

@@ -53,9 +53,13 @@ def check_size(config: ModelConfig, height: int, width: int) -> None:
 
 
 def make_grid(config: ModelConfig, height: int, width: int) -> ImageGrid:
-    """Return the grid of a drawn image of this many pixels. Raises ValueError as ``check_size``."""
-    check_size(config, height, width)
+    """Return the grid of a drawn image of this many pixels, 0 = as many as the model's tables hold.
+
+    Raises ValueError as ``check_size``.
+    """
     stride = config.latent_stride
+    height, width = (side or stride * config.max_latent_size for side in (height, width))
+    check_size(config, height, width)
     return ImageGrid((height, width), (height // stride, width // stride), _make_patch_grid(config, height, width))
 
 

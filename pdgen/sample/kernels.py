@@ -8,7 +8,7 @@ Axis legend: R rows of the state, G rows of a group, N vocabulary, M tokens of a
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,7 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow import denoise
 from pdgen.flow.denoise import Contexts, Denoiser, ImageSettings, Progress
 from pdgen.models import bagel
-from pdgen.models.context import (
-    Cache,
-    add_latents,
-    add_text,
-    add_vit,
-    empty_cache,
-    put_rows,
-    register_arrays,
-    take_rows,
-)
+from pdgen.models.context import Cache, add_latents, add_text, add_vit, empty_cache, put_rows, take_rows
 from pdgen.sample import image, text
 from pdgen.sample.image import ImageGrid, PreparedImages
 from pdgen.sample.text import Grammar, TextSettings, WrittenTexts
@@ -40,7 +31,8 @@ _SWITCH_DRAW, _NOISE_DRAW = 2**31, 2**31 + 1
 StaticModel = tuple[ModelConfig, ComputeConfig]
 
 
-@register_arrays
+@jax.tree_util.register_dataclass
+@no_type_check  # a tree's leaves may be anything, such as specs or None
 @dataclasses.dataclass(frozen=True)
 class State:
     """The device's part of a batch.
@@ -99,8 +91,8 @@ def prefill(
       piece: token ids, how many of them count, and whether text guidance sees the context up to here.
     """
     ids, count, in_view = piece
-    cache, hidden = add_text(*model, params["model"], _take(getattr(state, context), rows), ids, count)
-    state = dataclasses.replace(state, **{context: _put(getattr(state, context), rows, cache)})
+    cache, hidden = add_text(*model, params["model"], take_rows(getattr(state, context), rows.index), ids, count)
+    state = dataclasses.replace(state, **{context: put_rows(getattr(state, context), rows.index, cache)})
     if context == "texts":
         return state
     last = jnp.take_along_axis(place(hidden, None, None, None), jnp.maximum(count - 1, 0)[:, None, None], axis=1)
@@ -122,10 +114,10 @@ def write_text(
 ) -> tuple[State, WrittenTexts]:
     """Write one text in every row; ``grammar``: its tables and each row's start state. See ``text.write_text``."""
     tables, start = grammar
-    cache, inputs = _take(state.full, rows), (start, _find_active(state, rows), _make_keys(rows))
+    cache, inputs = take_rows(state.full, rows.index), (start, _find_active(state, rows), _make_keys(rows))
     cache, written = text.write_text(model, settings, switches, params["model"], tables, cache, inputs)
     logits = _put_values(state.logits, rows, written.logits)
-    return dataclasses.replace(state, full=_put(state.full, rows, cache), logits=logits), written
+    return dataclasses.replace(state, full=put_rows(state.full, rows.index, cache), logits=logits), written
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -158,10 +150,10 @@ def draw(
     texts = None
     if image_guidance:
         assert state.texts is not None  # capacity.compute_capacity makes room wherever images may guide
-        texts = _take(state.texts, rows)
+        texts = take_rows(state.texts, rows.index)
     view = [values.at[rows.index].get(mode="clip") for values in (state.view_length, state.view_rotary)]
     has_image = _find_active(state, rows) & image_guidance
-    contexts = Contexts(_take(state.full, rows), view[0], view[1], texts, has_image)
+    contexts = Contexts(take_rows(state.full, rows.index), view[0], view[1], texts, has_image)
     if progress is None:
         shape = (grid.latents[0] * grid.latents[1], config.latent_dim)
         keys = _make_keys(rows, _NOISE_DRAW)
@@ -207,7 +199,7 @@ def read_image(
       switches: ids of <|vision_start|> and <|vision_end|>.
     """
     (config, compute), batch, tree = model, rows.index.shape[0], params["model"]
-    cache, active = _take(state.full, rows), _find_active(state, rows)
+    cache, active = take_rows(state.full, rows.index), _find_active(state, rows)
     if not grid.vit_only:
         latents = image.encode_latents(config, params, images)
         positions = image.make_positions(config, grid.latents, config.max_latent_size, batch)
@@ -217,7 +209,7 @@ def read_image(
     cache, hidden = add_vit(config, compute, tree, cache, patches, switches, active)
     logits = place(bagel.logits(tree, hidden[:, -1:])[:, 0], None, None)
     state = dataclasses.replace(
-        state, full=_put(state.full, rows, cache), logits=_put_values(state.logits, rows, logits)
+        state, full=put_rows(state.full, rows.index, cache), logits=_put_values(state.logits, rows, logits)
     )
     return _extend_view(state, rows, cache)
 
@@ -232,20 +224,8 @@ def rewind(state: State, count: Int[Array, " R"]) -> State:
 @functools.partial(jax.jit, donate_argnums=0)
 def clear_rows(state: State, rows: Bool[Array, " R"]) -> State:
     """Empty the contexts of these rows, for new trajectories."""
-
-    def clear(values: Int[Array, " R"]) -> Int[Array, " R"]:
-        return jnp.where(rows, 0, values)
-
-    def clear_cache(cache: Cache) -> Cache:
-        return dataclasses.replace(cache, length=clear(cache.length), rotary=clear(cache.rotary))
-
-    return dataclasses.replace(
-        state,
-        full=clear_cache(state.full),
-        texts=None if state.texts is None else clear_cache(state.texts),
-        view_length=clear(state.view_length),
-        view_rotary=clear(state.view_rotary),
-    )
+    # Lengths and positions have one value a row. Keys, values and logits beyond a length are never read.
+    return jax.tree.map(lambda values: jnp.where(rows, 0, values) if values.ndim == 1 else values, state)
 
 
 @jax.jit
@@ -260,14 +240,6 @@ def copy_rows(state: State, index: Int[Array, " R"]) -> State:
 def _find_active(state: State, rows: RowGroup) -> Bool[Array, " G"]:
     """Tell rows from padding."""
     return jnp.asarray(rows.index) < state.logits.shape[0]
-
-
-def _take(cache: Cache, rows: RowGroup) -> Cache:
-    return take_rows(cache, jnp.asarray(rows.index))
-
-
-def _put(cache: Cache, rows: RowGroup, new: Cache) -> Cache:
-    return put_rows(cache, jnp.asarray(rows.index), new)
 
 
 def _make_keys(rows: RowGroup, draw: int | None = None) -> Array:

@@ -24,11 +24,9 @@ class Model:
     """Everything that sampling needs of a model; ``make_model`` builds one.
 
     Attributes:
-      config: sizes.
+      config, compute: sizes; dtype and tiles.
       params: ``{"model": tree, "autoencoder": tree}``, on the devices.
-      tokenizer: the checkpoint's tokenizer.
-      compute: dtype and tiles.
-      automaton: the decoding grammar of the tokenizer.
+      tokenizer, automaton: the checkpoint's tokenizer and its decoding grammar.
       compiler: keeps the compiled functions.
       mesh: splits parameters and rows; None = one device.
       name, digest: of the checkpoint, as trajectories record them; "" for parameters made in memory.

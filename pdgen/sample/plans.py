@@ -15,11 +15,7 @@ def make_plan_writer(
     """Make a function from prompts and as many seeds to the model's first plan for each prompt.
 
     Every call samples batches of ``batch_size`` rows, padded if need be, so that it compiles once. A plan depends on
-    its own prompt and seed alone.
-
-    Args:
-      sampler: a ``Sampler``.
-      temperature: of the texts; 0 = greedy.
+    its own prompt and seed alone. ``temperature`` 0 is greedy.
     """
     settings = SampleSettings(max_images=0, text=TextSettings(temperature=temperature))
 

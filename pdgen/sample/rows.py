@@ -87,12 +87,7 @@ class BatchRow:
         return self.due is None and self.mode != "process" and END in MODES[self.mode][self.kinds[-1]]
 
     def make_image_stage(
-        self,
-        image: PIL.Image.Image,
-        tokens: int = 0,
-        seconds: float = 0.0,
-        steps: int = 0,
-        origin: Origin = "model",
+        self, image: PIL.Image.Image, tokens: int = 0, seconds: float = 0.0, steps: int = 0, origin: Origin = "model"
     ) -> ImageStage:
         """Make the stage of an image that comes next."""
         file = image_file(len(self.images) + 1, self.next_image)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from pdgen.checkpoints.load import load
 from pdgen.config import ComputeConfig
+from pdgen.files import Log
 from pdgen.sample.batch import Event, Review, TrajectoryBatch
 from pdgen.sample.capacity import check_memory
 from pdgen.sample.estimate import Estimate, Speed, estimate_run
@@ -26,7 +27,6 @@ from pdgen.sequence.modes import TrajectoryError
 from pdgen.sequence.trajectory import ImageStage, Trajectory, image_file
 
 Done = Callable[[int, Trajectory], None]
-Log = Callable[[str], None]
 _DEFAULTS = SampleSettings()
 
 

@@ -129,7 +129,8 @@ def write_text(
         logits = jnp.where(row.done[:, None], logits, new)
         # The opening token may be the closing one too, so the first step never ends a text.
         done = row.done | (row.token == closing) & (number > 0)
-        next_row = _choose_token(settings, grammar, closing, row._replace(done=done), new, _fold_keys(keys, number))
+        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        next_row = _choose_token(settings, grammar, closing, row._replace(done=done), new, own_keys)
         is_word = ~done & (next_row.token != closing)
         slot = jnp.where(is_word, row.count, width)  # slot ``width`` does not exist, so the write is dropped
         tokens = tokens.at[jnp.arange(batch), slot].set(next_row.token, mode="drop")
@@ -156,10 +157,6 @@ def _choose_token(
     state = jnp.take_along_axis(next_state, token[:, None], axis=1)[:, 0].astype(jnp.int32)
     token, state = jnp.where(row.done, row.token, token), jnp.where(row.done, row.state, state)
     return _Decoding(token, row.count, state, row.done, limited, closing_from, closing_at)
-
-
-def _fold_keys(keys: Array, number: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def pick(settings: TextSettings, logits: Float[Array, "B N"], keys: Array) -> Int[Array, " B"]:

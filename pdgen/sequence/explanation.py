@@ -98,8 +98,7 @@ class ExplainedPack:
 
     Attributes:
       number: number of the pack in the run.
-      budgets: its size.
-      documents: its documents in order.
+      budgets, documents: its size, and its documents in order.
       streams: stream of each slot.
       intervals: k_start, k_end, q_start, q_end of each slot.
     """
@@ -138,14 +137,9 @@ def readable(tokenizer: Tokenizer, token: int) -> str:
 def document_runs(
     pack: Pack, tokenizer: Tokenizer, start: int, splits: Int32[np.ndarray, " n"], stages: Sequence[str]
 ) -> tuple[TokenRun, ...]:
-    """Return the runs of a document.
+    """Return the runs of the document that begins at slot ``start``.
 
-    Args:
-      pack: the pack with the document.
-      tokenizer: the tokenizer of the pack's token ids.
-      start: first slot of the document.
-      splits: number of each slot's split, as in ``Layout``.
-      stages: stage of each split.
+    ``splits`` has the number of each slot's split, as in ``Layout``, and ``stages`` the stage of each split.
     """
     streams = stream_of_slots(pack)
     runs, slot, end = [], start, start + len(splits)
@@ -154,13 +148,14 @@ def document_runs(
         while streams[slot] != TEXT and streams[last] == streams[slot]:  # up to the closing switch token
             last += 1
         split = int(splits[slot - start])
-        run = _read_run(pack, tokenizer, int(streams[slot]), (slot, last))
-        runs.append(dataclasses.replace(run, split=split, stage=stages[split]))
+        runs.append(_read_run(pack, tokenizer, int(streams[slot]), (slot, last), split, stages[split]))
         slot = last
     return tuple(runs)
 
 
-def _read_run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int]) -> TokenRun:
+def _read_run(
+    pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, int], split: int, stage: str
+) -> TokenRun:
     slot = slots[0]
     index = int(pack.to_sequence[slot])
     token = target = ""
@@ -174,8 +169,8 @@ def _read_run(pack: Pack, tokenizer: Tokenizer, stream: int, slots: tuple[int, i
         target = "velocity" if weight else ""
     return TokenRun(
         *slots,
-        split=0,
-        stage="",
+        split=split,
+        stage=stage,
         stream=STREAMS[stream],
         noised=noised,
         token=token,

@@ -32,15 +32,9 @@ _TAGS = tuple(f"<{slash}{name}>" for name in ("ins", "des", "refine") for slash 
 _PREFIXES = sorted({tag[:n] for tag in _TAGS for n in range(len(tag))})
 # The kind of a text by the part of its state (the name before ":").
 _KIND_OF_PART = {
-    "plan": "plan",
-    "ins": "plan",
-    "gap": "plan",
-    "des": "plan",
-    "plan_end": "plan",
-    "after_image": "inspect",
-    "inspect": "inspect",
-    "refine": "inspect+refine",
-    "refine_end": "inspect+refine",
+    **dict.fromkeys(("plan", "ins", "gap", "des", "plan_end"), "plan"),
+    **dict.fromkeys(("after_image", "inspect"), "inspect"),
+    **dict.fromkeys(("refine", "refine_end"), "inspect+refine"),
     "free": "free",
 }
 _ACCEPTING_PARTS = ("plan_end", "after_image", "inspect", "refine_end", "free")
@@ -77,15 +71,6 @@ class Automaton:
     def kind_of(self, state: int) -> str:
         """Return the kind of the text that closed in ``state``: a key of ``modes.MODES``, or "free"."""
         return KINDS[self.kind[state]]
-
-    def run(self, start: str, tokens: list[int]) -> int:
-        """Return the state after ``tokens`` from the start state ``start``; FORBIDDEN if one is not allowed."""
-        state = self.starts[start]
-        for token in tokens:
-            state = int(self.table[state, token])
-            if state == FORBIDDEN:
-                break
-        return state
 
 
 def next_kinds(last: str) -> tuple[str, ...]:
@@ -181,10 +166,7 @@ def _accepts(name: str) -> bool:
 def _lift(machine: np.ndarray, pieces: tuple[bytes, ...], vocab_size: int) -> np.ndarray:
     """Return the state [S, V] int16 to which the bytes of each token lead from each state.
 
-    Args:
-      machine: [S + 1, 256] int16, the byte machine; the last row is the forbidden state, which leads to itself.
-      pieces: the bytes of each token.
-      vocab_size: V.
+    ``machine`` is [S + 1, 256] int16; its last row is the forbidden state, which leads to itself.
     """
     # Longest tokens first, so that the tokens with a byte at position p are a leading slice.
     forbidden = len(machine) - 1
@@ -206,9 +188,7 @@ def _lift(machine: np.ndarray, pieces: tuple[bytes, ...], vocab_size: int) -> np
 def build_automaton(tokenizer: Tokenizer, vocab_size: int) -> Automaton:
     """Build the automaton of a tokenizer; this takes seconds for 152,064 ids.
 
-    Args:
-      tokenizer: has the bytes of every token.
-      vocab_size: size of the model's vocabulary; ids that the tokenizer lacks are never allowed.
+    ``vocab_size`` is that of the model; ids that the tokenizer lacks are never allowed.
 
     Raises:
       ValueError: the tokenizer has more ids than the model.

@@ -20,6 +20,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt8
 
 from pdgen.config import ModelConfig
+from pdgen.files import shorten_fault
 
 Values = TypeVar("Values", np.ndarray, Array)
 
@@ -30,7 +31,7 @@ MAX_FILE_BYTES = 2**28
 MAX_FILE_PIXELS = 2**26  # 8,192 x 8,192
 MAX_FILE_SIDE = 2**16 - 1  # the longest that a JPEG has
 _SIZE_LIMITS = f"at most {MAX_FILE_PIXELS:,} are read, and {MAX_FILE_SIDE:,} on a side"
-# Pillow warns of more than 89 million pixels; ``_check_size`` refuses them.
+# Pillow warns of more than 89 million pixels; ``_open_image`` refuses them.
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # damaged EXIF turns nothing
 
@@ -119,7 +120,11 @@ def _open_image(data: bytes, name: str) -> Generator[PIL.Image.Image]:
         raise ImageTooLargeError(f"{name}: {len(data):,} bytes are too many, at most {MAX_FILE_BYTES:,} are read")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.size, name)
+            width, height = image.size
+            if width * height > MAX_FILE_PIXELS or max(width, height) > MAX_FILE_SIDE:
+                raise ImageTooLargeError(
+                    f"{name}: {width} x {height} pixels are too many, {_SIZE_LIMITS}; scale it down"
+                )
             if image.format == "PNG":
                 _scale_transparency(image, depth=data[24])
             yield image
@@ -128,13 +133,9 @@ def _open_image(data: bytes, name: str) -> Generator[PIL.Image.Image]:
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         raise ImageTooLargeError(f"{name}: too many pixels, {_SIZE_LIMITS}; scale it down") from None
     except Exception as fault:  # on damaged files Pillow's formats raise nearly every class
-        raise ImageError(f"{name}: not a readable PNG, JPEG, WebP, BMP or GIF ({_why_unreadable(fault)})") from None
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if width * height > MAX_FILE_PIXELS or max(size) > MAX_FILE_SIDE:
-        raise ImageTooLargeError(f"{name}: {width} x {height} pixels are too many, {_SIZE_LIMITS}; scale it down")
+        unknown = isinstance(fault, PIL.UnidentifiedImageError)  # its words have the address of a buffer
+        reason = "its bytes are of no such format" if unknown else shorten_fault(fault)
+        raise ImageError(f"{name}: not a readable PNG, JPEG, WebP, BMP or GIF ({reason})") from None
 
 
 def _scale_transparency(image: PIL.Image.Image, depth: int) -> None:
@@ -144,13 +145,6 @@ def _scale_transparency(image: PIL.Image.Image, depth: int) -> None:
         image.info["transparency"] = value * 255 // (2**depth - 1)
     elif image.mode == "RGB" and depth == 16 and isinstance(value, tuple):
         image.info["transparency"] = tuple(channel >> 8 for channel in value)
-
-
-def _why_unreadable(fault: Exception) -> str:
-    """Return Pillow's reason why bytes are not an image, without the address of the buffer that it would name."""
-    if isinstance(fault, PIL.UnidentifiedImageError):
-        return "its bytes are of no such format"
-    return " ".join(str(fault).split())[:120] or type(fault).__name__
 
 
 def decode_image(data: bytes, name: str = "image") -> PIL.Image.Image:

@@ -1,8 +1,7 @@
 """The layout of a document: the stream, rotary position, attention intervals and target of every token.
 
 A document (one trajectory) is a list of segments. ``lay_out`` turns them into numpy arrays in **sequence
-order**. ``assemble`` joins several documents to a ``Pack`` of fixed size. ``rotary_positions`` and ``advance``
-define the positions, both for whole documents and for a context that grows by segments.
+order**. ``assemble`` joins several documents to a ``Pack`` of fixed size.
 
 Worked example: text ``a``, then an image of two VAE tokens that the model draws (noised, then clean)::
 
@@ -38,14 +37,7 @@ from pdgen.sequence.tokenizer import SwitchTokens
 Mode = Literal["causal", "full", "noise"]  # of a split: text, clean image, image being denoised
 TEXT, VIT, VAE = range(3)  # streams, in stream order
 STREAMS = ("text", "vit", "vae")
-TARGETS = (
-    "plan",
-    "inspect",
-    "refine",
-    "switch",
-    "answer",
-    "thought",
-)  # kinds of text targets, for separate loss curves
+TARGETS = ("plan", "inspect", "refine", "switch", "answer", "thought")  # kinds of text targets, each with its curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +72,6 @@ class Pack:
       vit_positions, vae_positions: row * max_side + column of the patch.
       vit_start, vit_end: interval of the token's image in the ViT stream.
       vae_latents: clean, scaled latents in patches, ordered (row, column, channel).
-
       vae_image: number 0, 1, .. in the pack of the token's noised image; -1 if clean.
       vae_weights: 1 where the token is a flow target.
       rotary: rotary position, in stream order.
@@ -169,12 +160,11 @@ Segment = TextSegment | LatentSegment | VitSegment | DroppedImage
 class Layout:
     """One document in sequence order.
 
-    ``modes`` and ``split_lengths`` describe the splits, switch tokens included; ``split`` is the number of each slot's
-    split. The other fields are as in ``Pack``, counted from the document's start.
+    ``modes`` are those of the splits, switch tokens included; ``split`` is the number of each slot's split. The other
+    fields are as in ``Pack``, counted from the document's start.
     """
 
     modes: tuple[Mode, ...]
-    split_lengths: tuple[int, ...]
     stream: Int8[np.ndarray, " n"]
     split: Int32[np.ndarray, " n"]
     rotary: Int32[np.ndarray, " n"]
@@ -201,16 +191,7 @@ class Layout:
         return len(self.text_ids), len(self.vit_patches), len(self.vae_latents)
 
 
-def rotary_positions(rotary: Any, mode: Mode, tokens: int) -> Any:
-    """Return the rotary positions [.., tokens] of a segment that begins at ``rotary``, an int or an array [..].
-
-    A text's tokens have consecutive positions. All tokens of an image share one position.
-    """
-    steps = np.arange(tokens, dtype=np.int32) if mode == "causal" else np.zeros(tokens, np.int32)
-    return (np.int32(rotary) if isinstance(rotary, int) else rotary[..., None]) + steps
-
-
-def advance(rotary: Any, mode: Mode, tokens: int) -> Any:
+def advance(rotary: int, mode: Mode, tokens: int) -> int:
     """Return the next rotary position after a segment of ``tokens``, switch tokens included.
 
     A text advances it by its tokens, a clean image by one. A noised image does not advance it, since its clean copy
@@ -284,9 +265,8 @@ def lay_out(
     """Turn a document's segments into arrays.
 
     Args:
-      segments: the segments in order, at least one that is not dropped.
-      switches: ids of the switch tokens.
-      config: gives the widths of ViT patches and VAE tokens.
+      segments: at least one that is not dropped.
+      switches, config: give the ids of the switch tokens and the widths of ViT patches and VAE tokens.
       balance_texts: whether each of a text's n targets weighs 1 / sqrt(n), so that long texts do not dominate; a
         switch target then still weighs 1. Otherwise every target weighs 1.
 
@@ -300,15 +280,17 @@ def lay_out(
             continue
         split = _make_split(segment, switches, balance_texts)
         splits.append(split)
-        rotary.append(rotary_positions(next_rotary, split.mode, len(split.stream)))
-        next_rotary = advance(next_rotary, split.mode, len(split.stream))
+        tokens = len(split.stream)
+        # A text's tokens have consecutive positions. All tokens of an image share one position.
+        steps = np.arange(tokens) if split.mode == "causal" else np.zeros(tokens)
+        rotary.append((next_rotary + steps).astype(np.int32))
+        next_rotary = advance(next_rotary, split.mode, tokens)
     if not splits:
         raise ValueError("a document needs at least one segment")
     modes, lengths = tuple(split.mode for split in splits), tuple(len(split.stream) for split in splits)
     k_start, k_end, q_start, q_end = intervals(modes, lengths)
     return Layout(
         modes=modes,
-        split_lengths=lengths,
         stream=np.concatenate([split.stream for split in splits]),
         split=np.repeat(np.arange(len(splits), dtype=np.int32), lengths),
         rotary=np.concatenate(rotary),

@@ -51,12 +51,9 @@ def image_stage(kinds: Sequence[str]) -> Literal["sketch", "refine"]:
 
 
 def check_kinds(kinds: Sequence[str], complete: bool, mode: Mode = "process") -> None:
-    """Raise TrajectoryError if the kinds of segments, prompt included, violate the mode's grammar.
+    """Raise TrajectoryError if the kinds of segments, prompt included, violate the grammar ``MODES[mode]``.
 
-    Args:
-      kinds: kinds in order, keys of ``MODES[mode]``.
-      complete: whether the sequence claims to be finished.
-      mode: a key of ``MODES``.
+    ``complete`` is whether the sequence claims to be finished.
     """
     followers = MODES[mode]
     for number, (before, after) in enumerate(itertools.pairwise([START, *kinds])):

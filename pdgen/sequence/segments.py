@@ -21,13 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64
 
 from pdgen.config import ModelConfig
 from pdgen.sequence import images
-from pdgen.sequence.layout import (
-    DroppedImage,
-    LatentSegment,
-    Segment,
-    TextSegment,
-    VitSegment,
-)
+from pdgen.sequence.layout import DroppedImage, LatentSegment, Segment, TextSegment, VitSegment
 from pdgen.sequence.tokenizer import SwitchTokens, Tokenizer
 from pdgen.sequence.trajectory import TAG, Image, Record, Text
 
@@ -88,14 +82,7 @@ class Outline(NamedTuple):
 
 
 def outline(record: Record, tokenizer: Tokenizer, config: ModelConfig, draws: int = 1) -> Outline:
-    """Count a record's units and turns, for packing.
-
-    Args:
-      record, tokenizer, config, draws: see ``record_segments``.
-
-    Raises:
-      SegmentError: see ``record_segments``.
-    """
+    """Count a record's units and turns, for packing. Arguments and errors are those of ``record_segments``."""
     units: list[Unit] = []
     bounds = [0]  # segment n has the units [bounds[n], bounds[n + 1])
     for number, (segment, kinds) in enumerate(zip(record.segments, unit_kinds(record, draws))):
@@ -136,7 +123,7 @@ def dropout_mask(
     Args:
       kinds: kinds of the documents' units, one document after the other.
       starts: document i has units [starts[i], starts[i + 1]), at least one; one bound more than documents.
-      dropout: probabilities.
+      dropout: the rates.
       draws: uniform in [0, 1), one for each unit.
     """
     numbers, counts = np.arange(len(kinds)), np.diff(starts)
@@ -212,12 +199,10 @@ def _predicts_end(record: Record) -> bool:
 
 
 def unit_kinds(record: Record, draws: int = 1, targets: Sequence[bool] | None = None) -> list[tuple[int, ...]]:
-    """Return the kinds of each segment's units, before dropout.
+    """Return the kinds of each segment's units, before dropout; in mode "understand" images have a ViT copy only.
 
-    Args:
-      record: the record; in mode "understand" images have a ViT copy only, as in sampling.
-      draws: see ``record_segments``.
-      targets: whether each segment of a document is a target, see ``loss_targets``; None: the whole record's.
+    ``draws`` is as in ``record_segments``. ``targets`` are whether each segment of a document is a target, see
+    ``loss_targets``; None: the whole record's.
     """
     targets = [segment.target for segment in record.segments] if targets is None else targets
     found: list[tuple[int, ...]] = []
@@ -257,8 +242,7 @@ def record_segments(
 
     Args:
       record: the record; every image with a VAE copy needs latent moments.
-      tokenizer: the model's tokenizer.
-      config: the model's sizes.
+      tokenizer, config: those of the model.
       rng: samples the latents, one sample per image for all its VAE copies; None takes the posterior's mean.
       keep: which of the document's units are kept, see ``dropout_mask``; None: all.
       only: turns [first, stop) whose targets the document has, see ``loss_targets``; None: all.

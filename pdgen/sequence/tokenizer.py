@@ -53,22 +53,18 @@ class SwitchTokens(Protocol):
     @property
     def im_start(self) -> int:
         """Id of ``<|im_start|>``."""
-        ...
 
     @property
     def im_end(self) -> int:
         """Id of ``<|im_end|>``."""
-        ...
 
     @property
     def vision_start(self) -> int:
         """Id of ``<|vision_start|>``."""
-        ...
 
     @property
     def vision_end(self) -> int:
         """Id of ``<|vision_end|>``."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +158,8 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         )
     if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
         raise TokenizerError(
-            f"{tokenizer.files[0]}: changes blanks or characters of a text; use a "
-            "byte-level BPE, or train sentencepiece with "
-            "normalization_rule_name='identity', add_dummy_prefix=False, "
+            f"{tokenizer.files[0]}: changes blanks or characters of a text; use a byte-level BPE, or train "
+            "sentencepiece with normalization_rule_name='identity', add_dummy_prefix=False, "
             "remove_extra_whitespaces=False"
         )
     missing = set(range(256)) - {piece[0] for piece in tokenizer.pieces if len(piece) == 1}
@@ -299,14 +294,7 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
     ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
     special = [_find(path, name, ids.get(name), pieces) for name in SPECIALS]
     pad = model.pad_id() if model.pad_id() >= 0 else _find(path, PAD, ids.get(PAD), pieces)
-    return Tokenizer(
-        tuple(pieces),
-        model.encode,
-        *special,
-        pad,
-        files=(path,),
-        fingerprint=sha256(data),
-    )
+    return Tokenizer(tuple(pieces), model.encode, *special, pad, files=(path,), fingerprint=sha256(data))
 
 
 def _sentencepiece_bytes(model: sentencepiece.SentencePieceProcessor, number: int) -> bytes:

@@ -188,18 +188,13 @@ class Trajectory:
     @property
     def file(self) -> TrajectoryFile:
         """The part that is stored as JSON."""
-        return TrajectoryFile(
-            prompt=self.prompt,
-            stages=list(self.stages),
-            stop_reason=self.stop_reason,
-            seed=self.seed,
-            checkpoint=self.checkpoint,
-            mode=self.mode,
-            model_hash=self.model_hash,
-            parent=self.parent,
-            settings=dict(self.settings),
-            costs=dict(self.costs),
-        )
+        values = {name: getattr(self, name) for name in TrajectoryFile.__struct_fields__ if name != "version"}
+        copies: dict[str, Any] = {
+            "stages": list(self.stages),
+            "settings": dict(self.settings),
+            "costs": dict(self.costs),
+        }
+        return TrajectoryFile(**values | copies)
 
     @property
     def fingerprint(self) -> str:

@@ -16,11 +16,9 @@ _JSON, _LATENTS = "trajectory.json", "latents.npz"
 
 
 def save_trajectory(folder: str | pathlib.Path, trajectory: Trajectory) -> None:
-    """Write ``trajectory.json``, a PNG for each image stage and the latents, atomically.
+    """Write ``trajectory.json``, a PNG for each image stage and the latents to a new folder, atomically.
 
-    Args:
-      folder: a path that does not exist; its parents are created.
-      trajectory: what to write.
+    Its parents are created.
 
     Raises:
       TrajectoryError: the folder exists, or the trajectory violates its grammar.

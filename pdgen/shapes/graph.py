@@ -19,17 +19,7 @@ import numpy as np
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-PLACES = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "centre",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
-)
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 MAX_COUNT = 20
 PAIR_RATE = 0.4  # probability that two entities that could share a step do
 PLACE_SEPARATOR = ", "  # between the places of several things
@@ -46,7 +36,6 @@ class HasPlace(Protocol):
     @property
     def place(self) -> str:
         """A word of ``PLACES``."""
-        ...
 
 
 _Placed = TypeVar("_Placed", bound=HasPlace)

@@ -38,17 +38,10 @@ MANY = 3  # missing things that are named; more are counted
 def write_agreement(rng: np.random.Generator, graph: SceneGraph, prompt_graph: SceneGraph) -> str:
     """Write an inspection that finds no fault: the picture is as planned, and what the prompt still asks for.
 
-    Args:
-      rng: determines the wording.
-      graph: the graph after the step.
-      prompt_graph: the graph of the prompt, with the ids of ``graph``.
+    ``graph`` is the graph after the step and ``prompt_graph`` that of the prompt, with the ids of ``graph``.
     """
     to_come = _to_come(rng, find_differences(prompt_graph, graph), prompt_graph, graph)
     return format_inspection(" ".join([pick(rng, AGREED), *(to_come or [pick(rng, COMPLETE)])]))
-
-
-def _say(rng: np.random.Generator, *forms: str) -> str:
-    return make_sentence(pick(rng, forms))
 
 
 def _to_come(rng: np.random.Generator, left: list[Difference], asked: SceneGraph, there: SceneGraph) -> list[str]:
@@ -59,7 +52,8 @@ def _to_come(rng: np.random.Generator, left: list[Difference], asked: SceneGraph
         names = join_words([phrase_new(shorten(asked, e.id)) for e in missing])
         names = names if len(missing) <= MANY else f"{spell_number(len(missing))} more things"
         subject = f"{names} {is_or_are(missing[0]) if len(missing) == 1 else 'are'}"
-        said.append(_say(rng, f"{subject} still to come", f"still to come: {names}", f"{subject} not drawn yet"))
+        forms = (f"{subject} still to come", f"still to come: {names}", f"{subject} not drawn yet")
+        said.append(make_sentence(pick(rng, forms)))
     for d in left:
         if d.kind == "background":
             said.append(f"The background will be {d.asked}.")
@@ -249,34 +243,20 @@ def _miscounted(rng: np.random.Generator, right: Entity, seen: int) -> str:
         f"{counted} {is_or_are(shown)} there, but {spell_number(right.count)} {was_or_were(right)} planned",
     )
     gap = msgspec.structs.replace(right, count=abs(right.count - seen))
-    if seen < right.count:
-        corrections = (
-            f"Add {spell_number(gap.count)} more {phrase_look(gap)}.",
-            f"Draw {spell_number(gap.count)} more {phrase_look(gap)}.",
-        )
-    else:
-        corrections = (
-            f"Remove {spell_number(gap.count)} {phrase_look(gap)}.",
-            f"Erase {spell_number(gap.count)} {phrase_look(gap)}.",
-        )
-    return format_inspection(make_sentence(pick(rng, forms)), pick(rng, corrections))
+    corrections = ("Add {} more {}.", "Draw {} more {}.") if seen < right.count else ("Remove {} {}.", "Erase {} {}.")
+    sentence = make_sentence(pick(rng, forms))
+    return format_inspection(sentence, pick(rng, corrections).format(spell_number(gap.count), phrase_look(gap)))
 
 
 # Inspections that find a plan at fault.
 
 
 def write_conflict(
-    rng: np.random.Generator,
-    prompt_graph: SceneGraph,
-    plan_graph: SceneGraph,
-    settled: Sequence[Difference] = (),
+    rng: np.random.Generator, prompt_graph: SceneGraph, plan_graph: SceneGraph, settled: Sequence[Difference] = ()
 ) -> str:
     """Write an inspection that names the first contradiction between a plan and its prompt; it ends with ``<refine>``.
 
-    What the plan does not state yet is no contradiction.
-
-    Args:
-      settled: differences to ignore, because earlier plans have them too.
+    What the plan does not state yet is no contradiction, and neither are the ``settled`` differences of earlier plans.
 
     Raises:
       SceneError: there is no contradiction.

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from pdgen.shapes.graph import Entity, Relation, SceneError, SceneGraph, Step, drop_implied
-from pdgen.shapes.lexicon import join_words, make_sentence, phrase_target
+from pdgen.shapes.lexicon import join_words, make_sentence, phrase_target, pick
 from pdgen.shapes.phrases import collect_relations, phrase_known, phrase_new, phrase_scene, shorten, write_statements
 
 EXCHANGED = "exchanged"
@@ -100,14 +100,7 @@ def apply_instruction(before: SceneGraph | None, instruction: Instruction) -> Sc
       SceneError: the instruction names what is not there, or adds what is there.
     """
     before = SceneGraph(()) if before is None else before
-    operations = {
-        "add": _add,
-        "modify": _modify,
-        "swap": _swap,
-        "move": _move,
-        "replace": _replace,
-        "remove": _remove,
-    }
+    operations = {"add": _add, "modify": _modify, "swap": _swap, "move": _move, "replace": _replace, "remove": _remove}
     known = {e.id for e in before.entities}
     new = {"add": instruction.entities, "replace": instruction.entities[1:]}.get(instruction.operation, ())
     for entity in instruction.graph.entities:
@@ -223,7 +216,7 @@ def write_instruction(rng: np.random.Generator, instruction: Instruction, first:
         place = instruction.changes.get("place")
         where = [] if place is None else [phrase_target(place)]
         to = " and ".join([*where, *(f"{r.kind} {phrase_known(graph.find(r.reference))}" for r in graph.relations)])
-    words = forms[rng.integers(len(forms))].format(x=x, y=y, to=to)
+    words = pick(rng, forms).format(x=x, y=y, to=to)
     return " ".join(
         [make_sentence(f"{words} for now" if instruction.for_now else words), *write_statements(graph, left)]
     )

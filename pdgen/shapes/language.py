@@ -12,13 +12,7 @@ from pdgen.shapes.graph import Relation, SceneGraph, Step, drop_implied
 from pdgen.shapes.instruction import make_instruction, write_instruction
 from pdgen.shapes.lexicon import RELATIONS, make_sentence, pick
 from pdgen.shapes.matching import find_differences
-from pdgen.shapes.phrases import (
-    USUAL,
-    Wording,
-    phrase_background,
-    phrase_scene,
-    write_statements,
-)
+from pdgen.shapes.phrases import USUAL, Wording, phrase_background, phrase_scene, write_statements
 
 GENEVAL_FORM = "a photo of {}"
 SHORT_FORMS = ("a picture of {}", "an image of {}", "a drawing of {}", "draw {}", "paint {}", "show {}", "{}")
@@ -49,7 +43,7 @@ def _wording(rng: np.random.Generator) -> Wording:
     return Wording(relations if rng.random() < OTHER_RELATIONS_RATE else USUAL.relations, bare=bool(rng.integers(2)))
 
 
-def _content(graph: SceneGraph, words: Wording = USUAL) -> tuple[str, list[Relation]]:
+def _content(graph: SceneGraph, words: Wording) -> tuple[str, list[Relation]]:
     return phrase_scene(graph, [e.id for e in graph.entities], words)
 
 

@@ -108,32 +108,21 @@ def make_gap_table(first: int, second: int, gap: int) -> Table:
 
 
 @functools.lru_cache(maxsize=4096)
-def make_relation_table(kind: str, subject: int, reference: int, shift: int) -> Table:
-    """Allow offsets at which the second square, the subject, is clearly ``kind`` the first, the reference.
+def _compute_strength(kind: str, subject: int, reference: int, shift: int) -> Float[np.ndarray, "dy dx"]:
+    """Compute the strength of a relation of the second square, the subject, to the first, the reference, by offset.
 
     Args:
       kind: one of ``RELATIONS``.
       subject, reference: sizes.
       shift: added to the difference of the corners along both axes.
     """
-    return _compute_strength(kind, subject, reference, shift) > CLEAR
-
-
-@functools.lru_cache(maxsize=4096)
-def make_exclusion_table(kind: str, subject: int, reference: int, shift: int) -> Table:
-    """Allow offsets at which that relation clearly does not hold. Arguments as in ``make_relation_table``."""
-    return _compute_strength(kind, subject, reference, shift) < CLEARLY_NOT
-
-
-def _compute_strength(kind: str, subject: int, reference: int, shift: int) -> Float[np.ndarray, "dy dx"]:
     offset = np.arange(-GRID, GRID + 1) + shift + (subject - reference) / 2
     dx, dy = np.broadcast_arrays(offset[None, :], offset[:, None])
     extent = np.float64(subject + reference)
     return compute_directions(dx, dy, extent, extent)[RELATIONS.index(kind)]
 
 
-@functools.lru_cache(maxsize=64)
-def make_move_table(distance: int) -> Table:
+def _make_move_table(distance: int) -> Table:
     """Allow offsets of at least ``distance`` along some axis."""
     far = np.abs(np.arange(-GRID, GRID + 1)) >= distance
     return far[:, None] | far[None, :]
@@ -141,13 +130,16 @@ def make_move_table(distance: int) -> Table:
 
 @functools.lru_cache(maxsize=4096)
 def make_joint_table(parts: tuple[tuple[str | int, ...], ...]) -> Table:
-    """Combine constraints, each given as a kind of table and the arguments of its function."""
+    """Combine constraints, each given as a name and the arguments of its function.
+
+    "related" pairs are clearly in a relation, "unrelated" ones clearly are not.
+    """
     tables: dict[str | int, Callable[..., Table]]
     tables = {
         "apart": make_gap_table,
-        "related": make_relation_table,
-        "unrelated": make_exclusion_table,
-        "moved": make_move_table,
+        "related": lambda *relation: _compute_strength(*relation) > CLEAR,
+        "unrelated": lambda *relation: _compute_strength(*relation) < CLEARLY_NOT,
+        "moved": _make_move_table,
     }
     return np.logical_and.reduce([tables[name](*arguments) for name, *arguments in parts])
 

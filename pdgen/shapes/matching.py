@@ -14,7 +14,7 @@ from jaxtyping import Float
 from msgspec.structs import replace
 from scipy.optimize import linear_sum_assignment
 
-from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, places_imply, split_places
+from pdgen.shapes.graph import INVERSE, Entity, HasPlace, Relation, SceneGraph, places_imply, split_places
 from pdgen.shapes.lexicon import spell_number
 from pdgen.shapes.world import HasLook, find_relations
 
@@ -168,33 +168,24 @@ def get_asked_relation(difference: Difference) -> Relation:
 
 
 @runtime_checkable
-class ShownObject(HasLook, Protocol):
+class ShownObject(HasLook, HasPlace, Protocol):
     """An object of a scene, or a detected shape that is matched to an entity."""
 
     @property
     def id(self) -> int:
         """The object's own id."""
-        ...
 
     @property
     def entity(self) -> int:
         """Id of the entity that the object is an instance of."""
-        ...
 
     @property
     def fill(self) -> str:
         """A word of ``FILLS``."""
-        ...
 
     @property
     def size_word(self) -> str:
         """A key of ``SIZES``."""
-        ...
-
-    @property
-    def place(self) -> str:
-        """A word of ``PLACES``."""
-        ...
 
 
 @runtime_checkable
@@ -204,16 +195,13 @@ class ShownScene(Protocol):
     @property
     def objects(self) -> Sequence[ShownObject]:
         """All objects."""
-        ...
 
     @property
     def background(self) -> str:
         """A word of ``BACKGROUNDS``."""
-        ...
 
     def objects_of(self, entity: int) -> Sequence[ShownObject]:
         """Return the instances of an entity."""
-        ...
 
 
 class Violation(NamedTuple):

@@ -41,9 +41,9 @@ BACKGROUND_RGB = {
 Contour = list[tuple[float, float]]
 
 
-def _make_arc(radius: float, start: float, stop: float, x: float = 0.0, corners: int = 60) -> Contour:
+def _make_arc(radius: float, start: float, stop: float, x: float = 0.0) -> Contour:
     # Around (x, 0); angles in turns, clockwise from the right.
-    angles = 2 * math.pi * np.linspace(start, stop, corners, endpoint=stop - start < 1)
+    angles = 2 * math.pi * np.linspace(start, stop, 60, endpoint=stop - start < 1)
     return [(x + radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
 
@@ -127,14 +127,10 @@ def _blend(picture: np.ndarray, item: SceneObject, scale: float) -> None:
 def paint(scene: Scene, size: int = GRID) -> Picture:
     """Paint a scene as RGB uint8 [size, size, 3]. Equal scenes give equal bytes.
 
-    Edges are anti-aliased by area coverage.
-
-    Args:
-      scene: the scene.
-      size: side of the picture in pixels, at least ``MIN_SIZE``. Objects scale with it.
+    Edges are anti-aliased by area coverage. Objects scale with ``size``, in pixels.
 
     Raises:
-      ValueError: ``size`` is too small.
+      ValueError: ``size`` is below ``MIN_SIZE``.
     """
     if size < MIN_SIZE:
         raise ValueError(f"a picture of {size} pixels: shapes become unrecognisable below {MIN_SIZE}")

@@ -22,19 +22,9 @@ from pdgen.shapes.lexicon import ADJECTIVES, NOUNS, NUMBERS, RELATIONS, SYNONYMS
 from pdgen.shapes.world import BACKGROUNDS
 
 OPENERS = (
-    "a photo of",
-    "a picture of",
-    "an image of",
-    "a drawing of",
-    "draw",
-    "paint",
-    "show",
-    "the picture shows",
-    "the picture now shows",
-    "now the picture shows",
-    "there is",
-    "there are",
-)
+    "a photo of", "a picture of", "an image of", "a drawing of", "draw", "paint", "show",
+    "the picture shows", "the picture now shows", "now the picture shows", "there is", "there are",
+)  # fmt: skip
 _END = ""
 _WORD = re.compile(r"[a-z0-9'-]+|[^\sa-z0-9'-]")
 _NUMBERS = {word: n for n, word in enumerate(NUMBERS, 1)} | {str(n): n for n in range(1, len(NUMBERS) + 1)}
@@ -68,6 +58,8 @@ def parse(text: str) -> SceneGraph:
     reader = _Reader(text)
     while not reader.at_end():
         reader.read_sentence()
+    if not reader.entities and reader.background is None:
+        raise SceneError(f"{text!r} names nothing")
     return reader.build_graph()
 
 
@@ -77,11 +69,13 @@ def parse_instruction(text: str) -> Instruction:
     Entities that exist already have only the attributes in their names. Raises SceneError as ``parse``.
     """
     reader = _Reader(text, anything_known=True)
-    for words, rule in _INSTRUCTIONS:
-        if reader.take(words):
+    for rule, verbs in _INSTRUCTIONS.items():
+        if reader.take_one(verbs) is not None:
             instruction = rule(reader)
             for_now = reader.take("for now")
-            reader.expect_end()
+            reader.take(".")
+            if not reader.at_end():
+                raise reader.make_error("the end")
             return msgspec.structs.replace(instruction, for_now=for_now)
     raise reader.make_error("an instruction")
 
@@ -99,8 +93,6 @@ class _Reader:
         self.background: str | None = None
 
     def build_graph(self) -> SceneGraph:
-        if not self.entities and self.background is None:
-            raise SceneError(f"{self.text!r} names nothing")
         return SceneGraph(tuple(self.entities), tuple(self.relations), self.background)
 
     # Words.
@@ -135,12 +127,6 @@ class _Reader:
     def expect(self, phrase: str) -> None:
         if not self.take(phrase):
             raise self.make_error(repr(phrase))
-
-    def expect_end(self) -> None:
-        """Consume the end of the sentence, which must be the end of the text."""
-        self.take(".")
-        if not self.at_end():
-            raise self.make_error("the end")
 
     # Sentences.
 
@@ -205,11 +191,11 @@ class _Reader:
             raise self.make_error("'is' or 'are'")
         while True:
             if (place := self.read_place()) is not None:
-                self.set_place(entity, place)
+                old = self.entities[entity]
+                self.entities[entity] = msgspec.structs.replace(old, attributes=old.attributes | {"place": place})
             elif (kind := self.read_relation_kind()) is not None:
-                self.relations.append(
-                    Relation(entity, kind, self.read_known() if self.get_word() == "the" else self.read_new())
-                )
+                reference = self.read_known() if self.get_word() == "the" else self.read_new()
+                self.relations.append(Relation(entity, kind, reference))
             else:
                 raise self.make_error("a place or relation")
             if self.get_word() != "and" or self.get_word(1) == "the":
@@ -285,10 +271,6 @@ class _Reader:
         self.position = end
         return join_places(found) if found else None
 
-    def set_place(self, entity: int, place: str) -> None:
-        old = self.entities[entity]
-        self.entities[entity] = Entity(old.id, old.noun, old.count, old.attributes | {"place": place})
-
     def starts_relation(self, ahead: int = 0) -> bool:
         rest = " ".join(self.words[self.position + ahead : self.position + ahead + 4]) + " "
         return any(rest.startswith(f"{wording} ") for wording in _KIND)
@@ -316,12 +298,11 @@ class _Reader:
     def make_instruction(
         self, operation: str, entities: Iterable[int], changes: dict[str, str] | None = None
     ) -> Instruction:
-        graph = SceneGraph(tuple(self.entities), tuple(self.relations), self.background)
-        return Instruction(operation, tuple(entities), graph, changes or {})
+        return Instruction(operation, tuple(entities), self.build_graph(), changes or {})
 
-    def read_two(self, between: str) -> tuple[int, int]:
+    def read_pair(self) -> tuple[int, int]:
         first = self.read_known()
-        self.expect(between)
+        self.expect("and")
         return first, self.read_known()
 
     def read_add(self) -> Instruction:
@@ -358,7 +339,7 @@ class _Reader:
 
     def read_swap(self) -> Instruction:
         if self.take("the colours of"):
-            return self.make_instruction("swap", self.read_two("and"), {"color": EXCHANGED})
+            return self.make_instruction("swap", self.read_pair(), {"color": EXCHANGED})
         first = self.read_known()
         if self.take("for"):
             return self.make_instruction("replace", [first, self.read_new()])
@@ -366,7 +347,7 @@ class _Reader:
         return self.make_instruction("swap", [first, self.read_known()])
 
     def read_let(self) -> Instruction:
-        pair = self.read_two("and")
+        pair = self.read_pair()
         self.expect("change")
         if self.take("colours"):
             return self.make_instruction("swap", pair, {"color": EXCHANGED})
@@ -385,25 +366,13 @@ class _Reader:
         return self.make_instruction("remove", gone)
 
 
-_INSTRUCTIONS = (
-    ("add", _Reader.read_add),
-    ("draw", _Reader.read_add),
-    ("paint", _Reader.read_add),
-    ("start with", _Reader.read_add),
-    ("begin with", _Reader.read_add),
-    ("place", _Reader.read_put),
-    ("put", _Reader.read_put),
-    ("move", _Reader.read_move),
-    ("shift", _Reader.read_move),
-    ("bring", _Reader.read_move),
-    ("make", _Reader.read_modify),
-    ("turn", _Reader.read_modify),
-    ("change", _Reader.read_modify),
-    ("swap", _Reader.read_swap),
-    ("exchange", _Reader.read_swap),
-    ("let", _Reader.read_let),
-    ("replace", _Reader.read_replace),
-    ("remove", _Reader.read_remove),
-    ("erase", _Reader.read_remove),
-    ("take away", _Reader.read_remove),
-)
+_INSTRUCTIONS = {
+    _Reader.read_add: ("add", "draw", "paint", "start with", "begin with"),
+    _Reader.read_put: ("place", "put"),
+    _Reader.read_move: ("move", "shift", "bring"),
+    _Reader.read_modify: ("make", "turn", "change"),
+    _Reader.read_swap: ("swap", "exchange"),
+    _Reader.read_let: ("let",),
+    _Reader.read_replace: ("replace",),
+    _Reader.read_remove: ("remove", "erase", "take away"),
+}

@@ -41,9 +41,8 @@ def phrase_look(entity: Entity) -> str:
 
 def phrase_new(entity: Entity) -> str:
     """Phrase an entity named for the first time, without its place: "a red circle", "two stars"."""
-    return (
-        add_article(phrase_look(entity)) if entity.count == 1 else f"{spell_number(entity.count)} {phrase_look(entity)}"
-    )
+    look = phrase_look(entity)
+    return add_article(look) if entity.count == 1 else f"{spell_number(entity.count)} {look}"
 
 
 def phrase_known(entity: Entity) -> str:
@@ -91,7 +90,7 @@ def collect_relations(graph: SceneGraph, entity: int, among: Collection[int]) ->
     ]
 
 
-def write_clauses(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tuple[list[str], list[Relation]]:
+def write_clauses(graph: SceneGraph, new: Collection[int], words: Wording) -> tuple[list[str], list[Relation]]:
     """Write clauses that name each entity of ``new`` in full.
 
     An entity is followed by its place and its relations to entities that are known already. Up to ``INLINE`` new

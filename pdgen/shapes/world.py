@@ -47,7 +47,6 @@ class HasBox(Protocol):
     @property
     def box(self) -> tuple[float, float, float, float]:
         """(left, top, right, bottom); right and bottom are exclusive."""
-        ...
 
 
 class SceneObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,10 +130,10 @@ def name_size(width: int) -> str:
     return next(word for word, widths in SIZES.items() if width in widths)
 
 
-def find_place(item: HasBox, side: float = GRID) -> str:
-    """Return the word of ``PLACES`` for the ninth of a picture of this side that contains the box's centre."""
+def find_place(item: HasBox) -> str:
+    """Return the word of ``PLACES`` for the ninth of the picture that contains the box's centre."""
     left, top, right, bottom = item.box
-    column, row = (min(max(int(3 * (a + b) / 2 / side), 0), 2) for a, b in ((left, right), (top, bottom)))
+    column, row = (min(max(int(3 * (a + b) / 2 / GRID), 0), 2) for a, b in ((left, right), (top, bottom)))
     return PLACES[3 * row + column]
 
 
@@ -158,12 +157,10 @@ class HasLook(HasBox, Protocol):
     @property
     def shape(self) -> str:
         """A word of ``SHAPES``."""
-        ...
 
     @property
     def color(self) -> str:
         """A word of ``COLORS``."""
-        ...
 
 
 def shows_held_out(objects: Sequence[HasLook]) -> bool:

@@ -218,7 +218,7 @@ def test_a_broken_record_is_refused_on_writing_and_nothing_stays(made, tmp_path,
         write_dataset(tmp_path / "data", [*made[:11], broken], ORIGIN, records_per_file=10)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RecordError, match=f"one.array_record: record 1: .*{words}"):
-        records.write_records(tmp_path / "one.array_record", [made[0], broken])
+        write_file(tmp_path / "one.array_record", [made[0], broken])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -74,8 +74,3 @@ def test_norms_never_grow(velocities, renorm):
     norms = np.sqrt((guided**2).sum(axes))
     assert (norms <= longest * 1.00001).all()
     assert np.isclose(norms, longest).any()
-
-
-def test_unknown_renorm(velocities):
-    with pytest.raises(ValueError, match="renorm 'local' is unknown; choose global, channel, text_channel"):
-        guide(*velocities, HAS_IMAGE, scales=SCALES, renorm="local", renorm_min=0.0)

@@ -159,19 +159,6 @@ def test_flux_latents_of_a_1024_pixel_image_and_back():
     assert mean.dtype == decoded.dtype == jnp.float32
 
 
-def test_module_declares_the_tree_and_binds_the_functions(params):
-    config = SHAPES_AUTOENCODER
-    module = autoencoder.Autoencoder(config)
-    images = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
-    mean, logvar = module.apply({"params": params}, images, method="encode")
-    expected = autoencoder.encode(config, params, images)
-    np.testing.assert_array_equal(mean, expected[0])
-    np.testing.assert_array_equal(logvar, expected[1])
-    np.testing.assert_array_equal(
-        module.apply({"params": params}, mean, method="decode"), autoencoder.decode(config, params, mean)
-    )
-
-
 def test_kernels_start_uniform_within_the_root_of_their_fan_in(params):
     kernel = params["encoder"]["mid"]["block_1"]["conv1"]["kernel"]
     bound = (64 * 3 * 3) ** -0.5

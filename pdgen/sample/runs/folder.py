@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import msgspec
@@ -85,8 +85,10 @@ def open_run(folder: pathlib.Path, run: SampleRun, overwrite: bool = False) -> G
       RunFolderError: the folder holds something else, or a run with other inputs that ``overwrite`` does not replace,
         or another process is sampling into it.
     """
-    if folder.exists() and not _is_run(folder) and (not folder.is_dir() or any(_list_foreign(folder))):
-        raise RunFolderError(f"{folder}: exists and is no sampled run ({RUN} is missing); name another folder")
+    if folder.exists() and not _is_run(folder):
+        only_leftovers = folder.is_dir() and all(_LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+        if not only_leftovers:
+            raise RunFolderError(f"{folder}: exists and is no sampled run ({RUN} is missing); name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with lock_run(folder):
         begun = (folder / RUN).is_file()
@@ -129,11 +131,6 @@ def lock_run(folder: pathlib.Path) -> Generator[None, None, None]:
 
 def _is_run(folder: pathlib.Path) -> bool:
     return (folder / RUN).is_file() or (folder / _BEFORE / RUN).is_file()
-
-
-def _list_foreign(folder: pathlib.Path) -> Iterable[pathlib.Path]:
-    """Return the files that neither a run nor a process killed at its beginning has written."""
-    return (path for path in folder.iterdir() if not _LEFTOVER.fullmatch(path.name))
 
 
 def _set_aside(folder: pathlib.Path) -> None:

@@ -29,12 +29,7 @@ def make_captions(trajectory: Trajectory) -> list[str]:
 
 
 class RunGallery:
-    """The page of a run's folder and the pictures beside its trajectories.
-
-    Args:
-      folder: of the run.
-      animate: also make an animation of each trajectory's strokes.
-    """
+    """The page of a run's folder and the pictures beside its trajectories, with ``animate`` also of their strokes."""
 
     def __init__(self, folder: pathlib.Path, animate: bool = False) -> None:
         self._folder, self._animate = folder, animate
@@ -66,21 +61,12 @@ class RunGallery:
     def _read_entry(self, name: str) -> Entry:
         folder = self._folder / name
         trajectory = load_trajectory(folder)
-        makers = {STRIP: _save_strip} | ({STROKES: _save_strokes} if self._animate else {})
-        for file, make in makers.items():
-            if trajectory.images and not (folder / file).is_file():
-                make(folder / file, trajectory)
+        captions = make_captions(trajectory)
+        if trajectory.images and not (folder / STRIP).is_file():
+            with new_file(folder / STRIP) as partial:
+                make_strip(trajectory.images, captions).save(partial, "PNG")
+        if trajectory.images and self._animate and not (folder / STROKES).is_file():
+            with new_file(folder / STROKES) as partial:
+                save_animation(partial, trajectory.images, captions)
         files = [file for file in (STRIP, STROKES) if (folder / file).is_file()]
         return Entry(name, trajectory, link=name, files=files).without_images()
-
-
-def _save_strip(path: pathlib.Path, trajectory: Trajectory) -> None:
-    """Write all images in one row, with captions, as PNG."""
-    with new_file(path) as partial:
-        make_strip(trajectory.images, make_captions(trajectory)).save(partial, "PNG")
-
-
-def _save_strokes(path: pathlib.Path, trajectory: Trajectory) -> None:
-    """Write the images in sequence, with captions, as an animated WebP."""
-    with new_file(path) as partial:
-        save_animation(partial, trajectory.images, make_captions(trajectory))

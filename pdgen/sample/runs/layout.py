@@ -14,10 +14,7 @@ from pdgen.sequence.trajectory import Trajectory
 def report_layout(model: Model, settings: SampleSettings, starts: Sequence[Trajectory], log: Log = log_stderr) -> None:
     """Log the layout that the checkpoint was trained with, and in the same line where sampling differs from it.
 
-    Args:
-      model: the model; without a recorded layout nothing is logged.
-      settings, starts: see ``find_mismatches``.
-      log: receives the line.
+    Nothing is logged of a model without a recorded layout. Other arguments are those of ``find_mismatches``.
     """
     if model.layout is not None:
         questions = find_mismatches(model.layout, settings, model.config, starts)
@@ -36,11 +33,7 @@ def find_mismatches(
 ) -> list[str]:
     """Return a question for each way in which sampling differs from training; [] if it does not.
 
-    Args:
-      layout: what the checkpoint was trained with.
-      settings: how to sample.
-      config: the model's sizes.
-      starts: the trajectories to begin, with their given images.
+    ``starts`` are the trajectories to begin, with their given images.
     """
     questions = []
     needed = ("vit",) if settings.mode == "understand" else ("vae", "vit")

@@ -19,10 +19,8 @@ class Share(NamedTuple):
     """The part of a run that one process samples.
 
     Attributes:
-      sampler: the sampler.
       run: the run of all processes.
-      advisers: the advisers of strategies.
-      starts: the initial trajectories by name.
+      starts: the initial trajectories of this process, by name.
     """
 
     sampler: Sampler
@@ -58,7 +56,6 @@ def sample_share(share: Share, log: Log, done: Callable[[str, Trajectory], None]
     """Sample trajectories from their starts.
 
     Args:
-      share: the part of the run.
       log: receives a line for every stage.
       done: called with each name and trajectory as soon as it ends.
 

@@ -44,14 +44,9 @@ class OutsidePlanner:
                 drawn[row].append(step)
         return [
             dataclasses.replace(
-                drawn[row][0],
+                _join_steps(limited[row], drawn[row]),
                 prompt=prompt,
-                mode="process",
                 stop_reason="finished" if len(limited[row]) == len(plans[row]) else "step limit",
-                latents=_collect_latents(drawn[row]),
-                images=[step.images[-1] for step in drawn[row]],
-                stages=_make_stages(limited[row], drawn[row]),
-                settings={**drawn[row][0].settings, **_collect_guidance(drawn[row])},
                 costs=sum_costs([advice[row].costs, *(step.costs for step in drawn[row])]),
             )
             for row, prompt in enumerate(task.prompts)
@@ -69,33 +64,27 @@ def _draw_step(
     return task.draw("edit", instructions, seeds, [[drawn[row][-1].images[-1]] for row in rows])
 
 
-def _make_stages(plans: Sequence[str], drawn: Sequence[Trajectory]) -> list[Stage]:
+def _join_steps(plans: Sequence[str], drawn: Sequence[Trajectory]) -> Trajectory:
+    """Join the plans and the steps' pictures, latents and guidance to one trajectory of mode "process"."""
     stages: list[Stage] = []
+    latents, guidance = {}, {}
     for number, (plan, step) in enumerate(zip(plans, drawn), 1):
-        picture = msgspec.structs.replace(step.stages[-1], stage="sketch", file=image_file(number, "sketch"))
-        stages += [TextStage("plan", plan, origin="outside"), picture]
-    return stages
-
-
-def _collect_latents(drawn: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
-    """Collect the latents of the steps' pictures under the file names of ``_make_stages``; None where none are kept."""
-    latents = {}
-    for number, step in enumerate(drawn, 1):
-        picture = step.stages[-1]
-        if step.latents is None or not isinstance(picture, ImageStage):
-            return None
-        latents[image_file(number, "sketch")] = step.latents[picture.file]
-    return latents
-
-
-def _collect_guidance(drawn: Sequence[Trajectory]) -> dict[str, str]:
-    """Collect the guidance that the steps' pictures applied under the file names of ``_make_stages``."""
-    guidance = {}
-    for number, step in enumerate(drawn, 1):
-        picture = step.stages[-1]
-        if isinstance(picture, ImageStage) and (applied := step.settings.get(f"guidance.{picture.file}")):
-            guidance[f"guidance.{image_file(number, 'sketch')}"] = applied
-    return guidance
+        picture, file = step.stages[-1], image_file(number, "sketch")
+        assert isinstance(picture, ImageStage)  # a single pass and an edit end with their image
+        stages.append(TextStage("plan", plan, origin="outside"))
+        stages.append(msgspec.structs.replace(picture, stage="sketch", file=file))
+        if step.latents is not None:
+            latents[file] = step.latents[picture.file]
+        if applied := step.settings.get(f"guidance.{picture.file}"):
+            guidance[f"guidance.{file}"] = applied
+    return dataclasses.replace(
+        drawn[0],
+        mode="process",
+        stages=stages,
+        images=[step.images[-1] for step in drawn],
+        latents=latents or None,
+        settings={**drawn[0].settings, **guidance},
+    )
 
 
 @dataclasses.dataclass(frozen=True)

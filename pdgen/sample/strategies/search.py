@@ -88,10 +88,7 @@ class _Search:
 
 
 def _run_in_parts(
-    task: Task,
-    mode: Mode,
-    n: int,
-    search: Callable[[Task, TrajectoryBatch, Sequence[_Search]], list[Trajectory]],
+    task: Task, mode: Mode, n: int, search: Callable[[Task, TrajectoryBatch, Sequence[_Search]], list[Trajectory]]
 ) -> list[Trajectory]:
     """Call ``search`` for as many trajectories at a time as fit, with all ``n`` candidates, into ``batch_size`` rows.
 

@@ -108,7 +108,6 @@ class Strategy(Protocol):
           SampleError: as ``Sampler``.
           TeacherError: an adviser cannot be reached.
         """
-        ...
 
 
 def derive_seed(seed: int, number: int) -> int:
