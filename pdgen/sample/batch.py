@@ -245,7 +245,7 @@ class TrajectoryBatch:
         seconds, rewound = watch.seconds, np.zeros(self.size, np.int32)
         for n, (slot, row) in enumerate(zip(slots, rows)):
             ids = tokens[n, : count[n]].tolist()
-            kind, text = automaton.kind_of(state[n]), model.tokenizer.decode(ids)
+            kind, text = automaton.kind_of(int(state[n])), model.tokenizer.decode(ids)
             name = name_text_stage(row.mode, text) if kind == "free" else "plan" if kind == "plan" else "inspect"
             row.costs["text_tokens"] += len(ids)
             row.costs["prefilled_tokens"] += len(ids) + 2
