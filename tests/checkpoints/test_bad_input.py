@@ -68,7 +68,7 @@ def test_a_wholly_other_model_is_a_short_line(folder):
             tensors[f"module.of.a.wrapper.with.a.long.name.{name}"] = tensors.pop(name)
 
     edit_tensors(folder / AUTOENCODER, edit)
-    assert len(refuse(folder, r"\d+ faults, \d+ unknown, 1 modules missing")) - len(str(folder)) < 400
+    assert len(refuse(folder, r"\d+ faults, \d+ unknown, 1 missing as a module")) - len(str(folder)) < 400
 
 
 def test_nan_and_infinity(folder):

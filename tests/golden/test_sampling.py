@@ -41,7 +41,8 @@ class Model:
 
 @pytest.fixture(scope="session")
 def model(golden):
-    return Model(*read_bagel_folder(golden.folder))
+    config, params = read_bagel_folder(golden.folder)
+    return Model(config, jax.tree.map(jnp.asarray, params))
 
 
 extend_by_text = jax.jit(add_text, static_argnums=(0, 1))
