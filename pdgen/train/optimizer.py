@@ -109,7 +109,7 @@ def match_factors(rules: Iterable[tuple[str, float]], names: Iterable[str]) -> d
     unused = [repr(rule[0]) for rule in rules if not any(rule in found for found in matches.values())]
     faults = {"matched by no rule": unmatched, "matched more than once": ambiguous, "rules without a match": unused}
     if any(faults.values()):
-        listed = "; ".join(f"{len(found)} {fault}: {name_some(found)}" for fault, found in faults.items() if found)
+        listed = "; ".join(f"{fault} ({len(found)}): {name_some(found)}" for fault, found in faults.items() if found)
         raise ValueError(f"optimizer.factors must match every parameter exactly once, from end to end; {listed}")
     return {name: found[0][1] for name, found in matches.items()}
 

@@ -99,8 +99,8 @@ def test_all_faults_of_the_rules_are_listed_in_one_line():
         match_factors([("v/.*", 0.0), (".*/b", 1.0), ("language", 1.0)], ["v/a", "v/b", "language/a", "language/c"])
     assert str(fault.value) == (
         "optimizer.factors must match every parameter exactly once, from end to end; "
-        "matched by no rule: language/a, language/c; matched more than once: v/b (by 'v/.*' and '.*/b'); "
-        "rules without a match: 'language'"
+        "matched by no rule (2): language/a, language/c; matched more than once (1): v/b (by 'v/.*' and '.*/b'); "
+        "rules without a match (1): 'language'"
     )
 
 

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from pdgen.data.loader import Batches
 from pdgen.sequence.layout import Budgets
 from pdgen.sharding import make_mesh
 from pdgen.train.monitor.run_monitor import RunMonitor
@@ -35,7 +37,7 @@ def monitor(tmp_path):
         (tmp_path / f"{step}.png").write_bytes(bytes(1000))
 
     with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
-        monitor = RunMonitor(RUN, STEP, tmp_path, lines.append, None, None, sample)
+        monitor = RunMonitor(RUN, STEP, tmp_path, lines.append, mock.Mock(spec=Batches), None, sample)
         monitor._combine_params = lambda trained, frozen: {}  # nothing to compile and to cache
         yield monitor, lines, sampled
 
