@@ -1,6 +1,6 @@
 """Sampling names the layout that a checkpoint was trained with, and questions what differs from it in the same line."""
 
-import types
+from unittest import mock
 
 import msgspec
 import PIL.Image
@@ -8,6 +8,7 @@ import pytest
 
 from pdgen.checkpoints.runs.layout import TrainingLayout
 from pdgen.config import BAGEL_7B, SHAPES_NANO
+from pdgen.sample.model import Model
 from pdgen.sample.runs.layout import find_mismatches, report_layout
 from pdgen.sample.settings import make_base_settings
 from pdgen.sequence.trajectory import ImageStage, Trajectory
@@ -68,7 +69,8 @@ def test_a_given_image_is_drawn_in_its_resized_size():
 
 
 def test_all_of_it_is_one_line():
-    lines, model = [], types.SimpleNamespace(layout=LAYOUT, config=SHAPES_NANO, name="out/mine")
+    lines, model = [], mock.Mock(spec=Model, layout=LAYOUT, config=SHAPES_NANO)
+    model.name = "out/mine"
     report_layout(model, make_base_settings("process", height=32, width=32), [start()], lines.append)
     assert lines == [
         "out/mine: trained with images of 64 pixels a side, given images as vae and vit tokens, the posterior's "
