@@ -7,6 +7,7 @@ with one. All batches have four places and work on two rows at a time, so that t
 import dataclasses
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -229,7 +230,7 @@ def test_an_estimate_is_where_the_last_velocity_leads(sampler, drawing):
         t = schedule(TWO.image.num_timesteps, TWO.image.timestep_shift)[step]
         for call in recorder.named("draw"):
             values = unpatchify(call.result.x - t * call.result.v, grid.latents, sampler.model.config.latent_patch_size)
-            pixels = autoencoder.decode(sampler.model.config.autoencoder, coder, values)
+            pixels = autoencoder.decode(sampler.model.config.autoencoder, coder, jnp.asarray(values))
             for place, slot in call.rows:
                 wanted = from_pixels(np.clip(pixels[place], -1, 1))
                 assert np.abs(np.asarray(estimates[slot], int) - np.asarray(wanted, int)).max() <= 1
