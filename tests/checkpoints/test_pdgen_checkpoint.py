@@ -363,6 +363,7 @@ convert(sys.argv[2], sys.argv[3], overwrite=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["to_pdgen", "to_bagel"])
 @pytest.mark.parametrize("existed", [True, False])
 def test_killed_half_way(tmp_path, direction, existed):

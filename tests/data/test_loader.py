@@ -102,6 +102,7 @@ def test_processes_share_the_rows(folder, batches, count):
         Batches(SHAPES_NANO, source, TOKENIZER, SETTINGS, (0, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", ["whole", "single"])
 def test_every_text_of_the_records_is_in_the_packs(folder, turns):
     """Without dropout, the documents' texts come back from the packs; each epoch has each document once."""

@@ -39,6 +39,7 @@ def index():
     return shapes_like(700)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [NO_DROPOUT, DROPOUT], ids=["whole", "dropout"])
 @pytest.mark.parametrize("make, total", [(shapes_like, 4096), (paper_like, 33000)])
 def test_the_proposed_budgets_are_filled(make, total, dropout):

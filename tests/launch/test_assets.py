@@ -119,6 +119,7 @@ def test_started_again_it_continues(shipped):
     assert all_bytes(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_the_weights_are_the_chosen_ones(target, workdir, tmp_path, weights):
     (target / "config.json").unlink()
@@ -174,6 +175,7 @@ def test_the_process_model_is_the_ablations_full_cell(tmp_path):
     assert not (ROOT / "out" / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -231,6 +233,7 @@ def test_training_again_gives_the_same_bytes_and_needs_permission(tokenizer_path
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -257,6 +260,7 @@ def autoencoder_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_autoencoder_and_nothing_else_is_left(autoencoder_folder):
     folder = autoencoder_folder
     assert read_autoencoder(folder, SHAPES_AUTOENCODER).keys() == {"encoder", "decoder"}
@@ -273,6 +277,7 @@ def test_an_existing_autoencoder_is_replaced_only_with_permission(autoencoder_fo
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

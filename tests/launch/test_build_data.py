@@ -66,6 +66,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_records_are_sound_and_the_index_tells_of_them(folder):
     assert list(find_broken_records(folder)) == []
     source = RecordSource(folder)
@@ -134,6 +135,7 @@ def test_a_folder_of_other_settings_is_replaced_on_demand_alone(folder, tmp_path
     assert content(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -152,6 +154,7 @@ def test_wrong_arguments_end_in_one_line(tmp_path, arguments, words):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_encoding_killed_and_started_again_gives_the_same_bytes(tmp_path):
     source = tmp_path / "data"
     write_dataset(source, handmade.records(9), Origin(seed=0), records_per_file=3)
@@ -173,6 +176,7 @@ def test_encoding_killed_and_started_again_gives_the_same_bytes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out", "whole"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

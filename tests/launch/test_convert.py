@@ -61,6 +61,7 @@ def test_check_prints_the_manifest(folder, converted):
     assert printed["tensors"] == json.loads(of_checkpoint.stdout)["tensors"]
 
 
+@pytest.mark.slow
 def test_a_step_folder(folder, tmp_path):
     step = tmp_path / "step"
     step_folder(step, without=("vit_model", "connector", "vit_pos_embed"))
@@ -88,6 +89,7 @@ def refused(done, line):
     assert re.fullmatch(f"convert: {line}", said.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, line",
     [
@@ -153,6 +155,7 @@ runpy.run_path({str(ROOT / "launch" / "convert.py")!r}, run_name="__main__")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8(folder, converted, tmp_path):
     target = tmp_path / "int8"
     done = run(f"--source={converted}", f"--target={target}", "--quantize=int8")
@@ -192,6 +195,7 @@ def test_an_adapter_is_measured_and_merged(converted, tmp_path):
     assert sum(before[name] != after[name] for name in before) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, line",
     [

@@ -113,6 +113,7 @@ def test_faults_of_a_folder_end_in_one_line_and_leave_nothing(given, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -296,6 +297,7 @@ def test_wise_plots_a_total_that_all_have(tmp_path):
     assert "one, C overall: 0.650 at 98" in (tmp_path / "both" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_faults_of_a_comparison_are_one_line(tmp_path):
     geneval_run(tmp_path / "one", {"colors": [1, 0, 0, 0]})
     (tmp_path / "old").mkdir()

@@ -129,6 +129,7 @@ def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
     assert lines[-1].startswith(f"{folder}/index.html: trajectories 2, images 2, sampling ")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_gives_the_same(output, flags, tmp_path):
     first, _ = output
     folder = tmp_path / "run"
@@ -210,6 +211,7 @@ def test_a_damaged_trajectory_is_named_before_anything_is_drawn(output, flags, t
     assert content(folder) == before
 
 
+@pytest.mark.slow
 def test_a_branch_is_saved_beside_its_parent(checkpoint, output, tmp_path):
     folder, _ = output
     before = content(folder / "000")
@@ -294,6 +296,7 @@ def ways(checkpoint, tmp_path_factory):
     return dict(zip([*WAYS, "again"], run_all([*commands, commands[-1]]), strict=True)), folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_a_picture(ways, way):
     results, folder = ways
@@ -324,6 +327,7 @@ def ends(processes):
     ]
 
 
+@pytest.mark.slow
 def test_processes_share_the_prompts(flags, tmp_path):
     first, second = ends(start_two(*flags, f"--output={tmp_path / 'out'}", "--samples=2"))
     assert (first[0], second[0]) == (0, 0), (first, second)

@@ -34,6 +34,7 @@ def test_help_is_of_the_mode():
     assert listed == ["--config", "--[no]json", "--mfu", "--sample_length", "--topology"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -80,6 +81,7 @@ def test_the_report_as_a_table_says_what_is_refused(data):
     assert "do not hold every document" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_pack_is_printed_and_written(data, tmp_path):
     output = tmp_path / "pack"
     done = run("pack", CONFIG, *SIZES, f"--data={data}", "--pack=2", f"--output={output}")
@@ -97,6 +99,7 @@ def test_a_pack_is_printed_and_written(data, tmp_path):
     assert again.returncode == 2 and "--overwrite" in again.stderr and again.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
@@ -132,6 +135,7 @@ def test_a_plan_compiles_or_says_what_to_install():
         assert line.endswith('pip install "pdgen[plan]"')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -166,6 +170,7 @@ def test_several_runs_make_one_page_where_it_is_asked_for(tmp_path):
     assert "Runs red, blue" in target.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -217,6 +222,7 @@ def test_prompts_that_fail_or_disagree_are_named(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "words"),
     [([BENCH, "{"], "metadata.jsonl: line 2: "), ([], "holds no prompt"), (None, "--metadata is missing")],

@@ -110,6 +110,7 @@ def params():
     return autoencoder.init_params(SHAPES_AUTOENCODER, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_and_gradients_are_those_of_diffusers(name):
     config = CONFIGS[name]

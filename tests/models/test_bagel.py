@@ -102,6 +102,7 @@ def test_fresh_position_tables(nano, name, side):
             assert math.isclose(value, (math.sin, math.cos)[wave](angle), abs_tol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 8, 4)], ids=["8 devices", "256 devices"])
 def test_the_7b_train_step_lowers(shape):
     """The whole step on a mesh of GPUs that nobody has: one pack of 16,384 tokens a device group, bfloat16."""

@@ -144,6 +144,7 @@ def both(request):
     return torch_values(case.config, model, samples), jax_values(case.config, compute, params, samples)
 
 
+@pytest.mark.slow
 def test_float32_values(both):
     """Within 1e-5 of the largest magnitude, or of 1."""
     (expected, _), (actual, _) = both

@@ -71,6 +71,7 @@ def told(made):
     return {name: [(s, of_segment(s)) for r in samples.records for s in r.segments] for name, samples in made.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment", "self"])
 def test_no_record_says_or_shows_what_is_held_out(told, subset):
     assert len(told[subset]) > 200

@@ -64,6 +64,7 @@ def conflicts():
     return make_samples(settings, ASSUMED, "conflict", range(150)).records
 
 
+@pytest.mark.slow
 def test_the_rewritten_plan_has_no_other_conflict(conflicts):
     judge = ExactJudge()
     seen, agreed = (
@@ -371,6 +372,7 @@ def test_texts_are_ascii_and_pictures_have_their_size(made):
     assert all(s.text.isascii() for r in records for s in r.segments if isinstance(s, Text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
 def test_inspections_first_describe_the_picture(subset):
     """The description, parsed, holds of what the detector sees in the picture before it, and leaves nothing out."""

@@ -248,6 +248,7 @@ def test_a_failed_save_is_one_line_and_nothing_else(tmp_path):
     assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [f"{tmp_path}/checkpoints/{n}" for n in (2, 3)]
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """Each writes its shards; both detect a flipped byte; SIGTERM to one stops both after the same step."""
     first, second = (json.loads(output.splitlines()[-1]) for output in run_two_processes("save", tmp_path))

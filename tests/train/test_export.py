@@ -98,6 +98,7 @@ def assert_model(folder, run, step, weights="raw", **close):
     jax.tree.map(compare, load_checkpoint(folder)[1]["model"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
 def test_a_step_as_a_checkpoint(workdir, weights, changes, tmp_path):
@@ -192,6 +193,7 @@ def list_files(folder):
     return sorted((str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"lora": LORA}], ids=["whole", "lora"])
 def test_a_workdir_is_read_as_its_export_would_be(workdir, changes):
     """Values, name and digest; the digest is that of the export, so samplings resume."""
@@ -266,6 +268,7 @@ def test_runs_without_adapters_export_none(workdir, init, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_layout_of_training_goes_with_the_weights(workdir, tmp_path):
     """From the workdir into the export, BAGEL's folder and back; the digest of the step is that of its export."""
     folder = workdir(3)

@@ -113,6 +113,7 @@ def stepped():
         return params, adapters, dense, after_one_step(CONFIG_LORA, (2, 2, 2), params, adapters)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_dense_kernel_times_the_other_factor(stepped):
     """dA = scale B^T G, dB = scale G A^T, on a mesh of eight against one device."""
     _, adapters, dense, result = stepped

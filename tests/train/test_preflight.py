@@ -174,6 +174,7 @@ def test_a_checkpoint_of_another_model(run, tmp_path):
         assert check(dataclasses.replace(run, init=init, model=model), tmp_path / f"run{model}").base.config == NANO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixture", "line"),
     [

@@ -65,6 +65,7 @@ def step():
     return run
 
 
+@pytest.mark.slow
 def test_a_skipped_update_changes_no_parameter(step):
     before, after, metrics = step(average=1.0)  # the loss is above 4
     for part in ("trained", "frozen", "opt_state", "ema"):

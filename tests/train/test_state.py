@@ -59,6 +59,7 @@ def test_everything_but_the_fixed_tables_is_trained_by_default():
     assert set(traverse_util.flatten_dict(abstract_state(STEP).frozen, sep="/")) == fixed
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_gradient_moments_or_average(part, everything):
     names = {name for name in everything.gradients if name.startswith(("language/layers/gen/", "language/norm/gen/"))}
     state = part.state

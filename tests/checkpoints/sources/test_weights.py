@@ -51,6 +51,7 @@ def distances(ema, raw):
     return dict(zip(("", *modules), numbers, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["", "raw", "ema"])
 @pytest.mark.parametrize("weights", ["raw", "ema", None])
 def test_the_choice(folder, tmp_path, weights, sharded):

@@ -44,6 +44,7 @@ def pixels(png):
     return np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB"))
 
 
+@pytest.mark.slow
 def test_every_row_has_its_prompts_and_as_many_draws(made):
     rows = collections.defaultdict(list)
     for draw in made:

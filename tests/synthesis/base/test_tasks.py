@@ -93,6 +93,7 @@ def test_a_sample_depends_on_settings_subset_and_number_alone(made, subset):
     assert [r.segments for r in other] != [r.segments for r in made[subset][:3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", [*SUBSETS])
 def test_nothing_held_out_is_said_or_shown(made, subset):
     readers = {"text_to_image": lambda text: of_graph(parse(text)), "edit": of_instruction, "understand": scanned}
@@ -162,6 +163,7 @@ def test_questions_come_in_their_shares(made):
         assert right == record.scene["positive"] == (record.segments[2].text == "Yes.")
 
 
+@pytest.mark.slow
 def test_numbers_that_are_asked_for_come_equally_often():
     """Zero to six are a seventh each; 0.05 is more than three standard deviations of 600 draws."""
     settings = DatasetSettings(understand=Understand(600, questions={"count": 1.0}))
@@ -171,6 +173,7 @@ def test_numbers_that_are_asked_for_come_equally_often():
     assert all(abs(number / 600 - 1 / 7) < 0.05 for number in shares.values()), shares
 
 
+@pytest.mark.slow
 def test_an_edit_does_what_it_says_and_nothing_else(edits):
     rng, counted = np.random.default_rng(0), collections.Counter()
     for record, before, step in edits:
@@ -197,6 +200,7 @@ def test_an_edit_does_what_it_says_and_nothing_else(edits):
         assert abs(counted[operation] / COUNT - share) < 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["move", "swap"])
 def test_what_is_asked_for_is_not_there_yet(operation):
     """As the detector reads the pictures: no given one is as the moved thing should be, every swap is seen."""

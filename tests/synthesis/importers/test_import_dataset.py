@@ -76,6 +76,7 @@ def test_nothing_is_written_where_nothing_can_be_imported(tmp_path):
     import_dataset("folder", tmp_path / "source", tmp_path / "data", overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     source = good("folder", tmp_path / "source")
     source.write_text(source.read_text() + '{"prompt": "x"}\n')

@@ -225,6 +225,7 @@ def contradictions(asked, graph):
     return {d for d in find_differences(asked, graph) if d.said is not None} if graph is not None else set()
 
 
+@pytest.mark.slow
 @both
 def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name, size):
     count = 0
@@ -248,6 +249,7 @@ def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name
     assert count > 200
 
 
+@pytest.mark.slow
 @both
 def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words(name, size):
     seen = collections.Counter()
