@@ -174,22 +174,27 @@ def extract_subgraph(graph: SceneGraph, ids: Collection[int]) -> SceneGraph:
     )
 
 
-def places_imply(graph: SceneGraph, relation: Relation) -> bool:
-    """Return whether the stated places alone imply a spatial relation: its ends lie in different thirds of the picture.
+def place_implies(kind: str, subject: str, reference: str) -> bool:
+    """Return whether everything at one of ``PLACES`` is in a spatial relation to everything at another.
 
-    Several things of one entity must all lie before, or all after, those of the other.
+    The two are in different thirds of the picture along the relation's axis. Neighbouring thirds only suffice if both
+    are in the same third across it: one token to the left and two down is not "left of" by GenEval's rule.
     """
+    first, second = (subject, reference) if kind in ("left of", "above") else (reference, subject)
+    rows, columns = zip(*(divmod(PLACES.index(place), 3) for place in (first, second)))
+    along, across = (columns, rows) if kind in ("left of", "right of") else (rows, columns)
+    distance = along[1] - along[0]
+    return distance == 2 or (distance == 1 and across[0] == across[1])
+
+
+def places_imply(graph: SceneGraph, relation: Relation) -> bool:
+    """Return whether the stated places alone imply a spatial relation between all things of two entities."""
     if relation.kind not in INVERSE:
         return False
-    horizontal = relation.kind in ("left of", "right of")
-    thirds = []
-    for entity in (graph.find(relation.subject), graph.find(relation.reference)):
-        if not entity.places or not {*entity.places} <= {*PLACES}:
-            return False
-        cells = [PLACES.index(place) for place in entity.places]
-        thirds.append([cell % 3 if horizontal else cell // 3 for cell in cells])
-    first, second = thirds if relation.kind in ("left of", "above") else thirds[::-1]
-    return max(first) < min(second)
+    ends = graph.find(relation.subject).places, graph.find(relation.reference).places
+    if not all(places and {*places} <= {*PLACES} for places in ends):
+        return False
+    return all(place_implies(relation.kind, a, b) for a, b in itertools.product(*ends))
 
 
 def drop_implied(graph: SceneGraph) -> SceneGraph:

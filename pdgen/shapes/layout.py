@@ -29,18 +29,31 @@ Table = Bool[np.ndarray, "dy dx"]  # index GRID + offset, where offset = second 
 Numbers = np.ndarray | np.floating
 
 
+class NinthRule(NamedTuple):
+    """A constraint on the ninths of two squares: ``allowed[first, second]``."""
+
+    first: Ninths
+    second: Ninths
+    allowed: Bool[np.ndarray, "9 9"]
+
+    def reverse(self) -> "NinthRule":
+        """Return the same constraint with the squares in the other order."""
+        return NinthRule(self.second, self.first, self.allowed.T)
+
+
 class _Link(NamedTuple):
-    """The constraint of one square on another: allowed offsets and, with ``here`` and ``there``, another ninth."""
+    """The constraints of one square on another: the allowed offsets, and rules whose first square is this one."""
 
     table: Table
-    here: Ninths | None
-    there: Ninths | None
+    rules: tuple[NinthRule, ...]
 
     def restrict(self, top: int, left: int, choices: Domain) -> Domain:
         """Return the corners of the other square that a square at (left, top) allows."""
         rows, columns = choices.shape
         free = choices & self.table[GRID - top : GRID - top + rows, GRID - left : GRID - left + columns]
-        return free if self.here is None or self.there is None else free & (self.there != self.here[top, left])
+        for rule in self.rules:
+            free = free & rule.allowed[rule.first[top, left], rule.second]
+        return free
 
 
 def compute_directions(dx: Numbers, dy: Numbers, width: Numbers, height: Numbers) -> np.ndarray:
@@ -150,7 +163,7 @@ def solve(
     tables: Mapping[tuple[int, int], Table],
     width: int = 1,
     budget: int = 1,
-    elsewhere: Mapping[tuple[int, int], tuple[Ninths, Ninths]] = types.MappingProxyType({}),
+    rules: Mapping[tuple[int, int], Sequence[NinthRule]] = types.MappingProxyType({}),
 ) -> list[tuple[int, int]] | None:
     """Search for corners (left, top) that satisfy all constraints; None if the search finds none.
 
@@ -165,13 +178,13 @@ def solve(
       tables: constraints by (first, second), indices of ``domains``; each unordered pair at most once.
       width: corners tried for each square.
       budget: dead ends after which the search gives up.
-      elsewhere: pairs of ``tables`` that must lie in different ninths of the grid, with the ninths of both.
+      rules: constraints on the ninths of the grid, for pairs of ``tables``.
     """
     neighbours: list[dict[int, _Link]] = [{} for _ in domains]
     for (first, second), table in tables.items():
-        here, there = elsewhere.get((first, second), (None, None))
-        neighbours[first][second] = _Link(table, here, there)
-        neighbours[second][first] = _Link(table[::-1, ::-1], there, here)
+        both = tuple(rules.get((first, second), ()))
+        neighbours[first][second] = _Link(table, both)
+        neighbours[second][first] = _Link(table[::-1, ::-1], tuple(rule.reverse() for rule in both))
     corners = _search(rng, neighbours, dict(enumerate(domains)), width, [budget])
     return None if corners is None else [corners[i] for i in range(len(domains))]
 

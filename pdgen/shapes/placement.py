@@ -18,7 +18,7 @@ class Attempt(NamedTuple):
       gap: empty units between boxes, at least.
       width, budget: see ``layout.solve``.
       compact: take the smallest sizes and centre objects in the nine places.
-      crowded: allow several things of one entity at one place.
+      crowded: allow several things of one entity at one place, and relations that the places do not imply.
     """
 
     gap: int

@@ -12,12 +12,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import msgspec
 import numpy as np
 
-from pdgen.shapes.graph import COLORS, INVERSE, PLACES, SceneError, SceneGraph, Step, swaps_places
+from pdgen.shapes.graph import COLORS, INVERSE, PLACES, SceneError, SceneGraph, Step, place_implies, swaps_places
 from pdgen.shapes.held_out import find_unstated, is_held_out_look, is_held_out_relation
 from pdgen.shapes.layout import (
     GRID,
     RELATIONS,
     Domain,
+    NinthRule,
     Ninths,
     Table,
     compute_directions,
@@ -253,33 +254,40 @@ def _draw_sizes(
     return frames
 
 
+_DIFFERENT = ~np.eye(len(PLACES), dtype=bool)
+# By relation: the places of subject and reference that imply it.
+_IMPLIED = {r: np.array([[place_implies(r, a, b) for b in PLACES] for a in PLACES]) for r in RELATIONS}
+
+
 def _make_constraints(
     steps: Sequence[Step], plan: _SlotPlan, sizes: list[dict[int, int]], placement: Placement, gap: int
-) -> tuple[list[int], list[Domain], dict[_Pair, Table], dict[_Pair, tuple[Ninths, Ninths]]]:
+) -> tuple[list[int], list[Domain], dict[_Pair, Table], dict[_Pair, list[NinthRule]]]:
     """Translate the steps to constraints.
 
     Returns:
       The extent of each slot, which is that of its largest object; the domain of each slot; the tables of pairs of
-      slots; and the pairs that must be in different ninths of the picture, with the ninths of both.
+      slots; and rules for their ninths: things of one entity share none, and those of related things imply the
+      relation.
     """
     extents = [max(sizes[step][entity] for step, entity in slot.items()) for slot in plan.slots]
     domains = [make_domain(extent, placement.spacing) for extent in extents]
-    spread: dict[_Pair, tuple[Ninths, Ninths]] = {}
+    rules: dict[_Pair, list[NinthRule]] = {}
     keys: dict[_Pair, set[tuple[str | int, ...]]] = {(a, b): {("moved", MOVE)} for a, b in plan.moves}
     for step, frame, size in zip(steps, plan.used, sizes):
+        ninths: dict[int, Ninths] = {}
         for a, b in itertools.combinations(sorted(itertools.chain(*frame.values())), 2):
             keys.setdefault((a, b), set()).add(("apart", extents[a], extents[b], gap))
         for entity in step.graph.entities:
             width = size[entity.id]
-            sides = {
-                slot: (extents[slot], placement.compute_inset(extents[slot], width), width) for slot in frame[entity.id]
-            }
+            for slot in frame[entity.id]:
+                ninths[slot] = compute_ninths(extents[slot], placement.compute_inset(extents[slot], width), width)
             for slot, word in zip(frame[entity.id], entity.places):
                 row, column = divmod(PLACES.index(word), 3)
-                domains[slot] = domains[slot] & make_cell_domain(*sides[slot], column, row)
+                inset = placement.compute_inset(extents[slot], width)
+                domains[slot] = domains[slot] & make_cell_domain(extents[slot], inset, width, column, row)
             if len({*entity.places}) != 1:  # else all of its things share one stated place
-                pairs = itertools.combinations(sorted(frame[entity.id]), 2)
-                spread |= {(a, b): (compute_ninths(*sides[a]), compute_ninths(*sides[b])) for a, b in pairs}
+                for a, b in itertools.combinations(sorted(frame[entity.id]), 2):
+                    rules.setdefault((a, b), []).append(NinthRule(ninths[a], ninths[b], _DIFFERENT))
         stated = (("related", r) for r in step.graph.relations)
         for name, r in itertools.chain(stated, (("unrelated", r) for r in find_unstated(step.graph))):
             for a, b in itertools.product(frame[r.reference], frame[r.subject]):
@@ -292,8 +300,11 @@ def _make_constraints(
                 else:
                     back = (name, INVERSE[r.kind], size[r.reference], size[r.subject], -shift)
                     keys[b, a].add(back)
+                if name == "related":
+                    rule = NinthRule(ninths[b], ninths[a], _IMPLIED[r.kind])
+                    rules.setdefault((min(a, b), max(a, b)), []).append(rule if b < a else rule.reverse())
     tables = {pair: make_joint_table(tuple(sorted(parts))) for pair, parts in keys.items()}
-    return extents, domains, tables, spread
+    return extents, domains, tables, rules
 
 
 def find_unpaintable(graph: SceneGraph, placement: Placement = LATTICE) -> list[str]:
@@ -333,6 +344,7 @@ def place_scenes(rng: np.random.Generator, steps: Sequence[Step], placement: Pla
     - Modified objects keep their position: the centre, or on the lattice the corner, if the size changes.
     - Swapped entities exchange positions. An entity that replaces another takes its position.
     - Moved objects move by at least ``MOVE`` units.
+    - The places of related objects imply the relation (``graph.place_implies``), if the search finds room.
     - Entities without a size have that of ``Placement.choose_sizes``; those without a fill are solid.
     - Relations that the graph leaves open are none of the held-out ones.
 
@@ -354,10 +366,10 @@ def place_scenes(rng: np.random.Generator, steps: Sequence[Step], placement: Pla
     backgrounds = _choose_backgrounds(rng, steps)
     for attempt in placement.attempts:
         sizes = _draw_sizes(rng, steps, placement, attempt.compact)
-        extents, domains, tables, spread = _make_constraints(steps, plan, sizes, placement, attempt.gap)
+        extents, domains, tables, rules = _make_constraints(steps, plan, sizes, placement, attempt.gap)
         if attempt.compact:
             domains = [d & make_middle_domain(extent) for d, extent in zip(domains, extents)]
-        corners = solve(rng, domains, tables, attempt.width, attempt.budget, {} if attempt.crowded else spread)
+        corners = solve(rng, domains, tables, attempt.width, attempt.budget, {} if attempt.crowded else rules)
         if corners is not None:
             boxes = [(*corner, extent) for corner, extent in zip(corners, extents)]
             return _build_scenes(steps, plan, sizes, boxes, backgrounds, placement)

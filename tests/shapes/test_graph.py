@@ -1,6 +1,8 @@
 """Scene graphs: what is refused and by which words, what implies what, and reading from JSON."""
 
+import collections
 import itertools
+import types
 
 import msgspec
 import numpy as np
@@ -10,7 +12,6 @@ from pdgen.shapes.graph import (
     COLORS,
     GRAPH_SCHEMA,
     INVERSE,
-    PLACES,
     Entity,
     Relation,
     SceneError,
@@ -24,6 +25,9 @@ from pdgen.shapes.graph import (
     places_imply,
     swaps_places,
 )
+from pdgen.shapes.layout import GRID, RELATIONS
+from pdgen.shapes.placement import LATTICE
+from pdgen.shapes.world import find_place, find_relations
 
 CIRCLE = Entity(0, "circle", 1, {"color": "red", "size": "small"})
 SQUARES = Entity(1, "square", 3, {"color": "blue"})
@@ -162,21 +166,25 @@ def place(entity, *places):
     return Entity(entity, "star", len(places), {"color": COLORS[entity], "place": join_places(places)})
 
 
-def test_places_imply_a_relation_exactly_where_every_position_in_them_shows_it():
-    thirds = [(0, 21), (21, 43), (43, 64)]  # units of a picture of 64
-    for first, second in itertools.product(PLACES, repeat=2):
+def test_places_imply_a_relation_exactly_where_every_pair_of_objects_on_the_lattice_shows_it():
+    sides = [width for widths in LATTICE.widths.values() for width in widths]
+    squares = [(x, y, x + side, y + side) for side in sides for x, y in itertools.product(range(0, GRID, 8), repeat=2)]
+    boxes = [types.SimpleNamespace(box=square) for square in squares if max(square) <= GRID]
+    always = collections.defaultdict(lambda: {*RELATIONS})
+    for a, b in itertools.permutations(boxes, 2):
+        (al, at, ar, ab), (bl, bt, br, bb) = a.box, b.box
+        if ar < bl or br < al or ab < bt or bb < at:
+            always[find_place(a), find_place(b)] &= {*find_relations(a, b)}
+    for (first, second), kinds in always.items():
         graph = SceneGraph((place(0, first), place(1, second)))
-        (mine, theirs) = (divmod(PLACES.index(word), 3) for word in (first, second))
-        for kind, axis, sign in (("left of", 1, 1), ("right of", 1, -1), ("above", 0, 1), ("below", 0, -1)):
-            ends = itertools.product(thirds[mine[axis]], thirds[theirs[axis]])
-            always = mine[axis] != theirs[axis] and all(sign * (b - a) >= 0 for a, b in ends)
-            assert places_imply(graph, Relation(0, kind, 1)) == always, (first, kind, second)
+        assert {kind for kind in RELATIONS if places_imply(graph, Relation(0, kind, 1))} == kinds, (first, second)
+    assert len(always) == 9 * 9 - 4  # a corner has room for one object
 
 
 def test_places_of_several_things_imply_a_relation_if_all_of_them_do():
     left = Relation(0, "left of", 1)
-    apart = SceneGraph((place(0, "left", "top"), place(1, "right", "top right")), (left,))
-    mixed = SceneGraph((place(0, "left", "top right"), place(1, "right", "top right")), (left,))
+    apart = SceneGraph((place(0, "left", "top left"), place(1, "right", "top right")), (left,))
+    mixed = SceneGraph((place(0, "left", "top"), place(1, "right", "top right")), (left,))
     open_ = SceneGraph((place(0, "left"), Entity(1, "ring")), (left, Relation(0, "on top of", 1)))
     assert drop_implied(apart).relations == () and drop_implied(apart).entities == apart.entities
     assert drop_implied(mixed) == mixed and drop_implied(open_) == open_

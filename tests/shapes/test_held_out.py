@@ -85,7 +85,7 @@ def test_the_records_have_faults_of_every_kind(made):
 
     drawn, planned = noted("multi_turn", "alignment"), noted("conflict")
     assert min(drawn[kind] for kind in FAULTS) >= 5, drawn
-    assert min(planned[kind] for kind in ("color", "shape", "count", "relation", "extra")) >= 5, planned
+    assert min(planned[kind] for kind in ("color", "shape", "count", "relation", "extra")) >= 3, planned
 
 
 def test_all_that_is_not_held_out_occurs(told):

@@ -417,15 +417,14 @@ def test_an_incomplete_plan_is_no_conflict():
 
 
 def test_plans_leave_out_what_places_imply():
-    placed = [
-        Entity(e.id, e.noun, e.count, e.attributes | {"place": word}) for e, word in ((CIRCLE, "left"), (SQUARE, "top"))
-    ]
+    places = ((CIRCLE, "bottom left"), (SQUARE, "top right"))
+    placed = [Entity(e.id, e.noun, e.count, e.attributes | {"place": word}) for e, word in places]
     graph = SceneGraph(tuple(placed), (LEFT,))
     first = Step("add", (0,), SceneGraph(tuple(placed[:1])))
     plan = language.write_plan(np.random.default_rng(1), first.graph, Step("add", (1,), graph))
     assert plan == (
-        "<ins>Draw a blue square at the top.</ins> "
-        "<des>Now the picture shows a red circle on the left and a blue square at the top.</des>"
+        "<ins>Draw a blue square at the top right.</ins> "
+        "<des>Now the picture shows a red circle at the bottom left and a blue square at the top right.</des>"
     )
     said = parse(plan.partition("<des>")[2].removesuffix("</des>"))
     assert said.relations == () and find_differences(PAIR, said) == []
@@ -433,7 +432,7 @@ def test_plans_leave_out_what_places_imply():
     (difference,) = find_differences(SceneGraph(PAIR.entities, (right,)), said)
     assert (difference.kind, difference.asked, difference.said) == ("relation", "right of", "left of")
     (unsaid,) = find_differences(SceneGraph(PAIR.entities, (Relation(0, "above", 1),)), said)
-    assert unsaid.said == "below"  # the middle third is below the top one
+    assert unsaid.said == "below"
 
 
 def test_words_fit_real_pictures_too():
