@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.places = 0.9
     config.max_images = 5
     config.allow_leaks = False
-    config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.03})
+    config.multi_turn = ml_collections.ConfigDict({"count": 32012, "fault_rate": 0.1})
     config.conflict = ml_collections.ConfigDict(
         {"positive": 6905, "negative": 8296, "variant": "graph", "checkpoint": "", "temperature": 1.0}
     )

@@ -1,6 +1,6 @@
 """The process model of shapes world: the base model learns to plan, sketch, inspect and refine.
 
-python launch/build_data.py --config=configs/data_shapes.py --output=out/process_data --scale=0.3
+python launch/build_data.py --config=configs/data_shapes.py --output=out/process_data
 python launch/train.py --config=configs/shapes_process.py --workdir=out/process
 
 Fine-tunes the shipped base on the paper's three subsets. For conflicting plans of the model's own, train on the
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = "out/process_data"
     config.init = "shapes_base"
     config.model = "shapes_nano"
-    config.num_steps = 4000
+    config.num_steps = 5000
     config.rows = 2
     config.budgets = ml_collections.ConfigDict({"text": 1200, "vit": 240, "vae": 480})
     config.seed = 0

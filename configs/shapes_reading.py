@@ -1,4 +1,4 @@
-"""The base's last stage: more questions and fewer pictures, at a lower learning rate.
+"""The base's last stage: more questions and edits and fewer pictures, at a lower learning rate.
 
 python launch/train.py --config=configs/shapes_reading.py --workdir=out/reading --config.init=out/base
 
@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = "out/base_data"
     config.init = ""
     config.model = "shapes_nano"
-    config.num_steps = 6000
+    config.num_steps = 8000
     config.rows = 2
     config.budgets = ml_collections.ConfigDict({"text": 896, "vit": 256, "vae": 768})
     config.draws = 2
@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     config.compute = ml_collections.ConfigDict({"block_q": 64, "block_k": 64, "loss_chunk": 4096})
     config.dropout = ml_collections.ConfigDict({"text": 0.1, "vae": 0.1, "vit": 0.05})
-    config.mixture = ml_collections.ConfigDict({"text_to_image": 0.45, "understand": 0.35, "edit": 0.2})
+    config.mixture = ml_collections.ConfigDict({"text_to_image": 0.42, "understand": 0.33, "edit": 0.25})
     config.turns = "whole"
     config.too_long = "refuse"
     config.broken = "stop"

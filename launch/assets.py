@@ -109,8 +109,12 @@ def base_stages(output: pathlib.Path, scale: float) -> list[Stage]:
 
 
 def process_stages(output: pathlib.Path, scale: float | None) -> list[Stage]:
-    """Return the commands that train the process model: the ablation's full cell with its first seed, not evaluated."""
+    """Return the commands that train the process model: the ablation's full cell with its first seed, not evaluated.
+
+    The number of steps is that of the training config.
+    """
     config = runpy.run_path(ABLATION)["get_config"]()
+    del config.train_keys["num_steps"]
     sweep = msgspec.convert(config.to_dict(), Sweep)
     sweep = msgspec.structs.replace(sweep, seeds=sweep.seeds[:1], scale=sweep.scale if scale is None else scale)
     return [stage for stage in make_stages(sweep, [FULL], output) if stage.name != "evaluate"]

@@ -160,14 +160,16 @@ def test_a_run_from_a_base_that_was_replaced_is_refused(target, workdir, tmp_pat
 
 
 def test_the_process_model_is_the_ablations_full_cell(tmp_path):
-    """Its commands in order are those of the sweep with the first seed, without the evaluations."""
+    """Its commands in order are those of the sweep with the first seed, with more steps and without the evaluations."""
     done = ship(tmp_path, "--model=shapes", "--output=out/x", "--dry_run")
     assert done.returncode == 0, done.stderr
     words = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
     assert [pathlib.Path(line[0]).name for line in words] == ["build_data.py", "train.py"] * 2
     config = runpy.run_path(str(ROOT / "configs" / "ablation_shapes.py"))["get_config"]()
     sweep = msgspec.convert(config.to_dict(), Sweep)
-    of_sweep = [list(stage.arguments) for stage in make_stages(sweep, ["rewritten_critique"], pathlib.Path("out/x"))]
+    stages = make_stages(sweep, ["rewritten_critique"], pathlib.Path("out/x"))
+    steps = f"--config.num_steps={config.train_keys.num_steps}"
+    of_sweep = [[argument for argument in stage.arguments if argument != steps] for stage in stages]
     assert all(line[1:] in of_sweep for line in words)
     assert all("--config.seed=0" in line for line in words[1::2])
     assert "--config.conflict.checkpoint=out/x/rewritten/0/run" in words[2]
