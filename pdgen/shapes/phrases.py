@@ -8,7 +8,6 @@ from pdgen.shapes.lexicon import (
     ADJECTIVES,
     RELATIONS,
     add_article,
-    join_words,
     make_sentence,
     phrase_place,
     pluralize,
@@ -132,16 +131,19 @@ def _append_place(entity: Entity, where: list[str]) -> str:
 def phrase_scene(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tuple[str, list[Relation]]:
     """Join ``write_clauses`` and the background to one phrase. Returns it and the relations that it does not state."""
     parts, left = write_clauses(graph, new, words)
-    if not parts:
+    return join_clauses(parts, graph, long=len(left) < len(graph.relations)), left
+
+
+def join_clauses(clauses: list[str], graph: SceneGraph, long: bool = False) -> str:
+    """Join clauses and the graph's background to one phrase; ``long``: some say more than a look and a place."""
+    if not clauses:
         assert graph.background is not None  # a graph of nothing at all is never put into words
-        return phrase_background(graph.background), left
+        return phrase_background(graph.background)
     listed = any("place" in e.attributes and len({*e.places}) > 1 for e in graph.entities)
     # Clauses with more than a name are separated by commas, so that it is clear what "and" joins.
-    several = len(parts) > 1 and (len(left) < len(graph.relations) or listed)
-    text = f"{', '.join(parts[:-1])}, and {parts[-1]}" if several else join_words(parts)
-    if graph.background is None:
-        return text, left
-    return f"{text}{',' * several} on {phrase_background(graph.background)}", left
+    commas = "," * (len(clauses) > 1 and (long or listed))
+    text = f"{', '.join(clauses[:-1])}{commas} and {clauses[-1]}" if len(clauses) > 1 else clauses[0]
+    return text if graph.background is None else f"{text}{commas} on {phrase_background(graph.background)}"
 
 
 def phrase_background(background: str) -> str:

@@ -125,10 +125,13 @@ class RecordBuilder:
         self.steps.append(step)
         self.segments.append(Text(stage="plan", text=text, target=target))
 
-    def add_inspection(self, text: str) -> None:
-        """Add an inspection. In shapes world it first describes the picture, so that the verdict follows from it."""
+    def add_inspection(self, text: str, faulty: int | None = None) -> None:
+        """Add an inspection. In shapes world it first describes the picture, so that the verdict follows from it.
+
+        ``faulty`` is the id of the entity that the picture does not show as planned.
+        """
         if self.scene is not None and not self.teachers.judge_explains:
-            text = f"{write_report(self.scene, self.steps[-1].graph)} {text}"
+            text = f"{write_report(self.scene, self.steps[-1].graph, faulty)} {text}"
         self.segments.append(Text(stage="inspect", text=text, target=True))
 
     def _paint(self, scene: Scene | None, previous: Picture | None) -> tuple[Picture, Verdict]:
@@ -203,7 +206,7 @@ class RecordBuilder:
         entity = present[int(self.rng.integers(len(present)))]
         draft, kind = corrupt(self.rng, scene, step.graph, entity, self.teachers.placement)
         self.add_draft(draft, previous, False, "fault not seen by the judge")
-        self.add_inspection(inspections.write_draft_fault(self.rng, kind, step.graph, entity, draft))
+        self.add_inspection(inspections.write_draft_fault(self.rng, kind, step.graph, entity, draft), entity)
         self.add_drawn_image(scene, previous, "refine")
         return kind
 

@@ -8,7 +8,7 @@ or fill, and always the background.
 from typing import NamedTuple
 
 from pdgen.shapes.graph import Entity, SceneGraph, join_places
-from pdgen.shapes.phrases import phrase_scene
+from pdgen.shapes.phrases import USUAL, join_clauses, phrase_look, phrase_scene, write_clauses
 from pdgen.shapes.world import Scene, SceneObject
 
 
@@ -57,22 +57,34 @@ def _phrase(graph: SceneGraph) -> str:
     return f"The picture shows {text}."
 
 
-def write_report(scene: Scene, plan: SceneGraph) -> str:
+def write_report(scene: Scene, plan: SceneGraph, faulty: int | None = None) -> str:
     """Describe a picture in the words of its plan, so that a fault is a word that differs.
 
-    Entities come in the plan's order, each with the attributes that the plan states, as the picture shows them. Things
-    without a plan follow. Colours, places and the background are always stated.
+    Entities come in the plan's order, each with the attributes that the plan states, as the picture shows them.
+    Colours, places and the background are always stated. The entity that is ``faulty`` is called wrong, or "no red
+    circle" if it is not there. So the verdict that follows need not compare the whole report with the plan.
     """
-    stated = {entity.id: {*entity.attributes, "color"} for entity in plan.entities}
-    order = {entity: number for number, entity in enumerate(stated)}
-    found: dict[tuple[str, ...], list[SceneObject]] = {}
-    for item in sorted(scene.objects, key=lambda o: (order.get(o.entity, len(order)), o.y, o.x)):
-        looks = {"color": item.color, "size": item.size_word, "fill": item.fill}
-        words = (looks[name] if name in stated.get(item.entity, {"color"}) else "" for name in looks)
-        found.setdefault((item.shape, *words), []).append(item)
-    entities = []
-    for number, ((shape, *words), objects) in enumerate(found.items()):
-        attributes = {name: word for name, word in zip(("color", "size", "fill"), words) if word}
-        attributes["place"] = join_places(o.place for o in objects)
-        entities.append(Entity(number, shape, len(objects), attributes))
-    return _phrase(SceneGraph(tuple(entities), (), scene.background))
+    clauses, shown = [], []
+    for planned in plan.entities:
+        entity = _describe_shown(scene, planned)
+        if entity is None:
+            clauses.append(f"no {phrase_look(planned)}")
+            continue
+        shown.append(entity)
+        (clause,), _ = write_clauses(SceneGraph((entity,)), [entity.id], USUAL)
+        clauses.append(f"{clause}, which is wrong" if entity.id == faulty else clause)
+    if len(clauses) == 1 and shown and faulty is not None:
+        clauses[0] += ","  # before the background
+    # Commas in every report: none may tell of a fault before the words that name it.
+    return f"The picture shows {join_clauses(clauses, SceneGraph(tuple(shown), (), scene.background), long=True)}."
+
+
+def _describe_shown(scene: Scene, planned: Entity) -> Entity | None:
+    """Return an entity as the scene shows it, with the attributes that its plan states; None if it is not there."""
+    objects = sorted(scene.objects_of(planned.id), key=lambda o: (o.y, o.x))
+    if not objects:
+        return None
+    looks = {"color": objects[0].color, "size": objects[0].size_word, "fill": objects[0].fill}
+    attributes = {name: word for name, word in looks.items() if name in {*planned.attributes, "color"}}
+    attributes["place"] = join_places(o.place for o in objects)
+    return Entity(planned.id, objects[0].shape, len(objects), attributes)

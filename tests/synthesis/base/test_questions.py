@@ -106,17 +106,22 @@ def test_a_report_says_what_its_plan_says_where_the_picture_is_right():
     assert checked > 50
 
 
-def test_a_report_follows_the_order_and_the_attributes_of_its_plan():
+def test_a_report_follows_the_order_and_the_attributes_of_its_plan_and_names_the_fault():
     ring, star = Entity(0, "ring", 1, {"color": "blue", "size": "small"}), Entity(1, "star", 2, {"color": "red"})
-    objects = (
-        thing(0, 16, 16, 15, "blue", "ring"),
-        thing(1, 0, 0, 7, "red", "star"),
-        thing(2, 24, 0, 7, "green", "heart", entity=7),
-    )
-    assert write_report(Scene(objects, "beige"), SceneGraph((ring, star))) == (
-        "The picture shows a large blue ring at the bottom right, a red star at the top left and a green heart at the "
-        "top right on a beige background."
-    )
+    heart = Entity(2, "heart", 1, {"color": "green", "place": "top right"})
+    objects = (thing(0, 16, 16, 15, "blue", "ring"), thing(1, 0, 0, 7, "red", "star"))
+    scene, plan = Scene(objects, "beige"), SceneGraph((ring, star, heart))
+    said = "The picture shows a large blue ring at the bottom right{}, a red star at the top left{}"
+    end = ", and no green heart, on a beige background."
+    assert write_report(scene, plan, 0) == said.format(", which is wrong", "") + end
+    assert write_report(scene, plan, 1) == said.format("", ", which is wrong") + end
+    assert write_report(scene, plan, 2) == said.format("", "") + end
+    for shown, words in (
+        (objects[:1], "a large blue ring at the bottom right, which is wrong,"),
+        ((), "no small blue ring"),
+    ):
+        said = write_report(Scene(shown, "beige"), SceneGraph((ring,)), 0)
+        assert said == f"The picture shows {words} on a beige background."
 
 
 def test_things_alike_at_one_place_are_named_together():
