@@ -304,6 +304,22 @@ def _unasked(rng: np.random.Generator, extra: Entity) -> str:
     return format_inspection(pick(rng, forms), pick(rng, corrections).format(phrase_look(extra)))
 
 
+def write_blocked(rng: np.random.Generator, asked: SceneGraph, relation: Relation) -> str:
+    """Write an inspection of a plan whose places rule out a relation that the prompt asks for."""
+    subject, where = refer_to(asked, relation.subject), phrase_relation(asked, relation)
+    forms = (
+        f"By the prompt {subject} should be {where}.",
+        f"The places do not allow {subject} {where}.",
+        f"At these places {subject} cannot be {where}.",
+    )
+    return format_inspection(pick(rng, forms), _correct_relation(rng, subject, where))
+
+
+def _correct_relation(rng: np.random.Generator, subject: str, where: str) -> str:
+    corrections = ("Plan {} {}.", "The plan should say {} {}.", "Put {} {} in the plan.")
+    return pick(rng, corrections).format(subject, where)
+
+
 def _misrelated(rng: np.random.Generator, asked: SceneGraph, d: Difference) -> str:
     subject = refer_to(asked, d.entities[0])
     where = phrase_relation(asked, get_asked_relation(d))
@@ -312,5 +328,4 @@ def _misrelated(rng: np.random.Generator, asked: SceneGraph, d: Difference) -> s
         f"By the prompt {subject} should be {where}.",
         f"The plan says {d.said}, but the prompt asks for {subject} {where}.",
     )
-    corrections = ("Plan {} {}.", "The plan should say {} {}.", "Put {} {} in the plan.")
-    return format_inspection(pick(rng, forms), pick(rng, corrections).format(subject, where))
+    return format_inspection(pick(rng, forms), _correct_relation(rng, subject, where))

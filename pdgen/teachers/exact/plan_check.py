@@ -1,12 +1,13 @@
 """Checks of a plan against its prompt, the plan before it and itself, on graphs parsed from their texts."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph, places_imply
-from pdgen.shapes.inspections import write_conflict
+from pdgen.shapes.graph import INVERSE, PLACES, Entity, Relation, SceneGraph, place_implies, places_imply
+from pdgen.shapes.inspections import write_blocked, write_conflict
 from pdgen.shapes.instruction import Instruction, apply_instruction
 from pdgen.shapes.lexicon import join_words, make_sentence, phrase_place
 from pdgen.shapes.matching import Difference, align, find_differences, get_asked_relation, get_words, renumber
@@ -28,7 +29,8 @@ def check_prompt(
 ) -> str | None:
     """Write an inspection if a plan contradicts its prompt; return None otherwise.
 
-    What the prompt leaves open or the plan does not state yet is no contradiction.
+    What the prompt leaves open or the plan does not state yet is no contradiction, unless the stated places rule it
+    out: what lies on the right cannot be left of anything.
 
     Args:
       rng: determines the wording.
@@ -41,13 +43,31 @@ def check_prompt(
     plan = _add_implied(asked, plan)
     found = find_differences(asked, plan)
     if all(d.said is None or _normalise_difference(d) in old for d in found):
-        return None
+        blocked = [r for r in asked.relations if _is_blocked(plan, r) and not _is_blocked(before, r)]
+        return write_blocked(rng, asked, blocked[0]) if blocked else None
     return write_conflict(rng, asked, plan, settled=[d for d in found if _normalise_difference(d) in old])
 
 
 def _normalise_difference(d: Difference) -> Difference:
     # The same unwanted thing is "extra" or a wrong "shape", depending on the other entities.
     return Difference("extra", (), "", d.said) if d.kind in ("extra", "shape") else d
+
+
+def _is_blocked(plan: SceneGraph, relation: Relation) -> bool:
+    """Return whether the stated places rule out a spatial relation that the plan does not state itself."""
+    ends = relation.subject, relation.reference
+    if relation.kind not in INVERSE or any({r.subject, r.reference} == {*ends} for r in plan.relations):
+        return False
+    stated = [next((e.places for e in plan.entities if e.id == end), []) for end in ends]
+    mine, theirs = ([place for place in places if place in PLACES] for places in stated)
+
+    def fits(mine: Iterable[str], theirs: Iterable[str]) -> bool:
+        return all(place_implies(relation.kind, a, b) for a, b in itertools.product(mine, theirs))
+
+    if mine and theirs:
+        return not fits(mine, theirs)
+    # Where one end is not placed yet, all its things could be at one place.
+    return not any(fits(mine or [place], theirs or [place]) for place in PLACES) if mine or theirs else False
 
 
 def _add_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:

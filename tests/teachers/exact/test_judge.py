@@ -37,6 +37,7 @@ AGREEING = [
     (TWO, [FIRST], "a blue square is still to come"),
     (TWO, [FIRST, SECOND], "nothing is missing"),
     (TWO, [plan("Draw a small red circle on the left.", "There is a small red circle on the left.")], "a blue square"),
+    (TWO, [plan("Draw a red circle in the centre.", "There is a red circle in the centre.")], "a blue square"),
     ("a photo of a circle", [plan("Draw a green circle.", "There is a green circle.")], "nothing is missing"),
     ("draw a circle and a star", [plan("Draw a pink star.", "There is a pink star.")], "a circle is still to come"),
     (TWO, [plan("Draw a red circle on a beige background.", "There is a red circle on a beige background.")], "come"),
@@ -132,6 +133,19 @@ CONFLICTING = [
         ["left of"],
     ),
     (TWO, [plan("Draw a red circle on the right and a blue square on the left.", PLACES_SWAPPED)], ["left of"]),
+    # There is nothing left of the left edge; neighbours that are also above or below are not surely left of each other.
+    (TWO, [plan("Draw a blue square at the top left.", "There is a blue square at the top left.")], ["left of"]),
+    (TWO, [plan("Draw a red circle on the right.", "There is a red circle on the right.")], ["left of"]),
+    (
+        TWO,
+        [
+            plan(
+                "Draw a red circle on the left and a blue square at the top.",
+                "There is a red circle on the left and a blue square at the top.",
+            )
+        ],
+        ["left of"],
+    ),
     (
         "Draw a red circle, a star and a blue square. The red circle is left of the blue square.",
         [
