@@ -15,9 +15,7 @@ import ml_collections
 
 # Self-sampled plans take a model's time, so all cells have fewer conflicts than the paper, at the paper's shares.
 _CONFLICT = {"conflict": {"positive": 2072, "negative": 2489}}
-_NO_CONFLICT = {"conflict": {"positive": 0, "negative": 0}}
-_NO_ALIGNMENT = {"alignment": {"positive": 0, "negative": 0}}
-_NONE = _NO_CONFLICT | _NO_ALIGNMENT
+_NONE = {subset: {"positive": 0, "negative": 0} for subset in ("conflict", "alignment")}
 _PLAIN = {"rewritten": 0.0}
 _ALONE = {"multi_turn": 1.0}
 _ALL = {"multi_turn": 0.42, "conflict": 0.2, "alignment": 0.38}
@@ -48,15 +46,14 @@ def get_config() -> ml_collections.ConfigDict:
     # of the first round continue such a model: otherwise the other samples would take the place of multi-turn ones.
     config.cells = {
         "plain": {"data": _PLAIN | _NONE},
-        "plain_longer": {"data": _PLAIN | _NONE} | _continue("plain", _ALONE),
+        "plain_longer": {"data_from": "plain"} | _continue("plain", _ALONE),
         "plain_critique": {"data": _PLAIN | _CONFLICT, "plans_from": "plain"} | _continue("plain", _ALL),
         "rewritten": {"data": _NONE},
-        "rewritten_longer": {"data": _NONE} | _continue("rewritten", _ALONE),
-        "rewritten_conflict": {"data": _CONFLICT | _NO_ALIGNMENT, "plans_from": "rewritten"}
-        | _continue("rewritten", {"multi_turn": 0.68, "conflict": 0.32}),
-        "rewritten_alignment": {"data": _NO_CONFLICT} | _continue("rewritten", {"multi_turn": 0.52, "alignment": 0.48}),
-        "rewritten_critique": {"data": _CONFLICT, "plans_from": "rewritten"} | _continue("rewritten", _ALL),
+        "rewritten_longer": {"data_from": "rewritten"} | _continue("rewritten", _ALONE),
         "rewritten_symbolic": {"data": _CONFLICT} | _continue("rewritten", _ALL),
+        "rewritten_critique": {"data": _CONFLICT, "plans_from": "rewritten"} | _continue("rewritten", _ALL),
+        "rewritten_conflict": {"data_from": "rewritten_critique"} | _continue("rewritten", _ALL | {"alignment": 0.0}),
+        "rewritten_alignment": {"data_from": "rewritten_symbolic"} | _continue("rewritten", _ALL | {"conflict": 0.0}),
     }
     config.tables = {
         "rewriting": {

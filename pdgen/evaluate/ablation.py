@@ -2,7 +2,7 @@
 
 A sweep runs in stages (``pdgen.train.release.stages``). It can be stopped and started again.
 
-    OUTPUT/<cell>/data                 build_data.py
+    OUTPUT/<cell>/data                 build_data.py, unless the cell uses another's
     OUTPUT/<cell>/<seed>/run           train.py
     OUTPUT/<cell>/<seed>/scores        evaluate.py --benchmark=shapes
 """
@@ -31,10 +31,11 @@ TABLES: Mapping[str, published.PublishedTable] = {
 
 
 class SweepCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One data set of the sweep.
+    """One training of the sweep.
 
     Attributes:
       data: Keys of the data config and their values in this cell.
+      data_from: The cell whose data set this one uses, perhaps with another mixture. "": it has its own.
       train: Keys of the training config and their values in this cell.
       plans_from: The cell whose model, trained with the first seed, writes the plans of the conflict subset. "": wrong
         plans are made from the scene graph.
@@ -43,13 +44,14 @@ class SweepCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     data: dict[str, Any] = {}
+    data_from: str = ""
     train: dict[str, Any] = {}
     plans_from: str = ""
     init_from: str = ""
 
     def get_sources(self) -> dict[str, str]:
         """Return the other cells that this one needs, by the name of the field."""
-        sources = {"plans_from": self.plans_from, "init_from": self.init_from}
+        sources = {"data_from": self.data_from, "plans_from": self.plans_from, "init_from": self.init_from}
         return {field: name for field, name in sources.items() if name}
 
 
@@ -91,6 +93,10 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for field, source in cell.get_sources().items():
                 if source not in self.cells:
                     raise ValueError(f"cells.{name}.{field}: {source!r} is not a cell")
+            if cell.data_from and (cell.data or cell.plans_from or self.cells[cell.data_from].data_from):
+                raise ValueError(
+                    f"cells.{name}.data_from: {cell.data_from!r} must have its own data, and {name!r} none"
+                )
         order_cells(self, list(self.cells))
 
 
@@ -119,30 +125,32 @@ def make_stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Ite
     """Yield the commands of some cells in order, after the data and runs that they depend on."""
     for name in order_cells(sweep, names):
         cell, folder = sweep.cells[name], output / name
-        keys = dict(cell.data)
-        if cell.plans_from:
-            writer = output / cell.plans_from / str(sweep.seeds[0]) / "run"
-            keys["conflict"] = keys.get("conflict", {}) | {"variant": "self", "checkpoint": str(writer)}
-        build = [
-            f"--config={sweep.data}",
-            f"--output={folder / 'data'}",
-            f"--scale={sweep.scale}",
-            *_make_overrides(keys),
-        ]
-        yield Stage("build_data", folder, tuple(build))
+        data = output / (cell.data_from or name) / "data"
+        if not cell.data_from:
+            yield _make_data_stage(sweep, cell, folder, output)
         for seed in sweep.seeds:
             own = folder / str(seed)
             init = {"init": str(output / cell.init_from / str(seed) / "run")} if cell.init_from else {}
-            given = {"data": str(folder / "data"), "seed": seed, **init}
+            given = {"data": str(data), "seed": seed, **init}
             keys = _make_overrides(sweep.train_keys, cell.train, given)
             yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *keys))
             flags = (
                 "--benchmark=shapes",
                 f"--checkpoint={own / 'run'}",
                 f"--output={own / 'scores'}",
-                f"--training_data={folder / 'data'}",
+                f"--training_data={data}",
             )
             yield Stage("evaluate", own, (*flags, *sweep.evaluate_flags))
+
+
+def _make_data_stage(sweep: Sweep, cell: SweepCell, folder: pathlib.Path, output: pathlib.Path) -> Stage:
+    """Return the command that builds a cell's own data set."""
+    keys = dict(cell.data)
+    if cell.plans_from:
+        writer = output / cell.plans_from / str(sweep.seeds[0]) / "run"
+        keys["conflict"] = keys.get("conflict", {}) | {"variant": "self", "checkpoint": str(writer)}
+    flags = (f"--config={sweep.data}", f"--output={folder / 'data'}", f"--scale={sweep.scale}", *_make_overrides(keys))
+    return Stage("build_data", folder, flags)
 
 
 def _make_overrides(*settings: Mapping[str, Any]) -> Iterator[str]:

@@ -60,9 +60,26 @@ def test_a_cell_continues_anothers_run_of_the_same_seed_with_its_own_keys():
     ]
 
 
+def test_a_cell_uses_anothers_data():
+    cells = {"b": SweepCell(data_from="a", train={"mixture": {"conflict": 0.0}}), "a": SweepCell()}
+    made = list(make_stages(sweep(cells=cells, tables={}), ["b"], pathlib.Path("out")))
+    assert [stage.folder.name for stage in made if stage.name == "build_data"] == ["a"]
+    for stage in made[-2:]:
+        (flag,) = [argument for argument in stage.arguments if "data=" in argument]
+        assert flag.endswith("data=out/a/data") and stage.folder == pathlib.Path("out/b/1")
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
+        (
+            {"cells": {"a": SweepCell(data_from="b"), "b": SweepCell(data_from="c"), "c": SweepCell()}},
+            "cells.a.data_from: 'b' must have its own data",
+        ),
+        (
+            {"cells": {"a": SweepCell({"seed": 1}, data_from="b"), "b": SweepCell(), "c": SweepCell()}},
+            "cells.a.data_from: 'b' must have its own data, and 'a' none",
+        ),
         (
             {"cells": {"a": SweepCell(plans_from="b"), "b": SweepCell(plans_from="a"), "c": SweepCell()}},
             "a needs b needs a",
