@@ -204,10 +204,14 @@ def describe_guidance(settings: ImageSettings, image_guidance: bool) -> str:
 
 
 def find_idle_guidance(settings: ImageSettings) -> str:
-    """Return why guidance that the settings ask for changes nothing, "" if there is no such guidance."""
+    """Return why guidance that the settings ask for changes nothing, "" if there is no such guidance.
+
+    The default ``image_scale`` asks for nothing where ``text_scale`` is 1.
+    """
     text, image, (low, high) = settings.text_scale, settings.image_scale, settings.interval
     if text == 1:
-        return f"image_scale={image:g} has no effect, because text_scale=1 turns all guidance off" * (image > 1)
+        asked = image not in (1, ImageSettings.image_scale)
+        return f"image_scale={image:g} has no effect, because text_scale=1 turns all guidance off" * asked
     if settings.guided_steps == (0, 0):
         return (
             f"text_scale={text:g} and image_scale={image:g} have no effect, because none of the "
