@@ -22,7 +22,6 @@ from pdgen.sequence.trajectory_folder import load_trajectory
 from tests.support.own_lines import keep_own_lines, own_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
-IDLE = "images: image_scale=1.5 has no effect, because text_scale=1 turns all guidance off\n"
 PROMPTS = ("--prompt=a red circle left of a blue square", "--prompt=two cats")
 # Little to compile: no guidance, one image, one Euler step.
 QUICK = ("--text_scale=1", "--max_images=1", "--num_timesteps=2", "--max_tokens=8", "--max_prompt_tokens=40")
@@ -192,7 +191,7 @@ def test_a_run_is_overwritten_when_the_new_one_has_a_trajectory(output, flags, t
     before = content(folder)
     anew = [*flags, f"--output={folder}", "--overwrite", "--temperature=0"]
     stopped, done = run_all([[*anew, "interrupted"], [*anew, "--noanimate"]])
-    assert list(stopped) == [75, IDLE, "sample: stopped, 2 of 2 are missing; the same command resumes\n"]
+    assert list(stopped) == [75, "", "sample: stopped, 2 of 2 are missing; the same command resumes\n"]
     assert done[0] == 0 and "trajectories 2, images 2, " in done[1]
     after = content(folder)
     assert {name for name in before if name not in after} == {"000/strokes.webp", "001/strokes.webp"}
@@ -245,7 +244,7 @@ def test_a_branch_is_saved_beside_its_parent(checkpoint, output, tmp_path):
     for words, (status, out, err) in zip(nonsense.values(), results):
         assert (status, out, err.count("\n")) == (2, "", 1) and words in err
     words = "sample: stopped; nothing of the branch is kept, the same command starts it again\n"
-    assert list(results[-1]) == [75, IDLE, words]
+    assert list(results[-1]) == [75, "", words]
     assert list_trajectories(folder) == ["000", "000-1", "001"]
 
 
