@@ -16,7 +16,8 @@ import openai
 from pdgen.teachers.chat import Completion, decode_reply
 from pdgen.teachers.protocols import TeacherError, TransientError
 
-logging.getLogger("httpcore2").setLevel(logging.INFO)  # with DEBUG it logs headers, which may repeat the key
+for _name in ("openai", "httpcore2"):  # with DEBUG they log headers, which may repeat the key
+    logging.getLogger(_name).setLevel(logging.INFO)
 LONGEST_MESSAGE = 300
 TRANSIENT = (408, 409, 425, 429)
 
