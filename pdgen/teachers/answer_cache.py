@@ -16,8 +16,6 @@ from pdgen.files import file_lock
 from pdgen.teachers.chat import PaidAnswer
 from pdgen.teachers.protocols import TeacherError
 
-LARGEST = 1 << 30  # bytes of an entry
-
 
 class CacheEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All answers to one request, in order. The cache holds it as JSON."""
@@ -90,7 +88,7 @@ class AnswerCache:
             str(self._folder.absolute()),
             disk=_PlainDisk,
             eviction_policy="none",  # answers are paid for
-            disk_min_file_size=LARGEST,  # all in one file, so that no crash leaves another one behind
+            disk_min_file_size=1 << 30,  # all in one file, so that no crash leaves another one behind
             sqlite_journal_mode="delete",  # this and the next one, for network file systems
             sqlite_mmap_size=0,
         )

@@ -58,11 +58,12 @@ class ChatClient:
         headers = {**account, "Authorization": f"Bearer {key}" if key else openai.omit}
         try:
             text = _redact(self._receive(body, headers), key)
-            return decode_reply(text)
         except openai.APIStatusError as fault:
             raise self._make_error(fault, key) from None
         except (openai.APIConnectionError, httpx2.RequestError) as fault:
             raise TransientError(_name_reason(fault.__cause__ or fault)) from None
+        try:
+            return decode_reply(text)
         except ValueError:
             raise TransientError("garbage", _to_line(text)[:60]) from None
 
