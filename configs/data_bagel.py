@@ -6,9 +6,10 @@ python launch/build_data.py --config=configs/data_bagel.py --output=out/bagel --
 python launch/build_data.py encode --data=out/bagel --checkpoint=bagel --output=out/bagel-encoded
 
 The first command prints the calls and their price without sending anything. prompts.txt holds your prompts, one per
-line; prompts of GenEval are skipped. genref/ holds GenRef's archives. Kontext needs 34 GB of GPU memory and the extra
-`teachers`; mind its licence (pdgen/teachers/kontext.py). For self-sampled conflicts build multi_turn and train on it
-first, then set conflict.variant to "self" and conflict.checkpoint.
+line; prompts of GenEval are skipped. genref/ holds GenRef's archives. The chat model needs the extra `endpoint`.
+Kontext needs 34 GB of GPU memory and the extra `teachers`; mind its licence (pdgen/teachers/kontext.py). For
+self-sampled conflicts build multi_turn and train on it first, then set conflict.variant to "self" and
+conflict.checkpoint.
 """
 
 import ml_collections

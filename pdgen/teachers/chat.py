@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from pdgen.teachers.answer_cache import PaidAnswer
 from pdgen.teachers.protocols import Declined
 
 CHARACTERS_PER_TOKEN = 4  # approximately, for English text; used only for estimates
@@ -23,6 +22,16 @@ class AnswerError(Declined):
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+
+class PaidAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An answer of a model, usable or not, with the tokens that the server counted."""
+
+    content: str
+    refusal: str | None
+    finish_reason: str | None
+    input_tokens: int
+    output_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +140,7 @@ class Completion(msgspec.Struct):
             raise ValueError("no choices")
 
 
-def decode_reply(data: bytes) -> Completion:
+def decode_reply(data: str) -> Completion:
     """Decode a server's reply. Raises ValueError if it is malformed."""
     return msgspec.json.decode(data, type=Completion)
 

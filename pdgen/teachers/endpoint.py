@@ -1,8 +1,8 @@
 """A client for OpenAI-compatible chat endpoints with structured answers and a cache.
 
-``Endpoint.ask`` sends a ``ChatRequest`` and returns the validated answer. The cache folder has one file per request
-with all its answers, usable or not. The result depends on that file only. So a build that is killed and restarted gets
-the same results and pays for no answer twice.
+``Endpoint.ask`` sends a ``ChatRequest`` and returns the validated answer. The cache has one entry per request with all
+its answers, usable or not. The result depends on that entry only. So a build that is killed and restarted gets the same
+results and pays for no answer twice.
 
 With ``dry_run=True`` nothing is sent. Requests that are not in the cache are counted and priced, and the request's
 assumed answer is returned.
@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import random
 import re
 import threading
 import urllib.parse
@@ -21,10 +22,31 @@ from typing import Any
 import msgspec
 
 from pdgen.files import sha256
-from pdgen.teachers.answer_cache import AnswerCache, PaidAnswer
-from pdgen.teachers.chat import AnswerError, ChatRequest, decode_reply, make_retry_body, read_answer
-from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.transport import RetryPolicy, post
+from pdgen.teachers.chat import AnswerError, ChatRequest, Completion, PaidAnswer, make_retry_body, read_answer
+from pdgen.teachers.protocols import TeacherError, TransientError
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Timeouts and retries of a request. All times are in seconds.
+
+    Attributes:
+      timeout: limit of one attempt, from connecting to the last byte.
+      attempts: maximum number of attempts.
+      backoff: wait after the first failed attempt. It doubles with each further attempt, and half of it is random.
+      longest_wait: maximum wait. The request fails if the server's ``Retry-After`` is longer.
+
+    Raises:
+      TeacherError: a value is out of range.
+    """
+
+    timeout: float = 120.0
+    attempts: int = 6
+    backoff: float = 1.0
+    longest_wait: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.timeout <= 0 or min(self.backoff, self.longest_wait) < 0:
+            raise TeacherError(f"{self}: at least one attempt, a timeout above 0 and no negative wait are needed")
 
 
 class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,10 +173,18 @@ class Endpoint:
     """A chat endpoint with its cache and its usage. Thread-safe.
 
     Raises:
-      TeacherError: the key's environment variable is missing or malformed; not raised in a dry run.
+      TeacherError: the extra ``endpoint`` is not installed; the URL or a proxy of the environment cannot be used; or,
+        except in a dry run, the key's environment variable is missing or malformed.
     """
 
     def __init__(self, settings: EndpointSettings, dry_run: bool = False):
+        try:  # here, so that the settings can be read without the extra
+            from pdgen.teachers.answer_cache import AnswerCache
+            from pdgen.teachers.transport import ChatClient
+        except ImportError as fault:
+            raise TeacherError(
+                f"a chat endpoint needs the extra 'endpoint' ({fault}): pip install 'pdgen[endpoint]'"
+            ) from None
         self.settings = settings
         self.dry_run = dry_run
         self.ledger = UsageLedger(settings, dry_run)
@@ -162,6 +192,7 @@ class Endpoint:
         self._slots = threading.Semaphore(settings.concurrency)
         self._assumed: set[str] = set()
         self._lock = threading.Lock()
+        self._client = ChatClient(settings.url, settings.patience.timeout)
         if not dry_run:
             _read_key(settings)
 
@@ -228,13 +259,27 @@ class Endpoint:
                 raise
             return fault
 
+    def _send(self, body: dict[str, Any], cancelled: threading.Event) -> Completion:
+        # Counts each failed attempt and waits for max(backoff, Retry-After), until ``cancelled`` is set.
+        patience, url, wait = self.settings.patience, self._client.url, 0.0
+        for attempt in range(patience.attempts):
+            if cancelled.wait(wait):
+                raise TeacherError(f"{url}: cancelled")
+            try:
+                return self._client.send(body, _read_key(self.settings))
+            except TransientError as fault:
+                self.ledger.count_retry(fault.reason)
+                last, asked = str(fault), fault.wait
+            if asked > patience.longest_wait:
+                limit = f"longest_wait is {patience.longest_wait:.0f} s"
+                raise TeacherError(f"{url}: {last}: asks to wait {asked:.0f} s, {limit}")
+            doubled = min(patience.backoff * 2**attempt, patience.longest_wait)
+            wait = max(asked, doubled * random.uniform(0.5, 1.0))
+        raise TeacherError(f"{url}: no answer in {patience.attempts} attempts; the last: {last}")
+
     def _pay(self, request: ChatRequest, body: dict[str, Any], cancelled: threading.Event) -> PaidAnswer:
-        url = self.settings.url.rstrip("/") + "/chat/completions"
-        if cancelled.is_set():
-            raise TeacherError(f"{url}: cancelled")
-        data, key = json.dumps(body).encode(), _read_key(self.settings)
         with self._slots:
-            reply = post(url, data, key, decode_reply, self.settings.patience, cancelled, self.ledger.count_retry)
+            reply = self._send(body, cancelled)
         choice = reply.choices[0]
         guess = request.estimate_tokens()  # for servers that return no usage
         paid = PaidAnswer(

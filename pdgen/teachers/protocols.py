@@ -23,6 +23,20 @@ class Declined(TeacherError):
     """A teacher that has no answer to this input; other inputs may have one."""
 
 
+class TransientError(Exception):
+    """A failure of a request that may not repeat.
+
+    Attributes:
+      reason: a short text for counting.
+      wait: seconds that the server asks to wait; 0 if it does not.
+    """
+
+    def __init__(self, reason: str, message: str = "", wait: float = 0.0):
+        super().__init__(f"{reason}: {message}" if message else reason)
+        self.reason = reason
+        self.wait = wait
+
+
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A judge's answer.
 

@@ -13,8 +13,7 @@ import pytest
 
 from pdgen.evaluate import wise
 from pdgen.evaluate.errors import EvaluationError
-from pdgen.teachers.endpoint import Endpoint, EndpointSettings
-from pdgen.teachers.transport import RetryPolicy
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings, RetryPolicy
 from tests.support.chat_server import ChatServer, completion, refuses, says
 
 GRADED = {"graded": wise.JUDGEMENTS["graded"]}

@@ -6,6 +6,11 @@ import json
 import threading
 import time
 
+import diskcache
+
+# The tests need no answer after a power failure. Waiting for the disk would take most of their time.
+diskcache.DEFAULT_SETTINGS["sqlite_synchronous"] = 0
+
 
 def completion(content: str | None, finish: str = "stop", refusal: str | None = None, usage: bool = True) -> bytes:
     """The body of a chat completion of 100 input and 10 output tokens."""
@@ -25,7 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.bodies.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append(self.headers)  # names in any case
             server.paths.append(self.path)
             act = server.script.popleft() if server.script else server.usual
             server.active += 1

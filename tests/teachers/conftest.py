@@ -1,7 +1,9 @@
 """A chat endpoint on localhost for the tests of all who ask one."""
 
+import contextlib
 import dataclasses
 import json
+import sqlite3
 import threading
 
 import msgspec
@@ -9,7 +11,6 @@ import pytest
 
 from pdgen.teachers import endpoint as ep
 from pdgen.teachers.chat import ChatRequest
-from pdgen.teachers.transport import RetryPolicy
 from tests.support.chat_server import ChatServer, completion
 
 KEY = "sk-very/secret+0123456789"
@@ -30,6 +31,12 @@ def echo(handler, body):
     handler.send(completion(json.dumps({"word": body["messages"][1]["content"][0]["text"]})))
 
 
+def read_entries(settings) -> list[dict]:
+    """The entries of a cache in their order, as SQLite alone reads them."""
+    with contextlib.closing(sqlite3.connect(f"{settings.cache}/cache.db")) as database:
+        return [json.loads(value) for (value,) in database.execute("SELECT value FROM Cache ORDER BY rowid")]
+
+
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -43,7 +50,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def settings(server, tmp_path):
-    patience = RetryPolicy(timeout=5.0, attempts=4, backoff=0.01, longest_wait=2.0)
+    patience = ep.RetryPolicy(timeout=5.0, attempts=4, backoff=0.01, longest_wait=2.0)
     return ep.EndpointSettings(
         server.url,
         "judge-1",

@@ -14,12 +14,11 @@ import pytest
 from msgspec import structs
 
 from pdgen.teachers import endpoint as ep
-from pdgen.teachers.answer_cache import AnswerCache
 from pdgen.teachers.chat import AnswerError
 from pdgen.teachers.protocols import TeacherError
 from pdgen.teachers.remote_teachers import EndpointJudge
 from tests.support.chat_server import completion, drips, hangs_up, refuses, says, sends
-from tests.teachers.conftest import KEY, PLAN, YES, Word, echo, request
+from tests.teachers.conftest import KEY, PLAN, YES, Word, echo, read_entries, request
 
 
 def with_patience(settings, **changes):
@@ -40,11 +39,13 @@ def test_an_answer_is_paid_once_also_after_a_restart(server, settings):
 
 
 def test_what_is_sent(server, settings):
-    ep.Endpoint(settings).ask(request("one"))
+    parameters = {**settings.parameters, "of this server alone": [1, None]}
+    ep.Endpoint(structs.replace(settings, url=settings.url + "/", parameters=parameters)).ask(request("one"))
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     body = server.bodies[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0.0, 1024)
+    assert body["of this server alone"] == [1, None]
     assert body["messages"][0] == {"role": "system", "content": "Say a word."}
     form = body["response_format"]["json_schema"]
     assert form["schema"] == {
@@ -79,6 +80,7 @@ def test_each_part_of_the_question_is_part_of_its_key(server, settings):
         (refuses(429, "slow down"), "HTTP 429"),
         (refuses(500, "oops"), "HTTP 500"),
         (refuses(503), "HTTP 503"),
+        (refuses(425), "HTTP 425"),  # the client's own retries leave this one out
         (sends(b"<html>gateway</html>"), "garbage"),
         (sends(b'{"choices": []}'), "garbage"),
         (sends(b'{"object": "error"}'), "garbage"),
@@ -97,14 +99,16 @@ def test_passing_failures_are_tried_again_and_counted(server, settings, act, rea
     assert f"retried: 2 {reason}" in client.ledger.report()
 
 
-@pytest.mark.parametrize("act", [says('{"word": "late"}', delay=1.0), drips(completion('{"word": "late"}'), 0.02)])
+@pytest.mark.parametrize("act", [says('{"word": "late"}', delay=3.0), drips(completion('{"word": "late"}'), 0.02)])
 def test_a_slow_answer_is_a_timeout_whether_it_waits_or_drips(server, settings, act):
-    server.script.append(act)
     client = ep.Endpoint(with_patience(settings, timeout=0.2))
+    client.ask(request("the first, which makes the cache"))
+    client.ledger.retried.clear()
+    server.script.append(act)
     start = time.monotonic()
     assert client.ask(request()) == Word("one")
-    assert time.monotonic() - start < 0.9
-    assert client.ledger.retried == {"timeout": 1}
+    assert time.monotonic() - start < 2.0
+    assert client.ledger.retried["timeout"] >= 1
 
 
 def test_no_server_at_all(settings):
@@ -114,19 +118,21 @@ def test_no_server_at_all(settings):
 
 
 def test_retry_after_is_obeyed(server, settings):
+    client = ep.Endpoint(settings)
+    client.ask(request("the first, which makes the cache"))
     server.script.append(refuses(429, Retry_After="0.4"))
     start = time.monotonic()
-    ep.Endpoint(settings).ask(request())
+    client.ask(request())
     assert 0.4 <= time.monotonic() - start < 1.0
     # A date that has passed asks for nothing, nor does what is neither a number nor a date.
     server.script.extend(refuses(503, Retry_After=v) for v in ("Wed, 21 Oct 2015 07:28:00 GMT", "nan", "soon"))
     start = time.monotonic()
-    ep.Endpoint(settings).ask(request("two"))
+    client.ask(request("two"))
     assert time.monotonic() - start < 0.5
     later = email.utils.formatdate(time.time() + 3600, usegmt=True)
     server.script.append(refuses(503, Retry_After=later))
     with pytest.raises(TeacherError, match=r"asks to wait 3(600|599) s"):
-        ep.Endpoint(settings).ask(request("three"))
+        client.ask(request("three"))
 
 
 def test_a_server_that_asks_for_too_long_a_wait(server, settings):
@@ -183,9 +189,9 @@ def test_malformed_answers_are_asked_again_with_the_reason_and_counted(server, s
     roles = [m["role"] for m in server.bodies[1]["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
     assert "cannot be used" in server.bodies[1]["messages"][3]["content"]
-    [path] = pathlib.Path(settings.cache).rglob("*.json")
-    kept = json.loads(path.read_text())["answers"]
-    assert [a["content"] for a in kept] == [server.bodies[1]["messages"][2]["content"], '{"word": "one"}']
+    [kept] = read_entries(settings)
+    assert (kept["model"], kept["task"]) == ("judge-1", "word")
+    assert [a["content"] for a in kept["answers"]] == [server.bodies[1]["messages"][2]["content"], '{"word": "one"}']
 
 
 def test_an_answer_that_stays_malformed_is_rejected_for_good(server, settings):
@@ -276,8 +282,7 @@ def test_map_stops_at_a_fatal_answer_and_when_closed(server, settings):
     time.sleep(0.1)
     assert len(server.bodies) == seen
     # What was under way is in the cache: the same questions again, and only new ones reach the server.
-    paid = len(list(pathlib.Path(settings.cache).rglob("*.json")))
-    assert paid == seen
+    assert len(read_entries(settings)) == seen
     list(ep.Endpoint(settings).map(request(str(n)) for n in range(20)))
     assert len(server.bodies) == 20
 
@@ -328,24 +333,6 @@ def test_equal_questions_at_the_same_time_are_paid_once(server, settings):
     assert sum(c.ledger.total().cached for c in clients) == 7
 
 
-def test_a_lock_has_one_holder_at_a_time(tmp_path):
-    inside, seen = [], []
-
-    def hold(cache):
-        for _ in range(40):
-            with cache.locked("ab"):
-                inside.append(1)
-                time.sleep(0.0002)
-                seen.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=hold, args=(AnswerCache(tmp_path),)) for _ in range(6)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert seen == [1] * 240
-    assert not list(tmp_path.rglob("*.lock"))
-
-
 CHILD = """
 import sys
 sys.path.insert(0, {root!r})
@@ -357,6 +344,24 @@ for answer in ep.Endpoint(settings).map(request(str(n)) for n in range(6)):
 """
 
 
+def start_child(server, settings):
+    code = CHILD.format(root=str(pathlib.Path(__file__).parents[2]), url=server.url, cache=settings.cache)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_that_ask_the_same_pay_once(server, settings):
+    def act(handler, body):
+        time.sleep(0.2)
+        echo(handler, body)
+
+    server.usual = act
+    children = [start_child(server, settings) for _ in range(2)]
+    assert [child.communicate()[0].split() for child in children] == [list("012345")] * 2
+    assert len(server.bodies) == 6
+
+
+@pytest.mark.slow
 def test_killed_in_between_nothing_is_paid_twice(server, settings):
     release = threading.Event()
 
@@ -366,8 +371,7 @@ def test_killed_in_between_nothing_is_paid_twice(server, settings):
         echo(handler, body)
 
     server.usual = act
-    code = CHILD.format(root=str(pathlib.Path(__file__).parents[2]), url=server.url, cache=settings.cache)
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = start_child(server, settings)
     try:
         assert [child.stdout.readline().strip() for _ in range(3)] == ["0", "1", "2"]
     finally:
@@ -379,20 +383,6 @@ def test_killed_in_between_nothing_is_paid_twice(server, settings):
     words = [a.word for a in ep.Endpoint(settings).map(request(str(n)) for n in range(6))]
     assert words == list("012345")
     assert len(server.bodies) == before + 3
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"model": 1}', b'{"model":"m","task":"t","answers":[{}]}', b"\xff"])
-def test_a_corrupt_cache_file_is_one_warning_and_asked_again(server, settings, caplog, damage):
-    ep.Endpoint(settings).ask(request())
-    [path] = pathlib.Path(settings.cache).rglob("*.json")
-    whole = path.read_bytes()
-    path.write_bytes(damage)
-    caplog.set_level("WARNING", logger="absl")
-    assert ep.Endpoint(settings).ask(request()) == Word("one")
-    assert [r.getMessage().startswith(f"{path}: not readable") for r in caplog.records] == [True]
-    assert len(server.bodies) == 2
-    assert path.read_bytes() == whole
-    assert [p.suffix for p in pathlib.Path(settings.cache).rglob("*.*")] == [".json"]
 
 
 def test_a_dry_run_over_a_full_cache_costs_nothing(server, settings):

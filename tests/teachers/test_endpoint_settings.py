@@ -1,15 +1,15 @@
 """The endpoint's settings: impossible ones are refused, and its key is shown nowhere."""
 
 import json
+import sys
 
 import pytest
 from msgspec import structs
 
 from pdgen.teachers import endpoint as ep
 from pdgen.teachers.protocols import TeacherError
-from pdgen.teachers.transport import RetryPolicy
 from tests.support.chat_server import refuses, says, sends
-from tests.teachers.conftest import KEY, request
+from tests.teachers.conftest import KEY, read_entries, request
 
 
 def test_the_key_is_nowhere(server, settings, tmp_path, caplog, capfd):
@@ -28,8 +28,8 @@ def test_the_key_is_nowhere(server, settings, tmp_path, caplog, capfd):
         faults.append(str(fault.value))
     texts = [*faults, repr(client), repr(vars(client)), repr(settings), repr(vars(client.ledger)), caplog.text]
     texts += [client.ledger.report(), *capfd.readouterr()]
-    texts += [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(list(tmp_path.rglob("*.json"))) == 3
+    texts += [p.read_bytes().decode("latin-1") for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(read_entries(settings)) == 3
     for text in texts:
         assert "very" not in text and "0123456789" not in text
 
@@ -45,9 +45,32 @@ def test_a_missing_or_impossible_key_is_told_by_its_variable(settings, monkeypat
     ep.Endpoint(settings, dry_run=True)
 
 
-def test_no_key_variable_no_header(server, settings):
+def test_no_key_variable_no_header_and_nothing_of_the_environments_account(server, settings, monkeypatch):
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(f"OPENAI_{name}", "sk-other")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-other")
     ep.Endpoint(structs.replace(settings, key_variable="")).ask(request())
     assert "Authorization" not in server.headers[0]
+    ep.Endpoint(settings).ask(request("two"))
+    assert server.headers[1].get_all("Authorization") == [f"Bearer {KEY}"]
+    assert not any("sk-other" in str(headers) for headers in server.headers)
+
+
+@pytest.mark.parametrize(("package", "module"), [("openai", "transport"), ("diskcache", "answer_cache")])
+def test_without_the_extra(settings, monkeypatch, package, module):
+    monkeypatch.delitem(sys.modules, f"pdgen.teachers.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TeacherError, match=rf"needs the extra 'endpoint' .*{package}.*pip install 'pdgen\[endpoint\]'"):
+        ep.Endpoint(settings)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1:9", "http://127.0.0.1:port"])
+def test_a_proxy_that_cannot_be_used_is_one_line(settings, monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(TeacherError, match="check it and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY") as fault:
+        ep.Endpoint(settings)
+    assert len(str(fault.value)) < 400 and "\n" not in str(fault.value)
 
 
 @pytest.mark.parametrize(
@@ -73,4 +96,4 @@ def test_impossible_settings(settings, changes, words):
 @pytest.mark.parametrize("changes", [{"attempts": 0}, {"timeout": 0.0}, {"backoff": -1.0}, {"longest_wait": -1.0}])
 def test_impossible_patience(changes):
     with pytest.raises(TeacherError, match="at least one attempt"):
-        RetryPolicy(**changes)
+        ep.RetryPolicy(**changes)
