@@ -131,19 +131,19 @@ def _append_place(entity: Entity, where: list[str]) -> str:
 def phrase_scene(graph: SceneGraph, new: Collection[int], words: Wording = USUAL) -> tuple[str, list[Relation]]:
     """Join ``write_clauses`` and the background to one phrase. Returns it and the relations that it does not state."""
     parts, left = write_clauses(graph, new, words)
-    return join_clauses(parts, graph, long=len(left) < len(graph.relations)), left
-
-
-def join_clauses(clauses: list[str], graph: SceneGraph, long: bool = False) -> str:
-    """Join clauses and the graph's background to one phrase; ``long``: some say more than a look and a place."""
-    if not clauses:
-        assert graph.background is not None  # a graph of nothing at all is never put into words
-        return phrase_background(graph.background)
     listed = any("place" in e.attributes and len({*e.places}) > 1 for e in graph.entities)
-    # Clauses with more than a name are separated by commas, so that it is clear what "and" joins.
-    commas = "," * (len(clauses) > 1 and (long or listed))
+    return join_clauses(parts, graph.background, listed or len(left) < len(graph.relations)), left
+
+
+def join_clauses(clauses: list[str], background: str | None, long: bool) -> str:
+    """Join clauses and a background to one phrase; ``long``: some clauses hold more than a look and a place."""
+    if not clauses:
+        assert background is not None  # a graph of nothing at all is never put into words
+        return phrase_background(background)
+    # Long clauses are separated by commas, so that it is clear what "and" joins.
+    commas = "," * (len(clauses) > 1 and long)
     text = f"{', '.join(clauses[:-1])}{commas} and {clauses[-1]}" if len(clauses) > 1 else clauses[0]
-    return text if graph.background is None else f"{text}{commas} on {phrase_background(graph.background)}"
+    return text if background is None else f"{text}{commas} on {phrase_background(background)}"
 
 
 def phrase_background(background: str) -> str:

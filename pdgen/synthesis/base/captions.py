@@ -64,19 +64,18 @@ def write_report(scene: Scene, plan: SceneGraph, faulty: int | None = None) -> s
     Colours, places and the background are always stated. The entity that is ``faulty`` is called wrong, or "no red
     circle" if it is not there. So the verdict that follows need not compare the whole report with the plan.
     """
-    clauses, shown = [], []
+    clauses = []
     for planned in plan.entities:
         entity = _describe_shown(scene, planned)
         if entity is None:
             clauses.append(f"no {phrase_look(planned)}")
             continue
-        shown.append(entity)
         (clause,), _ = write_clauses(SceneGraph((entity,)), [entity.id], USUAL)
         clauses.append(f"{clause}, which is wrong" if entity.id == faulty else clause)
-    if len(clauses) == 1 and shown and faulty is not None:
+    if len(clauses) == 1 and clauses[0].endswith("wrong"):
         clauses[0] += ","  # before the background
     # Commas in every report: none may tell of a fault before the words that name it.
-    return f"The picture shows {join_clauses(clauses, SceneGraph(tuple(shown), (), scene.background), long=True)}."
+    return f"The picture shows {join_clauses(clauses, scene.background, long=True)}."
 
 
 def _describe_shown(scene: Scene, planned: Entity) -> Entity | None:

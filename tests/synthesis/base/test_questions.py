@@ -124,6 +124,14 @@ def test_a_report_follows_the_order_and_the_attributes_of_its_plan_and_names_the
         assert said == f"The picture shows {words} on a beige background."
 
 
+def test_a_report_names_things_alike_of_which_the_plan_places_only_one():
+    rings = Entity(0, "ring", 1, {"color": "red"}), Entity(1, "ring", 1, {"color": "red", "place": "centre"})
+    objects = thing(0, 8, 8, 7, "red", "ring"), thing(1, 16, 16, 7, "red", "ring")
+    assert write_report(Scene(objects, "beige"), SceneGraph(rings)) == (
+        "The picture shows a red ring in the centre, and a red ring in the centre, on a beige background."
+    )
+
+
 def test_things_alike_at_one_place_are_named_together():
     scene = Scene((thing(0, 8, 8, 7), thing(1, 16, 16, 7)), "beige")
     assert write_caption(scene, places=True) == "The picture shows two red circles in the centre on a beige background."
