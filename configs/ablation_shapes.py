@@ -23,7 +23,8 @@ _ALL = {"multi_turn": 0.42, "conflict": 0.2, "alignment": 0.38}
 
 def _continue(cell: str, mixture: dict[str, float]) -> dict[str, Any]:
     """Return the keys of a cell of the second round; ``mixture`` has weights by subset."""
-    return {"init_from": cell, "train": {"optimizer": {"learning_rate": 1.5e-3}, "mixture": mixture}}
+    # One flag for the whole mixture: the training config's is empty, so that no single weight can be set.
+    return {"init_from": cell, "train": {"optimizer": {"learning_rate": 1.5e-3}, "mixture": str(mixture)}}
 
 
 def get_config() -> ml_collections.ConfigDict:

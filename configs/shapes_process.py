@@ -4,7 +4,7 @@ python launch/build_data.py --config=configs/data_shapes.py --output=out/process
 python launch/train.py --config=configs/shapes_process.py --workdir=out/process
 
 Fine-tunes the shipped base on the paper's three subsets. For conflicting plans of the model's own, train on the
-multi-turn subset first (--config.mixture.multi_turn=1 and the others 0), then build the others with
+multi-turn subset first ("--config.mixture={'multi_turn': 1.0}"), then build the others with
 --config.conflict.variant=self --config.conflict.checkpoint=WORKDIR, and continue with --config.init=WORKDIR.
 launch/assets.py ship --model=shapes does all of this.
 """

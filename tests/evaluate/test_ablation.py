@@ -3,9 +3,13 @@
 import importlib.util
 import json
 import pathlib
+import runpy
+import sys
 
 import msgspec
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from pdgen.evaluate import ablation
 from pdgen.evaluate.ablation import Sweep, SweepCell, make_stages, make_table, order_cells
@@ -33,6 +37,24 @@ def test_the_shipped_sweep_covers_the_papers_rows():
         stage for stage in make_stages(shipped, ["rewritten"], pathlib.Path("out")) if stage.name == "build_data"
     ]
     assert {"--config.conflict.positive=0", "--config.alignment.negative=0"} <= set(without[0].arguments)
+
+
+def test_the_shipped_sweeps_flags_are_keys_of_its_training_config(monkeypatch):
+    shipped = msgspec.convert(runpy.run_path(str(CONFIG))["get_config"]().to_dict(), Sweep)
+    monkeypatch.chdir(CONFIG.parents[1])
+    mixtures = {}
+    for stage in make_stages(shipped, list(shipped.cells), pathlib.Path("out")):
+        if stage.name != "train":
+            continue
+        values = flags.FlagValues()
+        monkeypatch.setattr(sys, "argv", ["train", *stage.arguments])  # where the config's keys are looked up
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        flags.DEFINE_string("workdir", None, "", flag_values=values)
+        values(sys.argv)
+        assert values["config"].value.num_steps == shipped.train_keys["num_steps"]
+        mixtures[stage.folder.parent.name] = values["config"].value.mixture.to_dict()
+    assert mixtures["rewritten"] == {} and mixtures["rewritten_alignment"]["conflict"] == 0
+    assert mixtures["rewritten_critique"] == {"multi_turn": 0.42, "conflict": 0.2, "alignment": 0.38}
 
 
 def test_a_cell_comes_after_the_one_that_writes_its_plans():
