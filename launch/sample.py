@@ -35,6 +35,7 @@ from pdgen.cli import run_command
 from pdgen.files import check_writable
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
+from pdgen.json_text import decode_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import Stopwatch, keep_compiled
 from pdgen.sample.model import describe_model
@@ -216,7 +217,7 @@ def read_endpoint() -> EndpointSettings | None:
         return None
     path = pathlib.Path(ADVISERS.value)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=EndpointSettings)
+        return decode_json(path.read_bytes(), EndpointSettings)
     except msgspec.DecodeError as fault:
         raise ValueError(f"--advisers: {path}: {fault}") from None
 

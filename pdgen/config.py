@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from pdgen.json_text import decode_json, load_json
+
 
 class ConfigError(ValueError):
     """A config file is missing, malformed or inconsistent; the message names file, key and remedy."""
@@ -224,7 +226,7 @@ def to_json(config: ModelConfig) -> str:
 def from_json(text: str, name: str = "model config") -> ModelConfig:
     """Parse the result of ``to_json``. Raises ConfigError that names ``name`` and the wrong field."""
     try:
-        return msgspec.json.decode(text, type=ModelConfig, strict=True)
+        return decode_json(text, ModelConfig)
     except (msgspec.DecodeError, msgspec.ValidationError) as fault:
         raise ConfigError(f"{name}: {fault}") from None
 
@@ -232,12 +234,12 @@ def from_json(text: str, name: str = "model config") -> ModelConfig:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Read a json object. Raises ConfigError if it is missing or malformed."""
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: missing; a BAGEL folder holds config.json, llm_config.json and vit_config.json"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except ValueError as fault:
         raise ConfigError(f"{path}: not valid json ({fault})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds {type(value).__name__}, expected a json object")

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (  # from the bottom
+    "json_text",
     "config",
     "messages",
     "files",

@@ -18,6 +18,7 @@ import numpy as np
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.sources.foreign import describe_quantized, refuse_placeholder
+from pdgen.json_text import load_json
 from pdgen.messages import name_some
 
 DTYPES: dict[str, np.dtype] = {
@@ -105,7 +106,7 @@ def _header_json(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
     if len(text) < length:
         raise CheckpointError(f"{path}: truncated within its header; fetch it again")
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        header = load_json(text, _no_duplicates)
     except ValueError as fault:
         raise CheckpointError(f"{path}: not a safetensors file (header: {fault})") from None
     if not isinstance(header, dict):

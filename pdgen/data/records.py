@@ -21,6 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from pdgen.files import file_sha256, new_file, new_folder, to_os_error
+from pdgen.json_text import decode_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import VERSION, Image, Record, TrajectoryError, decode_record, encode_record
@@ -212,7 +213,7 @@ def read_dataset(folder: str | pathlib.Path) -> Dataset:
     """Read the folder's ``dataset.json``. Raises RecordError if it is missing or malformed."""
     path = pathlib.Path(folder) / INDEX
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Dataset)
+        return decode_json(path.read_bytes(), Dataset)
     except OSError as fault:
         raise RecordError(f"{path}: {fault.strerror}; expected a folder that build_data wrote") from None
     except msgspec.DecodeError as fault:

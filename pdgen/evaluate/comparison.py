@@ -5,7 +5,6 @@ the same order.
 """
 
 import collections
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -28,6 +27,7 @@ from pdgen.evaluate.wise import (
     compute_figures,
     read_wise_prompts,
 )
+from pdgen.json_text import decode_json, load_json
 from pdgen.messages import name_some
 
 SUMMARY = "summary.json"
@@ -110,7 +110,7 @@ def read_evaluation(folder: pathlib.Path, name: str) -> EvaluatedRun:
     """
     path = folder / SUMMARY
     try:
-        facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
+        facts = decode_json(path.read_bytes(), RunFacts)
     except OSError as fault:
         raise EvaluationError(f"{path}: {fault.strerror}; name an output folder of launch/evaluate.py") from None
     except ValueError as fault:
@@ -135,7 +135,7 @@ def _read_wise_scores(folder: pathlib.Path) -> dict[str, dict[int, float]]:
         scores = {}
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                values = json.loads(line)
+                values = load_json(line)
                 identity, _ = values.pop("prompt_id"), values.pop("Subcategory")
                 scores[identity] = msgspec.convert(values, judgement.answer).score
             except (ValueError, KeyError, TypeError) as fault:

@@ -12,6 +12,7 @@ from pdgen.evaluate.gallery import TRAJECTORIES, ImageGallery, make_trajectory_e
 from pdgen.evaluate.published import GENEVAL, SOURCE, STRATEGIES, WISE, PublishedTable
 from pdgen.evaluate.statistics import LEVEL
 from pdgen.evaluate.tables import Cell, Table, fold_intervals, format_csv, write_files
+from pdgen.json_text import load_json
 from pdgen.report.page import render, render_trajectories
 from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
 
@@ -88,7 +89,7 @@ def write_summary(output: pathlib.Path, facts: Mapping[str, Any], tables: Sequen
     """Write ``summary.json`` and a CSV file for every table. CSV files of an earlier evaluation are removed."""
     files = {f"{table.title.lower()}.csv": format_csv(table) for table in tables}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for table in json.loads((output / "summary.json").read_text(encoding="utf-8"))["tables"]:
+        for table in load_json((output / "summary.json").read_bytes())["tables"]:
             if (name := f"{table['title'].lower()}.csv") not in files:
                 (output / name).unlink(missing_ok=True)
     summary = json.dumps({**facts, "tables": to_builtins(tables)}, indent=1) + "\n"

@@ -6,7 +6,6 @@ the name of a special token inside a text is encoded as plain text, so a user's 
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ import tokenizers.normalizers
 import tokenizers.pre_tokenizers
 
 from pdgen.files import sha256
+from pdgen.json_text import load_json
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
@@ -250,7 +250,7 @@ def _read_added_tokens(folder: pathlib.Path) -> dict[int, tokenizers.AddedToken]
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
     """Read a json object; without the file it is empty."""
-    value = json.loads(path.read_bytes()) if path.exists() else {}
+    value = load_json(path.read_bytes()) if path.exists() else {}
     if not isinstance(value, dict):
         raise ValueError(f"holds {type(value).__name__}, expected an object")
     return value

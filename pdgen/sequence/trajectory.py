@@ -400,6 +400,8 @@ def decode_record(data: bytes, name: str = "record") -> Record:
     try:
         record = _RECORD_DECODER.decode(data)
         check_grammar(record)
+    except RecursionError:
+        raise TrajectoryError(f"{name}: values are nested too deeply; build the data again") from None
     except (msgspec.DecodeError, TrajectoryError) as fault:
         raise TrajectoryError(f"{name}: {fault}") from None
     for number, segment in enumerate(record.segments):

@@ -21,6 +21,7 @@ import msgspec
 
 from pdgen.data.records import INDEX, SUFFIX, DataFile, Dataset, Origin, write_file, write_index
 from pdgen.files import check_settings, file_sha256, lock_folder, new_file
+from pdgen.json_text import decode_json
 from pdgen.sequence.trajectory import Record
 from pdgen.synthesis.leaks import load_geneval_digests
 from pdgen.synthesis.page import (
@@ -130,18 +131,18 @@ def _get_facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
 def read_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
     """Read the facts of all finished shards of a subset, in order. Their files are not checked."""
     paths = sorted(folder.glob(f"{STATE}/{subset}-*.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=ShardFacts) for path in paths]
+    return [decode_json(path.read_bytes(), ShardFacts) for path in paths]
 
 
 def read_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Read the settings of all subsets that were started in the folder."""
-    return msgspec.json.decode((folder / STATE / _SETTINGS).read_bytes())["stages"]
+    return decode_json((folder / STATE / _SETTINGS).read_bytes())["stages"]
 
 
 def find_finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
     """Return the facts of a shard if it is finished and its files are intact, otherwise None."""
     try:
-        facts = msgspec.json.decode(_get_facts_path(folder, shard).read_bytes(), type=ShardFacts)
+        facts = decode_json(_get_facts_path(folder, shard).read_bytes(), ShardFacts)
         intact = file_sha256(folder / f"{shard.name}{SUFFIX}") == facts.sha256
     except (FileNotFoundError, msgspec.DecodeError):
         return None
@@ -209,7 +210,7 @@ def _check_settings(
 ) -> None:
     """Compare the settings with those in the folder, and write the new ones."""
     path = folder / STATE / _SETTINGS
-    begun = msgspec.json.decode(path.read_bytes()) if path.is_file() else {"common": {}, "stages": {}}
+    begun = decode_json(path.read_bytes()) if path.is_file() else {"common": {}, "stages": {}}
     if overwrite and any(subset in begun["stages"] for subset in stages):
         (folder / INDEX).unlink(missing_ok=True)
         for subset in stages:

@@ -8,6 +8,7 @@ import msgspec
 from absl import logging
 
 from pdgen.files import file_lock, new_file
+from pdgen.json_text import decode_json
 
 
 class PaidAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +42,7 @@ class AnswerCache:
         """Return the answers under ``key``; empty if there is no file. Logs a warning if the file is malformed."""
         path = self._path(key)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=CacheEntry).answers
+            return decode_json(path.read_bytes(), CacheEntry).answers
         except FileNotFoundError:
             return []
         except msgspec.DecodeError as fault:

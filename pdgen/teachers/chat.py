@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from pdgen.json_text import decode_json
 from pdgen.teachers.answer_cache import PaidAnswer
 from pdgen.teachers.protocols import Declined
 
@@ -133,7 +134,7 @@ class Completion(msgspec.Struct):
 
 def decode_reply(data: bytes) -> Completion:
     """Decode a server's reply. Raises ValueError if it is malformed."""
-    return msgspec.json.decode(data, type=Completion)
+    return decode_json(data, Completion)
 
 
 def read_answer(request: ChatRequest, paid: PaidAnswer) -> Any:
@@ -147,7 +148,7 @@ def read_answer(request: ChatRequest, paid: PaidAnswer) -> Any:
         raise AnswerError("cut off", f"{request.task}: the answer is cut off at the limit of tokens; raise it")
     text = paid.content[paid.content.find("{") : paid.content.rfind("}") + 1]
     try:
-        answer = msgspec.json.decode(text, type=request.answer)
+        answer = decode_json(text, request.answer)
         request.check(answer)
     except msgspec.ValidationError as fault:
         raise AnswerError("against the schema", f"{request.task}: {fault}") from None

@@ -6,7 +6,6 @@ the environment. Redirects are not followed, so that the key is sent only to the
 
 import email.utils
 import http.client
-import json
 import random
 import re
 import threading
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pdgen.json_text import load_json
 from pdgen.teachers.protocols import TeacherError
 
 CHUNK = 1 << 16
@@ -172,7 +172,7 @@ def _parse_retry_after(value: str) -> float:
 def _read_server_message(data: bytes) -> str:
     # The message of {"error": {"message": ...}} or {"error": ...}, otherwise the whole body.
     try:
-        error = json.loads(data)["error"]
+        error = load_json(data)["error"]
         data = str(error["message"] if isinstance(error, dict) else error).encode()
     except (ValueError, KeyError, TypeError):
         pass

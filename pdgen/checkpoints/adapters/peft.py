@@ -23,6 +23,7 @@ from pdgen.checkpoints.mapping import Place, places
 from pdgen.checkpoints.safetensors_file import PICKLE_REASON, SafetensorsFile, read_header
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, new_folder
+from pdgen.json_text import decode_json, load_json
 from pdgen.messages import Fault, describe_faults, name_some
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -116,7 +117,7 @@ def read_adapter(path: str | pathlib.Path, config: ModelConfig) -> dict[str, Fac
 def _read_config(path: pathlib.Path) -> _Config:
     try:
         text = path.read_bytes()
-        values, settings = json.loads(text), msgspec.json.decode(text, type=_Config)
+        values, settings = load_json(text), decode_json(text, _Config)
         for key in [*(settings.rank_pattern or {}), *(settings.alpha_pattern or {})]:
             _compile_pattern(key)
     except FileNotFoundError:

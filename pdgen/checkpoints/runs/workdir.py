@@ -17,6 +17,7 @@ import pathlib
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
 from pdgen.files import Log, file_sha256
+from pdgen.json_text import load_json
 
 CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
 EXPORT, EXPORTED = "export", "export.json"
@@ -37,7 +38,7 @@ def list_steps(folder: pathlib.Path) -> list[int]:
 def read_exported_step(workdir: pathlib.Path) -> int | None:
     """Read the step of a run's ``export/``; None if there is no export or its step is unknown."""
     try:
-        step = json.loads((workdir / EXPORTED).read_text())["step"]
+        step = load_json((workdir / EXPORTED).read_bytes())["step"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return step if is_checkpoint(workdir / EXPORT) else None
@@ -90,7 +91,7 @@ def find_corruption(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> 
       process: (index, count): only every count-th file is read, from index on, so that processes share the work.
     """
     try:
-        stated = json.loads((folder / DIGESTS).read_text())
+        stated = load_json((folder / DIGESTS).read_bytes())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in stated.items()}
     except FileNotFoundError:
         return f"{DIGESTS} is missing"

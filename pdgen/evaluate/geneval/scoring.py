@@ -24,6 +24,7 @@ from pdgen.evaluate.geneval.rule import (
 from pdgen.evaluate.statistics import Estimate, Spread, compute_spread, estimate, estimate_difference
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import sha256
+from pdgen.json_text import load_json
 
 RESULTS = "results.jsonl"
 PROGRESS = "judged.jsonl"
@@ -78,7 +79,7 @@ def score_images(
             file.flush()
             progress(len(part))
     results = [known[digest]._replace(filename=str(item.path)) for item, digest in zip(items, digests)]
-    if detector.learned and all(json.loads(one.details) == {} for one in results):
+    if detector.learned and all(load_json(one.details) == {} for one in results):
         log.unlink()  # or the next run would take these results from it
         raise EvaluationError(
             f"detector {detector.name} detects nothing in any of {len(results)} images, so there is no score: "
@@ -120,7 +121,7 @@ def read_results(path: pathlib.Path) -> list[GenEvalResult]:
     results = []
     for number, line in enumerate(lines, 1):
         try:
-            results.append(one := GenEvalResult(**json.loads(line)))
+            results.append(one := GenEvalResult(**load_json(line)))
             if not isinstance(one.correct, bool):
                 raise ValueError(f'"correct" is {one.correct!r}, not true or false')
         except (ValueError, TypeError) as fault:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, list_steps, read_exported_step
+from pdgen.json_text import load_json
 from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS, PICTURES, STOPPED
 from pdgen.train.run_config import RunError
 
@@ -80,7 +80,7 @@ def read_run_log(workdir: pathlib.Path) -> RunLog:
     """
     config = workdir / CONFIG_FILE
     try:
-        values = json.loads(config.read_text())
+        values = load_json(config.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{workdir}: no training run ({CONFIG_FILE} is missing); name the --workdir of launch/train.py"

@@ -16,6 +16,7 @@ import jax
 
 from pdgen.data.loader import Batches
 from pdgen.files import Log, new_file
+from pdgen.json_text import load_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.train.held_out import HeldOutEvaluator
 from pdgen.train.monitor.meter import Meter, NotFiniteError
@@ -158,4 +159,4 @@ def truncate_log(path: pathlib.Path, step: int) -> None:
         return
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     with new_file(path) as partial:
-        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        partial.write_text("".join(line for line in lines if load_json(line)["step"] <= step))
