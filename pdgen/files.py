@@ -74,6 +74,11 @@ def to_os_error(fault: Exception, path: str | os.PathLike[str], reason: str = ""
     return OSError(number, reason if number == errno.EIO else os.strerror(number), os.fspath(path))
 
 
+def is_plain_name(name: str, suffix: str = "") -> bool:
+    """Return whether ``name`` names a file in whatever folder it is appended to, and ends in ``suffix``."""
+    return name not in ("", "..") and pathlib.PurePath(name).name == name and "\0" not in name and name.endswith(suffix)
+
+
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of ``data`` in lower-case hex."""
     return hashlib.sha256(data).hexdigest()

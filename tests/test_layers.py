@@ -8,8 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (  # from the bottom
     "json_text",
-    "config",
     "messages",
+    "config",
     "files",
     "progress_bar",
     "sharding",

@@ -119,7 +119,7 @@ def _tensor_info(name: str, entry: Any, base: int) -> TensorInfo:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name} lacks dtype, shape or data_offsets") from None
-    if code not in _READABLE:
+    if not isinstance(code, str) or code not in _READABLE:
         raise ValueError(f"{name} is stored as {code}; supported are {', '.join(_READABLE)}")
     numbers = (*shape, begin, end)
     if not all(type(n) is int and n >= 0 for n in numbers):

@@ -20,7 +20,7 @@ from absl import app
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from pdgen.files import file_sha256, new_file, new_folder, to_os_error
+from pdgen.files import file_sha256, is_plain_name, new_file, new_folder, to_os_error
 from pdgen.json_text import decode_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, decode_image
@@ -50,7 +50,7 @@ class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if pathlib.PurePath(self.name).name != self.name or not self.name.endswith(SUFFIX):
+        if not is_plain_name(self.name, SUFFIX):
             raise ValueError(f"file {self.name!r} must be a plain name ending in {SUFFIX}")
         if self.records < 1:
             raise ValueError(f"file {self.name!r} holds {self.records} records, expected at least 1")

@@ -27,7 +27,7 @@ from pdgen.evaluate.wise import (
     compute_figures,
     read_wise_prompts,
 )
-from pdgen.json_text import decode_json, load_json
+from pdgen.json_text import decode_json
 from pdgen.messages import name_some
 
 SUMMARY = "summary.json"
@@ -133,9 +133,9 @@ def _read_wise_scores(folder: pathlib.Path) -> dict[str, dict[int, float]]:
         if not path.exists():
             continue
         scores = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
-                values = load_json(line)
+                values = decode_json(line, dict[str, Any])
                 identity, _ = values.pop("prompt_id"), values.pop("Subcategory")
                 scores[identity] = msgspec.convert(values, judgement.answer).score
             except (ValueError, KeyError, TypeError) as fault:
@@ -173,7 +173,10 @@ def compute_differences(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, 
             f"{first.facts.benchmark}; compare runs of the same benchmark"
         )
     if first.facts.benchmark != "wise":
-        return compare_results(first.results, second.results)
+        try:
+            return compare_results(first.results, second.results)
+        except EvaluationError as fault:
+            raise EvaluationError(f"{second.folder}, compared with {first.folder}: {fault}") from None
     if first.facts.prompts != second.facts.prompts:
         raise EvaluationError(
             f"{second.folder}: was judged on another list of prompts than {first.folder}; evaluate both on one list"

@@ -34,6 +34,7 @@ _BPE_FILES = (
 TOKENIZER_FILES = (*_BPE_FILES, "tokenizer.model")
 WHOLE_TOKENIZER = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
 _SLOW_FILES = ("vocab.json", "merges.txt")  # from which tokenizer.json is made
+_MAX_IDS = 2**22  # of a vocabulary; a damaged id would need gigabytes of memory
 # Qwen2's split into words, whose bytes are then merged; vocab.json and merges.txt do not say it.
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -243,7 +244,7 @@ def _read_added_tokens(folder: pathlib.Path) -> dict[int, tokenizers.AddedToken]
         for number, fields in _read_object(path).get("added_tokens_decoder", {}).items():
             flags = {key: value for key, value in fields.items() if key != "content" and isinstance(value, bool)}
             result[int(number)] = tokenizers.AddedToken(fields["content"], **flags)
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as fault:
         raise TokenizerError(f"{path}: cannot be read ({fault}); copy it again") from None
     return result
 
@@ -260,7 +261,10 @@ def _make_bpe(path: pathlib.Path, bpe: tokenizers.Tokenizer, data: bytes) -> Tok
     """Return the tokenizer ``bpe`` of the file ``path``, whose fingerprint is that of ``data``."""
     added = bpe.get_added_tokens_decoder()
     vocabulary = bpe.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values()) + 1)
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > _MAX_IDS:
+        raise TokenizerError(f"{path}: holds the id {size - 1:,}, at most {_MAX_IDS - 1:,} is read; copy it again")
+    pieces = [b""] * size
     byte_of = _byte_of_character()
     for name, number in vocabulary.items():
         if number in added:
@@ -287,11 +291,11 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
         raise TokenizerError(f"{path}: is empty; copy it again")
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as fault:
+        pieces = [_sentencepiece_bytes(model, number) for number in range(model.vocab_size())]
+        ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
+    except (RuntimeError, ValueError) as fault:  # ValueError of a piece that is not UTF-8, or no byte
         reason = str(fault).splitlines()[0]
         raise TokenizerError(f"{path}: not a sentencepiece model ({reason}); copy it again") from None
-    pieces = [_sentencepiece_bytes(model, number) for number in range(model.vocab_size())]
-    ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
     special = [_find(path, name, ids.get(name), pieces) for name in SPECIALS]
     pad = model.pad_id() if model.pad_id() >= 0 else _find(path, PAD, ids.get(PAD), pieces)
     return Tokenizer(tuple(pieces), model.encode, *special, pad, files=(path,), fingerprint=sha256(data))

@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import pathlib
 import re
 import threading
 import urllib.parse
@@ -21,6 +22,7 @@ from typing import Any
 import msgspec
 
 from pdgen.files import sha256
+from pdgen.json_text import decode_json
 from pdgen.teachers.answer_cache import AnswerCache, PaidAnswer
 from pdgen.teachers.chat import AnswerError, ChatRequest, decode_reply, make_retry_body, read_answer
 from pdgen.teachers.protocols import TeacherError
@@ -66,11 +68,19 @@ class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise TeacherError("url: not the base of an interface, such as 'https://host/v1'")
         if parts.username or parts.password or parts.query:
             raise TeacherError(f"url of {parts.hostname}: holds credentials or a query; a key goes into key_variable")
-        if not (self.model and self.cache):
+        if not (self.model and self.cache) or "\0" in self.cache:
             raise TeacherError("model and cache must be named")
         for name in ("concurrency", "answers"):
             if getattr(self, name) < 1:
                 raise TeacherError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+
+
+def read_endpoint_settings(path: pathlib.Path) -> EndpointSettings:
+    """Read the settings from a JSON file. Raises TeacherError that names it if it is malformed, and OSError."""
+    try:
+        return decode_json(path.read_bytes(), EndpointSettings)
+    except ValueError as fault:  # TeacherError of a value too
+        raise TeacherError(f"{path}: {fault}") from None
 
 
 class Usage(msgspec.Struct):

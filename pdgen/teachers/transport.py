@@ -22,6 +22,7 @@ from pdgen.teachers.protocols import TeacherError
 
 CHUNK = 1 << 16
 LONGEST_MESSAGE = 300
+_MAX_SECONDS = 10**7  # the operating system's clocks end at some 10**9
 TRANSIENT = (408, 409, 425, 429)
 T = TypeVar("T")
 
@@ -45,8 +46,12 @@ class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     longest_wait: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.timeout <= 0 or min(self.backoff, self.longest_wait) < 0:
-            raise TeacherError(f"{self}: at least one attempt, a timeout above 0 and no negative wait are needed")
+        times = (self.timeout, self.backoff, self.longest_wait)
+        if self.attempts < 1 or self.timeout <= 0 or not all(0 <= time <= _MAX_SECONDS for time in times):
+            raise TeacherError(
+                f"{self}: at least one attempt, a timeout above 0 and no wait that is negative or longer than "
+                f"{_MAX_SECONDS:,} s are needed"
+            )
 
 
 class _TransientError(Exception):

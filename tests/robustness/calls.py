@@ -47,6 +47,10 @@ def _limit_time() -> Generator[None, None, None]:
 
 def call(read: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> Outcome:
     """Call ``read`` as ``pdgen.cli.run_command`` does, without arguments."""
+
+    def run() -> None:
+        read()
+
     argv, sys.argv = sys.argv, ["read"]
     status, fault = None, ""
     with warnings.catch_warnings(record=True) as warned:
@@ -56,7 +60,7 @@ def call(read: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> Outcome:
         ignore_warnings()
         try:
             with _limit_time():
-                run_command(lambda: read() and None)
+                run_command(run)
         except SystemExit as end:
             status = 0 if end.code is None else end.code
         except _Overtime:
@@ -80,7 +84,7 @@ def find_fault(outcome: Outcome, names: Iterable[str], notes: tuple[str, ...] = 
     """
     if outcome.fault:
         return outcome.fault
-    lines = [line for line in outcome.err.splitlines() if not any(note in line for note in notes)]
+    lines = [line for line in outcome.err.splitlines() if line and not any(note in line for note in notes)]
     if outcome.status == 0:
         return f"printed {lines}" if lines else ""
     if outcome.status != 2 or len(lines) != 1:

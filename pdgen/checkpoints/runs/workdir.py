@@ -14,15 +14,24 @@ import concurrent.futures
 import json
 import pathlib
 
+import msgspec
+
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
 from pdgen.files import Log, file_sha256
-from pdgen.json_text import load_json
+from pdgen.json_text import decode_json, load_json
 
 CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
 EXPORT, EXPORTED = "export", "export.json"
 _ORBAX_METADATA = "_CHECKPOINT_METADATA"  # only times; Orbax writes it after the digests
 _THREADS = 8  # SHA-256 is slower than most disks
+
+
+class _FileDigest(msgspec.Struct):
+    """One entry of ``digests.json``: a file's size, and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -91,24 +100,23 @@ def find_corruption(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> 
       process: (index, count): only every count-th file is read, from index on, so that processes share the work.
     """
     try:
-        stated = load_json((folder / DIGESTS).read_bytes())
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in stated.items()}
+        expected = decode_json((folder / DIGESTS).read_bytes(), dict[str, _FileDigest])
     except FileNotFoundError:
         return f"{DIGESTS} is missing"
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except ValueError:
         return f"{DIGESTS} cannot be read"
     names = sorted(expected)[process[0] :: process[1]]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, *expected[name]), names)):
+        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, expected[name]), names)):
             if line:
                 pool.shutdown(cancel_futures=True)
                 return f"{name} {line}"
     return ""
 
 
-def _difference(path: pathlib.Path, size: int, digest: str) -> str:
+def _difference(path: pathlib.Path, stated: _FileDigest) -> str:
     if not path.is_file():
         return "is missing"
-    if path.stat().st_size != size:
-        return f"has {path.stat().st_size:,} bytes, not {size:,}"
-    return "" if file_sha256(path) == digest else "has changed since it was written"
+    if path.stat().st_size != stated.bytes:
+        return f"has {path.stat().st_size:,} bytes, not {stated.bytes:,}"
+    return "" if file_sha256(path) == stated.sha256 else "has changed since it was written"

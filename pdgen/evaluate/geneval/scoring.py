@@ -122,8 +122,10 @@ def read_results(path: pathlib.Path) -> list[GenEvalResult]:
     for number, line in enumerate(lines, 1):
         try:
             results.append(one := GenEvalResult(**load_json(line)))
-            if not isinstance(one.correct, bool):
-                raise ValueError(f'"correct" is {one.correct!r}, not true or false')
+            for name, value in one._asdict().items():
+                if not isinstance(value, bool if name == "correct" else str):
+                    expected = "true or false" if name == "correct" else "a text"
+                    raise ValueError(f'"{name}" is {value!r}, not {expected}')
         except (ValueError, TypeError) as fault:
             raise EvaluationError(f"{path}: line {number} is no result of GenEval: {fault}") from None
     if not results:
