@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+import numpy as np
+
 from pdgen.messages import shorten
 
 Log = Callable[[str], None]  # receives a line for the user
@@ -88,6 +90,21 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file in lower-case hex; read it in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the arrays of a NumPy archive (.npz), never a pickle.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is damaged; the message has the reason without the file.
+    """
+    with open(path, "rb") as file:  # NumPy leaves a file open that it opened itself and cannot read
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception as fault:  # on damaged archives zipfile, zlib and NumPy raise nearly every class
+            raise ValueError(f"no whole NumPy archive ({shorten_fault(fault)})") from None
 
 
 @contextlib.contextmanager

@@ -100,7 +100,10 @@ def _claim_folder(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pa
                 leftover.unlink()
             with new_file(path) as partial:
                 partial.write_bytes(msgspec.json.encode(work) + b"\n")
-        begun = decode_json(path.read_bytes())
+        try:
+            begun = decode_json(path.read_bytes(), dict[str, Any])
+        except msgspec.DecodeError as fault:
+            raise LatentError(f"{path}: damaged ({fault}); delete the folder") from None
         check_settings(folder, begun, work, remedy="finish that work, or delete the folder", error=LatentError)
         yield folder
 

@@ -175,7 +175,7 @@ def compute_differences(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, 
     if first.facts.benchmark != "wise":
         try:
             return compare_results(first.results, second.results)
-        except EvaluationError as fault:
+        except ValueError as fault:
             raise EvaluationError(f"{second.folder}, compared with {first.folder}: {fault}") from None
     if first.facts.prompts != second.facts.prompts:
         raise EvaluationError(

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.files import new_folder, shorten_fault
+from pdgen.files import load_arrays, new_folder
 from pdgen.json_text import decode_json
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import ImageStage, Trajectory, TrajectoryError, TrajectoryFile
@@ -79,8 +79,6 @@ def _load_image(path: pathlib.Path) -> PIL.Image.Image:
 
 def _load_latents(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        # NumPy leaves a file open that it opened itself and cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
-    except Exception as fault:  # on damaged archives zipfile, zlib and NumPy raise nearly every class
-        raise TrajectoryError(f"{path}: cannot be read ({shorten_fault(fault)}); remove it or sample again") from None
+        return load_arrays(path)
+    except (OSError, ValueError) as fault:
+        raise TrajectoryError(f"{path}: {fault}; remove it, or sample again") from None

@@ -127,8 +127,11 @@ def _read_config(path: pathlib.Path) -> _Config:
     if settings.peft_type != "LORA":
         raise CheckpointError(f"{path}: peft_type is {settings.peft_type[:50]!r}, only 'LORA' is supported")
     numbers = (settings.lora_alpha, *(settings.alpha_pattern or {}).values())
-    if min(settings.r, *(settings.rank_pattern or {}).values(), settings.r) < 1 or not all(map(math.isfinite, numbers)):
-        raise CheckpointError(f"{path}: r and rank_pattern must be at least 1, and every alpha finite; save it again")
+    ranks = (settings.r, *(settings.rank_pattern or {}).values())
+    if not all(0 < rank < 2**31 for rank in ranks) or not all(map(math.isfinite, numbers)):
+        raise CheckpointError(
+            f"{path}: r and rank_pattern must be at least 1 and below 2^31, and every alpha finite; save it again"
+        )
     extra = [key for key in _UNSUPPORTED if values.get(key)] + ["bias"] * (settings.bias != "none")
     if extra:
         raise CheckpointError(

@@ -19,7 +19,7 @@ import msgspec
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
 from pdgen.files import Log, file_sha256
-from pdgen.json_text import decode_json, load_json
+from pdgen.json_text import decode_json
 
 CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
 EXPORT, EXPORTED = "export", "export.json"
@@ -32,6 +32,12 @@ class _FileDigest(msgspec.Struct):
 
     bytes: int
     sha256: str
+
+
+class _Exported(msgspec.Struct):
+    """The content of ``export.json``."""
+
+    step: int
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -47,8 +53,8 @@ def list_steps(folder: pathlib.Path) -> list[int]:
 def read_exported_step(workdir: pathlib.Path) -> int | None:
     """Read the step of a run's ``export/``; None if there is no export or its step is unknown."""
     try:
-        step = load_json((workdir / EXPORTED).read_bytes())["step"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        step = decode_json((workdir / EXPORTED).read_bytes(), _Exported).step
+    except (FileNotFoundError, ValueError):
         return None
     return step if is_checkpoint(workdir / EXPORT) else None
 

@@ -89,6 +89,8 @@ def _import_line(record_id: str, content: tuple[pathlib.Path, bytes]) -> Record:
 
 
 def _read_png(folder: pathlib.Path, file: str) -> bytes:
+    if "\0" in file:
+        raise RefusedSample(MISSING, f"{file!r}: no file has a null byte in its name")
     try:
         return to_png((folder / file).read_bytes(), file)
     except OSError as fault:

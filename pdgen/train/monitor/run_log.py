@@ -87,6 +87,8 @@ def read_run_log(workdir: pathlib.Path) -> RunLog:
         ) from None
     except ValueError as fault:
         raise RunError(f"{config}: not valid json ({fault})") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{config}: holds no config of a run; name the --workdir of launch/train.py")
     metrics = read_metrics_log(workdir / METRICS)
     modified = (workdir / METRICS).stat().st_mtime if metrics.rows else None
     stopped = workdir / STOPPED
