@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import resource
 import signal
 import sys
@@ -14,6 +15,7 @@ import pytest
 from pdgen.cli import MAX_LINE, run_command
 from pdgen.sequence.images import ignore_warnings
 
+_BAR = re.compile(r"^[^:]+: .*\[\d\d:\d\d[<,].*\]$")  # a progress bar
 SECONDS = 20  # of CPU time; a call that takes longer hangs
 MEMORY = 2**20  # KiB by which all calls together may enlarge the process
 
@@ -84,7 +86,8 @@ def find_fault(outcome: Outcome, names: Iterable[str], notes: tuple[str, ...] = 
     """
     if outcome.fault:
         return outcome.fault
-    lines = [line for line in outcome.err.splitlines() if line and not any(note in line for note in notes)]
+    lines = [line for line in outcome.err.splitlines() if line.strip() and not any(part in line for part in notes)]
+    lines = [line for line in lines if not _BAR.search(line)]
     if outcome.status == 0:
         return f"printed {lines}" if lines else ""
     if outcome.status != 2 or len(lines) != 1:

@@ -60,7 +60,7 @@ def test_safetensors(folder, capfd):
 def test_values_of_safetensors(folder, capfd):
     data = (folder / WEIGHTS).read_bytes()
     mutated = ((name, data[:10_000] + rest) for name, rest in mutate(data[10_000:], 23, 40))
-    survey(folder / WEIGHTS, mutated, lambda: check(folder), capfd, ("bagel",), notes=("checking: ",))
+    survey(folder / WEIGHTS, mutated, lambda: check(folder), capfd, ("bagel",))
 
 
 @pytest.mark.parametrize("name", ["config.json", "llm_config.json", "vit_config.json", INDEX])

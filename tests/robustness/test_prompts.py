@@ -6,10 +6,11 @@ import pytest
 from pdgen.data.prompts import read_prompt_texts
 from pdgen.evaluate.folder import read_prompts as read_geneval
 from pdgen.evaluate.folder import write_prompts
+from pdgen.evaluate.geneval.metadata import find_disagreements
 from pdgen.evaluate.shapes import make_benchmark
 from pdgen.evaluate.wise import digest_prompts, make_wise_jobs, read_rules, read_wise_prompts
 from pdgen.sample.runs.jobs import make_jobs, read_prompts
-from tests.robustness.calls import survey
+from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
 
 PLAIN = "a red circle left of a blue square\n\ntwo stars \u2603\n"
@@ -30,10 +31,22 @@ def test_files_of_prompts(tmp_path, capfd, name):
     survey(file, mutate(file.read_bytes(), 2), lambda: read_prompt_texts(file), capfd)
 
 
+def test_a_given_image_that_no_system_can_open(tmp_path, capfd):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a star", "images": ["\\u0000"]}')
+    outcome = call(lambda: make_jobs(read_prompts(file), 1, 0), capfd)
+    assert find_fault(outcome, ["cannot be opened (embedded null byte)"]) == "" and outcome.status == 2
+
+
 def test_lists_of_geneval(tmp_path, capfd):
     file = tmp_path / "metadata.jsonl"
     write_prompts(file, make_benchmark({"single_object": 2, "colors": 2, "position": 2}))
-    survey(file, mutate(file.read_bytes(), 3), lambda: read_geneval(file), capfd)
+
+    def read():
+        for prompt in read_geneval(file):
+            find_disagreements(prompt.metadata)
+
+    survey(file, mutate(file.read_bytes(), 3), read, capfd)
 
 
 @pytest.mark.parametrize("form", ["%s\n%s\n", "[%s,\n %s]"])

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -148,7 +149,8 @@ def _read_config(path: pathlib.Path) -> _Config:
 
 def _compile_pattern(key: str) -> re.Pattern[str]:
     """Return the pattern of the modules that a key of rank_pattern or alpha_pattern means: they end with it."""
-    return re.compile(rf"(.*\.)?({key})$")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of brackets that a later Python may nest
+        return re.compile(rf"(.*\.)?({key})$")
 
 
 def _find_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
