@@ -1,6 +1,7 @@
 """JSON of unknown origin. Both functions raise ValueError and nothing else, also if it is nested too deeply."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -8,6 +9,7 @@ import msgspec
 
 _Value = TypeVar("_Value")
 _Text = bytes | str | msgspec.Raw
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TOO_DEEP = "JSON is nested too deeply"
 
 
@@ -41,9 +43,16 @@ def load_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] |
       pairs: makes the value of an object from its keys and values; it may raise ValueError. None: a dict.
 
     Raises:
-      ValueError: the text is malformed, nested too deeply, or has an integer of more than 4,300 digits.
+      ValueError: the text is malformed, nested too deeply, has an integer of more than 4,300 digits, or half of a
+        surrogate pair, which no file can hold.
     """
+    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
     try:
-        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, object_pairs_hook=pairs)
+        value = json.loads(text, object_pairs_hook=pairs)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+    except UnicodeEncodeError as fault:
+        raise ValueError(f"not valid Unicode ({fault.reason})") from None
+    return value

@@ -49,6 +49,10 @@ def test_text_that_is_nested_too_deeply_is_named():
         decode_json('{"x": 1, "unknown": ' + DEEP[1] + "}", Point)
 
 
-def test_a_lone_surrogate_is_a_decode_error():
+def test_half_of_a_surrogate_pair_is_refused():
+    assert load_json('["\\ud83d\\ude00"]') == ["\U0001f600"]
+    for text in ('{"a": ["\\ud83d"]}', '{"\\uDE00": 1}'):
+        with pytest.raises(ValueError, match="not valid Unicode"):
+            load_json(text)
     with pytest.raises(msgspec.DecodeError, match="not valid Unicode"):
         decode_json('"\ud800"', str)

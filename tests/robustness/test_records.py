@@ -4,7 +4,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from msgspec import structs
 
-from pdgen.data.records import INDEX, SUFFIX, Origin, RecordSource, write_dataset
+from pdgen.data.records import INDEX, SUFFIX, Origin, RecordSource, find_broken_records, write_dataset
 from pdgen.sequence.trajectory import decode_record, encode_record
 from tests.data import handmade
 from tests.robustness.calls import call, find_fault, survey
@@ -32,6 +32,12 @@ def test_the_index(folder, capfd):
 def test_files_of_records(folder, capfd):
     file = folder / f"part-00000{SUFFIX}"
     survey(file, mutate(file.read_bytes(), 10), lambda: read_all(folder), capfd)
+
+
+def test_checking_files_of_records(folder, capfd):
+    """A check reports damage and ends in success."""
+    file = folder / f"part-00000{SUFFIX}"
+    survey(file, mutate(file.read_bytes(), 12, 60), lambda: list(find_broken_records(folder)), capfd)
 
 
 def test_records_in_whole_files(folder, capfd):

@@ -6,8 +6,11 @@ import pytest
 
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORTED
 from pdgen.synthesis import build
+from pdgen.train.export import read_workdir_config
 from pdgen.train.monitor.run_log import read_run_log
 from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS, truncate_log
+from pdgen.train.preflight import check_workdir
+from pdgen.train.run_config import read_run_config, run_to_json
 from tests.data.shards import SETTINGS, SHARDS, make
 from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
@@ -24,6 +27,14 @@ def workdir(tmp_path):
     for name in (METRICS, HELD_OUT):
         (folder / name).write_text(LINES)
     return folder
+
+
+def test_configs_of_runs(workdir, capfd):
+    run = read_run_config({"data": "data", "num_steps": 1, "rows": 1, "budgets": {"text": 8, "vit": 8, "vae": 8}})
+    file = workdir / CONFIG_FILE
+    file.write_text(run_to_json(run))
+    survey(file, mutate(file.read_bytes(), 74), lambda: read_workdir_config(workdir), capfd)
+    survey(file, mutate(file.read_bytes(), 75), lambda: check_workdir(run, workdir), capfd, (str(workdir),))
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, EXPORTED, METRICS, HELD_OUT])

@@ -24,7 +24,7 @@ from pdgen.evaluate.geneval.rule import (
 from pdgen.evaluate.statistics import Estimate, Spread, compute_spread, estimate, estimate_difference
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import sha256
-from pdgen.json_text import load_json
+from pdgen.json_text import decode_json, load_json
 
 RESULTS = "results.jsonl"
 PROGRESS = "judged.jsonl"
@@ -40,6 +40,9 @@ class _JudgedImage(msgspec.Struct, frozen=True):
 
     digest: str
     result: GenEvalResult
+
+    def __post_init__(self) -> None:
+        decode_json(self.result.details, dict[str, list[list[float]]])  # a damaged line is judged again
 
 
 def score_images(
