@@ -8,7 +8,7 @@ from msgspec import structs
 
 from pdgen.evaluate.wise import Grades
 from pdgen.teachers.endpoint import Endpoint, read_endpoint_settings
-from tests.robustness.calls import survey
+from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
 from tests.support.chat_server import completion
 from tests.teachers.conftest import request, server, settings  # noqa: F401
@@ -33,7 +33,13 @@ def ask(settings, server, tmp_path):  # noqa: F811
     server.usual = lambda handler, body: handler.send(file.read_bytes())
     once = structs.replace(settings, answers=1, patience=structs.replace(settings.patience, attempts=1))
     numbers = itertools.count()
-    return file, lambda: Endpoint(once).ask(request(f"question {next(numbers)}", answer=Grades))
+
+    def read():
+        endpoint = Endpoint(once)
+        endpoint.ask(request(f"question {next(numbers)}", answer=Grades))
+        endpoint.ledger.report()
+
+    return file, read
 
 
 def test_replies_of_servers(ask, capfd):
@@ -47,6 +53,15 @@ def test_answers_of_a_judge(ask, capfd):
     file.write_bytes(completion(GRADES))
     answers = ((name, completion(data.decode(errors="replace"))) for name, data in mutate(GRADES.encode(), 62))
     survey(file, answers, read, capfd, NAMES)
+
+
+@pytest.mark.parametrize("tokens", [-1, 10**400], ids=["negative", "huge"])
+def test_impossible_numbers_of_tokens(ask, capfd, tokens):
+    """The price of such an answer cannot be computed, so it counts as garbage."""
+    file, read = ask
+    file.write_bytes(completion(GRADES).replace(b'"prompt_tokens": 100', b'"prompt_tokens": %d' % tokens))
+    outcome = call(read, capfd)
+    assert find_fault(outcome, NAMES) == "" and outcome.status == 2 and "garbage" in outcome.err
 
 
 def test_answers_in_the_cache(settings, tmp_path, capfd):  # noqa: F811
