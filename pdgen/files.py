@@ -53,7 +53,7 @@ def describe_fault(fault: OSError) -> str:
     return f"{fault.filename or 'a file'}: {fault.strerror}{remedy}"
 
 
-def shorten_fault(fault: Exception) -> str:
+def shorten_fault(fault: BaseException) -> str:
     """Return the reason of an error in a few words on one line, without the file."""
     reason = fault.strerror if isinstance(fault, OSError) else None
     return shorten(reason or " ".join(str(fault).split()) or type(fault).__name__, _MAX_FAULT)

@@ -4,13 +4,15 @@ Both become a ``Tokenizer`` with the bytes of every token, which the decoding gr
 the name of a special token inside a text is encoded as plain text, so a user's text cannot open or close a segment.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
 import sentencepiece
 import tokenizers
 import tokenizers.decoders
@@ -18,8 +20,8 @@ import tokenizers.models
 import tokenizers.normalizers
 import tokenizers.pre_tokenizers
 
-from pdgen.files import sha256
-from pdgen.json_text import load_json
+from pdgen.files import sha256, shorten_fault
+from pdgen.json_text import decode_json, load_json
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
@@ -157,7 +159,9 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         raise TokenizerError(
             f"{folder}: holds no tokenizer ({WHOLE_TOKENIZER}); copy the tokenizer's files from the checkpoint"
         )
-    if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
+    with _name_fault(tokenizer.files[0], "cannot encode a text"):
+        ids = tokenizer.encode(_ROUND_TRIP)
+    if tokenizer.decode(ids) != _ROUND_TRIP:
         raise TokenizerError(
             f"{tokenizer.files[0]}: changes blanks or characters of a text; use a byte-level BPE, or train "
             "sentencepiece with normalization_rule_name='identity', add_dummy_prefix=False, "
@@ -189,23 +193,44 @@ def _encode_bpe(bpe: tokenizers.Tokenizer, text: str) -> list[int]:
     return bpe.encode(text, add_special_tokens=False).ids
 
 
+@contextlib.contextmanager
+def _name_fault(path: pathlib.Path, fault: str, what: str = "it") -> Generator[None, None, None]:
+    """Raise TokenizerError with file and ``fault`` for every error of a library within the block; copy ``what``."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as cause:  # bare Exception, or the PanicException of Rust, which is no Exception
+        if not isinstance(cause, Exception) and type(cause).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{path}: {fault} ({shorten_fault(cause)}); copy {what} again") from None
+
+
+class _BpeModel(msgspec.Struct):
+    continuing_subword_prefix: str | None = None
+
+
+class _TokenizerJson(msgspec.Struct):
+    """The part of ``tokenizer.json`` that is checked before the library reads it."""
+
+    model: _BpeModel
+
+
 def _load_bpe(folder: pathlib.Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     data = path.read_bytes()
-    try:
+    with _name_fault(path, "not a tokenizer"):
+        if decode_json(data, _TokenizerJson).model.continuing_subword_prefix:  # the library may abort on it
+            raise TokenizerError(f"{path}: its tokens have a prefix; use a byte-level BPE such as Qwen2's")
         bpe = tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as fault:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: not a tokenizer ({fault}); copy it again") from None
     return _make_bpe(path, bpe, data)
 
 
 def _build_bpe(folder: pathlib.Path) -> Tokenizer:
     """Build Qwen2's tokenizer from the files from which ``tokenizer.json`` is made."""
     path, merges = (folder / name for name in _SLOW_FILES)
-    try:
+    with _name_fault(path, f"no tokenizer together with {merges.name}", "both"):
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(path), str(merges)))
-    except Exception as fault:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: no tokenizer together with {merges.name} ({fault}); copy both again") from None
     bpe.normalizer = tokenizers.normalizers.NFC()
     words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated")
     alphabet = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

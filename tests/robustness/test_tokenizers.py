@@ -8,7 +8,7 @@ import pytest
 from pdgen.assets import shapes_folder
 from pdgen.sequence.tokenizer import SPECIALS, load_tokenizer
 from tests.checkpoints.folders import GOLDEN
-from tests.robustness.calls import survey
+from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
 
 TEXT = "a red circle \u6f22 <|im_end|>"
@@ -31,6 +31,14 @@ def test_byte_level_tokenizers(tmp_path, capfd, name):
         (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": [*SPECIALS]}))
     file = tmp_path / name
     survey(file, mutate(file.read_bytes(), 31), lambda: read(tmp_path), capfd, (str(tmp_path),))
+
+
+def test_a_prefix_at_which_the_library_aborts(tmp_path, capfd):
+    values = json.loads((GOLDEN / "tokenizer.json").read_text())
+    values["model"]["continuing_subword_prefix"] = "a long prefix"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    outcome = call(lambda: read(tmp_path), capfd)
+    assert find_fault(outcome, ["tokenizer.json: its tokens have a prefix"]) == "" and outcome.status == 2
 
 
 def test_sentencepiece(tmp_path, capfd):
