@@ -136,7 +136,7 @@ def _read_wise_scores(folder: pathlib.Path) -> dict[str, dict[int, float]]:
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
                 values = decode_json(line, dict[str, Any])
-                identity, _ = values.pop("prompt_id"), values.pop("Subcategory")
+                identity, _ = msgspec.convert(values.pop("prompt_id"), int), values.pop("Subcategory")
                 scores[identity] = msgspec.convert(values, judgement.answer).score
             except (ValueError, KeyError, TypeError) as fault:
                 raise EvaluationError(f"{path}: line {number}: no score of WISE ({fault}); judge again") from None

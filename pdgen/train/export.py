@@ -105,7 +105,10 @@ def read_workdir_config(workdir: pathlib.Path) -> RunConfig:
     """Read the config of the run in ``workdir``. Raises RunError."""
     path = workdir / CONFIG_FILE
     try:
-        return read_run_config(load_json(path.read_bytes()))
+        values = load_json(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no config of a run")
+        return read_run_config(values)
     except (OSError, ValueError) as fault:
         raise RunError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
 

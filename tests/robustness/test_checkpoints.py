@@ -56,10 +56,9 @@ def test_safetensors(folder, capfd):
     survey(folder / WEIGHTS, mutated, lambda: open_folder(folder), capfd, ("bagel",))
 
 
-@pytest.mark.slow
 def test_values_of_safetensors(folder, capfd):
     data = (folder / WEIGHTS).read_bytes()
-    mutated = ((name, data[:10_000] + rest) for name, rest in mutate(data[10_000:], 23, 40))
+    mutated = ((name, data[:10_000] + rest) for name, rest in mutate(data[10_000:], 23))
     survey(folder / WEIGHTS, mutated, lambda: check(folder), capfd, ("bagel",))
 
 
