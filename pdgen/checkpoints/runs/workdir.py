@@ -20,6 +20,7 @@ from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
 from pdgen.files import Log, file_sha256
 from pdgen.json_text import decode_json
+from pdgen.messages import shorten
 
 CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
 EXPORT, EXPORTED = "export", "export.json"
@@ -116,13 +117,16 @@ def find_corruption(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> 
         for name, line in zip(names, pool.map(lambda name: _difference(folder / name, expected[name]), names)):
             if line:
                 pool.shutdown(cancel_futures=True)
-                return f"{name} {line}"
+                return f"{shorten(name, 100)} {line}"
     return ""
 
 
 def _difference(path: pathlib.Path, stated: _FileDigest) -> str:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != stated.bytes:
-        return f"has {path.stat().st_size:,} bytes, not {stated.bytes:,}"
-    return "" if file_sha256(path) == stated.sha256 else "has changed since it was written"
+    try:
+        if not path.is_file():
+            return "is missing"
+        if path.stat().st_size != stated.bytes:
+            return f"has {path.stat().st_size:,} bytes, not {stated.bytes:,}"
+        return "" if file_sha256(path) == stated.sha256 else "has changed since it was written"
+    except OSError as fault:  # of the disk, or of a damaged name
+        return f"cannot be read ({fault.strerror})"
