@@ -18,7 +18,6 @@ and cost against score. All runs must have the same benchmark and prompts. Runs 
 named by more of their paths. It writes index.html, comparison.json and a CSV file for each table into OUTPUT.
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ from pdgen.evaluate.process import tables as process_tables
 from pdgen.evaluate.process.trajectories import TRAJECTORIES, judge_trajectories, make_cost_tables
 from pdgen.evaluate.tables import Table
 from pdgen.files import check_writable, sha256
+from pdgen.json_text import load_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
@@ -140,7 +140,7 @@ def check_unused_flags() -> None:
 def read_endpoint_settings(output: pathlib.Path) -> EndpointSettings:
     """Return the settings of the judge's endpoint. Raises ValueError for an invalid flag."""
     try:
-        parameters = {"temperature": 0.0, "max_tokens": 1024, **json.loads(JUDGE_PARAMETERS.value)}
+        parameters = {"temperature": 0.0, "max_tokens": 1024, **load_json(JUDGE_PARAMETERS.value)}
         price_in, price_out = map(float, JUDGE_PRICES.value)
     except (ValueError, TypeError) as fault:
         raise EvaluationError(f"--judge_parameters: a JSON object, --judge_prices: two numbers; {fault}") from None

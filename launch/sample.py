@@ -62,7 +62,8 @@ from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 from pdgen.sharding import make_mesh
 from pdgen.teachers.advisers import make_endpoint_advisers, make_exact_advisers
-from pdgen.teachers.endpoint import Endpoint, EndpointSettings
+from pdgen.teachers.endpoint import Endpoint, EndpointSettings, read_endpoint_settings
+from pdgen.teachers.protocols import TeacherError
 from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.planning.processes import join_processes, print_once, synchronize
 from pdgen.train.stop import EXIT_STATUS, Stopped
@@ -214,11 +215,10 @@ def read_endpoint() -> EndpointSettings | None:
     """Return the endpoint that --advisers describes, if any. Raises ValueError for an invalid file."""
     if ADVISERS.value is None:
         return None
-    path = pathlib.Path(ADVISERS.value)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=EndpointSettings)
-    except msgspec.DecodeError as fault:
-        raise ValueError(f"--advisers: {path}: {fault}") from None
+        return read_endpoint_settings(pathlib.Path(ADVISERS.value))
+    except TeacherError as fault:
+        raise ValueError(f"--advisers: {fault}") from None
 
 
 def load_sampler(checkpoint: str, trajectories: int) -> Sampler:

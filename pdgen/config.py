@@ -12,6 +12,11 @@ from typing import Any
 
 import msgspec
 
+from pdgen.json_text import decode_json, load_json
+from pdgen.messages import shorten
+
+_MAX_LEVELS = 16  # of an autoencoder, each of which halves the side
+
 
 class ConfigError(ValueError):
     """A config file is missing, malformed or inconsistent; the message names file, key and remedy."""
@@ -224,7 +229,7 @@ def to_json(config: ModelConfig) -> str:
 def from_json(text: str, name: str = "model config") -> ModelConfig:
     """Parse the result of ``to_json``. Raises ConfigError that names ``name`` and the wrong field."""
     try:
-        return msgspec.json.decode(text, type=ModelConfig, strict=True)
+        return decode_json(text, ModelConfig)
     except (msgspec.DecodeError, msgspec.ValidationError) as fault:
         raise ConfigError(f"{name}: {fault}") from None
 
@@ -232,12 +237,12 @@ def from_json(text: str, name: str = "model config") -> ModelConfig:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Read a json object. Raises ConfigError if it is missing or malformed."""
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: missing; a BAGEL folder holds config.json, llm_config.json and vit_config.json"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except ValueError as fault:
         raise ConfigError(f"{path}: not valid json ({fault})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds {type(value).__name__}, expected a json object")
@@ -249,10 +254,10 @@ def _take(values: dict[str, Any], key: str, path: pathlib.Path, kind: type, defa
     value = values.get(key, default)
     if value is None:
         raise ConfigError(f"{path}: key {key!r} is missing")
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{path}: key {key!r} is {value!r}, expected {kind.__name__}")
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ConfigError(f"{path}: key {key!r} is {shorten(repr(value), 60)}, expected {kind.__name__}")
     if kind is int and value < 1:
         raise ConfigError(f"{path}: key {key!r} is {value}, expected at least 1")
     return value
@@ -306,8 +311,9 @@ def read_config(folder: str | pathlib.Path) -> ModelConfig:
 def _autoencoder_config(vae: dict[str, Any], path: pathlib.Path) -> AutoencoderConfig:
     flux = AutoencoderConfig()
     multipliers = tuple(_take(vae, "ch_mult", path, list, list(flux.multipliers)))
-    if not multipliers or not all(type(n) is int and n > 0 for n in multipliers):
-        raise ConfigError(f"{path}: key 'ch_mult' is {list(multipliers)}, expected positive numbers")
+    if not 0 < len(multipliers) <= _MAX_LEVELS or not all(type(n) is int and n > 0 for n in multipliers):
+        shown = shorten(str(list(multipliers)), 60)
+        raise ConfigError(f"{path}: key 'ch_mult' is {shown}, expected 1 to {_MAX_LEVELS} positive numbers")
     config = AutoencoderConfig(
         channels=_take(vae, "ch", path, int, flux.channels),
         multipliers=multipliers,

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+import numpy as np
+
 from pdgen.messages import shorten
 
 Log = Callable[[str], None]  # receives a line for the user
@@ -51,7 +53,7 @@ def describe_fault(fault: OSError) -> str:
     return f"{fault.filename or 'a file'}: {fault.strerror}{remedy}"
 
 
-def shorten_fault(fault: Exception) -> str:
+def shorten_fault(fault: BaseException) -> str:
     """Return the reason of an error in a few words on one line, without the file."""
     reason = fault.strerror if isinstance(fault, OSError) else None
     return shorten(reason or " ".join(str(fault).split()) or type(fault).__name__, _MAX_FAULT)
@@ -74,6 +76,11 @@ def to_os_error(fault: Exception, path: str | os.PathLike[str], reason: str = ""
     return OSError(number, reason if number == errno.EIO else os.strerror(number), os.fspath(path))
 
 
+def is_plain_name(name: str, suffix: str = "") -> bool:
+    """Return whether ``name`` names a file in whatever folder it is appended to, and ends in ``suffix``."""
+    return name not in ("", "..") and pathlib.PurePath(name).name == name and "\0" not in name and name.endswith(suffix)
+
+
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of ``data`` in lower-case hex."""
     return hashlib.sha256(data).hexdigest()
@@ -83,6 +90,21 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file in lower-case hex; read it in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the arrays of a NumPy archive (.npz), never a pickle.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it is damaged; the message has the reason without the file.
+    """
+    with open(path, "rb") as file:  # NumPy leaves a file open that it opened itself and cannot read
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception as fault:  # on damaged archives zipfile, zlib and NumPy raise nearly every class
+            raise ValueError(f"no whole NumPy archive ({shorten_fault(fault)})") from None
 
 
 @contextlib.contextmanager

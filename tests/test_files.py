@@ -2,8 +2,10 @@
 
 import errno
 import os
+import pickle
 import shutil
 
+import numpy as np
 import PIL
 import pytest
 
@@ -13,6 +15,8 @@ from pdgen.files import (
     check_writable,
     describe_fault,
     file_lock,
+    is_plain_name,
+    load_arrays,
     lock_folder,
     new_file,
     new_folder,
@@ -164,3 +168,32 @@ def test_a_folder_is_resumed_with_the_settings_that_it_was_begun_with(tmp_path):
     for wanted, line in (({"a": 2}, "a=1, now it is 2; start anew"), ({}, "a=1, now it is None; start anew")):
         with pytest.raises(FolderError, match=f"was begun with {line}"):
             check_settings(tmp_path, {"a": 1}, wanted, remedy="start anew")
+
+
+def test_arrays_come_back_from_an_archive(tmp_path):
+    made = {"one": np.arange(6).reshape(2, 3), "two": np.float32([0.5])}
+    np.savez(tmp_path / "a.npz", **made)
+    read = load_arrays(tmp_path / "a.npz")
+    assert read.keys() == made.keys()
+    for name, values in made.items():
+        np.testing.assert_array_equal(read[name], values)
+
+
+def test_what_is_no_archive_is_a_value_error(tmp_path):
+    np.savez(tmp_path / "a.npz", values=np.arange(6))
+    whole = (tmp_path / "a.npz").read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    other_method = whole[: directory + 10] + b"\x63" + whole[directory + 11 :]  # NotImplementedError of zipfile
+    for data in (b"", whole[:40], other_method, pickle.dumps([1])):
+        (tmp_path / "a.npz").write_bytes(data)
+        with pytest.raises(ValueError, match=r"^no whole NumPy archive "):
+            load_arrays(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", objects=np.array([{}], object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load_arrays(tmp_path / "b.npz")
+
+
+def test_plain_names():
+    assert all(is_plain_name(name) for name in ("a.png", " .png", "..png"))
+    assert not any(is_plain_name(name) for name in ("", "..", ".", "a/b.png", "/a.png", "a/", "a\0.png"))
+    assert is_plain_name("a.png", ".png") and not is_plain_name("a.png", ".jpg")

@@ -7,8 +7,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (  # from the bottom
-    "config",
+    "json_text",
     "messages",
+    "config",
     "files",
     "progress_bar",
     "sharding",

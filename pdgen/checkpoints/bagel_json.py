@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdgen.config import ModelConfig
+from pdgen.json_text import load_json
 from pdgen.messages import Fault
 
 MODEL_JSON = ("config.json", "llm_config.json", "vit_config.json")
@@ -87,7 +88,7 @@ def find_unsupported(folder: pathlib.Path) -> list[Fault]:
     """Return a fault for each key of the json files whose value is not supported."""
     faults = []
     for file, key, only in _ONLY:
-        value = json.loads((folder / file).read_text()).get(key, only)
+        value = load_json((folder / file).read_bytes()).get(key, only)
         if value != only:
             text = f"{file}: {key} is {json.dumps(value)}, only {json.dumps(only)} is supported"
             faults.append(Fault("unsupported", f"{file}: {key}", text))
@@ -96,7 +97,7 @@ def find_unsupported(folder: pathlib.Path) -> list[Fault]:
 
 def read_tied(folder: pathlib.Path) -> bool:
     """Return whether llm_config.json says that the language model's embedding is also its head."""
-    return json.loads((folder / "llm_config.json").read_text()).get("tie_word_embeddings") is True
+    return load_json((folder / "llm_config.json").read_bytes()).get("tie_word_embeddings") is True
 
 
 def _set_key(values: dict[str, Any], key: str, value: Any) -> None:
@@ -110,7 +111,7 @@ def set_keys(data: bytes, changes: Mapping[str, Any]) -> bytes:
     """Set keys of a json file; without ``changes`` return the same bytes."""
     if not changes:
         return data
-    values = json.loads(data)
+    values = load_json(data)
     for key, value in changes.items():
         _set_key(values, key, value)
     return (json.dumps(values, indent=1) + "\n").encode()

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.json_text import decode_json
 
 MANIFEST = "manifest.json"
 
@@ -74,6 +75,6 @@ def read_manifest(path: pathlib.Path) -> Manifest:
             f"{file}: missing, so this is not a (whole) pdgen checkpoint; launch/convert.py makes one"
         )
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Manifest)
+        return decode_json(file.read_bytes(), Manifest)
     except msgspec.MsgspecError as fault:
         raise CheckpointError(f"{file}: damaged ({fault}); convert again") from None

@@ -18,6 +18,7 @@ import numpy as np
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.sources.foreign import describe_quantized, refuse_placeholder
+from pdgen.json_text import load_json
 from pdgen.messages import name_some
 
 DTYPES: dict[str, np.dtype] = {
@@ -105,7 +106,7 @@ def _header_json(path: pathlib.Path) -> tuple[dict[str, Any], int, int]:
     if len(text) < length:
         raise CheckpointError(f"{path}: truncated within its header; fetch it again")
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        header = load_json(text, _no_duplicates)
     except ValueError as fault:
         raise CheckpointError(f"{path}: not a safetensors file (header: {fault})") from None
     if not isinstance(header, dict):
@@ -118,7 +119,7 @@ def _tensor_info(name: str, entry: Any, base: int) -> TensorInfo:
         code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name} lacks dtype, shape or data_offsets") from None
-    if code not in _READABLE:
+    if not isinstance(code, str) or code not in _READABLE:
         raise ValueError(f"{name} is stored as {code}; supported are {', '.join(_READABLE)}")
     numbers = (*shape, begin, end)
     if not all(type(n) is int and n >= 0 for n in numbers):

@@ -46,6 +46,7 @@ from pdgen.checkpoints.sources.weights import (
     read_index,
 )
 from pdgen.config import AutoencoderConfig, ModelConfig, read_config
+from pdgen.json_text import load_json
 from pdgen.messages import name_some
 from pdgen.sequence.tokenizer import TOKENIZER_FILES, WHOLE_TOKENIZER, find_tokenizer
 
@@ -311,7 +312,7 @@ def _read_json(
         names = (*MODEL_JSON, *(name for name in OTHER_JSON if name not in source_json))
         source_json |= {name: data for name, data in supplement.source_json.items() if name in names}
     elif supplement is not None:  # trained without a module, which the checkpoint now has
-        stated = json.loads(source_json["config.json"])
+        stated = load_json(source_json["config.json"])
         off = {key: True for key in ("visual_gen", "visual_und") if stated.get(key) is False}
         source_json["config.json"] = set_keys(source_json["config.json"], off)
     for name in INDEXES.values():  # an index of the weights that are not converted would be wrong

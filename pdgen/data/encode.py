@@ -32,6 +32,7 @@ from pdgen.data.records import (
     write_index,
 )
 from pdgen.files import check_settings, check_target, file_sha256, lock_folder, new_file, replace_folder
+from pdgen.json_text import decode_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, SizeRule
 from pdgen.sequence.trajectory import Record
@@ -99,7 +100,10 @@ def _claim_folder(folder: pathlib.Path, work: Mapping[str, Any]) -> Generator[pa
                 leftover.unlink()
             with new_file(path) as partial:
                 partial.write_bytes(msgspec.json.encode(work) + b"\n")
-        begun = msgspec.json.decode(path.read_bytes())
+        try:
+            begun = decode_json(path.read_bytes(), dict[str, Any])
+        except msgspec.DecodeError as fault:
+            raise LatentError(f"{path}: damaged ({fault}); delete the folder") from None
         check_settings(folder, begun, work, remedy="finish that work, or delete the folder", error=LatentError)
         yield folder
 

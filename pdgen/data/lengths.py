@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -14,7 +13,7 @@ from jaxtyping import Int8, Int32, Int64, Shaped
 
 from pdgen.config import ModelConfig
 from pdgen.data.records import INDEX, RecordError, RecordSource
-from pdgen.files import sha256
+from pdgen.files import load_arrays, sha256
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import image_sizes
 from pdgen.sequence.segments import Outline, SegmentError, outline
@@ -154,9 +153,9 @@ def _read(path: pathlib.Path) -> LengthIndex | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return LengthIndex(**{f.name: arrays[f.name] for f in dataclasses.fields(LengthIndex)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
+        arrays = load_arrays(path)
+        return LengthIndex(**{f.name: arrays[f.name] for f in dataclasses.fields(LengthIndex)})
+    except (OSError, ValueError, KeyError) as fault:
         logging.warning("%s: not readable (%s); counting the tokens again", path, fault)
         return None
 

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
+from pdgen.json_text import decode_json
+
 _Prompt = TypeVar("_Prompt")
 
 
@@ -55,7 +57,7 @@ def read_prompt_file(
             records.append(plain(row))
             continue
         try:
-            records.append(msgspec.json.decode(row, type=record))
+            records.append(decode_json(row, record))
         except msgspec.DecodeError as fault:
             raise PromptError(f"{path}: line {number}: {fault}") from None
     return records

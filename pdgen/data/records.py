@@ -20,7 +20,8 @@ from absl import app
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from pdgen.files import file_sha256, new_file, new_folder, to_os_error
+from pdgen.files import file_sha256, is_plain_name, new_file, new_folder, to_os_error
+from pdgen.json_text import decode_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import VERSION, Image, Record, TrajectoryError, decode_record, encode_record
@@ -49,7 +50,7 @@ class DataFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if pathlib.PurePath(self.name).name != self.name or not self.name.endswith(SUFFIX):
+        if not is_plain_name(self.name, SUFFIX):
             raise ValueError(f"file {self.name!r} must be a plain name ending in {SUFFIX}")
         if self.records < 1:
             raise ValueError(f"file {self.name!r} holds {self.records} records, expected at least 1")
@@ -212,7 +213,7 @@ def read_dataset(folder: str | pathlib.Path) -> Dataset:
     """Read the folder's ``dataset.json``. Raises RecordError if it is missing or malformed."""
     path = pathlib.Path(folder) / INDEX
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Dataset)
+        return decode_json(path.read_bytes(), Dataset)
     except OSError as fault:
         raise RecordError(f"{path}: {fault.strerror}; expected a folder that build_data wrote") from None
     except msgspec.DecodeError as fault:

@@ -7,7 +7,6 @@ A sweep runs in stages (``pdgen.train.release.stages``). It can be stopped and s
     OUTPUT/<cell>/<seed>/scores        evaluate.py --benchmark=shapes
 """
 
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval.scoring import RESULTS, group_by_task, read_results
 from pdgen.evaluate.statistics import compute_spread, estimate, estimate_difference
 from pdgen.evaluate.tables import Table, to_cells
+from pdgen.json_text import load_json
 from pdgen.train.release.stages import Stage
 
 TABLES: Mapping[str, published.PublishedTable] = {
@@ -216,6 +216,6 @@ def _read_findings(folder: pathlib.Path) -> list[str]:
     """Read the findings at the head of an evaluation's report."""
     path = folder / "summary.json"
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["findings"])
+        return list(load_json(path.read_bytes())["findings"])
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise EvaluationError(f"{path}: no summary of an evaluation ({fault}); evaluate again") from None

@@ -5,7 +5,6 @@ the same order.
 """
 
 import collections
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -28,6 +27,7 @@ from pdgen.evaluate.wise import (
     compute_figures,
     read_wise_prompts,
 )
+from pdgen.json_text import decode_json
 from pdgen.messages import name_some
 
 SUMMARY = "summary.json"
@@ -110,7 +110,7 @@ def read_evaluation(folder: pathlib.Path, name: str) -> EvaluatedRun:
     """
     path = folder / SUMMARY
     try:
-        facts = msgspec.json.decode(path.read_bytes(), type=RunFacts)
+        facts = decode_json(path.read_bytes(), RunFacts)
     except OSError as fault:
         raise EvaluationError(f"{path}: {fault.strerror}; name an output folder of launch/evaluate.py") from None
     except ValueError as fault:
@@ -133,10 +133,10 @@ def _read_wise_scores(folder: pathlib.Path) -> dict[str, dict[int, float]]:
         if not path.exists():
             continue
         scores = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
             try:
-                values = json.loads(line)
-                identity, _ = values.pop("prompt_id"), values.pop("Subcategory")
+                values = decode_json(line, dict[str, Any])
+                identity, _ = msgspec.convert(values.pop("prompt_id"), int), values.pop("Subcategory")
                 scores[identity] = msgspec.convert(values, judgement.answer).score
             except (ValueError, KeyError, TypeError) as fault:
                 raise EvaluationError(f"{path}: line {number}: no score of WISE ({fault}); judge again") from None
@@ -173,7 +173,10 @@ def compute_differences(first: EvaluatedRun, second: EvaluatedRun) -> dict[str, 
             f"{first.facts.benchmark}; compare runs of the same benchmark"
         )
     if first.facts.benchmark != "wise":
-        return compare_results(first.results, second.results)
+        try:
+            return compare_results(first.results, second.results)
+        except ValueError as fault:
+            raise EvaluationError(f"{second.folder}, compared with {first.folder}: {fault}") from None
     if first.facts.prompts != second.facts.prompts:
         raise EvaluationError(
             f"{second.folder}: was judged on another list of prompts than {first.folder}; evaluate both on one list"

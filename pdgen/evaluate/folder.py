@@ -18,6 +18,7 @@ from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.geneval.metadata import Metadata, decode_metadata
 from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.files import check_settings, new_file
+from pdgen.json_text import decode_json, load_json
 from pdgen.messages import name_some
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import Trajectory
@@ -46,7 +47,7 @@ def read_log(path: pathlib.Path, record: type[_Value]) -> list[_Value]:
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(msgspec.DecodeError):
-            records.append(msgspec.json.decode(line, type=record))
+            records.append(decode_json(line, record))
     return records
 
 
@@ -198,7 +199,7 @@ def begin_generation(folder: pathlib.Path, made_by: dict[str, Any], jobs: Sequen
     path = folder / RECORD
     if path.exists():
         try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun = load_json(path.read_bytes())
             before, jobs_before = dict(begun["made_by"]), begun["jobs"]
         except (ValueError, KeyError, TypeError) as fault:
             raise EvaluationError(f"{path}: not the record of a generation ({fault}); choose another folder") from None

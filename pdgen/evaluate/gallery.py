@@ -1,6 +1,5 @@
 """Example images on an evaluation's page, by task, with detections or judgements."""
 
-import json
 import os
 import pathlib
 import urllib.parse
@@ -13,6 +12,7 @@ import numpy as np
 from pdgen.evaluate.abilities.scores import AbilityOutcome, locate_image
 from pdgen.evaluate.geneval.rule import GenEvalResult
 from pdgen.evaluate.wise import JudgeAnswers, WisePrompt
+from pdgen.json_text import load_json
 from pdgen.report.page import PIXELATED_BELOW, Entry
 from pdgen.sequence.images import image_size
 from pdgen.sequence.trajectory_folder import load_trajectory
@@ -154,7 +154,7 @@ def _make_geneval_image(result: GenEvalResult, page: pathlib.Path, trajectories:
     path = pathlib.Path(result.filename)
     marks = tuple(
         Mark(noun, score, (left, top, right, bottom))
-        for noun, found in json.loads(result.details).items()
+        for noun, found in load_json(result.details).items()
         for left, top, right, bottom, score in found
     )
     seen = (", ".join(mark.noun for mark in marks),) if marks else ()

@@ -13,6 +13,7 @@ from flax import traverse_util
 from pdgen.checkpoints.load import compute_digest, find
 from pdgen.evaluate.errors import EvaluationError
 from pdgen.evaluate.folder import ImageGenerator
+from pdgen.json_text import load_json
 from pdgen.sample.sampler import Sampler, SampleSettings
 from pdgen.sample.strategies.table import Strategy, Task, make_strategy, run_strategy
 from pdgen.sequence.trajectory import Trajectory
@@ -98,7 +99,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise EvaluationError(f"--setting={assignment}: write NAME=VALUE, such as image.num_timesteps=50")
         try:
-            values[name] = json.loads(text)
+            values[name] = load_json(text)
         except ValueError:
             values[name] = text
     return values

@@ -6,12 +6,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import to_builtins
 
 from pdgen.evaluate.gallery import TRAJECTORIES, ImageGallery, make_trajectory_entries
 from pdgen.evaluate.published import GENEVAL, SOURCE, STRATEGIES, WISE, PublishedTable
 from pdgen.evaluate.statistics import LEVEL
 from pdgen.evaluate.tables import Cell, Table, fold_intervals, format_csv, write_files
+from pdgen.files import is_plain_name
+from pdgen.json_text import decode_json
 from pdgen.report.page import render, render_trajectories
 from pdgen.train.monitor.curves import COLOURS, Point, draw_scatter
 
@@ -84,12 +87,19 @@ def _format_cell(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
+class _Summary(msgspec.Struct):
+    """The part of an earlier ``summary.json`` that says which files were written with it."""
+
+    tables: list[Table]
+
+
 def write_summary(output: pathlib.Path, facts: Mapping[str, Any], tables: Sequence[Table]) -> None:
     """Write ``summary.json`` and a CSV file for every table. CSV files of an earlier evaluation are removed."""
     files = {f"{table.title.lower()}.csv": format_csv(table) for table in tables}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for table in json.loads((output / "summary.json").read_text(encoding="utf-8"))["tables"]:
-            if (name := f"{table['title'].lower()}.csv") not in files:
+    with contextlib.suppress(OSError, ValueError):
+        for table in decode_json((output / "summary.json").read_bytes(), _Summary).tables:
+            name = f"{table.title.lower()}.csv"
+            if name not in files and is_plain_name(name):
                 (output / name).unlink(missing_ok=True)
     summary = json.dumps({**facts, "tables": to_builtins(tables)}, indent=1) + "\n"
     write_files(output, {"summary.json": summary, **files})

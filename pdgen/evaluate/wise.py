@@ -14,6 +14,7 @@ The questions are worded by this project (``QUESTION_VERSION``) with the criteri
 other rules, such as the original ones.
 """
 
+import codecs
 import itertools
 import json
 import pathlib
@@ -28,6 +29,7 @@ from pdgen.evaluate.folder import ImageJob, read_image_file, write_lines
 from pdgen.evaluate.statistics import Estimate, estimate
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import sha256
+from pdgen.json_text import decode_json
 from pdgen.messages import name_some
 from pdgen.sequence.images import convert_to_png
 from pdgen.teachers.chat import AnswerError, ChatRequest
@@ -170,14 +172,14 @@ def read_wise_prompts(paths: Sequence[pathlib.Path]) -> list[WisePrompt]:
     prompts: dict[int, WisePrompt] = {}
     for path in paths:
         try:
-            data = path.read_bytes()
+            data = path.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip()
             whole = data.lstrip().startswith(b"[")
-            lines = msgspec.json.decode(data, type=list[msgspec.Raw]) if whole else data.splitlines()
+            lines = decode_json(data, list[msgspec.Raw]) if whole else data.splitlines()
         except (OSError, msgspec.DecodeError) as fault:
             raise EvaluationError(f"{path}: {fault}; name WISE's prompt files") from None
         for number, line in enumerate(lines, 1):
             try:
-                prompt = msgspec.json.decode(line, type=WisePrompt)
+                prompt = decode_json(line, WisePrompt)
             except msgspec.DecodeError as fault:
                 other = " (this is a list of GenEval; pass --benchmark=geneval)" if b'"include"' in bytes(line) else ""
                 raise EvaluationError(f"{path}: record {number} does not have WISE's form: {fault}{other}") from None

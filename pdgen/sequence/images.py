@@ -31,9 +31,6 @@ MAX_FILE_BYTES = 2**28
 MAX_FILE_PIXELS = 2**26  # 8,192 x 8,192
 MAX_FILE_SIDE = 2**16 - 1  # the longest that a JPEG has
 _SIZE_LIMITS = f"at most {MAX_FILE_PIXELS:,} are read, and {MAX_FILE_SIDE:,} on a side"
-# Pillow warns of more than 89 million pixels; ``_open_image`` refuses them.
-warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # damaged EXIF turns nothing
 
 # A pixel has changed if a channel differs by more than this, of 255. The noise of the decoder is smaller.
 CHANGE = 40
@@ -47,6 +44,18 @@ class ImageError(ValueError):
 
 class ImageTooLargeError(ImageError):
     """An image file exceeds a limit of bytes, pixels or sides; it was not decoded."""
+
+
+def ignore_warnings() -> None:
+    """Ignore Pillow's warnings from now on. They name no file, and this module checks what they are about.
+
+    They are about many pixels, which are refused, and about damaged EXIF and animations, of which nothing is used.
+    """
+    warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+ignore_warnings()  # not around each call: filters belong to the process, and pictures are read in threads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,15 @@ Both become a ``Tokenizer`` with the bytes of every token, which the decoding gr
 the name of a special token inside a text is encoded as plain text, so a user's text cannot open or close a segment.
 """
 
+import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
 import sentencepiece
 import tokenizers
 import tokenizers.decoders
@@ -19,7 +20,8 @@ import tokenizers.models
 import tokenizers.normalizers
 import tokenizers.pre_tokenizers
 
-from pdgen.files import sha256
+from pdgen.files import sha256, shorten_fault
+from pdgen.json_text import decode_json, load_json
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PAD = "<|endoftext|>"
@@ -34,6 +36,7 @@ _BPE_FILES = (
 TOKENIZER_FILES = (*_BPE_FILES, "tokenizer.model")
 WHOLE_TOKENIZER = "tokenizer.json, tokenizer.model, or vocab.json with merges.txt"
 _SLOW_FILES = ("vocab.json", "merges.txt")  # from which tokenizer.json is made
+_MAX_IDS = 2**22  # of a vocabulary; a damaged id would need gigabytes of memory
 # Qwen2's split into words, whose bytes are then merged; vocab.json and merges.txt do not say it.
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -156,7 +159,9 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         raise TokenizerError(
             f"{folder}: holds no tokenizer ({WHOLE_TOKENIZER}); copy the tokenizer's files from the checkpoint"
         )
-    if tokenizer.decode(tokenizer.encode(_ROUND_TRIP)) != _ROUND_TRIP:
+    with _name_fault(tokenizer.files[0], "cannot encode a text"):
+        ids = tokenizer.encode(_ROUND_TRIP)
+    if tokenizer.decode(ids) != _ROUND_TRIP:
         raise TokenizerError(
             f"{tokenizer.files[0]}: changes blanks or characters of a text; use a byte-level BPE, or train "
             "sentencepiece with normalization_rule_name='identity', add_dummy_prefix=False, "
@@ -188,23 +193,44 @@ def _encode_bpe(bpe: tokenizers.Tokenizer, text: str) -> list[int]:
     return bpe.encode(text, add_special_tokens=False).ids
 
 
+@contextlib.contextmanager
+def _name_fault(path: pathlib.Path, fault: str, what: str = "it") -> Generator[None, None, None]:
+    """Raise TokenizerError with file and ``fault`` for every error of a library within the block; copy ``what``."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as cause:  # bare Exception, or the PanicException of Rust, which is no Exception
+        if not isinstance(cause, Exception) and type(cause).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{path}: {fault} ({shorten_fault(cause)}); copy {what} again") from None
+
+
+class _BpeModel(msgspec.Struct):
+    continuing_subword_prefix: str | None = None
+
+
+class _TokenizerJson(msgspec.Struct):
+    """The part of ``tokenizer.json`` that is checked before the library reads it."""
+
+    model: _BpeModel
+
+
 def _load_bpe(folder: pathlib.Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     data = path.read_bytes()
-    try:
+    with _name_fault(path, "not a tokenizer"):
+        if decode_json(data, _TokenizerJson).model.continuing_subword_prefix:  # the library may abort on it
+            raise TokenizerError(f"{path}: its tokens have a prefix; use a byte-level BPE such as Qwen2's")
         bpe = tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as fault:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: not a tokenizer ({fault}); copy it again") from None
     return _make_bpe(path, bpe, data)
 
 
 def _build_bpe(folder: pathlib.Path) -> Tokenizer:
     """Build Qwen2's tokenizer from the files from which ``tokenizer.json`` is made."""
     path, merges = (folder / name for name in _SLOW_FILES)
-    try:
+    with _name_fault(path, f"no tokenizer together with {merges.name}", "both"):
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(path), str(merges)))
-    except Exception as fault:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: no tokenizer together with {merges.name} ({fault}); copy both again") from None
     bpe.normalizer = tokenizers.normalizers.NFC()
     words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), "isolated")
     alphabet = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -243,14 +269,14 @@ def _read_added_tokens(folder: pathlib.Path) -> dict[int, tokenizers.AddedToken]
         for number, fields in _read_object(path).get("added_tokens_decoder", {}).items():
             flags = {key: value for key, value in fields.items() if key != "content" and isinstance(value, bool)}
             result[int(number)] = tokenizers.AddedToken(fields["content"], **flags)
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as fault:
         raise TokenizerError(f"{path}: cannot be read ({fault}); copy it again") from None
     return result
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
     """Read a json object; without the file it is empty."""
-    value = json.loads(path.read_bytes()) if path.exists() else {}
+    value = load_json(path.read_bytes()) if path.exists() else {}
     if not isinstance(value, dict):
         raise ValueError(f"holds {type(value).__name__}, expected an object")
     return value
@@ -260,7 +286,10 @@ def _make_bpe(path: pathlib.Path, bpe: tokenizers.Tokenizer, data: bytes) -> Tok
     """Return the tokenizer ``bpe`` of the file ``path``, whose fingerprint is that of ``data``."""
     added = bpe.get_added_tokens_decoder()
     vocabulary = bpe.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values()) + 1)
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > _MAX_IDS:
+        raise TokenizerError(f"{path}: holds the id {size - 1:,}, at most {_MAX_IDS - 1:,} is read; copy it again")
+    pieces = [b""] * size
     byte_of = _byte_of_character()
     for name, number in vocabulary.items():
         if number in added:
@@ -287,11 +316,11 @@ def _load_sentencepiece(path: pathlib.Path) -> Tokenizer:
         raise TokenizerError(f"{path}: is empty; copy it again")
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except RuntimeError as fault:
+        pieces = [_sentencepiece_bytes(model, number) for number in range(model.vocab_size())]
+        ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
+    except (RuntimeError, ValueError) as fault:  # ValueError of a piece that is not UTF-8, or no byte
         reason = str(fault).splitlines()[0]
         raise TokenizerError(f"{path}: not a sentencepiece model ({reason}); copy it again") from None
-    pieces = [_sentencepiece_bytes(model, number) for number in range(model.vocab_size())]
-    ids = {model.id_to_piece(number): number for number in range(model.vocab_size())}
     special = [_find(path, name, ids.get(name), pieces) for name in SPECIALS]
     pad = model.pad_id() if model.pad_id() >= 0 else _find(path, PAD, ids.get(PAD), pieces)
     return Tokenizer(tuple(pieces), model.encode, *special, pad, files=(path,), fingerprint=sha256(data))

@@ -6,7 +6,6 @@ A plan is ``<ins>instruction</ins> <des>description</des>``. An inspection that 
 
 import dataclasses
 import itertools
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.files import sha256
+from pdgen.files import is_plain_name, sha256
 from pdgen.sequence.modes import Mode, TrajectoryError, check_kinds, find_corrected, image_stage
 
 VERSION = 1
@@ -121,7 +120,7 @@ class ImageStage(msgspec.Struct, tag_field="kind", tag="image", forbid_unknown_f
     origin: Origin = "model"
 
     def __post_init__(self) -> None:
-        if pathlib.PurePath(self.file).name != self.file or not self.file.endswith(".png"):
+        if not is_plain_name(self.file, ".png"):
             raise ValueError(f"image file {self.file!r} must be a plain name ending in .png")
 
 
@@ -400,6 +399,8 @@ def decode_record(data: bytes, name: str = "record") -> Record:
     try:
         record = _RECORD_DECODER.decode(data)
         check_grammar(record)
+    except RecursionError:
+        raise TrajectoryError(f"{name}: values are nested too deeply; build the data again") from None
     except (msgspec.DecodeError, TrajectoryError) as fault:
         raise TrajectoryError(f"{name}: {fault}") from None
     for number, segment in enumerate(record.segments):

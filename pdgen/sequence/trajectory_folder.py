@@ -1,14 +1,14 @@
 """The folder of a sampled trajectory: ``trajectory.json``, a PNG for each image stage and, on request, the latents."""
 
 import pathlib
-import zipfile
 from typing import Any
 
 import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.files import new_folder
+from pdgen.files import load_arrays, new_folder
+from pdgen.json_text import decode_json
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import ImageStage, Trajectory, TrajectoryError, TrajectoryFile
 
@@ -55,7 +55,7 @@ def load_trajectory(folder: str | pathlib.Path) -> Trajectory:
     folder = pathlib.Path(folder)
     path = folder / _JSON
     try:
-        stored = msgspec.json.decode(path.read_bytes(), type=TrajectoryFile)
+        stored = decode_json(path.read_bytes(), TrajectoryFile)
     except OSError as fault:
         raise TrajectoryError(f"{path}: {fault.strerror or fault}; expected a folder that sampling wrote") from None
     except msgspec.DecodeError as fault:
@@ -79,7 +79,6 @@ def _load_image(path: pathlib.Path) -> PIL.Image.Image:
 
 def _load_latents(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile) as fault:
-        raise TrajectoryError(f"{path}: {fault}") from None
+        return load_arrays(path)
+    except (OSError, ValueError) as fault:
+        raise TrajectoryError(f"{path}: {fault}; remove it, or sample again") from None

@@ -17,6 +17,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import msgspec
 import numpy as np
 
+from pdgen.json_text import decode_json
+
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
@@ -209,7 +211,7 @@ GRAPH_SCHEMA: dict[str, Any] = msgspec.json.schema(SceneGraph)
 def decode_graph(data: bytes | str) -> SceneGraph:
     """Decode a graph from JSON. Raises SceneError naming the key or the contradiction."""
     try:
-        return msgspec.json.decode(data, type=SceneGraph)
+        return decode_json(data, SceneGraph)
     except msgspec.DecodeError as fault:
         raise SceneError(f"scene graph: {fault}") from None
 

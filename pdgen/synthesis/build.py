@@ -21,6 +21,7 @@ import msgspec
 
 from pdgen.data.records import INDEX, SUFFIX, DataFile, Dataset, Origin, write_file, write_index
 from pdgen.files import check_settings, file_sha256, lock_folder, new_file
+from pdgen.json_text import decode_json
 from pdgen.sequence.trajectory import Record
 from pdgen.synthesis.leaks import load_geneval_digests
 from pdgen.synthesis.page import (
@@ -130,18 +131,39 @@ def _get_facts_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
 def read_facts(folder: pathlib.Path, subset: str) -> list[ShardFacts]:
     """Read the facts of all finished shards of a subset, in order. Their files are not checked."""
     paths = sorted(folder.glob(f"{STATE}/{subset}-*.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=ShardFacts) for path in paths]
+    facts = []
+    for path in paths:
+        try:
+            facts.append(decode_json(path.read_bytes(), ShardFacts))
+        except msgspec.DecodeError as fault:
+            raise BuildError(f"{path}: damaged ({fault}); remove it and build again, which makes this shard") from None
+    return facts
 
 
 def read_stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Read the settings of all subsets that were started in the folder."""
-    return msgspec.json.decode((folder / STATE / _SETTINGS).read_bytes())["stages"]
+    return _read_state(folder).stages
+
+
+class _BuildState(msgspec.Struct):
+    """The settings with which a build began: those of all subsets, and those of each by name."""
+
+    common: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+
+
+def _read_state(folder: pathlib.Path) -> _BuildState:
+    path = folder / STATE / _SETTINGS
+    try:
+        return decode_json(path.read_bytes(), _BuildState)
+    except msgspec.DecodeError as fault:
+        raise BuildError(f"{path}: damaged ({fault}); choose another folder") from None
 
 
 def find_finished(folder: pathlib.Path, shard: Shard) -> ShardFacts | None:
     """Return the facts of a shard if it is finished and its files are intact, otherwise None."""
     try:
-        facts = msgspec.json.decode(_get_facts_path(folder, shard).read_bytes(), type=ShardFacts)
+        facts = decode_json(_get_facts_path(folder, shard).read_bytes(), ShardFacts)
         intact = file_sha256(folder / f"{shard.name}{SUFFIX}") == facts.sha256
     except (FileNotFoundError, msgspec.DecodeError):
         return None
@@ -209,17 +231,17 @@ def _check_settings(
 ) -> None:
     """Compare the settings with those in the folder, and write the new ones."""
     path = folder / STATE / _SETTINGS
-    begun = msgspec.json.decode(path.read_bytes()) if path.is_file() else {"common": {}, "stages": {}}
-    if overwrite and any(subset in begun["stages"] for subset in stages):
+    begun = _read_state(folder) if path.is_file() else _BuildState({}, {})
+    if overwrite and any(subset in begun.stages for subset in stages):
         (folder / INDEX).unlink(missing_ok=True)
         for subset in stages:
-            begun["stages"].pop(subset, None)
+            begun.stages.pop(subset, None)
             _discard(folder, subset)
     # As it is in the file: tuples become lists, and keys strings.
-    wanted = msgspec.json.decode(msgspec.json.encode({"common": common, "stages": begun["stages"] | dict(stages)}))
-    if begun["stages"]:
-        _compare(folder, begun["common"], wanted["common"], overwrite)
-    for subset, settings in begun["stages"].items():
+    wanted = msgspec.json.decode(msgspec.json.encode({"common": common, "stages": begun.stages | dict(stages)}))
+    if begun.stages:
+        _compare(folder, begun.common, wanted["common"], overwrite)
+    for subset, settings in begun.stages.items():
         if subset in stages:
             _compare(folder, settings, wanted["stages"][subset], overwrite)
     _write(path, msgspec.json.format(msgspec.json.encode(wanted), indent=1) + b"\n")

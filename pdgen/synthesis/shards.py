@@ -16,6 +16,7 @@ from pdgen.checkpoints.torch_checkpoint import read_autoencoder
 from pdgen.config import SHAPES_AUTOENCODER
 from pdgen.data.latents import Encode, add_latents, fingerprint_autoencoder, make_encoder
 from pdgen.data.prompts import PromptError, read_prompt_texts
+from pdgen.json_text import decode_json
 from pdgen.sequence.images import Picture
 from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Record, Text, format_plan
@@ -84,7 +85,7 @@ def load_shapes_encoder() -> tuple[Encode, str]:
 
 @functools.lru_cache(1)
 def _decode_settings(settings: bytes) -> tuple[DatasetSettings, Teachers]:
-    decoded = msgspec.json.decode(settings, type=DatasetSettings)
+    decoded = decode_json(settings, DatasetSettings)
     return decoded, make_teachers(decoded)
 
 

@@ -13,6 +13,7 @@ from absl import logging
 from diskcache.core import DBNAME, MODE_BINARY, MODE_PICKLE, MODE_RAW
 
 from pdgen.files import file_lock
+from pdgen.json_text import decode_json
 from pdgen.teachers.chat import PaidAnswer
 from pdgen.teachers.protocols import TeacherError
 
@@ -58,7 +59,7 @@ class AnswerCache:
             if data is diskcache.ENOVAL:
                 source = self._folder / key[:2] / f"{key}.json"
                 data = source.read_bytes()
-            return msgspec.json.decode(data, type=CacheEntry).answers
+            return decode_json(data, CacheEntry).answers
         except FileNotFoundError:
             return []
         except (TypeError, ValueError) as fault:

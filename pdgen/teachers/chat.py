@@ -6,10 +6,11 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from pdgen.json_text import decode_json
 from pdgen.teachers.protocols import Declined
 
 CHARACTERS_PER_TOKEN = 4  # approximately, for English text; used only for estimates
@@ -124,9 +125,12 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**40)]
+
+
 class _Usage(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: _Count
+    completion_tokens: _Count
 
 
 class Completion(msgspec.Struct):
@@ -142,7 +146,7 @@ class Completion(msgspec.Struct):
 
 def decode_reply(data: str) -> Completion:
     """Decode a server's reply. Raises ValueError if it is malformed."""
-    return msgspec.json.decode(data, type=Completion)
+    return decode_json(data, Completion)
 
 
 def read_answer(request: ChatRequest, paid: PaidAnswer) -> Any:
@@ -156,7 +160,7 @@ def read_answer(request: ChatRequest, paid: PaidAnswer) -> Any:
         raise AnswerError("cut off", f"{request.task}: the answer is cut off at the limit of tokens; raise it")
     text = paid.content[paid.content.find("{") : paid.content.rfind("}") + 1]
     try:
-        answer = msgspec.json.decode(text, type=request.answer)
+        answer = decode_json(text, request.answer)
         request.check(answer)
     except msgspec.ValidationError as fault:
         raise AnswerError("against the schema", f"{request.task}: {fault}") from None

@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import pathlib
 import random
 import re
 import threading
@@ -22,8 +23,11 @@ from typing import Any
 import msgspec
 
 from pdgen.files import sha256
+from pdgen.json_text import decode_json
 from pdgen.teachers.chat import AnswerError, ChatRequest, Completion, PaidAnswer, make_retry_body, read_answer
 from pdgen.teachers.protocols import TeacherError, TransientError
+
+_MAX_SECONDS = 10**7  # the operating system's clocks end at some 10**9
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,8 +49,12 @@ class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     longest_wait: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.timeout <= 0 or min(self.backoff, self.longest_wait) < 0:
-            raise TeacherError(f"{self}: at least one attempt, a timeout above 0 and no negative wait are needed")
+        times = (self.timeout, self.backoff, self.longest_wait)
+        if self.attempts < 1 or self.timeout <= 0 or not all(0 <= time <= _MAX_SECONDS for time in times):
+            raise TeacherError(
+                f"{self}: at least one attempt, a timeout above 0 and no wait that is negative or longer than "
+                f"{_MAX_SECONDS:,} s are needed"
+            )
 
 
 class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,11 +96,19 @@ class EndpointSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise TeacherError("url: not the base of an interface, such as 'https://host/v1'")
         if parts.username or parts.password or parts.query:
             raise TeacherError(f"url of {parts.hostname}: holds credentials or a query; a key goes into key_variable")
-        if not (self.model and self.cache):
+        if not (self.model and self.cache) or "\0" in self.cache:
             raise TeacherError("model and cache must be named")
         for name in ("concurrency", "answers"):
             if getattr(self, name) < 1:
                 raise TeacherError(f"{name} = {getattr(self, name)}: at least 1 is needed")
+
+
+def read_endpoint_settings(path: pathlib.Path) -> EndpointSettings:
+    """Read the settings from a JSON file. Raises TeacherError that names it if it is malformed, and OSError."""
+    try:
+        return decode_json(path.read_bytes(), EndpointSettings)
+    except ValueError as fault:  # TeacherError of a value too
+        raise TeacherError(f"{path}: {fault}") from None
 
 
 class Usage(msgspec.Struct):

@@ -20,6 +20,7 @@ from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint, write_checkpoint
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, EXPORT, EXPORTED, find_newest_step, is_run
 from pdgen.files import Log, log_stderr, new_file
+from pdgen.json_text import load_json
 from pdgen.train.checkpoint import barrier
 from pdgen.train.run_config import RunConfig, RunError, read_run_config
 
@@ -104,7 +105,10 @@ def read_workdir_config(workdir: pathlib.Path) -> RunConfig:
     """Read the config of the run in ``workdir``. Raises RunError."""
     path = workdir / CONFIG_FILE
     try:
-        return read_run_config(json.loads(path.read_text()))
+        values = load_json(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no config of a run")
+        return read_run_config(values)
     except (OSError, ValueError) as fault:
         raise RunError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
 

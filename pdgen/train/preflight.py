@@ -26,6 +26,7 @@ from pdgen.data.latents import fingerprint_autoencoder
 from pdgen.data.loader import Batches
 from pdgen.data.records import RecordSource
 from pdgen.files import Log, check_writable, file_lock, new_file
+from pdgen.json_text import load_json
 from pdgen.messages import name_some, shorten
 from pdgen.sequence.segments import NOISED
 from pdgen.sequence.tokenizer import Tokenizer
@@ -255,7 +256,7 @@ def _read_old_config(workdir: pathlib.Path) -> dict[str, Any]:
     """Read the config of the run in ``workdir`` with today's defaults of missing keys; {} if there is none."""
     path = workdir / CONFIG_FILE
     try:
-        values = json.loads(path.read_text())
+        values = load_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as fault:

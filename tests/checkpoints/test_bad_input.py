@@ -123,6 +123,9 @@ def test_json_files(folder, name):
         ("config.json", {"vae_config": 3}, "'vae_config' is 3, expected dict"),
         ("config.json", {"vae_config": {"ch_mult": [1, "2"]}}, "'ch_mult' is"),
         ("config.json", {"vae_config": {"downsample": "2"}}, "'downsample' is '2', expected float"),
+        ("config.json", {"vae_config": {"ch_mult": [1] * 17}}, "'ch_mult' is [1, 1, "),
+        ("llm_config.json", {"rope_theta": float("nan")}, "'rope_theta' is nan, expected float"),
+        ("llm_config.json", {"rope_theta": 10**400}, "'rope_theta' is 1000"),
     ],
 )
 def test_values_of_json_files(folder, name, values, said):
@@ -147,6 +150,12 @@ def test_another_model(folder, name, key, value):
 def test_heads_that_do_not_divide(folder):
     edit_json(folder / "vit_config.json", num_attention_heads=5)
     refuse(folder, r"vit_config\.json: num_attention_heads 5 does not divide the width 48")
+
+
+def test_groups_that_do_not_divide(folder):
+    vae = json.loads((folder / "config.json").read_text())["vae_config"]
+    edit_json(folder / "config.json", vae_config=vae | {"num_groups": 7})
+    refuse(folder, r"config\.json: vae_config\.num_groups 7 does not divide ch 32")
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth"])

@@ -341,7 +341,7 @@ def test_saving_never_overwrites(tmp_path):
 
 
 def test_an_image_file_stays_in_its_folder():
-    for name in ("../x.png", "/x.png", "a/b.png", "x.jpg", ""):
+    for name in ("../x.png", "/x.png", "a/b.png", "x.jpg", "", "\0.png"):
         with pytest.raises(ValueError, match="plain name"):
             tr.ImageStage("sketch", name, 1, 1)
 

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from pdgen.checkpoints.mapping import Place, places
 from pdgen.checkpoints.safetensors_file import PICKLE_REASON, SafetensorsFile, read_header
 from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, new_folder
+from pdgen.json_text import decode_json, load_json
 from pdgen.messages import Fault, describe_faults, name_some
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -116,7 +118,7 @@ def read_adapter(path: str | pathlib.Path, config: ModelConfig) -> dict[str, Fac
 def _read_config(path: pathlib.Path) -> _Config:
     try:
         text = path.read_bytes()
-        values, settings = json.loads(text), msgspec.json.decode(text, type=_Config)
+        values, settings = load_json(text), decode_json(text, _Config)
         for key in [*(settings.rank_pattern or {}), *(settings.alpha_pattern or {})]:
             _compile_pattern(key)
     except FileNotFoundError:
@@ -126,8 +128,11 @@ def _read_config(path: pathlib.Path) -> _Config:
     if settings.peft_type != "LORA":
         raise CheckpointError(f"{path}: peft_type is {settings.peft_type[:50]!r}, only 'LORA' is supported")
     numbers = (settings.lora_alpha, *(settings.alpha_pattern or {}).values())
-    if min(settings.r, *(settings.rank_pattern or {}).values(), settings.r) < 1 or not all(map(math.isfinite, numbers)):
-        raise CheckpointError(f"{path}: r and rank_pattern must be at least 1, and every alpha finite; save it again")
+    ranks = (settings.r, *(settings.rank_pattern or {}).values())
+    if not all(0 < rank < 2**31 for rank in ranks) or not all(map(math.isfinite, numbers)):
+        raise CheckpointError(
+            f"{path}: r and rank_pattern must be at least 1 and below 2^31, and every alpha finite; save it again"
+        )
     extra = [key for key in _UNSUPPORTED if values.get(key)] + ["bias"] * (settings.bias != "none")
     if extra:
         raise CheckpointError(
@@ -144,7 +149,8 @@ def _read_config(path: pathlib.Path) -> _Config:
 
 def _compile_pattern(key: str) -> re.Pattern[str]:
     """Return the pattern of the modules that a key of rank_pattern or alpha_pattern means: they end with it."""
-    return re.compile(rf"(.*\.)?({key})$")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of brackets that a later Python may nest
+        return re.compile(rf"(.*\.)?({key})$")
 
 
 def _find_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -12,6 +12,7 @@ import msgspec
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.files import new_file
+from pdgen.json_text import decode_json
 
 LAYOUT = "training_layout.json"
 Copy = Literal["vae", "vit"]
@@ -41,7 +42,7 @@ def read_layout(source_json: Mapping[str, bytes]) -> TrainingLayout | None:
     if LAYOUT not in source_json:
         return None
     try:
-        return msgspec.json.decode(source_json[LAYOUT], type=TrainingLayout)
+        return decode_json(source_json[LAYOUT], TrainingLayout)
     except msgspec.MsgspecError as fault:
         raise CheckpointError(f"{LAYOUT}: cannot be read ({str(fault)[:200]}); export the checkpoint again") from None
 

@@ -16,6 +16,7 @@ from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.mapping import array_shapes
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, is_run
 from pdgen.config import ModelConfig
+from pdgen.json_text import decode_json
 from pdgen.models.lora import merge
 
 Weights = Literal["raw", "ema"]
@@ -45,7 +46,7 @@ def read_facts(workdir: pathlib.Path) -> RunFacts:
     """Read the facts of the run in ``workdir``. Raises CheckpointError if its config cannot be read."""
     path = workdir / CONFIG_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunFacts)
+        return decode_json(path.read_bytes(), RunFacts)
     except (OSError, ValueError) as fault:
         raise CheckpointError(f"{path}: cannot be read ({' '.join(str(fault).split())})") from None
 

@@ -14,14 +14,31 @@ import concurrent.futures
 import json
 import pathlib
 
+import msgspec
+
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.pdgen_checkpoint import is_checkpoint
 from pdgen.files import Log, file_sha256
+from pdgen.json_text import decode_json
+from pdgen.messages import shorten
 
 CONFIG_FILE, CHECKPOINTS, DIGESTS = "config.json", "checkpoints", "digests.json"
 EXPORT, EXPORTED = "export", "export.json"
 _ORBAX_METADATA = "_CHECKPOINT_METADATA"  # only times; Orbax writes it after the digests
 _THREADS = 8  # SHA-256 is slower than most disks
+
+
+class _FileDigest(msgspec.Struct):
+    """One entry of ``digests.json``: a file's size, and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+class _Exported(msgspec.Struct):
+    """The content of ``export.json``."""
+
+    step: int
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -37,8 +54,8 @@ def list_steps(folder: pathlib.Path) -> list[int]:
 def read_exported_step(workdir: pathlib.Path) -> int | None:
     """Read the step of a run's ``export/``; None if there is no export or its step is unknown."""
     try:
-        step = json.loads((workdir / EXPORTED).read_text())["step"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        step = decode_json((workdir / EXPORTED).read_bytes(), _Exported).step
+    except (FileNotFoundError, ValueError):
         return None
     return step if is_checkpoint(workdir / EXPORT) else None
 
@@ -90,24 +107,26 @@ def find_corruption(folder: pathlib.Path, process: tuple[int, int] = (0, 1)) -> 
       process: (index, count): only every count-th file is read, from index on, so that processes share the work.
     """
     try:
-        stated = json.loads((folder / DIGESTS).read_text())
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in stated.items()}
+        expected = decode_json((folder / DIGESTS).read_bytes(), dict[str, _FileDigest])
     except FileNotFoundError:
         return f"{DIGESTS} is missing"
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except ValueError:
         return f"{DIGESTS} cannot be read"
     names = sorted(expected)[process[0] :: process[1]]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, *expected[name]), names)):
+        for name, line in zip(names, pool.map(lambda name: _difference(folder / name, expected[name]), names)):
             if line:
                 pool.shutdown(cancel_futures=True)
-                return f"{name} {line}"
+                return f"{shorten(name, 100)} {line}"
     return ""
 
 
-def _difference(path: pathlib.Path, size: int, digest: str) -> str:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != size:
-        return f"has {path.stat().st_size:,} bytes, not {size:,}"
-    return "" if file_sha256(path) == digest else "has changed since it was written"
+def _difference(path: pathlib.Path, stated: _FileDigest) -> str:
+    try:
+        if not path.is_file():
+            return "is missing"
+        if path.stat().st_size != stated.bytes:
+            return f"has {path.stat().st_size:,} bytes, not {stated.bytes:,}"
+        return "" if file_sha256(path) == stated.sha256 else "has changed since it was written"
+    except OSError as fault:  # of the disk, or of a damaged name
+        return f"cannot be read ({fault.strerror})"

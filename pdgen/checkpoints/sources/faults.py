@@ -90,11 +90,12 @@ def find_dtype_faults(where: Mapping[str, Place], tensors: Mapping[str, StoredTe
 
 
 def find_head_faults(config: ModelConfig) -> list[Fault]:
-    """Check the numbers of heads, which no tensor determines."""
-    language, vision = config.language, config.vision
+    """Check the numbers of heads and of groups, which no tensor determines."""
+    language, vision, autoencoder = config.language, config.vision, config.autoencoder
     checks = (
         ("vit_config.json: num_attention_heads", vision.num_heads, "the width", vision.hidden_size),
         ("llm_config.json: num_key_value_heads", language.num_kv_heads, "num_attention_heads", language.num_heads),
+        ("config.json: vae_config.num_groups", autoencoder.num_groups, "ch", autoencoder.channels),
     )
     return [
         Fault("unsupported", key, f"{key} {divisor} does not divide {name} {number}")

@@ -1,10 +1,10 @@
 """Refusal of files and folders that cannot be converted, recognised by first bytes, tensor names or layout."""
 
-import json
 import pathlib
 from collections.abc import Collection
 
 from pdgen.checkpoints.errors import CheckpointError
+from pdgen.json_text import load_json
 from pdgen.messages import name_some
 
 _TAKE = "take ema.safetensors of ByteDance-Seed/BAGEL-7B-MoT or of the trainer's step folder"
@@ -78,7 +78,7 @@ def refuse_layout(path: pathlib.Path) -> None:
 def _read_object(path: pathlib.Path) -> dict[str, object]:
     """Read a json object; empty if there is none, since its readers report faults themselves."""
     try:
-        value = json.loads(path.read_bytes())
+        value = load_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,13 +1,14 @@
 """The files of a folder that hold the model's weights: the moving average (``ema``) and the raw weights (``model``)."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 
 from pdgen.checkpoints.errors import CheckpointError
 from pdgen.checkpoints.runs.step import Weights
 from pdgen.checkpoints.sources.foreign import refuse_placeholder
+from pdgen.files import is_plain_name
+from pdgen.json_text import load_json
 from pdgen.messages import name_some
 
 EMA, AUTOENCODER = "ema.safetensors", "ae.safetensors"
@@ -100,8 +101,8 @@ def read_index(path: pathlib.Path) -> dict[str, str]:
         return {}
     refuse_placeholder(path)
     try:
-        weight_map = dict(json.loads(path.read_text())["weight_map"])
-        wrong = [file for file in weight_map.values() if pathlib.PurePath(file).name != file]
+        weight_map = dict(load_json(path.read_bytes())["weight_map"])
+        wrong = [file for file in weight_map.values() if not is_plain_name(file)]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: holds no weight_map of tensor to file; fetch it again") from None
     if wrong:

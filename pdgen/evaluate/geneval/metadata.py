@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from pdgen.json_text import decode_json
 from pdgen.shapes.graph import Entity, SceneError, SceneGraph
 from pdgen.shapes.parse import parse
 from pdgen.shapes.phrases import collect_relations, is_or_are, phrase_new
@@ -44,7 +45,7 @@ class Metadata(msgspec.Struct, frozen=True):
 def decode_metadata(line: bytes | str) -> Metadata:
     """Decode one record from JSON. Raises SceneError with the name of a key that is missing or has a wrong value."""
     try:
-        return msgspec.json.decode(line, type=Metadata)
+        return decode_json(line, Metadata)
     except msgspec.DecodeError as fault:
         raise SceneError(f"metadata: {fault}") from None
 

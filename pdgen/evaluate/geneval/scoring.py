@@ -24,6 +24,7 @@ from pdgen.evaluate.geneval.rule import (
 from pdgen.evaluate.statistics import Estimate, Spread, compute_spread, estimate, estimate_difference
 from pdgen.evaluate.tables import Table, to_cells
 from pdgen.files import sha256
+from pdgen.json_text import decode_json, load_json
 
 RESULTS = "results.jsonl"
 PROGRESS = "judged.jsonl"
@@ -39,6 +40,9 @@ class _JudgedImage(msgspec.Struct, frozen=True):
 
     digest: str
     result: GenEvalResult
+
+    def __post_init__(self) -> None:
+        decode_json(self.result.details, dict[str, list[list[float]]])  # a damaged line is judged again
 
 
 def score_images(
@@ -78,7 +82,7 @@ def score_images(
             file.flush()
             progress(len(part))
     results = [known[digest]._replace(filename=str(item.path)) for item, digest in zip(items, digests)]
-    if detector.learned and all(json.loads(one.details) == {} for one in results):
+    if detector.learned and all(load_json(one.details) == {} for one in results):
         log.unlink()  # or the next run would take these results from it
         raise EvaluationError(
             f"detector {detector.name} detects nothing in any of {len(results)} images, so there is no score: "
@@ -120,9 +124,11 @@ def read_results(path: pathlib.Path) -> list[GenEvalResult]:
     results = []
     for number, line in enumerate(lines, 1):
         try:
-            results.append(one := GenEvalResult(**json.loads(line)))
-            if not isinstance(one.correct, bool):
-                raise ValueError(f'"correct" is {one.correct!r}, not true or false')
+            results.append(one := GenEvalResult(**load_json(line)))
+            for name, value in one._asdict().items():
+                if not isinstance(value, bool if name == "correct" else str):
+                    expected = "true or false" if name == "correct" else "a text"
+                    raise ValueError(f'"{name}" is {value!r}, not {expected}')
         except (ValueError, TypeError) as fault:
             raise EvaluationError(f"{path}: line {number} is no result of GenEval: {fault}") from None
     if not results:

@@ -23,6 +23,7 @@ import msgspec
 
 from pdgen import files
 from pdgen.files import check_settings, new_file
+from pdgen.json_text import decode_json
 from pdgen.sample.runs.jobs import SampleJob
 from pdgen.sample.settings import SampleSettings, replace_earlier_names
 
@@ -65,7 +66,7 @@ def read_run(folder: pathlib.Path) -> SampleRun:
     """Read the inputs of the run in ``folder``. Raises RunFolderError."""
     path = folder / RUN
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = decode_json(path.read_bytes())
         if isinstance(content, dict) and isinstance(content.get("settings"), dict):
             content["settings"] = replace_earlier_names(content["settings"])
         return msgspec.convert(content, SampleRun)

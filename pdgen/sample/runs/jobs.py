@@ -92,6 +92,7 @@ def _read_checked(path: pathlib.Path) -> bytes:
         image_size(data, str(path))
     except OSError as fault:
         raise PromptError(f"{path}: {fault.strerror or fault}") from None
-    except ImageError as fault:
-        raise PromptError(f"{fault}") from None
+    except ValueError as fault:  # of the image, or of a path with a null byte
+        words = f"{fault}" if isinstance(fault, ImageError) else f"{str(path)!r}: cannot be opened ({fault})"
+        raise PromptError(words) from None
     return data

@@ -11,11 +11,11 @@ instructions as prompt, and a plan and a sketch per step. The plans are context,
 data have no descriptions.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from pdgen.json_text import load_json
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.synthesis.importers import texts
 from pdgen.synthesis.importers.outcome import Outcome, RefusedSample, convert
@@ -46,7 +46,7 @@ def _import_pair(record_id: str, row: dict[str, Any]) -> Record:
 
 def _read_captions(text: Any) -> list[str]:
     try:
-        captions = list(json.loads(text).values())
+        captions = list(load_json(text).values())
     except (TypeError, AttributeError, ValueError):
         raise RefusedSample("captions are no JSON object", f"captions {str(text)[:60]!r}") from None
     return [texts.read_text(caption, f"caption {n}") for n, caption in enumerate(captions)] or [

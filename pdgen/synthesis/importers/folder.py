@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from pdgen.json_text import decode_json
 from pdgen.sequence.trajectory import Image, Record, Text, parse_plan
 from pdgen.synthesis.importers import texts
 from pdgen.synthesis.importers.outcome import Outcome, RefusedSample, convert
@@ -68,7 +69,7 @@ def read_folder(path: pathlib.Path) -> Iterator[Outcome]:
 def _import_line(record_id: str, content: tuple[pathlib.Path, bytes]) -> Record:
     folder, data = content
     try:
-        line = msgspec.json.decode(data, type=FolderLine)
+        line = decode_json(data, FolderLine)
     except msgspec.DecodeError as fault:
         raise RefusedSample("malformed line", str(fault)) from None
     segments: list[Text | Image] = [Image(stage="given", png=_read_png(folder, f), target=False) for f in line.given]
@@ -88,6 +89,8 @@ def _import_line(record_id: str, content: tuple[pathlib.Path, bytes]) -> Record:
 
 
 def _read_png(folder: pathlib.Path, file: str) -> bytes:
+    if "\0" in file:
+        raise RefusedSample(MISSING, f"{file!r}: no file has a null byte in its name")
     try:
         return to_png((folder / file).read_bytes(), file)
     except OSError as fault:

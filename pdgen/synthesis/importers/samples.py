@@ -53,7 +53,7 @@ def read_parquet(path: pathlib.Path, source: str, layouts: Sequence[Collection[s
                     for row in batch.to_pylist():
                         yield SourceSample(f"{file}: row {bar.n}", f"{source}/{name}/{bar.n}", row)
                         bar.update()
-        except (pa.ArrowException, OSError) as fault:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
             raise ImporterError(f"{file}: not a whole parquet file ({' '.join(str(fault).split())})") from None
 
 

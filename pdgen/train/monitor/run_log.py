@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, CONFIG_FILE, list_steps, read_exported_step
+from pdgen.json_text import load_json
 from pdgen.train.monitor.run_monitor import HELD_OUT, METRICS, PICTURES, STOPPED
 from pdgen.train.run_config import RunError
 
@@ -80,13 +80,15 @@ def read_run_log(workdir: pathlib.Path) -> RunLog:
     """
     config = workdir / CONFIG_FILE
     try:
-        values = json.loads(config.read_text())
+        values = load_json(config.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{workdir}: no training run ({CONFIG_FILE} is missing); name the --workdir of launch/train.py"
         ) from None
     except ValueError as fault:
         raise RunError(f"{config}: not valid json ({fault})") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{config}: holds no config of a run; name the --workdir of launch/train.py")
     metrics = read_metrics_log(workdir / METRICS)
     modified = (workdir / METRICS).stat().st_mtime if metrics.rows else None
     stopped = workdir / STOPPED

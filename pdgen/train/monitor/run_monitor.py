@@ -16,6 +16,7 @@ import jax
 
 from pdgen.data.loader import Batches
 from pdgen.files import Log, new_file
+from pdgen.json_text import load_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.train.held_out import HeldOutEvaluator
 from pdgen.train.monitor.meter import Meter, NotFiniteError
@@ -153,9 +154,19 @@ def _append_line(path: pathlib.Path, line: dict[str, Any]) -> None:
 
 
 def truncate_log(path: pathlib.Path, step: int) -> None:
-    """Remove lines after ``step`` and a half-written last line from a JSONL log, if the file exists."""
+    """Remove lines after ``step`` and a half-written last line from a JSONL log, if the file exists.
+
+    Raises:
+      RunError: another line cannot be read; the message names it.
+    """
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            if load_json(line)["step"] <= step:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError) as fault:
+            raise RunError(f"{path}: line {number} is no line of a log ({fault!r}); remove that line") from None
     with new_file(path) as partial:
-        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        partial.write_bytes(b"".join(kept))

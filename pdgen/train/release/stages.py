@@ -13,6 +13,7 @@ import sys
 from typing import NamedTuple
 
 from pdgen.files import Log, new_file
+from pdgen.json_text import load_json
 
 _TAIL = 300  # characters of a failed command's last line
 
@@ -41,7 +42,7 @@ def run_stage(stage: Stage, launch: pathlib.Path, log: Log) -> None:
     """
     done, log_file = stage.folder / f"{stage.name}.done", stage.folder / f"{stage.name}.log"
     if done.exists():
-        if json.loads(done.read_text()) != list(stage.arguments):
+        if load_json(done.read_bytes()) != list(stage.arguments):
             raise StageError(
                 f"{done}: was made with other arguments; choose another --output, or remove {done} and what it marks"
             )

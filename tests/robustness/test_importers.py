@@ -1,0 +1,25 @@
+"""Data sets of other writers: parquet files, tar archives, JSON lines with their pictures."""
+
+import pytest
+
+from pdgen.synthesis.importers import FORMATS, import_dataset
+from tests.robustness.calls import survey
+from tests.robustness.mutations import mutate
+from tests.synthesis.importers.test_import_dataset import good
+
+
+@pytest.mark.parametrize("name", ["bagel_t2i", "bagel_edit", "zebra_cot", "genref", "folder"])
+def test_importers(tmp_path, capfd, name):
+    file = good(name, tmp_path / "source")
+    survey(file, mutate(file.read_bytes(), 81), lambda: list(FORMATS[name](file)), capfd)
+
+
+def test_nothing_is_left_of_an_import(tmp_path, capfd):
+    file = good("folder", tmp_path / "source")
+    target, counter = tmp_path / "data", iter(range(10**6))
+
+    def read():
+        import_dataset("folder", file, target / str(next(counter)))
+
+    survey(file, mutate(file.read_bytes(), 82, 60), read, capfd)
+    assert not [path for path in target.iterdir() if path.name.startswith(".")]
