@@ -25,12 +25,13 @@ class Model:
 
     Attributes:
       config, compute: sizes; dtype and tiles.
-      params: ``{"model": tree, "autoencoder": tree}``, on the devices.
+      params: ``{"model": tree, "autoencoder": tree}``, on the devices, but for the layers of ``offload``.
       tokenizer, automaton: the checkpoint's tokenizer and its decoding grammar.
       compiler: keeps the compiled functions.
       mesh: splits parameters and rows; None = one device.
       name, digest: of the checkpoint, as trajectories record them; "" for parameters made in memory.
       layout: how its training laid out images; None if that is not recorded.
+      offload: the expert, "und" or "gen", whose layers are in host memory; None = neither.
     """
 
     config: ModelConfig
@@ -43,11 +44,17 @@ class Model:
     name: str = ""
     digest: str = ""
     layout: TrainingLayout | None = None
+    offload: str | None = None
 
     @functools.cached_property
     def grammar(self) -> Grammar:
         """The automaton's tables on the device."""
         return Grammar(jnp.asarray(self.automaton.table), jnp.asarray(self.automaton.closings))
+
+    @property
+    def shardings(self) -> dict[str, Any]:
+        """The shardings of ``params``. Raises ShardingError, see ``make_model``."""
+        return make_shardings(self.config, self.mesh, is_int8(self.params["model"]), self.offload)
 
     @property
     def static(self) -> tuple[ModelConfig, ComputeConfig]:
@@ -75,7 +82,11 @@ class Model:
 
 
 def make_model(
-    loaded: LoadedModel, compute: ComputeConfig | None = None, mesh: Mesh | None = None, quick: bool = False
+    loaded: LoadedModel,
+    compute: ComputeConfig | None = None,
+    mesh: Mesh | None = None,
+    quick: bool = False,
+    offload: str | None = None,
 ) -> Model:
     """Put a loaded checkpoint on the devices and build its grammar.
 
@@ -83,17 +94,24 @@ def make_model(
       compute: dtype and tiles; by default the dtype that the parameters are stored in (that of an int8 model's norms).
       mesh: splits parameters and rows; None = one device.
       quick: compile faster, to code that runs slower, for a few trajectories on a CPU; see ``Compiler``.
+      offload: the expert, "und" or "gen", whose layers stay in host memory. Wherever it runs, they are copied to the
+        device one by one. It changes no number.
 
     Raises:
-      ShardingError: the mesh's tensor axis does not divide the model's key/value heads.
+      ShardingError: the mesh's tensor axis does not divide the model's key/value heads, there is no such expert, or the
+        devices cannot read host memory.
     """
-    params, int8 = loaded.params, is_int8(loaded.params["model"])
-    placed = jax.device_put(params, make_shardings(loaded.config, mesh, int8) if mesh else None)
-    return describe_model(loaded._replace(params=placed), compute, mesh, quick)
+    model = describe_model(loaded, compute, mesh, quick, offload)
+    placed = jax.device_put(loaded.params, model.shardings if mesh or offload else None)
+    return dataclasses.replace(model, params=placed)
 
 
 def describe_model(
-    loaded: LoadedModel, compute: ComputeConfig | None = None, mesh: Mesh | None = None, quick: bool = False
+    loaded: LoadedModel,
+    compute: ComputeConfig | None = None,
+    mesh: Mesh | None = None,
+    quick: bool = False,
+    offload: str | None = None,
 ) -> Model:
     """Return the model with its parameters as they are, which may be shapes; arguments as ``make_model``."""
     config, params, tokenizer, name, digest, layout = loaded
@@ -110,4 +128,5 @@ def describe_model(
         name=name,
         digest=digest,
         layout=layout,
+        offload=offload,
     )
