@@ -109,15 +109,13 @@ def to_host_memory(sharding: Sharding) -> Sharding:
     return sharding.with_memory_kind(_HOST_MEMORY)
 
 
-def in_host_memory(x: Any) -> bool:
-    """Return whether an array, which may be traced, or a sharding is in host memory (``to_host_memory``)."""
-    if isinstance(x, Sharding):
-        return x.memory_kind == _HOST_MEMORY
-    return jax.typeof(x).memory_space == jax.memory.Space.Host
+def in_host_memory(sharding: Sharding) -> bool:
+    """Return whether arrays with this sharding are in host memory (``to_host_memory``)."""
+    return sharding.memory_kind == _HOST_MEMORY
 
 
 def to_device_memory(x: jax.Array) -> jax.Array:
-    """Copy an array from host memory to its devices, with the same sharding."""
+    """Copy an array that may be in host memory to its devices, with the same sharding."""
     return jax.device_put(x, jax.memory.Space.Device)
 
 

@@ -127,8 +127,8 @@ def run_layers(
 
     Args:
       config, compute: sizes, dtype, remat and attention.
-      params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``), on the devices
-        or in host memory.
+      params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``). An expert may
+        be ``HostLayers``, in host memory.
       streams: input embeddings.
       order: positions of the tokens.
       past: caches [L, B, C, K, h] of earlier tokens, read in place; intervals in sequence order.
@@ -141,8 +141,9 @@ def run_layers(
     shared = _Shared(order, cos, sin, tuple(p.intervals for p in past))
     # An expert without tokens is left out while tracing: its weights are neither read nor copied.
     present = {name: params[name] for name, x in streams._asdict().items() if x.shape[1]}
+    caches = tuple(KeysValues(p.k, p.v) for p in past)
     run = functools.partial(_run_layer, config, compute, shared)
-    return scan_layers(compute_remat(compute, run), streams, (present, tuple(KeysValues(p.k, p.v) for p in past)))
+    return scan_layers(compute_remat(compute, run), streams, caches, present)
 
 
 def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: Array) -> Array:
@@ -153,11 +154,11 @@ def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: A
 def _run_layer(
     config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: tuple
 ) -> tuple[Streams, KeysValues | None]:
-    """Run one layer: its parameters and its slice [B, C, K, h] of each cache; the result as that of ``run_layers``.
+    """Run one layer: its slice [B, C, K, h] of each cache, and the parameters of the experts that have tokens.
 
-    The parameters are those of the experts that have tokens.
+    The result is that of ``run_layers``.
     """
-    params, caches = layer
+    caches, params = layer
     present = {name: getattr(streams, name) for name in EXPERTS if name in params}
     dtype = next(iter(present.values())).dtype
     # Parameters may be stored in float32. Merging adapters and casting inside the scan need memory for one layer's copy

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
+from pdgen.checkpoints.load import make_shardings
 from pdgen.flow.denoise import count_evaluations
 from pdgen.models.linear import is_int8
 from pdgen.sample import capacity
@@ -164,7 +165,8 @@ def _count_weights(model: Model, prefix: str) -> tuple[int, int]:
 def _count_resident(model: Model) -> tuple[int, int]:
     """Count the bytes of all parameters on one device, with its buffers for layers, and in its host's memory."""
     device = host = 0
-    for x, sharding in zip(jax.tree.leaves(model.params), jax.tree.leaves(model.shardings), strict=True):
+    shardings = make_shardings(model.config, model.mesh, is_int8(model.params["model"]), model.offload)
+    for x, sharding in zip(jax.tree.leaves(model.params), jax.tree.leaves(shardings), strict=True):
         nbytes = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
         device, host = (device, host + nbytes) if in_host_memory(sharding) else (device + nbytes, host)
     # One layer computes while the next is copied.

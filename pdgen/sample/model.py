@@ -13,6 +13,7 @@ from pdgen.checkpoints.load import LoadedModel, make_shardings
 from pdgen.checkpoints.runs.layout import TrainingLayout
 from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.models.linear import is_int8
+from pdgen.models.streaming import HostLayers
 from pdgen.sample.compiled import Compiler
 from pdgen.sample.text import Grammar
 from pdgen.sequence.grammar import Automaton, build_automaton
@@ -50,11 +51,6 @@ class Model:
     def grammar(self) -> Grammar:
         """The automaton's tables on the device."""
         return Grammar(jnp.asarray(self.automaton.table), jnp.asarray(self.automaton.closings))
-
-    @property
-    def shardings(self) -> dict[str, Any]:
-        """The shardings of ``params``. Raises ShardingError, see ``make_model``."""
-        return make_shardings(self.config, self.mesh, is_int8(self.params["model"]), self.offload)
 
     @property
     def static(self) -> tuple[ModelConfig, ComputeConfig]:
@@ -101,9 +97,17 @@ def make_model(
       ShardingError: the mesh's tensor axis does not divide the model's key/value heads, there is no such expert, or the
         devices cannot read host memory.
     """
-    model = describe_model(loaded, compute, mesh, quick, offload)
-    placed = jax.device_put(loaded.params, model.shardings if mesh or offload else None)
-    return dataclasses.replace(model, params=placed)
+    params, int8 = loaded.params, is_int8(loaded.params["model"])
+    shardings = make_shardings(loaded.config, mesh, int8, offload) if mesh or offload else None
+    placed = jax.device_put(params, shardings)
+    return describe_model(loaded._replace(params=placed), compute, mesh, quick, offload)
+
+
+def _mark_offloaded(params: dict[str, Any], expert: str) -> dict[str, Any]:
+    """Return the same parameters with one expert's layers as ``HostLayers``."""
+    language = params["model"]["language"]
+    layers = language["layers"] | {expert: HostLayers(language["layers"][expert])}
+    return params | {"model": params["model"] | {"language": language | {"layers": layers}}}
 
 
 def describe_model(
@@ -119,7 +123,7 @@ def describe_model(
     stored = (language["norm"]["und"]["scale"] if int8 else language["head"]["kernel"]).dtype.name
     return Model(
         config=config,
-        params=params,
+        params=_mark_offloaded(params, offload) if offload else params,
         tokenizer=tokenizer,
         compute=compute or ComputeConfig(dtype=stored),
         automaton=build_automaton(tokenizer, config.language.vocab_size),
