@@ -127,7 +127,7 @@ def describe_model(
         tokenizer=tokenizer,
         compute=compute or ComputeConfig(dtype=stored),
         automaton=build_automaton(tokenizer, config.language.vocab_size),
-        compiler=Compiler(quick),
+        compiler=Compiler(quick, copy_ahead=offload is not None),
         mesh=mesh,
         name=name,
         digest=digest,

@@ -58,6 +58,28 @@ def test_seconds_follow_the_slower_of_bytes_and_products(shapes):
     assert by_bytes.seconds == pytest.approx(2 * (drawn + 6 * 24 * by_bytes.token_seconds))
 
 
+@pytest.mark.parametrize("expert", ["und", "gen"])
+def test_an_expert_in_host_memory(shapes, expert):
+    """All of it but two layers leaves the device. Where it runs, all its layers are copied, and the last one twice."""
+    starts, layers = shapes.make_starts(PROMPTS[:1], SEEDS[:1], SETTINGS), shapes.model.config.language.num_layers
+    away = Sampler(dataclasses.replace(shapes.model, offload=expert))
+    bus = Speed(1e12, 1e15, bus=1e6)
+    here, there = (one.estimate(starts, SETTINGS, bus) for one in (shapes, away))
+    leaves = jax.tree.leaves(shapes.model.params["model"]["language"]["layers"][expert])
+    nbytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    assert (here.host, here.token_copied, here.step_copied) == (0, 0, 0)
+    assert there.host == nbytes
+    assert here.weights - there.weights == nbytes * (layers - 2) // layers
+    copied = nbytes * (layers + 1) // layers
+    assert (there.token_copied, there.step_copied) == (copied if expert == "und" else 0, copied)
+    assert there.step_seconds == pytest.approx(copied / 1e6)
+    assert there.token_seconds == pytest.approx(copied / 1e6 if expert == "und" else here.token_seconds)
+    lines = format_estimate(away.model, there, bus)
+    assert f"{nbytes / 1e9:,.3f} GB in host memory" in lines[1] and "GB/s from host memory" in lines[-1]
+    assert ["copies" in line for line in lines[4:6]] == [expert == "und", True]
+    assert all(len(line) <= 120 for line in lines[1:])
+
+
 def test_int8_and_fewer_images_need_less(checkpoint, shapes, tmp_path):
     to_pdgen(checkpoint, tmp_path / "int8", int8=True)
     small = Sampler(describe_model(describe(tmp_path / "int8")))
@@ -71,8 +93,8 @@ def test_int8_and_fewer_images_need_less(checkpoint, shapes, tmp_path):
 
 def test_lines(shapes):
     starts = shapes.make_starts(PROMPTS[:1], SEEDS[:1], SETTINGS)
-    speed = measure_speed("float32")
-    assert speed.bytes > 0 and speed.flops > 0
+    speed = measure_speed("float32", bus=True)
+    assert speed.bytes > 0 and speed.flops > 0 and 0 < speed.bus < math.inf
     one = shapes.estimate(starts, SETTINGS, speed)
     lines = format_estimate(shapes.model, dataclasses.replace(one, free=10 * (one.weights + one.contexts)), speed)
     assert any("GB left" in line for line in lines)
