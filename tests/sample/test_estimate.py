@@ -1,19 +1,28 @@
 """What a run needs: counted from shapes alone, and equal to what the arrays hold."""
 
 import dataclasses
+import functools
 import math
 import shutil
 
 import jax
+import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from pdgen.checkpoints.conversion import to_pdgen
 from pdgen.checkpoints.load import describe
+from pdgen.config import BAGEL_7B, ComputeConfig
+from pdgen.flow.denoise import Denoiser, ImageSettings
+from pdgen.models import autoencoder, bagel
+from pdgen.sample import kernels
 from pdgen.sample.capacity import compute_capacity
 from pdgen.sample.estimate import Speed, estimate_run, format_estimate, measure_speed
+from pdgen.sample.image import PreparedImages, make_grid
 from pdgen.sample.kernels import make_empty_state
 from pdgen.sample.model import describe_model
 from pdgen.sample.sampler import Sampler
+from pdgen.train.planning.topology import TopologyError, compiler_options, make_compile_only_devices, parse_topology
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS
 
 
@@ -100,3 +109,43 @@ def test_lines(shapes):
     assert any("GB left" in line for line in lines)
     assert any("TOO MUCH" in line for line in format_estimate(shapes.model, dataclasses.replace(one, free=0), speed))
     assert all(len(line) <= 120 for line in lines[1:])
+
+
+@pytest.mark.slow
+def test_the_7b_model_in_int8_needs_less_than_24_gb():
+    """Compiled for an H100: the second picture of 1,024 pixels is drawn, decoded and read, under both guidances."""
+    topology = parse_topology("h100:1")
+    try:
+        place = jax.sharding.SingleDeviceSharding(make_compile_only_devices(topology)[0])
+    except TopologyError as fault:
+        pytest.skip(str(fault))
+    options = compiler_options(topology) | {"xla_gpu_enable_triton_gemm": True}  # which a real GPU has
+    compute, grid = ComputeConfig(dtype="bfloat16"), make_grid(BAGEL_7B, 1024, 1024)
+    abstract = bagel.abstract_params(BAGEL_7B, jnp.bfloat16, int8=True)
+    params = {"model": nn.unbox(abstract), "autoencoder": nn.unbox(autoencoder.abstract_params(BAGEL_7B.autoencoder))}
+    capacity = 11_264, 2_048  # whole tiles: the first picture's 9,000 tokens, and texts
+    static, index = (BAGEL_7B, compute), jax.ShapeDtypeStruct((1,), jnp.uint32)
+    state = jax.eval_shape(lambda: make_empty_state(static, 1, capacity))
+    rows = kernels.RowGroup(jax.ShapeDtypeStruct((1,), jnp.int32), index, index)
+    denoiser = Denoiser(*static, ImageSettings(), (151652, 151653))
+    steps, patches = (0, denoiser.settings.num_timesteps - 1), math.prod(grid.patches)
+    draw = functools.partial(kernels.draw, denoiser, grid, steps, True)
+    pixels = jax.ShapeDtypeStruct((1, *grid.pixels, 3), jnp.float32)
+    images = PreparedImages(pixels, jax.ShapeDtypeStruct((1, patches, BAGEL_7B.vision.patch_dim), jnp.float32), index)
+    drawn = jax.eval_shape(draw, params, state, rows, None)
+    calls = [
+        (kernels.draw, (denoiser, grid, steps, True), (params, state, rows, None)),
+        (kernels.decode, (BAGEL_7B, denoiser.settings, grid, steps[1]), (params, drawn)),
+        (kernels.read_image, (static, grid, denoiser.switches), (params, state, rows, images)),
+    ]
+    held = count_bytes(params) + count_bytes(state)
+    for function, static, args in calls:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
+        memory = function.lower(*static, *shapes).compile(compiler_options=options).memory_analysis()
+        new = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        print(f"{function.__name__}: {held / 1e9:.2f} GB are held, {new / 1e9:.2f} GB are new")
+        assert held + new < 20e9
+
+
+def count_bytes(tree):
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
