@@ -98,7 +98,8 @@ def make_model(
         devices cannot read host memory.
     """
     params, int8 = loaded.params, is_int8(loaded.params["model"])
-    shardings = make_shardings(loaded.config, mesh, int8, offload) if mesh or offload else None
+    unmoved = mesh is None and offload is None
+    shardings = None if unmoved else make_shardings(loaded.config, mesh, int8, offload)
     placed = jax.device_put(params, shardings)
     return describe_model(loaded._replace(params=placed), compute, mesh, quick, offload)
 
@@ -123,7 +124,7 @@ def describe_model(
     stored = (language["norm"]["und"]["scale"] if int8 else language["head"]["kernel"]).dtype.name
     return Model(
         config=config,
-        params=_mark_offloaded(params, offload) if offload else params,
+        params=params if offload is None else _mark_offloaded(params, offload),
         tokenizer=tokenizer,
         compute=compute or ComputeConfig(dtype=stored),
         automaton=build_automaton(tokenizer, config.language.vocab_size),
