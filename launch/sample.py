@@ -35,6 +35,7 @@ from pdgen.cli import run_command
 from pdgen.files import check_writable
 from pdgen.flow.denoise import ImageSettings
 from pdgen.flow.guidance import RENORMS
+from pdgen.models.mot import EXPERTS
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import Stopwatch, keep_compiled
 from pdgen.sample.model import describe_model
@@ -82,6 +83,12 @@ MESH = flags.DEFINE_list(
     None,
     "Sizes of the mesh axes data, fsdp and tensor, such as 1,1,4, over which this process's devices split "
     "parameters and rows; by default one device is used.",
+)
+OFFLOAD = flags.DEFINE_enum(
+    "offload",
+    None,
+    list(EXPERTS),
+    "Expert whose layers stay in the host's memory and are copied to the device one by one wherever it runs.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing run.")
@@ -231,8 +238,8 @@ def load_sampler(checkpoint: str, trajectories: int) -> Sampler:
             raise ValueError(f"--mesh={','.join(MESH.value)}: give three numbers, such as 1,1,4") from None
         mesh = make_mesh(sizes, jax.local_devices())
     if DRY_RUN.value:
-        return Sampler(describe_model(describe(checkpoint), mesh=mesh))
-    return Sampler.from_checkpoint(checkpoint, mesh=mesh, quick=trajectories <= _FEW)
+        return Sampler(describe_model(describe(checkpoint), mesh=mesh, offload=OFFLOAD.value))
+    return Sampler.from_checkpoint(checkpoint, mesh=mesh, quick=trajectories <= _FEW, offload=OFFLOAD.value)
 
 
 def read_jobs() -> list[SampleJob]:

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 MESH_AXES = ("data", "fsdp", "tensor")
+_HOST_MEMORY = "pinned_host"  # memory of the host that the device itself reads
 
 
 class ShardingError(ValueError):
@@ -93,6 +94,29 @@ def out_spec(*names: str | None) -> PartitionSpec | None:
 def place(x: jax.Array, *names: str | None) -> jax.Array:
     """Reshard ``x`` by the logical names of its axes; without a mesh return it unchanged."""
     return jax.sharding.reshard(x, RULES.spec(*names)) if has_mesh() else x
+
+
+def to_host_memory(sharding: Sharding) -> Sharding:
+    """Return the sharding whose parts are in pinned memory of the devices' hosts.
+
+    Raises:
+      ShardingError: the devices cannot read such memory.
+    """
+    device = min(sharding.device_set, key=lambda device: device.id)
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if _HOST_MEMORY not in kinds:
+        raise ShardingError(f"{device} has no {_HOST_MEMORY} memory, only {', '.join(kinds)}; leave out offload")
+    return sharding.with_memory_kind(_HOST_MEMORY)
+
+
+def in_host_memory(sharding: Sharding) -> bool:
+    """Return whether arrays with this sharding are in host memory (``to_host_memory``)."""
+    return sharding.memory_kind == _HOST_MEMORY
+
+
+def to_device_memory(x: jax.Array) -> jax.Array:
+    """Copy an array that may be in host memory to its devices, with the same sharding."""
+    return jax.device_put(x, jax.memory.Space.Device)
 
 
 def map_shards(function: Any, in_names: Sequence[Any], out_names: Any) -> Any:

@@ -7,8 +7,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from pdgen.checkpoints import stream
 from pdgen.checkpoints.adapters.peft import is_adapter
@@ -33,8 +34,9 @@ from pdgen.config import ModelConfig
 from pdgen.files import Log, log_stderr, sha256
 from pdgen.models import autoencoder, bagel
 from pdgen.models.linear import is_int8
+from pdgen.models.mot import EXPERTS
 from pdgen.sequence.tokenizer import WHOLE_TOKENIZER, Tokenizer, holds_tokenizer, load_tokenizer
-from pdgen.sharding import ShardingError, parameter_shardings
+from pdgen.sharding import ShardingError, parameter_shardings, to_host_memory
 
 
 class LoadedModel(NamedTuple):
@@ -115,12 +117,15 @@ def find(path: str | pathlib.Path, log: Log = log_stderr) -> pathlib.Path:
     return folder
 
 
-def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stderr) -> LoadedModel:
+def load(
+    path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stderr, offload: str | None = None
+) -> LoadedModel:
     """Load a model with the stored dtypes; of a run, load the raw parameters.
 
     Args:
       path, log: see ``find``.
-      mesh: the mesh that holds the parameters; None: the default device.
+      mesh, offload: the devices that hold the parameters, and the expert whose layers are in host memory, see
+        ``make_shardings``.
 
     Raises:
       CheckpointError, ConfigError, TokenizerError: the checkpoint is missing or damaged.
@@ -128,9 +133,9 @@ def load(path: str | pathlib.Path, mesh: Mesh | None = None, log: Log = log_stde
     """
     folder = find(path, log)
     if is_step(folder):
-        return _load_step(folder, mesh)
+        return _load_step(folder, mesh, offload)
     model = describe(folder, log)
-    shardings = make_shardings(model.config, mesh, is_int8(model.params["model"])) if mesh else None
+    shardings = make_shardings(model.config, mesh, is_int8(model.params["model"]), offload)
     return model._replace(params=load_checkpoint(folder, shardings)[1])
 
 
@@ -186,23 +191,43 @@ def open_step(folder: pathlib.Path, weights: Weights = "raw") -> RunStep:
     return RunStep(base, {"model": model, "autoencoder": base.autoencoder})
 
 
-def make_shardings(config: ModelConfig, mesh: Mesh, int8: bool = False) -> dict[str, Any]:
-    """Return the shardings of all parameters, of an int8 model or not, on ``mesh``; the autoencoder's are replicated.
+def make_shardings(
+    config: ModelConfig, mesh: Mesh | None, int8: bool = False, offload: str | None = None
+) -> dict[str, Any]:
+    """Return the shardings of all parameters.
+
+    Args:
+      config, int8: sizes; whether it is an int8 model.
+      mesh: splits the model's parameters and has a copy of the autoencoder's on each device; None: the default device.
+      offload: the expert, "und" or "gen", whose layers are in host memory; None: all parameters are on the devices.
 
     Raises:
-      ShardingError: the tensor axis does not divide the key/value heads.
+      ShardingError: the tensor axis does not divide the key/value heads, there is no such expert, or the devices cannot
+        read host memory.
     """
+    if offload is not None and offload not in EXPERTS:
+        raise ShardingError(f"offload={offload}: there is no such expert; choose {' or '.join(EXPERTS)}")
+    abstract = bagel.abstract_params(config, int8=int8)
+    replicated: Sharding = SingleDeviceSharding(jax.local_devices()[0])
+    if mesh is None:
+        model = jax.tree.map(lambda _: replicated, nn.unbox(abstract))
+    else:
+        _check_heads(config, mesh)
+        replicated, model = NamedSharding(mesh, PartitionSpec()), parameter_shardings(abstract, mesh)
+    if offload is not None:
+        layers = model["language"]["layers"]
+        layers[offload] = jax.tree.map(to_host_memory, layers[offload])
+    shapes = autoencoder.abstract_params(config.autoencoder)
+    return {"model": model, "autoencoder": jax.tree.map(lambda _: replicated, shapes)}
+
+
+def _check_heads(config: ModelConfig, mesh: Mesh) -> None:
     tensor, heads = mesh.shape["tensor"], config.language.num_kv_heads
     if heads % tensor:
         raise ShardingError(
             f"mesh (data, fsdp, tensor) with tensor={tensor}: must divide the model's {heads} "
             "key/value heads; choose a smaller one"
         )
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return {
-        "model": parameter_shardings(bagel.abstract_params(config, int8=int8), mesh),
-        "autoencoder": jax.tree.map(lambda _: replicated, autoencoder.abstract_params(config.autoencoder)),
-    }
 
 
 def _workdir(folder: pathlib.Path) -> pathlib.Path:
@@ -221,16 +246,11 @@ def _base(folder: pathlib.Path) -> Base:
     return base._replace(source_json={**base.source_json, LAYOUT: layout.read_bytes()}) if layout.is_file() else base
 
 
-def _load_step(folder: pathlib.Path, mesh: Mesh | None) -> LoadedModel:
+def _load_step(folder: pathlib.Path, mesh: Mesh | None, offload: str | None) -> LoadedModel:
     if fault := find_corruption(folder):
         raise CheckpointError(f"{folder}: the step is damaged, {fault}; name an older one, or the workdir")
     step = open_step(folder)
-    if mesh is None:
-        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings: Any = jax.tree.map(lambda _: default, step.params)
-    else:
-        shardings = make_shardings(step.base.config, mesh)
-    params = jax.tree.map(_put, step.params, shardings)
+    params = jax.tree.map(_put, step.params, make_shardings(step.base.config, mesh, offload=offload))
     layout = read_layout(step.base.source_json)
     digest = _step_digest(step, str(folder))
     return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), digest, layout)

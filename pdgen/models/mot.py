@@ -28,6 +28,7 @@ from pdgen.models import lora, parameters
 from pdgen.models.attention import Intervals, KeysValues, Part, run_attention
 from pdgen.models.embeddings import rms_norm, rotary_angles, rotate
 from pdgen.models.linear import apply_kernel, cast_layer
+from pdgen.models.streaming import scan_layers
 from pdgen.models.vision import compute_remat
 from pdgen.sharding import map_shards, out_spec
 
@@ -126,7 +127,8 @@ def run_layers(
 
     Args:
       config, compute: sizes, dtype, remat and attention.
-      params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``).
+      params: the stacked layers, ``{"und": ..., "gen": ...}``, perhaps with adapters (``lora.attach``). An expert may
+        be ``HostLayers``, in host memory.
       streams: input embeddings.
       order: positions of the tokens.
       past: caches [L, B, C, K, h] of earlier tokens, read in place; intervals in sequence order.
@@ -137,9 +139,11 @@ def run_layers(
     """
     cos, sin = rotary_angles(order.rotary, config.head_dim, config.rope_theta)
     shared = _Shared(order, cos, sin, tuple(p.intervals for p in past))
-    layers = params, tuple(KeysValues(p.k, p.v) for p in past)
+    # An expert without tokens is left out while tracing: its weights are neither read nor copied.
+    present = {name: params[name] for name, x in streams._asdict().items() if x.shape[1]}
+    caches = tuple(KeysValues(p.k, p.v) for p in past)
     run = functools.partial(_run_layer, config, compute, shared)
-    return jax.lax.scan(compute_remat(compute, run), streams, layers)
+    return scan_layers(compute_remat(compute, run), streams, caches, present)
 
 
 def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: Array) -> Array:
@@ -150,14 +154,16 @@ def final_norm(config: LanguageConfig, params: dict[str, Any], expert: str, x: A
 def _run_layer(
     config: LanguageConfig, compute: ComputeConfig, shared: _Shared, streams: Streams, layer: tuple
 ) -> tuple[Streams, KeysValues | None]:
-    """Run one layer: its parameters and its slice [B, C, K, h] of each cache; the result as that of ``run_layers``."""
-    params, caches = layer
-    # An expert without tokens is left out while tracing: its weights are not even read.
-    present = {name: x for name, x in streams._asdict().items() if x.shape[1]}
+    """Run one layer: its slice [B, C, K, h] of each cache, and the parameters of the experts that have tokens.
+
+    The result is that of ``run_layers``.
+    """
+    caches, params = layer
+    present = {name: getattr(streams, name) for name in EXPERTS if name in params}
     dtype = next(iter(present.values())).dtype
     # Parameters may be stored in float32. Merging adapters and casting inside the scan need memory for one layer's copy
     # only.
-    params = cast_layer(lora.merge_attached({name: params[name] for name in present}), dtype)
+    params = cast_layer(lora.merge_attached(params), dtype)
 
     # Each expert projects its own tokens. From here to the split they are one sequence.
     projected = [_project(config, params[name], x) for name, x in present.items()]

@@ -47,20 +47,21 @@ class Sampler:
         compute: ComputeConfig | None = None,
         mesh: Mesh | None = None,
         quick: bool = False,
+        offload: str | None = None,
     ) -> "Sampler":
         """Load the checkpoint at ``path``.
 
         Args:
           path: a pdgen checkpoint, the workdir of a training run or one of its steps, or the name of a shipped model:
             "shapes" or "shapes_base". Nothing is written there.
-          compute, mesh, quick: see ``make_model``.
+          compute, mesh, quick, offload: see ``make_model``.
 
         Raises:
           CheckpointError, ConfigError, TokenizerError: there is no checkpoint, it is damaged or it has no
             tokenizer; one line names the remedy.
           ShardingError: see ``make_model``.
         """
-        return cls(make_model(load(path, mesh), compute, mesh, quick))
+        return cls(make_model(load(path, mesh, offload=offload), compute, mesh, quick, offload))
 
     def __call__(
         self,

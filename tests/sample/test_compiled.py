@@ -58,7 +58,8 @@ def test_quick_code_computes_the_same():
     np.testing.assert_allclose(quick, slow, rtol=1e-5, atol=1e-6)
 
 
-def test_quick_code_is_asked_of_xla_on_a_cpu_alone(monkeypatch):
+def test_options_are_asked_of_the_backend_that_has_them(monkeypatch):
+    """Quick code on a CPU alone, copies ahead on a GPU alone."""
     asked = []
 
     class Lowered:
@@ -71,7 +72,9 @@ def test_quick_code_is_asked_of_xla_on_a_cpu_alone(monkeypatch):
             return Lowered()
 
     function = Function()
-    for quick, backend in ((True, "cpu"), (False, "cpu"), (True, "gpu")):
+    for backend in ("cpu", "gpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        Compiler(quick)(function, (), np.zeros(1))
-    assert asked == [{"xla_backend_optimization_level": "0"}, None, None]
+        for quick, copy_ahead in ((True, False), (False, True), (False, False)):
+            Compiler(quick, copy_ahead)(function, (), np.zeros(1))
+    ahead = {"xla_gpu_experimental_parallel_async_compute_limit": "64"}
+    assert asked == [{"xla_backend_optimization_level": "0"}, None, None, None, ahead, None, None, None, None]

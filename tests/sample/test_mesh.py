@@ -1,4 +1,4 @@
-"""One model over several devices: the same trajectories on every mesh."""
+"""Where parameters are changes no trajectory: on every mesh, and with an expert in host memory."""
 
 import dataclasses
 
@@ -8,13 +8,16 @@ import PIL.Image
 import pytest
 from jax.sharding import PartitionSpec
 
-from pdgen.checkpoints.load import LoadedModel
+from pdgen import sharding
+from pdgen.checkpoints.conversion import to_pdgen
+from pdgen.checkpoints.load import LoadedModel, load
+from pdgen.models.streaming import HostLayers
 from pdgen.sample import capacity as capacities
 from pdgen.sample.kernels import make_empty_state
 from pdgen.sample.model import make_model
 from pdgen.sample.sampler import Sampler
 from pdgen.sharding import ShardingError, make_mesh
-from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, recording, restrict, use
+from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, outcome, recording, restrict, use
 
 # A given image, a plan, and an image under both kinds of guidance.
 ONE_STEP = dataclasses.replace(SETTINGS, max_images=1, max_prompt_tokens=80, batch_size=0)
@@ -69,3 +72,58 @@ def test_a_mesh_that_would_cut_key_value_heads_is_refused(checkpoint, sampler):
         Sampler.from_checkpoint(checkpoint, mesh=mesh)
     with pytest.raises(ShardingError, match=words):
         make_model(LoadedModel(sampler.model.config, sampler.model.params, sampler.model.tokenizer), mesh=mesh)
+
+
+def list_kinds(params):
+    """The kinds of memory that each expert's layers are in."""
+    layers = params["model"]["language"]["layers"]
+    return {name: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)} for name, tree in layers.items()}
+
+
+def sample_from(checkpoint, grammar, **options):
+    """The model, and what it makes of a given image: a plan, and an image under both kinds of guidance."""
+    sampler = Sampler.from_checkpoint(checkpoint, quick=True, **options)
+    use(sampler, restrict(grammar, sampler.model.tokenizer, TERSE))
+    return sampler.model, [outcome(one) for one in sampler(*ASKED)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("int8", [False, True], ids=["floats", "int8"])
+def test_an_expert_in_host_memory_changes_no_bit(checkpoint, whole_grammar, tmp_path, int8):
+    if int8:
+        to_pdgen(checkpoint, tmp_path / "int8", int8=True)
+    folder = tmp_path / "int8" if int8 else checkpoint
+    model, expected = sample_from(folder, whole_grammar)
+    assert list_kinds(model.params) == {"und": {"device"}, "gen": {"device"}}
+    for expert, other in (("und", "gen"), ("gen", "und")):
+        model, drawn = sample_from(folder, whole_grammar, offload=expert)
+        assert list_kinds(model.params) == {expert: {"pinned_host"}, other: {"device"}}
+        assert isinstance(model.params["model"]["language"]["layers"][expert], HostLayers)
+        assert drawn == expected
+
+
+@pytest.mark.slow
+def test_an_expert_in_the_host_memory_of_a_mesh(checkpoint, whole_grammar):
+    """Each device copies its own part of a layer."""
+    mesh = make_mesh((2, 2, 2), jax.devices())
+    _, expected = sample_from(checkpoint, whole_grammar, mesh=mesh)
+    model, drawn = sample_from(checkpoint, whole_grammar, mesh=mesh, offload="gen")
+    assert list_kinds(model.params) == {"und": {"device"}, "gen": {"pinned_host"}}
+    kernel = model.params["model"]["language"]["layers"]["gen"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
+    assert drawn == expected
+
+
+def test_parameters_in_memory_are_moved(sampler):
+    params = sampler.model.params
+    model = make_model(LoadedModel(sampler.model.config, params, sampler.model.tokenizer), offload="und")
+    assert list_kinds(model.params) == {"und": {"pinned_host"}, "gen": {"device"}}
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(model.params), jax.tree.leaves(params))
+
+
+def test_an_offload_that_is_impossible_is_refused(checkpoint, sampler, monkeypatch):
+    with pytest.raises(ShardingError, match=r"^offload=both: there is no such expert; choose und or gen$"):
+        Sampler.from_checkpoint(checkpoint, offload="both")
+    monkeypatch.setattr(sharding, "_HOST_MEMORY", "far_host")
+    with pytest.raises(ShardingError, match=r"^\S+ has no far_host memory, only device, .*; leave out offload$"):
+        load(checkpoint, offload="gen")

@@ -203,6 +203,9 @@ def test_a_workdir_is_read_as_its_export_would_be(workdir, changes):
     assert list_files(folder) == before
     assert loaded.name == str(folder / CHECKPOINTS / "3")
     assert load(loaded.name).digest == compute_digest(find(folder)) == loaded.digest
+    offloaded = load(folder, offload="gen").params["model"]["language"]["layers"]["gen"]
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(offloaded)} == {"pinned_host"}
+    jax.tree.map(np.testing.assert_array_equal, offloaded, loaded.params["model"]["language"]["layers"]["gen"])
     jax.tree.map(np.testing.assert_array_equal, load_autoencoder(folder)[1], loaded.params["autoencoder"])
     export_newest(folder, lambda line: None)
     exported = load(folder)

@@ -47,7 +47,7 @@ def make_share(sampler: Sampler, run: SampleRun, advisers: Advisers) -> Share:
 def describe_share(share: Share) -> str:
     """Return lines that say what memory and time the share needs at most; the model's parameters may be shapes."""
     model = share.sampler.model
-    speed = measure_speed(model.compute.dtype)
+    speed = measure_speed(model.compute.dtype, bus=model.offload is not None)
     needed = share.sampler.estimate([*share.starts.values()], share.run.settings, speed)
     return "\n".join(format_estimate(model, needed, speed))
 
