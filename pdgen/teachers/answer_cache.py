@@ -98,7 +98,7 @@ class AnswerCache:
     def _report_faults(self) -> Generator[None, None, None]:
         try:
             yield
-        except (sqlite3.Error, diskcache.Timeout) as fault:
+        except (sqlite3.Error, diskcache.Timeout, UnicodeDecodeError) as fault:
             raise TeacherError(
                 f"{self._database}: {str(fault) or 'locked or not writable'}; make room, change the permissions, or "
                 "move a damaged file away, after which its answers are paid for again"

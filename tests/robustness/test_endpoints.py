@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import pathlib
 
 import pytest
 from msgspec import structs
 
 from pdgen.evaluate.wise import Grades
+from pdgen.teachers.answer_cache import AnswerCache
 from pdgen.teachers.endpoint import Endpoint, read_endpoint_settings
 from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
@@ -14,6 +16,7 @@ from tests.support.chat_server import completion
 from tests.teachers.conftest import request, server, settings  # noqa: F401
 
 GRADES = '{"consistency": 1, "realism": 2, "aesthetic_quality": 0}'
+EARLIER = pathlib.Path(__file__).parents[1] / "earlier" / "answers"
 NAMES = ("word: ", "http://127.0.0.1")
 SETTINGS = {
     "url": "http://127.0.0.1:9/v1",
@@ -66,12 +69,26 @@ def test_impossible_numbers_of_tokens(ask, capfd, tokens):
 
 def test_answers_in_the_cache(settings, tmp_path, capfd):  # noqa: F811
     Endpoint(settings).ask(request())
-    (file,) = (tmp_path / "cache").rglob("*.json")
+    file = tmp_path / "cache" / "cache.db"
     mutated = mutate(file.read_bytes(), 63)
     survey(file, mutated, lambda: Endpoint(settings).ask(request()), capfd, NAMES, notes=("asking again",))
+
+
+def test_answers_in_files_of_earlier_versions(tmp_path, capfd):
+    (source, *_) = sorted(EARLIER.rglob("*.json"))
+    file = tmp_path / source.parent.name / source.name
+    file.parent.mkdir()
+    file.write_bytes(source.read_bytes())
+    assert AnswerCache(tmp_path).read(file.stem)
+    mutated = mutate(file.read_bytes(), 65)
+    survey(file, mutated, lambda: AnswerCache(tmp_path).read(file.stem), capfd, notes=("asking again",))
 
 
 def test_settings_of_endpoints(tmp_path, capfd):
     file = tmp_path / "endpoint.json"
     file.write_text(json.dumps(SETTINGS))
-    survey(file, mutate(file.read_bytes(), 64), lambda: Endpoint(read_endpoint_settings(file)), capfd, ("environment",))
+
+    def read():
+        Endpoint(read_endpoint_settings(file))
+
+    survey(file, mutate(file.read_bytes(), 64), read, capfd, ("environment", "HTTP_PROXY"))
