@@ -4,7 +4,7 @@ python launch/build_data.py --config=configs/data_shapes.py --output=out/data --
 
 The page is out/data/index.html. Counts are the paper's, except for 25,000 faulty drafts instead of 10,000: with 10,000
 a model of this size noticed 9 % of its own faults. More prompts than in the paper's data are short ones of GenEval's
-six tasks, so a prompt has about 86 characters on average instead of 153 (Table 1). A small model that rarely sees short
+six tasks, so a prompt has about 74 characters on average instead of 153 (Table 1). A small model that rarely sees short
 prompts does not learn to draw them, and six of the seven tasks of shapes world's benchmark use them.
 
 Conflict plans come from the scene graph, which needs no checkpoint. For self-sampled plans train on the multi-turn
@@ -27,13 +27,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.latents = True
     config.tasks = ml_collections.ConfigDict(
         {
-            "single_object": 0.09,
-            "two_object": 0.09,
-            "counting": 0.09,
-            "colors": 0.09,
-            "position": 0.09,
-            "color_attr": 0.09,
-            "composition": 0.46,
+            "single_object": 0.06,
+            "two_object": 0.12,
+            "counting": 0.14,
+            "colors": 0.06,
+            "position": 0.16,
+            "color_attr": 0.1,
+            "composition": 0.36,
         }
     )
     config.entities = ()

@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = "out/process_data"
     config.init = "shapes_base"
     config.model = "shapes_nano"
-    config.num_steps = 5000
+    config.num_steps = 8000
     config.rows = 2
     config.budgets = ml_collections.ConfigDict({"text": 1200, "vit": 240, "vae": 480})
     config.seed = 0
@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = ml_collections.ConfigDict(
         {
             "name": "muon",
-            "learning_rate": 2e-3,
+            "learning_rate": 3e-3,
             "warmup_steps": 100,
             "schedule": "cosine",
             "eps": 1e-8,
