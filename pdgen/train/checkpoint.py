@@ -8,6 +8,7 @@ import logging
 import pathlib
 import shutil
 import sys
+import time
 from typing import Any
 
 import absl.logging
@@ -22,6 +23,7 @@ from pdgen.train.run_config import RunError
 from pdgen.train.state import TrainState, add_shardings
 
 _LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.removed")
+_WAITS = (0.0, 0.1, 0.5, 2.0)  # seconds before each attempt to delete them
 _LAYER_BYTES = 2**26  # a larger stacked array has one file per layer, so that a layer can be read alone
 _TIMEOUT = 3600  # seconds; processes wait for each other's writes and for the digests
 _barrier_numbers = itertools.count()  # every barrier needs a name of its own
@@ -182,9 +184,12 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         """Delete what a killed process or a failed save has left."""
-        for pattern in _LEFTOVERS:
-            for left in self.folder.glob(pattern):
+        for left in [path for pattern in _LEFTOVERS for path in self.folder.glob(pattern)]:
+            for wait in _WAITS:  # other writes of a failed save may still add files
+                time.sleep(wait)
                 shutil.rmtree(left, ignore_errors=True)
+                if not left.exists():
+                    break
 
     def _prune(self) -> None:
         steps = list_steps(self.folder)
