@@ -194,6 +194,7 @@ def test_what_is_left_behind_is_said(tmp_path):
     assert lines == [f"{GOLDEN}: not part of the checkpoint, so not carried over: expected.json, expected.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, key, value, truth",
     [

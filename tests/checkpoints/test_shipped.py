@@ -42,6 +42,7 @@ def own(models, tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_is_converted_at_its_first_use_and_found_at_the_second(own, tmp_path, monkeypatch):
     calls = []
     convert = shipped.to_pdgen

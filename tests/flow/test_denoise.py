@@ -178,6 +178,7 @@ def test_taylorseer_stays_near(params, contexts, noise):
     assert 1e-6 < difference < 0.05 * np.abs(plain).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"text_scale": 1.0, "taylorseer": True, "num_timesteps": 12}], ids=str)
 def test_stretches_give_what_one_run_gives(params, contexts, noise, settings):
     """Cut within the guided steps and within the others; and the estimate in between is where the velocity leads."""

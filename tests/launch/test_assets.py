@@ -141,6 +141,7 @@ def refused(workdir, target, words):
     assert all_bytes(target) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["autoencoder", "tokenizer"])
 def test_a_run_on_other_latents_or_tokens_is_refused(target, workdir, tmp_path, part):
     config = json.loads((workdir / "config.json").read_text())
@@ -269,6 +270,7 @@ def test_the_file_holds_the_autoencoder_and_nothing_else_is_left(autoencoder_fol
     assert [path.name for path in folder.iterdir()] == ["ae.safetensors"]
 
 
+@pytest.mark.slow
 def test_an_existing_autoencoder_is_replaced_only_with_permission(autoencoder_folder):
     folder = autoencoder_folder
     before = (folder / "ae.safetensors").read_bytes()

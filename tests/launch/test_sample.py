@@ -109,6 +109,7 @@ def output(flags, tmp_path_factory):
     return folder, done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
     folder, lines = output
     assert list(folder.parent.iterdir()) == [folder]  # no partial folder beside it
@@ -248,6 +249,7 @@ def test_a_branch_is_saved_beside_its_parent(checkpoint, output, tmp_path):
     assert list_trajectories(folder) == ["000", "000-1", "001"]
 
 
+@pytest.mark.slow
 def test_a_given_image_is_edited(checkpoint, tmp_path):
     PIL.Image.new("RGB", (24, 16), "red").save(tmp_path / "red.png")
     arguments = (f"--checkpoint={checkpoint}", "--mode=edit", f"--image={tmp_path / 'red.png'}", *QUICK, PROMPTS[1])
@@ -307,6 +309,7 @@ def test_every_way_to_a_picture(ways, way):
     assert settings.items() <= trajectory.settings.items()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_strategy_with_a_list_goes_on(ways):
     status, out, _ = ways[0]["again"]
     assert status == 0 and "trajectories 0, images 0, " in out and "; 1 existed" in out
@@ -379,6 +382,7 @@ def test_a_process_reads_its_own_images_alone(checkpoint, tmp_path):
     assert json.loads(done.stdout) == [["001"], 2, 3, ["green.png"]]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_all_processes(flags, tmp_path):
     folder = tmp_path / "out"
     both = start_two(*flags, f"--output={folder}", "--samples=40", "--batch=1")
@@ -392,6 +396,7 @@ def test_sigterm_ends_all_processes(flags, tmp_path):
     assert (folder / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_model_split_over_two_devices_draws_the_same(flags, output, tmp_path):
     done = run(*flags, "--mesh=1,2,1", f"--output={tmp_path / 'out'}", JAX_NUM_CPU_DEVICES="2")
     assert (done.returncode, done.stderr) == (0, "")

@@ -152,6 +152,7 @@ def test_float32_values(both):
         check(name, actual[name], value)
 
 
+@pytest.mark.slow
 def test_float32_gradients(both):
     """Within 1e-4 of each parameter's largest gradient."""
     (_, expected), (_, actual) = both

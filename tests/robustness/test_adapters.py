@@ -13,6 +13,8 @@ from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 from tests.robustness.test_checkpoints import split
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 PEFT = pathlib.Path(__file__).parents[1] / "checkpoints" / "peft"
 MODEL = read_config(GOLDEN)
 

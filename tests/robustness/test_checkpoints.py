@@ -24,6 +24,8 @@ from tests.checkpoints.folders import WEIGHTS, copy_of_golden, shard
 from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 INDEX = "model.safetensors.index.json"
 
 

@@ -15,6 +15,8 @@ from tests.robustness.mutations import mutate
 from tests.support.chat_server import completion
 from tests.teachers.conftest import request, server, settings  # noqa: F401
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 GRADES = '{"consistency": 1, "realism": 2, "aesthetic_quality": 0}'
 EARLIER = pathlib.Path(__file__).parents[1] / "earlier" / "answers"
 NAMES = ("word: ", "http://127.0.0.1")

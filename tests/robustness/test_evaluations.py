@@ -12,6 +12,8 @@ from tests.evaluate.test_comparison import JUDGE, geneval_run, summary
 from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 
 @pytest.mark.parametrize("name", ["results.jsonl", "summary.json"])
 def test_runs_of_geneval(tmp_path, capfd, name):

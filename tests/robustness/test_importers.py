@@ -7,6 +7,8 @@ from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 from tests.synthesis.importers.test_import_dataset import good
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 
 @pytest.mark.parametrize("name", ["bagel_t2i", "bagel_edit", "zebra_cot", "genref", "folder"])
 def test_importers(tmp_path, capfd, name):

@@ -12,6 +12,8 @@ from pdgen.sequence.images import convert_to_png, image_size
 from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 16, 4), np.uint8)
 
 

@@ -13,6 +13,8 @@ from pdgen.sample.runs.jobs import make_jobs, read_prompts
 from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 PLAIN = "a red circle left of a blue square\n\ntwo stars \u2603\n"
 LINES = '{"prompt": "a red circle", "seed": 5}\n{"prompt": "a star", "images": ["given.png"]}\n'
 WISE = (

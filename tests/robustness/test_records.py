@@ -10,6 +10,8 @@ from tests.data import handmade
 from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 
 @pytest.fixture
 def folder(tmp_path):

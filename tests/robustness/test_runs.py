@@ -15,6 +15,8 @@ from tests.data.shards import SETTINGS, SHARDS, make
 from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 LINES = "".join(json.dumps({"step": step, "loss": 1 / step, "ce": 0.5}) + "\n" for step in (10, 20, 30))
 
 

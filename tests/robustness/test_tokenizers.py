@@ -11,6 +11,8 @@ from tests.checkpoints.folders import GOLDEN
 from tests.robustness.calls import call, find_fault, survey
 from tests.robustness.mutations import mutate
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 TEXT = "a red circle \u6f22 <|im_end|>"
 SLOW = ("vocab.json", "merges.txt", "tokenizer_config.json")
 

@@ -14,6 +14,8 @@ from tests.robustness.calls import survey
 from tests.robustness.mutations import mutate
 from tests.sequence.test_trajectory import trajectory
 
+pytestmark = pytest.mark.slow  # hundreds of damaged copies
+
 
 @pytest.fixture
 def folder(tmp_path):

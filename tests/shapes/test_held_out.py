@@ -78,6 +78,7 @@ def test_no_record_says_or_shows_what_is_held_out(told, subset):
     assert [(s.stage, getattr(s, "text", ""), found) for s, said in told[subset] if (found := kept_out(said))] == []
 
 
+@pytest.mark.slow
 def test_the_records_have_faults_of_every_kind(made):
     def noted(*subsets):
         notes = (r.scene.get("note", "") for subset in subsets for r in made[subset].records)
@@ -88,6 +89,7 @@ def test_the_records_have_faults_of_every_kind(made):
     assert min(planned[kind] for kind in ("color", "shape", "count", "relation", "extra")) >= 3, planned
 
 
+@pytest.mark.slow
 def test_all_that_is_not_held_out_occurs(told):
     said = set().union(*(said for segments in told.values() for _, said in segments))
     assert said >= {f"{c} {n}" for c in COLORS for n in SHAPES if not is_kept_out(f"{c} {n}")}
