@@ -3,6 +3,7 @@
 import collections
 import io
 import itertools
+import re
 
 import msgspec
 import numpy as np
@@ -377,16 +378,21 @@ def test_texts_are_ascii_and_pictures_have_their_size(made):
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
 def test_inspections_first_describe_the_picture(subset):
     """The description, parsed, holds of what the detector sees in the picture before it, and leaves nothing out."""
-    inspected = 0
+    inspected = missing = wrong = 0
     for record in make_samples(SETTINGS, EXACT, subset, range(40)).records:
         for image, text in itertools.pairwise(record.segments):
             if text.stage != "inspect":
                 continue
-            said = parse(text.text.partition(". ")[0] + ".")
-            picture = pixels(image)
+            picture, words = pixels(image), text.text.partition(". ")[0]
             found = detect(picture)
-            assert not find_violations(match_detections(found, detect_background(picture), said), said), text.text
+            if gone := re.search(r"\bno (?:\w+ )*?(\w+) (\w+)(?:,| at| in| on)", words):
+                assert gone.groups() not in {(shape.color, shape.shape.rstrip("s")) for shape in found}, words
+                missing += 1
+                continue
+            wrong += ", which is wrong," in words
+            said = parse(words.replace(", which is wrong,", ",") + ".")
+            assert not find_violations(match_detections(found, detect_background(picture), said), said), words
             assert sum(entity.count for entity in said.entities) == len(found)
             assert all(entity.places for entity in said.entities) and said.background is not None
             inspected += 1
-    assert inspected >= 40
+    assert inspected >= 30 and (min(missing, wrong) > 0 or subset == "conflict")
