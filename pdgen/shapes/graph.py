@@ -189,6 +189,11 @@ def place_implies(kind: str, subject: str, reference: str) -> bool:
     return distance == 2 or (distance == 1 and across[0] == across[1])
 
 
+def all_imply(kind: str, subjects: Iterable[str], references: Iterable[str]) -> bool:
+    """Return whether ``place_implies`` holds for every pair of places."""
+    return all(place_implies(kind, a, b) for a, b in itertools.product(subjects, references))
+
+
 def places_imply(graph: SceneGraph, relation: Relation) -> bool:
     """Return whether the stated places alone imply a spatial relation between all things of two entities."""
     if relation.kind not in INVERSE:
@@ -196,7 +201,7 @@ def places_imply(graph: SceneGraph, relation: Relation) -> bool:
     ends = graph.find(relation.subject).places, graph.find(relation.reference).places
     if not all(places and {*places} <= {*PLACES} for places in ends):
         return False
-    return all(place_implies(relation.kind, a, b) for a, b in itertools.product(*ends))
+    return all_imply(relation.kind, *ends)
 
 
 def drop_implied(graph: SceneGraph) -> SceneGraph:

@@ -1,6 +1,6 @@
 """Scene graphs as phrases: "a large red circle left of a blue square, and two green stars above the red circle"."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from pdgen.shapes.graph import INVERSE, Entity, Relation, SceneGraph
@@ -116,15 +116,16 @@ def write_clauses(graph: SceneGraph, new: Collection[int], words: Wording) -> tu
             there.add(other.id)
             told += said_here
             kind = said_here[0].kind
-            where.append(f"{words.relations.get(kind, kind)} {_append_place(other, [])}")
-        said.append(_append_place(entity, where))
+            where.append(f"{words.relations.get(kind, kind)} {phrase_placed(other)}")
+        said.append(phrase_placed(entity, where))
         left -= {r for r in left if r in told or (r.kind in INVERSE and r.with_subject(r.reference) in told)}
     return said, [r for r in graph.relations if r in left]
 
 
-def _append_place(entity: Entity, where: list[str]) -> str:
+def phrase_placed(entity: Entity, where: Sequence[str] = ()) -> str:
+    """Phrase an entity named for the first time, with its place and then ``where``: "a red circle on the left"."""
     place = entity.attributes.get("place")
-    where = where if place is None else [phrase_place(place), *where]
+    where = [*where] if place is None else [phrase_place(place), *where]
     return " ".join([phrase_new(entity), " and ".join(where)]).strip()
 
 

@@ -64,7 +64,7 @@ def test_faults_end_in_one_line(faults, fault):
 
 
 def test_a_plugin_without_its_driver_makes_no_difference(tmp_path):
-    """JAX logs a traceback for a plugin that cannot start, as CUDA's cannot without a driver, and goes on."""
+    """JAX logs a traceback for a plugin that cannot start, as CUDA's cannot without a driver, and continues."""
     plugin = tmp_path / "jax_plugins" / "driverless"
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").write_text("def initialize():\n    raise RuntimeError('operation cuInit(0) failed')\n")

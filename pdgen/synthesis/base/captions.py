@@ -8,7 +8,7 @@ or fill, and always the background.
 from typing import NamedTuple
 
 from pdgen.shapes.graph import Entity, SceneGraph, join_places
-from pdgen.shapes.phrases import USUAL, join_clauses, phrase_look, phrase_scene, write_clauses
+from pdgen.shapes.phrases import join_clauses, phrase_look, phrase_placed, phrase_scene
 from pdgen.shapes.world import Scene, SceneObject
 
 
@@ -70,11 +70,10 @@ def write_report(scene: Scene, plan: SceneGraph, faulty: int | None = None) -> s
         if entity is None:
             clauses.append(f"no {phrase_look(planned)}")
             continue
-        (clause,), _ = write_clauses(SceneGraph((entity,)), [entity.id], USUAL)
-        clauses.append(f"{clause}, which is wrong" if entity.id == faulty else clause)
+        clauses.append(phrase_placed(entity) + ", which is wrong" * (entity.id == faulty))
     if len(clauses) == 1 and clauses[0].endswith("wrong"):
         clauses[0] += ","  # before the background
-    # Commas in every report: none may tell of a fault before the words that name it.
+    # Every report has commas: otherwise the first one would reveal a fault before the words that name it.
     return f"The picture shows {join_clauses(clauses, scene.background, long=True)}."
 
 

@@ -1,12 +1,11 @@
 """Checks of a plan against its prompt, the plan before it and itself, on graphs parsed from their texts."""
 
 import itertools
-from collections.abc import Iterable
 
 import numpy as np
 
 from pdgen.sequence.trajectory import format_inspection
-from pdgen.shapes.graph import INVERSE, PLACES, Entity, Relation, SceneGraph, place_implies, places_imply
+from pdgen.shapes.graph import INVERSE, PLACES, Entity, Relation, SceneGraph, all_imply, places_imply
 from pdgen.shapes.inspections import write_blocked, write_conflict
 from pdgen.shapes.instruction import Instruction, apply_instruction
 from pdgen.shapes.lexicon import join_words, make_sentence, phrase_place
@@ -60,14 +59,12 @@ def _is_blocked(plan: SceneGraph, relation: Relation) -> bool:
         return False
     stated = [next((e.places for e in plan.entities if e.id == end), []) for end in ends]
     mine, theirs = ([place for place in places if place in PLACES] for places in stated)
-
-    def fits(mine: Iterable[str], theirs: Iterable[str]) -> bool:
-        return all(place_implies(relation.kind, a, b) for a, b in itertools.product(mine, theirs))
-
     if mine and theirs:
-        return not fits(mine, theirs)
+        return not all_imply(relation.kind, mine, theirs)
+    if not (mine or theirs):
+        return False
     # Where one end is not placed yet, all its things could be at one place.
-    return not any(fits(mine or [place], theirs or [place]) for place in PLACES) if mine or theirs else False
+    return not any(all_imply(relation.kind, mine or [place], theirs or [place]) for place in PLACES)
 
 
 def _add_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
@@ -85,7 +82,7 @@ def _add_implied(asked: SceneGraph, plan: SceneGraph) -> SceneGraph:
 
 
 def _implies(plan: SceneGraph, relation: Relation) -> bool:
-    # Search for a chain from one entity to the other of relations along the axis or of thirds of the picture.
+    # Search for a chain from one entity to the other of stated relations along the axis or of places that imply one.
     kind = relation.kind if relation.kind in ("left of", "above") else INVERSE[relation.kind]
     start, end = (relation.subject, relation.reference)[:: 1 if kind == relation.kind else -1]
     after = {(r.subject, r.reference) for r in plan.relations if r.kind == kind}
