@@ -1,8 +1,9 @@
 """Compares training data: builds, trains and evaluates every cell of a sweep, and writes the paper's tables.
 
-python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation [--tables=subsets]
+python launch/ablate.py --config=configs/ablation_shapes.py --output=out/ablation [--tables=subsets] [--jobs=2]
 
-It resumes after a kill. OUTPUT/<table>.csv and tables.json hold the printed tables.
+It resumes after a kill. OUTPUT/<table>.csv and tables.json hold the printed tables. With --jobs, that many commands run
+side by side, each on its share of the CPUs.
 """
 
 import pathlib
@@ -15,18 +16,18 @@ from pdgen.cli import exit_on_sigterm, run_command
 from pdgen.evaluate.ablation import TABLES, Sweep, make_stages, make_table
 from pdgen.evaluate.tables import format_csv, format_json, format_text, write_files
 from pdgen.files import check_writable
-from pdgen.progress_bar import ProgressBar
-from pdgen.train.release.stages import run_stage
+from pdgen.train.release.stages import run_stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/ablation_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the sweep.", required=True)
 WANTED = flags.DEFINE_list("tables", None, f"Tables from {', '.join(TABLES)}; by default all of the config's.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Commands to run side by side, each on its share of the CPUs.", lower_bound=1)
 flags.mark_flag_as_required("config")
 
 
 def ablate() -> None:
     """Run the missing stages and write the tables."""
-    exit_on_sigterm()  # also ends the running command, which resumes from its last checkpoint
+    exit_on_sigterm()  # also ends the running commands, which resume from their last checkpoints
     sweep = msgspec.convert(CONFIG.value.to_dict(), Sweep)
     names = WANTED.value or [name for name in TABLES if name in sweep.tables]
     if unknown := [name for name in names if name not in sweep.tables]:
@@ -34,8 +35,7 @@ def ablate() -> None:
     output = pathlib.Path(OUTPUT.value)
     check_writable(output)
     cells = list(dict.fromkeys(cell for name in names for cell in sweep.tables[name].values()))
-    for stage in ProgressBar(list(make_stages(sweep, cells, output)), unit=" stages"):
-        run_stage(stage, pathlib.Path(__file__).parent, ProgressBar.write)
+    run_stages(list(make_stages(sweep, cells, output)), pathlib.Path(__file__).parent, JOBS.value)
     tables = [make_table(sweep, name, output) for name in names]
     files = {f"{name}.csv": format_csv(one) for name, one in zip(names, tables)}
     write_files(output, files | {"tables.json": format_json(tables)})

@@ -30,11 +30,10 @@ from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.config import get_preset
 from pdgen.evaluate.ablation import Sweep, make_stages
 from pdgen.files import check_writable
-from pdgen.progress_bar import ProgressBar
 from pdgen.train.release import autoencoder
 from pdgen.train.release.autoencoder import HELD_OUT, TRAINING, paint_scenes
 from pdgen.train.release.shipping import replace_shipped
-from pdgen.train.release.stages import Stage, run_stage
+from pdgen.train.release.stages import Stage, run_stages
 from pdgen.train.release.tokenizer import train_tokenizer
 
 MODEL = flags.DEFINE_enum("model", None, SHIPPED, "The model to replace.")
@@ -67,8 +66,7 @@ def ship_model() -> None:
             print(shlex.join(stage.command(LAUNCH)))
         return
     check_writable(require(OUTPUT))
-    for stage in ProgressBar(recipe, unit=" stages"):
-        run_stage(stage, LAUNCH, ProgressBar.write)
+    run_stages(recipe, LAUNCH)
     workdir = recipe[-1].folder / "run"
     weights: Weights = "raw" if WEIGHTS.value == "raw" else "ema"
     folder = replace_shipped(require(MODEL), workdir, weights)

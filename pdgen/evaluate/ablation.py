@@ -133,14 +133,15 @@ def make_stages(sweep: Sweep, names: Sequence[str], output: pathlib.Path) -> Ite
             init = {"init": str(output / cell.init_from / str(seed) / "run")} if cell.init_from else {}
             given = {"data": str(data), "seed": seed, **init}
             keys = _make_overrides(sweep.train_keys, cell.train, given)
-            yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *keys))
+            needs = (data.with_name("build_data.done"), *_marks_of_run(output, cell.init_from, seed))
+            yield Stage("train", own, (f"--config={sweep.train}", f"--workdir={own / 'run'}", *keys), needs)
             flags = (
                 "--benchmark=shapes",
                 f"--checkpoint={own / 'run'}",
                 f"--output={own / 'scores'}",
                 f"--training_data={data}",
             )
-            yield Stage("evaluate", own, (*flags, *sweep.evaluate_flags))
+            yield Stage("evaluate", own, (*flags, *sweep.evaluate_flags), _marks_of_run(output, name, seed))
 
 
 def _make_data_stage(sweep: Sweep, cell: SweepCell, folder: pathlib.Path, output: pathlib.Path) -> Stage:
@@ -150,7 +151,12 @@ def _make_data_stage(sweep: Sweep, cell: SweepCell, folder: pathlib.Path, output
         writer = output / cell.plans_from / str(sweep.seeds[0]) / "run"
         keys["conflict"] = keys.get("conflict", {}) | {"variant": "self", "checkpoint": str(writer)}
     flags = (f"--config={sweep.data}", f"--output={folder / 'data'}", f"--scale={sweep.scale}", *_make_overrides(keys))
-    return Stage("build_data", folder, flags)
+    return Stage("build_data", folder, flags, _marks_of_run(output, cell.plans_from, sweep.seeds[0]))
+
+
+def _marks_of_run(output: pathlib.Path, cell: str, seed: int) -> tuple[pathlib.Path, ...]:
+    """Return the mark of a cell's training, or none without a cell."""
+    return (output / cell / str(seed) / "train.done",) if cell else ()
 
 
 def _make_overrides(*settings: Mapping[str, Any]) -> Iterator[str]:
