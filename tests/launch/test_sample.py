@@ -292,13 +292,8 @@ def ways(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ways")
     PIL.Image.new("RGB", (32, 32), "red").save(folder / "red.png")
     own = [[argument.replace("red.png", str(folder / "red.png")) for argument in way[0]] for way in WAYS.values()]
-    fixed = (
-        f"--checkpoint={checkpoint}",
-        PROMPTS[0],
-        *QUICK,
-        "--height=32",
-        "--width=32",
-    )  # as the exact teachers read
+    # The exact teachers read pictures of 32 pixels.
+    fixed = (f"--checkpoint={checkpoint}", PROMPTS[0], *QUICK, "--height=32", "--width=32")
     commands = [[*fixed, f"--output={folder / name}", *arguments] for name, arguments in zip(WAYS, own)]
     return dict(zip([*WAYS, "again"], run_all([*commands, commands[-1]]), strict=True)), folder
 

@@ -28,7 +28,8 @@ CE_WEIGHT = 0.5
 def sizes(hidden, attention, *, mlp=90, vocab=301, rope=1e6, vision=(36, 50, 3, 4), latent=(2, 4)):
     """Make a small config.
 
-    ``attention`` is heads, key/value heads, head size; ``vision`` hidden, mlp, heads, patch; ``latent`` patch, channels.
+    ``attention`` is heads, key/value heads, head size; ``vision`` is hidden, mlp, heads, patch; ``latent`` is patch,
+    channels.
 
     The norms' eps are large and unequal, so that a constant in their place is noticed.
     """
