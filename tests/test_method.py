@@ -1,4 +1,4 @@
-"""docs/method.md: the functions it names exist, its tables and formulas and its worked trajectory are the code's."""
+"""docs/method.md: its functions exist; its tables, formulas and worked trajectory agree with the code."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ def test_named_constants(name, value):
 
 @pytest.fixture(scope="module")
 def worked():
-    """What the program of the worked trajectory prints, and its variables."""
+    """The output of the program of the worked trajectory, and its variables."""
     program = re.search(r"```python\n(.*?)```", METHOD, flags=re.DOTALL)[1]
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
@@ -48,7 +48,7 @@ def test_worked_tokens(worked):
 
 
 def table(head):
-    """The cells of the document's table under the line ``head``."""
+    """Return the cells of the document's table under the line ``head``."""
     lines = METHOD.partition(head + "\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 

@@ -9,7 +9,7 @@ from pdgen.train.release.stages import Stage, StageError, run_stage
 
 @pytest.fixture
 def commands(tmp_path):
-    """A folder of commands: one counts its calls, one fails."""
+    """A folder of two commands: one counts its calls, one fails."""
     (tmp_path / "count.py").write_text("import sys; open(sys.argv[1], 'a').write('x')")
     (tmp_path / "fails.py").write_text("import sys; print('all is lost'); sys.exit(2)")
     return tmp_path
@@ -34,7 +34,7 @@ def test_a_stage_that_fails_is_named_and_runs_again(commands):
     assert not (commands / "cell" / "fails.done").exists()
 
 
-def test_commands_are_this_pythons(commands):
+def test_commands_run_in_this_python(commands):
     (commands / "which.py").write_text("import sys; open(sys.argv[1], 'w').write(sys.executable)")
     run_stage(Stage("which", commands / "cell", (str(commands / "python"),)), commands, lambda line: None)
     assert (commands / "python").read_text() == sys.executable
