@@ -72,14 +72,14 @@ def test_worked_segments(worked):
 
 
 def test_switches_after_a_wrong_plan():
-    rows = table("| segment | bears a loss of its own | its switch |")
+    rows = table("| segment | has its own loss | its switch |")
     segments = []
-    for stage, bears, _ in rows:
+    for stage, learnt, _ in rows:
         if stage in ("sketch", "refine"):
-            segments.append(Image(stage=stage, png=b"", target=bears == "yes"))
+            segments.append(Image(stage=stage, png=b"", target=learnt == "yes"))
         else:
             words = {"prompt": "a dog", "plan": "<ins>a</ins> <des>a</des>", "inspect": "<refine>a</refine>"}[stage]
-            segments.append(Text(stage=stage, text=words, target=bears == "yes"))
+            segments.append(Text(stage=stage, text=words, target=learnt == "yes"))
     record = Record(id="worked", source="conflict", complete=False, segments=segments)
     check_grammar(record)
     tokenizer = load_tokenizer(shapes_folder())

@@ -83,7 +83,7 @@ def test_a_layer_is_cast_without_its_int8_kernels():
 
 
 def test_bytes_of_the_7b_model():
-    """14.6 GB: int8 values of the published kernels, a scale per channel, the rest in bfloat16."""
+    """14.7 GB: int8 values of the published kernels, a scale per channel, the rest in bfloat16."""
     shapes = traverse_util.flatten_dict(nn.unbox(bagel.abstract_params(BAGEL_7B, jnp.bfloat16, int8=True)), sep="/")
     whole = traverse_util.flatten_dict(nn.unbox(bagel.abstract_params(BAGEL_7B, jnp.bfloat16)), sep="/")
     sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in shapes.items()}
