@@ -50,7 +50,7 @@ REVERSE = flags.DEFINE_bool("reverse", False, "Write a pdgen checkpoint as a BAG
 BASE = flags.DEFINE_string(
     "base",
     None,
-    "For a PyTorch folder: the BAGEL folder from which modules, json files and the tokenizer are taken that it lacks. "
+    "For a PyTorch folder: the BAGEL folder that supplies the modules, json files and tokenizer that it lacks. "
     "For a PEFT adapter: the checkpoint that it adapts.",
 )
 WEIGHTS = flags.DEFINE_enum(

@@ -98,7 +98,7 @@ DRY_RUN = flags.DEFINE_bool(
 )
 KEEP_COMPILED = flags.DEFINE_bool("keep_compiled", True, "Keep compiled functions in the user's cache folder.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
+    "distributed", False, "Join the processes of a job, as described by Slurm, Kubernetes, MPI or the JAX_* variables."
 )
 
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw (repeat it).")
@@ -109,13 +109,16 @@ IMAGE = flags.DEFINE_multi_string(
     "image", [], "Image given before the prompt: PNG, JPEG, WebP, BMP or GIF (repeat it)."
 )
 SEED = flags.DEFINE_integer(
-    "seed", None, "Seed of the first trajectory, then counted up. Default: 0, or a branch's parent's.", lower_bound=0
+    "seed",
+    None,
+    "Seed of the first trajectory, then counted up. Default: 0; for a branch, its parent's.",
+    lower_bound=0,
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Trajectories of each prompt.", lower_bound=1)
 BATCH = flags.DEFINE_integer(
     "batch",
     None,
-    "Trajectories that a process samples at once. Default: its share, at most 8, or a branch's run's.",
+    "Trajectories that a process samples at once. Default: its share, at most 8; for a branch, its run's.",
     lower_bound=1,
 )
 

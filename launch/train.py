@@ -29,7 +29,7 @@ CONFIG = define_run_config("File such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.", required=True)
 flags.mark_flag_as_required("config")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the processes of a job: of Slurm, Kubernetes, MPI, or by JAX_* variables."
+    "distributed", False, "Join the processes of a job, as described by Slurm, Kubernetes, MPI or the JAX_* variables."
 )
 
 

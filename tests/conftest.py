@@ -6,16 +6,16 @@ import tempfile
 
 import jaxtyping
 
-# Before the first import of jax, which reads them; what the environment says already stays.
+# Set before the first import of jax, which reads them; the environment's own values take precedence.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.check=0")  # its default; so no command line starts itself anew
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.check=0")  # its default; so no command line starts itself again
 cache = pathlib.Path(tempfile.gettempdir()) / f"pdgen-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# Every call into pdgen checks the types, shapes and dtypes of its annotations. In processes that tests start none does:
-# the hook would cost each of them more than a second. With PDGEN_CHECK_SHAPES=0 there is no hook, to measure times.
+# Every call into pdgen checks the types, shapes and dtypes of its annotations. Processes that tests start do not: the
+# hook would cost each of them more than a second. PDGEN_CHECK_SHAPES=0 turns the hook off, to measure times.
 if os.environ.get("PDGEN_CHECK_SHAPES") != "0":
-    # An int is a float, as type checkers have it.
+    # An int is a float, as for type checkers.
     jaxtyping.install_import_hook("pdgen", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

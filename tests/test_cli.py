@@ -1,4 +1,4 @@
-"""How command lines begin and end: huge pages, modes with their own flags, one line for every fault."""
+"""Command lines: huge pages, modes with their own flags, and one line for every fault."""
 
 import os
 import subprocess
@@ -17,8 +17,8 @@ print(os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 @pytest.mark.parametrize("given, begun", [({}, 2), ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, 1)])
-def test_a_program_starts_once_more_with_huge_pages_and_its_own_arguments(tmp_path, given, begun):
-    """Unless the environment has tunables of its own."""
+def test_a_program_restarts_with_huge_pages_and_its_own_arguments(tmp_path, given, begun):
+    """Unless the environment sets tunables."""
     (tmp_path / "script.py").write_text(SCRIPT)
     words = [sys.executable, "-u", str(tmp_path / "script.py"), "--config=a b", "c"]
     others = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}

@@ -38,6 +38,6 @@ def test_a_direct_dependency_is_pinned_within_its_bounds(requirement):
     assert requirement.specifier.contains(version, prereleases=True), f"{requirement} refuses {version}"
 
 
-def test_all_that_installs_for_the_tests_uses_it():
+def test_every_installation_for_the_tests_uses_it():
     for name in (".ci/run", "README.md", ".github/workflows/ci.yml"):
         assert "-c constraints.txt" in (ROOT / name).read_text(), f"{name} installs without -c constraints.txt"

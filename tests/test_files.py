@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and nothing is replaced unasked."""
+"""Files and folders appear complete or not at all, and nothing is replaced without permission."""
 
 import errno
 import os
@@ -51,7 +51,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert (target.read_text(), names(tmp_path)) == ("old", ["a.txt"])
 
 
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
     target = tmp_path / "a.bin"
     with pytest.raises(OSError) as caught, limit_file_size(10), new_file(target) as partial:
         partial.write_bytes(bytes(1000))
@@ -60,7 +60,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
     assert describe_fault(caught.value) == line
 
 
-def test_other_faults_of_a_block_keep_their_own_file(tmp_path):
+def test_other_errors_in_the_block_keep_their_file(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, new_file(tmp_path / "a.bin"):
         (tmp_path / "none").read_bytes()
     assert describe_fault(caught.value) == f"{tmp_path}/none: No such file or directory; check the path and its disk"
@@ -75,7 +75,7 @@ def test_other_faults_of_a_block_keep_their_own_file(tmp_path):
         ("something\n else", errno.EIO, "something else"),
     ],
 )
-def test_another_librarys_error_is_one_of_the_system(text, number, reason):
+def test_errors_of_other_libraries_become_oserror(text, number, reason):
     fault = to_os_error(RuntimeError(text), "a.bin")
     assert (fault.errno, fault.strerror, fault.filename) == (number, reason, "a.bin")
 
@@ -105,7 +105,7 @@ def test_a_folder_appears_with_its_parents_when_the_block_ends(tmp_path):
     assert (names(target), names(target.parent)) == (["other"], ["data"])
 
 
-def test_what_must_not_be_replaced_stays(tmp_path):
+def test_existing_folders_stay_without_permission(tmp_path):
     target = tmp_path / "data"
     target.mkdir()
     (target / "mark").write_text("1")
@@ -131,7 +131,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path):
         assert (names(target), names(tmp_path)) == (["mark"], ["data"])
 
 
-def test_a_full_disk_is_told_before_and_during(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_and_during_writing(tmp_path, monkeypatch):
     with (
         pytest.raises(FolderError, match=r"the disk or its quota is full; make room"),
         new_folder(tmp_path / "data", kind="data set", replaceable=has_mark),
@@ -152,7 +152,7 @@ def test_leftovers_of_a_killed_run_are_reported(tmp_path):
     assert len(lines) == 1 and str(left) in lines[0]
 
 
-def test_a_lock_has_one_holder_and_a_removed_file_is_no_lock(tmp_path):
+def test_a_lock_has_one_holder(tmp_path):
     with file_lock(tmp_path / "lock") as first, file_lock(tmp_path / "lock") as second:
         assert (first, second) == (True, False)
     with file_lock(tmp_path) as first:
@@ -170,7 +170,7 @@ def test_a_folder_is_resumed_with_the_settings_that_it_was_begun_with(tmp_path):
             check_settings(tmp_path, {"a": 1}, wanted, remedy="start anew")
 
 
-def test_arrays_come_back_from_an_archive(tmp_path):
+def test_arrays_round_trip_through_an_archive(tmp_path):
     made = {"one": np.arange(6).reshape(2, 3), "two": np.float32([0.5])}
     np.savez(tmp_path / "a.npz", **made)
     read = load_arrays(tmp_path / "a.npz")
@@ -179,11 +179,11 @@ def test_arrays_come_back_from_an_archive(tmp_path):
         np.testing.assert_array_equal(read[name], values)
 
 
-def test_what_is_no_archive_is_a_value_error(tmp_path):
+def test_files_that_are_not_archives_are_a_value_error(tmp_path):
     np.savez(tmp_path / "a.npz", values=np.arange(6))
     whole = (tmp_path / "a.npz").read_bytes()
     directory = whole.index(b"PK\x01\x02")
-    other_method = whole[: directory + 10] + b"\x63" + whole[directory + 11 :]  # NotImplementedError of zipfile
+    other_method = whole[: directory + 10] + b"\x63" + whole[directory + 11 :]  # zipfile raises NotImplementedError
     for data in (b"", whole[:40], other_method, pickle.dumps([1])):
         (tmp_path / "a.npz").write_bytes(data)
         with pytest.raises(ValueError, match=r"^no whole NumPy archive "):

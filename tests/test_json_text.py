@@ -1,4 +1,4 @@
-"""JSON of unknown origin: what is read, and that ValueError is the only error."""
+"""JSON of unknown origin: values, and ValueError as the only error."""
 
 import json
 import math
@@ -17,14 +17,14 @@ class Point(msgspec.Struct):
     rest: dict = {}
 
 
-def test_values_are_python_s():
+def test_values_are_those_of_python():
     text = '{"a": [1, 2.5, null, true, "\\u00e9"], "b": {"c": NaN}}'
     assert str(load_json(text)) == str(json.loads(text)) and math.isnan(load_json(text.encode())["b"]["c"])
     assert load_json(b"\xef\xbb\xbf[1]") == [1]
     assert load_json('{"a": 1, "a": 2}', list) == [("a", 1), ("a", 2)]
 
 
-def test_values_are_of_the_type_that_is_asked_for():
+def test_values_have_the_requested_type():
     assert decode_json('{"x": 3}', Point) == Point(3)
     assert decode_json(b'{"x": [3]}') == {"x": [3]}
     with pytest.raises(msgspec.ValidationError, match=r"Expected `int`, got `str` - at `\$.x`"):
@@ -40,7 +40,7 @@ def test_broken_text_is_a_value_error(text):
             decode_json(text, kind)
 
 
-def test_text_that_is_nested_too_deeply_is_named():
+def test_deeply_nested_text_is_named():
     for text in DEEP[1:]:
         for read in (load_json, decode_json):
             with pytest.raises(ValueError, match=r"^JSON is nested too deeply$"):

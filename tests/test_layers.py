@@ -31,7 +31,7 @@ LAYERS = (  # from the bottom
 
 
 def imported_layers(source):
-    """Every layer that a module imports from, in functions too. A relative import counts as the unknown layer "."."""
+    """Return the layers that a module imports from, in functions too. A relative import is the unknown layer "."."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -43,9 +43,9 @@ def imported_layers(source):
 
 
 def upward_imports(path, source):
-    """The layers that the module at ``path``, relative to the repository, imports from and must not."""
+    """Return the layers from which the module at ``path``, relative to the repository, must not import but does."""
     own = path.removesuffix(".py").split("/")[1]
-    # The pages' primitives serve every layer above, so they know of nothing but sequences.
+    # The primitives of pages serve every layer above, so they may import sequences alone.
     below = LAYERS[: LAYERS.index("sequence") + 1] if own == "report" else LAYERS[: LAYERS.index(own)]
     allowed = {*below, own}
     return [layer for layer in imported_layers(source) if layer not in allowed]

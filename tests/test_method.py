@@ -1,4 +1,4 @@
-"""docs/method.md: the functions it names exist, its tables and formulas and its worked trajectory are the code's."""
+"""docs/method.md: its functions exist; its tables, formulas and worked trajectory agree with the code."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ def test_named_constants(name, value):
 
 @pytest.fixture(scope="module")
 def worked():
-    """What the program of the worked trajectory prints, and its variables."""
+    """The output of the program of the worked trajectory, and its variables."""
     program = re.search(r"```python\n(.*?)```", METHOD, flags=re.DOTALL)[1]
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
@@ -48,7 +48,7 @@ def test_worked_tokens(worked):
 
 
 def table(head):
-    """The cells of the document's table under the line ``head``."""
+    """Return the cells of the document's table under the line ``head``."""
     lines = METHOD.partition(head + "\n")[2].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
@@ -72,14 +72,14 @@ def test_worked_segments(worked):
 
 
 def test_switches_after_a_wrong_plan():
-    rows = table("| segment | bears a loss of its own | its switch |")
+    rows = table("| segment | has its own loss | its switch |")
     segments = []
-    for stage, bears, _ in rows:
+    for stage, learnt, _ in rows:
         if stage in ("sketch", "refine"):
-            segments.append(Image(stage=stage, png=b"", target=bears == "yes"))
+            segments.append(Image(stage=stage, png=b"", target=learnt == "yes"))
         else:
             words = {"prompt": "a dog", "plan": "<ins>a</ins> <des>a</des>", "inspect": "<refine>a</refine>"}[stage]
-            segments.append(Text(stage=stage, text=words, target=bears == "yes"))
+            segments.append(Text(stage=stage, text=words, target=learnt == "yes"))
     record = Record(id="worked", source="conflict", complete=False, segments=segments)
     check_grammar(record)
     tokenizer = load_tokenizer(shapes_folder())

@@ -21,7 +21,7 @@ def test_work_continues_without_its_bar(full_stderr):
 
 
 def test_another_thread_is_not_blocked(full_stderr):
-    """The bars of all threads share a lock, which one that fails must not keep."""
+    """The bars of all threads share a lock, which a failing bar must release."""
     with ProgressBar(total=1) as bar:
         bar.refresh()
     thread = threading.Thread(target=lambda: ProgressBar(total=1).close(), daemon=True)

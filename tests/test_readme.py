@@ -1,4 +1,4 @@
-"""Every command of the README, the guide and docs/checkpoints.md runs, in one empty folder; only sizes are smaller."""
+"""Every command of the README, the guide and docs/checkpoints.md runs in one empty folder, at smaller sizes."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints.folders import step_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
-SET_UP = ("python3 -m venv", ".venv/bin/pip install")  # what a test must not do again
+SET_UP = ("python3 -m venv", ".venv/bin/pip install")  # what the test run has done already
 SUITE = ".venv/bin/pytest"
 SMALLER = {
     "--config.num_steps=": "--config.num_steps=4",
@@ -26,7 +26,7 @@ EXTRA = {
     "launch/train.py": ["--config.optimizer.warmup_steps=1", "--config.held_out=8"],  # fewer steps, fewer records
     "launch/show.py pack": ["--config.held_out=8"],
 }
-# A newcomer's BAGEL folder; here the small one that the golden tests read.
+# The user's BAGEL folder; here the small one of the golden tests.
 GIVEN = {"BAGEL-7B-MoT": ROOT / "tests" / "golden" / "bagel-nano"}
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("PDGEN_CHECK_SHAPES") == "0", rea
 
 
 def test_a_wrong_shape_a_wrong_dtype_and_a_wrong_type_raise():
-    """Each of them in a call that would else give some numbers."""
+    """Each in a call that would otherwise return numbers."""
     image, t = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3))
     with pytest.raises(jaxtyping.TypeCheckError):
         interpolate(image, image[:, :1], t)  # numpy and jax would broadcast it
@@ -27,5 +27,5 @@ def test_a_wrong_shape_a_wrong_dtype_and_a_wrong_type_raise():
 
 
 def test_an_int_is_a_float():
-    """As type checkers have it."""
+    """As for type checkers."""
     assert schedule(5, 3).dtype == np.float32

@@ -1,4 +1,4 @@
-"""Meshes and logical axes: what they map to and what they refuse."""
+"""Meshes and logical axes: their mapping and refusals."""
 
 import jax
 import pytest
@@ -35,7 +35,7 @@ def test_a_mesh_has_all_axes_and_is_explicit():
     assert set(mesh.axis_types) == {AxisType.Explicit}
 
 
-def test_without_a_mesh_nothing_is_asked_for():
+def test_without_a_mesh_there_are_no_constraints():
     assert not has_mesh() and out_spec("batch", None) is None
     with jax.set_mesh(make_mesh((2, 2, 2))):
         assert has_mesh() and out_spec("batch", None) == RULES.spec("batch", None)

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, and that the one for accelerators runs through, at the smallest sizes."""
+"""Arithmetic of the benchmarks, and a run of the accelerator benchmark at the smallest sizes."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_all_layers_follow_from_two_depths(monkeypatch):
 
 @pytest.fixture
 def quick_compiler():
-    """Machine code that runs once need not be fast."""
+    """Compile with few optimisations: the machine code runs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

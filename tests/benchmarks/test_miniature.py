@@ -1,4 +1,4 @@
-"""The tables in miniature: which evaluations they are, and their numbers, from hand-made evaluations."""
+"""Tables of the miniature: the evaluations behind them, and their numbers from hand-made evaluations."""
 
 import json
 import pathlib
@@ -108,7 +108,7 @@ def test_a_row_has_an_evaluation_for_each_of_its_models():
     made = make_evaluations(PROCESS, "base", ["a", "b"], pathlib.Path("out"), common)
     assert [stage.arguments[1] for stage in made] == ["--checkpoint=a", "--checkpoint=b"]
     assert "--output=out/process/1/scores" in made[1].arguments
-    # Its own setting comes last, so it holds.
+    # Its own setting comes last, so it wins.
     assert made[0].arguments[-2:] == ("--setting=text.max_tokens=256", "--setting=text.max_tokens=80")
 
 
@@ -180,8 +180,8 @@ def test_tables_and_plots(runs):
     assert len(figures["objects"].axes[0].containers) == 3
 
 
-def test_what_has_ended_is_not_evaluated_again(runs, tmp_path):
-    """The evaluation is a fake that finds its results by strategy and checkpoint."""
+def test_finished_evaluations_are_not_repeated(runs, tmp_path):
+    """A fake evaluation finds its results by strategy and checkpoint."""
     (tmp_path / "evaluate.py").write_text(
         "import pathlib, shutil, sys\n"
         "flags = dict(text[2:].split('=', 1) for text in sys.argv[1:])\n"

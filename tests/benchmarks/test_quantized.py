@@ -1,4 +1,4 @@
-"""The measures of int8 beside floats, by closed forms, and that everything runs on the golden folder."""
+"""Measures that compare int8 with floats, against closed forms, and a run on the golden folder."""
 
 import jax.numpy as jnp
 import numpy as np

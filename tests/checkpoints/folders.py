@@ -1,4 +1,4 @@
-"""BAGEL folders for the tests: the golden one, and copies of it with something changed."""
+"""BAGEL folders for the tests: the golden one, and changed copies of it."""
 
 import json
 import pathlib
@@ -30,7 +30,7 @@ def copy_of_golden(folder: pathlib.Path) -> pathlib.Path:
 
 
 def edit_tensors(file: pathlib.Path, edit: Callable[[Tensors], Any]) -> None:
-    """Applies ``edit`` to the dict of a file's tensors and saves them as the reference library does."""
+    """Apply ``edit`` to the dict of a file's tensors and save them as the reference library does."""
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(file)
@@ -39,12 +39,12 @@ def edit_tensors(file: pathlib.Path, edit: Callable[[Tensors], Any]) -> None:
 
 
 def edit_json(file: pathlib.Path, **values: Any) -> None:
-    """Sets keys of a json file."""
+    """Set keys of a json file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def shard(folder: pathlib.Path, count: int, source: str = WEIGHTS, stem: str = "model") -> None:
-    """Replaces ``source`` by ``count`` files and an index, as transformers lays them out."""
+    """Replace ``source`` by ``count`` files and an index, as transformers lays them out."""
     tensors = load_file(folder / source)
     (folder / source).unlink()
     names = sorted(tensors)
@@ -60,7 +60,7 @@ def shard(folder: pathlib.Path, count: int, source: str = WEIGHTS, stem: str = "
 
 
 def step_folder(folder: pathlib.Path, without: tuple[str, ...] = ()) -> tuple[Tensors, Tensors]:
-    """Writes what BAGEL's trainer saves: two sets of float32 weights and pickles; returns the raw and the ema tensors.
+    """Write what BAGEL's trainer saves: two sets of float32 weights and pickles; return the raw and the ema tensors.
 
     All values differ from the golden ones. ``without`` names modules that the training left out.
     """
@@ -75,12 +75,12 @@ def step_folder(folder: pathlib.Path, without: tuple[str, ...] = ()) -> tuple[Te
 
 
 def all_bytes(folder: pathlib.Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the bytes of every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def read_bagel_folder(folder: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The sizes of a folder and its tree of numpy arrays, as a conversion reads them."""
+    """Return the sizes of a folder and its tree of numpy arrays, as a conversion reads them."""
     opened = open_bagel_folder(folder)
     read, shapes, flat = opened.reader(), array_shapes(opened.config), {}
     for place, dtype, _ in opened.content().tensors:
@@ -101,7 +101,7 @@ def expected_arrays(folder: pathlib.Path, tensors: Tensors | None = None) -> dic
 
 
 def assert_equal(tree: Any, expected: Tensors) -> None:
-    """Compares a tree of arrays with ``expected_arrays``: paths, dtypes, values."""
+    """Compare a tree of arrays with ``expected_arrays``: paths, dtypes, values."""
     flat = traverse_util.flatten_dict(tree, sep="/")
     assert set(flat) == set(expected)
     for path, value in flat.items():

@@ -1,8 +1,8 @@
-"""PEFT adapters: merged as PEFT 0.21.2 itself merged them (``peft/``), by the formula in PyTorch, and refused.
+"""PEFT adapters: merged as PEFT 0.21.2 merged them (``peft/``) and by the formula in PyTorch; refusals.
 
 Each folder of ``peft/`` is what PEFT's ``save_pretrained`` wrote for the golden model with random factors, and
 ``expected.safetensors`` the kernels after its ``merge_and_unload``. "patterns" adapts both experts, the ViT and the
-connector with ranks and alphas of their own, "rslora" the generation expert with scale alpha / sqrt(r).
+connector with different ranks and alphas, "rslora" the generation expert with scale alpha / sqrt(r).
 """
 
 import json
@@ -51,7 +51,7 @@ def base(tmp_path_factory):
 
 
 def read_merged(checkpoint, folder):
-    """Read a checkpoint's tensors back with the reference library, by way of a BAGEL folder."""
+    """Convert a checkpoint to a BAGEL folder and read its tensors with the reference library."""
     to_bagel(checkpoint, folder, log=quiet)
     return load_file(folder / WEIGHTS)
 
@@ -74,14 +74,14 @@ def test_merging_equals_peft(case, kind, base, tmp_path):
         )
 
 
-def test_the_line_about_changes_counts_kernels_by_expert(base):
+def test_the_summary_counts_changed_kernels_by_expert(base):
     line = describe_changes(measure_adapter(PEFT / "patterns", base))
     assert line.startswith("6 of 6 adapted kernels changed, by 0.")
     for group in ("generation expert 2 by 0.", "others 2 by 0.", "understanding expert 2 by 0."):
         assert group in line
 
 
-def test_an_adapter_that_changes_nothing_says_so(base, adapter):
+def test_an_adapter_that_changes_nothing_is_reported(base, adapter):
     edit_tensors(adapter / TENSORS, lambda ts: ts.update({n: t * ("lora_A" in n) for n, t in ts.items()}))
     assert describe_changes(measure_adapter(adapter, base)).startswith("0 of 6 adapted kernels changed, by 0 of")
 
@@ -132,7 +132,7 @@ def test_other_names_of_the_same_tensors(rename, tmp_path):
         assert scale == expected[name].scale == 3 / 4**0.5
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_adapter_is_read_back(tmp_path):
     factors = read_adapter(PEFT / "rslora", MODEL)
     write_adapter(tmp_path / "out", [(name, f.a, f.b) for name, f in factors.items()], 4, 6.0, log=quiet)
     assert load_file(tmp_path / "out" / TENSORS).keys() == load_file(PEFT / "rslora" / TENSORS).keys()
@@ -176,7 +176,7 @@ A = "base_model.model.connector.fc1.lora_A.weight"
         ),
     ],
 )
-def test_tensors_that_do_not_fit(adapter, edit, said):
+def test_misshapen_tensors(adapter, edit, said):
     edit_tensors(adapter / TENSORS, edit)
     refuse(adapter, said)
 
@@ -195,7 +195,7 @@ def test_tensors_that_do_not_fit(adapter, edit, said):
         ({"alpha_pattern": {"(": 1}}, "cannot be read ("),
     ],
 )
-def test_settings_that_are_refused(adapter, values, said):
+def test_unsupported_settings(adapter, values, said):
     edit_json(adapter / CONFIG, **values)
     refuse(adapter, said)
 
@@ -219,13 +219,13 @@ def test_a_damaged_base_is_not_merged(adapter, base, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-def test_loading_an_adapter_names_the_command(adapter):
+def test_loading_an_adapter_names_the_merge_command(adapter):
     with pytest.raises(CheckpointError, match=r"is a PEFT adapter; merge it first: .*convert.py --source=.* --base="):
         find(adapter)
 
 
 def test_mutated_files_are_read_or_refused_in_one_line(adapter):
-    """Two hundred files with bytes changed, cut off or doubled; no other error than CheckpointError."""
+    """Two hundred files with bytes changed, cut off or doubled are read or raise CheckpointError, nothing else."""
     rng = random.Random(0)
     original = {name: (adapter / name).read_bytes() for name in (CONFIG, TENSORS)}
     refused = 0

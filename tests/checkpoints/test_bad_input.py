@@ -1,4 +1,4 @@
-"""Every fault of a BAGEL folder gives one line that names it, and no target."""
+"""Every fault of a BAGEL folder ends in one line that names it, and nothing is written."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def refuse(folder, said, error=CheckpointError):
-    """Converting fails with a line that matches ``said`` and leaves nothing beside the folder."""
+    """Check that converting fails with a line that matches ``said`` and leaves nothing beside the folder."""
     before = sorted(folder.parent.iterdir())
     with pytest.raises(error) as raised:
         to_pdgen(folder, folder.parent / "pdgen", log=lambda line: None)
@@ -48,7 +48,7 @@ def test_unknown_missing_and_misshapen_tensors_all_at_once(folder):
     )
 
 
-def test_few_faults_are_clauses(folder):
+def test_few_faults_are_listed_in_one_line(folder):
     def edit(tensors):
         tensors["adapter.weight"] = torch.zeros(2)
         tensors["connector.fc1.weight"] = tensors["connector.fc1.weight"].T.contiguous()
@@ -62,7 +62,7 @@ def test_few_faults_are_clauses(folder):
     ]
 
 
-def test_a_wholly_other_model_is_a_short_line(folder):
+def test_another_model_altogether_is_a_short_line(folder):
     def edit(tensors):
         for name in list(tensors):
             tensors[f"module.of.a.wrapper.with.a.long.name.{name}"] = tensors.pop(name)
@@ -83,7 +83,7 @@ def test_nan_and_infinity(folder):
         check(folder)
 
 
-def test_a_table_that_is_no_square(folder):
+def test_a_table_that_is_not_square(folder):
     edit_tensors(folder / WEIGHTS, lambda t: t.update({"latent_pos_embed.pos_embed": torch.zeros(63, 64)}))
     refuse(folder, r"latent_pos_embed\.pos_embed is \[63, 64\], expected \[64, 64\]")
 

@@ -1,4 +1,4 @@
-"""There and back: values against PyTorch's own reading of the folder, bytes against the folder itself."""
+"""Round trips: values against PyTorch's own reading of the folder, bytes against the folder itself."""
 
 import json
 import shutil
@@ -63,12 +63,12 @@ def test_orbax_alone_restores_it(source, converted):
     assert_equal(ocp.StandardCheckpointer().restore(converted[0] / "params"), expected_arrays(source))
 
 
-def test_back_is_the_same_to_the_byte(source, converted, tmp_path):
+def test_a_round_trip_gives_the_same_bytes(source, converted, tmp_path):
     to_bagel(converted[0], tmp_path / "back")
     assert all_bytes(tmp_path / "back") == all_bytes(source)
 
 
-def test_manifest_is_the_folder_s_and_both_checks_agree(source, converted):
+def test_the_manifest_matches_the_folder(source, converted):
     target, manifest = converted
     of_folder, of_checkpoint = check(source), check(target)
     assert of_folder.tensors == of_checkpoint.tensors == manifest.tensors
@@ -94,7 +94,7 @@ def test_in_memory(source):
 
 @pytest.mark.parametrize("dtype, other", [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
 def test_cast(source, tmp_path, dtype, other):
-    """From half precision, so that both casts change the values' bytes; the autoencoder keeps its own."""
+    """From half precision, so that both casts change the values' bytes; the autoencoder keeps its dtype."""
     halved = copy_of_golden(tmp_path / "half")
     for file in (WEIGHTS, AUTOENCODER):
         edit_tensors(halved / file, lambda tensors: tensors.update({n: t.half() for n, t in tensors.items()}))
@@ -121,7 +121,7 @@ def test_half_precision_stays(tmp_path):
 
 
 def test_cast_back(source, converted, tmp_path):
-    """float32 values that bfloat16 holds exactly survive the way through it."""
+    """float32 values that bfloat16 holds exactly survive the round trip through it."""
     rounded = copy_of_golden(tmp_path / "rounded")
     edit_tensors(rounded / WEIGHTS, lambda ts: ts.update({n: t.bfloat16().float() for n, t in ts.items()}))
     to_pdgen(rounded, tmp_path / "pdgen", dtype=DTYPES["BF16"])
@@ -146,7 +146,7 @@ def test_sharded(tmp_path):
     assert (tmp_path / "brain" / AUTOENCODER).read_bytes() == (folder / AUTOENCODER).read_bytes()
 
 
-def test_one_file_of_another_name(tmp_path):
+def test_a_single_file_under_another_name(tmp_path):
     folder = copy_of_golden(tmp_path / "bagel")
     whole = expected_arrays(folder)
     (folder / WEIGHTS).rename(folder / "model.safetensors")
@@ -166,7 +166,7 @@ def test_an_index_that_names_ema_alone_as_published(tmp_path):
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
 
 
-def test_ema_comes_before_other_weights_and_it_is_said(tmp_path):
+def test_the_average_takes_precedence_and_the_choice_is_reported(tmp_path):
     folder = copy_of_golden(tmp_path / "bagel")
     shutil.copyfile(folder / WEIGHTS, folder / "model.safetensors")
     edit_tensors(folder / "model.safetensors", lambda tensors: tensors["llm2vae.bias"].zero_())
@@ -188,7 +188,7 @@ def test_without_a_tokenizer(tmp_path):
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
 
 
-def test_what_is_left_behind_is_said(tmp_path):
+def test_files_left_behind_are_reported(tmp_path):
     lines = []
     to_pdgen(GOLDEN, tmp_path / "pdgen", log=lines.append)
     assert lines == [f"{GOLDEN}: not part of the checkpoint, so not carried over: expected.json, expected.safetensors"]
@@ -209,7 +209,7 @@ def test_what_is_left_behind_is_said(tmp_path):
         ("llm_config.json", "num_key_value_heads", 4, 2),
     ],
 )
-def test_the_tensors_win(source, tmp_path, file, key, value, truth):
+def test_tensors_override_the_json_files(source, tmp_path, file, key, value, truth):
     folder = copy_of_golden(tmp_path / "bagel")
     edit_json(folder / file, **{key: value})
     lines = []
@@ -224,8 +224,8 @@ def test_the_tensors_win(source, tmp_path, file, key, value, truth):
     assert read_config(tmp_path / "back") == read_config(source)
 
 
-def test_pytorch_loads_what_was_trained(source, converted, tmp_path):
-    """Parameters from memory, of a model that never had json files, into the PyTorch reference, strictly."""
+def test_pytorch_loads_a_trained_model(source, converted, tmp_path):
+    """Parameters in memory, of a model without json files, load strictly into the PyTorch reference."""
     config, params = load_checkpoint(converted[0])
     trained = jax.tree.map(lambda leaf: leaf + 1, params)
     write_checkpoint(tmp_path / "trained", config, trained)
@@ -243,8 +243,8 @@ def test_pytorch_loads_what_was_trained(source, converted, tmp_path):
     assert read_config(tmp_path / "bagel") == config
 
 
-def test_an_autoencoder_of_other_groups_is_that_of_pytorch(tmp_path):
-    """No tensor says how many groups its norms have: the json file does, and both sides must read it alike."""
+def test_the_number_of_norm_groups_is_read_from_json(tmp_path):
+    """No tensor shows how many groups a norm has; PyTorch and pdgen must read the json file alike."""
     rng = np.random.default_rng(0)
     flat = {path: np.float32(0.1 * rng.normal(size=shape)) for path, shape in array_shapes(NANO).items()}
     write_checkpoint(tmp_path / "nano", NANO, traverse_util.unflatten_dict(flat, sep="/"))
@@ -286,7 +286,7 @@ def test_a_mixture_of_dtypes_is_cast_or_refused(tmp_path):
     assert {tensor.dtype for tensor in manifest.tensors} == {"float32"}
 
 
-def test_arrays_of_their_own_dtype(tmp_path):
+def test_each_array_keeps_its_dtype(tmp_path):
     """Norms in float32 beside bfloat16 matrices, as some trainers save them."""
     folder = copy_of_golden(tmp_path / "bagel")
     edit_tensors(folder / WEIGHTS, lambda ts: ts.update({n: t.bfloat16() for n, t in ts.items() if "norm" not in n}))
@@ -296,8 +296,8 @@ def test_arrays_of_their_own_dtype(tmp_path):
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
 
 
-def test_the_library_s_own_order_of_tensors_is_not_needed(tmp_path):
-    """A file whose header and bytes come in another order keeps it."""
+def test_the_order_of_tensors_in_a_file_is_kept(tmp_path):
+    """Also if header and bytes are in another order than the library writes."""
     folder = copy_of_golden(tmp_path / "bagel")
     tensors = load_file(folder / AUTOENCODER)
     shuffled = dict(reversed(tensors.items()))
@@ -315,7 +315,7 @@ def test_the_library_s_own_order_of_tensors_is_not_needed(tmp_path):
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
 
 
-# What the public checkpoint's json files say of its sizes; the rest follows from defaults and tensors.
+# The sizes in the public checkpoint's json files; the rest follows from defaults and tensors.
 PUBLIC = {
     "config.json": {
         "connector_act": "gelu_pytorch_tanh",
@@ -348,7 +348,7 @@ PUBLIC = {
 
 
 def test_the_public_size(tmp_path):
-    """All 1,467 tensors by name and shape, in files that take no room since their values are holes."""
+    """All 1,467 tensors by name and shape, in sparse files that take no room."""
     for name, values in PUBLIC.items():
         (tmp_path / name).write_text(json.dumps(values))
     for part, name, dtype in [("model", WEIGHTS, "BF16"), ("autoencoder", AUTOENCODER, "F32")]:

@@ -1,4 +1,4 @@
-"""The table of names: counts of the public checkpoint, the golden folder's names, and the Flax models' trees."""
+"""The table of names, against the public checkpoint's counts, the golden folder and the Flax models' trees."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ def test_every_name_matches_exactly_one_rule():
         assert sum(bool(pattern.fullmatch(name)) for pattern in patterns) == 1, name
 
 
-def test_no_rule_matches_a_number_written_otherwise():
+def test_numbers_match_in_their_usual_form_alone():
     patterns = [rule.pattern() for rule in RULES]
     name = "language_model.model.layers.{}.input_layernorm.weight"
     found = [[bool(p.fullmatch(name.format(n))) for p in patterns].count(True) for n in ("0", "10", "01", "-1", "x")]
@@ -60,7 +60,7 @@ def flax_shapes(config):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_tree_is_the_flax_models(name):
+def test_the_tree_is_that_of_the_flax_models(name):
     assert array_shapes(PRESETS[name]) == flax_shapes(PRESETS[name])
 
 
@@ -101,7 +101,7 @@ def configs(draw):
 
 @settings(max_examples=6, deadline=None)
 @given(configs())
-def test_the_tree_is_the_flax_models_at_any_size(config):
+def test_the_tree_is_that_of_the_flax_models_at_any_size(config):
     assert array_shapes(config) == flax_shapes(config)
 
 

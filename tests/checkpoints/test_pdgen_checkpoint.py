@@ -1,4 +1,4 @@
-"""The checkpoint folder: damage is found, a part or a shard can be read alone, and it is whole or not there."""
+"""Checkpoint folders: damage is found, parts and shards are read alone, and writing is all or nothing."""
 
 import dataclasses
 import functools
@@ -60,7 +60,7 @@ def assert_same(tree, expected):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-def test_there_and_back_in_memory(written):
+def test_a_round_trip(written):
     config, params = load_checkpoint(written)
     assert config == NANO
     assert_same(params, random_params())
@@ -68,7 +68,7 @@ def test_there_and_back_in_memory(written):
     assert (written / "tokenizer" / "tokenizer.json").read_bytes() == TOKENIZER.read_bytes()
 
 
-def test_a_part_alone(written):
+def test_a_part_is_read_alone(written):
     _, params = load_checkpoint(written, parts=("autoencoder",))
     assert_same(params, {"autoencoder": random_params()["autoencoder"]})
 
@@ -81,7 +81,7 @@ def shardings(shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
-def test_onto_a_mesh_and_from_it(written, tmp_path, shape):
+def test_reading_onto_a_mesh_and_writing_from_it(written, tmp_path, shape):
     assert jax.device_count() == 8
     given = shardings(shape)
     _, params = load_checkpoint(written, given)
@@ -95,7 +95,7 @@ def test_onto_a_mesh_and_from_it(written, tmp_path, shape):
     assert all_bytes(tmp_path / "again") == all_bytes(written)
 
 
-def test_from_a_mesh_that_splits_the_layers(written, tmp_path):
+def test_writing_from_a_mesh_that_splits_the_layers(written, tmp_path):
     mesh = make_mesh((1, 2, 4))
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
 
@@ -107,7 +107,7 @@ def test_from_a_mesh_that_splits_the_layers(written, tmp_path):
     assert all_bytes(tmp_path / "again") == all_bytes(written)
 
 
-def test_cast_on_the_way_onto_a_mesh(written):
+def test_a_cast_while_reading_onto_a_mesh(written):
     given = shardings((1, 8, 1))
     shapes = nn.unbox(
         {"model": bagel.abstract_params(NANO), "autoencoder": autoencoder.abstract_params(NANO.autoencoder)}
@@ -126,7 +126,7 @@ def test_shardings_of_another_tree(written):
 
 @pytest.mark.parametrize("slot, itemsize", [(s[1:], 2) for s in array_shapes(BAGEL_7B).values() if len(s) > 2])
 def test_chunks_of_the_public_checkpoint(slot, itemsize):
-    """Small enough that a mesh of 8 reads at most twice its shard, whichever of the wide axes it splits."""
+    """On a mesh of 8, a device reads at most twice its shard, whichever wide axis is split."""
     file, chunk = chunk_shapes(slot, itemsize)
     assert math.prod(chunk) * itemsize <= 2**20
     assert all(f % c == 0 for f, c in zip(file, chunk, strict=True))
@@ -142,7 +142,7 @@ def test_files_and_chunks_cover_any_array(slot, itemsize):
 
 
 def test_arrays_of_several_files_and_ragged_chunks(tmp_path, monkeypatch):
-    """Small limits, so that nano's arrays are cut up as those of a large model are."""
+    """Small limits cut nano's arrays as those of a large model are cut."""
     monkeypatch.setattr("pdgen.checkpoints.arrays._CHUNK_BYTES", 3000)
     monkeypatch.setattr(stream, "BLOCK_BYTES", 10_000)
     manifest = write_checkpoint(tmp_path / "nano", NANO, random_params())
@@ -156,7 +156,7 @@ def test_arrays_of_several_files_and_ragged_chunks(tmp_path, monkeypatch):
 
 
 def test_blocks_bound_the_memory(monkeypatch):
-    """Each thread has one block, of at most ``BLOCK_BYTES`` (or of a single row, where that is more)."""
+    """Each thread holds one block of at most ``BLOCK_BYTES``, or of one row if that is more."""
     monkeypatch.setattr(stream, "BLOCK_BYTES", 4096)
     threads = set()
 
@@ -187,7 +187,7 @@ def test_damaged_values(copied, tmp_path, change):
     with pytest.raises(CheckpointError, match=r"vae2llm\.weight"):
         to_bagel(copied, tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nano"]
-    if change != "remove":  # what is not there reads as zeros, which the digests alone tell
+    if change != "remove":  # a missing chunk reads as zeros, which only the digests reveal
         with pytest.raises(CheckpointError, match="cannot be restored"):
             load_checkpoint(copied)
 
@@ -221,8 +221,8 @@ def test_checkpoints_that_are_not_finite_are_refused(tmp_path):
     load_checkpoint(tmp_path / "nano", parts=("autoencoder",))
 
 
-def test_exchanged_layers_are_told_by_their_digests(copied, tmp_path):
-    """Each file is whole in itself; only the manifest knows which is which."""
+def test_exchanged_layers_are_found_by_their_digests(copied, tmp_path):
+    """Each file is intact; only the manifest shows which is which."""
     folder = copied / "params" / "model.language.layers.gen.mlp.gate.kernel" / "c"
     (folder / "0").rename(folder / "x")
     (folder / "1").rename(folder / "0")
@@ -311,7 +311,7 @@ def test_overwriting(copied, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["nano"]
 
 
-def test_what_is_no_checkpoint_is_not_overwritten(written, tmp_path):
+def test_only_checkpoints_are_overwritten(written, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")
     (tmp_path / "file").write_text("x")
@@ -323,7 +323,7 @@ def test_what_is_no_checkpoint_is_not_overwritten(written, tmp_path):
     assert (tmp_path / "home" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "x"
 
 
-def test_a_failure_leaves_the_old_one(copied, tmp_path, monkeypatch):
+def test_a_failure_leaves_the_old_checkpoint(copied, tmp_path, monkeypatch):
     before = all_bytes(copied)
 
     def broken(self, place, start, rows):
@@ -336,7 +336,7 @@ def test_a_failure_leaves_the_old_one(copied, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["nano"]
 
 
-def test_too_little_room_is_known_beforehand(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(FolderError, match=r"nano: needs [\d,]+ bytes, .* has 5 free; make room"):
         write_checkpoint(tmp_path / "nano", NANO, random_params())

@@ -1,4 +1,4 @@
-"""Int8 checkpoints: values against PyTorch's rounding, and where they are refused."""
+"""Int8 checkpoints: values against PyTorch's rounding, and refusals."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_values_are_those_of_pytorch(converted):
     assert names == {"kernel_scale", "embedding_scale"}
 
 
-def test_the_autoencoder_stays(converted):
+def test_the_autoencoder_is_not_quantized(converted):
     _, params = load_checkpoint(converted, parts=("autoencoder",))
     tensors = load_file(GOLDEN / AUTOENCODER)
     found = params["autoencoder"]["decoder"]["conv_in"]["kernel"]
@@ -71,7 +71,7 @@ def test_a_pdgen_checkpoint_gives_the_same_bytes(converted, tmp_path):
 
 
 def test_bfloat16_beside_int8(converted, tmp_path):
-    """``dtype`` is that of what is not rounded to int8; the scales stay float32."""
+    """``dtype`` applies to the arrays that are not rounded to int8; the scales stay float32."""
     to_pdgen(converted.parent / "bagel", tmp_path / "int8", dtype=np.dtype("bfloat16"), int8=True)
     kinds = {t.name: t.dtype for t in open_checkpoint(tmp_path / "int8").manifest.tensors}
     head = "language_model.lm_head.weight"
@@ -104,14 +104,14 @@ def refuse(words, function, *arguments, **options):
     assert len(line) < 400 and "\n" not in line
 
 
-def test_only_sampling_takes_it(converted, tmp_path):
+def test_only_sampling_accepts_int8(converted, tmp_path):
     refuse("a training step changes weights by less", load_base, str(converted), "")
     refuse("BAGEL's code reads floats", to_bagel, converted, tmp_path / "bagel")
     refuse("it cannot be rounded again", to_pdgen, converted, tmp_path / "again", int8=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_it_loads_onto_a_mesh(converted):
+def test_int8_loads_onto_a_mesh(converted):
     alone, split = load(converted), load(converted, make_mesh((2, 2, 2)))
     assert is_int8(alone.params["model"]) and alone.digest == split.digest
     up = split.params["model"]["language"]["layers"]["gen"]["mlp"]["up"]

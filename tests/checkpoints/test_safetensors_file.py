@@ -36,7 +36,7 @@ def raw(tensor):
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def test_reads_what_the_library_wrote(file):
+def test_files_of_the_library_are_read(file):
     header = read_header(file)
     assert header.metadata == {"format": "pt", "é": '"'}
     assert set(header.tensors) == set(TENSORS)
@@ -49,7 +49,7 @@ def test_reads_what_the_library_wrote(file):
     np.testing.assert_array_equal(part, TENSORS["wide"].flatten()[10:14].numpy())
 
 
-def test_writes_what_the_library_writes(file, tmp_path):
+def test_written_files_equal_those_of_the_library(file, tmp_path):
     header = read_header(file)
     tensors = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
     made = create(tmp_path / "b.safetensors", tensors, header.metadata)
@@ -58,7 +58,7 @@ def test_writes_what_the_library_writes(file, tmp_path):
         for start in range(0, count, 5):
             write(made, name, start, values(header, name, start, min(5, count - start)))
     with pytest.raises(CheckpointError, match="not a safetensors file"):
-        read_header(made.path)  # not before it is whole
+        read_header(made.path)  # only once it is complete
     finish(made)
     loaded = load_file(tmp_path / "b.safetensors")
     assert {name: raw(tensor) for name, tensor in loaded.items()} == {n: raw(t) for n, t in TENSORS.items()}
@@ -99,7 +99,7 @@ def test_missing(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_by_another_name_is_not_loaded(tmp_path, zipped):
+def test_a_pickle_under_another_name_is_not_loaded(tmp_path, zipped):
     file = tmp_path / "ema.safetensors"
     torch.save(TENSORS, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"ema\.safetensors: is a pickle, which runs code"):
@@ -140,7 +140,7 @@ def test_all_faulty_tensors_are_named(tmp_path):
         read_header(tmp_path / "bad.safetensors")
 
 
-def test_a_header_that_cannot_be(tmp_path):
+def test_an_impossible_header(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 16)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         read_header(tmp_path / "bad.safetensors")

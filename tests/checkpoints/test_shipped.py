@@ -1,4 +1,4 @@
-"""The models that the package brings along: converted once, found again, made again, and known by their names."""
+"""The shipped models: converted once, found again, converted anew if missing, and known by their names."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def own(models, tmp_path, monkeypatch):
-    """A copy of the models that the package seems to bring along, and an empty cache folder."""
+    """A copy of stand-ins for the shipped models, and an empty cache folder."""
     folder = shutil.copytree(models, tmp_path / "models")
     monkeypatch.setattr(shipped, "shapes_folder", lambda name="shapes": folder / name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -56,7 +56,7 @@ def test_a_model_is_converted_at_its_first_use_and_found_at_the_second(own, tmp_
     assert find("shapes_base") != folder and len(calls) == 2
 
 
-def test_another_releases_model_has_another_folder(own):
+def test_the_model_of_another_release_has_another_folder(own):
     first, base = find("shapes"), find("shapes_base")
     with open(own / "shapes" / "ema.safetensors", "r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -76,14 +76,14 @@ def test_a_conversion_that_has_vanished_is_made_again(own):
 
 
 @pytest.mark.parametrize("name", ["shapes", "shapes_base"])
-def test_a_trajectory_tells_the_models_name(own, name):
+def test_a_trajectory_names_the_model(own, name):
     samplers = [Sampler.from_checkpoint(path) for path in (name, find(name))]
     for sampler in samplers:
         (start,) = sampler.make_starts(["a red circle"])
         assert start.checkpoint == sampler.model.name == name
 
 
-def test_a_cache_folder_that_cannot_be_written_ends_in_a_line_with_the_remedy(own, tmp_path, monkeypatch):
+def test_an_unwritable_cache_folder_is_one_line_with_the_remedy(own, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(FolderError) as caught:
@@ -93,7 +93,7 @@ def test_a_cache_folder_that_cannot_be_written_ends_in_a_line_with_the_remedy(ow
     assert "(Not a directory)" in line and "environment variable XDG_CACHE_HOME" in line
 
 
-def test_what_lies_in_the_way_is_not_replaced(own):
+def test_other_files_in_its_place_are_not_replaced(own):
     folder = find("shapes")
     shutil.rmtree(folder)
     folder.mkdir()
@@ -103,7 +103,7 @@ def test_what_lies_in_the_way_is_not_replaced(own):
     assert (folder / "mine.txt").exists()
 
 
-def test_weights_that_are_not_there_are_named(own):
+def test_missing_weights_are_named(own):
     shutil.rmtree(own / "shapes_base")
     (own / "shapes" / "config.json").unlink()
     for name in ("shapes", "shapes_base"):
@@ -120,7 +120,7 @@ def moments(pictures):
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_a_models_weights(own, tmp_path):
+def test_a_run_starts_from_a_shipped_model(own, tmp_path):
     records = add_latents(trajectories(12, seed=3), moments)
     tokenizer = load_tokenizer(shapes_folder()).fingerprint
     write_dataset(tmp_path / "data", records, Origin(seed=3, tokenizer=tokenizer))

@@ -1,4 +1,4 @@
-"""Sizes read off the tensors, whatever the json files say."""
+"""Sizes are read from the tensors, whatever the json files state."""
 
 import dataclasses
 
@@ -15,8 +15,8 @@ from .test_mapping import configs
 
 @settings(max_examples=50, deadline=None)
 @given(configs())
-def test_all_sizes_come_back(config):
-    """From a config that is wrong throughout; the ViT's heads and norms' groups have no shape of their own."""
+def test_all_sizes_are_found(config):
+    """From a config that is wrong throughout; no shape shows the ViT's heads or the norms' groups."""
     heads = dataclasses.replace(NANO.vision, num_heads=config.vision.num_heads)
     groups = dataclasses.replace(NANO.autoencoder, num_groups=config.autoencoder.num_groups)
     stated = dataclasses.replace(NANO, vision=heads, autoencoder=groups)
@@ -24,7 +24,7 @@ def test_all_sizes_come_back(config):
     assert found == config
 
 
-def test_the_best_known_contradiction():
+def test_max_latent_size_is_read_from_the_tensors():
     stated = dataclasses.replace(BAGEL_7B, max_latent_size=32)
     found = config_from_tensors(stated, expected_tensors(BAGEL_7B))
     assert found == BAGEL_7B
@@ -63,12 +63,12 @@ def test_a_lone_tensor_of_another_layer_adds_none():
     assert config_from_tensors(NANO, {**SHAPES, far: (64,)}) == NANO
 
 
-def test_nothing_changes_without_tensors():
+def test_without_tensors_the_config_stays():
     assert config_from_tensors(NANO, {}) == NANO
 
 
-def test_a_gap_in_the_layers_is_a_gap():
-    """All of layer 1 is gone: its tensors will be named as missing, the layers after it stay."""
+def test_a_gap_in_the_layers_is_kept():
+    """Layer 1 is missing: its tensors are reported later, and the layers after it count."""
     assert NANO.language.num_layers > 2
     shapes = {name: shape for name, shape in SHAPES.items() if not name.startswith("language_model.model.layers.1.")}
     assert len(shapes) == len(SHAPES) - 28

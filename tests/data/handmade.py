@@ -1,4 +1,4 @@
-"""Trajectories made by hand, for tests of data sets that must not depend on what builds them."""
+"""Hand-made trajectories, for tests of data sets that must not depend on the code that builds them."""
 
 import io
 
@@ -9,7 +9,7 @@ from pdgen.sequence.trajectory import Image, Record, Text, format_inspection, fo
 
 
 def png(seed, width=32, height=32):
-    """PNG bytes of noise: a picture of its own for every seed."""
+    """Return PNG bytes of noise, another picture for every seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, "PNG")
@@ -17,7 +17,7 @@ def png(seed, width=32, height=32):
 
 
 def record(number, size=(32, 32)):
-    """Prompt, plan, sketch; for odd numbers the sketch is faulted and refined."""
+    """Return a record of prompt, plan and sketch; with an odd number the sketch is criticised and refined."""
     segments = [
         Text(stage="prompt", text=f"a picture of {number} dots", target=False),
         Text(stage="plan", text=format_plan(f"Draw {number} dots.", f"{number} dots."), target=True),
@@ -34,5 +34,5 @@ def record(number, size=(32, 32)):
 
 
 def records(count, size=(32, 32)):
-    """``record`` of the first numbers."""
+    """Return the records of the first numbers."""
     return [record(number, size) for number in range(count)]

@@ -1,4 +1,4 @@
-"""A small data set without scenes, for tests of building: python -m tests.data.shards FOLDER RUNNER."""
+"""Build a small data set without scenes, for tests of building: python -m tests.data.shards FOLDER RUNNER."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ def png(rng, side=8):
 
 
 def make(shard, seconds=0.0):
-    """Random prompts and pictures; sample 3 of each shard took another attempt."""
+    """Make random prompts and pictures; sample 3 of each shard took another attempt."""
     records = []
     for number in range(shard.start, shard.stop):
         rng = np.random.default_rng((shard.subset == "two", number))

@@ -7,14 +7,14 @@ from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
 
 
 def index_of(records) -> LengthIndex:
-    """The index of records r0, r1, ... given as lists of units, each a single turn."""
+    """Return the index of records r0, r1, ..., each a list of units of a single turn."""
     return make_index(
         CountedRecord(f"r{n}", Outline(list(units), [(0, len(units))])) for n, units in enumerate(records)
     )
 
 
 def shapes_like(count, seed=0) -> LengthIndex:
-    """As shapes world makes them: up to three steps, some drafts faulty, 64 VAE and 16 ViT tokens an image."""
+    """Return an index like shapes world's: up to three steps, some faulty drafts, 64 VAE and 16 ViT tokens an image."""
     rng = np.random.default_rng(seed)
 
     def units():

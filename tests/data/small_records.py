@@ -1,4 +1,4 @@
-"""Small records with pictures and made-up latents, for tests of what reads records."""
+"""Small records with pictures and made-up latents, for tests of code that reads records."""
 
 import numpy as np
 import PIL.Image

@@ -11,7 +11,7 @@ from pdgen.sequence.segments import CLEAN, NOISED, TEXT, VIT, Outline, Unit
 IMAGE = [Unit(NOISED, 64), Unit(CLEAN, 64), Unit(VIT, 16)]
 # Prompt and plan, image; a draft that is context with its plan, its inspection and refinement; a last inspection.
 STEPS = [Unit(TEXT, 5), Unit(TEXT, 7), *IMAGE, Unit(TEXT, 9), *IMAGE[1:], Unit(TEXT, 11), *IMAGE, Unit(TEXT, 3)]
-TURNS = [(0, 5), (5, 6), (8, 13)]  # of the second turn the plan alone is taught, so its draft is not needed
+TURNS = [(0, 5), (5, 6), (8, 13)]  # the second turn teaches its plan alone, so its draft is not needed
 SHORT = [Unit(TEXT, 4), *IMAGE]
 
 
@@ -42,7 +42,7 @@ def test_whole_records_without_the_broken_one(index):
     np.testing.assert_array_equal(documents.count_tokens(), [[text, 3 * 16, 5 * 64], [4 + 8, 16, 128]])
 
 
-def test_single_turns_see_what_came_before_without_its_noised_copies(index):
+def test_single_turns_see_earlier_turns_without_noised_copies(index):
     documents = make_documents(index, turns="single")
     assert teaches(documents) == [(0, 0, 1), (0, 1, 2), (0, 2, 3), (2, 0, 1)]
     assert units(documents, 0) == STEPS[:5]

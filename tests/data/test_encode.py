@@ -1,4 +1,4 @@
-"""Encoding a data set: the model can read the result, and being killed leaves no trace in it."""
+"""Encoding a data set: the model reads the result, and an interrupted run gives the same bytes."""
 
 import jax
 import msgspec
@@ -44,7 +44,7 @@ def encoder(params):
 
 @pytest.fixture
 def source(tmp_path):
-    """Two subsets in four files, of pictures that the model takes as they are and of larger ones."""
+    """A data set of two subsets in four files, with pictures of the model's sizes and larger ones."""
     folder = tmp_path / "data"
     folder.mkdir()
     files = write_files(folder, handmade.records(7, (64, 64)), subset="small", records_per_file=3)
@@ -57,7 +57,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_picture_has_its_moments_and_the_model_reads_them(source, encoder, params, tmp_path):
+def test_every_picture_has_moments_that_the_model_reads(source, encoder, params, tmp_path):
     dataset = encode_dataset(source, tmp_path / "out", encoder)
     before, after = RecordSource(source), RecordSource(tmp_path / "out")
     assert after.dataset == dataset
@@ -95,11 +95,11 @@ def test_encoding_again_changes_nothing_and_in_place_needs_permission(source, en
 
 
 class Killed(BaseException):
-    """Ends a run without any of its code cleaning up after it."""
+    """An end of a run without any clean-up by its code."""
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4])
-def test_a_stopped_run_goes_on_to_the_same_bytes(source, encoder, tmp_path, monkeypatch, after):
+def test_a_stopped_run_continues_to_the_same_bytes(source, encoder, tmp_path, monkeypatch, after):
     encode_dataset(source, tmp_path / "whole", encoder)
     written = []
 
@@ -141,7 +141,7 @@ def test_unfinished_work_with_other_settings_is_not_mixed_in(source, encoder, pa
         pytest.raises(LatentError, match="another process is encoding into it"),
     ):
         encode_dataset(source, tmp_path / "new", encoder)
-    (tmp_path / ".out.encoding" / "work.json").unlink()  # killed while the finished folder was renamed
+    (tmp_path / ".out.encoding" / "work.json").unlink()  # killed while the finished folder was being renamed
     for name in ("out", "fresh"):
         encode_dataset(source, tmp_path / name, Encoder(SHAPES_AUTOENCODER, other, RULE, 8))
     assert RecordSource(tmp_path / "out").dataset.origin.autoencoder == fingerprint_autoencoder(other)

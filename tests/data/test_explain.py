@@ -1,4 +1,4 @@
-"""A pack explained: against the layout's worked example and the pack's own arrays."""
+"""The explanation of a pack, against the layout's worked example and the pack's own arrays."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def batches(source, **changes):
 
 
 def test_the_worked_example_of_the_layout():
-    """Text ``a`` and an image of two tokens, noised and clean, as it stands in ``layout``'s docstring."""
+    """Text ``a`` and an image of two tokens, noised and clean, as in the docstring of ``layout``."""
     latents, places = np.zeros((2, SHAPES_NANO.latent_dim), np.float32), np.arange(2, dtype=np.int32)
     letter = TOKENIZER.encode("a")[0]
     segments = [
@@ -79,7 +79,7 @@ def test_runs_tile_the_pack_and_agree_with_it(source, turns, draws):
 
 @pytest.mark.parametrize("draws", [1, 2])
 def test_stages_and_dropped_units_are_the_records(source, draws):
-    """Without text dropout the texts of every stage are the record's; what is dropped is not among the runs."""
+    """Without text dropout the texts of every stage are the record's; runs hold nothing that is dropped."""
     made = batches(source, draws=draws, dropout=ConditionDropout(0, 0.5, 0.5))
     document = next(d for d in explain_pack(made, 0).documents if d.dropped)
     record = next(r for r in records(40) if r.id == document.record)

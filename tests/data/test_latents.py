@@ -1,4 +1,4 @@
-"""Latent moments: those of the autoencoder, stored with the right picture, whatever the batch."""
+"""Latent moments: the autoencoder's, stored with the right picture, independent of the batch."""
 
 import io
 

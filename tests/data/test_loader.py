@@ -59,8 +59,8 @@ def test_batches_have_the_stated_shapes(batches):
     np.testing.assert_array_equal(batch.row, [12, 13, 14, 15])
 
 
-def test_the_step_is_the_whole_position(folder, batches):
-    """Starting at step 2 gives what going on from step 0 gives, and what random access gives."""
+def test_the_step_number_is_the_whole_state(folder, batches):
+    """Starting at step 2 gives the batches that a run from step 0 and random access give."""
     source = RecordSource(folder)
     whole = list(make_loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=4))
     resumed = list(make_loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, start_step=2, stop_step=4))
@@ -73,13 +73,13 @@ def test_the_step_is_the_whole_position(folder, batches):
 
 
 def test_draws_are_noised_copies_of_every_drawn_image(folder):
-    """The packs have room for them, and each has a number of its own, by which it gets its noise and timestep."""
+    """The packs have room for them, and each has its own number, which selects its noise and timestep."""
     source = RecordSource(folder)
     once, thrice = (
         Batches(SHAPES_NANO, source, TOKENIZER, dataclasses.replace(SETTINGS, dropout=NO_DROPOUT, draws=draws))
         for draws in (1, 3)
     )
-    assert len(list(folder.glob("lengths-*.npz"))) >= 2  # the lengths of one are not those of the other
+    assert len(list(folder.glob("lengths-*.npz"))) >= 2  # each number of draws has its own lengths
     for number in range(RECORDS):
         single, several = (b.lay_out(whole_document(b.documents, number)) for b in (once, thrice))
         drawn = sum(s.target for s in source[number].segments if isinstance(s, Image))
@@ -130,7 +130,7 @@ def test_every_text_of_the_records_is_in_the_packs(folder, turns):
 
 
 def test_single_turns_teach_what_whole_records_teach(folder):
-    """Every target and its weight once, whichever way the records are cut into documents."""
+    """Every target appears once with its weight, however the records are cut into documents."""
 
     def targets(turns):
         batches = Batches(SHAPES_NANO, RecordSource(folder), TOKENIZER, dataclasses.replace(SETTINGS, turns=turns))
@@ -149,7 +149,7 @@ def test_single_turns_teach_what_whole_records_teach(folder):
 
 
 def whole_document(documents, number):
-    """A document of which nothing is dropped."""
+    """Return the document of a whole record, with nothing dropped."""
     return Document(
         epoch=0,
         number=number,
@@ -160,7 +160,7 @@ def whole_document(documents, number):
 
 
 def test_long_records_are_cut_if_the_config_says_so(folder):
-    """A cut document ends with an image, or a plan whose faulty draft is not needed, and teaches no end."""
+    """A cut document ends with an image, or with a plan whose faulty draft is not needed, and teaches no end."""
     source, tight = RecordSource(folder), dataclasses.replace(SETTINGS, budgets=Budgets(576, 48, 448))
     with pytest.raises(PackingError, match=r"record r-0-\d+ needs text \d+, vit 64"):
         Batches(SHAPES_NANO, source, TOKENIZER, tight)
@@ -176,7 +176,7 @@ def test_long_records_are_cut_if_the_config_says_so(folder):
             assert 16 <= laid_out.lengths[1] <= 48
 
 
-def test_an_epoch_draws_other_latents_and_dropout(batches):
+def test_every_epoch_draws_new_latents_and_dropout(batches):
     documents = [document for number in range(100) for document in batches.packer.choose_documents(number)]
     same = sorted((d for d in documents if d.number == 3), key=lambda d: d.epoch)
     assert len({d.keep for d in same}) > 1
@@ -201,7 +201,7 @@ def test_workers_give_the_same_batches(folder, batches):
 
 @pytest.mark.slow
 def test_workers_leave_when_their_parent_is_killed(folder, tmp_path):
-    """A worker holds its parent's standard output, which therefore ends when the last worker has left."""
+    """A worker keeps its parent's standard output open, so the output ends when the last worker has left."""
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(
@@ -252,7 +252,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_batches_that_nobody_took_leave_no_shared_memory(folder, tmp_path):
+def test_unused_batches_leave_no_shared_memory(folder, tmp_path):
     """Python's resource tracker reports what is left, in a line on standard error."""
     script = tmp_path / "train.py"
     script.write_text(LEAVE_BATCHES.format(folder=str(folder)))
@@ -262,7 +262,7 @@ def test_batches_that_nobody_took_leave_no_shared_memory(folder, tmp_path):
 
 
 def broken(folder, target, number, change):
-    """A copy of the data set whose record ``number`` has its images changed."""
+    """Copy the data set with the images of record ``number`` changed."""
     source = RecordSource(folder)
     changed = [source[n] for n in range(len(source))]
     segments = [change(s) if isinstance(s, Image) else s for s in changed[number].segments]
@@ -271,20 +271,20 @@ def broken(folder, target, number, change):
     return RecordSource(target)
 
 
-def test_a_broken_picture_stops_with_file_and_record(folder, tmp_path):
+def test_a_broken_picture_is_named_with_file_and_record(folder, tmp_path):
     source = broken(folder, tmp_path / "set", 12, lambda s: msgspec.structs.replace(s, png=s.png[:90]))
     with pytest.raises(RecordError, match=r"part-00001\.array_record: record 2: record r-0-000012: "):
         list(make_loader(SHAPES_NANO, source, TOKENIZER, SETTINGS, stop_step=10))
 
 
-def test_missing_latents_stop_with_file_and_record(folder, tmp_path):
+def test_missing_latents_are_named_with_file_and_record(folder, tmp_path):
     none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
     source = broken(folder, tmp_path / "set", 20, lambda s: msgspec.structs.replace(s, **none))
     with pytest.raises(RecordError, match=r"part-00002\.array_record: record 0: .*no latents; encode"):
         Batches(SHAPES_NANO, source, TOKENIZER, SETTINGS)
 
 
-def test_a_broken_record_stops_though_an_earlier_run_skipped_it(folder, tmp_path):
+def test_a_broken_record_is_refused_though_an_earlier_run_skipped_it(folder, tmp_path):
     """The second run reads the index that the first one wrote."""
     none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
     source = broken(folder, tmp_path / "set", 20, lambda s: msgspec.structs.replace(s, **none))
@@ -303,7 +303,7 @@ def test_a_small_pack_is_refused(folder):
 def test_lengths_are_counted_once_per_data_set_and_model(folder, monkeypatch):
     source = RecordSource(folder)
     index = lengths.load_length_index(source, TOKENIZER, SHAPES_NANO)
-    monkeypatch.setattr(lengths, "outline", None)  # whoever counts again, fails
+    monkeypatch.setattr(lengths, "outline", None)  # counting again would fail
     again = lengths.load_length_index(source, TOKENIZER, SHAPES_NANO)
     for field in dataclasses.fields(index):
         np.testing.assert_array_equal(getattr(index, field.name), getattr(again, field.name))
@@ -328,7 +328,7 @@ def test_a_garbled_length_file_is_counted_again(folder, tmp_path):
     np.testing.assert_array_equal(lengths.load_length_index(source, TOKENIZER, SHAPES_NANO).tokens, index.tokens)
 
 
-def test_changed_records_are_noticed(folder):
+def test_changed_records_are_detected(folder):
     source = RecordSource(folder)
     shifted = [source[n] for n in (*range(1, RECORDS), 0)]
     for policy in ("stop", "skip"):
@@ -342,7 +342,7 @@ def test_changed_records_are_noticed(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_records_are_skipped_and_counted(folder, tmp_path, workers):
-    """Two faults: one is seen when tokens are counted, one only when the picture is decoded."""
+    """Two faults: one shows when tokens are counted, one only when the picture is decoded."""
     flags.FLAGS.mark_as_parsed()
     none = {"latent_mean": None, "latent_logvar": None, "latent_shape": None}
     once = broken(folder, tmp_path / "one", 20, lambda s: msgspec.structs.replace(s, **none))

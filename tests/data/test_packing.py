@@ -69,7 +69,7 @@ records_strategy = st.lists(
 
 @settings(deadline=None, max_examples=25)
 @given(records_strategy, st.integers(0, 9))
-def test_no_document_is_lost_or_doubled(records, seed):
+def test_no_document_is_lost_or_repeated(records, seed):
     """A window's packs hold its documents, each once, and windows hold whole epochs; packs keep to the budgets."""
     index = index_of([Unit(*unit) for unit in units] for units in records)
     budgets = Budgets(*(int(most) + 3 for most in make_documents(index).count_tokens().max(axis=0)))
@@ -101,7 +101,7 @@ def test_every_epoch_has_its_own_order():
 
 
 def test_badly_filled_packs_are_spread_over_the_window(index):
-    """Documents that are planned last fill worst; a run must not meet them all at once."""
+    """Documents that are planned last fill packs worst; a run must not meet these packs all at once."""
     packer = packer_of(index)
     for window in range(4):
         packs = range(count_packs(packer, window), count_packs(packer, window + 1))
@@ -112,7 +112,7 @@ def test_badly_filled_packs_are_spread_over_the_window(index):
 
 
 def test_small_documents_do_not_wait():
-    """A quarter of the documents is tiny; all of a window are in its packs, and the tiny ones everywhere."""
+    """A quarter of the documents is tiny: a window's packs hold all its documents, the tiny ones spread evenly."""
     rng = np.random.default_rng(0)
     mixed = index_of(
         [Unit(TEXT, 8)] if rng.random() < 0.25 else [Unit(TEXT, int(rng.integers(50, 200))), Unit(NOISED, 64)]
@@ -125,7 +125,7 @@ def test_small_documents_do_not_wait():
 
 
 def test_a_pack_is_a_function_of_settings_seed_and_number(index):
-    """However it is reached: in order, backwards, by a leap over many windows, in another process."""
+    """In order, backwards, after a leap over many windows, in another process."""
     forwards = packer_of(index, seed=1)
     expected = [forwards.choose_documents(number) for number in range(700)]
     assert count_packs(forwards, 3) < 700
@@ -138,7 +138,7 @@ def test_a_pack_is_a_function_of_settings_seed_and_number(index):
     assert packer_of(index, seed=2).choose_documents(0) != expected[0]
 
 
-def test_windows_planned_together_are_as_planned_alone(index):
+def test_windows_planned_together_equal_windows_planned_alone(index):
     stream = packer_of(index).stream
     lengths = np.stack([stream.make_window(number).lengths for number in range(5)])
     sizes = np.array([BUDGETS.text, BUDGETS.vit, BUDGETS.vae])
@@ -146,14 +146,14 @@ def test_windows_planned_together_are_as_planned_alone(index):
     np.testing.assert_array_equal(plan_packs(lengths, sizes), alone)
 
 
-def test_a_plan_by_hand():
+def test_a_worked_plan():
     """Text budget 10. The oldest until half full, then the best fit: 6 + 4; then 5 and 5; then 3 alone."""
     texts = [6, 5, 3, 4, 5]
     lengths = np.array([[(n, 0, 0) for n in texts]], np.int32)
     np.testing.assert_array_equal(plan_packs(lengths, np.array([10, 0, 0])), [[0, 1, 2, 0, 1]])
 
 
-def test_far_packs_are_found_without_remembering_those_before(index):
+def test_far_packs_are_found_without_their_predecessors(index):
     packer = packer_of(index)
     packer.choose_documents(30_000)
     assert len(packer._plans) <= packing._PLANS

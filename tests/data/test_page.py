@@ -1,4 +1,4 @@
-"""Pages of a pack: the mask against a dense one, every token on its document's page."""
+"""Pages of a pack: the mask against a dense one, and every token on its document's page."""
 
 import base64
 import io
@@ -46,7 +46,7 @@ def test_cells_of_unequal_size_keep_the_area():
     assert pairs == pytest.approx(dense().sum(), rel=2e-3)
 
 
-def test_lines_stand_before_documents_and_hide_nothing():
+def test_lines_precede_documents_and_hide_nothing():
     plain, lined = (np.asarray(draw_mask(MASK, KINDS, starts, side=200)) for starts in ((), (100,)))
     changed = (plain != lined).any(axis=2)
     assert changed[100].sum() + changed[:, 100].sum() - changed[100, 100] == changed.sum() > 0

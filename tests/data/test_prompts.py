@@ -50,7 +50,7 @@ def test_without_plain_text_every_line_is_an_object(tmp_path):
     path = tmp_path / "prompts"
     path.write_text('{"prompt": "a", "seed": 7}\n{"prompt": "b"}\n')
     assert read_prompt_file(path, Asked) == [Asked("a", 7), Asked("b")]
-    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n\n \r\n')  # empty lines at the end are none
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n\n \r\n')  # empty lines at the end do not count
     assert read_prompt_file(path, Asked) == [Asked("a"), Asked("b")]
     for line in ("a cat", ""):
         path.write_text(f'{{"prompt": "a"}}\n{line}\n{{"prompt": "b"}}\n')

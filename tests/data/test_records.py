@@ -1,4 +1,4 @@
-"""Data sets on disk: what was written comes back, and every broken file or record is named."""
+"""Data sets on disk: records are read back as written, and every broken file or record is named."""
 
 import copy
 import hashlib
@@ -44,7 +44,7 @@ def files_of(folder):
 
 
 def run_check(capsys, *arguments):
-    """Exit status, standard output and standard error of the command line."""
+    """Run the check; return exit status, standard output and standard error."""
     try:
         records.main(["records", *map(str, arguments)])
         status = 0
@@ -53,7 +53,7 @@ def run_check(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-def test_records_come_back_in_any_order(made, folder):
+def test_records_are_read_in_any_order(made, folder):
     source = RecordSource(folder)
     assert len(source) == 25
     assert [source[i] for i in (24, 0, 10, 9, 19, 20)] == [made[i] for i in (24, 0, 10, 9, 19, 20)]
@@ -96,7 +96,7 @@ def test_a_truncated_file_is_named_on_opening(folder, kept):
         RecordSource(folder)
 
 
-def test_files_that_changed_places_or_are_gone_are_named(folder):
+def test_exchanged_and_missing_files_are_named(folder):
     last = folder / "part-00002.array_record"
     last.write_bytes((folder / "part-00000.array_record").read_bytes())
     with pytest.raises(RecordError, match=r"part-00002.*holds 10 records, dataset.json counts 5"):
@@ -107,10 +107,10 @@ def test_files_that_changed_places_or_are_gone_are_named(folder):
 
 
 def flip_record(folder, made, number):
-    """Flips a byte inside the stored form of record ``number`` of the first file."""
+    """Flip a byte inside the stored form of record ``number`` of the first file."""
     path = folder / "part-00000.array_record"
     data = bytearray(path.read_bytes())
-    # The compressed records keep their PNGs nearly verbatim; an image's bytes find their place.
+    # A compressed record keeps its PNGs nearly verbatim, so an image's bytes locate it.
     png = next(s.png for s in made[number].segments if isinstance(s, Image))
     data[data.index(png[60:90])] ^= 0xFF
     path.write_bytes(bytes(data))
@@ -133,7 +133,7 @@ def test_check_names_every_broken_record(made, folder, capsys):
     assert lines[4:] == [f"{folder}: 25 records in 3 files, 4 faults"]
 
 
-def test_check_sees_a_file_exchanged_for_another_of_as_many_records(made, folder, capsys):
+def test_check_finds_a_file_replaced_by_another_of_the_same_length(made, folder, capsys):
     (folder / "part-00001.array_record").write_bytes((folder / "part-00000.array_record").read_bytes())
     status, out, _ = run_check(capsys, "check", folder)
     assert status == 2
@@ -156,7 +156,7 @@ def test_subsets_are_ranges_of_record_numbers(made, tmp_path):
     assert files_of(folder) == sorted([*(f"{n}.array_record" for n in range(5)), "dataset.json"])
 
 
-def test_files_of_a_subset_bear_its_name_and_are_never_empty(made, tmp_path):
+def test_files_of_a_subset_have_its_name_and_are_never_empty(made, tmp_path):
     files = write_files(tmp_path, made[:5], subset="conflict", records_per_file=2)
     assert [f.name for f in files] == [f"conflict-{n:05d}.array_record" for n in range(3)]
     assert [f.records for f in files] == [2, 2, 1]
@@ -178,7 +178,7 @@ def test_an_index_without_subsets_digests_and_facts_still_opens(made, folder, ca
     assert run_check(capsys, "check", folder)[0] == 0
 
 
-def test_check_looks_into_the_pictures(made, tmp_path, capsys):
+def test_check_decodes_the_pictures(made, tmp_path, capsys):
     record = made[0]
     image = record.segments[2]
     broken = msgspec.structs.replace(image, png=image.png[:60])
@@ -196,7 +196,7 @@ def test_check_refuses_bad_arguments_in_one_line(tmp_path, capsys):
         assert err.startswith("records: ") and err.count("\n") == 1
 
 
-def test_an_unreadable_record_is_named_on_access(made, folder):
+def test_an_unreadable_record_is_named_when_it_is_read(made, folder):
     flip_record(folder, made, 4)
     source = RecordSource(folder)
     with pytest.raises(RecordError, match=r"part-00000.array_record: record 4: "):
@@ -212,7 +212,7 @@ def test_an_unreadable_record_is_named_on_access(made, folder):
         ({"scene": {"size": object()}}, "object"),
     ],
 )
-def test_a_broken_record_is_refused_on_writing_and_nothing_stays(made, tmp_path, change, words):
+def test_writing_a_broken_record_leaves_nothing(made, tmp_path, change, words):
     broken = msgspec.structs.replace(made[1], **change)
     with pytest.raises(RecordError, match=f"part-00001.array_record: record 1: .*{words}"):
         write_dataset(tmp_path / "data", [*made[:11], broken], ORIGIN, records_per_file=10)

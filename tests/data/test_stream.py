@@ -46,7 +46,7 @@ def test_weights_are_relative_and_zero_leaves_a_subset_out():
         ({"multi_turn": 0, "conflict": 0, "alignment": 0}, "every weight is 0"),
     ],
 )
-def test_a_mixture_that_does_not_suit_is_refused(mixture, message):
+def test_an_unsuitable_mixture_is_refused(mixture, message):
     with pytest.raises(PackingError, match=message):
         compute_shares(SUBSETS, mixture)
 
@@ -60,7 +60,7 @@ def test_a_weighted_subset_without_documents_is_refused():
 @settings(deadline=None)
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), st.integers(0, 10**7))
 def test_shares_hold_everywhere_in_the_stream(weights, window):
-    """At every window's end each subset has given its share up to rounding, and never less than before."""
+    """At the end of every window each subset has given its share up to rounding, and the total never falls."""
     numbers = list(itertools.accumulate([10] * len(weights), initial=0))
     subsets = {str(n): range(a, b) for n, (a, b) in enumerate(itertools.pairwise(numbers))}
     made = make_documents(shapes_like(numbers[-1]))
@@ -72,7 +72,7 @@ def test_shares_hold_everywhere_in_the_stream(weights, window):
 
 
 def test_a_mixture_of_subsets(documents):
-    """Weights 3 : 1 : 0 over ten windows; every subset in whole epochs of its own, in mixed order."""
+    """Weights 3 : 1 : 0 over ten windows: each subset runs through its own whole epochs, in mixed order."""
     mixture = {"multi_turn": 3.0, "conflict": 1.0, "alignment": 0.0}
     stream = Stream(documents, SUBSETS, mixture, NO_DROPOUT, seed=4)
     windows = [stream.make_window(number) for number in range(10)]
@@ -84,11 +84,11 @@ def test_a_mixture_of_subsets(documents):
         own = [(epoch, number) for epoch, number in seen if number in SUBSETS[name]]
         assert set(own) == set(itertools.product(range(len(own) // size), SUBSETS[name]))
     first = [name == "conflict" for name in names[:600]]
-    assert 0.15 < np.mean(first[:300]) < 0.35  # not one subset after the other
+    assert 0.15 < np.mean(first[:300]) < 0.35  # the subsets alternate
 
 
 def test_orders_of_subsets_and_epochs_differ(documents):
-    """A subset of a quarter's weight gives half of its documents in a window: which half differs."""
+    """A subset with a quarter of the weight gives half of its documents per window; the halves differ."""
     subsets, halves = {"a": range(300), "b": range(300, 600)}, []
     for mixture, low in (({"a": 1, "b": 3}, 0), ({"a": 3, "b": 1}, 300)):
         stream = Stream(documents, subsets, mixture, NO_DROPOUT, seed=0)
@@ -120,7 +120,7 @@ def test_dropout_rates_and_lengths(documents):
 
 
 def test_dropout_is_drawn_per_seed_subset_epoch_and_document(documents):
-    """A document's numbers stand where its units stand among its subset's, whatever else the window holds."""
+    """The draws of a document are those of its units' places in the subset, whatever else the window holds."""
     dropout = ConditionDropout(0.5, 0.5, 0.5)
     stream = Stream(documents, SUBSETS, {"multi_turn": 1, "conflict": 1, "alignment": 0}, dropout, seed=3)
     window, lengths = stream.make_window(1), np.diff(documents.starts)

@@ -1,4 +1,4 @@
-"""What version 0.3.0 wrote is read: a data set, a checkpoint, a trajectory's folder and a run's folder.
+"""Files of version 0.3.0 are read: a data set, a checkpoint, a trajectory's folder and a run's folder.
 
 ``0.3.0.tar.xz`` was written by the code of commit 95c0531, before its modules moved. The expected values below come
 from that code too. The archive is never written again: a change that cannot read it breaks the users' files.
@@ -30,7 +30,7 @@ LOADER = LoaderConfig(rows=1, budgets=Budgets(text=640, vit=128, vae=896))
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folders ``data``, ``checkpoint``, ``trajectory``, ``run`` and what was ``sampled`` from it."""
+    """The folders ``data``, ``checkpoint``, ``trajectory``, ``run`` and ``sampled``, which was sampled from the run."""
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
@@ -38,7 +38,7 @@ def written(tmp_path_factory):
 
 
 def _digest(params):
-    """Of the names and bytes of all arrays of a nested dict."""
+    """Return a digest of the names and bytes of all arrays of a nested dict."""
     whole = hashlib.sha256()
     for name, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         whole.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
@@ -51,7 +51,7 @@ def test_a_checkpoint_holds_the_same_tree(written):
 
 
 def test_records_are_whole_and_packed_alike(written):
-    """Tokens, positions, intervals and routes of the first pack are those of then."""
+    """Tokens, positions, intervals and routes of the first pack equal those of version 0.3.0."""
     assert not list(find_broken_records(written / "data"))
     source = RecordSource(written / "data")
     assert [(record.id, len(record.segments)) for record in source] == [
@@ -79,9 +79,9 @@ def test_a_trajectory_has_its_stages_and_picture(written):
 
 @pytest.mark.parametrize("exported", [True, False])
 def test_a_run_is_sampled_from(written, tmp_path, monkeypatch, exported):
-    """With the export that its end wrote, and from its checkpoint alone, it draws what it drew then.
+    """It draws the same picture from its final export and from its checkpoint alone.
 
-    The run's data and first checkpoint are named relative to the folder that it was started in.
+    The paths of the run's data and first checkpoint are relative to the folder in which it was started.
     """
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -89,9 +89,9 @@ def test_a_run_is_sampled_from(written, tmp_path, monkeypatch, exported):
         shutil.rmtree("run/export")
         pathlib.Path("run/export.json").unlink()
     sampler = Sampler.from_checkpoint("run", quick=True)
-    assert _digest(sampler.model.params) == "78385a3400b6fbe4"  # the trained parameters, no longer the first ones
+    assert _digest(sampler.model.params) == "78385a3400b6fbe4"  # the trained parameters, not the initial ones
     before = load_trajectory("sampled/000")
     settings = SampleSettings(mode="single_pass", image=ImageSettings(num_timesteps=3, text_scale=1.0))
     (drawn,) = sampler([before.prompt], [before.seed], settings)
     difference = np.asarray(drawn.images[0], np.int32) - np.asarray(before.images[0], np.int32)
-    assert abs(difference).max() <= 2  # of 255: other processors round otherwise
+    assert abs(difference).max() <= 2  # of 255: processors round differently

@@ -1,4 +1,4 @@
-"""Images of shapes world that show exactly what a prompt asks for, in the place of a model's."""
+"""Images of shapes world that show exactly what a prompt asks for, in place of a model's."""
 
 import numpy as np
 import PIL.Image
@@ -11,7 +11,7 @@ from pdgen.shapes.world import place_scenes
 
 
 def painted(prompt: str, seed: int, size: int = 64) -> PIL.Image.Image:
-    """What the prompt asks for; colours that it leaves open are random."""
+    """Paint what the prompt asks for; colours that it leaves open are random."""
     rng = np.random.default_rng(seed)
     graph = parse(prompt)
     free = iter(rng.permutation(COLORS).tolist())
@@ -22,7 +22,7 @@ def painted(prompt: str, seed: int, size: int = 64) -> PIL.Image.Image:
 
 
 def generate(prompts, seeds):
-    """A generator that is always right."""
+    """Generate images that are always right."""
     return [
         Trajectory(
             prompt=prompt,

@@ -1,4 +1,4 @@
-"""The sweep's order, its stages and its tables; the commands themselves are other tests' business."""
+"""The sweep's order, stages and tables; other tests run its commands."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def test_the_shipped_sweeps_flags_are_keys_of_its_training_config(monkeypatch):
     assert mixtures["rewritten_critique"] == {"multi_turn": 0.42, "conflict": 0.2, "alignment": 0.38}
 
 
-def test_a_cell_comes_after_the_one_that_writes_its_plans():
+def test_a_cell_follows_the_one_that_writes_its_plans():
     assert order_cells(sweep(), ["b", "c"]) == ["a", "b", "c"]
     made = list(make_stages(sweep(), ["b"], pathlib.Path("out")))
     built = [stage for stage in made if stage.name == "build_data"]
@@ -119,7 +119,7 @@ def test_a_cell_uses_anothers_data():
         ({"seeds": ()}, "seeds is empty"),
     ],
 )
-def test_sweeps_that_cannot_be(changed, words):
+def test_impossible_sweeps(changed, words):
     with pytest.raises(ValueError, match=words):
         sweep(**changed)
 

@@ -1,4 +1,4 @@
-"""Runs put side by side, from hand-written results whose differences are known."""
+"""Runs compared side by side, from hand-written results with known differences."""
 
 import json
 import pathlib
@@ -86,7 +86,7 @@ def test_differences_by_prompt(tmp_path):
 
 
 def test_few_prompts_and_intervals_without_width_claim_nothing(tmp_path):
-    """All of two prompts are turned round: the interval is [1, 1], and says nothing of other prompts."""
+    """Both of two prompts are reversed: the interval is [1, 1], and claims nothing about other prompts."""
     few = read_evaluations(
         [geneval_run(tmp_path / "a" / "x", {"colors": [0, 0]}), geneval_run(tmp_path / "a" / "y", {"colors": [1, 1]})]
     )
@@ -100,7 +100,7 @@ def test_few_prompts_and_intervals_without_width_claim_nothing(tmp_path):
     )
     apart = make_comparison_tables(nine)[1]
     assert 0 < apart.rows[0][2] < apart.rows[0][3] and "hardly" not in apart.note
-    same = "abcdefghijklmnopqrst"  # twenty prompts, all of them turned round: still no width
+    same = "abcdefghijklmnopqrst"  # twenty prompts, all reversed: still no width
     flat = read_evaluations(
         [
             geneval_run(tmp_path / "b" / "x", {"colors": [0] * 20}, same),
@@ -192,7 +192,7 @@ def test_different_judges_are_reported(tmp_path):
     ]
 
 
-def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+def test_runs_are_named_by_what_distinguishes_them(tmp_path):
     folders = [geneval_run(tmp_path / name / "0" / "scores", {"colors": [1, 0]}) for name in ("plain", "rewritten")]
     assert [run.name for run in read_evaluations(folders)] == ["plain/0/scores", "rewritten/0/scores"]
     other = geneval_run(tmp_path / "x", {"colors": [1]})
@@ -201,7 +201,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
         read_evaluations([folders[0], folders[1], folders[0] / ".." / "scores"])
 
 
-def test_what_cannot_be_compared(tmp_path):
+def test_runs_that_cannot_be_compared(tmp_path):
     one = geneval_run(tmp_path / "one", {"colors": [1, 0, 0, 0]})
     other = geneval_run(tmp_path / "other", {"colors": [1, 0, 0, 0]}, prompts="wxyz")
     grades = dict.fromkeys(CATEGORIES, 1)
@@ -238,7 +238,7 @@ def lacks(name, benchmark="geneval"):
         (lacks("", "wise"), "prompts.jsonl: missing; evaluate again"),
     ],
 )
-def test_a_folder_without_a_whole_summary_is_one_line(tmp_path, content, words):
+def test_an_incomplete_summary_is_one_line(tmp_path, content, words):
     if content is not None:
         (pathlib.Path(tmp_path) / "summary.json").write_text(content)
     with pytest.raises(EvaluationError, match=words) as caught:

@@ -1,4 +1,4 @@
-"""Folders of images: what is missing, misnumbered or of another list is named; generation resumes."""
+"""Folders of images: missing, misnumbered and foreign files are named; generation resumes."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ def test_the_official_layout(whole):
     assert folders.read_image(files[0][0]).size == (64, 64)
 
 
-def test_seeds_are_recorded_and_none_is_used_twice(whole):
+def test_seeds_are_recorded_and_never_used_twice(whole):
     record = json.loads((whole / "generation.json").read_text())
     assert record["made_by"] == {"strategy": "painted"}
     assert list(record["jobs"].values()) == [
@@ -56,7 +56,7 @@ def test_seeds_are_recorded_and_none_is_used_twice(whole):
     ]
 
 
-def test_making_goes_on_where_it_was(images):
+def test_generation_resumes(images):
     before = {path: path.stat().st_mtime_ns for path in images.rglob("*.png")}
     for name in ("00001/samples/00000.png", "00002/samples/00001.png"):
         (images / name).unlink()
@@ -74,7 +74,7 @@ def test_making_goes_on_where_it_was(images):
     assert sum(before[path] != time for path, time in after.items()) == 2
 
 
-def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
+def test_a_killed_generator_leaves_only_whole_images(tmp_path):
     def dies(prompts, seeds):
         if seeds[0] > 7:
             raise KeyboardInterrupt
@@ -87,7 +87,7 @@ def test_a_killed_generator_leaves_whole_images_alone(tmp_path):
     assert [p.name for p in sorted(path.rglob("*.png"))] == ["00000.png", "00001.png"]
 
 
-def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
+def test_a_run_killed_between_trajectory_and_image_resumes(tmp_path):
     """The trajectory is kept, and the same image is made again."""
 
     def make():
@@ -101,7 +101,7 @@ def test_killed_between_trajectory_and_image_it_goes_on(tmp_path):
     assert image.read_bytes() == before and load_trajectory(trajectory).seed == JOBS[1].seed
 
 
-def test_a_folder_is_not_mixed(images, tmp_path):
+def test_a_folder_holds_one_kind_of_images(images, tmp_path):
     with pytest.raises(EvaluationError, match="was begun with strategy='painted', now it is 'process'"):
         folders.begin_generation(images, {"strategy": "process"}, JOBS)
     with pytest.raises(EvaluationError, match="other prompts, seeds or samples"):
@@ -114,7 +114,7 @@ def test_a_folder_is_not_mixed(images, tmp_path):
         folders.begin_generation(images, {"strategy": "painted"}, JOBS)
 
 
-def test_keys_that_ask_for_nothing_make_no_other_list(images, tmp_path):
+def test_keys_that_ask_for_nothing_do_not_change_the_list(images, tmp_path):
     path = tmp_path / "more.jsonl"
     path.write_text("".join(json.dumps(one.raw | {"source": "mine", "weight": 2}) + "\n" for one in PROMPTS) + "\n")
     more = folders.read_prompts(path)
@@ -146,7 +146,7 @@ def test_wrong_numbering_is_named(images):
     assert "do not hold samples 0 to 1: 00002; the first holds 00000.png, 00002.png" in refusal(images)
 
 
-def test_a_number_that_two_samples_share_is_not_overlooked(images):
+def test_a_number_that_two_samples_share_is_named(images):
     samples = images / "00000" / "samples"
     shutil.copy(samples / "00001.png", samples / "1.png")
     assert "00000; the first holds 00000.png, " in refusal(images)
@@ -169,7 +169,7 @@ def test_images_of_another_list_are_named(images, tmp_path):
 
 
 def test_an_image_is_read_upright(tmp_path):
-    """Orientation 6: the first row stored is the right side."""
+    """Orientation 6: the first stored row is the right side."""
     image, exif = PIL.Image.new("RGB", (4, 2)), PIL.Image.Exif()
     image.putpixel((0, 0), (255, 0, 0))
     exif[0x0112] = 6
@@ -203,7 +203,7 @@ def test_a_prompt_list_is_read_as_it_is_written(tmp_path):
         ('[\n {"Prompt": "a",\n "prompt_id": 1}]', "list of WISE; pass --benchmark=wise"),
     ],
 )
-def test_another_file_is_no_prompt_list(tmp_path, content, words):
+def test_other_files_are_not_prompt_lists(tmp_path, content, words):
     path = tmp_path / "metadata.jsonl"
     if content is not None:
         path.write_text(content)

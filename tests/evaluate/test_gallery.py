@@ -1,4 +1,4 @@
-"""An evaluation's images from hand-written results: which are shown, where their boxes stand, what is said of them."""
+"""An evaluation's images, from hand-written results: the selection, boxes and captions."""
 
 import json
 

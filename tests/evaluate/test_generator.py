@@ -40,7 +40,7 @@ def test_values_are_json_or_else_text():
         generator.parse_assignments(["steps"])
 
 
-def test_settings_reach_sampler_and_strategy(checkpoint):
+def test_settings_reach_the_sampler_and_the_strategy(checkpoint):
     values = {"image.num_timesteps": 7, "image.interval": [0, 0.5], "max_images": 3, "strategy.n": 2}
     recipe = generator.read_recipe(str(checkpoint), "best_of_n", values)
     assert (recipe.settings.image.num_timesteps, recipe.settings.image.interval) == (7, (0.0, 0.5))
@@ -70,8 +70,8 @@ def test_impossible_settings_are_named(key, value, words):
     assert words in str(caught.value)
 
 
-def test_what_decides_no_image_is_no_fact(checkpoint, tmp_path):
-    """Where the checkpoint lies, and the batch size: a run may resume with a smaller one."""
+def test_facts_hold_only_what_decides_the_images(checkpoint, tmp_path):
+    """Not the checkpoint's location, nor the batch size: a run may resume with a smaller one."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(checkpoint, moved)
     facts = [
@@ -89,7 +89,7 @@ def test_an_unknown_strategy_or_setting_is_named():
 
 
 class Scripted(Sampler):
-    """A sampler whose last image's colour is the seed; prompts that begin with "nothing" end before any image."""
+    """A sampler whose last image has the seed as its colour; prompts that begin with "nothing" give no image."""
 
     def __init__(self):
         self.model = types.SimpleNamespace(compiler=Compiler())
@@ -109,7 +109,7 @@ class Scripted(Sampler):
         )
 
 
-def test_the_last_image_and_its_trajectory_are_given(checkpoint, monkeypatch):
+def test_the_last_image_and_its_trajectory_are_returned(checkpoint, monkeypatch):
     loaded, sampler = [], Scripted()
     monkeypatch.setattr(generator.Sampler, "from_checkpoint", lambda path: loaded.append(path) or sampler)
     recipe = generator.read_recipe(str(checkpoint), "process", {"max_images": 3, "image.num_timesteps": 7})

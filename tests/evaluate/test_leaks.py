@@ -13,12 +13,12 @@ ASKED = ["a photo of a bench", "a photo of a dog", "a photo of a cat", "a photo 
 
 
 def test_a_benchmark_s_own_spelling_does_not_hide_a_leak():
-    """Neither capitals and full stops of its list nor blanks around a training prompt."""
+    """Neither capitals and full stops in its list nor spaces around a training prompt."""
     found = find_leaks([" A red Fox.\t", "a grey owl"], ["A red Fox.", "A grey owl!"])
     assert (found.exact, found.normalised) == (["A red Fox."], ["A grey owl!"])
 
 
-def test_exact_and_normalised_leaks_are_told_apart():
+def test_exact_and_normalised_leaks_are_distinguished():
     training = ["A photo of a dog.", "a photo of a bench", "A PHOTO of a bench", "a photo of a cow"]
     found = find_leaks(training, ASKED, ["data"])
     assert found == Leaks(["data"], 4, 3, ["a photo of a bench"], ["a photo of a dog"])
@@ -26,7 +26,7 @@ def test_exact_and_normalised_leaks_are_told_apart():
     assert "of the 3 prompts, 1 are in data (4 prompts) verbatim and 1 more" in said
 
 
-def test_nothing_found_and_nothing_compared_are_told_apart():
+def test_nothing_found_and_nothing_compared_are_distinguished():
     assert (
         describe_leaks(find_leaks(["a cow"], ASKED, ["data"])) == "Leaks: none of the 3 prompts is in data (1 prompts)."
     )
@@ -51,7 +51,7 @@ def test_a_file_has_a_prompt_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['["a dog", "a cat"]', '\n [{"prompt": "a dog"}]', '[\n"a dog"\n]'])
-def test_a_json_list_is_no_prompt(tmp_path, text):
+def test_a_json_list_is_not_a_prompt(tmp_path, text):
     path = tmp_path / "prompts.json"
     path.write_text(text)
     with pytest.raises(EvaluationError, match=r"prompts\.json: line [12]: starts with '\['.* a line") as caught:
@@ -59,7 +59,7 @@ def test_a_json_list_is_no_prompt(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_to_compare_with_is_no_finding(tmp_path):
+def test_empty_training_prompts_are_refused(tmp_path):
     path = tmp_path / "empty"
     path.write_text(" \n\n")
     with pytest.raises(EvaluationError, match="empty: holds no prompt; write one a line; name a data set"):

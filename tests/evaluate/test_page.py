@@ -1,4 +1,4 @@
-"""The page of an evaluation from hand-written tables and images: what it says, and where boxes stand."""
+"""The page of an evaluation, from hand-written tables and images: its text and the places of boxes."""
 
 import re
 
@@ -43,14 +43,14 @@ def test_without_images_or_costs():
     assert "Images" not in page and "Cost" not in page and "Published" not in page
 
 
-def test_scatter_draws_intervals_where_there_are_some():
+def test_scatter_draws_the_intervals_that_exist():
     without = draw_scatter([Point(1, 0.5, None, None, 0), Point(2, 0.6, None, None, 1)], "x", "y")
     both = draw_scatter([Point(1, 0.5, 0.4, 0.6, 0), Point(2, 0.6, 0.5, 0.7, 1)], "x", "y")
     assert both.count("stroke-opacity: 0.6") == 2 and "stroke-opacity: 0.6" not in without
 
 
-def test_as_many_points_as_strategies_are_told_apart():
-    """By colour, and by the number that the legend says."""
+def test_the_points_of_all_strategies_are_distinguishable():
+    """By colour, and by their numbers in the legend."""
     svg = draw_scatter([Point(n, n, None, None, n) for n in range(len(STRATEGIES))], "x", "y")
     assert all(colour in svg for colour in COLOURS[: len(STRATEGIES)]) and len(set(COLOURS)) >= len(STRATEGIES)
     assert [int(n) for n in re.findall(r"text-anchor: start[^>]*>(\d+)<", svg)] == [*range(1, len(STRATEGIES) + 1)]

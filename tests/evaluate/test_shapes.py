@@ -1,4 +1,4 @@
-"""The benchmark of shapes world: its form, that it is kept from training, and that it can be solved."""
+"""The benchmark of shapes world: its form, its separation from training, and a perfect score."""
 
 import collections
 import json
@@ -26,7 +26,7 @@ def prompts():
     return make_benchmark()
 
 
-def test_all_tasks_are_there_and_no_prompt_twice(prompts):
+def test_every_task_is_present_and_no_prompt_repeats(prompts):
     counts = collections.Counter(p.metadata.tag for p in prompts)
     assert list(counts) == [*TASKS, "composition"]
     assert all(0 < counts[task] <= COUNTS[task] for task in COUNTS)
@@ -34,7 +34,7 @@ def test_all_tasks_are_there_and_no_prompt_twice(prompts):
     assert len({p.metadata.prompt for p in prompts}) == len(prompts)
 
 
-def test_it_is_of_genevals_form(prompts):
+def test_its_form_is_genevals(prompts):
     check_prompts(prompts, SHAPES, "shapes")
     for prompt in prompts:
         assert decode_metadata(json.dumps(prompt.raw)) == prompt.metadata
@@ -54,7 +54,7 @@ def test_prompts_ask_for_what_the_metadata_say(prompts):
         assert compare_graph(parse(prompt.metadata.prompt), prompt.metadata) == []
 
 
-def test_compositions_are_long_and_name_no_noun_twice(prompts):
+def test_compositions_are_long_and_repeat_no_noun(prompts):
     sizes = collections.Counter()
     for prompt in prompts:
         nouns = [item.noun for item in prompt.metadata.include]
@@ -66,7 +66,7 @@ def test_compositions_are_long_and_name_no_noun_twice(prompts):
     assert set(sizes) == {3, 4, 5, 6} and 4 <= sizes[6] <= 18
 
 
-def test_pairs_and_triples_are_held_out_and_never_drawn_for_training(prompts):
+def test_pairs_and_triples_are_held_out_from_training(prompts):
     for prompt in prompts:
         assert is_held_out(parse(prompt.metadata.prompt)) == (prompt.metadata.tag in KEPT_FROM_TRAINING)
     tested = {normalise_prompt(p.metadata.prompt) for p in prompts if p.metadata.tag in KEPT_FROM_TRAINING}
@@ -85,7 +85,7 @@ def test_equal_seeds_give_equal_lists(prompts):
 
 
 @pytest.mark.parametrize("task", [*TASKS, "composition"])
-def test_a_right_picture_passes_and_the_next_prompts_does_not(prompts, task):
+def test_a_right_picture_passes_and_another_prompts_fails(prompts, task):
     detector = ShapesDetector()
     some = [p for p in prompts if p.metadata.tag == task][:8]
 

@@ -1,4 +1,4 @@
-"""Intervals against closed forms, scipy's bootstrap and coverage; differences of paired runs; prompts and seeds."""
+"""Intervals against closed forms, scipy's bootstrap and their coverage; paired differences; prompts and seeds."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_scipy_draws_the_same_interval():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05 * (theirs.high - theirs.low))
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     inside = 0
     for seed in range(200):
         drawn = (np.random.default_rng(seed).random(100) < 0.7).astype(float)
@@ -59,8 +59,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert 178 <= inside <= 199
 
 
-def test_a_prompt_keeps_its_images_together():
-    # Four images that agree tell no more than one.
+def test_images_of_a_prompt_are_drawn_together():
+    # Four images that agree carry no more information than one.
     right = (np.arange(100) < 40).astype(float)
     together = np.repeat(right[:, None], 4, axis=1)
     assert half(estimate([together.mean(1)])) == pytest.approx(half(estimate([right])))
@@ -68,7 +68,7 @@ def test_a_prompt_keeps_its_images_together():
 
 
 def test_a_prompt_is_compared_with_itself():
-    """Two prompts that change places: no difference, but a quarter of the draws each have +1 and -1."""
+    """Two prompts swap results: no difference, but a quarter of the draws gives +1 and a quarter -1."""
     found = estimate_difference([np.array([0.0, 1.0])], [np.array([1.0, 0.0])])
     assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
 
@@ -91,7 +91,7 @@ def test_equal_seeds_give_equal_intervals():
     assert estimate(scores, seed=1) == estimate(scores, seed=1) != estimate(scores, seed=2)
 
 
-def test_one_prompt_tells_nothing_of_others():
+def test_one_prompt_has_no_interval():
     one = estimate([np.array([1.0]), np.array([0.0, 1.0])])
     assert (one.value, one.low, one.high, one.n) == (0.75, None, None, 3)
     with pytest.raises(ValueError, match="at least one prompt"):
@@ -100,7 +100,7 @@ def test_one_prompt_tells_nothing_of_others():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=8), min_size=1, max_size=4))
-def test_an_interval_lies_among_the_scores(tasks):
+def test_an_interval_stays_within_the_scores(tasks):
     one = estimate([np.array(t) for t in tasks])
     assert min(map(min, tasks)) - 1e-9 <= one.low <= one.high <= max(map(max, tasks)) + 1e-9
 
@@ -121,7 +121,7 @@ def test_the_spread_over_seeds():
 def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole(groups, value):
     found = estimate_pooled([groups])
     assert found.value == pytest.approx(value) and found.n == len(groups)
-    # All ways to draw as many prompts, alike likely.
+    # All equally likely draws of that many prompts.
     ways = [np.concatenate(way).mean() for way in itertools.product(groups, repeat=len(groups))]
     low, high = np.quantile(ways, [0.025, 0.975], method="inverted_cdf")
     assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.02)
@@ -131,13 +131,13 @@ def test_pooled_is_the_mean_of_all_values_with_prompts_drawn_whole(groups, value
 
 
 def crossed(rng, seeds, prompts, of_seed, of_prompt, of_both):
-    """Scores [seeds, prompts] about 0: effects of each seed, each prompt and each pair, with these deviations."""
+    """Draw scores [seeds, prompts] about 0: effects of each seed, prompt and pair, with these deviations."""
     both = rng.normal(0, of_both, (seeds, prompts))
     return rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_prompt, prompts) + both
 
 
 def crossed_variance(scores):
-    """Of a mean over S - 1 seeds and C prompts drawn apart: each effect's mean square over the draws that it takes."""
+    """Return the variance of a mean over S - 1 seeds and C prompts, drawn independently, from the effects' squares."""
     seeds, prompts = scores.shape
     of_seed, of_prompt = scores.mean(1, keepdims=True) - scores.mean(), scores.mean(0, keepdims=True) - scores.mean()
     of_both = scores - scores.mean() - of_seed - of_prompt
@@ -145,12 +145,12 @@ def crossed_variance(scores):
     return sum(np.mean(effect**2) / drawn for effect, drawn in parts)
 
 
-def test_seeds_and_prompts_are_drawn_apart():
+def test_seeds_and_prompts_are_drawn_independently():
     tasks = [crossed(RNG, 30, 80, *deviations) for deviations in ((0.3, 1, 2), (0.1, 2, 1))]
     one = estimate(tasks[:1])
     assert (one.value, one.n) == (pytest.approx(tasks[0].mean()), 80)
     assert half(one) == pytest.approx(1.96 * np.sqrt(crossed_variance(tasks[0])), rel=0.05)
-    # Prompts are drawn for each task alone, seeds for all at once: two tasks with the same scores share those alone.
+    # Prompts are drawn for each task, seeds for all tasks at once: two tasks with equal scores share only the seeds.
     seeds, prompts = RNG.normal(size=(30, 1)) + np.zeros(80), RNG.normal(size=80) + np.zeros((30, 1))
     assert half(estimate([seeds, seeds])) == pytest.approx(half(estimate([seeds])), rel=0.05)
     assert half(estimate([prompts, prompts])) == pytest.approx(half(estimate([prompts])) / np.sqrt(2), rel=0.05)
@@ -158,13 +158,13 @@ def test_seeds_and_prompts_are_drawn_apart():
         estimate([tasks[0], tasks[1][1:]])
 
 
-def test_one_seed_is_drawn_by_prompt_alone():
+def test_with_one_seed_only_prompts_are_drawn():
     scores = [RNG.random(40), RNG.random(20)]
     assert estimate([one[None] for one in scores]) == estimate(scores)
 
 
-def test_intervals_over_seeds_hold_the_truth_of_a_crossed_model():
-    """Three seeds whose effects are a little larger than those of 50 prompts; prompts alone do not show them."""
+def test_intervals_over_seeds_cover_a_crossed_model():
+    """Three seeds with effects a little larger than those of 50 prompts; drawing prompts alone misses them."""
     held = {"prompts and seeds": 0, "prompts": 0}
     for seed in range(200):
         scores = crossed(np.random.default_rng(seed), 3, 50, 0.15, 0.5, 0.3)
@@ -172,7 +172,7 @@ def test_intervals_over_seeds_hold_the_truth_of_a_crossed_model():
             one = estimate(strata, seed=seed)
             held[name] += one.low <= 0 <= one.high
     # 0.95 of 200 with a standard deviation of 3.1; three seeds are few. Prompts alone: their deviation is 0.075 of
-    # 0.114 in all, and 1.96 times 0.075 holds the truth in 0.80 of the cases.
+    # 0.114 in all, and 1.96 times 0.075 covers the truth in 0.80 of the cases.
     assert 178 <= held["prompts and seeds"] <= 199
     assert held["prompts"] == pytest.approx(160, abs=3 * np.sqrt(200 * 0.8 * 0.2))
 
@@ -185,8 +185,8 @@ def test_one_seed_fewer_is_drawn_than_there_are():
     assert (one.low, one.high) == pytest.approx(np.quantile(ways, [0.025, 0.975], method="inverted_cdf"))
 
 
-def test_three_seeds_alone_hold_the_truth_in_three_cases_of_four():
-    """All above it or all below: 2 / 2**3."""
+def test_three_seeds_alone_cover_the_truth_in_three_cases_of_four():
+    """They miss it when all lie above or all below: 2 / 2**3."""
     held = 0
     for seed in range(300):
         one = estimate([crossed(np.random.default_rng(seed), 3, 4, 1, 0, 0)], seed=seed)
@@ -208,7 +208,7 @@ def test_a_difference_over_seeds_is_paired_in_both():
 
 
 def test_pooled_draws_seeds_too():
-    """Values of as many of each prompt are a plain mean; a run that has none of a prompt gives it no weight."""
+    """Equally many values of each prompt give a plain mean; a run without values of a prompt gives it no weight."""
     scores = crossed(RNG, 30, 80, 0.3, 1, 0.5)
     one = estimate_pooled([[[value, value] for value in run] for run in scores])
     assert one.value == pytest.approx(scores.mean())

@@ -1,4 +1,4 @@
-"""A table as a reader sees it, and as a program reads it back."""
+"""Tables for readers and for programs."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ TWO_RUNS = Table(
 )
 
 
-def test_an_interval_is_folded_into_its_value_even_for_a_run_named_low():
+def test_an_interval_joins_its_value_even_for_a_run_named_low():
     columns, rows = fold_intervals(TWO_RUNS, str)
     assert columns == ["score", "low", "other", "prompts"]
     assert rows == [
@@ -26,20 +26,20 @@ def test_columns_without_an_interval_stay():
     assert fold_intervals(table, str) == (["what", "a", "low", "prompts"], [["seconds", "1.0", "2.0", "3"]])
 
 
-def test_the_terminal_s_columns_line_up():
+def test_columns_are_aligned_in_the_terminal():
     lines = format_text(TWO_RUNS).splitlines()[1:]
     assert len({len(line) for line in lines}) == 1
     assert lines[1].endswith("4") and "0.5000 [0.2500, 0.7500]" in lines[1]
     assert "-" in lines[2] and "0.0000 [0.0000, 0.1250]" in lines[2]
 
 
-def test_csv_keeps_every_figure_in_a_column_of_its_own():
+def test_csv_has_a_column_for_every_number():
     header, first, second = csv.reader(io.StringIO(format_csv(TWO_RUNS)))
     assert tuple(header) == TWO_RUNS.columns
     assert first[1:4] == ["0.5", "0.25", "0.75"] and second[1:4] == ["", "", ""]
 
 
-def test_a_document_has_short_figures():
+def test_markdown_has_short_numbers():
     table = Table(
         "Costs",
         ("what", "value", "low", "high", "paper", "prompts"),

@@ -1,4 +1,4 @@
-"""WISE: worked examples of the three scorings, and judging by a server on localhost that misbehaves."""
+"""WISE: worked examples of the three scorings, and judging by a misbehaving server on localhost."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def record(number, **changes):
     return {**texts, "Category": "c", "prompt_id": number, **changes}
 
 
-# The two lists as they are published: the last id of each category, and some subcategories with theirs.
+# The two published lists: the last id of each category, and some subcategories with their last ids.
 ORIGINAL = {
     400: "Cultural knowledge",
     567: "time",
@@ -39,7 +39,7 @@ HALVES = ("first", "second")
 
 
 def listed(ends, coarse=False):
-    """A list whose categories end at these ids, each of two subcategories; coarse: the last five are one Category."""
+    """Make a list whose categories end at these ids, each of two subcategories; coarse: the last five are one."""
     made, start = [], 1
     for end, category in ends.items():
         for number in range(start, end + 1):
@@ -51,7 +51,7 @@ def listed(ends, coarse=False):
 
 
 def grades_in(body):
-    """What the usual judge answers: of image n, consistency n mod 3, or 1 where a binary score is asked for."""
+    """Answer as the usual judge: for image n, consistency n mod 3, or 1 if a binary score is requested."""
     number = int(body["messages"][1]["content"][0]["text"].split()[2])
     binary = body["response_format"]["json_schema"]["name"] == "Binary"
     return {"score": number % 2} if binary else {"consistency": number % 3, "realism": 2, "aesthetic_quality": 1}
@@ -115,7 +115,7 @@ def test_the_ids_of_the_categories():
 
 
 def answers():
-    """Culture is all (2, 1, 0), time all (1, 1, 1), the others nothing; every third image passes the binary judge."""
+    """Culture gets (2, 1, 0), time (1, 1, 1), the others 0; every third image passes the binary judge."""
     graded = {i: wise.Grades(*(2, 1, 0) if i <= 400 else (1, 1, 1) if i <= 567 else (0, 0, 0)) for i in range(1, 1001)}
     return {"graded": graded, "binary": {i: wise.Binary(int(i % 4 == 0)) for i in range(1, 1001)}}
 
@@ -132,7 +132,7 @@ def test_the_three_scorings_of_a_worked_example():
     assert wise.compute_all_figures(only_time_of_b, [])["B"].overall.value == pytest.approx(0.12)
 
 
-def test_the_table_has_the_scorings_side_by_side():
+def test_the_table_shows_the_scorings_side_by_side():
     table = wise.make_wise_table(wise.compute_all_figures(answers(), []), "some-judge")
     assert table.columns[:6] == ("category", "A", "A low", "A high", "A prompts", "B")
     rows = {row[0]: dict(zip(table.columns, row)) for row in table.rows}
@@ -167,7 +167,7 @@ def test_the_clause_names_two_prompts_and_what_they_share():
     assert wise.find_mismatch(wise.SCORINGS["B"], listed({1001: "c"})[1000:]) == "id 1001 is not in its list"
 
 
-def test_a_part_of_a_list_is_judged_by_what_it_has():
+def test_a_part_of_a_list_matches_the_scorings_that_fit():
     """The ids 401-520 are time in both lists; with 521-567 it is the original one."""
     prompts = listed(ORIGINAL)
     assert wise.find_mismatch(wise.SCORINGS["B"], prompts[400:520]) == ""
@@ -183,7 +183,7 @@ def test_the_digest_is_of_ids_texts_and_explanations(prompts):
         assert wise.digest_prompts([msgspec.structs.replace(prompts[0], **change), *prompts[1:]]) != one
 
 
-def test_a_missing_id_leaves_no_total_and_is_named():
+def test_a_missing_id_is_named_and_there_is_no_total():
     given = answers()
     for number in (7, 8, 9, 900):
         del given["graded"][number]
@@ -196,12 +196,12 @@ def test_a_missing_id_leaves_no_total_and_is_named():
     assert dict(zip(table.columns, table.rows[-1]))["A"] is None
 
 
-def test_what_was_not_judged_at_all_has_no_score():
+def test_a_scoring_without_answers_misses_every_id():
     scored = wise.compute_all_figures({"binary": answers()["binary"]}, [])
     assert scored["A"].missing == list(range(1, 1001)) and scored["B"].missing == []
 
 
-def test_each_prompt_is_asked_about_its_own_image(prompts, images):
+def test_each_prompt_is_judged_on_its_own_image(prompts, images):
     """The red of an image is its prompt's number."""
     asked = list(wise.make_requests(prompts, images, wise.JUDGEMENTS))
     for number, request in zip((1, 1, 2, 2, 5, 5), asked, strict=True):
@@ -210,7 +210,7 @@ def test_each_prompt_is_asked_about_its_own_image(prompts, images):
         assert PIL.Image.open(io.BytesIO(png)).getpixel((0, 0)) == (number, 0, 0)
 
 
-def test_rules_from_a_file_take_the_place_of_ours(prompts, images, tmp_path):
+def test_rules_from_a_file_replace_the_default(prompts, images, tmp_path):
     (tmp_path / "rules.txt").write_text("Grade as the original says.\n")
     own = wise.JUDGEMENTS["graded"]._replace(rules=wise.read_rules(tmp_path / "rules.txt"))
     for request in wise.make_requests(prompts, images, {"graded": own}):
@@ -245,14 +245,14 @@ def test_every_image_is_judged_in_both_ways(server, settings, prompts, images, t
     assert wise.read_wise_prompts([tmp_path / wise.PROMPTS_FILE]) == prompts
 
 
-def test_scores_that_were_not_asked_for_go(server, settings, prompts, images, tmp_path):
+def test_scores_of_an_earlier_request_are_removed(server, settings, prompts, images, tmp_path):
     (tmp_path / "scores_verified.jsonl").write_text("of other images\n")
     wise.write_scores(tmp_path, prompts, wise.judge_images(prompts, images, Endpoint(settings), GRADED))
     assert not (tmp_path / "scores_verified.jsonl").exists()
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_price_is_known_before_and_nothing_is_sent(server, settings, prompts, images):
+def test_the_price_is_estimated_without_a_request(server, settings, prompts, images):
     estimate = Endpoint(settings, dry_run=True)
     wise.judge_images(prompts, images, estimate)
     assert server.bodies == [] and estimate.ledger.total().calls == 6
@@ -264,13 +264,13 @@ def test_the_price_is_known_before_and_nothing_is_sent(server, settings, prompts
 @pytest.mark.parametrize(
     "wrong", ["no idea", GRADES.replace("2", "3"), GRADES.replace("2", '"2"'), '{"consistency": 2}']
 )
-def test_a_malformed_answer_is_asked_for_again(server, settings, prompts, images, wrong):
+def test_a_malformed_answer_is_requested_again(server, settings, prompts, images, wrong):
     server.script.extend([says(wrong)])
     judged = wise.judge_images(prompts[:1], images[:1], Endpoint(settings), GRADED)
     assert judged.answers["graded"] == {1: wise.Grades(1, 2, 1)} and len(server.bodies) == 2
 
 
-def test_an_answer_that_stays_malformed_is_listed_and_never_zero(server, settings, prompts, images, tmp_path):
+def test_answers_that_stay_malformed_are_listed_and_not_scored_0(server, settings, prompts, images, tmp_path):
     server.script.extend([judges] + [says("no idea")] * 3)
     judged = wise.judge_images(prompts, images, Endpoint(settings), GRADED)
     assert list(judged.answers["graded"]) == [1, 5] and list(judged.faults["graded"]) == [2]
@@ -281,7 +281,7 @@ def test_an_answer_that_stays_malformed_is_listed_and_never_zero(server, setting
     assert 2 in wise.compute_all_figures(judged.answers, prompts)["A"].missing
 
 
-def test_a_judge_that_goes_down_half_way_is_not_paid_twice(server, settings, prompts, images):
+def test_a_judge_that_fails_half_way_is_not_paid_twice(server, settings, prompts, images):
     server.script.extend([judges, judges] + [refuses(503)] * 20)
     with pytest.raises(EvaluationError, match=r"HTTP 503.* 2 of 6 answers are in .*answers .*run again") as caught:
         wise.judge_images(prompts, images, Endpoint(settings))
@@ -294,7 +294,7 @@ def test_a_judge_that_goes_down_half_way_is_not_paid_twice(server, settings, pro
     assert len(server.bodies) - before == again.ledger.total().calls == 4
 
 
-def test_a_judge_that_is_not_there_is_named(settings, prompts, images, server):
+def test_an_unreachable_judge_is_named(settings, prompts, images, server):
     server.usual = refuses(401, "no key")
     with pytest.raises(EvaluationError, match="HTTP 401: no key; 0 of 6 answers"):
         wise.judge_images(prompts, images, Endpoint(settings))
@@ -327,7 +327,7 @@ def test_lists_are_read_in_every_form_and_order(tmp_path):
         ('{"tag": "a", "include": [], "prompt": "b"}', "list of GenEval; pass --benchmark=geneval"),
     ],
 )
-def test_another_file_is_no_list(tmp_path, content, words):
+def test_other_files_are_not_lists(tmp_path, content, words):
     path = tmp_path / "list.json"
     if content is not None:
         path.write_text(content)
@@ -354,6 +354,6 @@ def test_a_picture_that_claims_to_be_huge_is_named(settings, prompts, images):
         wise.judge_images(prompts, images, Endpoint(settings))
 
 
-def test_numbers_in_short():
+def test_ids_are_abbreviated_to_ranges():
     assert wise.format_ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     assert wise.format_ranges(np.arange(5).tolist()) == "0-4" and wise.format_ranges([]) == ""

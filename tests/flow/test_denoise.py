@@ -1,4 +1,4 @@
-"""Denoising: settings, the guidance interval, the number of evaluations, and rows that do not see each other."""
+"""Denoising: settings, the guidance interval, the number of evaluations, and the independence of rows."""
 
 import functools
 
@@ -59,8 +59,8 @@ def test_settings_out_of_range(setting, rule):
     "interval, steps",
     [
         ((0.0, 1.0), (0, 4)),
-        ((0.5, 1.0), (0, 2)),  # t = 0.5 itself is out below
-        ((0.25, 0.75), (1, 3)),  # and in above
+        ((0.5, 1.0), (0, 2)),  # the interval excludes its low end, t = 0.5
+        ((0.25, 0.75), (1, 3)),  # and includes its high end
         ((0.4, 1.0), (0, 3)),
         ((0.8, 0.9), (0, 0)),
     ],
@@ -108,7 +108,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def contexts(params):
-    """Texts of other lengths in every row; the guidance views end earlier, and only some rows hold an image."""
+    """Every row has a text of another length; the guidance views end earlier, and only some rows hold an image."""
     rng = np.random.default_rng(0)
     write = jax.jit(functools.partial(add_text, CONFIG, COMPUTE))
     ids = rng.integers(0, 60, (2, ROWS, 12), np.int32)
@@ -135,7 +135,7 @@ def drawer(**settings):
 
 
 def take(contexts, rows):
-    """Some rows of contexts; only the caches' keys and values have the batch on axis 1."""
+    """Take some rows of contexts; only the caches' keys and values have the batch on axis 1."""
     return jax.tree.map(lambda leaf: leaf[:, rows] if leaf.ndim == 5 else leaf[rows], contexts)
 
 
@@ -145,7 +145,7 @@ def guided():
 
 
 def test_rows_in_another_order(guided, params, contexts, noise):
-    """Each row's latents, bit for bit: no norm, tile or loop bound is shared."""
+    """Each row has the same latents, bit for bit: rows share no norm, tile or loop bound."""
     order = np.array([2, 0, 3, 1])
     latents = np.asarray(guided(params, contexts, noise, POSITIONS))
     moved = guided(params, take(contexts, order), noise[order], POSITIONS)
@@ -154,14 +154,14 @@ def test_rows_in_another_order(guided, params, contexts, noise):
 
 
 def test_a_row_alone(guided, params, contexts, noise):
-    """What it is in its batch, but for the rounding of products of another shape."""
+    """The same as in its batch, up to the rounding of products of another shape."""
     latents = guided(params, contexts, noise, POSITIONS)
     alone = guided(params, take(contexts, slice(1, 2)), noise[1:2], POSITIONS[1:2])
     np.testing.assert_allclose(alone[0], latents[1], atol=2e-5)
 
 
 def test_only_rows_with_an_image_see_the_image_branch(guided, params, contexts, noise):
-    """Another cache without images moves rows 0 and 2, and no bit of the others."""
+    """Another cache without images changes rows 0 and 2, and no bit of the others."""
     latents = guided(params, contexts, noise, POSITIONS)
     other = contexts._replace(image=take(contexts.image, np.array([1, 0, 3, 2])))
     moved = np.any(np.asarray(latents != guided(params, other, noise, POSITIONS)), axis=(1, 2))
@@ -169,7 +169,7 @@ def test_only_rows_with_an_image_see_the_image_branch(guided, params, contexts, 
 
 
 def test_taylorseer_stays_near(params, contexts, noise):
-    """Two steps of three extrapolated: another result than all steps computed, but the same picture."""
+    """With two steps of three extrapolated the result differs from that of all steps, but the picture is the same."""
     plain, seer = (
         drawer(num_timesteps=25, text_scale=1.0, taylorseer=taylorseer)(params, contexts, noise, POSITIONS)
         for taylorseer in (False, True)
@@ -180,8 +180,8 @@ def test_taylorseer_stays_near(params, contexts, noise):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"text_scale": 1.0, "taylorseer": True, "num_timesteps": 12}], ids=str)
-def test_stretches_give_what_one_run_gives(params, contexts, noise, settings):
-    """Cut within the guided steps and within the others; and the estimate in between is where the velocity leads."""
+def test_stretches_equal_one_run(params, contexts, noise, settings):
+    """Cut within the guided steps and within the others; the estimate between them follows the velocity."""
     settings = ImageSettings(**{"num_timesteps": 9, "interval": (0.5, 1.0), **settings})
     denoiser = Denoiser(CONFIG, COMPUTE, settings, (SWITCHES.vision_start, SWITCHES.vision_end))
     run = jax.jit(functools.partial(advance, denoiser), static_argnums=4)

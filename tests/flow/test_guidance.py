@@ -1,4 +1,4 @@
-"""Guidance against its formula, row by row and value by value."""
+"""Guidance against its formula, row by row."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ HAS_IMAGE = jnp.array([True, False, True])
 
 @pytest.fixture
 def velocities():
-    """v, v_text, v_image: three rows of very different sizes, so that a norm over the batch shows."""
+    """v, v_text, v_image: three rows of very different sizes, so that a norm over the batch is noticed."""
     rows = np.random.default_rng(0).normal(size=(3, 3, 4, 5)) * np.array([1, 10, 0.1])[:, None, None]
     return jnp.asarray(rows, jnp.float32)
 
@@ -38,8 +38,8 @@ def expected(row, has_image, renorm, renorm_min):
 
 @pytest.mark.parametrize("renorm_min", [0.0, 0.5])
 @pytest.mark.parametrize("renorm", RENORMS)
-def test_every_row_is_guided_for_itself(velocities, renorm, renorm_min):
-    """The formula row by row; a row in a batch is what it is alone; rows without images take the text step only."""
+def test_every_row_is_guided_on_its_own(velocities, renorm, renorm_min):
+    """By the formula; a row is the same alone and in a batch; rows without images take the text step only."""
     settings = {"scales": SCALES, "renorm": renorm, "renorm_min": renorm_min}
     guided = guide(*velocities, HAS_IMAGE, **settings)
     for row in range(3):
@@ -63,7 +63,7 @@ def test_scale_of_one_changes_nothing(velocities):
 
 @pytest.mark.parametrize("renorm", ["global", "channel"])
 def test_norms_never_grow(velocities, renorm):
-    """And shrink where the guided velocity is longer."""
+    """They shrink where the guided velocity is longer."""
     guided = np.asarray(
         jax.jit(guide, static_argnames=("scales", "renorm", "renorm_min"))(
             *velocities, HAS_IMAGE, scales=SCALES, renorm=renorm, renorm_min=0.0

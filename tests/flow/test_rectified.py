@@ -17,7 +17,7 @@ def test_schedule(shift):
     assert t.dtype == np.float32 and (t[0], t[-1]) == (1, 0) and (np.diff(t) < 0).all()
 
 
-def test_shift_of_three_in_numbers():
+def test_a_shift_of_three():
     """1/2 becomes 3/4, 1/4 becomes 1/2: more steps near noise."""
     np.testing.assert_allclose(shift_timesteps(jnp.array([0.25, 0.5, 1.0]), 3.0), [0.5, 0.75, 1.0])
 
@@ -33,7 +33,7 @@ def test_path_and_velocity():
 
 
 def test_drawn_timesteps():
-    """sigmoid(normal), shifted: undone, the logits have mean 0 and deviation 1."""
+    """sigmoid(normal), shifted; with the shift undone the logits have mean 0 and deviation 1."""
     t = np.asarray(draw_timesteps(jax.random.key(0), 20_000, 3.0), np.float64)
     unshifted = t / (3 - 2 * t)
     logits = np.log(unshifted / (1 - unshifted))

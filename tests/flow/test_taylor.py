@@ -1,4 +1,4 @@
-"""TaylorSeer: which steps are full, and what its extrapolation does to functions of known differences."""
+"""TaylorSeer: which steps are full, and its extrapolation of functions with known differences."""
 
 import math
 
@@ -10,7 +10,7 @@ from pdgen.flow import taylor
 
 
 def test_which_steps_are_full():
-    """Steps 0-4, then every third; at a skipped step the distance to the last full one, at a full one to the last."""
+    """Steps 0-4, then every third; a distance is that to the last full step before."""
     full, distance, _ = taylor.plan(num_steps=24, guidance_start=0)
     assert np.flatnonzero(full).tolist() == [0, 1, 2, 3, 4, 7, 10, 13, 16, 19, 22]
     assert distance.tolist() == [1, 1, 1, 1, 1] + [1, 2, 3] * 6 + [1]
@@ -62,14 +62,14 @@ def test_a_parabola_by_hand():
         np.testing.assert_allclose(guesses[step], value, rtol=1e-6)
 
 
-def test_extrapolation_is_taylor_s_series():
-    """exp from its derivatives at 0: all are 1."""
+def test_extrapolation_is_the_taylor_series():
+    """exp from its derivatives at 0, which are all 1."""
     ones = jnp.ones((taylor.ORDER + 1, 1, 1, 1))
     expected = sum(2**i / math.factorial(i) for i in range(7))
     np.testing.assert_allclose(taylor.extrapolate(ones, jnp.int32(2)), np.full((1, 1, 1), expected), rtol=1e-6)
 
 
-def test_tokens_of_different_branches_know_different_orders():
+def test_tokens_of_different_branches_have_different_orders():
     before = jnp.zeros((taylor.ORDER + 1, 1, 2, 1))
     after = taylor.update_differences(before, jnp.ones((1, 2, 1)), jnp.int32(1), jnp.array([3, 0]))
     np.testing.assert_array_equal(after[:, 0, :, 0].T, [[1, 1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])

@@ -31,7 +31,7 @@ GRADIENT_FLOOR = 1e-7  # absolute: a gradient that is zero but for rounding
 
 
 def check(name: str, actual: Any, expected: Any) -> None:
-    """Asserts that ``actual`` is the golden array ``expected``, at the tolerance that ``name`` asks for.
+    """Assert that ``actual`` is the golden array ``expected``, at the tolerance that ``name`` asks for.
 
     Integers and booleans must be equal. A gradient (``name`` contains "grad.", or starts with "grad" or
     "grad_norm.") must obey max|a-b| <= 1e-4 max|b| + 1e-7, any other array max|a-b| <= 1e-5 max(1, max|b|).
@@ -64,7 +64,7 @@ def check(name: str, actual: Any, expected: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GoldenCase:
-    """One folder. Files are read on first use and cached; treat every array as read-only."""
+    """A golden folder. Files are read on first use and cached; treat every array as read-only."""
 
     folder: pathlib.Path
 
@@ -113,7 +113,7 @@ class GoldenCase:
         check(name, actual, self.numbers[name])
 
     def check_all(self, prefix: str, actual: dict[str, Any]) -> None:
-        """Checks every number under ``prefix`` against ``actual`` (same names, prefix removed).
+        """Check every number under ``prefix`` against ``actual`` (same names, prefix removed).
 
         Raises:
           AssertionError: one message for all faults; a number that ``actual`` lacks is a fault.
@@ -139,7 +139,7 @@ def _folders() -> list[pathlib.Path]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs every test that uses ``golden`` (directly or through another fixture) once per folder."""
+    """Run every test that uses ``golden`` (directly or through another fixture) once per folder."""
     if "golden" in metafunc.fixturenames:
         folders = _folders()
         metafunc.parametrize("golden", folders, ids=[f.name for f in folders], indirect=True, scope="session")
@@ -147,7 +147,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> GoldenCase:
-    """One golden folder; pytest orders the tests so that each is loaded once."""
+    """A golden folder; pytest orders the tests so that each is loaded once."""
     return GoldenCase(request.param)
 
 

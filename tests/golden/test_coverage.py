@@ -1,4 +1,4 @@
-"""Which test checks which golden number: a folder's number that none checks, or a check that is gone, is a fault."""
+"""Which test checks which golden number: a number without a check and a check that is gone are faults."""
 
 import pathlib
 

@@ -16,7 +16,7 @@ def switch_tokens(expected):
 
 
 def segments_of(samples, golden):
-    """The sample plans as our segments, one list per sample; payloads in the order of the packed arrays."""
+    """Return the sample plans as pdgen's segments, a list per sample; payloads in the order of the packed arrays."""
     config, numbers = golden.config, golden.numbers
     latents = iter(numbers["train.padded_latent"])
     vit_tokens, taken = numbers["train.packed_vit_tokens"], 0
@@ -61,7 +61,7 @@ def pack(golden):
 
 
 def real(values, golden, name):
-    """The real tokens of a padded array, by the length of a golden array."""
+    """Return the tokens of a padded array without the padding, by the length of a golden array."""
     return values[: len(golden.numbers[name])]
 
 
@@ -145,8 +145,8 @@ def test_mask(golden, pack):
     assert not allowed[count:].any() and not allowed[:, count:].any()
 
 
-def test_context_positions_grow_as_sampling_expects(golden):
-    """Segment by segment, as a context grows: text, clean VAE copy, ViT copy, text."""
+def test_positions_of_a_growing_context(golden):
+    """Segment by segment, as in sampling: text, clean VAE copy, ViT copy, text."""
     infer, config = golden.expected["infer"], golden.config
     texts = {"prompt": infer["prompt_ids"], "plan": infer["plan_ids"]}
 

@@ -47,7 +47,7 @@ def case(golden):
 
 
 def test_latent_grids(golden):
-    """VAE tokens of every image of the plans, height and width in pixels."""
+    """Return the grid of VAE tokens of every image of the plans, whose height and width are in pixels."""
     stride = golden.config.latent_stride
     sizes = [
         (height // stride, width // stride)
@@ -83,7 +83,7 @@ def intermediate(config, params, batch, flow):
 
 @pytest.fixture(scope="session")
 def values(golden, case):
-    """Intermediate values without padding, in the golden order."""
+    """The intermediate values without padding, in the golden order."""
     computed = {k: np.asarray(v[0]) for k, v in intermediate(case.config, case.params, case.batch, case.flow).items()}
     pack = jax.tree.map(lambda leaf: leaf[0], case.batch)
     order = pack.to_sequence[: sum(golden.expected["sample_lens"])]
@@ -153,7 +153,7 @@ def test_gradients(golden, training):
 
 
 def test_gradient_norms(golden, training):
-    """Of every parameter; the fixed position tables have none and receive none."""
+    """Of every parameter but the fixed position tables, which receive no gradient."""
     gradients = training[1]
     golden.check_all("grad_norm.", {name: np.linalg.norm(g) for name, g in gradients.items()})
     fixed = set(gradients) - set(golden.group("grad_norm."))

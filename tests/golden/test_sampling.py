@@ -52,13 +52,13 @@ encode = jax.jit(autoencoder.encode, static_argnums=0)
 
 
 def patches(config, image, patch, side):
-    """Tokens of one image [1, H, W, C] and their position ids."""
+    """Return the tokens of one image [1, H, W, C] and their position ids."""
     grid = tuple(n // patch for n in image.shape[1:3])
     return patchify(image, patch), position_ids(grid, side, config.interpolate_positions)[None]
 
 
 def extend(golden, model, cache, segment):
-    """The cache after ``segment``, "text:prompt" or "vae:image_vae", say."""
+    """Return the cache after ``segment``, such as "text:prompt" or "vae:image_vae"."""
     config, params, infer = model.config, model.params["model"], golden.expected["infer"]
     kind, name = segment.split(":")
     if kind == "text":
@@ -83,7 +83,7 @@ def clean_latents(model, pixels):
 
 @pytest.fixture(scope="session")
 def caches(golden, model) -> dict[str, Cache]:
-    """The three contexts of guidance, with room to write on."""
+    """The three contexts of guidance, with room for more tokens."""
     infer, result = golden.expected["infer"], {}
     for branch, prefix in BRANCHES.items():
         cache = empty_cache(model.config, 1, infer["kv_len"] + 16)
@@ -147,7 +147,7 @@ def test_greedy_text(golden, model, caches):
     words = words[: np.argmax(words == closing)] if closing in words else words
     settings = TextSettings(max_tokens=len(words), temperature=0.0)
     grammar = Grammar(jnp.zeros((1, model.config.language.vocab_size), jnp.int16), jnp.full((1, 1), -1))
-    assert count_text_slots(settings, grammar) <= 16  # what ``caches`` leaves
+    assert count_text_slots(settings, grammar) <= 16  # the room that ``caches`` leaves
     write = jax.jit(functools.partial(write_text, (model.config, COMPUTE), settings, (tokens[0].item(), closing)))
     rows = np.zeros(1, np.int32), np.ones(1, bool), jax.random.split(jax.random.key(0), 1)
     _, written = write(model.params["model"], grammar, caches[""], rows)

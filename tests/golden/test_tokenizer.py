@@ -1,4 +1,4 @@
-"""Token ids of the reference's tokenizer, where a golden folder holds one."""
+"""Token ids of the reference's tokenizer, if a golden folder holds one."""
 
 import unicodedata
 

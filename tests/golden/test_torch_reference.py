@@ -1,4 +1,4 @@
-"""The PyTorch reference obeys every golden number, so that a disagreement with it is worth a look."""
+"""The PyTorch reference reproduces every golden number, so other tests may trust it."""
 
 import dataclasses
 

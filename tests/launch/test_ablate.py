@@ -1,4 +1,4 @@
-"""One table of the shipped sweep from end to end at the smallest sizes: data, training, scores."""
+"""One table of the shipped sweep, end to end at the smallest sizes: data, training, scores."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SMALL = (
     "--config.seeds=(0,)",
     "--config.train_keys.num_steps=2",
     "--config.train_keys.optimizer.warmup_steps=1",
-    # What two steps teach writes no plan that can be read.
+    # After two steps of training a model writes no readable plan.
     *(f"--config.cells.{cell}.plans_from=" for cell in ("plain_critique", "rewritten_critique")),
     "--config.evaluate_flags=('--samples=1','--count=2','--setting=image.num_timesteps=2','--setting=max_images=1')",
 )
@@ -31,7 +31,7 @@ def ablate(output, *arguments):
 
 
 @pytest.mark.slow
-def test_the_sweep_ends_in_its_table_and_is_done_once(tmp_path):
+def test_the_sweep_writes_its_table_and_runs_once(tmp_path):
     jobs = min(2, os.cpu_count() or 1)
     done = ablate(tmp_path, *SMALL, "--tables=critiques", f"--jobs={jobs}")
     assert done.returncode == 0, done.stderr[-3000:]

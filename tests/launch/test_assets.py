@@ -1,4 +1,4 @@
-"""assets as a command line: each mode makes its files from end to end at small sizes, and refuses bad input."""
+"""The command line of assets: each mode makes its files, end to end at small sizes, and refuses bad input."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def ship(models, *arguments):
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    """A copy of the shipped base, the output of a command that failed once and was started again, and both ends."""
+    """A copy of the shipped base, the output of a command that failed and was started again, and both results."""
     models, output = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("ship")
     shutil.copytree(shapes_folder(BASE), models / BASE)
     arguments = (f"--model={BASE}", f"--output={output}")
@@ -72,7 +72,7 @@ def shipped(tmp_path_factory):
 
 @pytest.fixture
 def target(shipped, tmp_path, monkeypatch):
-    """A copy of the replaced model, which ``replace_shipped`` replaces again."""
+    """A copy of the replaced model, for ``replace_shipped`` to replace again."""
     folder = shutil.copytree(shipped[0], tmp_path / BASE)
     monkeypatch.setattr(shipping, "shapes_folder", lambda name: tmp_path / name)
     return folder
@@ -101,7 +101,7 @@ def test_a_model_is_replaced_but_for_autoencoder_and_tokenizer(shipped):
 
 
 @pytest.mark.slow
-def test_started_again_it_continues(shipped):
+def test_a_restart_continues(shipped):
     folder, output, failed, done = shipped
     assert failed.returncode == 2 and "warmup_steps" in failed.stderr.splitlines()[-1]
     assert "start again to resume" in failed.stderr.splitlines()[-1]
@@ -122,7 +122,7 @@ def test_started_again_it_continues(shipped):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
-def test_the_weights_are_the_chosen_ones(target, workdir, tmp_path, weights):
+def test_the_chosen_weights_are_shipped(target, workdir, tmp_path, weights):
     (target / "config.json").unlink()
     kept = [target / name for name in ("ae.safetensors", "tokenizer.model")]
     before = [file.stat().st_ino for file in kept]
@@ -162,7 +162,7 @@ def test_a_run_from_a_base_that_was_replaced_is_refused(target, workdir, tmp_pat
 
 
 def test_the_process_model_is_the_ablations_full_cell(tmp_path):
-    """Its commands in order are those of the sweep with the first seed, with more steps and without the evaluations."""
+    """Its commands are those of the sweep's first seed, in order, with more steps and without evaluations."""
     done = ship(tmp_path, "--model=shapes", "--output=out/x", "--dry_run")
     assert done.returncode == 0, done.stderr
     words = [shlex.split(line)[1:] for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""build_data as a command line: kills and workers leave no trace in the bytes; faults are one line."""
+"""The command line of build_data: the bytes do not depend on kills and workers; every fault is one line."""
 
 import collections
 import hashlib
@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_records_are_sound_and_the_index_tells_of_them(folder):
+def test_the_records_are_sound_and_the_index_describes_them(folder):
     assert list(find_broken_records(folder)) == []
     source = RecordSource(folder)
     records = [source[i] for i in range(len(source))]
@@ -110,7 +110,7 @@ def test_the_page_shows_all_samples(folder):
 
 
 @pytest.mark.slow
-def test_by_stages_killed_and_with_one_worker_the_bytes_are_the_same(tmp_path, folder):
+def test_bytes_do_not_depend_on_stages_kills_and_workers(tmp_path, folder):
     other = tmp_path / "shapes"
     process = start(*CONFIG, f"--output={other}", "--stages=multi_turn", "--workers=1")
     while process.poll() is None and not list(other.glob("build/multi_turn-*.json")):
@@ -119,12 +119,12 @@ def test_by_stages_killed_and_with_one_worker_the_bytes_are_the_same(tmp_path, f
     process.communicate()
     assert not (other / "dataset.json").exists()
     assert run(*CONFIG, f"--output={other}", "--stages=multi_turn", "--workers=1").returncode == 0
-    assert len(RecordSource(other)) == 15  # each stage leaves what can be trained on
+    assert len(RecordSource(other)) == 15  # a finished stage is a data set
     assert run(*CONFIG, f"--output={other}", "--workers=1").returncode == 0
     assert content(other) == content(folder)
 
 
-def test_a_folder_of_other_settings_is_replaced_on_demand_alone(folder, tmp_path):
+def test_a_folder_of_other_settings_is_replaced_only_on_request(folder, tmp_path):
     before = content(folder)
     refused = run(*CONFIG, "--config.seed=6", f"--output={folder}")
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -169,7 +169,7 @@ def test_encoding_killed_and_started_again_gives_the_same_bytes(tmp_path):
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL  # not if it finished within the instant; then it has shown nothing
+    assert process.returncode == -signal.SIGKILL  # unless it finished at once, which shows nothing
     again = run("encode", *flags, f"--output={tmp_path / 'out'}")
     assert again.returncode == 0, again.stderr
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The converter's command line: one line and status 2 for what is wrong, and nothing left behind."""
+"""The converter's command line: every fault is one line and status 2, and leaves nothing behind."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*arguments, limit=None):
-    """Runs the command; ``limit`` bounds the bytes of a file that it may write."""
+    """Run the command; ``limit`` bounds the bytes of a file that it may write."""
 
     def bound():
         if limit:
@@ -47,7 +47,7 @@ def converted(folder):
     return target
 
 
-def test_there_and_back(folder, converted, tmp_path):
+def test_a_round_trip(folder, converted, tmp_path):
     done = run(f"--source={converted}", f"--target={tmp_path / 'back'}", "--reverse")
     assert done.returncode == 0, done.stderr
     assert all_bytes(tmp_path / "back") == all_bytes(folder)
@@ -135,7 +135,7 @@ def test_disk_full(folder, converted, tmp_path, direction):
 
 
 def test_a_terminated_run_cleans_up(folder, tmp_path):
-    """SIGTERM in the middle: sent by the run itself at its 50th tensor, so that it is never too late."""
+    """The run sends itself SIGTERM at its 50th tensor, so the signal always comes in the middle."""
     script = f"""
 import os, runpy, signal, sys
 from pdgen.checkpoints import arrays

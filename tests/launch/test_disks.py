@@ -1,4 +1,4 @@
-"""Command lines whose folder may not be written, which is said before any work, or whose disk is full."""
+"""Command lines with an unwritable folder, which is reported before any work, or a full disk."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ BUILD = (
     "--stages=multi_turn",
     "--config.shard_size=4",
 )
-# Neither sources nor checkpoints exist, and no prompt fits: a line about the folder comes before all of them.
+# Neither sources nor checkpoints exist, and no prompt fits: the line about the folder comes first.
 COMMANDS = {
     "sample": ("sample.py", "--prompt=a red circle", "--checkpoint=none", "--output={folder}"),
     "evaluate": ("evaluate.py", "--benchmark=shapes", "--checkpoint=none", "--output={folder}"),
@@ -36,14 +36,14 @@ COMMANDS = {
 
 
 def run(*arguments, before=()):
-    # A cache that cannot be written whole would harm later tests.
+    # A truncated cache would harm later tests.
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0", "JAX_NUM_CPU_DEVICES": "1"}
     command = [*before, sys.executable, str(ROOT / "launch" / arguments[0]), *map(str, arguments[1:])]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_folder_that_may_not_be_written_is_said_first(name, tmp_path):
+def test_an_unwritable_folder_is_reported_first(name, tmp_path):
     folder = tmp_path / "shared" / "out"
     folder.parent.mkdir()
     with forbid_writing(folder.parent):
@@ -58,7 +58,7 @@ def test_a_folder_that_may_not_be_written_is_said_first(name, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
-def test_a_branch_into_a_run_that_may_not_be_written_samples_nothing(tmp_path):
+def test_a_branch_into_an_unwritable_run_samples_nothing(tmp_path):
     run_folder = tmp_path / "run"
     (run_folder / "000").mkdir(parents=True)
     arguments = ("sample.py", f"--branch={run_folder / '000'}", "--step=0", "--plan=x")
@@ -94,4 +94,4 @@ def test_sampling_on_a_full_disk_names_the_file(nbytes, file, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     line = done.stderr.split("\r")[-1].splitlines()[-1]
     assert line.startswith(f"sample: {tmp_path}/out/{file}: File too large; make room and run again")
-    assert list_trajectories(tmp_path / "out") == ([] if file == "run.json" else ["000"])  # what is finished is kept
+    assert list_trajectories(tmp_path / "out") == ([] if file == "run.json" else ["000"])  # the finished one is kept

@@ -1,4 +1,4 @@
-"""``sample.py --dry_run``: what a run needs, from a checkpoint whose weights are not even there."""
+"""``sample.py --dry_run``: the needs of a run, from a checkpoint without its weights."""
 
 import re
 import shutil

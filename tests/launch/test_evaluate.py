@@ -1,4 +1,4 @@
-"""The evaluation's command line: folders and checkpoints scored, resumed, and one line for every fault."""
+"""The evaluation's command line: folders and checkpoints are scored and resumed; every fault is one line."""
 
 import json
 import os
@@ -38,14 +38,14 @@ def run(*arguments, **environment):
 
 
 def fault(done):
-    """The last line of stderr, after whatever progress was shown."""
+    """Return the last line of stderr, after any progress."""
     assert done.returncode == 2, done.stderr
     return own_lines(done.stderr, "evaluate").splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A list and right images of it, but for one prompt that shows the image of another."""
+    """A list of prompts and their right images, except one that shows another prompt's image."""
     path = tmp_path_factory.mktemp("given")
     folders.write_prompts(path / "list.jsonl", PROMPTS)
     jobs = folders.make_geneval_jobs(PROMPTS, 2, 0)
@@ -85,12 +85,12 @@ def test_a_folder_is_scored(given, tmp_path):
     assert "Leaks: of the 6 prompts" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_geneval_on_a_list_of_shapes_scores_a_folder_as_shapes_does(tmp_path):
+def test_geneval_and_shapes_score_a_folder_alike(tmp_path):
     prompts = make_benchmark(dict.fromkeys(COUNTS, 2))
     jobs = folders.make_geneval_jobs(prompts, 1, 0)
     folders.generate_images(tmp_path / "images", tmp_path / "t", jobs, generate, 14)
     folders.write_metadata(tmp_path / "images", prompts)
-    for number in (1, 4, 13):  # these show what others ask for
+    for number in (1, 4, 13):  # these show what other prompts ask for
         path = tmp_path / "images" / f"{number:05d}" / "samples" / "00000.png"
         shutil.copy(tmp_path / "images" / "00002" / "samples" / "00000.png", path)
     common = (f"--images={tmp_path / 'images'}", "--samples=1")
@@ -155,7 +155,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_draws_and_goes_on_where_it_was(checkpoint, given, tmp_path):
+def test_a_checkpoint_draws_and_resumes(checkpoint, given, tmp_path):
     output = tmp_path / "out"
     arguments = (
         "--benchmark=geneval",
@@ -196,7 +196,7 @@ def test_a_checkpoint_draws_and_goes_on_where_it_was(checkpoint, given, tmp_path
     assert files[3][0].read_bytes() == pixels  # of the same seed
     refused = fault(run(*arguments, "--strategy=single_pass"))
     assert "was begun with strategy='process', now it is 'single_pass'" in refused and len(refused) < 300
-    # Another folder of images: what was drawn has no part in it.
+    # Another folder of images: earlier drawings have no part in it.
     other = run(*arguments[:2], f"--images={output / 'images'}", "--detector=shapes", "--samples=1", arguments[-1])
     assert other.returncode == 0 and not (output / "costs.csv").exists()
     assert not (output / "trajectories.html").exists()
@@ -235,7 +235,7 @@ def test_wise_is_judged_priced_and_resumed(server, given, tmp_path):
     server.script.clear()
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    # The price is printed before the answers. Answers from before the fault are not requested again.
+    # The price is printed before the answers. Answers that preceded the fault are not requested again.
     assert done.stdout.index("(estimates)") < done.stdout.index("category")
     assert len({json.dumps(body["messages"]) for body in server.bodies}) == 6
     assert "A: original" in done.stdout and "No total: 997 ids have no score: 4-1000." in done.stdout
@@ -275,7 +275,7 @@ def test_runs_are_compared(tmp_path):
 
 
 def test_runs_of_one_name_and_other_detectors(tmp_path):
-    """As every run of an ablation is named; differences in the judging are at the head."""
+    """Runs of an ablation share a name; differences in the judging are stated first."""
     one = geneval_run(tmp_path / "plain" / "scores", {"colors": [1, 0, 0, 0]}, costs=98)
     two = geneval_run(tmp_path / "rewritten" / "scores", {"colors": [1, 1, 1, 0]}, costs=131, detector="mask2former")
     done = compare_runs(one, two, f"--output={tmp_path / 'both'}")
@@ -287,7 +287,7 @@ def test_runs_of_one_name_and_other_detectors(tmp_path):
     assert page.index("Judged differently") < page.index("<h2>") and "rewritten/scores: 0.750 at 131" in page
 
 
-def test_wise_plots_a_total_that_all_have(tmp_path):
+def test_wise_plots_a_total_that_all_runs_have(tmp_path):
     table = {"title": "Costs", "columns": ["cost", "value"], "rows": [["network_evaluations", 98]], "note": ""}
     runs = [wise_run(tmp_path / name, dict.fromkeys(CATEGORIES, 1)) for name in ("one", "two")]
     for folder in runs:

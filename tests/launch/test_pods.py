@@ -1,4 +1,4 @@
-"""Runs of several hosts: the Slurm script under a stand-in for Slurm, the JobSet's fields, the settings of both."""
+"""Runs on several hosts: the Slurm script under a fake Slurm, the JobSet's fields, and their settings."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SCRIPT = ROOT / "launch" / "slurm" / "train.sh"
 ENV_FILE = ROOT / "launch" / "gpu.env"
 JOBSET = ROOT / "launch" / "k8s" / "train.yaml"
 
-# A job of two processes on one host, as srun starts them; a real one ends the others if one fails, too.
+# Starts two processes on one host as srun does; like srun, it ends the others when one fails.
 SRUN = """#!/usr/bin/env bash
 [[ $1 == --kill-on-bad-exit=1 ]] && shift || exit 99
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2
@@ -33,7 +33,7 @@ wait $first || status=$?
 wait $second || status=$?
 exit $status
 """
-# In place of the processes: leaves with a given status and tells how it was started.
+# In place of the processes: prints how it was started and exits with a given status.
 FAILING = """#!/usr/bin/env bash
 echo "$@" "$JAX_LOCAL_DEVICE_IDS" "$NCCL_DEBUG"
 exit {status}
@@ -47,7 +47,7 @@ def executable(path, text):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a batch job whose srun and scontrol are stand-ins; scontrol notes what it is asked."""
+    """The environment of a batch job with a fake srun and scontrol; scontrol records its requests."""
     (tmp_path / "bin").mkdir()
     executable(tmp_path / "bin" / "srun", SRUN)
     executable(tmp_path / "bin" / "scontrol", f'#!/usr/bin/env bash\necho "$@" >> {tmp_path}/scontrol.log\n')
@@ -87,7 +87,7 @@ def test_two_processes_train_one_model(slurm, tmp_path):
     assert not (tmp_path / "scontrol.log").exists()
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["rows"] == 2 and saved["num_steps"] == 2
-    assert done.stdout.count("exported") == 1  # one process speaks
+    assert done.stdout.count("exported") == 1  # one process prints
     assert load(workdir).config.language.vocab_size == 512
 
 
@@ -95,8 +95,8 @@ def test_two_processes_train_one_model(slurm, tmp_path):
     ("status", "restarts", "left", "again"),
     [(0, 0, 0, False), (2, 0, 2, False), (75, 0, 0, True), (137, 3, 0, True), (137, 20, 137, False)],
 )
-def test_what_follows_a_status(slurm, tmp_path, status, restarts, left, again):
-    """Done and wrong input end the job; a signal to save and a crash queue it again, up to a number of times."""
+def test_what_follows_an_exit_status(slurm, tmp_path, status, restarts, left, again):
+    """Success and wrong input end the job; a signal to save and a crash queue it again, a limited number of times."""
     executable(tmp_path / "python", FAILING.format(status=status))
     changed = {"PDGEN_PYTHON": str(tmp_path / "python"), "SLURM_RESTART_COUNT": str(restarts)}
     done = submit(slurm | changed, "configs/x.py", "out/run", "--config.rows=16")
@@ -122,8 +122,8 @@ def test_the_script_s_syntax_and_directives():
     assert all(m.start() < first_command for m in re.finditer("^#SBATCH", SCRIPT.read_text(), re.MULTILINE))
 
 
-def test_the_settings_suit_this_jax_and_keep_what_is_set():
-    """XLA ends the process on a flag that it does not know."""
+def test_the_settings_suit_this_jax_and_keep_the_user_s():
+    """XLA ends the process on an unknown flag."""
     python = "import os, jax; print(len(jax.devices()), os.environ['NCCL_DEBUG'])"
     command = ["bash", "-c", 'set -a; . "$0"; set +a; "$1" -c "$2"', str(ENV_FILE), sys.executable, python]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3", "NCCL_DEBUG": "INFO"}
@@ -169,7 +169,7 @@ def test_the_jobset(jobset):
     assert (ROOT / words[words.index(".") + 1]).samefile(ENV_FILE)
 
 
-def test_the_jobset_starts_again_but_not_on_wrong_input(jobset):
+def test_the_jobset_restarts_except_on_wrong_input(jobset):
     spec = jobset["JobSet"]["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     (rule,) = job["podFailurePolicy"]["rules"]
@@ -181,8 +181,8 @@ def test_the_jobset_starts_again_but_not_on_wrong_input(jobset):
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
-def test_the_pods_may_find_each_other(jobset):
-    """What jax's cluster detection asks the API server for."""
+def test_the_pods_have_permission_to_find_each_other(jobset):
+    """JAX's cluster detection sends these requests to the API server."""
     allowed = {
         (group, resource, verb)
         for rule in jobset["Role"]["rules"]

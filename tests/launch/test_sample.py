@@ -29,7 +29,7 @@ SIZE = ("--height=16", "--width=24")
 
 
 def start(*arguments, **environment):
-    # What one test run compiles, the next one finds.
+    # The next test run finds what this one compiles.
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, str(ROOT / "launch" / "sample.py"), *map(str, arguments)]
     pipe = subprocess.PIPE
@@ -42,7 +42,7 @@ def run(*arguments, **environment):
     return keep_own_lines(subprocess.CompletedProcess(arguments, process.returncode, out, err), "sample")
 
 
-# Runs the command line once for every list of arguments on stdin, in one process: what it imports takes seconds.
+# Runs the command line for every list of arguments on stdin, in one process, since its imports take seconds.
 DRIVER = """
 import contextlib, io, json, sys
 from absl import flags
@@ -70,7 +70,7 @@ json.dump(results, sys.stdout)
 
 
 def run_all(commands):
-    """(status, stdout, stderr) of each list of arguments; "interrupted" among them is a Ctrl-C while it samples."""
+    """Return (status, stdout, stderr) of each list of arguments; "interrupted" in it is a Ctrl-C while it samples."""
     command, environment = [sys.executable, "-c", DRIVER], {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     options = {"cwd": ROOT, "env": os.environ | environment, "text": True, "stdout": subprocess.PIPE, "check": True}
     lines = json.dumps([[*map(str, arguments)] for arguments in commands])
@@ -83,7 +83,7 @@ def content(folder):
 
 
 def same(one, other):
-    """Whether two trajectories say and show the same; what they cost may differ."""
+    """Return whether two trajectories have the same texts and images; their costs may differ."""
     texts = [[getattr(stage, "text", stage.stage) for stage in each.stages] for each in (one, other)]
     images = [[np.asarray(image) for image in each.images] for each in (one, other)]
     return texts[0] == texts[1] and all(np.array_equal(a, b) for a, b in zip(*images, strict=True))
@@ -110,7 +110,7 @@ def output(flags, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
+def test_each_trajectory_has_a_folder_and_a_page_shows_all(output):
     folder, lines = output
     assert list(folder.parent.iterdir()) == [folder]  # no partial folder beside it
     assert {path.name for path in folder.iterdir()} == {"000", "001", "run.json", "index.html"}
@@ -130,7 +130,7 @@ def test_a_folder_for_each_trajectory_and_a_page_over_all(output):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_and_gives_the_same(output, flags, tmp_path):
+def test_a_resumed_run_gives_the_same(output, flags, tmp_path):
     first, _ = output
     folder = tmp_path / "run"
     prompts = tmp_path / "prompts.jsonl"
@@ -158,7 +158,7 @@ def test_a_run_resumes_and_gives_the_same(output, flags, tmp_path):
 
 
 def test_other_settings_and_other_folders_are_refused(output, flags, tmp_path):
-    """Nothing is lost then, also with --overwrite, wherever the fault shows."""
+    """Nothing is lost, even with --overwrite, at whichever point the fault shows."""
     folder, _ = output
     before = content(folder)
     (tmp_path / "precious").write_text("x")
@@ -186,7 +186,7 @@ def test_other_settings_and_other_folders_are_refused(output, flags, tmp_path):
     assert content(folder) == before
 
 
-def test_a_run_is_overwritten_when_the_new_one_has_a_trajectory(output, flags, tmp_path):
+def test_a_run_is_overwritten_once_the_new_one_has_a_trajectory(output, flags, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(output[0], folder)
     before = content(folder)
@@ -261,7 +261,7 @@ def test_a_given_image_is_edited(checkpoint, tmp_path):
     assert trajectory.settings["refine.text_scale"] == 2 and list(trajectory.latents) == ["02_sketch.png"]
 
 
-def test_a_strategy_picks_one_of_its_candidates(checkpoint, tmp_path):
+def test_a_strategy_selects_one_of_its_candidates(checkpoint, tmp_path):
     arguments = (f"--checkpoint={checkpoint}", PROMPTS[0], *QUICK, f"--output={tmp_path / 'out'}")
     arguments = (*arguments, "--mode=single_pass", "--strategy=best_of_n")
     done, refused = run_all([[*arguments, "--option=n=2"], [*arguments, "--option=n=3"]])
@@ -271,7 +271,7 @@ def test_a_strategy_picks_one_of_its_candidates(checkpoint, tmp_path):
     assert refused[0] == 2 and "was begun with best_of_n.n=2, now it is 3" in refused[2]
 
 
-# For each way to come to a picture its flags, and the stages and settings of what is drawn; None: as the model writes.
+# For each way to a picture its flags, and the expected stages and settings; None: whatever the model writes.
 WAYS = {
     "think": (["--mode=think"], ["thought", "sketch"], {}),
     "understand": (["--mode=understand", "--image=red.png"], ["given", "answer"], {}),
@@ -288,11 +288,12 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def ways(checkpoint, tmp_path_factory):
-    """How every one ends, and the folder of their outputs."""
+    """The result of each way, and the folder of their outputs."""
     folder = tmp_path_factory.mktemp("ways")
     PIL.Image.new("RGB", (32, 32), "red").save(folder / "red.png")
     own = [[argument.replace("red.png", str(folder / "red.png")) for argument in way[0]] for way in WAYS.values()]
-    fixed = (f"--checkpoint={checkpoint}", PROMPTS[0], *QUICK, "--height=32", "--width=32")  # what the exact ones read
+    # The exact teachers read pictures of 32 pixels.
+    fixed = (f"--checkpoint={checkpoint}", PROMPTS[0], *QUICK, "--height=32", "--width=32")
     commands = [[*fixed, f"--output={folder / name}", *arguments] for name, arguments in zip(WAYS, own)]
     return dict(zip([*WAYS, "again"], run_all([*commands, commands[-1]]), strict=True)), folder
 
@@ -310,7 +311,7 @@ def test_every_way_to_a_picture(ways, way):
 
 
 @pytest.mark.slow
-def test_a_run_of_a_strategy_with_a_list_goes_on(ways):
+def test_a_strategy_resumes_a_list_of_prompts(ways):
     status, out, _ = ways[0]["again"]
     assert status == 0 and "trajectories 0, images 0, " in out and "; 1 existed" in out
 
@@ -321,7 +322,7 @@ def start_two(*flags):
 
 
 def ends(processes):
-    """(status, stdout, own lines on stderr) of each; JAX and Gloo log there too."""
+    """Return (status, stdout, pdgen's lines on stderr) of each; JAX and Gloo log there too."""
     texts = [process.communicate(timeout=120) for process in processes]
     return [
         (process.returncode, out, own_lines(err, "sample").splitlines())
@@ -341,13 +342,13 @@ def test_processes_share_the_prompts(flags, tmp_path):
 
 
 def test_a_fault_of_one_process_ends_all(flags, tmp_path):
-    """Here it is the folder, which the first process alone looks at."""
+    """The fault is the folder, which only the first process checks."""
     (tmp_path / "precious").write_text("x")
     words = [f"sample: {tmp_path}: exists and is no sampled run (run.json is missing); name another folder"]
     assert [(status, lines) for status, _, lines in ends(start_two(*flags, f"--output={tmp_path}"))] == [(2, words)] * 2
 
 
-# The share of the second of two processes, which are not started: its names, rows together, and images decoded.
+# Computes the second share of two without starting processes; prints names, batch size and decoded images.
 SHARE = """
 import json, pathlib, sys
 from launch import sample
@@ -363,7 +364,7 @@ print(json.dumps([list(share.starts), share.run.settings.batch_size, len(share.r
 """
 
 
-def test_a_process_reads_its_own_images_alone(checkpoint, tmp_path):
+def test_a_process_reads_only_its_own_images(checkpoint, tmp_path):
     lines = []
     for name in ("red", "green", "blue"):
         PIL.Image.new("RGB", (24, 16), name).save(tmp_path / f"{name}.png")

@@ -46,7 +46,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    """What every fault ends in, and the folder that none of them may write into."""
+    """The result of every fault, and the folder into which none may write."""
     folder, checkpoint = tmp_path_factory.mktemp("faults"), tmp_path_factory.mktemp("checkpoint") / "nano"
     to_pdgen(GOLDEN, checkpoint, log=lambda line: None)
     fixed = [f"--checkpoint={checkpoint}", f"--output={folder / 'out'}", *QUICK]
@@ -64,7 +64,7 @@ def test_faults_end_in_one_line(faults, fault):
 
 
 def test_a_plugin_without_its_driver_makes_no_difference(tmp_path):
-    """JAX logs a traceback for a plugin that cannot start, as CUDA's cannot without a driver, and continues."""
+    """JAX logs a traceback and continues when a plugin cannot start, as CUDA's without a driver."""
     plugin = tmp_path / "jax_plugins" / "driverless"
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").write_text("def initialize():\n    raise RuntimeError('operation cuInit(0) failed')\n")

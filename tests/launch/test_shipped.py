@@ -1,4 +1,4 @@
-"""Command lines without --checkpoint: they take the models that the package brings along."""
+"""Command lines without --checkpoint use the shipped models."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def run(tmp_path_factory):
     return start
 
 
-def test_geneval_on_the_list_of_shapes_draws_and_scores_alike(run, tmp_path):
-    """The process model, without guidance: GenEval's protocol has another interval of it."""
+def test_geneval_draws_and_scores_as_shapes_does(run, tmp_path):
+    """With the process model and without guidance, whose interval differs in GenEval's protocol."""
     results, tables = [], []
     common = [*QUICK, "--setting=max_images=1", "--samples=1", "--batch=4"]
     for benchmark, more in (
@@ -72,7 +72,7 @@ def test_geneval_on_the_list_of_shapes_draws_and_scores_alike(run, tmp_path):
     assert len(images[0]) == 7 and images[0] == images[1]
 
 
-def test_abilities_are_those_of_the_base_and_go_on_where_they_were(run, tmp_path):
+def test_abilities_evaluate_the_base_and_resume(run, tmp_path):
     arguments = ["--benchmark=abilities", "--count=1", "--batch=2", *QUICK, f"--output={tmp_path}"]
     done = run("evaluate.py", *arguments)
     assert done.returncode == 0, done.stderr
@@ -92,7 +92,7 @@ def test_abilities_are_those_of_the_base_and_go_on_where_they_were(run, tmp_path
     log = tmp_path / "results.jsonl"
     lines = log.read_bytes().splitlines()[1:]  # the first is empty
     assert len(lines) == 30 and {json.loads(line)["group"] for line in lines} == {*GROUPS}
-    log.write_bytes(b"\n".join([b"", *lines[:-2], lines[-2][:40]]))  # as a kill leaves it
+    log.write_bytes(b"\n".join([b"", *lines[:-2], lines[-2][:40]]))  # as after a kill
     again = run("evaluate.py", *arguments)
     assert again.returncode == 0, again.stderr
     whole, cut = log.read_bytes().splitlines()[-2:], log.read_bytes().splitlines()[-3]

@@ -1,4 +1,4 @@
-"""show as a command line: its modes, what they print and write, and one line for every fault."""
+"""The command line of show: its modes, their output, and one line for every fault."""
 
 import importlib.metadata
 import json
@@ -27,7 +27,7 @@ def run(*arguments):
     return keep_own_lines(subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT), "show")
 
 
-def test_help_is_of_the_mode():
+def test_help_is_that_of_the_mode():
     done = run("plan", "--help")
     assert "launch/show.py plan --config=" in done.stdout and done.stderr == ""
     listed = [line.split(":")[0].strip() for line in done.stdout.splitlines() if line.startswith("  --")]
@@ -44,7 +44,7 @@ def test_help_is_of_the_mode():
         (["run", "--config.rows=2"], "--config.rows: does nothing in mode run; leave it out"),
     ],
 )
-def test_modes_and_their_flags_are_told_apart(arguments, words):
+def test_flags_belong_to_their_modes(arguments, words):
     done = run(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"show: {words}\n")
 
@@ -74,7 +74,7 @@ def test_the_report_as_json(data):
     assert used == sorted(used, reverse=True) and used[0] > facts["used"]
 
 
-def test_the_report_as_a_table_says_what_is_refused(data):
+def test_the_report_as_a_table_counts_refusals(data):
     done = run("fill", CONFIG, *SIZES, f"--data={data}", "--config.budgets.text=256", "--config.budgets.vae=128")
     assert done.returncode == 0
     assert "refused: record r-0-0000" in done.stdout
@@ -120,7 +120,7 @@ def installed(packages):
     return all(package in found for package in packages)
 
 
-def test_a_plan_compiles_or_says_what_to_install():
+def test_a_plan_compiles_or_names_the_missing_package():
     done = run("plan", "--config=configs/shapes_process.py", "--config.rows=8", "--topology=h100:8", "--json")
     if installed(CHIPS["h100"].packages):
         assert done.returncode == 0, done.stderr
@@ -162,7 +162,7 @@ def test_a_page_appears_in_the_workdir_and_is_replaced(tmp_path):
     assert page.read_text().startswith("<!DOCTYPE html>\n") and "Run red" in page.read_text()
 
 
-def test_several_runs_make_one_page_where_it_is_asked_for(tmp_path):
+def test_several_runs_share_a_page_at_a_given_path(tmp_path):
     workdirs = [write_run(tmp_path / name) for name in ("red", "blue")]
     target = tmp_path / "new" / "both.html"
     done = run("run", *workdirs, f"--output={target}")

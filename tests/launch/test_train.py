@@ -1,4 +1,4 @@
-"""The training command: what ends it with which status, and that it survives being killed."""
+"""The training command: its exit statuses, and continuation after kills."""
 
 import json
 import os
@@ -23,13 +23,13 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Data, a small model and a config; see the benchmark."""
+    """The config, small model and data of the benchmark."""
     return kill_and_resume.make_inputs(tmp_path_factory.mktemp("inputs"), STEPS)
 
 
 @pytest.fixture(scope="module")
 def alone(config):
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     workdir = config.parent / "alone"
     kill_and_resume.RunProcess(config, workdir).end()
     return workdir
@@ -64,7 +64,7 @@ def test_bad_input(config, alone, arguments, line, tmp_path):
 
 
 def test_two_kills_and_a_signal(config, alone, capsys):
-    """Killed twice and asked to leave once, a run ends as the one left alone."""
+    """Killed twice and stopped by a signal once, a run ends like the uninterrupted one."""
     workdir = config.parent / "killed"
     life = kill_and_resume.RunProcess(config, workdir)
     life.wait_for(3)
@@ -78,8 +78,8 @@ def test_two_kills_and_a_signal(config, alone, capsys):
     assert kill_and_resume.find_differences(alone, workdir) == []
 
 
-def test_the_comparison_sees_differences(alone, tmp_path):
-    """Of a run's copy with other metrics, values and exports."""
+def test_the_comparison_detects_differences(alone, tmp_path):
+    """In copies of a run with changed metrics, values and exports."""
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(alone), str(copy)], check=True)
     assert kill_and_resume.find_differences(alone, copy) == []

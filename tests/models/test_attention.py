@@ -1,4 +1,4 @@
-"""Interval attention against its oracle, and the oracle's mask against the definition.
+"""Interval attention against a dense oracle, and the oracle's mask against the definition.
 
 Hypothesis draws intervals, never shapes, so that every function is compiled once.
 """
@@ -20,7 +20,7 @@ from pdgen.sequence.layout import intervals as document_intervals
 
 BATCH, QUERIES, HEADS, KV_HEADS, SIZE = 2, 37, 4, 2, 8
 KEYS = (29, 50)  # of two parts
-# Smaller than a row and dividing nothing; larger than a row; queries and keys of one tile of their own.
+# Smaller than a row without dividing it; larger than a row; different sizes for queries and keys.
 TILES = (Tile(16, 12), Tile(64, 64), Tile(5, 37))
 quick = settings(max_examples=20, deadline=None)
 
@@ -36,14 +36,14 @@ def normal(seed, *shape):
 
 
 def tensors(seed, queries=QUERIES, keys=KEYS):
-    """Queries, weights of the result in a scalar loss, and (k, v) of each part."""
+    """Draw queries, weights of the result in a scalar loss, and (k, v) of each part."""
     q, weight = normal(seed, 2, BATCH, queries, HEADS, SIZE)
     return q, weight, [tuple(normal(seed + 1 + n, 2, BATCH, n, KV_HEADS, SIZE)) for n in keys]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def value_and_gradients(tile, q, weight, keys_values, intervals):
-    """Result of attention (the oracle's where ``tile`` is None) and gradients of a weighted sum of it."""
+    """Return the result of attention (the oracle's if ``tile`` is None) and the gradients of its weighted sum."""
     run = attend_dense if tile is None else functools.partial(attend, tile=tile)
 
     def loss(q, keys_values):
@@ -63,7 +63,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def ranges(rows, outer):
-    """[BATCH, rows] starts and ends anywhere from 0 to a little beyond ``outer``: empty ones, too."""
+    """Draw [BATCH, rows] starts and ends from 0 to a little beyond ``outer``; some are empty."""
     ends = arrays(np.int32, (2, BATCH, rows), elements=st.integers(0, outer + 3))
     return st.one_of(ends, ends.map(lambda x: np.sort(x, axis=0))).map(tuple)
 
@@ -73,7 +73,7 @@ def any_intervals(keys):
 
 
 def queries_see(keys):
-    """Intervals without a condition on the key's side, as of a cache."""
+    """Intervals without a condition on the keys, as for a cache."""
     return ranges(QUERIES, keys).map(lambda k: Intervals(*k))
 
 
@@ -81,7 +81,7 @@ def queries_see(keys):
 @quick
 @given(first=any_intervals(KEYS[0]), second=queries_see(KEYS[1]), seed=st.integers(0, 2**31))
 def test_two_parts_with_any_intervals(tile, first, second, seed):
-    """Values and gradients of the blockwise attention are the oracle's: float32, within 1e-5."""
+    """Values and gradients of blockwise attention match the oracle's within 1e-5 in float32."""
     inputs = *tensors(seed), (first, second)
     assert_close(value_and_gradients(tile, *inputs), value_and_gradients(None, *inputs), 1e-5)
 
@@ -91,7 +91,7 @@ SLOTS = 58  # no tile divides it
 
 @st.composite
 def packs(draw):
-    """[SLOTS] intervals of a few documents, padding last, and each slot's (document, split, mode)."""
+    """Draw [SLOTS] intervals of a few documents, then padding, and each slot's (document, split, mode)."""
     rows, slots, used = [], [], 0
     for document in range(draw(st.integers(1, 4))):
         modes = draw(st.lists(st.sampled_from(("causal", "full", "noise")), min_size=1, max_size=4))
@@ -106,7 +106,7 @@ def packs(draw):
 
 
 def may_see(query, key):
-    """The rule in words; each argument is (place, (document, split, mode))."""
+    """Return whether q sees k, by definition; each argument is (place, (document, split, mode))."""
     (q, (q_document, q_split, q_mode)), (k, (k_document, k_split, k_mode)) = query, key
     if q_document != k_document:
         return False
@@ -117,7 +117,7 @@ def may_see(query, key):
 @quick
 @given(rows=st.tuples(packs(), packs()), seed=st.integers(0, 2**31))
 def test_packs(rows, seed):
-    """Two different packs in a batch: the mask is the rule's, and both backends agree."""
+    """Two different packs in a batch: the mask follows the rule, and both backends agree."""
     intervals = Intervals(*jnp.stack([pack for pack, _ in rows], axis=1))
     mask = np.asarray(allowed_matrix(intervals, SLOTS))
     for row, (_, slots) in enumerate(rows):
@@ -130,7 +130,7 @@ def test_packs(rows, seed):
     tile = Tile(16, 12)
     out, gradients = value_and_gradients(tile, *inputs)
     assert_close((out, gradients), value_and_gradients(None, *inputs), 1e-5)
-    assert not np.asarray(out)[~mask.any(-1)].any()  # a slot that sees nothing, as padding, gets zeros
+    assert not np.asarray(out)[~mask.any(-1)].any()  # a slot that sees nothing, such as padding, gets zeros
 
 
 def test_rows_and_parts_of_a_batch_are_the_oracles_in_bfloat16():
@@ -151,7 +151,7 @@ def test_rows_and_parts_of_a_batch_are_the_oracles_in_bfloat16():
 
 
 def test_one_part_or_several():
-    """Keys cut into parts give what they give uncut: one normalisation over all."""
+    """Cutting the keys into parts changes nothing: one normalisation covers all."""
     q, _, [(k, v)] = tensors(3, keys=(50,))
     see = np.random.default_rng(0).integers(0, 50, (BATCH, QUERIES), np.int32)
     whole = attend(q, [Part(k, v, Intervals(0 * see, see))], TILES[0])
@@ -194,7 +194,7 @@ def test_keys_that_no_query_of_a_tile_sees_are_not_read():
 
 
 def sizes(jaxpr):
-    """Number of elements of every array that a jaxpr computes, inner jaxprs included."""
+    """Yield the number of elements of every array that a jaxpr and its inner jaxprs compute."""
     for equation in jaxpr.eqns:
         yield from (var.aval.size for var in equation.outvars)
         for inner in core.jaxprs_in_params(equation.params):
@@ -203,7 +203,7 @@ def sizes(jaxpr):
 
 @pytest.mark.parametrize("tile", [Tile(256, 128), None], ids=["blockwise", "dense"])
 def test_largest_array(tile):
-    """4,096 queries and keys: no array beyond the inputs' own size, where the oracle has 2^24 logits a head."""
+    """4,096 queries and keys: no array exceeds the inputs, where the oracle has 2^24 logits a head."""
     length, size = 4096, 16
     x = jax.ShapeDtypeStruct((1, length, 1, size), jnp.float32)
     row = jax.ShapeDtypeStruct((1, length), jnp.int32)
@@ -215,7 +215,7 @@ def test_largest_array(tile):
 
 
 def test_permute_and_its_gradient():
-    """The inverse gather is the gradient that autodiff derives as a scatter."""
+    """The inverse gather equals the scatter that autodiff derives as the gradient."""
     x, weight = normal(5, 2, BATCH, QUERIES, 3, 4)
     rng = np.random.default_rng(5)
     order = jnp.stack([rng.permutation(QUERIES) for _ in range(BATCH)]).astype(jnp.int32)

@@ -23,7 +23,7 @@ CONFIGS = {
     ),
     "three groups": AutoencoderConfig(channels=6, multipliers=(1, 2), num_blocks=1, num_groups=3, z_channels=2),
 }
-# diffusers' names of the sub-modules that have another name in FLUX's checkpoint.
+# diffusers' names of the sub-modules that FLUX's checkpoint names differently.
 RENAMED = {
     "norm_out": "conv_norm_out",
     "nin_shortcut": "conv_shortcut",
@@ -42,7 +42,7 @@ RENAMED = {
 
 
 def diffusers_name(path: tuple[str, ...], levels: int) -> str:
-    """The parameter's name in AutoencoderKL: up blocks count from the small end, mid blocks from 0."""
+    """Return the parameter's name in AutoencoderKL: up blocks count from the small end, mid blocks from 0."""
     names = []
     for part in path:
         name, _, number = part.rpartition("_")
@@ -58,7 +58,7 @@ def diffusers_name(path: tuple[str, ...], levels: int) -> str:
 
 
 def tree_of(tensors: dict[str, torch.Tensor], config: AutoencoderConfig) -> dict:
-    """Tensors by diffusers' names as pdgen's parameter tree; every tensor is used once."""
+    """Return tensors by diffusers' names as pdgen's parameter tree; every tensor is used once."""
     tensors = dict(tensors)
 
     def take(path, leaf):
@@ -71,7 +71,7 @@ def tree_of(tensors: dict[str, torch.Tensor], config: AutoencoderConfig) -> dict
 
 
 def torch_model(config: AutoencoderConfig, seed: int) -> AutoencoderKL:
-    """AutoencoderKL of these sizes; norms too are random, so that a scale or bias left out shows."""
+    """AutoencoderKL of these sizes; norms are random too, so that a missing scale or bias is noticed."""
     levels = len(config.multipliers)
     torch.manual_seed(seed)
     model = AutoencoderKL(
@@ -94,7 +94,7 @@ def torch_model(config: AutoencoderConfig, seed: int) -> AutoencoderKL:
 
 
 def to_torch(x) -> torch.Tensor:
-    """Channels-last array to channels-first tensor."""
+    """Turn a channels-last array into a channels-first tensor."""
     return torch.from_numpy(np.array(x)).movedim(-1, 1)
 
 
@@ -167,7 +167,7 @@ def test_kernels_start_uniform_within_the_root_of_their_fan_in(params):
     np.testing.assert_allclose(jnp.std(kernel), bound / 3**0.5, rtol=0.02)
 
 
-def test_attention_of_many_positions_is_chunked_and_the_same():
+def test_attention_of_many_positions_in_chunks_is_the_same():
     positions, channels = autoencoder.MAX_DENSE_POSITIONS + 100, 4
     q, k, v, g = (jax.random.normal(key, (1, positions, channels)) for key in jax.random.split(jax.random.key(0), 4))
 
@@ -224,13 +224,13 @@ def test_a_batch_split_over_devices_stays_split():
         return autoencoder.decode(config, params, autoencoder.latent_from_moments(config, mean))
 
     with jax.set_mesh(mesh):
-        # Operations that cannot tell how their result is split fail while they are traced.
+        # Operations whose result has no unambiguous sharding fail while they are traced.
         images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32, sharding=NamedSharding(mesh, batch))
         decoded = jax.eval_shape(run, autoencoder.abstract_params(config), images)
     assert decoded.sharding.spec == batch
 
 
-def test_image_whose_side_is_no_multiple_names_the_multiple():
+def test_an_image_side_that_does_not_divide_names_the_multiple():
     params = autoencoder.abstract_params(SHAPES_AUTOENCODER)
     with pytest.raises(ValueError, match=r"15 x 16 pixels: .* multiples of 8"):
         autoencoder.encode(SHAPES_AUTOENCODER, params, jnp.zeros((1, 15, 16, 3)))

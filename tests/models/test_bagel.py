@@ -22,7 +22,7 @@ from pdgen.train.step import jit_step
 
 
 def declared(config):
-    """Path and shape of every array that the two models declare."""
+    """Return path and shape of every array that the two models declare."""
     trees = {"model": unbox(bagel.abstract_params(config))}
     trees["autoencoder"] = unbox(autoencoder.abstract_params(config.autoencoder))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(trees, sep="/").items()}
@@ -30,7 +30,7 @@ def declared(config):
 
 @pytest.mark.parametrize("part, tensors, values", [("model", 1223, 14_607_260_128), ("autoencoder", 244, 83_819_683)])
 def test_the_7b_checkpoint_is_declared_to_the_last_value(part, tensors, values):
-    """As many tensors and values as the published files hold."""
+    """The published files hold as many tensors and values."""
     shapes = expected_tensors(BAGEL_7B, (part,))
     assert len(shapes) == tensors
     assert sum(map(math.prod, shapes.values())) == values
@@ -39,7 +39,7 @@ def test_the_7b_checkpoint_is_declared_to_the_last_value(part, tensors, values):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_array_has_its_tensors_and_every_tensor_its_array(name):
+def test_arrays_and_tensors_correspond(name):
     assert declared(PRESETS[name]) == array_shapes(PRESETS[name])
 
 
@@ -105,7 +105,7 @@ def test_fresh_position_tables(nano, name, side):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 8, 4)], ids=["8 devices", "256 devices"])
 def test_the_7b_train_step_lowers(shape):
-    """The whole step on a mesh of GPUs that nobody has: one pack of 16,384 tokens a device group, bfloat16."""
+    """The whole step on an abstract mesh of GPUs: one pack of 16,384 tokens a device group, bfloat16."""
     compute = ComputeConfig(dtype="bfloat16", remat="full")
     config = StepConfig(BAGEL_7B, compute, OptimizerConfig(), num_steps=10)
     mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 3)

@@ -45,7 +45,7 @@ def test_rotation_turns_pairs_of_channels(rng, dtype, tolerance):
 
 
 def test_products_of_rotated_vectors_depend_on_the_distance(rng):
-    """What makes rotary positions relative: shifting both by 1,000 changes nothing."""
+    """Rotary positions are relative: shifting both by 1,000 changes nothing."""
     q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 16)), jnp.float32)
 
     def product(at, to):
@@ -67,7 +67,7 @@ def test_timestep_features():
 
 
 def test_norms(rng):
-    """Small rows, so that eps counts, and a large offset, which only float32 statistics survive."""
+    """Small rows, so that eps matters, and a large offset, which needs statistics in float32."""
     x, scale, bias = rng.normal(size=(4, 16)) * 0.01, rng.normal(size=16), rng.normal(size=16)
     rms = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
     np.testing.assert_allclose(rms_norm(*map(jnp.float32, (x, scale)), 1e-6), rms, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Int8 kernels: products against closed forms, and what the compilers make of them."""
+"""Int8 kernels: products against closed forms, and the programs that compilers make."""
 
 import dataclasses
 import functools
@@ -47,11 +47,11 @@ def test_a_product_is_off_by_at_most_half_a_step_of_every_weight(equation, out, 
     error = np.abs(np.asarray(found, np.float64) - exact)
     assert found.shape == exact.shape
     assert (error <= bound + 1e-5 * np.abs(exact).max()).all()
-    assert error.max() > 1e-3 * step.max()  # it is the rounded kernel that was applied
+    assert error.max() > 1e-3 * step.max()  # the rounded kernel was applied
 
 
 def test_the_scale_is_applied_to_the_sum_before_it_is_rounded():
-    """In bfloat16 the result is that of exact arithmetic on the rounded kernel, rounded once."""
+    """In bfloat16 the result is exact arithmetic on the rounded kernel, rounded once."""
     rng = np.random.default_rng(1)
     p = quantize_map(rng.normal(size=(16, 64)).astype(np.float32), 1)
     x = jnp.asarray(rng.normal(size=(1, 7, 64)), jnp.bfloat16)
@@ -83,7 +83,7 @@ def test_a_layer_is_cast_without_its_int8_kernels():
 
 
 def test_bytes_of_the_7b_model():
-    """14.6 GB: the int8 values as the published parameters are, a scale a channel, the rest in bfloat16."""
+    """14.7 GB: int8 values of the published kernels, a scale per channel, the rest in bfloat16."""
     shapes = traverse_util.flatten_dict(nn.unbox(bagel.abstract_params(BAGEL_7B, jnp.bfloat16, int8=True)), sep="/")
     whole = traverse_util.flatten_dict(nn.unbox(bagel.abstract_params(BAGEL_7B, jnp.bfloat16)), sep="/")
     sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in shapes.items()}
@@ -137,7 +137,7 @@ def test_a_model_computes_with_its_rounded_weights():
 
 
 def list_buffers(program):
-    """The float arrays that a compiled program keeps in memory: results of what is not inside a fusion."""
+    """List the float arrays that a compiled program keeps in memory: results outside of fusions."""
     fused = set(re.findall(r"calls=%?([\w.-]+)", program))
     buffers = []
     for block in re.split(r"\n\n", program):
@@ -148,7 +148,7 @@ def list_buffers(program):
 
 
 def count_values(params, may_be=may_be_int8):
-    """Numbers of values of the stacks of layers that may be int8, and of a single layer of each."""
+    """Return the numbers of values of the stacks of layers that may be int8, and of a single layer of each."""
     stacks, layers = set(), set()
     for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
         if may_be(name) and "/layers/" in name:
@@ -169,7 +169,7 @@ def compile_write(config, compute, params, tokens, device, options=None):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_cpu_program_makes_floats_of_one_layer_at_a_time(dtype):
+def test_a_cpu_program_holds_floats_of_one_layer_at_a_time(dtype):
     # Seven layers, so that no layer has as many values as a stack.
     config = dataclasses.replace(
         CONFIG,
@@ -196,13 +196,13 @@ def test_a_cpu_program_makes_floats_of_one_layer_at_a_time(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 1024])
 def test_an_h100_program_has_no_float_copy_of_a_weight(tokens):
-    """Of the 7B model: products read int8, whether they write a token or read a text."""
+    """In the 7B model, products read int8, whether they write a token or read a text."""
     topology = parse_topology("h100:1")
     try:
         device = make_compile_only_devices(topology)[0]
     except TopologyError as fault:
         pytest.skip(str(fault))
-    # A real GPU has these products; planning leaves them out, since it cannot time their tiles.
+    # A real GPU uses Triton's products; planning leaves them out, since it cannot time their tiles.
     options = compiler_options(topology) | {"xla_gpu_enable_triton_gemm": True}
     params = nn.unbox(bagel.abstract_params(BAGEL_7B, jnp.bfloat16, int8=True))
     stacks, layers = count_values(params)

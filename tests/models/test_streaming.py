@@ -1,4 +1,4 @@
-"""Layers in host memory: the numbers of a scan, one layer on its way at a time, and what compilers make of it."""
+"""Layers in host memory: the numbers of a scan, one layer in transfer at a time, and the compiled programs."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ def put_on_host(tree):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_numbers_are_those_of_a_scan(count):
-    """x <- W_n x + b_n + c_n, by numpy layer after layer, and bit for bit by ``jax.lax.scan``."""
+    """x <- W_n x + b_n + c_n: as by numpy, layer after layer, and bit for bit as by ``jax.lax.scan``."""
     rng = np.random.default_rng(count)
     values = {"w": (3, 3), "b": (3,), "c": (3,)}
     w, b, c = (rng.normal(size=(count, *shape)).astype(np.float32) for shape in values.values())
@@ -70,14 +70,14 @@ def write(config, compute, params, cache, ids, count):
 
 
 def read_latents(config, compute, params, cache, ids, count):
-    """Both experts run: the switch tokens are the understanding one's."""
+    """Read latents. Both experts run: switch tokens belong to the understanding expert."""
     latents = jnp.zeros((*ids.shape, config.latent_dim))
     switches = SWITCHES.vision_start, SWITCHES.vision_end
     return add_latents(config, compute, params, cache, (latents, ids), switches, count > 0)
 
 
 def arrange(function, config, compute, expert, int8=False):
-    """A jitted function, and shapes of its arguments with one expert in host memory."""
+    """Return a jitted function, and shapes of its arguments with one expert in host memory."""
     params = place_for(ON_DEVICE, nn.unbox(bagel.abstract_params(config, jnp.dtype(compute.dtype), int8=int8)))
     layers = params["language"]["layers"]
     layers[expert] = HostLayers(place_for(IN_HOST, layers[expert]))
@@ -88,7 +88,7 @@ def arrange(function, config, compute, expert, int8=False):
 
 
 def list_copies(text):
-    """The shapes that a lowered program copies to the device."""
+    """List the shapes that a lowered program copies to the device."""
     found = re.findall(r'@annotate_device_placement\(.*_xla_buffer_placement = "(\w+)".* -> tensor<([\dx]*)x', text)
     assert {kind for kind, _ in found} <= {"device"}
     return sorted(tuple(map(int, dims.split("x"))) for _, dims in found)
@@ -117,7 +117,7 @@ def test_the_7b_model_on_a_cpu_takes_its_expert_from_host_memory(expert):
 
 
 def list_operations(program):
-    """Names of operations, in their order, of the longest loop of a program that copies from the host (S(5))."""
+    """List the operations, in order, of a program's longest loop that copies from the host (S(5))."""
     blocks = [block for block in re.split(r"\n\n", program) if "S(5)}" in block and "-start" in block]
     loop = max((b for b in blocks if not b.strip().startswith("ENTRY")), key=len)
     return re.findall(r"^ *(?:ROOT )?%([\w.-]+) = ", loop, re.MULTILINE)
@@ -126,7 +126,7 @@ def list_operations(program):
 @pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True], ids=["bfloat16", "int8"])
 def test_an_h100_copies_a_layer_while_another_computes(int8):
-    """Of the 7B model: all copies are under way while the layer's four large products run."""
+    """In the 7B model, all copies are under way while the layer's four large products run."""
     compute = ComputeConfig(dtype="bfloat16")
     jitted, args = arrange(write, BAGEL_7B, compute, "und", int8)
     executable = compile_for_h100(jitted, *args, **COPY_AHEAD)

@@ -26,10 +26,12 @@ CE_WEIGHT = 0.5
 
 
 def sizes(hidden, attention, *, mlp=90, vocab=301, rope=1e6, vision=(36, 50, 3, 4), latent=(2, 4)):
-    """A small config; ``attention`` is heads, key/value heads, head size, ``vision`` hidden, mlp, heads, patch, and
-    ``latent`` patch, channels.
+    """Make a small config.
 
-    The norms' eps are large and unequal, so that a constant in their place is seen.
+    ``attention`` is heads, key/value heads, head size; ``vision`` is hidden, mlp, heads, patch; ``latent`` is patch,
+    channels.
+
+    The norms' eps are large and unequal, so that a constant in their place is noticed.
     """
     vit_hidden, vit_mlp, vit_heads, vit_patch = vision
     return ModelConfig(
@@ -43,7 +45,7 @@ def sizes(hidden, attention, *, mlp=90, vocab=301, rope=1e6, vision=(36, 50, 3, 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Sizes, and per sample (words, grids of drawn images, ViT grid); the last sample has its own pack."""
+    """A case: sizes, and per sample (words, grids of drawn images, ViT grid); the last sample has its own pack."""
 
     config: ModelConfig
     samples: tuple
@@ -87,7 +89,7 @@ def make_samples(case, seed):
 
 
 def torch_values(config, model, samples):
-    """What the reference computes on all samples in one sequence, and its gradients as pdgen's tree."""
+    """Return the reference's values on all samples in one sequence, and its gradients as pdgen's tree."""
     inputs, targets = pack_torch(samples, random_switches(config))
     targets.ce_weight = CE_WEIGHT
     model.zero_grad(set_to_none=True)
@@ -112,7 +114,7 @@ def evaluate(config, compute, params, batch, flow):
 
 
 def jax_values(config, compute, params, samples):
-    """The same values and gradients from two packs, the last sample alone in the second."""
+    """Return the same values and gradients from two packs, the last sample alone in the second."""
     packs = [to_pack(config, samples[:-1]), to_pack(config, samples[-1:])]
     sizes = [(p.text_ids.shape[0], p.vit_positions.shape[0], p.vae_positions.shape[0]) for p, _ in packs]
     spare = np.max(sizes, axis=0) - sizes + [5, 3, 2]  # both packs padded to the same budgets, and beyond
@@ -162,13 +164,13 @@ def test_float32_gradients(both):
 
 
 def test_long_case_is_long():
-    """Rotary faults hide in short inputs: one sample beyond 500 tokens, the sequence beyond 1,000."""
+    """Short inputs hide rotary faults: one sample exceeds 500 tokens, the sequence 1,000."""
     lengths = [sum(map(len, sample)) for sample in make_samples(CASES["long"], 0)]
     assert max(lengths) > 500 and sum(lengths) > 1000
 
 
 def relative_error(actual, truth):
-    """|actual - truth| / |truth|, Euclidean over all values of two trees."""
+    """Return |actual - truth| / |truth|, Euclidean over all values of two trees."""
     pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(truth), strict=True))
     error = sum(np.sum(np.square(np.asarray(a, np.float64) - b)) for a, b in pairs)
     return float(np.sqrt(error / sum(np.sum(np.square(np.asarray(b, np.float64))) for _, b in pairs)))

@@ -1,4 +1,4 @@
-"""The notebooks run from beginning to end, and stand in the repository with their outputs."""
+"""The notebooks run from beginning to end, and the repository has them with their outputs."""
 
 import functools
 import pathlib
@@ -32,12 +32,12 @@ def printed(cells):
 
 
 def golden(folder):
-    """The checkpoint that PyTorch's numbers are of."""
+    """The checkpoint of the golden numbers."""
     to_pdgen(BAGEL, folder, log=lambda line: None)
 
 
 def shapes(folder):
-    """Shapes world's model as its training begins."""
+    """Shapes world's model before training."""
     config = get_preset("shapes_nano")
     params = {
         "model": jax.jit(functools.partial(bagel.init_params, config))(jax.random.key(0)),
@@ -72,7 +72,7 @@ def test_sampling_runs(executed, model, tmp_path):
     assert "not a plan '<ins>..</ins> <des>..</des>': 'a large green star'" in said
     assert "8 trajectories, " in said
     assert "outside <ins>Begin with a blue square.</ins>" in said
-    for mode in MODES.keys() - {"process"}:  # which is what the others stand beside
+    for mode in MODES.keys() - {"process"}:  # the one to which the others are compared
         assert f"{mode}: " in said
     for name in STRATEGIES:
         assert f"{name} " in said
@@ -82,7 +82,7 @@ def test_sampling_runs(executed, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_converting_runs_and_comes_to_the_same(executed):
+def test_converting_runs_and_agrees(executed):
     said = printed(executed("convert", PDGEN_BAGEL=BAGEL))
     assert "equal: True" in said and "False" not in said
     assert "139 of 139 tensors have the same bytes, 0 are new" in said
@@ -90,7 +90,7 @@ def test_converting_runs_and_comes_to_the_same(executed):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_notebook_stands_with_its_outputs(name):
+def test_the_notebook_has_its_outputs(name):
     cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not any(out.output_type == "error" for cell in cells for out in cell.outputs)

@@ -1,4 +1,4 @@
-"""The animation of a trajectory's strokes: every image stands, and between two there are blends of both."""
+"""The animation of a trajectory's strokes: every image is held, and two are joined by blends."""
 
 import numpy as np
 import PIL.Image
@@ -7,7 +7,7 @@ import pytest
 from pdgen.report.animation import make_frames, save_animation
 
 
-def test_images_stand_and_blend():
+def test_images_are_held_and_blended():
     images = [PIL.Image.new("RGB", (8, 8), shade) for shade in ((0, 0, 0), (210, 210, 210))]
     made = list(make_frames(images, ["a", "a"], height=16))
     assert [milliseconds for _, milliseconds in made] == [1400, *[70] * 6, 3000]
@@ -15,7 +15,7 @@ def test_images_stand_and_blend():
     np.testing.assert_allclose(shades, [0, 30, 60, 90, 120, 150, 180, 210], atol=1)
 
 
-def test_frames_have_one_size_and_images_their_middle():
+def test_frames_have_one_size_and_images_are_centred():
     wide, high = PIL.Image.new("RGB", (32, 16), "red"), PIL.Image.new("RGB", (8, 16), "blue")
     (first, _), *_, (last, _) = make_frames([wide, high], ["", ""], height=16)
     assert first.size == last.size and first.width == 32
@@ -31,7 +31,7 @@ def test_the_file_holds_all_frames(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(3000, 20), (4, 400)])
-def test_what_is_longer_than_the_format_allows_is_scaled_down(tmp_path, size, monkeypatch):
+def test_images_beyond_the_limit_of_the_format_are_scaled_down(tmp_path, size, monkeypatch):
     if size[1] > size[0]:  # a caption runs down beneath a narrow image
         monkeypatch.setattr("pdgen.report.animation._LIMIT", 700)
     images = [PIL.Image.new("RGB", size, "red"), PIL.Image.new("RGB", size, "blue")]

@@ -1,4 +1,4 @@
-"""What changed between two images: the mask, its cells and its outline, against hand-made cases and properties."""
+"""Changes between two images: mask, cells and outline, against hand-made cases and properties."""
 
 import re
 
@@ -15,7 +15,7 @@ masks = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side
 
 
 def filled(path, shape):
-    """The cells inside an outline: crossing a vertical border turns outside into inside."""
+    """Return the cells inside an outline: crossing a vertical border turns outside into inside."""
     borders = np.zeros((shape[0], shape[1] + 1), int)
     for x, y, length in re.findall(r"M(\d+) (\d+)v(\d+)", path):
         borders[int(y) : int(y) + int(length), int(x)] = 1

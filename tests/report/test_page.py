@@ -1,4 +1,4 @@
-"""The trajectory page: everything is on it, in order, escaped, and nothing is fetched."""
+"""The page of trajectories: complete, in order, escaped, and without external resources."""
 
 import base64
 import dataclasses
@@ -17,7 +17,7 @@ VOID = {"meta", "img", "input", "path"}
 
 
 class Page(html.parser.HTMLParser):
-    """The page's words, images, outlines and steps (the stages of each); every element must be closed."""
+    """The words, images, outlines and steps (their stages) of a page; every element must be closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -91,7 +91,7 @@ def entry(trajectory):
     return Entry("00042", trajectory)
 
 
-def test_everything_stands_on_the_page_in_order(entry):
+def test_the_page_shows_everything_in_order(entry):
     page = Page(render_trajectories([entry], "Step 5"))
     expected = [
         "Step 5",
@@ -158,14 +158,14 @@ def test_a_step_is_an_image_with_its_texts(entry):
     assert Page(render_trajectories([Entry("x", other)])).steps == [["thought", "sketch", "answer"]]
 
 
-def test_what_changed_is_outlined(entry):
+def test_changes_are_outlined(entry):
     page = Page(render_trajectories([entry]))
-    assert page.paths == [(2, "M2 0h3M2 2h3M2 0v2M5 0v2")]  # nothing on the first two, by hand on the third
+    assert page.paths == [(2, "M2 0h3M2 2h3M2 0v2M5 0v2")]  # none on the first two, worked out by hand on the third
     text = render_trajectories([entry])
     assert 'viewBox="0 0 8.0 4.0"' in text and "body:has(#outlines:not(:checked)) .picture svg { display: none" in text
 
 
-def test_a_branch_stands_beside_its_parent(trajectory):
+def test_a_branch_is_beside_its_parent(trajectory):
     branch = trajectory.branch(3, critique="It fits.", seed=12)
     branch = dataclasses.replace(branch, settings={"scale": 2.0, "renorm": "global"})
     twig = dataclasses.replace(branch.branch(3), stop_reason="finished")
@@ -184,7 +184,7 @@ def test_a_branch_stands_beside_its_parent(trajectory):
     assert f"a-1, seed 12, branch of {trajectory.fingerprint} from stage 3" in alone.words
 
 
-def test_the_filter_looks_through_prompts_and_names(trajectory):
+def test_the_filter_searches_prompts_and_names(trajectory):
     page = Page(render_trajectories([Entry("N1", dataclasses.replace(trajectory, prompt='A "Red" cat'))]))
     assert page.families[0]["data-words"] == 'a "red" cat n1 process'
 
@@ -210,11 +210,11 @@ def test_nothing_is_fetched(entry):
     assert not any(word in text for word in ("http:", "https:", "@import", "url(", "fetch(", 'src="//'))
 
 
-def test_a_page_of_none_says_so():
+def test_an_empty_page():
     assert "trajectories: 0 · images drawn: 0" in Page(render_trajectories([])).words
 
 
-def test_a_template_gets_all_its_values():
+def test_a_template_requires_all_its_values():
     with pytest.raises(jinja2.UndefinedError, match=r"families|summary"):
         render("trajectories.html", title="x", articles=[])
 
@@ -231,5 +231,5 @@ def test_a_template_gets_all_its_values():
         ("x <refine>y</refine> z", [("", "x"), ("refine", "y"), ("", "z")]),
     ],
 )
-def test_texts_are_cut_at_their_tags(text, spans):
+def test_texts_are_split_at_their_tags(text, spans):
     assert split_tags(text) == spans

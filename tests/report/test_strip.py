@@ -1,4 +1,4 @@
-"""The strip's geometry, scaling and captions, pixel by pixel."""
+"""Geometry, scaling and captions of a strip, pixel by pixel."""
 
 import numpy as np
 import PIL.Image
@@ -22,7 +22,7 @@ def test_small_images_keep_their_pixels():
     assert (row[:12] == 255).all() and (row[:44, 28:40] == 255).all()
 
 
-def test_any_size_comes_to_the_one_height():
+def test_images_of_any_size_are_scaled_to_one_height():
     row = make_strip([checkerboard(100, 50), checkerboard(7, 7), PIL.Image.new("L", (300, 600), 90)], ["", "", ""], 64)
     assert row.mode == "RGB" and row.size == (12 + 32 + 12 + 64 + 12 + 32 + 12, 64 + 36)
     assert (np.asarray(row)[12:76, 132:164] == 90).all()
@@ -39,7 +39,7 @@ def test_captions_stay_below_their_image():
     assert lines > 4 and all(text[12 + 17 * n : 29 + 17 * n].any() for n in range(lines))
 
 
-def test_a_word_that_is_cut_loses_nothing():
+def test_a_broken_word_loses_no_letters():
     def ink(caption):
         row = np.asarray(make_strip([PIL.Image.new("RGB", (64, 64), "red")], [caption], height=64), np.int64)
         return (255 - row[64 + 12 :]).sum()

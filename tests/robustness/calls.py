@@ -16,8 +16,8 @@ from pdgen.cli import MAX_LINE, run_command
 from pdgen.sequence.images import ignore_warnings
 
 _BAR = re.compile(r"^[^:]+: .*\[\d\d:\d\d[<,].*\]$")  # a progress bar
-SECONDS = 20  # of CPU time; a call that takes longer hangs
-MEMORY = 2**20  # KiB by which all calls together may enlarge the process
+SECONDS = 20  # of CPU time; a longer call counts as hanging
+MEMORY = 2**20  # KiB by which all calls together may grow the process
 
 
 class _Overtime(BaseException):
@@ -25,7 +25,7 @@ class _Overtime(BaseException):
 
 
 class Outcome(NamedTuple):
-    """What a call ended in: its exit status, what it printed, and "" or why it is a fault."""
+    """Outcome of a call: its exit status, what it printed, and "" or why it is a fault."""
 
     status: int | None
     out: str
@@ -77,10 +77,10 @@ def call(read: Callable[[], Any], capfd: pytest.CaptureFixture[str]) -> Outcome:
 
 
 def find_fault(outcome: Outcome, names: Iterable[str], notes: tuple[str, ...] = ()) -> str:
-    """Return what is wrong with the end of a call, "" if nothing is.
+    """Return what is wrong with the outcome of a call, or "".
 
     Args:
-      outcome: the end of a call.
+      outcome: the outcome of a call.
       names: a line of a fault has at least one of these names.
       notes: parts of pdgen's own lines that may precede it.
     """

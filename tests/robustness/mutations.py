@@ -9,7 +9,7 @@ import numpy as np
 
 COUNT = 200  # mutations of one file
 
-# Values of JSON that a key may wrongly have, as text.
+# JSON values, as text, that a key may wrongly have.
 _VALUES = (
     "null",
     "true",
@@ -80,7 +80,7 @@ def _mutate_whole(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _place(data: bytes, rng: np.random.Generator) -> int:
-    """Draw a place; half of them are near the beginning, where headers are."""
+    """Draw a place; half are near the beginning, where headers are."""
     end = min(len(data), 200) if rng.random() < 0.5 else len(data)
     return int(rng.integers(max(end, 1)))
 
@@ -117,7 +117,7 @@ def _clear(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _enlarge(data: bytes, rng: np.random.Generator) -> bytes:
-    """Make a number huge: of decimal digits if there are any, or the 1 to 8 bytes of a binary one."""
+    """Make a number huge: decimal digits if there are any, or 1 to 8 bytes."""
     digits = list(re.finditer(rb"\d+", data)) if data.isascii() else []
     if digits:
         found = digits[rng.integers(len(digits))]
@@ -154,7 +154,7 @@ def _parse(data: bytes) -> list[Any]:
 
 
 class _Raw(str):
-    """JSON text that is written as it is."""
+    """JSON text that is written verbatim."""
 
 
 def _dump(value: Any) -> str:

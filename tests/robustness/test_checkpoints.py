@@ -1,4 +1,4 @@
-"""Checkpoints of both formats: safetensors files, their json files, the manifest, the arrays, a run's own files."""
+"""Checkpoints of both formats: safetensors and json files, the manifest, the arrays, the files of a run."""
 
 import json
 import struct
@@ -39,20 +39,20 @@ def open_folder(folder):
 
 
 def split(data):
-    """The header of a safetensors file and the bytes behind it."""
+    """Return the header of a safetensors file and the bytes behind it."""
     (length,) = struct.unpack("<Q", data[:8])
     return data[8 : 8 + length], data[8 + length :]
 
 
 def test_headers_of_safetensors(folder, capfd):
-    """The header's length fits each damaged header."""
+    """The stated length fits each damaged header."""
     header, rest = split((folder / WEIGHTS).read_bytes())
     mutated = ((name, struct.pack("<Q", len(text)) + text + rest) for name, text in mutate(header, 21))
     survey(folder / WEIGHTS, mutated, lambda: open_folder(folder), capfd, ("bagel",))
 
 
 def test_safetensors(folder, capfd):
-    """Damage in the first 2,000 bytes; behind the header every value is some number."""
+    """Damage in the first 2,000 bytes; after the header, any bytes are numbers."""
     data = (folder / WEIGHTS).read_bytes()
     mutated = ((name, start + data[2000:]) for name, start in mutate(data[:2000], 22))
     survey(folder / WEIGHTS, mutated, lambda: open_folder(folder), capfd, ("bagel",))

@@ -1,4 +1,4 @@
-"""Chat endpoints: what servers reply, what a judge answers, answers in the cache, settings."""
+"""Chat endpoints: replies of servers, answers of a judge, the cache of answers, settings."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ SETTINGS = {
 
 @pytest.fixture
 def ask(settings, server, tmp_path):  # noqa: F811
-    """Asks something new of a server that replies with the bytes of ``reply``."""
+    """Ask a new question of a server that replies with the bytes of ``reply``."""
     file = tmp_path / "server" / "reply"
     file.parent.mkdir()
     server.usual = lambda handler, body: handler.send(file.read_bytes())
@@ -62,7 +62,7 @@ def test_answers_of_a_judge(ask, capfd):
 
 @pytest.mark.parametrize("tokens", [-1, 10**400], ids=["negative", "huge"])
 def test_impossible_numbers_of_tokens(ask, capfd, tokens):
-    """The price of such an answer cannot be computed, so it counts as garbage."""
+    """An answer without a computable price counts as garbage."""
     file, read = ask
     file.write_bytes(completion(GRADES).replace(b'"prompt_tokens": 100', b'"prompt_tokens": %d' % tokens))
     outcome = call(read, capfd)

@@ -37,7 +37,7 @@ def test_runs_of_wise(tmp_path, capfd, name):
 
 
 def test_a_summary_that_is_replaced(tmp_path, capfd):
-    """It names files that belong to it; whatever it names, no other file is removed."""
+    """A summary lists its files; whatever a damaged one lists, no other file is removed."""
     file = tmp_path / "out" / "summary.json"
     summary(file.parent, benchmark="shapes", tables=[{"title": "Old", "columns": [], "rows": []}])
     (tmp_path / "kept.csv").write_text("a")

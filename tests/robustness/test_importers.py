@@ -16,7 +16,7 @@ def test_importers(tmp_path, capfd, name):
     survey(file, mutate(file.read_bytes(), 81), lambda: list(FORMATS[name](file)), capfd)
 
 
-def test_nothing_is_left_of_an_import(tmp_path, capfd):
+def test_a_failed_import_leaves_nothing(tmp_path, capfd):
     file = good("folder", tmp_path / "source")
     target, counter = tmp_path / "data", iter(range(10**6))
 

@@ -1,4 +1,4 @@
-"""Pictures of every format that is read, with what cameras and painting programs put into them."""
+"""Pictures of every supported format, with the metadata of cameras and painting programs."""
 
 import io
 

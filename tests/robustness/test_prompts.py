@@ -33,7 +33,7 @@ def test_files_of_prompts(tmp_path, capfd, name):
     survey(file, mutate(file.read_bytes(), 2), lambda: read_prompt_texts(file), capfd)
 
 
-def test_a_given_image_that_no_system_can_open(tmp_path, capfd):
+def test_a_given_image_that_cannot_be_opened(tmp_path, capfd):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a star", "images": ["\\u0000"]}')
     outcome = call(lambda: make_jobs(read_prompts(file), 1, 0), capfd)

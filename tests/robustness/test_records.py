@@ -37,13 +37,13 @@ def test_files_of_records(folder, capfd):
 
 
 def test_checking_files_of_records(folder, capfd):
-    """A check reports damage and ends in success."""
+    """A check reports damage and exits with success."""
     file = folder / f"part-00000{SUFFIX}"
     survey(file, mutate(file.read_bytes(), 12, 60), lambda: list(find_broken_records(folder)), capfd)
 
 
-def test_records_in_whole_files(folder, capfd):
-    """The checksums of such a file are right, as those of another writer may be."""
+def test_records_in_files_with_valid_checksums(folder, capfd):
+    """Another writer may have made such a file."""
     file, record = folder / f"part-00001{SUFFIX}", encode_record(handmade.records(3)[2])
 
     def write(data):

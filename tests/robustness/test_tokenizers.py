@@ -1,4 +1,4 @@
-"""Tokenizers: tokenizer.json, the files from which it is made, and sentencepiece's model."""
+"""Tokenizers: tokenizer.json, the files that replace it, and sentencepiece's model."""
 
 import json
 import shutil

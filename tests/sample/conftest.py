@@ -34,7 +34,7 @@ SETTINGS = SampleSettings(
     image=ImageSettings(num_timesteps=4),
     batch_size=2,
 )
-# The second is longer than a chunk of the prefill, the third spells switch tokens out.
+# The second exceeds a chunk of the prefill; the third spells out switch tokens.
 PROMPTS = ("a red circle", "two cats " * 9, "<|im_end|><|vision_start|>")
 SEEDS = (22, 2**32 - 6, 21)
 
@@ -61,9 +61,9 @@ TERSE: dict[str, list[str]] = {
 
 
 def restrict(automaton: Automaton, tokenizer: Tokenizer, words: dict[str, list[str]], free: str = "") -> Automaton:
-    """The grammar that allows in each state only the tokens that spell these words ("" = <|im_end|>).
+    """Return the grammar restricted in each state to the tokens that spell these words ("" = <|im_end|>).
 
-    The states of the part named ``free`` keep all they allow.
+    The states of the part named ``free`` stay unrestricted.
     """
     table = np.full_like(automaton.table, FORBIDDEN)
     for state, allowed in words.items():
@@ -78,12 +78,12 @@ def restrict(automaton: Automaton, tokenizer: Tokenizer, words: dict[str, list[s
 
 
 def use(sampler: Sampler, automaton: Automaton) -> None:
-    """Makes the sampler obey ``automaton``."""
+    """Make the sampler use ``automaton``."""
     sampler.model = dataclasses.replace(sampler.model, automaton=automaton)
 
 
 class Call(NamedTuple):
-    """One compiled call: the function's name and static arguments, what it was given but for weights, what it gave."""
+    """A compiled call: the function's name, its static arguments, its arguments but the weights, and its result."""
 
     name: str
     static: tuple
@@ -92,19 +92,19 @@ class Call(NamedTuple):
 
     @property
     def rows(self):
-        """(place in the group, slot) of every row but padding."""
+        """Return (place in the group, slot) of every row but padding."""
         rows = next(x for x in self.given if isinstance(x, RowGroup))
         state = next(x for x in self.given if isinstance(x, State))
         return [(place, slot) for place, slot in enumerate(rows.index) if slot < len(state.logits)]
 
     @property
     def state(self):
-        """The state that it was given."""
+        """Return the state among the arguments."""
         return next(x for x in self.given if isinstance(x, State))
 
 
 class Recorder:
-    """Every compiled call."""
+    """A record of every compiled call."""
 
     def __init__(self) -> None:
         self.calls = []
@@ -138,7 +138,7 @@ def sampler(checkpoint, whole_grammar):
 
 
 class Recorded(NamedTuple):
-    """A batch of trajectories, which had a place each, the lines of progress, and every compiled call."""
+    """A batch of trajectories with a slot each, the lines of progress, and every compiled call."""
 
     drawn: list[Trajectory]
     lines: list[str]
@@ -147,13 +147,14 @@ class Recorded(NamedTuple):
 
 @contextlib.contextmanager
 def recording(sampler):
-    """Gives the recorder of all that the sampler calls meanwhile."""
+    """Yield a record of the sampler's compiled calls in the block."""
     recorder, call = Recorder(), Compiler.__call__
 
     def record(compiler, function, static, *args):
         if compiler is not sampler.model.compiler:
             return call(compiler, function, static, *args)
-        given = _kept([x for x in args if not isinstance(x, dict)])  # before the call, which may take a state's buffers
+        # Copied before the call, which may donate the buffers of a state.
+        given = _kept([x for x in args if not isinstance(x, dict)])
         result = call(compiler, function, static, *args)
         recorder.calls.append(Call(function.__name__, static, given, _kept(result)))
         return result
@@ -163,7 +164,7 @@ def recording(sampler):
 
 
 def outcome(trajectory):
-    """What must not depend on the batch: the stages but for their times, the pixels, why it stopped."""
+    """Return what must not depend on the batch: the stages but for their times, the pixels, the stop reason."""
     stages = [(s.stage, getattr(s, "text", None), s.tokens, s.origin) for s in trajectory.stages]
     return stages, [np.asarray(image).tobytes() for image in trajectory.images], trajectory.stop_reason
 
@@ -177,7 +178,7 @@ def recorded(sampler):
 
 
 class Segment(NamedTuple):
-    """One segment of a recorded trajectory as the model read it.
+    """A segment of a recorded trajectory as the model read it.
 
     Attributes:
       kind: a key of ``MODES``.

@@ -47,7 +47,7 @@ denoise = jax.jit(generate_latents, static_argnums=0)
 
 
 def document_segments(sampler, history, rng):
-    """For every segment of a trajectory its copies in a training document."""
+    """Return, for every segment of a trajectory, its copies in a training document."""
     config = sampler.model.config
     for segment in history:
         if segment.kind != "image":
@@ -95,13 +95,13 @@ def _text_tokens(segment):
     return len(segment.ids) + 2 if isinstance(segment, TextSegment) else 2
 
 
-def test_the_choice_after_every_segment_is_what_training_sees(histories, documents):
+def test_logits_after_every_segment_equal_training_s(histories, documents):
     for history, document in zip(histories, documents):
         for segment, expected in zip(history[1:], document.logits[1:], strict=True):
             np.testing.assert_allclose(segment.logits, expected, atol=TOLERANCE, err_msg=segment.kind)
 
 
-def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, histories, documents):
+def test_the_first_step_of_an_image_equals_training_s_velocity(sampler, recorded, histories, documents):
     """Two timesteps are one Euler step from t = 1 to 0: latents = noise - velocity."""
     settings = ImageSettings(num_timesteps=2, text_scale=1.0)
     switches = (sampler.model.tokenizer.vision_start, sampler.model.tokenizer.vision_end)
@@ -123,11 +123,11 @@ def test_the_first_step_of_an_image_is_training_s_velocity(sampler, recorded, hi
     assert drawn == [len(document.velocities) for document in documents] and min(drawn) >= 1
 
 
-def test_pictures_are_prepared_as_training_s_are(sampler, recorded):
-    """The ViT's patches come from the same resize (32 to 30 pixels here), the pixels from the same PNG."""
+def test_pictures_are_prepared_as_in_training(sampler, recorded):
+    """ViT patches come from the same resize (here 32 to 30 pixels), and pixels from the same PNG."""
     picture = recorded.drawn[0].images[0]
     config = sampler.model.config
-    shape = (2, 2, config.autoencoder.z_channels)  # latents do not matter here
+    shape = (2, 2, config.autoencoder.z_channels)  # latents are not compared
     zeros = np.zeros(shape, np.float16).tobytes()
     image = Image("sketch", encode_png(picture), False, zeros, zeros, shape)
     record = Record(id="x", source="test", complete=False, segments=[Text("prompt", "a", False), image])
@@ -138,7 +138,7 @@ def test_pictures_are_prepared_as_training_s_are(sampler, recorded):
     )
 
 
-def test_the_context_reads_the_picture_that_is_saved(recorded):
+def test_the_context_reads_the_saved_picture(recorded):
     drawn = [0] * len(recorded.drawn)
     for call in recorded.recorder.named("read_image"):
         for place, slot in call.rows:

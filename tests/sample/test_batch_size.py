@@ -1,6 +1,6 @@
-"""The same history leads to the same next segment, however many rows are worked on together, on however many devices.
+"""The same history leads to the same next segment, for any number of rows in a group and any number of devices.
 
-Sums are taken in another order, so bits differ: by rounding, and by no more.
+The order of sums differs, so results differ by rounding, and by no more.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def next_segments(sampler, branches, batch_size):
     batch = sampler.make_batch(branches, dataclasses.replace(ASKED, batch_size=batch_size))
     batch.settle()
     for row in batch.rows.values():
-        row.stop_reason = None  # a text is asked for also where the model would have ended
+        row.stop_reason = None  # write a text even where the model would have ended
     decisive = np.array(batch.state.logits)
     images = [slot for slot, one in enumerate(branches) if one.kinds[-1] in ("plan", "inspect+refine")]
     texts = [slot for slot in range(len(branches)) if slot not in images]

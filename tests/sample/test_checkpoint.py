@@ -1,4 +1,4 @@
-"""Which folders can be sampled from, and what is said of the others."""
+"""Folders that can be sampled from, and refusals of others."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ def test_a_converted_checkpoint(sampler, checkpoint):
 
 
 def test_an_int8_checkpoint(sampler, checkpoint, tmp_path):
-    """It draws with the dtype of its norms, and nearly the picture of the float checkpoint."""
+    """It draws in the dtype of its norms, and nearly the picture of the float checkpoint."""
     to_pdgen(checkpoint, tmp_path / "int8", int8=True)
     small = Sampler.from_checkpoint(tmp_path / "int8")
     assert small.model.compute.dtype == sampler.model.compute.dtype == "float32"

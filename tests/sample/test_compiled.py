@@ -1,4 +1,4 @@
-"""Compiling ahead of calls: once per shape and setting, and timed apart from running."""
+"""Compiling ahead of calls: once per shape and setting, and timed separately from running."""
 
 import functools
 import time
@@ -27,7 +27,7 @@ def test_each_shape_and_setting_is_compiled_once():
     assert traced == [(2, (3,), f), (3, (3,), f), (2, (4,), f), (2, (4,), i)]
 
 
-def test_a_stopwatch_leaves_compiling_out():
+def test_a_stopwatch_excludes_compiling():
     compiler = Compiler()
     slow = jax.jit(lambda x: (time.sleep(0.2), x)[1])  # slow to trace, quick to run
     watch = Stopwatch(compiler)
@@ -51,15 +51,15 @@ def test_compiled_functions_are_kept_in_the_users_cache(monkeypatch, tmp_path, s
 
 
 def test_quick_code_computes_the_same():
-    """LLVM's optimisation may change the order of a sum, and nothing else."""
+    """LLVM's optimisations may change only the order of a sum."""
     x = jnp.linspace(-1, 1, 640).reshape(20, 32)
     product = jax.jit(lambda power, x: jnp.tanh(x @ x.T) ** power, static_argnums=0)
     slow, quick = (Compiler(quick)(product, (2,), x) for quick in (False, True))
     np.testing.assert_allclose(quick, slow, rtol=1e-5, atol=1e-6)
 
 
-def test_options_are_asked_of_the_backend_that_has_them(monkeypatch):
-    """Quick code on a CPU alone, copies ahead on a GPU alone."""
+def test_options_go_to_the_backend_that_has_them(monkeypatch):
+    """Quick code on a CPU only, copies ahead on a GPU only."""
     asked = []
 
     class Lowered:

@@ -29,14 +29,14 @@ from tests.torch_reference.bagel import Bagel
 
 pytestmark = pytest.mark.slow
 
-# The system text is longer than what is read at a time; one Euler step, guided by texts and images.
+# The system text exceeds one piece of reading; one Euler step, guided by texts and images.
 ASKED = dataclasses.replace(SETTINGS, system=THINK, image=ImageSettings(num_timesteps=2))
-SEED = 2  # both rows in which the model writes write something
+SEED = 2  # with this seed both rows in which the model writes produce text
 THOUGHT = "A cat, from afar."
 SQUARE, WIDE = (32, 32), (40, 24)
-# By a given image's (width, height) those that it is read at: multiples of 4 up to 32, multiples of 6 up to 48.
+# A given image's (width, height), and those at which it is read: multiples of 4 up to 32, multiples of 6 up to 48.
 READ_AT = {SQUARE: {"vae": (32, 32), "vit": (30, 30)}, WIDE: {"vae": (32, 20), "vit": (42, 24)}}
-# By row its mode, its given images, and where its thought comes from.
+# Each row's mode, its given images, and the source of its thought.
 ROWS = {
     "understands": ("understand", [SQUARE, WIDE], None),
     "edits": ("edit", [WIDE, SQUARE], None),
@@ -49,7 +49,7 @@ DRAWN = ("edits", "thinks", "gets a thought")
 
 
 class PosteriorAutoencoder(Autoencoder):
-    """Encodes to a sample of the posterior; a digest of the pixels is the key of its noise [h, w, z]."""
+    """An autoencoder that encodes to a posterior sample; a digest of the pixels is the key of its noise [h, w, z]."""
 
     def encode(self, images):
         mean, logvar = self.encoder(images).chunk(2, dim=1)
@@ -79,7 +79,7 @@ def reference(sampler):
 
 
 class Sampled(NamedTuple):
-    """The states after the prompts and after the texts that follow, the rows then, (latents, velocity) if drawn."""
+    """States after the prompts and after the next texts, the rows at that point, (latents, velocity) if drawn."""
 
     prompted: State
     written: State
@@ -115,7 +115,7 @@ def sampled(sampler):
 
 
 def read(sampler, reference, row, *parts):
-    """The reference's cache of parts of a row, and its logits after the last text; "looks" are images to the ViT alone.
+    """Return the reference's cache of parts of a row, and its logits after the last text; "looks" are ViT-only images.
 
     A thought or an answer is the last text of its row.
     """
@@ -170,7 +170,7 @@ def test_the_context_and_what_follows_it(sampler, reference, sampled, name, part
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "understands"])
 def test_what_guidance_sees(sampler, reference, sampled, name):
-    """Image guidance: all texts but a thought. Text guidance: all up to the last image, or the system text."""
+    """Image guidance sees all texts but a thought; text guidance all up to the last image, or the system text."""
     state, row = sampled.written, sampled.rows[SLOT[name]]
     check_cache(state.texts, name, read(sampler, reference, row, "system", "prompt")[0])
     full = state.full

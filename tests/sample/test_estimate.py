@@ -1,4 +1,4 @@
-"""What a run needs: counted from shapes alone, and equal to what the arrays hold."""
+"""The needs of a run, counted from shapes alone and equal to those of its arrays."""
 
 import dataclasses
 import functools
@@ -28,13 +28,13 @@ from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS
 
 @pytest.fixture(scope="module")
 def shapes(checkpoint, tmp_path_factory):
-    """A model of shapes, from a checkpoint whose arrays are gone."""
+    """A model of shapes alone, from a checkpoint without arrays."""
     folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("shapes") / "nano")
     shutil.rmtree(folder / "params")
     return Sampler(describe_model(describe(folder)))
 
 
-def test_bytes_are_those_of_the_arrays(sampler, shapes):
+def test_bytes_equal_those_of_the_arrays(sampler, shapes):
     starts = shapes.make_starts(PROMPTS[:2], SEEDS[:2], SETTINGS)
     one = shapes.estimate(starts, SETTINGS, Speed(1, 1))
     leaves = jax.tree.leaves(sampler.model.params)
@@ -69,7 +69,7 @@ def test_seconds_follow_the_slower_of_bytes_and_products(shapes):
 
 @pytest.mark.parametrize("expert", ["und", "gen"])
 def test_an_expert_in_host_memory(shapes, expert):
-    """All of it but two layers leaves the device. Where it runs, all its layers are copied, and the last one twice."""
+    """All but two of its layers leave the device. Where it runs, all its layers are copied, the last one twice."""
     starts, layers = shapes.make_starts(PROMPTS[:1], SEEDS[:1], SETTINGS), shapes.model.config.language.num_layers
     away = Sampler(dataclasses.replace(shapes.model, offload=expert))
     bus = Speed(1e12, 1e15, bus=1e6)
@@ -113,13 +113,13 @@ def test_lines(shapes):
 
 @pytest.mark.slow
 def test_the_7b_model_in_int8_needs_less_than_24_gb():
-    """Compiled for an H100: the second picture of 1,024 pixels is drawn, decoded and read, under both guidances."""
+    """Compiled for an H100: a second picture of 1,024 pixels is drawn under both guidances, decoded and read."""
     topology = parse_topology("h100:1")
     try:
         place = jax.sharding.SingleDeviceSharding(make_compile_only_devices(topology)[0])
     except TopologyError as fault:
         pytest.skip(str(fault))
-    options = compiler_options(topology) | {"xla_gpu_enable_triton_gemm": True}  # which a real GPU has
+    options = compiler_options(topology) | {"xla_gpu_enable_triton_gemm": True}  # a real GPU has Triton's products
     compute, grid = ComputeConfig(dtype="bfloat16"), make_grid(BAGEL_7B, 1024, 1024)
     abstract = bagel.abstract_params(BAGEL_7B, jnp.bfloat16, int8=True)
     params = {"model": nn.unbox(abstract), "autoencoder": nn.unbox(autoencoder.abstract_params(BAGEL_7B.autoencoder))}

@@ -1,4 +1,4 @@
-"""Where parameters are changes no trajectory: on every mesh, and with an expert in host memory."""
+"""The place of parameters changes no trajectory: on every mesh, and with an expert in host memory."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def test_every_mesh(checkpoint, whole_grammar, alone, shape):
 
 
 def check_bytes(sampler, count):
-    """A device's part of eight rows and a group of eight, by the arrays that it holds."""
+    """Compare the estimate of a device's part of eight rows and a group of eight with the arrays that it holds."""
     settings = dataclasses.replace(ONE_STEP, batch_size=8)
     starts = sampler.make_starts(*ASKED[:2], settings, ASKED[3])
     with jax.set_mesh(sampler.model.mesh):
@@ -65,7 +65,7 @@ def check_bytes(sampler, count):
 
 
 def test_a_mesh_that_would_cut_key_value_heads_is_refused(checkpoint, sampler):
-    """Where the checkpoint is read and where parameters are given."""
+    """When reading a checkpoint, and with parameters in memory."""
     mesh = make_mesh((1, 1, 4), jax.devices()[:4])
     words = r"mesh \(data, fsdp, tensor\) with tensor=4: must divide the model's 2 key/value heads; choose a smaller"
     with pytest.raises(ShardingError, match=words):
@@ -75,13 +75,13 @@ def test_a_mesh_that_would_cut_key_value_heads_is_refused(checkpoint, sampler):
 
 
 def list_kinds(params):
-    """The kinds of memory that each expert's layers are in."""
+    """Return the kinds of memory that hold each expert's layers."""
     layers = params["model"]["language"]["layers"]
     return {name: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)} for name, tree in layers.items()}
 
 
 def sample_from(checkpoint, grammar, **options):
-    """The model, and what it makes of a given image: a plan, and an image under both kinds of guidance."""
+    """Return the model, and its plan and image for a given image, under both kinds of guidance."""
     sampler = Sampler.from_checkpoint(checkpoint, quick=True, **options)
     use(sampler, restrict(grammar, sampler.model.tokenizer, TERSE))
     return sampler.model, [outcome(one) for one in sampler(*ASKED)]
@@ -121,7 +121,7 @@ def test_parameters_in_memory_are_moved(sampler):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(model.params), jax.tree.leaves(params))
 
 
-def test_an_offload_that_is_impossible_is_refused(checkpoint, sampler, monkeypatch):
+def test_an_impossible_offload_is_refused(checkpoint, sampler, monkeypatch):
     with pytest.raises(ShardingError, match=r"^offload=both: there is no such expert; choose und or gen$"):
         Sampler.from_checkpoint(checkpoint, offload="both")
     monkeypatch.setattr(sharding, "_HOST_MEMORY", "far_host")

@@ -1,4 +1,4 @@
-"""The modes: the contexts when an image is drawn or an answer written, and the base model's defaults."""
+"""The modes: contexts while an image is drawn or an answer written, and the base model's defaults."""
 
 import collections
 import dataclasses
@@ -32,7 +32,7 @@ def picture(value):
 
 @pytest.fixture(scope="module")
 def mixed(sampler):
-    """One trajectory of every mode, all in one batch, and every compiled call."""
+    """A trajectory of every mode, all in one batch, and every compiled call."""
     starts = []
     for mode, kinds in STAND.items():
         given = [picture(60 * n) for n in range(kinds.count("given"))]
@@ -44,7 +44,7 @@ def mixed(sampler):
 
 
 def size(sampler, trajectory, *what):
-    """(tokens, rotary positions) of parts of a trajectory, by hand: an image has 64 VAE and 25 ViT tokens."""
+    """Count (tokens, rotary positions) of parts of a trajectory by hand: an image has 64 VAE and 25 ViT tokens."""
     lengths = collections.Counter()
     for part in what:
         if part in ("image", "look"):
@@ -59,7 +59,7 @@ def size(sampler, trajectory, *what):
 
 
 def states(recorder, name, mode):
-    """(state, slot, static arguments) of each call that worked on the mode's trajectory."""
+    """List (state, slot, static arguments) of each call that worked on the mode's trajectory."""
     found = []
     for call in recorder.named(name):
         rows = call.given[1]
@@ -68,11 +68,11 @@ def states(recorder, name, mode):
 
 
 @pytest.mark.parametrize("mode", STAND)
-def test_what_stands_in_a_trajectory(mixed, mode):
+def test_kinds_of_segments(mixed, mode):
     trajectory = mixed[0][mode]
     kinds = tuple(trajectory.kinds)
     assert kinds[: len(STAND[mode])] == STAND[mode] and trajectory.mode == mode
-    if mode != "process":  # there the model chooses
+    if mode != "process":  # in which the model chooses
         assert kinds == STAND[mode] and trajectory.stop_reason == "finished"
     assert trajectory.settings["mode"] == mode
 
@@ -97,7 +97,7 @@ def test_contexts_of_the_first_image(sampler, mixed, mode, full, view, texts):
         assert (state.texts.length[slot], state.texts.rotary[slot]) == size(sampler, drawn[mode], *texts)
 
 
-def test_understanding_looks_at_an_image_without_its_vae_copy(sampler, mixed):
+def test_understanding_reads_no_vae_copy_of_an_image(sampler, mixed):
     drawn, recorder = mixed
     ((state, slot, _),) = states(recorder, "write_text", "understand")
     assert (state.full.length[slot], state.full.rotary[slot]) == size(
@@ -118,7 +118,7 @@ def test_every_token_of_every_mode_is_read_once_and_the_last_image_never(sampler
         assert drawn[mode].costs["prefilled_tokens"] == size(sampler, drawn[mode], *what)[0]
 
 
-def test_given_images_stand_as_they_were_given(mixed):
+def test_given_images_are_kept_unchanged(mixed):
     edit = mixed[0]["edit"]
     assert [np.asarray(image).max() for image in edit.images[:2]] == [0, 60]
     assert [(s.stage, s.origin) for s in edit.stages] == [("given", "outside")] * 2 + [("sketch", "model")]
@@ -145,7 +145,7 @@ def test_the_base_models_defaults():
     assert think.text == TextSettings(max_tokens=1000, temperature=0.0) and "<think>" in think.system
 
 
-def test_refinements_may_be_guided_otherwise():
+def test_refinements_may_have_their_own_settings():
     other = ImageSettings(num_timesteps=3, text_scale=2.0)
     settings = SampleSettings(refine=other)
     assert (
@@ -178,7 +178,7 @@ def test_the_batch_size_is_read_from_files_of_version_0_3():
 
 
 @pytest.mark.parametrize("values", [{"image.text_scale": 0.5}, {"image.interval_from": 0.2}, {"text.top_k": "all"}])
-def test_settings_that_cannot_be_are_not_read_back(values):
+def test_impossible_settings_are_not_read_back(values):
     with pytest.raises(ValueError, match=r"text_scale and image_scale|Expected `(float|int)`, got `(null|str)`"):
         unflatten_settings(values)
 
@@ -187,13 +187,13 @@ def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="Invalid enum value 'draw'"):
         unflatten_settings({"mode": "draw"})
     settings = SampleSettings()
-    object.__setattr__(settings, "mode", "draw")  # past the constructor, whose types the tests check
+    object.__setattr__(settings, "mode", "draw")  # bypasses the constructor, whose types the tests check
     with pytest.raises(ValueError, match="mode 'draw' is unknown; choose one of process, single_pass, "):
         settings.__post_init__()
 
 
-def test_every_image_is_denoised_as_its_stage_is(sampler):
-    """Side by side a sketch after another plan, and refinements after a fault, one of them with its plan rewritten."""
+def test_every_image_is_denoised_with_its_stage_s_settings(sampler):
+    """In one batch: a sketch after another plan, and refinements after a fault, one with its plan rewritten."""
     refine = dataclasses.replace(SETTINGS.image, num_timesteps=3, text_scale=2.0, image_scale=1.0)
     settings = dataclasses.replace(SETTINGS, refine=refine)
     plan, fault = "<ins>Add a dog.</ins> <des>A dog.</des>", "No dog. <refine>Add it.</refine>"
@@ -211,7 +211,7 @@ def test_every_image_is_denoised_as_its_stage_is(sampler):
     assert [row.costs["network_evaluations"] for row in batch.rows.values()] == [9, 4, 4]
 
 
-def test_images_beyond_all_measure_are_refused(sampler):
+def test_absurdly_large_images_are_refused(sampler):
     huge = PIL.Image.new("L", (8192, 8193))
     with pytest.raises(SampleError, match=r"prompt 1 of 1: a given image has 8192 x 8193 pixels, at most 67,108,864"):
         sampler(["a"], settings=make_base_settings("edit"), given=[[huge]])

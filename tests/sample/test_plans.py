@@ -1,4 +1,4 @@
-"""First plans: the ones that whole trajectories begin with."""
+"""First plans, as whole trajectories begin with them."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from pdgen.sample.plans import make_plan_writer
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, recording
 
 
-def test_plans_are_those_that_trajectories_begin_with(sampler, monkeypatch):
+def test_plans_equal_the_first_plans_of_trajectories(sampler, monkeypatch):
     whole = [one.stages[0].text for one in sampler(PROMPTS, SEEDS, SETTINGS)]
     asked = []
 

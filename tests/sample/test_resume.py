@@ -17,7 +17,7 @@ PLAN = "<ins>Add a dog.</ins> <des>A dog.</des>"
 
 
 def near(trajectory, expected):
-    """Same texts, same stop, and images that differ by a rounding at most: a text is read as it was written."""
+    """Return whether texts and stop are equal, and images differ at most by a rounding."""
     assert [(s.stage, getattr(s, "text", None)) for s in trajectory.stages] == [
         (s.stage, getattr(s, "text", None)) for s in expected.stages
     ]
@@ -34,7 +34,7 @@ def resumed(sampler, recorded):
         return cut, sampler.resume_all(cut, SETTINGS), recorder
 
 
-def test_a_cut_trajectory_goes_on_as_it_would_have(recorded, resumed):
+def test_a_cut_trajectory_continues_as_before(recorded, resumed):
     cut, drawn, _ = resumed
     for one, start, expected in zip(drawn, cut, recorded.drawn):
         near(one, expected)
@@ -42,7 +42,7 @@ def test_a_cut_trajectory_goes_on_as_it_would_have(recorded, resumed):
         assert one.parent.stage == 2 and one.parent.fingerprint == expected.fingerprint
 
 
-def test_history_is_read_once_and_nothing_of_it_is_drawn(sampler, resumed):
+def test_history_is_read_once_and_not_redrawn(sampler, resumed):
     _, drawn, recorder = resumed
     for one in drawn:
         texts = [stage.ids for stage in one.stages if hasattr(stage, "text")]
@@ -59,7 +59,7 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
         assert one.stages[0].text == PLAN and one.stages[0].origin == "outside"
         assert [s.stage for s in one.stages[:2]] == ["plan", "sketch"]
         assert np.asarray(one.images[0]).tobytes() != np.asarray(before.images[0]).tobytes()
-    # A reviewer that changes the plan gets the same, to the bit: what the model had written is forgotten.
+    # A reviewer's change of the plan gives the same, to the bit: the context keeps nothing of the model's plan.
     seen = []
 
     def change(row, stage, image):
@@ -75,8 +75,8 @@ def test_a_changed_plan_is_drawn(sampler, recorded):
     assert sorted(seen, key=str) == sorted(shown, key=str)
 
 
-def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, recorded):
-    """As in a trajectory.json that was edited."""
+def test_an_edited_text_overrides_its_recorded_tokens(sampler, recorded):
+    """As in an edited trajectory.json."""
     edited = []
     for one in recorded.drawn:
         cut = one.branch(1)
@@ -88,8 +88,8 @@ def test_a_text_that_was_edited_is_read_and_not_the_tokens_beside_it(sampler, re
     assert [outcome(one)[1] for one in drawn] == [outcome(one)[1] for one in planned]
 
 
-def test_a_text_is_read_as_the_model_spelt_it(sampler, recorded):
-    """Token by token, where the tokenizer would take longer ones."""
+def test_a_text_is_read_in_the_model_s_own_tokens(sampler, recorded):
+    """Even where the tokenizer would use longer ones."""
     text = "<ins>o</ins> <des>o</des>"
     spelt = [sampler.model.tokenizer.pieces.index(letter.encode()) for letter in text]
     assert len(sampler.model.tokenizer.encode(text)) < len(spelt)
@@ -116,8 +116,8 @@ def test_a_changed_image_is_read(sampler, recorded):
         assert set(one.latents) == {s.file for s in one.stages[2:] if not hasattr(s, "text")}
 
 
-def test_latents_go_with_the_images_that_are_kept(sampler, recorded, tmp_path):
-    """Through a branch, its folder and what is drawn on; a picture in the place of one that was drawn has none."""
+def test_latents_stay_with_their_images(sampler, recorded, tmp_path):
+    """Through a branch, its folder and its continuation; a picture that replaces a drawn one has none."""
     settings = dataclasses.replace(SETTINGS, keep_latents=True)
     (whole,) = sampler(PROMPTS[:1], SEEDS[:1], settings)
     files = [stage.file for stage in whole.stages if not hasattr(stage, "text")]
@@ -133,7 +133,7 @@ def test_latents_go_with_the_images_that_are_kept(sampler, recorded, tmp_path):
     np.testing.assert_allclose(again.latents[files[1]], whole.latents[files[1]], atol=1e-4)
 
 
-def test_without_other_settings_it_goes_on_with_those_it_was_drawn_with(sampler, recorded, resumed, tmp_path):
+def test_by_default_a_trajectory_keeps_its_settings(sampler, recorded, resumed, tmp_path):
     cut, drawn, _ = resumed
     for one, other in zip(sampler.resume_all(cut), drawn, strict=True):
         assert outcome(one) == outcome(other) and one.settings == other.settings
@@ -147,7 +147,7 @@ def test_without_other_settings_it_goes_on_with_those_it_was_drawn_with(sampler,
 
 
 def test_texts_and_images_brought_in_by_hand_are_read_as_in_a_resumed_trajectory(sampler, recorded):
-    """To the bit: as there, text guidance does not see a text before the image."""
+    """To the bit; as there, text guidance does not see a text before the image."""
     white = PIL.Image.new("RGB", (32, 32), "white")
     planned = sampler.resume_all([one.branch(0, plan=PLAN) for one in recorded.drawn], SETTINGS)
     painted = sampler.resume_all([one.branch(1, image=white) for one in planned], SETTINGS)
@@ -182,7 +182,7 @@ def test_a_review_into_nonsense_is_refused(sampler, recorded, change, words):
         sampler(PROMPTS, SEEDS, SETTINGS, review=lambda *_: change)
 
 
-def test_what_cannot_be_resumed(sampler, recorded):
+def test_trajectories_that_cannot_be_resumed(sampler, recorded):
     with pytest.raises(SampleError, match="there is no trajectory to continue; give at least one"):
         sampler.resume_all([], SETTINGS)
     with pytest.raises(SampleError, match=r"trajectory 1 of 1 has ended \(finished\); branch it"):
@@ -208,8 +208,8 @@ def test_stages_come_as_they_are_done(sampler, recorded):
         assert [image for _, image in own if image] == one.images
 
 
-def test_copies_of_a_row_go_on_by_themselves(sampler, recorded):
-    """The same seed gives the same, another another, from a history that all share."""
+def test_copies_of_a_row_continue_independently(sampler, recorded):
+    """From a shared history, the same seed gives the same continuation and another seed a different one."""
     batch = sampler.make_batch(sampler.make_starts(PROMPTS, SEEDS, SETTINGS), SETTINGS)
     batch.write_texts(batch.list_due("text"))
     batch.copy_rows([2, 0, 0, 0], [SEEDS[2], SEEDS[0], 77, SEEDS[0]])
@@ -225,8 +225,8 @@ def test_copies_of_a_row_go_on_by_themselves(sampler, recorded):
         batch.copy_rows([0] * 5, range(5))
 
 
-def test_rows_that_have_ended_take_no_more(sampler, recorded):
-    """There is room for what may come until then, and no more."""
+def test_ended_rows_accept_nothing(sampler, recorded):
+    """Their room ends with the trajectory."""
     batch = sampler.make_batch(
         sampler.make_starts(PROMPTS, SEEDS, SETTINGS), dataclasses.replace(SETTINGS, max_images=0)
     )

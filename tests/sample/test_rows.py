@@ -1,4 +1,4 @@
-"""What comes next in a trajectory, and why it stops; how much room it may need. No network is evaluated."""
+"""The next segment of a trajectory, stop reasons, and the room it may need. No network is evaluated."""
 
 import dataclasses
 from typing import NamedTuple
@@ -29,7 +29,7 @@ TEXTS = {
 
 
 def grown(mode, *parts):
-    """A row that holds these parts after its prompt."""
+    """Return a row that holds these parts after its prompt."""
     given = parts.count("given")
     images = [picture(n) for n in range(given)]
     stages = [ImageStage("given", image_file(n, "given"), 32, 32) for n in range(1, given + 1)]
@@ -63,7 +63,7 @@ def grown(mode, *parts):
         ("understand", ["answer"], ["end"]),
     ],
 )
-def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
+def test_the_next_segment(sampler, whole_grammar, mode, parts, expected):
     row = grown(mode, *parts)
     allowed = (
         [END] if row.must_end else [s for s, may in zip(SWITCHES, row.find_allowed_switches(whole_grammar)) if may]
@@ -76,14 +76,14 @@ def test_what_may_come_next(sampler, whole_grammar, mode, parts, expected):
     [
         (["plan", "image"], "end", {}, "finished"),
         (["plan", "image"], "text", {}, None),
-        (["plan", "image"], "text", {"max_images": 1}, None),  # the last image may be inspected
+        (["plan", "image"], "text", {"max_images": 1}, None),  # the last image may still be inspected
         (["plan", "image", "inspect"], "text", {"max_images": 1}, "step limit"),
         (["plan", "image", "inspect"], "end", {"max_images": 1}, "finished"),
         (["plan", "image", "refine"], "image", {"max_images": 1}, "step limit"),
         (["plan", "image", "refine"], "image", {"max_images": 2}, None),
         (["plan"], "image", {"max_images": 0}, "step limit"),
         ([], "text", {"max_images": 0}, None),
-        # Corrections are no steps of their own.
+        # Corrections do not count as steps.
         (["plan", "image", "refine"], "image", {"max_steps": 1}, None),
         (["plan", "image", "refine"], "text", {"max_steps": 1}, None),
         (["plan", "image", "refine", "plan"], "image", {"max_steps": 1}, None),
@@ -103,26 +103,26 @@ def test_limits(parts, switch, limits, stop):
 @pytest.mark.parametrize(
     ("mode", "parts", "switch", "stop"),
     [
-        ("process", ["plan"], "image", None),  # its tags were closed, it can be drawn
+        ("process", ["plan"], "image", None),  # its tags were closed, so it can be drawn
         ("process", ["plan", "image", "inspect"], "text", "token limit"),
         ("think", ["thought"], "image", None),
         ("understand", ["answer"], "end", "token limit"),
     ],
 )
-def test_a_text_that_was_cut(mode, parts, switch, stop):
+def test_a_truncated_text(mode, parts, switch, stop):
     row = grown(mode, *parts)
     row.text_cut = True
     row.follow_switch(switch, SampleSettings())
     assert row.stop_reason == stop and not row.text_cut
 
 
-# How many texts may still come.
+# The number of texts that may follow.
 
 PARTS = {kind: kind for kind in ("image", "plan", "inspect", "thought", "answer")} | {"inspect+refine": "refine"}
 
 
 def histories(mode, parts, last="prompt"):
-    """The parts after the prompt of every beginning of a sequence of the mode with up to three images."""
+    """Yield the parts after the prompt of every prefix of a sequence of the mode with up to three images."""
     yield parts
     for kind in MODES[mode][last]:
         if kind != END and (kind != "image" or parts.count("image") < 3):
@@ -130,7 +130,7 @@ def histories(mode, parts, last="prompt"):
 
 
 def most_texts(row, automaton, settings):
-    """Texts on the longest way that a sampler may go from here, by trying out all."""
+    """Count the texts on the longest continuation, by trying all."""
     most = 0
     for switch in (
         [END] if row.must_end else [s for s, may in zip(SWITCHES, row.find_allowed_switches(automaton)) if may]
@@ -150,7 +150,7 @@ def most_texts(row, automaton, settings):
 
 @pytest.mark.parametrize("max_images", range(4))
 @pytest.mark.parametrize("mode", list(MODES))
-def test_the_texts_that_room_is_kept_for_are_the_most_that_can_come(whole_grammar, mode, max_images):
+def test_room_is_kept_for_the_greatest_number_of_texts(whole_grammar, mode, max_images):
     """After every history of up to three images."""
     settings, checked = SampleSettings(max_images=max_images), {}
     for parts in histories(mode, []):
@@ -171,8 +171,8 @@ def test_pieces_of_a_text(sampler, length):
     assert [piece.ends_view for piece in cut] == [False] * (len(cut) - 1) + [True]
 
 
-def test_a_refusal_for_want_of_room_says_what_would_fit(sampler, monkeypatch):
-    """The number it names fits, and one more does not."""
+def test_a_refusal_for_lack_of_memory_states_what_fits(sampler, monkeypatch):
+    """The stated number fits, and one more does not."""
     settings = dataclasses.replace(SETTINGS, max_images=200, batch_size=2)
     starts = sampler.make_starts(["a"], settings=settings)
     monkeypatch.setattr(capacities, "measure_free_bytes", lambda model: 100_000_000)
@@ -187,7 +187,7 @@ def test_a_refusal_for_want_of_room_says_what_would_fit(sampler, monkeypatch):
 
 
 class Accelerator(NamedTuple):
-    """A device that knows how much of its memory is taken."""
+    """A device that reports its memory in use."""
 
     taken: int
 
@@ -204,15 +204,15 @@ def test_free_memory_is_that_of_the_fullest_device(sampler, monkeypatch):
     assert capacities.measure_free_bytes(sampler.model) == 990  # the first alone is used
 
 
-def test_cpus_of_one_machine_share_what_is_available(sampler, monkeypatch):
+def test_cpus_of_one_machine_share_its_memory(sampler, monkeypatch):
     monkeypatch.setattr(capacities, "_read_available_bytes", lambda: 1001)
     mesh = make_mesh((2, 1, 2), jax.devices()[:4])
     models = [dataclasses.replace(sampler.model, mesh=mesh) for mesh in (None, mesh)]
     assert [capacities.measure_free_bytes(model) for model in models] == [1001, 250]
 
 
-def test_available_memory_is_not_all_memory(tmp_path):
-    """As the kernel estimates it, with the caches that it would give back; all, where it does not tell."""
+def test_available_memory_is_the_kernel_s_estimate(tmp_path):
+    """It includes reclaimable caches; without an estimate, all memory counts."""
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:   65536 kB\nMemFree:   900 kB\nMemAvailable:   1024 kB\nBuffers:   3 kB\n")
     assert capacities._read_available_bytes(meminfo) == 1024 * 1024
@@ -225,13 +225,13 @@ def by_the_token(sampler):
 
 
 def test_room_is_that_of_the_longest_trajectory_to_the_token(sampler):
-    """An image has 64 VAE and 25 ViT tokens; every one of three may have a plan before it and an inspection after."""
+    """An image has 64 VAE and 25 ViT tokens; each of three may have a plan before it and an inspection after."""
     sampler = by_the_token(sampler)
     text = SETTINGS.text.max_tokens + sampler.model.grammar.closings.shape[1] + 2
     texts, images = 100 + 2 + 6 * text, 3 * (64 + 2 + 25 + 2)
     (start,) = sampler.make_starts(["a"], settings=SETTINGS)
     assert capacities.compute_capacity(sampler.model, SETTINGS, [start]) == (texts + images, texts)
-    # An existing plan is read, however long it is, and no room is kept to write it.
+    # An existing plan is read at its own length, and no room is kept to write it.
     stage = TextStage("plan", "<ins>" + "a dog " * 60 + "</ins> <des></des>")
     texts += len(sampler.model.tokenizer.encode(stage.text)) + 2 - text
     held = dataclasses.replace(start, stages=[stage])
@@ -239,7 +239,7 @@ def test_room_is_that_of_the_longest_trajectory_to_the_token(sampler):
 
 
 def test_room_after_a_draft_is_for_an_inspection_before_and_after_the_last_image(sampler):
-    """A short plan counts as a long one, so that a trajectory needs the same room however far it has come."""
+    """A short plan counts as a long one, so that a trajectory needs the same room at every stage."""
     sampler = by_the_token(sampler)
     settings = dataclasses.replace(SETTINGS, max_images=2)
     (start,) = sampler.make_starts(["a"], settings=settings)
@@ -250,7 +250,7 @@ def test_room_after_a_draft_is_for_an_inspection_before_and_after_the_last_image
     assert capacities.compute_capacity(sampler.model, settings, [start]) == (texts + images, texts)
 
 
-def test_room_for_images_guidance_is_made_only_where_it_is_used(sampler):
+def test_room_for_image_guidance_exists_only_if_it_is_used(sampler):
     def texts(mode, given=0, **changes):
         settings = dataclasses.replace(SETTINGS, mode=mode, **changes)
         return capacities.compute_capacity(

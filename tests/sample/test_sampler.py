@@ -1,4 +1,4 @@
-"""The sampler: grammar, contexts, limits, and that a trajectory does not depend on its batch."""
+"""The sampler: grammar, contexts, limits, and the independence of a trajectory from its batch."""
 
 import collections
 import dataclasses
@@ -32,7 +32,7 @@ from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, outcome, reco
 
 
 def segment_tokens(sampler, segments):
-    """(mode of attention, tokens) of each copy that the segments put into a context."""
+    """List (mode of attention, tokens) of each copy that the segments put into a context."""
     config = sampler.model.config
     for segment in segments:
         if segment.kind == "image":
@@ -44,7 +44,7 @@ def segment_tokens(sampler, segments):
 
 
 def grown(sampler, segments):
-    """(length, rotary) of a context that holds the segments, by the layout's own rules."""
+    """Return (length, rotary) of a context that holds the segments, by the layout's own rules."""
     length = rotary = 0
     for mode, tokens in segment_tokens(sampler, segments):
         length, rotary = length + tokens, layout.advance(rotary, mode, tokens)
@@ -53,7 +53,7 @@ def grown(sampler, segments):
 
 @pytest.fixture
 def narrow(sampler, whole_grammar):
-    """Gives the sampler another grammar: words by state, a part that is free, what may follow each kind."""
+    """A function that gives the sampler another grammar: words by state, a free part, what may follow each kind."""
     automaton = sampler.model.automaton
 
     def narrowed(words, free, following):
@@ -107,7 +107,7 @@ def test_progress_has_a_line_per_segment(recorded):
 
 
 def test_every_token_is_prefilled_once(sampler, recorded, histories):
-    """The counter of evaluated tokens, and the context at the end, are the sum of the segments."""
+    """The count of evaluated tokens, and the final context, are the sum of the segments."""
     last = recorded.recorder.calls[-1].state.full
     expected = [grown(sampler, segments) for segments in histories]
     assert [t.costs["prefilled_tokens"] for t in recorded.drawn] == [length for length, _ in expected]
@@ -145,7 +145,7 @@ def test_text_guidance_sees_no_text_since_the_last_image(sampler, recorded, hist
 
 
 def test_image_guidance_sees_the_texts_alone_at_their_own_positions(sampler, recorded, histories):
-    """At every image the context equals one that reads prompt and texts in one go."""
+    """At every image the context equals one that reads prompt and texts at once."""
     tokens, config = sampler.model.tokenizer, sampler.model.config
     grow = jax.jit(add_text, static_argnums=(0, 1))
     drawn, checked = collections.Counter(), 0
@@ -184,8 +184,8 @@ def test_first_images_are_drawn_without_image_guidance_and_later_ones_with_it(re
             drawn[slot] += 1
 
 
-def test_only_rows_that_take_part_are_worked_on(recorded):
-    """Groups of two out of four places, and as few as can be: rows that have ended are in none."""
+def test_groups_hold_only_rows_that_take_part(recorded):
+    """Groups of two out of four slots, and as few as possible: none holds an ended row."""
     for name in ("write_text", "read_image", "draw"):
         calls = recorded.recorder.named(name)
         assert all(1 <= len(call.rows) <= 2 and len(call.state.logits) == 4 for call in calls)
@@ -201,7 +201,7 @@ def test_permuted_rows_give_the_same_trajectories(sampler, recorded, order):
 
 
 def test_a_row_does_not_depend_on_the_others(sampler, recorded):
-    """Other prompts of other lengths, other seeds, and so other numbers of segments."""
+    """The others have prompts of other lengths, other seeds, and so other numbers of segments."""
     drawn = sampler(["b", PROMPTS[0], "a photo of three dogs"], [1, SEEDS[0], 3], SETTINGS)
     assert outcome(drawn[1]) == outcome(recorded.drawn[0])
     again = sampler([PROMPTS[2], "c " * 40, "d"], [SEEDS[2], 8, 9], SETTINGS)
@@ -209,15 +209,15 @@ def test_a_row_does_not_depend_on_the_others(sampler, recorded):
 
 
 def test_a_row_alone_is_the_same_to_the_bit(sampler, recorded):
-    """One prompt, in a batch with half as many places: groups have the same size."""
+    """One prompt, in a batch with half as many slots: groups have the same size."""
     (alone,) = sampler(PROMPTS[:1], SEEDS[:1], SETTINGS)
     assert outcome(alone) == outcome(recorded.drawn[0])
 
 
-def test_more_prompts_than_places(sampler, recorded):
+def test_more_prompts_than_slots(sampler, recorded):
     """A waiting trajectory takes the slot of an ended one; ``done`` gets each as it ends."""
     ended = []
-    prompts, seeds = ["b", "c", "d", "e", *PROMPTS], [1, 2, 3, 4, *SEEDS]  # four places
+    prompts, seeds = ["b", "c", "d", "e", *PROMPTS], [1, 2, 3, 4, *SEEDS]  # four slots
     drawn = sampler(prompts, seeds, SETTINGS, done=lambda number, one: ended.append((number, one)))
     assert [outcome(one) for one in drawn[4:]] == [outcome(one) for one in recorded.drawn]
     assert sorted(number for number, _ in ended) == list(range(7)) and all(drawn[n] is one for n, one in ended)
@@ -236,8 +236,8 @@ def test_nothing_is_compiled_twice(sampler, recorded):
 
 
 def test_contexts_hold_the_longest_trajectories(sampler, recorded, narrow):
-    """The longest prompt, every plan cut at its limit, every image inspected, until no image is left."""
-    # A random model does not close a tag by chance.
+    """The longest prompt, every plan cut at its limit, every image inspected, up to the limit of images."""
+    # A random model does not close a tag by accident.
     narrow(
         {"after_image:": ["<refine"], "refine:": ["<"]},
         "ins",
@@ -272,7 +272,7 @@ def test_a_cut_inspection_ends_a_trajectory(sampler, recorded, narrow, switch):
         assert parse_refine(trajectory.stages[-1].text) is not None
 
 
-def test_a_text_in_the_place_of_one_that_was_cut_is_not_cut(sampler, recorded, narrow):
+def test_a_replaced_text_is_no_longer_truncated(sampler, recorded, narrow):
     narrow({"after_image:": ["<refine"]}, "refine", {"image": ["text"], "inspect": ["end"]})
     change = lambda row, stage, image: Change(text="o") if stage.stage == "inspect" else None  # noqa: E731
     for trajectory in sampler(PROMPTS, SEEDS, SETTINGS, review=change):
@@ -310,7 +310,7 @@ def test_an_empty_inspection_takes_its_two_switch_tokens(sampler, recorded, narr
         (["a"], None, {"max_images": -1}, "max_images=-1: must be at least 0"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(sampler, prompts, seeds, settings, words):
+def test_impossible_requests_are_refused(sampler, prompts, seeds, settings, words):
     with pytest.raises(ValueError, match=words) as fault:
         sampler(prompts, seeds, dataclasses.replace(SETTINGS, **settings))
     assert "\n" not in str(fault.value)
@@ -326,7 +326,7 @@ def test_a_full_device_is_reported(sampler):
         full(["a"])
 
 
-def test_parameters_are_computed_in_the_dtype_they_are_stored_in(sampler):
+def test_computation_uses_the_stored_dtype(sampler):
     head = {"kernel": sampler.model.params["model"]["language"]["head"]["kernel"].astype(jnp.bfloat16)}
     params = {"model": {"language": {"head": head}}}
     assert make_model(LoadedModel(sampler.model.config, params, sampler.model.tokenizer)).compute.dtype == "bfloat16"

@@ -12,7 +12,7 @@ ROWS = 4000
 
 
 def shares(**settings):
-    """How often each token is drawn from PROBABILITIES (and one token that is not allowed)."""
+    """Return how often each token is drawn from PROBABILITIES (and one forbidden token)."""
     logits = np.append(np.log(PROBABILITIES), -np.inf)[None].repeat(ROWS, 0)
     keys = jax.random.split(jax.random.key(0), ROWS)
     drawn = pick(TextSettings(**settings), jnp.asarray(logits), keys)
@@ -30,13 +30,13 @@ def shares(**settings):
         ({"temperature": 0.5}, np.square(PROBABILITIES) / np.square(PROBABILITIES).sum()),
         ({"temperature": 1.0, "top_k": 2}, [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
         ({"temperature": 1.0, "top_k": 99}, [0.05, 0.4, 0.1, 0.25, 0.2]),
-        # 0.4 and 0.25 come to 0.65 and do not reach 0.7, with 0.2 they do.
+        # 0.4 and 0.25 sum to 0.65, below 0.7; with 0.2 they exceed it.
         ({"temperature": 1.0, "top_p": 0.7}, [0, 0.4 / 0.85, 0, 0.25 / 0.85, 0.2 / 0.85]),
         ({"temperature": 1.0, "top_p": 0.39}, [0, 1, 0, 0, 0]),
         ({"temperature": 1.0, "top_p": 0.7, "top_k": 2}, [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
     ],
 )
-def test_tokens_are_drawn_as_often_as_they_should(settings, expected):
+def test_tokens_are_drawn_by_their_probabilities(settings, expected):
     found = shares(**settings)
     np.testing.assert_allclose(found, [*expected, 0], atol=0.03)
     assert ((found > 0) <= (np.append(expected, 0) > 0)).all()

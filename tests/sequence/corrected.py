@@ -1,4 +1,4 @@
-"""Small records for tests of segments and turns: a corrected draft, and pictures that are only looked at."""
+"""Small records for tests of segments and turns: a corrected draft, and pictures that are only read."""
 
 import numpy as np
 import PIL.Image
@@ -51,7 +51,7 @@ CORRECTED = record(
 )
 
 
-# Two pictures to look at, and what the model says of them.
+# Two pictures to read, and an answer about them.
 LOOKED_AT = record(
     image("given", seed=4),
     image("given", seed=5),
@@ -62,7 +62,7 @@ LOOKED_AT = record(
 
 
 def describe(segments):
-    """Kind, loss and switch target of each segment."""
+    """List kind, loss and switch target of each segment."""
     described = []
     for segment in segments:
         if isinstance(segment, DroppedImage):

@@ -29,7 +29,7 @@ FOLDERS = {
     "sentencepiece": pathlib.Path(pdgen.__file__).parent / "assets" / "shapes",
     "bpe": pathlib.Path(__file__).parents[1] / "golden" / "bagel-nano",
 }
-VOCAB_SIZE = 600  # more than either tokenizer knows
+VOCAB_SIZE = 600  # more than the size of either tokenizer
 
 WORDS = r"(?:(?!<[/\\]?(?:ins|des|refine)>)[\s\S])*"
 PLAN = re.compile(rf"<ins>{WORDS}</ins>[ \n]?<des>{WORDS}</des>")
@@ -55,7 +55,7 @@ def automaton(tokenizer):
 
 
 def kind_by_regex(start, text):
-    """The kind of a text that starts in a situation, or None where it may not stand."""
+    """Return the kind of a text that starts in a situation, or None if it is not allowed."""
     if PLAN.fullmatch(text):
         return "plan" if start in ("plan", "after_image") else None
     match = INSPECT.fullmatch(text)
@@ -82,13 +82,13 @@ def kind_by_table(automaton, start, tokens):
 
 @given(text=TEXTS)
 @settings(max_examples=400)
-def test_texts_are_accepted_as_the_expressions_say(automaton, tokenizer, text):
+def test_texts_are_accepted_as_by_the_expressions(automaton, tokenizer, text):
     tokens = tokenizer.encode(text)
     single = {piece: i for i, piece in enumerate(tokenizer.pieces) if len(piece) == 1}
     for start in automaton.starts:
         expected = kind_by_regex(start, text)
         assert kind_by_table(automaton, start, tokens) == expected
-        # Tags are recognised however they are cut into tokens.
+        # Tags are recognised however they are tokenised.
         assert kind_by_table(automaton, start, [single[bytes([b])] for b in text.encode()]) == expected
 
 
@@ -96,7 +96,7 @@ def test_texts_are_accepted_as_the_expressions_say(automaton, tokenizer, text):
 @settings(max_examples=150)
 def test_any_walk_can_be_closed_and_then_parses(automaton, tokenizer, seed, length):
     rng = np.random.default_rng(seed)
-    # Half of the steps prefer the characters of the tags, or walks would hardly meet one.
+    # Half of the steps prefer the characters of tags; otherwise walks would rarely meet one.
     in_tags = np.array([piece != b"" and not piece.strip(b"</>insderf \xc3\xf0") for piece in tokenizer.pieces])
     in_tags = np.pad(in_tags, (0, VOCAB_SIZE - len(in_tags)))
     start = list(automaton.starts)[seed % len(automaton.starts)]
@@ -132,7 +132,7 @@ def decodes(data):
 
 
 def test_bytes_are_allowed_as_python_decodes_them():
-    """Every pair of bytes is allowed where some bytes make valid UTF-8 of it, and closes where it is valid."""
+    """A pair of bytes is allowed if more bytes can complete it to valid UTF-8, and may close if it is valid."""
     rows = byte_machine()
     rests = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80")
     for first, second in itertools.product(range(256), repeat=2):
@@ -160,8 +160,8 @@ def test_every_text_of_shapes_world_is_accepted(automaton, tokenizer):
     assert seen == {"plan", "image", "inspect", "inspect+refine"}
 
 
-def test_every_entry_is_where_the_bytes_lead(automaton, tokenizer):
-    """Against the byte machine walked one token at a time."""
+def test_every_entry_follows_its_bytes(automaton, tokenizer):
+    """Compared with the byte automaton, one token at a time."""
     rows = byte_machine()
     special = (tokenizer.im_start, tokenizer.vision_start, tokenizer.vision_end, tokenizer.pad)
     for number, name in enumerate(automaton.names):
@@ -175,7 +175,7 @@ def test_every_entry_is_where_the_bytes_lead(automaton, tokenizer):
         assert (automaton.table[number, list(special)] == FORBIDDEN).all()
 
 
-def test_a_text_closes_in_accepting_states_alone_and_never_gets_stuck(automaton, tokenizer):
+def test_texts_close_in_accepting_states_only_and_never_get_stuck(automaton, tokenizer):
     closes = automaton.table[:, tokenizer.im_end] != FORBIDDEN
     np.testing.assert_array_equal(closes, automaton.accepting)
     np.testing.assert_array_equal(automaton.table[closes, tokenizer.im_end], np.flatnonzero(closes))
@@ -183,7 +183,7 @@ def test_a_text_closes_in_accepting_states_alone_and_never_gets_stuck(automaton,
     assert (automaton.table[:, tokenizer.vocab_size :] == FORBIDDEN).all()
 
 
-def test_closings_by_hand():
+def test_worked_closings():
     closings = shortest_closings(byte_machine())
     assert closings["plan:"] == b"<ins></ins> <des></des>"
     assert closings["plan:<i"] == b"ns></ins> <des></des>"
@@ -195,7 +195,7 @@ def test_closings_by_hand():
     assert closings["inspect:<refine"] == closings["plan_end:"] == b""
 
 
-def test_what_may_follow_by_hand(automaton, tokenizer):
+def test_worked_followers(automaton, tokenizer):
     assert next_kinds("plan") == ("image",)
     assert next_kinds("image") == ("text", "end")
     assert next_kinds("inspect") == ("text", "end")
@@ -212,7 +212,7 @@ def test_a_model_with_too_few_ids_is_refused(tokenizer):
         build_automaton(tokenizer, 100)
 
 
-def test_a_long_token_is_followed_to_its_end(tokenizer):
+def test_a_long_token_is_read_to_its_end(tokenizer):
     pieces = (*tokenizer.pieces, b"<ins>" + b" " * 300 + b"</ins> <des>\xc3", b"\xa9</des>", b"\xa9</des> ")
     automaton = build_automaton(dataclasses.replace(tokenizer, pieces=pieces), VOCAB_SIZE)
     first = tokenizer.vocab_size

@@ -109,7 +109,7 @@ def test_small_models_take_small_images_as_they_are():
         assert images.resize_size(32, 16, rule) == (32, 16)
 
 
-def test_resize_is_bicubic_and_leaves_the_right_size_alone():
+def test_resize_is_bicubic_and_keeps_a_fitting_size():
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
     resized = images.resize(image, SizeRule(28, 8, 4))
     assert resized.size == (28, 20)
@@ -117,7 +117,7 @@ def test_resize_is_bicubic_and_leaves_the_right_size_alone():
     assert images.resize(resized, SizeRule(28, 4, 4)) is resized
 
 
-def test_pixels_go_there_and_back():
+def test_pixels_round_trip():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = PIL.Image.fromarray(np.stack([values, values[::-1], values.T], -1))
     pixels = images.to_pixels(images.decode_image(images.encode_png(image)))
@@ -201,7 +201,7 @@ def test_damaged_exif_turns_nothing(kind):
 
 
 def test_transparent_values_of_every_depth_are_white():
-    """Each row holds the transparent value once; the others keep the colours that the PNG specification scales to."""
+    """Each row holds the transparent value once; the others are scaled as the PNG specification says."""
     grey16 = PIL.Image.fromarray(np.array([[256, 257, 40000]], np.uint16))
     assert colors(encoded(grey16, "PNG", transparency=256)) == [WHITE, [1] * 3, [156] * 3]
     grey8 = PIL.Image.fromarray(np.array([[9, 10, 11]], np.uint8))

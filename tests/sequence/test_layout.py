@@ -43,7 +43,7 @@ document_strategy = st.lists(segment_strategy, min_size=1, max_size=12).filter(
 
 
 def interval_mask(pack: Pack) -> np.ndarray:
-    """allowed[q, k] as the attention reads the four arrays."""
+    """Return allowed[q, k] as the attention reads the four arrays."""
     slots = np.arange(len(pack.k_start))
     queries = (pack.k_start[:, None] <= slots) & (slots < pack.k_end[:, None])
     keys = (pack.q_start <= slots[:, None]) & (slots[:, None] < pack.q_end)
@@ -51,7 +51,7 @@ def interval_mask(pack: Pack) -> np.ndarray:
 
 
 def defined_mask(layouts, slots: int) -> np.ndarray:
-    """Same sample, k <= q or same full/noise split, and never another split's noise."""
+    """Return allowed[q, k]: same sample, k <= q or same full/noise split, and never another split's noise."""
     allowed = np.zeros((slots, slots), bool)
     start = 0
     for document in layouts:
@@ -114,7 +114,7 @@ def test_targets_and_weights():
 
 
 def test_kinds_of_targets():
-    """Of each target, as ``text_targets`` has them: the word that a token predicts, not the token's own."""
+    """A target has the kind of the word that a token predicts, not of the token itself."""
     document = lay_out(
         TextSegment([7], stage="inspect"),
         TextSegment([8, 9], loss=True, switch_target=SEE),
@@ -143,14 +143,14 @@ def test_kinds_of_targets():
 
 
 def test_rotary_of_dropped_and_noised_copies():
-    """A text counts on by its tokens, a clean copy by one also where it was dropped, a noised one not."""
+    """A text advances by its tokens, a clean copy by one even if it is dropped, a noised copy not at all."""
     document = lay_out(TextSegment([7, 8]), latents(1, noised=True), latents(1), DroppedImage(), TextSegment([]))
     np.testing.assert_array_equal(document.rotary, [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 6, 7])
 
 
 @settings(deadline=None)
 @given(document_strategy)
-def test_rotary_grows_as_a_context_does(segments):
+def test_rotary_positions_of_a_growing_context(segments):
     """Positions of the whole document equal those of segments placed one at a time."""
     position, expected = 0, []
     for segment in segments:
@@ -192,14 +192,14 @@ def test_intervals_of_long_documents(seed):
 
 @settings(deadline=None)
 @given(st.lists(document_strategy, min_size=1, max_size=4), st.tuples(*[st.integers(0, 9)] * 3))
-def test_no_token_is_lost_or_doubled(documents, spare):
+def test_no_token_is_lost_or_repeated(documents, spare):
     layouts = [lay_out(*segments) for segments in documents]
     used = np.sum([document.lengths for document in layouts], axis=0)
     sizes = used + spare
     pack = layout.assemble(layouts, Budgets(*map(int, sizes)), row=0)
     np.testing.assert_array_equal(np.sort(pack.to_sequence), np.arange(sizes.sum()))
     np.testing.assert_array_equal(pack.to_sequence[pack.to_stream], np.arange(sizes.sum()))
-    # Each segment's tokens are found in sequence order, where the documents stand one after the other.
+    # Each segment's tokens are in sequence order, with the documents one after the other.
     stream = np.repeat(np.arange(3), sizes)[pack.to_sequence]
     place = pack.to_sequence - np.concatenate([[0], np.cumsum(sizes)])[stream]
     slot = 0

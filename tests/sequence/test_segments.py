@@ -52,7 +52,7 @@ def keep_all_but(dropped):
 
 
 def test_copies_and_targets_of_a_corrected_draft():
-    """The draft is context, its inspection and its correction are targets; given parts bear none."""
+    """The draft is context, its inspection and correction are targets; given parts have none."""
     assert describe(record_segments(CORRECTED, TOKENIZER, SHAPES_NANO)) == [
         ("clean", None),
         ("vit", None),
@@ -83,7 +83,7 @@ PASS = [("text", False, None), ("noised", None)]
 @pytest.mark.parametrize(
     "mode, parts, expected",
     [
-        # Nothing reads the only image, so that there is no clean copy of it; nothing says that it is the end.
+        # Nothing reads the only image, so it has no clean copy; nothing teaches that it is the end.
         ("single_pass", [text("prompt"), image("sketch")], PASS),
         ("edit", [image("given"), text("prompt"), image("sketch")], [("clean", None), ("vit", None), *PASS]),
         (
@@ -91,7 +91,7 @@ PASS = [("text", False, None), ("noised", None)]
             [text("prompt"), image("sketch", target=False), text("inspect", FAULT, target=False), image("refine")],
             [("text", False, None), ("clean", None), ("vit", None), ("text", False, SEE), ("noised", None)],
         ),
-        # What is given to be looked at has no VAE tokens, as in sampling.
+        # An image given for reading has no VAE tokens, as in sampling.
         (
             "understand",
             [image("given"), image("given"), text("prompt"), text("answer")],
@@ -103,7 +103,7 @@ def test_the_base_models_modes_have_the_copies_that_sampling_reads(mode, parts, 
     assert describe(record_segments(record(*parts, mode=mode), TOKENIZER, SHAPES_NANO)) == expected
 
 
-def test_what_is_only_looked_at_needs_no_latents():
+def test_images_that_are_only_read_need_no_latents():
     bare = msgspec.structs.replace(image("given"), latent_mean=None, latent_logvar=None, latent_shape=None)
     made = record(bare, text("prompt"), text("answer"), mode="understand")
     assert [unit.kind for unit in outline(made, TOKENIZER, SHAPES_NANO).units] == [VIT, TEXT, TEXT]
@@ -112,8 +112,8 @@ def test_what_is_only_looked_at_needs_no_latents():
         record_segments(record(bare, text("prompt"), image("sketch"), mode="edit"), TOKENIZER, SHAPES_NANO)
 
 
-def test_an_incomplete_records_last_image_is_noise_alone_if_it_is_drawn():
-    """Only the end of a complete trajectory, or what follows, reads the copies of an image."""
+def test_an_incomplete_records_last_drawn_image_is_noised_only():
+    """An image's clean copies are read only by later segments or by the end of a complete trajectory."""
     parts = [text("prompt"), text("plan", PLAN)]
     noised, copies = [("noised", None)], [("clean", None), ("vit", None)]
     for complete, target, expected in (
@@ -136,7 +136,7 @@ def test_an_incomplete_records_last_image_is_noise_alone_if_it_is_drawn():
         ([True, True, False, True], ("text", True, END)),
     ],
 )
-def test_an_answer_to_what_was_not_seen_is_not_taught(keep, answer):
+def test_an_answer_about_an_unseen_image_is_not_taught(keep, answer):
     segments = record_segments(LOOKED_AT, TOKENIZER, SHAPES_NANO, keep=keep)
     assert describe(segments)[-1] == answer
 
@@ -213,7 +213,7 @@ def test_words_predict_the_next_and_the_closing_token():
     [(FAULT, "Make it red."), ("Die Größe fehlt. <refine>größer, \u6f22<\\refine>", "größer, \u6f22"), ("Right.", "")],
 )
 def test_what_an_inspection_says_to_refine(words, correction):
-    """The ids that stand for the words between the tags, beyond ASCII too."""
+    """The ids of the words between the tags, beyond ASCII too."""
     parts = [text("prompt"), text("plan", PLAN), image("sketch", not correction), text("inspect", words)]
     plan, inspection = (
         s
@@ -270,7 +270,7 @@ rates = st.sampled_from([0.0, 0.5, 1.0])
 
 @settings(deadline=None)
 @given(kinds_strategy, st.builds(ConditionDropout, rates, rates, rates), st.integers(0, 99))
-def test_what_dropout_may_take(kinds, dropout, seed):
+def test_what_dropout_may_drop(kinds, dropout, seed):
     keep = dropout_mask(
         np.array(kinds, np.int8), np.array([0, len(kinds)]), dropout, np.random.default_rng(seed).random(len(kinds))
     )
@@ -306,8 +306,8 @@ def test_dropout_rates():
 
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_outline_tells_the_lengths_after_dropout(seed, draws):
-    """Packing decides from the outline what the layout will be."""
+def test_the_outline_predicts_lengths_after_dropout(seed, draws):
+    """Packing relies on the outline before anything is laid out."""
     for made in (CORRECTED, LOOKED_AT, record(text("prompt"), image("sketch"), mode="single_pass")):
         units = outline(made, TOKENIZER, SHAPES_NANO, draws).units
         kinds, tokens = np.array([u.kind for u in units], np.int8), np.array([u.tokens for u in units])

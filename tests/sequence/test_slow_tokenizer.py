@@ -35,7 +35,7 @@ def write_added_and_special(folder):
 
 @pytest.fixture(params=[write_config, write_added, write_added_and_special])
 def folder(request, tmp_path):
-    """The files without tokenizer.json, with the added tokens in each of the places in which they are found."""
+    """The files without tokenizer.json, with the added tokens in each of their possible places."""
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(GOLDEN / name, tmp_path)
     request.param(tmp_path)

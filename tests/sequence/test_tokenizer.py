@@ -1,4 +1,4 @@
-"""Both kinds of tokenizer: text comes back, special tokens stay out of it, damage is named."""
+"""Both kinds of tokenizer: text round-trips, special tokens never come from text, damage is named."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def tokenizer(request):
 
 @settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
-def test_text_comes_back(tokenizer, text):
+def test_text_round_trips(tokenizer, text):
     text = unicodedata.normalize("NFC", text)  # Qwen2's own normalisation
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -55,7 +55,7 @@ def test_names_of_special_tokens_in_a_prompt_are_words(tokenizer):
     assert len(special) == 5
     ids = tokenizer.encode(text)
     assert not special & set(ids) and tokenizer.decode(ids) == text
-    # A copy, as a loader's worker process gets one, keeps to that.
+    # The same holds for a copy, as a loader's worker process receives it.
     assert copy.deepcopy(tokenizer).encode(text) == ids
     parsed = tokenizer.encode(text, parse_special=True)
     words = [*tokenizer.encode("a cat"), tokenizer.im_end, tokenizer.vision_start, *tokenizer.encode(" ")]
@@ -90,7 +90,7 @@ def test_the_files_reproduce_the_tokenizer(tokenizer, tmp_path):
 
 
 def small_model(**changes):
-    """A sentencepiece model trained with the right options, but for the changes."""
+    """Train a sentencepiece model with the right options, except for the changes."""
     buffer = io.BytesIO()
     lines = ["a red circle above a blue square", "<ins>Add it.</ins>"] * 20
     options = SENTENCEPIECE | changes
@@ -109,7 +109,7 @@ def small_model(**changes):
         ({"pad_id": -1}, r"lacks the special token <\|endoftext\|>"),
     ],
 )
-def test_a_sentencepiece_model_that_does_not_serve_is_named(changes, message, tmp_path):
+def test_an_unsuitable_sentencepiece_model_is_named(changes, message, tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(small_model(**changes))
     with pytest.raises(TokenizerError, match=rf"{path}: .*{message}"):

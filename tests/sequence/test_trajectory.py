@@ -21,9 +21,9 @@ from pdgen.sequence.trajectory_folder import load_trajectory, save_trajectory
 
 LETTERS = {"g": "given", "p": "prompt", "l": "plan", "i": "image", "n": "inspect", "r": "inspect+refine"}
 ANSWER = {"a": "answer"}  # in records of mode "understand"
-# The sequence grammar, written once more: every step after the first image ends in an image.
+# The sequence grammar, restated: every step after the first image ends in an image.
 COMPLETE = re.compile(r"g*pli(?:n?li|rl?i)*n?")
-# Words that come near the tags but hold none.
+# Words that resemble the tags but contain none.
 near_words = st.lists(st.sampled_from(["a", " ", "\n", "<", ">", "</", "<in", "ins>", "é", "\\", "<b>"])).map("".join)
 words = near_words.filter(lambda text: not tr.TAG.search(text))
 
@@ -35,7 +35,7 @@ def png(width=4, height=4, color=(255, 0, 0)):
 
 
 def record(letters, complete=False, targets=None, **changes):
-    """A record with one segment per letter; by default no drawn image or plan is a target."""
+    """Make a record with a segment per letter; by default no drawn image or plan is a target."""
     segments, kinds = [], []
     texts = {
         "p": "a cat",
@@ -69,7 +69,7 @@ def test_the_sequence_grammar_on_every_short_sequence():
     for length in range(7):
         for letters in map("".join, itertools.product(LETTERS, repeat=length)):
             assert accepts(letters, complete=True) == bool(COMPLETE.fullmatch(letters)), letters
-            # A cut is what some few segments would complete.
+            # A cut is a sequence that a few more segments would complete.
             cut = letters and any(COMPLETE.fullmatch(letters + rest) for rest in ("", "i", "li", "pli"))
             assert accepts(letters, complete=False) == bool(cut), letters
 
@@ -108,7 +108,7 @@ def test_an_inspection_is_read_as_written(analysis, correction):
         "<ins>a</ins> <des>b</ins> <des>c</des>",
     ],
 )
-def test_what_is_no_plan(text):
+def test_texts_that_are_not_plans(text):
     with pytest.raises(modes.TrajectoryError, match="plan"):
         tr.parse_plan(text)
 
@@ -123,7 +123,7 @@ def test_what_is_no_plan(text):
         "<des>a</des>",
     ],
 )
-def test_what_is_no_inspection(text):
+def test_texts_that_are_not_inspections(text):
     with pytest.raises(modes.TrajectoryError, match="inspection"):
         tr.parse_refine(text)
 
@@ -134,7 +134,7 @@ def test_tags_inside_words_are_refused():
             write()
 
 
-def test_a_record_comes_back_as_it_was():
+def test_a_record_round_trips():
     mean = np.arange(2 * 3 * 4, dtype=np.float16).reshape(2, 3, 4)
     image = tr.Image("sketch", png(), True, mean.tobytes(), mean.tobytes(), mean.shape)
     made = record("gpl", scene={"objects": [{"color": "red", "box": [0, 1.5]}]}, complete=True)
@@ -146,7 +146,7 @@ def test_a_record_comes_back_as_it_was():
 
 
 def packed(**changes):
-    """The encoding of a good record with top-level keys changed, as another program might write it."""
+    """Encode a good record with changed top-level keys, as another program might write it."""
     return msgspec.msgpack.encode(msgspec.to_builtins(record("pli"), builtin_types=(bytes,)) | changes)
 
 
@@ -173,7 +173,7 @@ def test_a_bad_record_is_named(data, message):
     assert str(fault.value).startswith("shard 3: ") and "\n" not in str(fault.value)
 
 
-def test_a_picture_that_is_no_png_is_named():
+def test_a_picture_that_is_not_a_png_is_named():
     made = record("gp")
     made.segments[0] = tr.Image("given", b"GIF89a", False)
     with pytest.raises(modes.TrajectoryError, match="x: record r1: segment 0: not a PNG"):
@@ -220,12 +220,12 @@ def test_a_record_that_breaks_the_grammar_is_named(made, message):
 @pytest.mark.parametrize(
     ("mode", "letters"), [("single_pass", "pi"), ("single_pass", "piri"), ("edit", "ggpi"), ("understand", "gpa")]
 )
-def test_records_of_the_base_models_modes_come_back(mode, letters):
+def test_records_of_the_base_models_modes_round_trip(mode, letters):
     made = record(letters, complete=True, targets=[len(letters) - 1], mode=mode)
     assert tr.decode_record(tr.encode_record(made)) == made
     plain = msgspec.msgpack.decode(msgspec.msgpack.encode(made))
     assert plain.pop("mode") == mode
-    with pytest.raises(modes.TrajectoryError):  # without a mode it is a record of the process
+    with pytest.raises(modes.TrajectoryError):  # a record without a mode is one of the process
         tr.decode_record(msgspec.msgpack.encode(plain))
     with pytest.raises(modes.TrajectoryError, match=r"x: .*'draw'"):
         tr.decode_record(msgspec.msgpack.encode(plain | {"mode": "draw"}), "x")
@@ -238,8 +238,8 @@ def test_a_record_without_a_mode_is_one_of_the_process():
     assert tr.decode_record(msgspec.msgpack.encode(plain)) == made
 
 
-def test_what_is_not_corrected_may_be_a_target():
-    # The plan is right when only the image is wrong; the refinement is a target in any case.
+def test_uncorrected_segments_may_be_targets():
+    # If only the image is wrong, the plan is right; the refinement is always a target.
     tr.check_grammar(record("plirinlin", complete=True, targets=[1, 3, 4, 5, 6, 7, 8]))
     tr.check_grammar(record("plirlin", complete=True, targets=[3, 4, 5, 6]))
 
@@ -261,7 +261,7 @@ def shade(width, height, color="blue"):
 
 
 def trajectory(letters, mode="process", **changes):
-    """A trajectory of one stage per letter: t is a thought, a an answer, the others as in ``LETTERS``."""
+    """Make a trajectory with a stage per letter: t is a thought, a an answer, the others as in ``LETTERS``."""
     stages, images = [], []
     texts = {"l": ("plan", PLAN), "n": ("inspect", "Fine."), "r": ("inspect", tr.format_inspection("No.", "Turn it."))}
     texts |= {"t": ("thought", "A cat."), "a": ("answer", "Two.")}
@@ -278,7 +278,7 @@ def trajectory(letters, mode="process", **changes):
     return tr.Trajectory(prompt="a cat <b>", stages=stages, images=images, **values)
 
 
-def test_a_sampled_trajectory_comes_back(tmp_path):
+def test_a_sampled_trajectory_round_trips(tmp_path):
     made = trajectory("gli", latents={"02_sketch.png": np.arange(6, dtype=np.float32).reshape(2, 3)})
     folder = tmp_path / "new" / "00003"
     save_trajectory(folder, made)
@@ -375,7 +375,7 @@ def test_a_damaged_folder_is_named(tmp_path):
         load_trajectory(folder)
 
 
-def test_a_damaged_picture_is_never_another_fault(tmp_path):
+def test_a_damaged_picture_raises_no_other_error(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)  # several IDAT chunks
     stage = tr.ImageStage("given", "0.png", 200, 200)
     folder = tmp_path / "t"
@@ -400,7 +400,7 @@ def test_a_branch_keeps_the_stages_before_it():
     assert branch.stages[4] == tr.TextStage("plan", "<ins>Add a dog.</ins> <des>A dog.</des>", origin="outside")
     assert (branch.stop_reason, branch.seed, branch.parent) == (None, 8, tr.Parent(made.fingerprint, 4))
     assert (branch.prompt, branch.settings, branch.costs) == (made.prompt, made.settings, {})
-    assert made == trajectory("glirlin")  # as it was
+    assert made == trajectory("glirlin")  # unchanged
     other = made.branch(5, image=shade(4, 8, "black"))
     assert other.stages[-1] == tr.ImageStage("refine", "03_refine.png", 4, 8, origin="outside")
     assert np.asarray(other.images[-1]).max() == 0 and other.seed == 7

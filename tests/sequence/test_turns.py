@@ -1,4 +1,4 @@
-"""Turns: a record's documents of one turn each teach every target once."""
+"""Turns: a record's single-turn documents teach every target once."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_turns_end_with_their_images():
 
 
 def test_single_turns_of_a_corrected_draft():
-    """The draft is context: the first turn needs none of it, the second all but its noised copy."""
+    """The draft is context: the first turn needs none of it, the second all but the noised copy."""
     one, two = (record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=(n, n + 1)) for n in (0, 1))
     given_part = [("clean", None), ("vit", None), ("text", False, None)]
     assert describe(one) == [*given_part, ("text", True, SEE)]
@@ -50,7 +50,7 @@ def test_single_turns_of_a_corrected_draft():
         *given_part,
         ("text", False, None),
         ("clean", None),
-        ("vit", OPEN),  # announces the inspection, which this turn teaches
+        ("vit", OPEN),  # predicts the inspection, which this turn teaches
         ("text", True, SEE),
         ("noised", None),
         ("clean", None),
@@ -60,7 +60,7 @@ def test_single_turns_of_a_corrected_draft():
 
 
 def test_single_turns_and_a_cut_of_drawn_steps():
-    """What the next turn begins with is announced there, and an image once taught is context without noise."""
+    """The next turn predicts its own beginning, and an image taught earlier is context without noise."""
     parts = [text("prompt"), text("plan", PLAN), image("sketch"), text("inspect", "Right."), text("plan", PLAN)]
     made = record(*parts, image("sketch"))
     whole = describe(record_segments(made, TOKENIZER, SHAPES_NANO))
@@ -103,8 +103,8 @@ def test_single_turns_teach_every_target_and_switch_once(kinds, complete, data):
 
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("only", [(0, 1), (1, 2), (0, 2)])
-def test_outline_tells_the_units_of_turns(only, draws):
-    """The index cuts its units as the segments are made."""
+def test_the_outline_predicts_the_units_of_turns(only, draws):
+    """The index cuts units exactly as segments are made."""
     assert outline(CORRECTED, TOKENIZER, SHAPES_NANO).turns == [(0, 4), (6, 11)]
     found = outline(CORRECTED, TOKENIZER, SHAPES_NANO, draws)
     assert found.turns == [(0, 4), (6, 10 + draws)]
@@ -116,7 +116,7 @@ def test_outline_tells_the_units_of_turns(only, draws):
     )
 
 
-def test_another_records_turns_or_units_are_noticed():
+def test_turns_or_units_of_another_record_are_refused():
     with pytest.raises(ChangedError, match="record r1: has 2 turns, turn 3 is asked for"):
         record_segments(CORRECTED, TOKENIZER, SHAPES_NANO, only=(2, 3))
     with pytest.raises(ChangedError, match="record r1: has 11 units, but 12 are to be kept or dropped"):

@@ -1,4 +1,4 @@
-"""The detector: exact on painted pictures of any size, right on what the autoencoder makes of them."""
+"""The detector: exact on painted pictures of any size, and right on their autoencoder reconstructions."""
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def scenes(seed, count, placement):
 
 
 def share_right(found, expected):
-    """Of the expected objects, those found with all their looks and a box at most one unit off."""
+    """Return the share of expected objects found with all their looks and a box at most one unit off."""
     right = 0
     for shape, color, size, fill, box in expected:
         looks = [b for *words, b in found if words == [shape, color, size, fill]]
@@ -51,14 +51,14 @@ def test_painted_pictures_are_read_exactly(name, count):
 
 @given(SEEDS, st.integers(1, MAX_OBJECTS), st.sampled_from([32, 48, 64, 96, 100, 256]), st.sampled_from([*PLACEMENTS]))
 @settings(max_examples=100, deadline=None)
-def test_so_are_larger_ones(seed, count, size, name):
+def test_larger_pictures_are_read_exactly(seed, count, size, name):
     scene = sample_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
     picture = paint(scene, size)
     assert seen(picture) == shown(scene)
     assert detect_background(picture) == scene.background
 
 
-def test_four_alike_that_almost_touch_are_four():
+def test_four_equal_shapes_that_almost_touch_are_four():
     corners = [(0, 0), (15, 0), (0, 15), (15, 15)]
     scene = Scene(tuple(SceneObject(i, 0, "square", "red", 14, x, y) for i, (x, y) in enumerate(corners)))
     assert seen(paint(scene)) == shown(scene)
@@ -72,7 +72,7 @@ def test_four_alike_that_almost_touch_are_four():
 
 
 @pytest.mark.parametrize("name", BACKGROUNDS)
-def test_nothing_is_found_where_nothing_is(name):
+def test_empty_pictures_hold_nothing(name):
     picture = paint(Scene((), name))
     assert detect(picture) == [] and detect_background(picture) == name
     noise = np.random.default_rng(0).normal(0, 8, picture.shape)
@@ -81,7 +81,7 @@ def test_nothing_is_found_where_nothing_is(name):
 
 
 def test_a_square_of_numbers_is_a_square():
-    """A picture that the painter has not made; its score after a known error is the closed form's."""
+    """A hand-made picture; its score after a known error follows the closed form."""
     picture = np.empty((32, 32, 3), np.uint8)
     picture[:] = BACKGROUND_RGB["beige"]
     picture[5:15, 20:30] = COLOR_RGB["blue"]
@@ -93,7 +93,7 @@ def test_a_square_of_numbers_is_a_square():
     assert (found.shape, found.box, found.score) == ("square", (20, 5, 30, 15), 0.96)
 
 
-def test_scores_fall_with_blur_and_noise_and_sort_what_is_found():
+def test_scores_fall_with_blur_and_noise_and_sort_the_results():
     scene = sample_scene(np.random.default_rng(5), 5, FREE)
     blurred = PIL.Image.fromarray(paint(scene, 64)).filter(PIL.ImageFilter.GaussianBlur(1.0))
     found = detect(np.asarray(blurred))
@@ -142,7 +142,7 @@ def test_relations_hold_of_found_boxes():
 
 
 @pytest.mark.parametrize("shape", [(31, 31, 3), (64, 32, 3)])
-def test_pictures_that_are_no_square_or_too_small_are_refused(shape):
+def test_pictures_that_are_not_square_or_too_small_are_refused(shape):
     words = f"a picture of {shape[1]} x {shape[0]} pixels: detection takes squares of 32 pixels or more"
     for function in (detect, detect_background):
         with pytest.raises(ValueError, match=words):

@@ -1,4 +1,4 @@
-"""Scene graphs: what is refused and by which words, what implies what, and reading from JSON."""
+"""Scene graphs: refusals, implications, and reading from JSON."""
 
 import collections
 import itertools
@@ -63,7 +63,7 @@ GRAPH = SceneGraph((CIRCLE, SQUARES, STAR), (Relation(0, "left of", 1), Relation
         (lambda: Step("replace", (0, 1), GRAPH), r"replace \(0, 1\)"),
     ],
 )
-def test_contradictions_are_refused_by_name(build, words):
+def test_contradictions_are_named(build, words):
     with pytest.raises(SceneError, match=words):
         build()
 
@@ -73,7 +73,7 @@ def test_a_cycle_of_three_is_refused_and_a_chain_is_not():
     assert SceneGraph(GRAPH.entities, (*chain, Relation(0, "left of", 2))).relations[:2] == chain
     with pytest.raises(SceneError, match="contradict"):
         SceneGraph(GRAPH.entities, (*chain, Relation(2, "left of", 0)))
-    # A cycle of left of and above together is none: each is along its own axis.
+    # Left of and above together make no cycle: each is along its own axis.
     SceneGraph(GRAPH.entities, (Relation(0, "left of", 1), Relation(1, "above", 0)))
 
 
@@ -107,7 +107,7 @@ def test_a_graph_does_not_imply_another_look_count_relation_or_background(other)
     assert not implies(GRAPH, other)
 
 
-def test_a_relation_is_the_same_fact_from_both_sides():
+def test_a_relation_can_be_stated_from_both_sides():
     for kind, inverse in INVERSE.items():
         assert Relation(3, kind, 5).with_subject(3) == Relation(3, kind, 5)
         assert Relation(3, kind, 5).with_subject(5) == Relation(5, inverse, 3)
@@ -120,7 +120,7 @@ def test_subgraphs_keep_order_relations_among_them_and_background():
     assert extract_subgraph(GRAPH, {1, 2}) == SceneGraph((SQUARES, STAR), (), "beige")
 
 
-def test_a_swap_is_of_places_or_of_colours():
+def test_a_swap_exchanges_places_or_colours():
     turned = SceneGraph((CIRCLE, SQUARES), (Relation(1, "left of", 0),))
     pair = SceneGraph((CIRCLE, SQUARES), (Relation(0, "left of", 1),))
     assert swaps_places(turned, Step("swap", (0, 1), pair))
@@ -135,7 +135,7 @@ def test_a_swap_is_of_places_or_of_colours():
     assert swaps_places(here, Step("swap", (1, 0), there))
 
 
-def test_graphs_come_back_from_json_and_faults_are_named():
+def test_graphs_round_trip_through_json_and_faults_are_named():
     assert decode_graph(msgspec.json.encode(GRAPH)) == GRAPH
     with pytest.raises(SceneError, match=r"entity 0: count 0.*\$\.entities\[0\]"):
         decode_graph('{"entities": [{"id": 0, "noun": "circle", "count": 0}]}')

@@ -1,4 +1,4 @@
-"""Growing subgraphs: properties over thousands of random graphs, those of shapes world and any others."""
+"""Growing subgraphs: properties over thousands of random graphs, of shapes world and of other worlds."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def check_growth(graph, steps, max_images):
         there = drawn | set(step.entities)
         assert {e.id for e in step.graph.entities} == there
         assert step.graph.background == graph.background
-        # Nothing that could be said of the drawn entities is held back, and nothing else is said.
+        # Each subgraph states all that the graph says of the drawn entities, and nothing else.
         assert set(step.graph.relations) == {r for r in graph.relations if {r.subject, r.reference} <= there}
         assert [e for e in graph.entities if e.id in there] == list(step.graph.entities)
         drawn = there
@@ -49,7 +49,7 @@ def check_growth(graph, steps, max_images):
 
 
 def check_connection(graph, steps):
-    """No entity comes unrelated while one is left that is related to what is there."""
+    """Check that no unrelated entity comes while one is left that is related to those drawn."""
     order = [e for step in steps for e in step.entities]
     ends = [{r.subject, r.reference} for r in graph.relations]
     for i in range(1, len(order)):

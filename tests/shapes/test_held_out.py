@@ -1,4 +1,4 @@
-"""What is held out from training: that there is enough of it, and that no record of any subset says or shows it."""
+"""What is held out from training: its amount, and its absence from the records of every subset."""
 
 import collections
 import dataclasses
@@ -38,7 +38,7 @@ SETTINGS = DatasetSettings(
 
 
 def model(prompts, seeds):
-    """Plans the whole prompt, every second time with other colours of any kind, held out or not."""
+    """A model that plans the whole prompt, every second time with other colours, held out or not."""
     plans = []
     for prompt, seed in zip(prompts, seeds):
         rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def model(prompts, seeds):
 
 @pytest.fixture(scope="module", params=PLACEMENTS)
 def made(request):
-    """Samples of every subset; "self" are conflicts of plans that a model writes."""
+    """Samples of every subset; "self" holds conflicts in plans written by a model."""
     placement = PLACEMENTS[request.param]
     samples = {
         subset: make_samples(SETTINGS, dataclasses.replace(ASSUMED, placement=placement), subset, range(count))
@@ -67,7 +67,7 @@ def made(request):
 
 @pytest.fixture(scope="module")
 def told(made):
-    """By subset, every segment and what it says or shows."""
+    """List, by subset, every segment and what it says or shows."""
     return {name: [(s, of_segment(s)) for r in samples.records for s in r.segments] for name, samples in made.items()}
 
 
@@ -114,7 +114,7 @@ def test_rejected_plans_and_prompts_are_counted(made):
         "<des>The picture shows a pink circle and a green diamond.</des>",
     ],
 )
-def test_a_plan_of_a_model_that_says_it_in_either_part_is_rejected(plan):
+def test_a_model_s_plan_that_names_it_in_either_part_is_rejected(plan):
     rng = np.random.default_rng(0)
     green = make_story(rng, DatasetSettings(), EXACT, "a green square")
     with pytest.raises(Rejected, match=HELD_OUT):
@@ -126,7 +126,7 @@ def test_the_rule_is_that_of_the_digests_and_holds_out_about_a_tenth():
     assert {f"{c} {n}" for c, n in pairs} == {f"{c} {n}" for c in COLORS for n in SHAPES if is_kept_out(f"{c} {n}")}
     assert 6 <= len(pairs) <= 14
     triples = [(a, k, b) for a, k, b in itertools.product(SHAPES, RELATIONS, SHAPES) if is_held_out_relation(a, k, b)]
-    assert 24 <= len(triples) <= 56  # of 360, each told twice
+    assert 24 <= len(triples) <= 56  # of 360, each named twice
     assert {(b, INVERSE[k], a) for a, k, b in triples} == {*triples}
     assert not any(a == b for a, _, b in triples)
 
@@ -164,7 +164,7 @@ def test_what_objects_show(objects, shown):
     assert shows_held_out(objects) == shown
 
 
-def test_the_reader_of_these_tests_sees_what_is_there():
+def test_the_reader_of_these_tests_finds_what_is_there():
     for seed in range(80):
         rng, (_, asked, steps) = story(seed)
         text = language.write_prompt(rng, asked, "composition")

@@ -1,4 +1,4 @@
-"""Prompts, plans and inspections: worked examples, what varies, how long they are, and what is called a fault."""
+"""Prompts, plans and inspections: worked examples, variety, lengths, and faults."""
 
 import collections
 
@@ -157,7 +157,7 @@ def test_instructions_of_each_operation(step, before, words):
     assert all_wordings(lambda rng: language.write_step_instruction(rng, before, step)) == words
 
 
-def test_what_is_not_meant_to_stay_is_drawn_for_now():
+def test_temporary_things_are_drawn_for_now():
     asked = SceneGraph((thing(0, "circle"), thing(1, "square", color="green"), STARS), (LEFT,))
 
     def ending(before, step):
@@ -185,7 +185,7 @@ def test_instructions_are_short():
     assert np.percentile(words, 99) < 30
 
 
-def test_agreement_says_what_is_to_come():
+def test_agreement_states_what_is_to_come():
     asked = SceneGraph((CIRCLE, SQUARE, STARS), (LEFT,))
     said = all_wordings(lambda rng: inspections.write_agreement(rng, PAIR, asked))
     assert {text.split(". ")[0] for text in said} == {"As planned", "All is as planned", "The picture is as planned"}
@@ -196,7 +196,7 @@ def test_agreement_says_what_is_to_come():
     assert {next(e for e in ends if text.endswith(e)) for text in done} == ends
 
 
-def test_what_is_put_right_later_is_announced():
+def test_later_corrections_are_announced():
     later = SceneGraph((thing(0, "circle", color="green", size="small"), SQUARE), (Relation(0, "above", 1),))
     here = SceneGraph((*PAIR.entities, thing(7, "ring", color="black")), (LEFT,))
     text = inspections.write_agreement(np.random.default_rng(0), here, later)
@@ -214,7 +214,7 @@ def test_agreements_never_ask_for_a_refinement():
             assert parse_refine(text) is None
             assert text.endswith(".") and text[0].isupper()
             complete = text.endswith(("Nothing is missing.", "is complete.", "All that was asked for is there."))
-            # Later steps may still settle what the prompt leaves open; the last one leaves nothing to come.
+            # Later steps may settle what the prompt leaves open; after the last one nothing is to come.
             assert complete or step is not told.steps[-1]
 
 
@@ -340,7 +340,7 @@ def test_faults_of_place_name_the_relation_or_the_place():
 
 
 @pytest.mark.parametrize("kind", ["color", "shape", "count", "size"])
-def test_no_fault_is_found_where_there_is_none(kind):
+def test_faultless_pictures_have_no_fault(kind):
     with pytest.raises(SceneError, match="entity 0"):
         inspections.write_fault(np.random.default_rng(0), kind, TRIO, 0, CIRCLE)
 

@@ -1,4 +1,4 @@
-"""The words of shapes world in the shipped tokenizer's pieces."""
+"""The words of shapes world as pieces of the shipped tokenizer."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""The painter: areas against closed forms, and untouched pixels that stay identical."""
+"""The painter: areas against closed forms, and pixels that a step leaves identical."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ ALL_SIZES = sorted(itertools.chain(*world.SIZES.values()))
 
 
 def polygon_area(corners):
-    """Of the polygon stretched to the unit box, by the shoelace formula."""
+    """Return the area of the polygon stretched to the unit box, by the shoelace formula."""
     x, y = ((v - v.min()) / np.ptp(v) for v in np.array(corners, float).T)
     return abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
 
@@ -62,7 +62,7 @@ def box_mask(size, *objects):
 
 
 def ink(scene, size=32):
-    """The area in grid units: black on a light ground, the darkness summed over the picture."""
+    """Return the area in grid units: the darkness summed over a picture in black on a light ground."""
     picture = paint(scene, size).astype(float)
     ground, black = BACKGROUND_RGB["light grey"][0], COLOR_RGB["black"][0]
     return ((ground - picture[:, :, 0]) / (ground - black)).sum() * (world.GRID / size) ** 2
@@ -106,8 +106,8 @@ def test_colours_inside_and_outside(color, background):
     assert (picture[~inside] == BACKGROUND_RGB[background]).all()
 
 
-def test_colours_and_grounds_are_told_apart():
-    """Any two of them differ by more than 20 in some channel; colours from one another and from grounds by 50."""
+def test_colours_and_grounds_are_distinguishable():
+    """Any two differ by more than 20 in some channel; colours differ from one another and from grounds by 50."""
     colors, grounds = list(COLOR_RGB.values()), list(BACKGROUND_RGB.values())
     apart = lambda pairs: min(np.abs(np.subtract(a, b)).max() for a, b in pairs)  # noqa: E731
     assert set(COLOR_RGB) == set(COLORS) and set(BACKGROUND_RGB) == set(world.BACKGROUNDS)
@@ -130,7 +130,7 @@ def test_a_step_leaves_every_other_pixel_identical(seed, name):
         assert (before != after).any()
 
 
-def test_painting_is_deterministic_and_its_own():
+def test_painting_is_deterministic_and_returns_a_new_array():
     first = paint(single())
     assert (first.dtype, first.shape) == (np.uint8, (32, 32, 3))
     before = first.copy()

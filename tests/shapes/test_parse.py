@@ -1,4 +1,4 @@
-"""Reading back what was written: prompts, descriptions and instructions of random stories, and worked examples."""
+"""Parsing: prompts, descriptions and instructions of random stories are read back; worked examples."""
 
 import msgspec
 import numpy as np
@@ -43,7 +43,7 @@ def test_prompts_and_descriptions_read_back_as_their_graphs():
 
 
 def looks(instruction):
-    """Noun and attributes of those concerned; in the order of naming where that has a meaning."""
+    """List noun and attributes of the entities concerned, in the order of naming if it has a meaning."""
     concerned = [instruction.graph.find(i) for i in instruction.entities]
     found = [(e.noun, e.count, sorted(e.attributes.items())) for e in concerned]
     return sorted(found) if instruction.operation in ("add", "remove") else found
@@ -74,7 +74,7 @@ def attributes_strategy():
 
 @st.composite
 def graphs(draw):
-    """Any graph in the words of the lexicon, with nouns of which one is the beginning of another's look or name."""
+    """Draw any graph in the words of the lexicon, with a noun that begins another's look or name."""
     nouns = st.sampled_from((*NOUNS[:4], "orange", "skis", "sheep", "tv", "tv remote", "hot dog", "dog"))
     parts = draw(st.lists(st.tuples(nouns, st.integers(1, 20), attributes_strategy()), max_size=5))
     each = {n: draw(st.lists(st.sampled_from(PLACES), min_size=n, max_size=n)) for _, n, a in parts if "place" in a}
@@ -83,7 +83,7 @@ def graphs(draw):
     entities = [Entity(i, *entity) for i, entity in enumerate(entities.values())]
     pairs = [(a, b) for a in range(len(entities)) for b in range(a)]
     stated = draw(st.lists(st.sampled_from(pairs), max_size=4, unique=True)) if pairs else []
-    # Later entities are right of or below earlier ones, so that nothing contradicts.
+    # Later entities are right of or below earlier ones, so there is no contradiction.
     relations = [Relation(a, draw(st.sampled_from(("right of", "below"))), b) for a, b in stated]
     relations = [r.with_subject(r.reference) if draw(st.booleans()) else r for r in relations]
     backgrounds = (None, *BACKGROUNDS) if entities else BACKGROUNDS
@@ -92,7 +92,7 @@ def graphs(draw):
 
 @given(graphs(), st.integers(0, 2**31), st.sampled_from(("composition", "position")))
 @settings(max_examples=500, deadline=None)
-def test_any_graph_reads_back(graph, seed, task):
+def test_any_graph_round_trips(graph, seed, task):
     rng = np.random.default_rng(seed)
     assert canonicalize(parse(language.write_prompt(rng, graph, task))) == canonicalize(graph)
     assert canonicalize(parse(language.write_description(rng, graph))) == canonicalize(graph)
@@ -103,7 +103,7 @@ def test_any_graph_reads_back(graph, seed, task):
 
 @given(graphs())
 @settings(max_examples=100, deadline=None)
-def test_canonical_is_blind_to_ids_order_and_direction(graph):
+def test_the_canonical_form_ignores_ids_order_and_direction(graph):
     ids = {e.id: 10 - e.id for e in graph.entities}
     entities = tuple(Entity(ids[e.id], e.noun, e.count, e.attributes) for e in reversed(graph.entities))
     relations = tuple(Relation(ids[r.reference], INVERSE[r.kind], ids[r.subject]) for r in graph.relations)
@@ -201,7 +201,7 @@ def test_every_noun_is_read_in_singular_and_plural():
         ("twenty-one dogs", "'twenty-one' is not understood"),
     ],
 )
-def test_what_is_not_understood_is_named(text, words):
+def test_texts_that_are_not_understood_are_named(text, words):
     with pytest.raises(SceneError) as caught:
         parse(text)
     assert words in str(caught.value)
@@ -273,7 +273,7 @@ def test_instructions_that_are_not_understood(text, words):
     assert words in str(caught.value)
 
 
-def test_an_instruction_is_carried_out_on_what_is_there_alone():
+def test_an_instruction_applies_only_to_what_is_there():
     there = SceneGraph((RED,))
     with pytest.raises(SceneError, match="remove: the blue ring is not there"):
         apply_instruction(there, Instruction("remove", (1,), SceneGraph((BLUE,))))

@@ -1,4 +1,4 @@
-"""Placed scenes: validity, the published rule of relations, layouts of step sequences and checks."""
+"""Placed scenes: validity, the published rule of relations, layouts of steps, and checks."""
 
 import collections
 import functools
@@ -25,13 +25,13 @@ STATED = {"lattice": {"small": (7,), "large": (15,)}, "free": {"small": (7,), "m
 
 
 def made(seed):
-    """Random steps of a random task."""
+    """Make random steps of a random task."""
     rng = np.random.default_rng(seed)
     return rewrite(rng, grow(rng, sample_graph(rng, TASKS[seed % len(TASKS)])), 0.6)
 
 
 def keeps(a, b):
-    """The boxes have at least one empty unit between them."""
+    """Return whether the boxes have at least one empty unit between them."""
     (al, at, ar, ab), (bl, bt, br, bb) = a.box, b.box
     return max(al - br, bl - ar, at - bb, bt - ab) >= 1
 
@@ -40,7 +40,7 @@ def placed(name, seed, steps):
     return world.place_scenes(np.random.default_rng(seed), steps, PLACEMENTS[name])
 
 
-def test_the_lattice_is_usual():
+def test_the_lattice_is_the_default():
     steps, scene = made(1), world.sample_scene(np.random.default_rng(1), 3)
     assert (
         world.place_scenes(np.random.default_rng(1), steps) == placed("lattice", 1, steps) != placed("free", 1, steps)
@@ -68,7 +68,7 @@ def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(n
 
 
 def usual_by_hand(name, steps):
-    """The size of every entity where a step states none, by the rules in words."""
+    """Return the size of every entity if a step states none, by the rules in words."""
     entities = [e for step in steps for e in step.graph.entities]
     if name == "free":
         return {e.id: "medium" for e in entities}
@@ -81,7 +81,7 @@ def usual_by_hand(name, steps):
 
 
 def by_hand(scene, wanted, name, usual):
-    """What a graph says, checked without the module's own functions."""
+    """Check what a graph says, without the module's own functions."""
     spacing = {"lattice": 8, "free": 1}[name]
     assert not any(o.x % spacing or o.y % spacing for o in scene.objects)
     counts = collections.Counter(o.entity for o in scene.objects)
@@ -103,7 +103,7 @@ def by_hand(scene, wanted, name, usual):
 
 
 @both
-def test_most_of_what_is_sampled_finds_a_layout(name):
+def test_most_samples_find_a_layout(name):
     failed = [seed for seed in range(350) if placed(name, seed, made(seed)) is None]
     assert len(failed) <= 0.04 * 350
 
@@ -135,7 +135,7 @@ def two_scenes(name, seed, first, second):
 
 @both
 @pytest.mark.parametrize("seed", range(5))
-def test_operations_move_what_they_say_and_nothing_else(name, seed):
+def test_operations_change_only_what_they_state(name, seed):
     then = functools.partial(two_scenes, name, seed)
     a, b = then(PAIR, Step("swap", (0, 1), TURNED))
 
@@ -164,7 +164,7 @@ def test_operations_move_what_they_say_and_nothing_else(name, seed):
 
 
 @both
-def test_a_moved_thing_leaves_its_place_also_where_nothing_else_says_so(name):
+def test_a_moved_thing_leaves_its_place_even_without_a_relation(name):
     alone = graph(entity(0))
     for seed in range(40):
         a, b = two_scenes(name, seed, alone, Step("move", (0,), alone))
@@ -182,7 +182,7 @@ def test_backgrounds_last_until_another_is_stated():
 
 
 @both
-def test_what_has_no_layout_is_none(name):
+def test_impossible_scenes_have_no_layout(name):
     crowd = graph(*(entity(i, color=COLORS[i], size="large") for i in range(6)))
     assert placed(name, 0, [Step("add", tuple(range(6)), crowd)]) is None
     far = graph(entity(0, place="left"), entity(1, place="right", color="blue"), relations=[(0, "right of", 1)])
@@ -208,12 +208,12 @@ def test_what_has_no_layout_is_none(name):
         ([Step("replace", (2, 0), graph(entity(0)))], r"step 1: replace of \(2, 0\)"),
     ],
 )
-def test_what_shapes_world_cannot_show_is_refused_by_name(steps, words):
+def test_things_beyond_shapes_world_are_named(steps, words):
     with pytest.raises(SceneError, match=words):
         world.place_scenes(np.random.default_rng(0), steps)
 
 
-def test_what_stands_anywhere_may_be_medium():
+def test_things_with_free_placement_may_be_medium():
     (scene,) = placed("free", 0, [Step("add", (0,), graph(entity(0, size="medium", fill="outlined")))])
     assert scene.objects[0].size in (10, 11) and scene.objects[0].fill == "outlined"
 
@@ -230,12 +230,12 @@ RING, OUTLINED = entity(0, "ring"), entity(0, fill="outlined")
         ((RING, entity(0, "ring", size="small")), "large"),
         ((entity(0, "ring", size="small"), RING), "large"),
         ((OUTLINED,), "large"),
-        ((entity(0), OUTLINED), "large"),  # already before it is outlined: its size does not change then
+        ((entity(0), OUTLINED), "large"),  # from the beginning: outlining it later does not change its size
         ((OUTLINED, entity(0, size="large", fill="outlined")), "large"),
         ((entity(0, size="large", fill="outlined"), entity(0)), "small"),
     ],
 )
-def test_what_has_no_size_stated_has_the_usual_one(entities, expected):
+def test_things_without_a_stated_size_have_the_default(entities, expected):
     graphs = [graph(e, entity(1, "square", color="blue", size="small")) for e in entities]
     steps = [Step("add", (0, 1), graphs[0])] + [Step("modify", (0,), g) for g in graphs[1:]]
     for name, size in (("lattice", expected), ("free", "medium")):
@@ -266,7 +266,7 @@ def test_the_domain_of_a_square_is_all_spaced_corners_that_keep_it_inside(size, 
         ("lattice", 24, 7, 15, 16),  # at 24 it would leave the picture
     ],
 )
-def test_what_becomes_larger_or_smaller_stays_where_it_is(name, value, before, width, after):
+def test_things_that_change_size_stay_in_place(name, value, before, width, after):
     assert PLACEMENTS[name].resize_corner(value, before, width) == after
 
 
@@ -318,7 +318,7 @@ def test_stated_sizes_places_fills_and_backgrounds_are_checked():
         (((24, 0), (24, 24)), ["is top right, not top left, right", "is bottom right, not top left, right"]),
         # Both are at the same one of two places.
         (((24, 8), (24, 16)), ["entity 0: place of object 1 is right, not top left, right"]),
-        # Of one too many, or too few, nobody is at the wrong place, as long as the others are at the right ones.
+        # With one too many or too few, none is misplaced as long as the others are at the right places.
         (((0, 0),), ["entity 0: 1 of 2 circle"]),
         (((0, 0), (24, 8), (0, 24)), ["entity 0: 3 of 2 circle"]),
         (((0, 24),), ["entity 0: 1 of 2 circle", "is bottom left, not top left, right"]),
@@ -332,7 +332,7 @@ def test_places_of_several_things_are_taken_in_any_order(where, wrong):
 
 
 @both
-def test_several_things_of_an_entity_are_at_places_of_their_own(name):
+def test_things_of_an_entity_have_their_own_places(name):
     crowded, groups = 0, 0
     for seed in range(300):
         wanted = graph(entity(0, count=2 + seed % 3), entity(1, "star", 1 + seed % 2, "blue"))
@@ -343,14 +343,14 @@ def test_several_things_of_an_entity_are_at_places_of_their_own(name):
     assert groups == 450 and crowded == 0
 
 
-def test_several_things_share_a_place_where_all_are_said_to_be_there():
+def test_things_of_an_entity_share_a_place_stated_for_all():
     together = graph(entity(0, count=2, place="centre"))
     assert {o.place for o in placed("lattice", 0, [Step("add", (0,), together)])[0].objects} == {"centre"}
 
 
 @both
 @pytest.mark.parametrize("seed", range(20))
-def test_stated_places_of_several_things_are_those_of_the_layout(name, seed):
+def test_stated_places_of_several_things_match_the_layout(name, seed):
     rng = np.random.default_rng(seed)
     words = sorted(rng.permutation(PLACES)[: 2 + seed % 4].tolist(), key=PLACES.index)
     wanted = graph(entity(0, count=len(words), place=", ".join(words)))
@@ -384,7 +384,7 @@ def test_random_scenes_show_everything(name):
     }
     corners = {v for o in objects for v in (o.x, o.y)}
     assert corners == ({0, 8, 16, 24} if name == "lattice" else set(range(26)))
-    # Of the 400 alone; a share of 0.6 has a standard deviation of sqrt(0.24 / 400), 0.024; four of them.
+    # Of the 400 single ones; a share of 0.6 has a standard deviation of sqrt(0.24 / 400) = 0.024, allowed four times.
     small = np.mean([o.size == 7 for o in objects[-400:]])
     assert abs(small - {"lattice": 0.6, "free": 0.3}[name]) < 0.1
 
@@ -436,7 +436,7 @@ def test_the_place_is_the_ninth_that_holds_the_centre(x, y, place):
         (lambda: world.sample_scene(np.random.default_rng(0), 7), "7 objects asked for"),
     ],
 )
-def test_faulty_scenes_are_refused_by_name(build, words):
+def test_faulty_scenes_are_named(build, words):
     with pytest.raises(SceneError, match=words):
         build()
 

@@ -1,4 +1,4 @@
-"""A chat endpoint on localhost that answers by a script and can misbehave in every way a server does."""
+"""A chat endpoint on localhost that answers by a script and can misbehave in all the ways of a server."""
 
 import collections
 import http.server
@@ -8,12 +8,12 @@ import time
 
 import diskcache
 
-# The tests need no answer after a power failure. Waiting for the disk would take most of their time.
+# No test needs an answer after a power failure, and waiting for the disk would take most of the time.
 diskcache.DEFAULT_SETTINGS["sqlite_synchronous"] = 0
 
 
 def completion(content: str | None, finish: str = "stop", refusal: str | None = None, usage: bool = True) -> bytes:
-    """The body of a chat completion of 100 input and 10 output tokens."""
+    """Return the body of a chat completion of 100 input and 10 output tokens."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     reply = {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
     if usage:
@@ -22,10 +22,10 @@ def completion(content: str | None, finish: str = "stop", refusal: str | None = 
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Takes the next act of the script, or the server's usual one."""
+    """A handler that performs the next act of the script, or the server's usual one."""
 
     def do_POST(self):
-        """Answers one request."""
+        """Answer one request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         with server.lock:
@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def leave(self):
-        """No longer counts as active: before the answer goes, upon which the client may ask the next."""
+        """Count as inactive, before the answer is sent and the client may send its next request."""
         with self.server.lock:
             self.server.active -= self.counted
             self.counted = False
@@ -54,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
     def send(self, data: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
-        """A response; ``length`` may promise more than there is."""
+        """Send a response; ``length`` may promise more than there is."""
         self.leave()
         self.send_response(status)
         for name, value in headers.items():
@@ -65,7 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class ChatServer(http.server.ThreadingHTTPServer):
-    """``script``: acts (handler, body) for the coming requests; ``usual``: for all after these."""
+    """A server. ``script``: acts (handler, body) for the next requests; ``usual``: the act for all others."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -80,7 +80,7 @@ class ChatServer(http.server.ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Base of the interface."""
+        """Base URL of the API."""
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, *_):
@@ -88,7 +88,7 @@ class ChatServer(http.server.ThreadingHTTPServer):
 
 
 def says(content: str | None, delay: float = 0.0, **how):
-    """An act: a completion after ``delay`` seconds."""
+    """Make an act: a completion after ``delay`` seconds."""
 
     def act(handler, _):
         time.sleep(delay)
@@ -98,17 +98,17 @@ def says(content: str | None, delay: float = 0.0, **how):
 
 
 def refuses(status: int, message: str = "no", **headers: str):
-    """An act: an error status with a message as OpenAI words it."""
+    """Make an act: an error status with a message in OpenAI's words."""
     return lambda handler, _: handler.send(json.dumps({"error": {"message": message}}).encode(), status, **headers)
 
 
 def sends(data: bytes, length: int | None = None):
-    """An act: these bytes, with a promise of ``length``."""
+    """Make an act: these bytes, with a promise of ``length``."""
     return lambda handler, _: handler.send(data, length=length)
 
 
 def drips(data: bytes, pause: float):
-    """An act: one byte after the other."""
+    """Make an act: one byte after the other."""
 
     def act(handler, _):
         handler.send(b"", length=len(data))
@@ -121,5 +121,5 @@ def drips(data: bytes, pause: float):
 
 
 def hangs_up(handler, _):
-    """An act: the connection ends without a word."""
+    """Perform an act: close the connection without an answer."""
     handler.connection.close()

@@ -1,4 +1,4 @@
-"""Disks that are full and folders that may not be written, also for root."""
+"""Full disks and unwritable folders, for root too."""
 
 import contextlib
 import ctypes
@@ -38,7 +38,7 @@ def as_user(command):
 
 @contextlib.contextmanager
 def _without_override():
-    """Make this thread obey the permissions of files, if it is root's."""
+    """Make this thread obey file permissions even as root."""
     if os.geteuid():
         yield
         return

@@ -1,4 +1,4 @@
-"""Reads what texts say and pictures show of colours, nouns and relations, and which of it is kept from training."""
+"""Pairs and triples of colours, nouns and relations in texts and pictures, and those kept from training."""
 
 import hashlib
 import io
@@ -27,31 +27,31 @@ _SCAN = re.compile(
 
 
 def is_kept_out(words):
-    """Whether SHA-256 of "red circle" or "circle left of square" is divisible by ten."""
+    """Return whether SHA-256 of "red circle" or "circle left of square" is divisible by ten."""
     return int(hashlib.sha256(words.encode()).hexdigest(), 16) % 10 == 0
 
 
 def kept_out(said):
-    """Those of some words that are kept from training; a triple needs two nouns."""
+    """Return those of some words that are kept from training; a triple needs two nouns."""
     return {words for words in said if is_kept_out(words) and words.split()[0] != words.split()[-1]}
 
 
 def triple(subject, kind, reference):
-    """A relation turned to "left of" or "above", in words."""
+    """Return a relation in words, turned to "left of" or "above"."""
     if kind in ("right of", "below"):
         subject, kind, reference = reference, INVERSE[kind], subject
     return f"{subject} {kind} {reference}"
 
 
 def of_graph(graph):
-    """The pairs and triples that a graph says."""
+    """Return the pairs and triples that a graph states."""
     nouns = {e.id: e.noun for e in graph.entities}
     pairs = {f"{e.attributes['color']} {e.noun}" for e in graph.entities if "color" in e.attributes}
     return pairs | {triple(nouns[r.subject], r.kind, nouns[r.reference]) for r in graph.relations}
 
 
 def scanned(text):
-    """The pairs and triples named by any words: adjective before noun, noun before relation before noun."""
+    """Return the pairs and triples named by any words: adjective before noun, noun before relation before noun."""
     text, said, end = text.lower(), set(), 0
     subject = reference = kind = last = None
     for found in _SCAN.finditer(text):
@@ -72,13 +72,13 @@ def scanned(text):
 
 
 def of_plan(text):
-    """The pairs and triples of a plan, by the judge's own reader; a change of what is named by it counts as said."""
+    """Return the pairs and triples of a plan, by the judge's parser, and those of the changes that it names."""
     words, description = parse_plan(text)
     return of_graph(parse(description)) | of_instruction(words)
 
 
 def of_instruction(words):
-    """The pairs and triples of an instruction and of what it makes of the things that it names."""
+    """Return the pairs and triples of an instruction and of its result for the things that it names."""
     instruction = parse_instruction(words)
     after = set()
     if instruction.operation in ("modify", "swap", "move"):
@@ -87,14 +87,14 @@ def of_instruction(words):
 
 
 def of_picture(png):
-    """The pairs and triples that a picture shows, by the detector."""
+    """Return the pairs and triples that a picture shows, by the detector."""
     found = detect(np.asarray(PIL.Image.open(io.BytesIO(png))))
     related = ((a, b, kind) for a, b in itertools.permutations(found, 2) for kind in find_relations(a, b))
     return {f"{f.color} {f.shape}" for f in found} | {triple(a.shape, kind, b.shape) for a, b, kind in related}
 
 
 def of_segment(segment):
-    """The pairs and triples that a segment of a record says or shows; for inspections there is no parser."""
+    """Return the pairs and triples that a segment of a record says or shows; inspections have no parser."""
     if segment.stage in ("sketch", "refine"):
         return of_picture(segment.png)
     readers = {"prompt": lambda text: of_graph(parse(text)), "plan": of_plan, "inspect": scanned}

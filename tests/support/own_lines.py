@@ -1,6 +1,6 @@
-"""What a command line of pdgen says on stderr, apart from what JAX says.
+"""The lines on stderr that are pdgen's own.
 
-JAX logs there too: of a GPU that it cannot use, or, with a traceback, of a plugin without a driver.
+JAX logs there too: a GPU that it cannot use, or, with a traceback, a plugin without a driver.
 """
 
 import pathlib

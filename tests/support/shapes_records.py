@@ -1,4 +1,4 @@
-"""Small records of shapes world, made at once: nobody judges them."""
+"""Small records of shapes world, made quickly, without a judge's checks."""
 
 from pdgen.synthesis.settings import DatasetSettings, MultiTurn
 from pdgen.synthesis.story import Teachers
@@ -10,7 +10,7 @@ from pdgen.teachers.protocols import Verdict
 
 
 class Trusting:
-    """A judge who accepts whatever he is shown."""
+    """A judge that accepts everything."""
 
     name = "trusting"
 
@@ -21,13 +21,13 @@ class Trusting:
         return Verdict(accept=True, analysis="It is as planned.")
 
 
-# "assumed": a fault that a trusting judge does not see is none to reject a sample for.
+# "assumed": a sample is not rejected for a fault that a trusting judge does not see.
 ASSUMED = Teachers(ShapesPainter(64), Trusting(), RulesWriter(), assumed=True)
 EXACT = Teachers(ShapesPainter(64), ExactJudge(), RulesWriter())
 
 
 def trajectories(count, seed=0, fault_rate=0.3):
-    """Multi-turn records of one to three things, without latents."""
+    """Make multi-turn records of one to three things, without latents."""
     settings = DatasetSettings(
         seed=seed,
         tasks={"composition": 1.0},

@@ -1,4 +1,4 @@
-"""Random models in the place of those that the package brings along."""
+"""Random models in place of the shipped ones."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ MODEL = dataclasses.replace(SHAPES_NANO, language=LANGUAGE)
 
 
 def write_models(folder, scratch, seed=0):
-    """BAGEL folders ``folder/shapes`` and ``folder/shapes_base``, as ``assets.shapes_folder`` has them."""
+    """Write BAGEL folders ``folder/shapes`` and ``folder/shapes_base``, as ``assets.shapes_folder`` has them."""
     for number, name in enumerate(SHIPPED):
         key = jax.random.key(seed + number)
         trees = {"model": bagel.init_params(MODEL, key), "autoencoder": autoencoder.init_params(MODEL.autoencoder, key)}

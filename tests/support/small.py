@@ -1,4 +1,4 @@
-"""The smallest model that has every part, for tests of what does not depend on sizes."""
+"""The smallest model with every part, for tests that do not depend on sizes."""
 
 import functools
 import types
@@ -22,7 +22,7 @@ SWITCHES = types.SimpleNamespace(im_start=60, im_end=61, vision_start=62, vision
 
 
 def shaken_params():
-    """Fresh parameters plus Gaussians of 0.1, so that no bias is 0 and every gradient is of some size."""
+    """Return fresh parameters plus Gaussians of 0.1, so that no bias is 0 and no gradient negligible."""
     leaves, tree = jax.tree.flatten(jax.jit(functools.partial(bagel.init_params, CONFIG))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     return tree.unflatten([np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])

@@ -1,4 +1,4 @@
-"""What many tests of scenes are about: random stories and the steps that draw them, and objects made by hand."""
+"""Common subjects of tests of scenes: random stories, the steps that draw them, and hand-made objects."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Story(NamedTuple):
 
 
 def story(seed: int, task: str | None = None) -> tuple[np.random.Generator, Story]:
-    """A story, of each task in turn unless one is named; half of them by other ways than adding."""
+    """Make a story, of each task in turn unless one is named; half of them use other operations than adding."""
     rng = np.random.default_rng((11, seed))
     task = task or TASKS[seed % len(TASKS)]
     graph = sample_graph(rng, task)

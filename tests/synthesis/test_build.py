@@ -1,4 +1,4 @@
-"""Building in shards: killed at any moment and started again, whatever the runner, the bytes are the same."""
+"""Building in shards: with any runner, and after kills at any moment, the bytes are the same."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ def test_samples_are_cut_into_shards():
     assert build.cut_shards("one", 0, 4) == []
 
 
-def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
+def test_every_sample_is_in_its_file_and_in_the_facts(whole):
     facts = build.build_shards(whole, shards.SHARDS, shards.fail, map)  # nothing is missing, so nothing is made
     files = build.list_data_files(facts)
     write_index(whole, Index(files=files, origin=Origin(seed=0)))
@@ -62,7 +62,7 @@ def test_every_sample_is_in_its_file_and_the_facts_tell_of_it(whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["here", "processes"])
-def test_killed_again_and_again_the_result_is_the_same(tmp_path, whole, runner):
+def test_repeated_kills_do_not_change_the_result(tmp_path, whole, runner):
     folder, kills = tmp_path / "data", 0
     rng = np.random.default_rng(3)
     while True:
@@ -127,7 +127,7 @@ def test_facts_that_are_known_and_made_come_in_order(tmp_path):
     assert told == ["one-00001", "one-00000"]
 
 
-def test_a_subset_can_be_added_and_made_anew(tmp_path, whole):
+def test_a_subset_can_be_added_and_remade(tmp_path, whole):
     with build.open_build(tmp_path, COMMON, {"one": shards.SETTINGS["one"]}, overwrite=False):
         build.build_shards(tmp_path, shards.SHARDS[:6], shards.make, map)
     first = content(tmp_path)
@@ -141,7 +141,7 @@ def test_a_subset_can_be_added_and_made_anew(tmp_path, whole):
     assert all(left[name] == first[name] for name in first if "settings" not in name)
 
 
-def test_another_builds_folder_is_refused_by_name(tmp_path):
+def test_the_folder_of_another_build_is_named(tmp_path):
     def reopen(common, stages, overwrite=False):
         with build.open_build(tmp_path / "data", common, stages, overwrite):
             pass
@@ -161,7 +161,7 @@ def test_another_builds_folder_is_refused_by_name(tmp_path):
     assert begun["common"] == {"seed": 1}
 
 
-def test_what_a_killed_process_leaves_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     with build.open_build(tmp_path, {}, {}, False):
         pass
     before = content(tmp_path)
@@ -171,7 +171,7 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path):
         assert content(tmp_path) == before
 
 
-def test_a_folder_of_something_else_and_one_in_use_are_refused(tmp_path):
+def test_foreign_folders_and_folders_in_use_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(build.BuildError, match="was not begun by build_data"), build.open_build(tmp_path, {}, {}, True):
         pass
@@ -194,12 +194,12 @@ def test_a_fault_in_a_shard_ends_the_build(tmp_path, runner):
     assert not list(tmp_path.glob(f"*{SUFFIX}"))
 
 
-def test_a_lost_worker_is_told(tmp_path):
+def test_a_lost_worker_is_reported(tmp_path):
     with pytest.raises(runners.RunnerError, match="a worker process was lost"):
         list(runners.run_in_processes(1, os._exit, [3]))
 
 
-def test_a_terminated_build_leaves_at_once_and_keeps_its_work(tmp_path, whole):
+def test_a_terminated_build_stops_at_once_and_keeps_its_work(tmp_path, whole):
     folder = tmp_path / "data"
     process = start(folder, "processes")
     while process.poll() is None and not list(folder.glob(f"{build.STATE}/one-*.json")):

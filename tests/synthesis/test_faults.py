@@ -1,4 +1,4 @@
-"""Faulty drafts: wrong in one respect, plain to see, of every kind, and never what is held out from training."""
+"""Faulty drafts: visibly wrong in one respect, of every kind, and never showing what is held out."""
 
 import collections
 import itertools
@@ -17,19 +17,19 @@ from tests.support.stories import entity, graph, story, thing
 
 SEEDS = st.integers(0, 2**32 - 1)
 both = pytest.mark.parametrize("name", PLACEMENTS)
-WIDTHS = {"lattice": {7, 15}, "free": {7, 10, 14}}  # of things whose size is at fault
+WIDTHS = {"lattice": {7, 15}, "free": {7, 10, 14}}  # of things with a faulty size
 SQUARE = entity(1, "square", color="green")
 PAIR = graph(entity(0), SQUARE, relations=[(0, "left of", 1)])
 
 
 def laid_out(name, seed, wanted):
-    """A scene of the graph."""
+    """Lay out a scene of the graph."""
     step = Step("add", tuple(e.id for e in wanted.entities), wanted)
     return place_scenes(np.random.default_rng(seed), [step], PLACEMENTS[name])[0]
 
 
 def stays(name, corner, size, old_corner, old_size):
-    """Along an axis: on the lattice the corner stays, else the centre, unless the thing would leave the picture."""
+    """Check one axis: on the lattice the corner stays, else the centre, unless the thing would leave the picture."""
     if name == "lattice":
         assert corner == (16 if old_corner == 24 and size == 15 else old_corner)
     elif 0 < corner < 32 - size:
@@ -74,9 +74,9 @@ def test_a_faulty_draft_is_wrong_in_one_respect(name, seed):
 
 
 @both
-def test_every_kind_of_fault_occurs_where_the_graph_makes_it_one(name):
+def test_every_kind_of_fault_occurs_if_the_graph_allows_it(name):
     full = graph(entity(0, count=2, size="small"), SQUARE, relations=[(0, "above", 1)])
-    # Where the square stands there is room above it for a third circle, and for two large ones.
+    # There is room above the square for a third circle, and for two large ones.
     below = (8, 24, 7) if name == "lattice" else (11, 20, 10)
     circles = (thing(0, 0, 0, 7, entity=0), thing(1, 16, 0, 7, entity=0))
     scene = Scene((*circles, thing(2, *below, color="green", shape="square", entity=1)))
@@ -92,7 +92,7 @@ def test_every_kind_of_fault_occurs_where_the_graph_makes_it_one(name):
     assert kinds == {"color", "shape", "count", "missing"}
 
 
-def test_no_fault_makes_two_entities_alike_or_shows_what_is_held_out():
+def test_no_fault_makes_two_entities_equal_or_shows_what_is_held_out():
     full = graph(entity(0), entity(1, color="blue"), entity(2, "ring"))
     scene = Scene((thing(0, 0, 0), thing(1, 11, 0, color="blue"), thing(2, 22, 0, shape="ring")))
     drafts = [corrupt(np.random.default_rng(i), scene, full, 0) for i in range(300)]
@@ -108,8 +108,8 @@ def test_no_fault_makes_two_entities_alike_or_shows_what_is_held_out():
 
 
 @pytest.mark.parametrize(("kind", "x", "y"), [("above", 13, 2), ("right of", 24, 13)])
-def test_what_moves_or_is_too_many_shows_no_relation_that_is_held_out(kind, x, y):
-    # A circle left of a diamond is; where it may be otherwise, there is room for that too.
+def test_moved_and_extra_things_show_no_relation_that_is_held_out(kind, x, y):
+    # A circle left of a diamond is held out; there is room for other faults too.
     full = graph(entity(0), entity(1, "diamond", color="green"), relations=[(0, kind, 1)])
     scene = Scene((thing(0, x, y, 7), thing(1, 13, 13, 7, color="green", shape="diamond")))
     shown = collections.defaultdict(collections.Counter)

@@ -1,4 +1,4 @@
-"""Leaks: training prompts that equal a benchmark's, and the digests that tell without keeping the prompts."""
+"""Leaks: training prompts that equal a benchmark's, found by digests without the prompts."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def test_the_shipped_digests_are_those_of_553_prompts():
 
 
 @pytest.mark.parametrize("prompt", KNOWN)
-def test_a_benchmark_prompt_is_found_however_it_is_spelt(prompt):
+def test_a_benchmark_prompt_is_found_in_any_spelling(prompt):
     assert find_leak(prompt) == "exact"
     for spelling in (prompt.capitalize() + ".", f"  {prompt.upper()}\n", prompt.replace(" ", "  "), f'"{prompt}"!'):
         assert find_leak(spelling) == "normalised"
@@ -38,7 +38,7 @@ def test_a_benchmark_prompt_is_found_however_it_is_spelt(prompt):
     assert find_leak(prompt.replace("photo", "picture")) is None
 
 
-def test_words_are_kept_apart_and_forms_of_a_letter_are_one():
+def test_words_stay_separate_and_forms_of_a_letter_are_equal():
     assert normalise_prompt("Hot-dog,fork") == "hot dog fork"
     assert normalise_prompt("hotdog") != normalise_prompt("hot dog")
     assert normalise_prompt("CAFE\u0301") == normalise_prompt("caf\u00e9") == "caf\u00e9"
@@ -46,12 +46,12 @@ def test_words_are_kept_apart_and_forms_of_a_letter_are_one():
 
 
 @given(st.text())
-def test_the_normal_form_is_its_own(text):
+def test_normalising_is_idempotent(text):
     once = normalise_prompt(text)
     assert normalise_prompt(f" {once}! ") == once
 
 
-def test_digests_are_made_again_from_a_list(tmp_path):
+def test_digests_are_computed_from_a_list(tmp_path):
     path = tmp_path / "metadata.jsonl"
     path.write_text("".join(json.dumps({"tag": "x", "prompt": p}) + "\n" for p in (*KNOWN, KNOWN[0] + ".")))
     assert compute_benchmark_digests(path) == sorted(map(digest_text, KNOWN))

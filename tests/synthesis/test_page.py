@@ -1,4 +1,4 @@
-"""The page of a data set: counts, histograms, and the scripts that carry its samples."""
+"""The page of a data set: counts, histograms, and the scripts with its samples."""
 
 import base64
 import html.parser
@@ -61,7 +61,7 @@ RECORDS = [
 
 
 def called(script, name):
-    """The arguments of a script that is one call."""
+    """Return the arguments of a script that is one call."""
     arguments = re.fullmatch(rf"{name}\((.*)\);\n", script, re.DOTALL)[1]
     return json.loads(f"[{arguments}]")
 
@@ -84,13 +84,13 @@ def test_parts_add_up_to_the_whole():
     ) == summarise_records(RECORDS)
 
 
-def test_a_record_of_another_source_is_counted_too():
+def test_a_record_of_an_unknown_source_is_counted():
     bare = Record(id="x", source="x", complete=True, segments=RECORDS[0].segments[:3])
     summary = summarise_records([bare])
     assert (summary.tasks, summary.operations, summary.verdicts) == ({"": 1}, {}, {"": 1})
 
 
-def test_a_chunk_holds_what_is_shown_of_its_samples():
+def test_a_chunk_holds_the_shown_parts_of_its_samples():
     name, samples = called(render_chunk("multi_turn-00001", RECORDS), "pdgen_chunk")
     assert name == "multi_turn-00001"
     assert [s["verdict"] for s in samples] == ["", "positive", "negative"]
@@ -127,7 +127,7 @@ def test_large_pictures_become_thumbnails():
 
 
 class _Cells(html.parser.HTMLParser):
-    """The text of every table cell, and the widths of bars."""
+    """A parser of the text of every table cell, and the widths of bars."""
 
     def __init__(self, page):
         super().__init__()
@@ -152,7 +152,7 @@ class _Cells(html.parser.HTMLParser):
             self.cells[-1] += data.strip()
 
 
-def test_the_page_shows_ours_beside_the_papers():
+def test_the_page_compares_with_the_paper():
     subsets = {"multi_turn": summarise_records(RECORDS), "other": summarise_records(RECORDS[:1])}
     page = render_dataset("my <set>", subsets, FACTS, {"a": {"b": 1}})
     assert "my &lt;set&gt;" in page and "http://" not in page and "https://" not in page

@@ -1,4 +1,4 @@
-"""Shards on Ray: a real cluster of one machine."""
+"""Shards on Ray, on a real cluster of one machine."""
 
 import sys
 
@@ -10,7 +10,7 @@ from tests.synthesis.test_build import content
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_makes_the_same_and_tells_faults_alike(tmp_path):
+def test_a_ray_cluster_makes_the_same_and_reports_faults_alike(tmp_path):
     shards.main(tmp_path / "here", "here")
     shards.main(tmp_path / "ray", "ray")
     assert content(tmp_path / "ray") == content(tmp_path / "here")
@@ -18,7 +18,7 @@ def test_a_ray_cluster_makes_the_same_and_tells_faults_alike(tmp_path):
         list(runners.run_on_ray(shards.fail, shards.SHARDS[:1]))
 
 
-def test_ray_is_named_where_it_is_missing(monkeypatch):
+def test_a_missing_ray_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(runners.RunnerError, match=r"pip install 'pdgen\[cluster\]'"):
         list(runners.run_on_ray(len, [[]]))

@@ -1,4 +1,4 @@
-"""Rewritten trajectories: every operation changes what it says and nothing else, over thousands of random ones."""
+"""Rewritten trajectories: over thousands of random ones, every operation changes only what it states."""
 
 import collections
 import itertools
@@ -18,7 +18,7 @@ EMPTY = SceneGraph(())
 
 
 def rewritten(task, count, share=1.0, **options):
-    """Triples (final graph, grown steps, rewritten steps), the same in every call."""
+    """Make triples (final graph, grown steps, rewritten steps), the same in every call."""
     for index in range(count):
         rng = np.random.default_rng((5, TASKS.index(task), index))
         graph = sample_graph(rng, task)
@@ -27,7 +27,7 @@ def rewritten(task, count, share=1.0, **options):
 
 
 def changes_of(before, after):
-    """(gone ids, new ids, {id: names of changed attributes}, relations gone, relations new)."""
+    """Return (removed ids, new ids, {id: names of changed attributes}, removed relations, new relations)."""
     old, new = {e.id: e for e in before.entities}, {e.id: e for e in after.entities}
     changed = {}
     for i in old.keys() & new.keys():
@@ -84,7 +84,7 @@ def check_swap(before, step, gone, new, changed, lost, gained):
 
 
 def check_move(before, step, gone, new, changed, lost, gained):
-    # What holds the entity in its place is one fact alone, which does not pin down anything else.
+    # A single fact fixes the entity's place, and fixes nothing else.
     (moved,) = step.entities
     assert not gone | new
     held = [r for r in before.relations if moved in (r.subject, r.reference)]
@@ -133,7 +133,7 @@ def check_steps(steps):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_operation_changes_what_it_says_and_nothing_else(task):
+def test_each_operation_changes_only_what_it_states(task):
     seen = collections.Counter()
     for graph, grown, steps in rewritten(task, 400):
         check_steps(steps)
@@ -149,7 +149,7 @@ def test_each_operation_changes_what_it_says_and_nothing_else(task):
 
 
 @pytest.mark.parametrize("task", ["colors", "composition"])
-def test_what_is_shown_for_a_while_can_be_told_apart_and_is_not_held_out(task):
+def test_temporary_things_are_distinguishable_and_not_held_out(task):
     for _, _, steps in rewritten(task, 400):
         for step in steps:
             entities = step.graph.entities
@@ -161,13 +161,13 @@ def test_what_is_shown_for_a_while_can_be_told_apart_and_is_not_held_out(task):
             assert {e.noun for e in entities} <= set(SHAPES)
 
 
-def test_without_a_share_the_steps_stay_and_with_one_that_many_change():
+def test_the_share_sets_how_many_steps_change():
     assert all(steps == grown for _, grown, steps in rewritten("composition", 200, share=0.0))
     changed = sum(steps != grown for _, grown, steps in rewritten("composition", 400, share=0.3))
     assert abs(changed - 120) < 4 * np.sqrt(400 * 0.3 * 0.7)
 
 
-def test_a_second_way_round_is_as_frequent_as_configured():
+def test_a_second_detour_is_as_frequent_as_configured():
     twice = [sum(s.operation != "add" for s in steps) == 2 for _, _, steps in rewritten("single_object", 600)]
     assert abs(np.mean(twice) - SECOND_RATE) < 4 * np.sqrt(SECOND_RATE * (1 - SECOND_RATE) / 600)
 
@@ -188,7 +188,7 @@ def test_weights_choose_the_operations():
     assert operations_of("composition", 20, weights={}) == {}
 
 
-def test_what_a_graph_does_not_allow_leaves_the_steps():
+def test_impossible_operations_leave_the_steps():
     alone = SceneGraph((Entity(0, "circle", 1, {"color": "red"}),))
     steps = grow(np.random.default_rng(0), alone)
     for operation in ("swap", "move"):
@@ -240,7 +240,7 @@ def test_graphs_of_other_worlds_keep_their_own_words():
     assert set(seen) == {"add", "modify", "swap", "move"}
 
 
-def test_an_attribute_without_other_words_is_left_out_at_first():
+def test_an_attribute_without_alternatives_is_left_out_at_first():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         steps = rewrite(rng, grow(rng, KITCHEN), 1.0, Vocabulary(), {"modify": 1.0})
@@ -251,7 +251,7 @@ def test_an_attribute_without_other_words_is_left_out_at_first():
             assert before.find(entity).attributes.items() < step.graph.find(entity).attributes.items()
 
 
-def test_a_vocabulary_of_the_same_word_alone_is_as_good_as_none():
+def test_a_vocabulary_of_only_the_same_word_counts_as_none():
     steps = [Step("add", (0,), SceneGraph((Entity(0, "cup", 1, {"color": "red"}),)))]
     new = rewrite(np.random.default_rng(0), steps, 1.0, Vocabulary(attributes={"color": ("red",)}), {"modify": 1.0})
     assert [step.graph.entities[0].attributes for step in new[:2]] in ([{}, {"color": "red"}], [{}, {}])

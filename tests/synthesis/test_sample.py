@@ -1,4 +1,4 @@
-"""Random scene graphs: what each task holds, layouts in which all relations are true, pairs held out."""
+"""Random scene graphs: the contents of each task, layouts in which all relations hold, held-out pairs."""
 
 import collections
 import hashlib
@@ -16,7 +16,7 @@ COUNT = 400
 
 
 def made(task, split="train", count=COUNT):
-    """Pairs (scene, prompt's graph), the same in every call."""
+    """Make pairs (scene, prompt's graph), the same in every call."""
     for index in range(count):
         rng = np.random.default_rng((7, TASKS.index(task), index))
         graph = sample_graph(rng, task, split)
@@ -51,7 +51,7 @@ def test_scenes_of_every_task_keep_the_rules(task):
         ("color_attr", 2, {"color"}, 0),
     ],
 )
-def test_prompts_say_what_the_templates_of_their_task_say(task, entities, attributes, relations):
+def test_prompts_follow_the_templates_of_their_task(task, entities, attributes, relations):
     counts = collections.Counter()
     for graph, prompt in made(task):
         assert [e.noun for e in prompt.entities] == [e.noun for e in graph.entities]
@@ -70,11 +70,11 @@ def test_kinds_of_counts_and_relations_are_about_equally_frequent():
     assert all(abs(n - COUNT / 3) < 38 for n in counts.values())
     kinds = collections.Counter(graph.relations[0].kind for graph, _ in made("position"))
     assert set(kinds) == set(INVERSE)
-    # The triples held out are no equal share of all kinds, which adds up to a tenth.
+    # The held-out triples are not spread equally over the kinds, which adds up to a tenth.
     assert all(abs(n - COUNT / 4) < 35 + 10 for n in kinds.values())
 
 
-def test_compositions_have_the_sizes_that_the_rates_say():
+def test_compositions_have_sizes_by_the_rates():
     pairs = list(made("composition"))
     entities = collections.Counter(len(graph.entities) for graph, _ in pairs)
     for number, rate in ENTITY_RATES.items():
@@ -100,7 +100,7 @@ def test_compositions_have_the_sizes_that_the_rates_say():
 
 
 def cells_in_which_all_holds(graph):
-    """Whether some assignment of distinct cells of a 3 x 3 grid fulfils relations and places: brute force."""
+    """Return whether some assignment of distinct cells of a 3 x 3 grid fulfils relations and places, by brute force."""
     owners = [e.id for e in graph.entities for _ in range(e.count)]
     places = {e.id: e.attributes.get("place") for e in graph.entities}
 
@@ -131,10 +131,10 @@ def cells_in_which_all_holds(graph):
 
 
 @pytest.mark.parametrize("task", ["two_object", "position", "composition"])
-def test_relations_and_places_are_true_together_and_none_follows_from_others(task):
+def test_relations_and_places_are_consistent_and_irredundant(task):
     for graph, _ in made(task, count=150):
         assert cells_in_which_all_holds(graph)
-        # A forest: every relation connects what was apart, so that there are at most entities - 1.
+        # A forest: every relation connects two separate parts, so there are at most entities - 1.
         groups = {e.id: {e.id} for e in graph.entities}
         for r in graph.relations:
             assert groups[r.subject] is not groups[r.reference]
@@ -142,7 +142,7 @@ def test_relations_and_places_are_true_together_and_none_follows_from_others(tas
             groups |= dict.fromkeys(joined, joined)
 
 
-def test_the_brute_force_search_refuses_what_cannot_be():
+def test_the_brute_force_search_rejects_impossible_graphs():
     trio = tuple(Entity(i, noun) for i, noun in enumerate(("circle", "square", "star")))
     four = (*trio, Entity(3, "heart"))
     row = [Relation(a, "left of", b) for a, b in itertools.pairwise(range(4))]
@@ -180,7 +180,7 @@ def test_every_noun_and_colour_stays_in_training():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_never_shows_what_is_held_out_and_tests_always_ask_for_it(task):
+def test_held_out_pairs_are_never_in_training_and_always_in_tests(task):
     for graph, prompt in made(task):
         assert not is_held_out(graph)
         assert not is_held_out(prompt)

@@ -1,4 +1,4 @@
-"""Self-sampling: plans of a model, judged against the raw prompt; here the model is a function."""
+"""Self-sampling: a model's plans judged against the raw prompt; here the model is a function."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ OTHER = {"red": "blue", "blue": "red"}
 
 
 def model(prompts, seeds):
-    """Plans the whole prompt; even seeds draw red for blue and blue for any other colour, seeds of 5 write no tags."""
+    """A model that plans the whole prompt; even seeds write wrong colours, multiples of 5 no plan at all."""
     plans = []
     for prompt, seed in zip(prompts, seeds):
         graph = parse(prompt)
@@ -58,7 +58,7 @@ def test_accepted_plans_are_targets_and_rejected_ones_context(samples):
             assert targets == [False, False, False, True, True, True]
             assert planned != asked
             rewritten = parse(parse_plan(record.segments[4].text)[1])
-            assert {e.attributes["color"] for e in rewritten.entities} == asked  # all that the wrong plan meant
+            assert {e.attributes["color"] for e in rewritten.entities} == asked  # all that the wrong plan states
             assert any(color in parse_refine(record.segments[3].text) for color in asked)
             assert record.segments[2].png != record.segments[5].png
     assert sum(isinstance(s, Image) for r in samples.records for s in r.segments) == 6 + 2 * 10
@@ -77,7 +77,7 @@ def test_samples_depend_on_their_shard_alone(samples):
     assert {r.segments[0].text for r in later.records} != {r.segments[0].text for r in samples.records[8:]}
 
 
-def test_a_model_without_conflicts_is_told(monkeypatch):
+def test_a_model_without_conflicts_is_reported(monkeypatch):
     monkeypatch.setattr("pdgen.synthesis.self_sampling.ATTEMPTS", 8)
 
     def faultless(prompts, seeds):

@@ -51,14 +51,14 @@ def test_shares_of_tasks_sum_to_one():
     assert sum(shares.values()) == pytest.approx(1) and sum(TASK_SHARES.values()) == pytest.approx(1)
 
 
-def test_the_base_config_has_what_the_base_model_learns_alone():
+def test_the_base_config_has_only_the_base_model_s_subsets():
     base = read("data_shapes_base")
     assert [base.count_samples(s)[0] for s in SUBSETS] == [0, 0, 0, 60000, 50000, 25000]
     assert [base.find_missing(s) for s in SUBSETS] == [None] * 6
     assert scale_settings(base, 1, 27).count_samples("edit") == (5, 0)
 
 
-def test_a_count_is_shared_out_in_proportion():
+def test_a_count_is_divided_in_proportion():
     settings = DatasetSettings(multi_turn=MultiTurn(30), conflict=Conflict(10, 20), alignment=Alignment(10, 30))
     assert [scale_settings(settings, 1, 10).count_samples(s) for s in SUBSETS[:3]] == [(3, 0), (3, 1), (4, 1)]
     assert [scale_settings(settings, 0.5, 20).count_samples(s) for s in SUBSETS[:3]] == [(3, 0), (3, 1), (4, 1)]
@@ -112,13 +112,13 @@ def test_scales_that_leave_nothing_are_refused(factor, count, words):
         (lambda: DatasetSettings(teachers=REAL), "multi_turn.fault_rate: only shapes world"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(make, words):
+def test_values_out_of_range_are_named(make, words):
     with pytest.raises(ValueError, match=words) as fault:
         make()
     assert "\n" not in str(fault.value)
 
 
-def test_each_stage_says_what_it_lacks():
+def test_each_stage_names_what_it_lacks():
     alone = DatasetSettings(conflict=Conflict(variant="self"))
     assert "needs a checkpoint" in alone.find_missing("conflict") and alone.find_missing("multi_turn") is None
     assert DatasetSettings(conflict=Conflict(variant="self", checkpoint="out/nano")).find_missing("conflict") is None
@@ -131,7 +131,7 @@ def test_each_stage_says_what_it_lacks():
     assert DatasetSettings(alignment=Alignment(positive=0, archive="genref")).find_missing("alignment") is None
 
 
-def test_what_decides_speed_alone_may_change_between_runs():
+def test_settings_of_speed_may_change_between_runs():
     faster = msgspec.structs.replace(REAL, endpoint=msgspec.structs.replace(ENDPOINT, concurrency=64, cache="d"))
     other = msgspec.structs.replace(REAL, endpoint=msgspec.structs.replace(ENDPOINT, model="n"))
     common = [DatasetSettings(teachers=t, multi_turn=NO_FAULTS).common_to_dict() for t in (REAL, faster, other)]

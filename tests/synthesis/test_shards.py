@@ -1,4 +1,4 @@
-"""Shards of the subsets: who is hired, latents, leaks, archives in order, dry runs and remote teachers."""
+"""Shards of the subsets: the choice of teachers, latents, leaks, order of archives, dry runs, remote teachers."""
 
 import io
 import json
@@ -36,7 +36,7 @@ PROMPTS = ("a red circle left of a blue square", "two green stars", "a photo of 
 
 
 class Blank:
-    """Paints nothing."""
+    """A painter that paints nothing."""
 
     name = "blank"
 
@@ -45,7 +45,7 @@ class Blank:
 
 
 def answer(handler, body):
-    """Plays the writer by the rules and a judge who accepts all but conflicts, told by "crosses"."""
+    """Answer as the writer by rules, and as a judge that accepts all but conflicts, marked by "crosses"."""
     text = body["messages"][1]["content"]
     text = text if isinstance(text, str) else text[0]["text"]
     kind = body["response_format"]["json_schema"]["name"]
@@ -72,7 +72,7 @@ def remote(tmp_path, url):
     return DatasetSettings(latents=False, rewritten=0, multi_turn=MultiTurn(count=6, fault_rate=0), teachers=teachers)
 
 
-def test_shapes_world_hires_its_own_and_others_are_hired_by_name(tmp_path):
+def test_teachers_are_those_of_shapes_world_or_chosen_by_name(tmp_path):
     own = shards.make_teachers(DatasetSettings())
     assert (type(own.painter), type(own.judge), type(own.writer)) == (ShapesPainter, ExactJudge, RulesWriter)
     assert (own.placement, own.judge_explains, own.painter.size) == (LATTICE, False, 64)
@@ -85,7 +85,7 @@ def test_shapes_world_hires_its_own_and_others_are_hired_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(("positions", "sizes"), [("lattice", {7, 15}), ("free", {7, 10, 11, 14, 15})])
-def test_pictures_show_things_where_the_settings_want_them(positions, sizes):
+def test_pictures_show_things_where_the_settings_place_them(positions, sizes):
     settings = DatasetSettings(positions=positions, multi_turn=MultiTurn(count=12, fault_rate=0.5))
     records = make_samples(settings, shards.make_teachers(settings), "multi_turn", range(12)).records
     shown = [PIL.Image.open(io.BytesIO(s.png)) for r in records for s in r.segments if isinstance(s, Image)]
@@ -95,7 +95,7 @@ def test_pictures_show_things_where_the_settings_want_them(positions, sizes):
     assert ({v % 8 for box in boxes for v in box[:2]} == {0}) is (positions == "lattice")
 
 
-def test_a_missing_key_is_told_before_anything_is_asked(tmp_path, monkeypatch):
+def test_a_missing_key_is_reported_before_any_request(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     settings = remote(tmp_path, "http://127.0.0.1:1/v1")
     endpoint = msgspec.structs.replace(settings.teachers.endpoint, key_variable="NO_SUCH_KEY")
@@ -105,7 +105,7 @@ def test_a_missing_key_is_told_before_anything_is_asked(tmp_path, monkeypatch):
         shards.make_teachers(settings)
 
 
-def test_a_shard_has_latents_and_is_made_alike_in_any_process():
+def test_a_shard_has_latents_and_is_the_same_in_any_process():
     make = pickle.loads(pickle.dumps(shards.make_shard_maker(DatasetSettings(multi_turn=MultiTurn(count=4)))))
     made = make(Shard("multi_turn", 0, 1, 3))
     assert [r.id for r in made.records] == ["multi_turn-0-000001", "multi_turn-0-000002"]
@@ -114,7 +114,7 @@ def test_a_shard_has_latents_and_is_made_alike_in_any_process():
     assert make(Shard("multi_turn", 0, 2, 3)).records == made.records[1:]
 
 
-def test_remote_teachers_are_asked_once_and_their_words_are_the_inspections(tmp_path, server, monkeypatch):
+def test_remote_teachers_are_asked_once_and_write_the_inspections(tmp_path, server, monkeypatch):
     monkeypatch.setattr(shards, "KontextPainter", lambda settings: Blank())
     make = shards.make_shard_maker(remote(tmp_path, server.url))
     made = make(Shard("multi_turn", 0, 0, 6))
@@ -131,7 +131,7 @@ def test_remote_teachers_are_asked_once_and_their_words_are_the_inspections(tmp_
 
 
 @pytest.mark.parametrize("variant", ["graph", "self"])
-def test_a_dry_run_asks_nobody_and_counts_what_a_build_asks(tmp_path, server, variant):
+def test_a_dry_run_sends_nothing_and_counts_a_build_s_requests(tmp_path, server, variant):
     settings = remote(tmp_path, server.url)
     settings = msgspec.structs.replace(
         settings, conflict=Conflict(positive=2, negative=2, variant=variant, checkpoint="none")
@@ -152,7 +152,7 @@ def test_a_dry_run_paints_nothing():
     assert painter.paint(Stroke("Draw a star.", None, None, 0)).shape == (24, 24, 3) and painter.pictures == 1
 
 
-def test_leaks_are_noted_by_record():
+def test_leaks_are_recorded_by_record():
     settings = DatasetSettings(allow_leaks=True, multi_turn=MultiTurn(count=3, fault_rate=0), rewritten=0)
     teachers = Teachers(Blank(), Trusting(), RulesWriter(), placement=None)
     texts = ("a photo of a bench", "A photo of a cow.", "a red bench")
@@ -160,7 +160,7 @@ def test_leaks_are_noted_by_record():
     assert shards.find_leaks(records) == {"exact": ["multi_turn-0-000000"], "normalised": ["multi_turn-0-000001"]}
 
 
-def test_shards_of_an_archive_are_the_same_whichever_are_made_again(tmp_path):
+def test_shards_of_an_archive_do_not_depend_on_which_are_remade(tmp_path):
     archive = write_tar(tmp_path / "a.tar", {str(n): sample(f"{n} dogs") for n in range(9)})
     pathlib.Path(archive).with_name("b.tar").write_bytes(pathlib.Path(archive).read_bytes())
     alignment = Alignment(positive=2, negative=4, archive=str(tmp_path))
@@ -176,7 +176,7 @@ def test_shards_of_an_archive_are_the_same_whichever_are_made_again(tmp_path):
 
 
 class Slow(Trusting):
-    """Waits for each answer; the tenth call finds the server gone."""
+    """A judge that waits before each answer; at the tenth call the server is gone."""
 
     def __init__(self):
         self.calls, self.lock = 0, threading.Lock()
@@ -191,7 +191,7 @@ class Slow(Trusting):
         return Verdict(accept=True, analysis="It is as planned.")
 
 
-def test_when_a_teacher_is_gone_the_others_stop_asking():
+def test_requests_stop_once_a_teacher_is_gone():
     settings = DatasetSettings(multi_turn=MultiTurn(count=60, fault_rate=0))
     judge = Slow()
     with pytest.raises(TeacherError, match="the server is gone"):

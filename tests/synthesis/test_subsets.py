@@ -1,4 +1,4 @@
-"""The three subsets: what their samples are made of, who judges them, and what becomes of the rejected."""
+"""The three subsets: contents of their samples, verdicts, and rejected samples."""
 
 import collections
 import io
@@ -54,14 +54,14 @@ def last_graph(record):
 
 @pytest.fixture(scope="module")
 def made():
-    """All samples of the settings, by subset; the judge believes everything."""
+    """All samples of the settings, by subset; the judge accepts everything."""
     subsets = ("multi_turn", "conflict", "alignment")
     return {subset: make_samples(SETTINGS, ASSUMED, subset, range(40)) for subset in subsets}
 
 
 @pytest.fixture(scope="module")
 def conflicts():
-    """Many more conflicts that nobody judged."""
+    """Many more conflicts, without a judge."""
     settings = DatasetSettings(conflict=Conflict(positive=0, negative=150))
     return make_samples(settings, ASSUMED, "conflict", range(150)).records
 
@@ -73,13 +73,13 @@ def test_the_rewritten_plan_has_no_other_conflict(conflicts):
         [judge.judge_plan(r.segments[0].text, [*plans(r)[:-2], plans(r)[n]]).accept for r in conflicts]
         for n in (-2, -1)
     )
-    assert sum(seen) <= 4  # another thing that is asked for may be meant
+    assert sum(seen) <= 4  # it may concern another requested thing
     assert all(agreed)
-    assert not any("for now" in plans(r)[-1] for r in conflicts)  # it puts all right at once
+    assert not any("for now" in plans(r)[-1] for r in conflicts)  # it corrects everything at once
 
 
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
-def test_samples_are_grammatical_and_tell_what_they_are(made, subset):
+def test_samples_are_grammatical_and_describe_themselves(made, subset):
     for number, record in enumerate(made[subset].records):
         check_grammar(record)
         assert (record.id, record.source) == (f"{subset}-0-{number:06d}", subset)
@@ -99,7 +99,7 @@ def test_a_sample_depends_on_settings_subset_and_number_alone(made):
     assert all(a.segments[0].text != b.segments[0].text for a, b in zip(other, made["multi_turn"].records))
 
 
-def test_multi_turn_samples_run_to_the_end_of_what_is_asked(made):
+def test_multi_turn_samples_end_when_the_prompt_is_fulfilled(made):
     seen = collections.Counter()
     for record in made["multi_turn"].records:
         order = kinds(record)
@@ -113,8 +113,8 @@ def test_multi_turn_samples_run_to_the_end_of_what_is_asked(made):
     assert seen["inspect+refine"] >= 10 and seen["operations"] >= 10
 
 
-def test_nothing_follows_a_picture_that_shows_all_that_is_asked_for():
-    """Of short prompts, which leave much open: most ways round concern what they do not ask for."""
+def test_nothing_follows_a_picture_that_fulfils_the_prompt():
+    """Short prompts leave much open, so most detours concern things that they do not mention."""
     settings = DatasetSettings(
         tasks={"single_object": 1.0, "counting": 1.0}, multi_turn=MultiTurn(60, 0.0), rewritten=1.0
     )
@@ -139,7 +139,7 @@ def test_a_conflict_is_in_the_plan_and_not_in_the_picture(made):
         assert judge.judge_picture(wrong, pixels(record.segments[-4]), before).accept
         assert judge.judge_picture(right, pixels(record.segments[-1]), before).accept
         notes.add(record.scene["note"].split()[-1])
-    assert meant <= 1  # another thing that is asked for may be meant
+    assert meant <= 1  # it may concern another requested thing
     assert {"count", "color", "relation"} <= notes
 
 
@@ -172,8 +172,8 @@ def test_alignment_is_judged_on_pictures(made):
     assert len(notes) >= 4
 
 
-def test_what_the_exact_judge_keeps_is_what_a_believing_one_keeps(made):
-    """Painter, language and judge agree: nothing that is made for shapes world is rejected by its own judge."""
+def test_the_exact_judge_keeps_what_an_accepting_one_keeps(made):
+    """Painter, language and judge agree, so the exact judge rejects next to nothing made for shapes world."""
     for subset, share in (("multi_turn", 1.0), ("alignment", 1.0), ("conflict", 0.8)):
         exact = make_samples(SETTINGS, EXACT, subset, range(10))
         same = sum(a.segments == b.segments for a, b in zip(exact.records, made[subset].records))
@@ -195,7 +195,7 @@ def test_tasks_come_in_their_shares():
     assert counted.keys() == tasks.keys() and 75 <= counted["counting"] <= 105
 
 
-def test_plans_state_the_places_that_their_scenes_have():
+def test_plans_state_the_places_in_their_scenes():
     settings = msgspec.structs.replace(SETTINGS, places=1.0)
     stated = collections.Counter()
     for seed in range(60):
@@ -216,7 +216,7 @@ def test_plans_state_the_places_that_their_scenes_have():
     assert stated[False] > 200 and stated[True] > 30
 
 
-def test_without_a_share_of_places_stories_are_as_their_prompts_say():
+def test_without_a_share_of_places_stories_follow_their_prompts():
     rngs = np.random.default_rng(3), np.random.default_rng(3)
     plain = make_story(rngs[0], SETTINGS, EXACT)
     half = make_story(rngs[1], msgspec.structs.replace(SETTINGS, places=0.5), EXACT)
@@ -232,7 +232,7 @@ def test_without_rewriting_steps_only_add():
 
 
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
-def test_no_sample_has_more_images_than_it_may(monkeypatch, subset):
+def test_no_sample_exceeds_the_limit_of_images(monkeypatch, subset):
     monkeypatch.setattr("pdgen.synthesis.subsets._COUNT_RATE", 0.7)
     settings = msgspec.structs.replace(SETTINGS, max_images=3, multi_turn=MultiTurn(count=40, fault_rate=1.0))
     counted = [kinds(r).count("image") for r in make_samples(settings, ASSUMED, subset, range(40)).records]
@@ -240,7 +240,7 @@ def test_no_sample_has_more_images_than_it_may(monkeypatch, subset):
 
 
 @pytest.mark.parametrize("subset", ["conflict", "alignment"])
-def test_what_the_judge_does_not_see_is_no_fault(monkeypatch, subset):
+def test_faults_that_the_judge_misses_do_not_count(monkeypatch, subset):
     monkeypatch.setattr("pdgen.synthesis.subsets.ATTEMPTS", 12)
     settings = msgspec.structs.replace(SETTINGS, conflict=Conflict(0, 5), alignment=Alignment(0, 5))
     with pytest.raises(SettingsError, match="not seen by the judge"):
@@ -259,7 +259,7 @@ def test_the_judges_verdicts_are_kept_with_the_sample():
 
 
 class Doubting(Trusting):
-    """Rejects every third picture."""
+    """A judge that rejects every third picture."""
 
     def __init__(self):
         self.calls = itertools.count(1)
@@ -286,14 +286,14 @@ class Refusing(Trusting):
         return Verdict(accept=False, analysis="No.", correction="Again.")
 
 
-def test_what_cannot_be_made_ends_in_one_line(monkeypatch):
+def test_impossible_samples_end_in_one_line(monkeypatch):
     monkeypatch.setattr("pdgen.synthesis.subsets.ATTEMPTS", 4)
     with pytest.raises(SettingsError, match=r"multi_turn: sample 3: 4 attempts were rejected \(picture rejected"):
         make_sample(SETTINGS, Teachers(ShapesPainter(64), Refusing(), RulesWriter()), "multi_turn", 3)
 
 
 class Canvas:
-    """A painter without scenes: it adds a stripe to the picture before, and remembers what it was asked."""
+    """A painter without scenes: it adds a stripe to the previous picture and records its requests."""
 
     name = "canvas"
 
@@ -316,7 +316,7 @@ PROMPTS = ("a brown dog left of a white cat, and two cars", "A photo of a bench.
 
 
 def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
-    """The painter edits its last picture by the instruction; inspections are the judge's; leaks are left out."""
+    """The painter edits its last picture by the instruction; the judge writes the inspections; leaks are left out."""
     canvas = Canvas()
     settings = DatasetSettings(multi_turn=MultiTurn(count=2, fault_rate=0), rewritten=0)
     teachers = Teachers(canvas, Explaining(), RulesWriter(), placement=None, judge_explains=True)
@@ -339,7 +339,7 @@ def test_other_teachers_draw_prompts_of_a_file_by_the_same_code():
     assert nouns == {"dog", "cat", "car"}
 
 
-def test_a_prompt_that_is_not_understood_or_leaks_is_rejected_by_name():
+def test_prompts_that_leak_or_are_not_understood_are_named():
     teachers = Teachers(Canvas(), Explaining(), RulesWriter(), placement=None, judge_explains=True)
     settings = DatasetSettings(multi_turn=MultiTurn(count=1, fault_rate=0), rewritten=0)
     _, rejected = make_sample(settings, teachers, "multi_turn", 0, PROMPTS[1:])
@@ -350,7 +350,7 @@ def test_a_prompt_that_is_not_understood_or_leaks_is_rejected_by_name():
 
 
 class Strict(Explaining):
-    """Takes any plan with a dog that is not brown for a conflict."""
+    """A judge that takes any plan with a dog that is not brown for a conflict."""
 
     def judge_plan(self, prompt, plans):
         dogs = [e for e in parse(parse_plan(plans[-1])[1]).entities if e.noun == "dog"]
@@ -378,7 +378,7 @@ def test_texts_are_ascii_and_pictures_have_their_size(made):
 @pytest.mark.slow
 @pytest.mark.parametrize("subset", ["multi_turn", "conflict", "alignment"])
 def test_inspections_first_describe_the_picture(subset):
-    """The description, parsed, holds of what the detector sees in the picture before it, and leaves nothing out."""
+    """The parsed description matches what the detector finds in the picture, and leaves nothing out."""
     inspected = missing = wrong = 0
     for record in make_samples(SETTINGS, EXACT, subset, range(40)).records:
         for image, text in itertools.pairwise(record.segments):

@@ -1,4 +1,4 @@
-"""A chat endpoint on localhost for the tests of all who ask one."""
+"""A chat endpoint on localhost for the tests of its clients."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ def request(text: str = "one", **changes) -> ChatRequest:
 
 
 def echo(handler, body):
-    """The usual act: the question comes back as the word."""
+    """Perform the usual act: return the question as the word."""
     handler.send(completion(json.dumps({"word": body["messages"][1]["content"][0]["text"]})))
 
 
 def read_entries(settings) -> list[dict]:
-    """The entries of a cache in their order, as SQLite alone reads them."""
+    """Read the entries of a cache, in order, with SQLite alone."""
     with contextlib.closing(sqlite3.connect(f"{settings.cache}/cache.db")) as database:
         return [json.loads(value) for (value,) in database.execute("SELECT value FROM Cache ORDER BY rowid")]
 

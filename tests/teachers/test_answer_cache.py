@@ -22,14 +22,14 @@ ANSWER = PaidAnswer("{}", None, "stop", 1, 1)
 
 
 def change(folder, statement, *values):
-    """Changes the database behind the cache's back."""
+    """Change the database without the cache's knowledge."""
     with contextlib.closing(sqlite3.connect(f"{folder}/cache.db")) as database, database:
         assert database.execute(statement, values).rowcount > 0
 
 
 @pytest.fixture
 def earlier(settings):
-    """The settings with a cache that pdgen 0.3.0 wrote, with two answers to each question at most."""
+    """Settings with a cache written by pdgen 0.3.0, with at most two answers to each question."""
     shutil.copytree(EARLIER, settings.cache)
     return structs.replace(settings, answers=2)
 
@@ -59,7 +59,7 @@ DAMAGE = [b"", b"{", b'{"model": 1}', b'{"model":"m","task":"t","answers":[{}]}'
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_of_earlier_versions_is_one_warning_and_asked_again(server, earlier, caplog, damage):
+def test_a_damaged_file_of_earlier_versions_is_one_warning_and_a_new_request(server, earlier, caplog, damage):
     path = next(path for path in pathlib.Path(earlier.cache).rglob("*.json") if "größer" in path.read_text())
     path.write_bytes(damage)
     caplog.set_level("WARNING", logger="absl")
@@ -70,7 +70,7 @@ def test_a_damaged_file_of_earlier_versions_is_one_warning_and_asked_again(serve
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, 7, "text", None])
-def test_a_damaged_entry_is_one_warning_and_asked_again(server, settings, caplog, damage):
+def test_a_damaged_entry_is_one_warning_and_a_new_request(server, settings, caplog, damage):
     ep.Endpoint(settings).ask(request())
     whole = read_entries(settings)
     change(settings.cache, "UPDATE Cache SET value = ?", damage)
@@ -83,7 +83,7 @@ def test_a_damaged_entry_is_one_warning_and_asked_again(server, settings, caplog
 
 
 class Bomb:
-    """A pickle of it makes a file when it is loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -114,7 +114,7 @@ def test_a_damaged_database_is_one_line(tmp_path, use):
     assert len(str(fault.value)) < 400
 
 
-def test_no_answer_gives_way_to_others(tmp_path):
+def test_no_answer_is_evicted(tmp_path):
     cache = AnswerCache(tmp_path)
     cache.write("ab", "m", "t", [ANSWER])
     change(tmp_path, "UPDATE Settings SET value = 1 WHERE key = 'size_limit'")

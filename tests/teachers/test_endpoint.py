@@ -1,4 +1,4 @@
-"""The endpoint against a real server on localhost that is slow, rude, wrong and cut off."""
+"""The endpoint against a real server on localhost that is slow, refuses, answers wrongly and hangs up."""
 
 import email.utils
 import json
@@ -25,7 +25,7 @@ def with_patience(settings, **changes):
     return structs.replace(settings, patience=structs.replace(settings.patience, **changes))
 
 
-def test_an_answer_is_paid_once_also_after_a_restart(server, settings):
+def test_an_answer_is_paid_once_even_after_a_restart(server, settings):
     first = ep.Endpoint(settings)
     assert first.ask(request()) == Word("one") == first.ask(request())
     again = ep.Endpoint(settings)
@@ -38,7 +38,7 @@ def test_an_answer_is_paid_once_also_after_a_restart(server, settings):
     assert again.ledger.price(again.ledger.total()) == 0
 
 
-def test_what_is_sent(server, settings):
+def test_the_request(server, settings):
     parameters = {**settings.parameters, "of this server alone": [1, None]}
     ep.Endpoint(structs.replace(settings, url=settings.url + "/", parameters=parameters)).ask(request("one"))
     assert server.paths == ["/v1/chat/completions"]
@@ -80,7 +80,7 @@ def test_each_part_of_the_question_is_part_of_its_key(server, settings):
         (refuses(429, "slow down"), "HTTP 429"),
         (refuses(500, "oops"), "HTTP 500"),
         (refuses(503), "HTTP 503"),
-        (refuses(425), "HTTP 425"),  # the client's own retries leave this one out
+        (refuses(425), "HTTP 425"),  # the OpenAI client itself does not retry this one
         (sends(b"<html>gateway</html>"), "garbage"),
         (sends(b'{"choices": []}'), "garbage"),
         (sends(b'{"object": "error"}'), "garbage"),
@@ -89,7 +89,7 @@ def test_each_part_of_the_question_is_part_of_its_key(server, settings):
         (hangs_up, "cut connection"),
     ],
 )
-def test_passing_failures_are_tried_again_and_counted(server, settings, act, reason):
+def test_temporary_failures_are_retried_and_counted(server, settings, act, reason):
     server.script.extend([act, act])
     client = ep.Endpoint(settings)
     assert client.ask(request()) == Word("one")
@@ -124,7 +124,7 @@ def test_retry_after_is_obeyed(server, settings):
     start = time.monotonic()
     client.ask(request())
     assert 0.4 <= time.monotonic() - start < 1.0
-    # A date that has passed asks for nothing, nor does what is neither a number nor a date.
+    # Neither a past date nor anything but a number or a date asks for a wait.
     server.script.extend(refuses(503, Retry_After=v) for v in ("Wed, 21 Oct 2015 07:28:00 GMT", "nan", "soon"))
     start = time.monotonic()
     client.ask(request("two"))
@@ -142,7 +142,7 @@ def test_a_server_that_asks_for_too_long_a_wait(server, settings):
     assert len(server.bodies) == 1
 
 
-def test_attempts_end(server, settings):
+def test_attempts_are_limited(server, settings):
     server.usual = refuses(500, "down for\nrepair")
     client = ep.Endpoint(settings)
     with pytest.raises(TeacherError, match="no answer in 4 attempts; the last: HTTP 500: down for repair"):
@@ -176,7 +176,7 @@ def test_a_redirect_is_not_followed_with_the_key(server, settings):
         (says('{"word": "bad"}'), "unsuitable"),
     ],
 )
-def test_malformed_answers_are_asked_again_with_the_reason_and_counted(server, settings, act, reason):
+def test_malformed_answers_are_requested_again_with_the_reason_and_counted(server, settings, act, reason):
     def check(answer):
         if answer.word == "bad":
             raise ValueError("the word is bad")
@@ -219,7 +219,7 @@ def test_a_refusal_is_final_and_kept(server, settings, act):
     assert len(server.bodies) == 1
 
 
-def test_braces_in_a_wrapping_and_no_count_of_tokens(server, settings):
+def test_wrapped_json_without_a_count_of_tokens(server, settings):
     server.usual = says('Sure!\n```json\n{"word": "wrapped"}\n```', usage=False)
     client = ep.Endpoint(settings)
     assert client.ask(request()) == Word("wrapped")
@@ -236,7 +236,7 @@ def test_the_server_sees_no_more_than_the_limit(server, settings):
     words = [f"word {n}" for n in range(24)]
     assert [a.word for a in client.map(map(request, words))] == words
     assert server.peak == 4
-    # Threads of one's own are held to the same limit.
+    # The caller's own threads share the limit.
     threads = [threading.Thread(target=client.ask, args=(request(f"own {n}"),)) for n in range(12)]
     [t.start() for t in threads]
     [t.join() for t in threads]
@@ -244,7 +244,7 @@ def test_the_server_sees_no_more_than_the_limit(server, settings):
     assert client.ledger.total().calls == 36
 
 
-def test_map_keeps_order_takes_a_few_ahead_and_lets_a_rejected_one_stand(server, settings):
+def test_map_keeps_order_reads_ahead_and_returns_rejections(server, settings):
     def act(handler, body):
         word = body["messages"][1]["content"][0]["text"]
         time.sleep(0.05 if word == "0" else 0)
@@ -281,13 +281,13 @@ def test_map_stops_at_a_fatal_answer_and_when_closed(server, settings):
     assert seen <= 16
     time.sleep(0.1)
     assert len(server.bodies) == seen
-    # What was under way is in the cache: the same questions again, and only new ones reach the server.
+    # Answers in progress reached the cache: of the same questions, only new ones reach the server.
     assert len(read_entries(settings)) == seen
     list(ep.Endpoint(settings).map(request(str(n)) for n in range(20)))
     assert len(server.bodies) == 20
 
 
-def test_a_malformed_answer_after_the_closing_is_not_asked_again(server, settings):
+def test_a_malformed_answer_after_closing_is_not_requested_again(server, settings):
     closing = threading.Event()
 
     def act(handler, body):
@@ -311,7 +311,7 @@ def test_closing_does_not_wait_out_a_backoff(server, settings):
     server.usual = refuses(500)
     patience = with_patience(settings, backoff=30.0, longest_wait=60.0)
     answers = ep.Endpoint(patience).map(request(str(n)) for n in range(8))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test suite in the background ignores SIGINT
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.start()
     start = time.monotonic()
@@ -362,7 +362,7 @@ def test_two_processes_that_ask_the_same_pay_once(server, settings):
 
 
 @pytest.mark.slow
-def test_killed_in_between_nothing_is_paid_twice(server, settings):
+def test_after_a_kill_nothing_is_paid_twice(server, settings):
     release = threading.Event()
 
     def act(handler, body):

@@ -1,4 +1,4 @@
-"""The endpoint's settings: impossible ones are refused, and its key is shown nowhere."""
+"""The endpoint's settings: impossible ones are refused, and its key is never shown."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from tests.support.chat_server import refuses, says, sends
 from tests.teachers.conftest import KEY, read_entries, request
 
 
-def test_the_key_is_nowhere(server, settings, tmp_path, caplog, capfd):
+def test_the_key_is_never_shown(server, settings, tmp_path, caplog, capfd):
     caplog.set_level("DEBUG")
     echoed = f"Incorrect key {KEY}, also written {json.dumps(KEY)} and {KEY.replace('/', chr(92) + '/')}"
     faults = []
@@ -35,7 +35,7 @@ def test_the_key_is_nowhere(server, settings, tmp_path, caplog, capfd):
 
 
 @pytest.mark.parametrize("value", [None, "", "two words", "new\nline", 'quo"te', "ключ"])
-def test_a_missing_or_impossible_key_is_told_by_its_variable(settings, monkeypatch, value):
+def test_a_missing_or_impossible_key_is_named_by_its_variable(settings, monkeypatch, value):
     monkeypatch.delenv("TEST_KEY")
     if value is not None:
         monkeypatch.setenv("TEST_KEY", value)
@@ -45,7 +45,7 @@ def test_a_missing_or_impossible_key_is_told_by_its_variable(settings, monkeypat
     ep.Endpoint(settings, dry_run=True)
 
 
-def test_no_key_variable_no_header_and_nothing_of_the_environments_account(server, settings, monkeypatch):
+def test_without_a_key_variable_no_credentials_are_sent(server, settings, monkeypatch):
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
         monkeypatch.setenv(f"OPENAI_{name}", "sk-other")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")

@@ -27,7 +27,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_pipeline() -> FluxKontextPipeline:
-    """All parts of the real one with some ten thousand weights; a latent is 8 pixels wide, as in the real one."""
+    """Make all parts of the real pipeline with some ten thousand weights; a latent is 8 pixels wide, as there."""
     torch.manual_seed(0)
     clip = {
         "vocab_size": 16,
@@ -84,7 +84,7 @@ def tiny_pipeline() -> FluxKontextPipeline:
 @pytest.fixture(scope="module")
 def pipeline():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # at these sizes threads wait for each other, thirty times as long as they work
+    torch.set_num_threads(1)  # at these sizes threads wait thirty times as long as they work
     yield tiny_pipeline()
     torch.set_num_threads(threads)
 
@@ -111,7 +111,7 @@ def test_each_part_of_a_stroke_counts_and_equal_strokes_give_equal_bytes(pipelin
     assert len({p.tobytes() for p in seen}) == 5
 
 
-def test_it_is_the_pipeline_called_by_hand(pipeline):
+def test_it_equals_the_pipeline_called_directly(pipeline):
     before = picture(3)
     drawn = KontextPainter(SETTINGS, pipeline).paint(stroke(previous=before, seed=5))
     by_hand = pipeline(

@@ -1,4 +1,4 @@
-"""Planners: exact plans the exact judge accepts at every step, and what a chat endpoint is asked and may answer."""
+"""Planners: the exact judge accepts exact plans at every step; requests to a chat endpoint and its answers."""
 
 import json
 
@@ -24,7 +24,7 @@ def answer(*steps):
 
 def test_hand_made_prompt():
     plans = [parse_plan(plan) for plan in ExactPlanner().plan(PROMPT)]
-    assert len(plans) > 1  # three entities, of which no more than two share a step
+    assert len(plans) > 1  # three entities, at most two in a step
     assert canonicalize(parse(plans[-1][1])) == canonicalize(parse(PROMPT))
     (instruction, description), *more = map(parse_plan, ExactPlanner(max_steps=1).plan(PROMPT))
     assert not more and "two red circles" in instruction and "green star" in instruction and "star" in description
@@ -41,7 +41,7 @@ def test_every_plan_agrees_with_its_prompt_and_the_last_one_completes_it(seed):
     for step in range(1, 1 + len(plans)):
         verdict = ExactJudge().judge_plan(prompt, plans[:step])
         assert verdict.accept, (prompt, plans, verdict)
-    # All the plans say, the prompt asks for, and the other way round.
+    # The plans state exactly what the prompt asks for.
     assert canonicalize(parse(parse_plan(plans[-1])[1])) == canonicalize(parse(prompt))
 
 
@@ -81,7 +81,7 @@ def test_the_endpoint_is_asked_once_and_its_steps_become_plans(server, settings)
         ("Draw a lake, then a boat.", "truncated"),
     ],
 )
-def test_answers_of_no_use_are_asked_again_then_declined(server, settings, wrong, reason):
+def test_useless_answers_are_requested_again_then_declined(server, settings, wrong, reason):
     server.usual = says(wrong)
     with pytest.raises(AnswerError, match=f"plan steps: .*{reason}"):
         EndpointPlanner(Endpoint(settings), max_steps=2).plan("a lake")

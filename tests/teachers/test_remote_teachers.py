@@ -1,4 +1,4 @@
-"""What judge and writer ask an endpoint, and what they make of its answers."""
+"""Requests of the remote judge and writer, and their readings of the answers."""
 
 import json
 import pathlib
@@ -18,11 +18,11 @@ from tests.teachers.conftest import PLAN, YES, Word, request
 NO = '{"analysis": "The circle is blue.", "accept": false, "correction": "Make it red."}'
 
 
-def test_a_dry_run_sends_and_writes_nothing_and_tells_calls_tokens_and_price(server, settings, monkeypatch):
+def test_a_dry_run_sends_nothing_and_estimates_calls_tokens_and_price(server, settings, monkeypatch):
     monkeypatch.delenv("TEST_KEY")
     client = ep.Endpoint(settings, dry_run=True)
     assert client.ask(request()) == Word("assumed")
-    client.ask(request())  # by then it would be in the cache
+    client.ask(request())  # in a real run it would be in the cache
     judge = EndpointJudge(client)
     picture = np.zeros((512, 1024, 3), np.uint8)
     assert judge.judge_picture(PLAN, picture, picture).accept
@@ -116,7 +116,7 @@ def test_impossible_graphs_are_malformed_and_a_prompt_without_graph_is_refused(s
     assert client.ledger.rejected == {"against the schema": 1}
 
 
-def test_schemas_say_nothing_of_docstrings_and_have_an_object_as_root():
+def test_schemas_omit_docstrings_and_have_an_object_as_root():
     for answer, strict in ((JudgeAnswer, True), (ParseAnswer, False)):
         schema, enforced = make_schema(answer)
         assert enforced is strict

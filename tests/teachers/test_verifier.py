@@ -1,4 +1,4 @@
-"""Critics and verifiers: hand-counted scores, corrections that put a picture right, and strict remote answers."""
+"""Critics and verifiers: scores counted by hand, corrections that mend a picture, and strict remote answers."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ TWO = "a photo of a red circle left of a blue square"
 
 
 def picture(*objects, background="beige"):
-    """Objects as (shape, colour, size, x, y)."""
+    """Paint objects given as (shape, colour, size, x, y)."""
     made = [SceneObject(i, i, shape, color, size, x, y) for i, (shape, color, size, x, y) in enumerate(objects)]
     return paint(Scene(tuple(made), background), 32)
 
@@ -95,7 +95,7 @@ def test_right_pictures_are_accepted_and_wrong_ones_lose_score(name, size, seed)
 
 
 @pytest.mark.parametrize("color", ["green", "yellow", "pink"])
-def test_a_correction_carried_out_on_what_is_there_gives_what_was_asked(color):
+def test_a_correction_applied_to_the_picture_fulfils_the_prompt(color):
     there = parse(f"a {color} circle left of a blue square")
     verdict = CRITIC.critique(TWO, picture(("circle", color, 10, 2, 12), SQUARE))
     after = apply_instruction(there, resolve_instruction(there, parse_instruction(verdict.correction)))

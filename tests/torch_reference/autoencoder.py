@@ -64,7 +64,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the size; pads one pixel, right and bottom only."""
+    """A layer that halves the size; it pads one pixel, right and bottom only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -75,7 +75,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the size by nearest neighbour, then a convolution."""
+    """A layer that doubles the size by nearest neighbour and convolves."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -103,7 +103,7 @@ def level(widths: list[int], groups: int, resample: tuple[str, nn.Module] | None
 
 
 def run(module: nn.ModuleDict, x: Tensor) -> Tensor:
-    """Applies a level or a middle: its children in order."""
+    """Apply a level or a middle: its children in order."""
     for child in module.values():
         for layer in child if isinstance(child, nn.ModuleList) else [child]:
             x = layer(x)

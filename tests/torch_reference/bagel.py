@@ -23,7 +23,7 @@ CONFIG_FILES = ("config", "llm_config", "vit_config")
 
 @dataclasses.dataclass
 class Inputs:
-    """What stands in a packed sequence of S tokens, by input kind; absent kinds keep their defaults.
+    """Contents of a packed sequence of S tokens, by input kind; absent kinds keep their defaults.
 
     Attributes:
       text_ids, text_indexes: [U'] ids (switch tokens too) and their indexes into the sequence.
@@ -56,7 +56,7 @@ class Inputs:
 
 @dataclasses.dataclass
 class Targets:
-    """What a packed sequence is trained on.
+    """Targets of a packed sequence.
 
     Attributes:
       ce_indexes, labels: [N] indexes into the sequence and the token ids that follow there.
@@ -195,5 +195,5 @@ def load_configs(folder: pathlib.Path) -> list[dict]:
 
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:
-    """Moves t in [0, 1] towards the noise: s t / (1 + (s - 1) t)."""
+    """Move t in [0, 1] towards the noise: s t / (1 + (s - 1) t)."""
     return shift * t / (1 + (shift - 1) * t)

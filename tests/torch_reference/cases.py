@@ -1,4 +1,4 @@
-"""Random models and samples, and the same in pdgen's form, for parity tests and benchmarks."""
+"""Random models and samples, for the reference and for pdgen, in parity tests and benchmarks."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def random_switches(config: ModelConfig) -> Switches:
 
 
 class SampleMaker:
-    """Draws segments for one config; ``grids`` are (rows, columns) of VAE tokens or ViT patches."""
+    """A source of random segments for one config; ``grids`` are (rows, columns) of VAE tokens or ViT patches."""
 
     def __init__(self, config: ModelConfig, seed: int):
         self.config, self.generator = config, torch.Generator().manual_seed(seed)
@@ -85,7 +85,7 @@ class SampleMaker:
         return [noised, Segment("vae", values=values, table_ids=ids)]
 
     def trajectory(self, words: int, vae_grids: list[tuple[int, int]], vit_grid: tuple[int, int]) -> list[Segment]:
-        """A prompt, then per image a plan, its three copies and an inspection; all but the prompt learnt."""
+        """A prompt, then per image a plan, its three copies and an inspection; all but the prompt are targets."""
         switches = random_switches(self.config)
         segments = [self.text(words)]
         for grid in vae_grids:

@@ -11,7 +11,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, app
 
 @dataclasses.dataclass
 class Layout:
-    """Where the tokens of a sequence of S stand and what they see.
+    """Places of the tokens of a sequence of S, and what they see.
 
     Attributes:
       und: [U] and
@@ -39,7 +39,7 @@ class PerExpert(nn.Module):
     """Base of the modules that hold a parameter set per expert, the second with suffix ``_moe_gen``."""
 
     def by_expert(self, name: str, x: Tensor, num_und: int) -> Tensor:
-        """Applies child ``name`` to the first ``num_und`` tokens of ``x`` and its twin to the others."""
+        """Apply child ``name`` to the first ``num_und`` tokens of ``x`` and its twin to the others."""
         und, gen = getattr(self, name), getattr(self, name + "_moe_gen")
         return torch.cat([und(x[:num_und]), gen(x[num_und:])])
 
@@ -119,7 +119,7 @@ class Decoder(PerExpert):
         self.rope_theta, self.head_dim = rope_theta(config), head_dim(config)
 
     def forward(self, x: Tensor, layout: Layout, past: list | None = None) -> tuple[Tensor, list]:
-        """Runs the layers on embeddings.
+        """Run the layers on embeddings.
 
         Args:
           x: [S, D] in sequence order.

@@ -1,4 +1,4 @@
-"""Lays samples out as one packed sequence: indexes, rotary positions, masks and targets.
+"""Samples as one packed sequence: indexes, rotary positions, masks and targets.
 
 Written token by token from the rules, with dense masks; slow and plain on purpose.
 """
@@ -72,8 +72,8 @@ def sample_positions(segments: list[Segment]) -> Tensor:
 
 
 def pack(samples: list[list[Segment]], switches: Switches) -> tuple[Inputs, Targets]:
-    """Packs samples in their order; every VAE token's latent is noised where its segment is a target."""
-    text, vit, vae, ce, mse = [], [], [], [], []  # (index, what stands or is to be predicted there)
+    """Pack samples in their order; every VAE token's latent is noised if its segment is a target."""
+    text, vit, vae, ce, mse = [], [], [], [], []  # (index, what is there or is to be predicted there)
     cursor = 0
     for segment in (segment for sample in samples for segment in sample):
         is_text = segment.kind == "text"

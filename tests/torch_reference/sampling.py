@@ -61,19 +61,19 @@ def position_ids(rows: int, columns: int, max_side: int, interpolate: bool) -> T
 
 
 class Sampler:
-    """The model, its autoencoder and switch tokens; no method changes a cache it is given."""
+    """The model, its autoencoder and switch tokens; no method changes a given cache."""
 
     def __init__(self, model: Bagel, autoencoder: Autoencoder, switches: Switches):
         self.model, self.autoencoder, self.switches = model, autoencoder, switches
         self.decoder = model.language_model.model
 
     def add_text(self, cache: Cache, ids: list[int]) -> Cache:
-        """Appends the segment of words ``ids``; the position advances by every token."""
+        """Append the segment of words ``ids``; the position advances by every token."""
         ids = [self.switches.im_start, *ids, self.switches.im_end]
         return self.feed(cache, ids)[1]
 
     def add_vae_image(self, cache: Cache, image: Tensor) -> Cache:
-        """Appends a clean VAE image [3, H, W] in [-1, 1]; the position advances by one."""
+        """Append a clean VAE image [3, H, W] in [-1, 1]; the position advances by one."""
         latent = self.autoencoder.encode(image[None])[0]
         patch = self.model.latent_patch_size
         ids = self._latent_positions(latent.shape[1] // patch, latent.shape[2] // patch)
@@ -84,7 +84,7 @@ class Sampler:
         return self._store(cache, self.run(inputs, cache)[1], len(inputs.position_ids), advance=1)
 
     def add_vit_image(self, cache: Cache, image: Tensor) -> Cache:
-        """Appends a ViT image [3, H, W] in [-1, 1]; the position advances by one."""
+        """Append a ViT image [3, H, W] in [-1, 1]; the position advances by one."""
         patch, side = self.model.vit_patch_size, self.model.vit_max_side
         rows, columns = image.shape[1] // patch, image.shape[2] // patch
         tokens = patchify(image, patch)
@@ -95,7 +95,7 @@ class Sampler:
         return self._store(cache, self.run(inputs, cache)[1], len(inputs.position_ids), advance=1)
 
     def greedy_text(self, cache: Cache, count: int) -> tuple[Tensor, Tensor]:
-        """Decodes ``count`` tokens without stopping.
+        """Decode ``count`` tokens without stopping.
 
         Returns:
           the tokens fed [count], of which the first is ``im_start``, and the logits after each
@@ -135,7 +135,7 @@ class Sampler:
         )
 
     def feed(self, cache: Cache, ids: list[int]) -> tuple[Tensor, Cache]:
-        """Runs text tokens as they are: the hidden states [Q, D] after the final norm, the grown cache."""
+        """Run text tokens as they are: the hidden states [Q, D] after the final norm, the grown cache."""
         count = len(ids)
         inputs = Inputs(
             text_ids=torch.tensor(ids),
@@ -153,7 +153,7 @@ class Sampler:
 
 
 class TaylorSeer:
-    """Forecasts the last layer's output from its past differences, so that steps can skip the layers.
+    """A forecast of the last layer's output from its past differences, so that steps can skip the layers.
 
     Steps 0 to 4 are full, then every third; a skipped step sums D(i) d^i / i! over the differences D(i), d
     steps after the last full one. D(0) is the output and D(i + 1) = (D(i) - previous D(i)) / (steps between).
@@ -169,7 +169,7 @@ class TaylorSeer:
         return step < self.WARM_UP or self.last is None or step - self.last >= self.INTERVAL
 
     def update(self, step: int, output: Tensor) -> None:
-        """Records a full step's output."""
+        """Record a full step's output."""
         new = [output]
         if step >= self.WARM_UP - 1:
             for order, old in enumerate(self.differences[: self.MAX_ORDER]):
@@ -219,14 +219,14 @@ def guide(v: Tensor, v_text: Tensor, v_image: Tensor | None, settings: ImageSett
 
 
 def rescale(guided: Tensor, v: Tensor, per_token: bool, least: float) -> Tensor:
-    """Shrinks ``guided`` to the norm of ``v`` (over all values, or per token), by ``least`` at most."""
+    """Shrink ``guided`` to the norm of ``v`` (over all values, or per token), by ``least`` at most."""
     dims = {"dim": -1, "keepdim": True} if per_token else {}
     ratio = torch.linalg.vector_norm(v, **dims) / (torch.linalg.vector_norm(guided, **dims) + 1e-8)
     return guided * ratio.clamp(least, 1.0)
 
 
 def draw_image(branches: list[Branch], noise: Tensor, settings: ImageSettings) -> Tensor:
-    """Integrates dz = v dt from noise at t = 1 to an image at t = 0 by Euler steps.
+    """Integrate dz = v dt from noise at t = 1 to an image at t = 0 by Euler steps.
 
     Args:
       branches: the full context, the one without the last text, the one without images.

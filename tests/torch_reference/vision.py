@@ -23,7 +23,7 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers; the last one that the json file counts does not exist."""
+    """The layers; the json file counts one more than exist."""
 
     def __init__(self, config: SiglipVisionConfig):
         super().__init__()
@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """Only there to give the parameters their published names."""
+    """A wrapper that gives the parameters their published names."""
 
     def __init__(self, config: SiglipVisionConfig, max_side: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The batch, the model and the step that tests of training share."""
+"""The batch, model and step that tests of training share."""
 
 import dataclasses
 import functools

@@ -84,7 +84,7 @@ def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
-    """The saving thread must not see what the next steps write into the same memory."""
+    """The next steps write into the same memory; the saving thread must not see it."""
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 7, state), donate_argnums=0)
     with open_checkpoints(tmp_path) as checkpoints:
         state = jax.device_put(state_at(1), shardings((1, 1, 1)))
@@ -99,7 +99,7 @@ def test_the_newest_and_every_third_stay(tmp_path):
     assert list_steps(save_steps(tmp_path, *range(1, 8), keep=2, keep_every=3)) == [3, 6, 7]
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     folder = save_steps(tmp_path, 1)
     for name in ("2.orbax-checkpoint-tmp", "0.removed"):
         (folder / name / "deep").mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_digests_are_those_of_the_files_and_precede_the_commit(tmp_path, monkeyp
     assert seen == [(True, [])]
     stated = json.loads((folder / DIGESTS).read_text())
     values = [path for path in folder.rglob("*") if path.is_file() and "/c" in str(path.relative_to(folder))]
-    assert len(values) >= 6  # a file at least for every leaf
+    assert len(values) >= 6  # at least a file for every leaf
     for path in values:
         data = path.read_bytes()
         entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -157,7 +157,7 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_set_aside(kind, tmp_path):
     folder = save_steps(tmp_path, 1, 2)
-    (folder / "2.damaged").mkdir()  # of an earlier time
+    (folder / "2.damaged").mkdir()  # left from an earlier start
     harm, what = DAMAGES[kind]
     harm(folder / "2")
     with open_checkpoints(tmp_path, lines := []) as checkpoints:
@@ -170,7 +170,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(kind, tmp_path):
     assert list((folder / "2.damaged-2").iterdir())
 
 
-def test_with_all_damaged_the_run_is_refused(tmp_path):
+def test_with_all_checkpoints_damaged_the_run_is_refused(tmp_path):
     folder = save_steps(tmp_path, 1, 2)
     flip(folder / "1" / KERNEL)
     flip(folder / "2" / KERNEL)

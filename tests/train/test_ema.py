@@ -22,7 +22,7 @@ def test_closed_form():
     np.testing.assert_allclose(ema["w"], expected, rtol=1e-5)
 
 
-def test_decay_0_keeps_no_average():
+def test_a_decay_of_0_keeps_no_average():
     config = OptimizerConfig()
     assert init_ema(config, {"w": np.ones(3)}) == {} == update_ema(config, {}, {"w": np.ones(3)}, jnp.int32(1))
 
@@ -46,7 +46,7 @@ def test_rounding_takes_a_neighbour_and_the_mean_is_the_value(value):
     rounded = np.float64(round_stochastically(x, jax.random.key(1)))
     below, above = np.unique(rounded)
     assert below < x[0] < above and above - below <= 2**-7 * abs(value)
-    deviation = 0.5 * (above - below) / np.sqrt(len(x))  # at most, of the mean
+    deviation = 0.5 * (above - below) / np.sqrt(len(x))  # the mean's, at most
     np.testing.assert_allclose(rounded.mean(), np.float64(x[0]), rtol=0, atol=4 * deviation)
 
 

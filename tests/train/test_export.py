@@ -1,4 +1,4 @@
-"""From a run's checkpoints to a pdgen checkpoint and a BAGEL folder, and a workdir that is loaded like a checkpoint."""
+"""Exports of a run as a pdgen checkpoint and a BAGEL folder, and workdirs loaded like checkpoints."""
 
 import dataclasses
 import functools
@@ -161,7 +161,7 @@ def test_a_bagel_folder_of_either_weights(workdir, tmp_path):
     assert not list(folder.glob(".ema*"))
 
 
-def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
+def test_exports_that_are_impossible_are_one_line(workdir, init, tmp_path):
     def line(kind, function, *arguments):
         with pytest.raises(kind) as fault:
             function(*arguments, lambda line: None)
@@ -189,7 +189,7 @@ def test_what_cannot_be_exported_is_refused_in_a_line(workdir, init, tmp_path):
 
 
 def list_files(folder):
-    """Paths and modification times of all that is in a folder."""
+    """Return paths and modification times of everything in a folder."""
     return sorted((str(path.relative_to(folder)), path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
 
@@ -222,7 +222,7 @@ def test_a_damaged_step_that_is_named_is_refused(workdir):
         load(step)
 
 
-def test_adapters_are_exported_as_peft_has_them(workdir, tmp_path):
+def test_adapters_are_exported_in_peft_s_format(workdir, tmp_path):
     """W + alpha / r * B A in PyTorch, PEFT's formula, gives the kernels of the merged export, layer by layer."""
     folder = workdir(3, lora=LORA)
     line = export_adapters(folder, tmp_path / "adapter", log=lambda line: None)
@@ -272,7 +272,7 @@ def test_runs_without_adapters_export_none(workdir, init, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_layout_of_training_goes_with_the_weights(workdir, tmp_path):
+def test_the_layout_of_training_accompanies_the_weights(workdir, tmp_path):
     """From the workdir into the export, BAGEL's folder and back; the digest of the step is that of its export."""
     folder = workdir(3)
     before = load(folder)
@@ -292,8 +292,8 @@ def test_the_layout_of_training_goes_with_the_weights(workdir, tmp_path):
         load(folder / CHECKPOINTS / "3")
 
 
-def test_the_layout_is_measured_in_the_data(tmp_path):
-    """Sizes from the latents, copies as they are laid out, without those that condition dropout always drops."""
+def test_the_layout_is_measured_on_the_data(tmp_path):
+    """Sizes come from the latents, copies from the layout, without those that condition dropout always drops."""
     edit = Record(
         id="edit",
         source="test",

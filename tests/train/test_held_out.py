@@ -41,7 +41,7 @@ def batches(tmp_path_factory):
         ({}, 0, []),
         ({}, 3, [8, 9, 13]),  # two of ten, one of five
         ({"b": 1.0, "a": 0.0}, 2, [12, 13]),
-        ({"a": 2.0, "b": 1.0}, 13, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13]),  # each keeps one
+        ({"a": 2.0, "b": 1.0}, 13, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13]),  # each keeps at least one
     ],
 )
 def test_the_last_records_of_every_subset(mixture, count, expected):

@@ -81,7 +81,7 @@ def _lines(workdir, name="metrics.jsonl"):
 def test_it_learns(whole):
     metrics = _lines(whole[0])
     assert sorted(metrics) == [2, 4, 6, 8, 10, 12]
-    assert abs(metrics[2]["ce"] - np.log(512)) < 1  # fresh: all 512 pieces alike
+    assert abs(metrics[2]["ce"] - np.log(512)) < 1  # at the start all 512 pieces are equally likely
     assert metrics[12]["ce"] < metrics[2]["ce"] - 1
 
 
@@ -138,7 +138,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, whole, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_finished_run_that_is_given_more_steps_has_the_bits_of_one_that_was_begun_with_them(run, whole, tmp_path):
+def test_extending_a_finished_run_gives_the_bits_of_a_longer_one(run, whole, tmp_path):
     """The steps after the end of the first run's cosine have its last learning rate."""
     shutil.copytree(whole[0], tmp_path / "more")
     longer = dataclasses.replace(run, num_steps=16)
@@ -156,7 +156,7 @@ def test_a_finished_run_that_is_given_more_steps_has_the_bits_of_one_that_was_be
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_checkpoint_it_is_given(run, whole, tmp_path):
+def test_a_run_starts_from_a_given_checkpoint(run, whole, tmp_path):
     still = dataclasses.replace(run, init=str(whole[1]), num_steps=2, optimizer=OptimizerConfig(learning_rate=0.0))
     lines = []
     export = _train(still, tmp_path, lines.append)

@@ -198,7 +198,7 @@ def test_a_mixture_that_does_not_suit_the_subsets(run, tmp_path, mixture, line):
 
 @pytest.fixture
 def halves(tmp_path):
-    """Subset "read": texts are targets, images are context; subset "draw": the other way round."""
+    """Subset "read" has texts as targets and images as context; subset "draw" the reverse."""
     folder = tmp_path / "halves"
     folder.mkdir()
 
@@ -222,7 +222,7 @@ def test_a_mixture_without_a_target_of_one_kind(run, halves, tmp_path, mixture, 
     assert line.startswith(f"config: mixture: no document of {lacks}") and line.endswith(remedy)
 
 
-def test_a_mixture_of_both_kinds_or_without_need_of_texts(run, halves, tmp_path):
+def test_a_mixture_with_both_kinds_or_without_a_text_loss(run, halves, tmp_path):
     check(dataclasses.replace(run, data=halves), tmp_path / "both")
     drawing = dataclasses.replace(run, data=halves, mixture={"read": 0.0, "draw": 1.0}, ce_weight=0.0)
     check(drawing, tmp_path / "drawing")
@@ -237,7 +237,7 @@ def test_the_folder_of_another_run(run, tmp_path):
     assert (workdir / "config.json").read_text() == before
 
 
-def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
+def test_a_run_continues_with_another_mesh_and_accumulation(run, tmp_path):
     check(run, tmp_path / "run")
     numbers = {key: getattr(run, key) + 1 for key in CHANGEABLE_KEYS if type(getattr(run, key)) is int}
     assert {"accumulate", "save_every", "keep", "log_every", "workers"} <= set(numbers)
@@ -247,12 +247,12 @@ def test_a_run_goes_on_with_another_mesh_and_accumulation(run, tmp_path):
 
 
 def test_two_runs_in_a_folder(run, tmp_path):
-    """The second is refused while the first lives; one killed leaves nothing that blocks, only an unlocked file."""
+    """The second is refused while the first runs; a killed run leaves only an unlocked file."""
     check(run, tmp_path / "run")
     script = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(99)"
     command = [sys.executable, "-uc", script, str(tmp_path / "run" / "lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()  # it has the lock
+        other.stdout.readline()  # it holds the lock
         with pytest.raises(RunError, match=r"run: another run is training here; wait for its end, or name another"):
             check(run, tmp_path / "run")
         other.kill()
@@ -326,8 +326,8 @@ def test_a_folder_that_may_not_be_written(run, tmp_path):
         ("constant", 0, "the constant learning rate continues"),
     ],
 )
-def test_a_run_that_is_given_more_steps(run, tmp_path, schedule, decay_steps, line):
-    """The learning rates of the steps that are done stay, also when the run is continued twice."""
+def test_a_run_may_be_extended(run, tmp_path, schedule, decay_steps, line):
+    """The learning rates of finished steps stay, even if the run is extended twice."""
     run = dataclasses.replace(run, optimizer=OptimizerConfig(schedule=schedule))
     check(run, tmp_path)
     before = 12
@@ -344,14 +344,14 @@ def test_a_run_that_is_given_more_steps(run, tmp_path, schedule, decay_steps, li
         continue_schedule(run, tmp_path, print)
 
 
-def test_a_schedule_that_would_have_been_another(run, tmp_path):
+def test_a_changed_schedule_is_refused(run, tmp_path):
     check(run, tmp_path)
     other = dataclasses.replace(run, num_steps=20, optimizer=OptimizerConfig(decay_steps=20))
     with pytest.raises(RunError, match=r"other values of optimizer.decay_steps \(12, now 20\); name another --workdir"):
         check(continue_schedule(other, tmp_path, print), tmp_path)
 
 
-def test_many_other_values_are_counted(run, tmp_path):
+def test_many_changed_values_are_counted(run, tmp_path):
     check(run, tmp_path)
     changes = {"ce_weight": 0.5, "seed": 7, "data": "d" * 500, "turns": "single", "draws": 2}
     with pytest.raises(RunError) as caught:

@@ -41,7 +41,7 @@ def test_the_averages():
     np.testing.assert_allclose(after["grad_norm"], 1, rtol=1e-6)
 
 
-def test_a_loss_that_stays_high_is_accepted_in_time():
+def test_a_loss_that_stays_high_is_accepted_eventually():
     found, _ = detect_spikes([1] + [3] * 60, [1] * 61)
     assert found[1:21] == [True] * 20 and not found[-1]
     assert sorted(found[1:], reverse=True) == found[1:]
@@ -73,7 +73,7 @@ def test_a_skipped_update_changes_no_parameter(step):
     assert after.step == 10 and metrics["skipped_spikes"] == after.spikes["skipped"] == 5
 
 
-def test_an_update_that_is_no_spike(step):
+def test_an_update_without_a_spike(step):
     before, after, metrics = step(average=10.0)
     name = ("language", "embed", "embedding")
     for part in ("trained", "ema"):

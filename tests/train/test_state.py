@@ -16,7 +16,7 @@ from pdgen.train.step import train_step
 from tests.support.small import CONFIG, shaken_params
 from tests.train.cases import KEY, OPTIMIZER, STEP, after_one_step, flat, make_batch
 
-# The generation expert alone is trained, at half the learning rate; its norms at all of it.
+# Only the generation expert is trained, at half the learning rate; its norms at the full rate.
 FACTORS = (
     ("language/(layers|norm)/gen/.*(?<!norm)/(kernel|bias)", 0.5),
     ("language/(layers|norm)/gen.*/scale", 1.0),

@@ -143,7 +143,7 @@ def test_training_lowers_the_loss(params, batch):
         np.testing.assert_array_equal(state.frozen[name]["table"], params[name]["table"])
 
 
-def test_the_sums_of_two_halves_are_the_batch_s(params, batch, reference):
+def test_the_sums_of_two_halves_are_those_of_the_batch(params, batch, reference):
     """One loss for the whole batch, however it is split: normalised by targets, not by rows."""
     of = jax.jit(functools.partial(loss_sums, CONFIG, COMPUTE))
     halves = [jax.tree.map(lambda leaf, part=part: leaf[part], batch) for part in (slice(0, 4), slice(4, 8))]
@@ -183,7 +183,7 @@ def test_weights_that_sum_to_less_than_one_still_make_a_mean():
 
 
 def test_noise_follows_the_pack_s_number(batch):
-    """Reordered rows draw the same bits; other rows and other keys draw other values."""
+    """Reordered rows draw the same bits; other rows and keys draw other values."""
     draw = jax.jit(functools.partial(draw_flow_inputs, CONFIG))
     order = np.array([5, 0, 7, 2, 1, 6, 3, 4])
     moved = jax.tree.map(lambda leaf: leaf[order], batch)

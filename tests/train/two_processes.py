@@ -86,7 +86,7 @@ def save_and_restore(number, folder):
 
 
 def find_stop_step(number):
-    """The step after which this process stops; the second process receives SIGTERM in its third step."""
+    """Return the step after which this process stops; the second process receives SIGTERM in its third step."""
     with StopSignals() as signals:
         for step in range(1, 1000):
             if step == 3 and number == 1:

@@ -113,7 +113,7 @@ def test_shards_are_completed_with_their_index(base, tmp_path):
     assert check(back).tensors == open_checkpoint(tmp_path / "pdgen").manifest.tensors
 
 
-def test_the_folder_s_own_files_come_first(base, tmp_path):
+def test_files_of_the_folder_take_precedence(base, tmp_path):
     """A folder that lacks only the ViT keeps its json files, which then say that the ViT is there."""
     folder = copy_of_golden(tmp_path / "mine")
     edit_tensors(folder / WEIGHTS, lambda t: [t.pop(n) for n in list(t) if n.partition(".")[0] in VISION])
@@ -128,7 +128,7 @@ def test_the_folder_s_own_files_come_first(base, tmp_path):
     assert written == json.loads((folder / "config.json").read_text()) | {"visual_und": True}
 
 
-def test_without_a_base_the_line_says_so(tmp_path):
+def test_a_missing_base_is_reported(tmp_path):
     step_folder(tmp_path / "step")
     with pytest.raises(CheckpointError, match=r"step: holds weights without json files.*--base=FOLDER"):
         to_pdgen(tmp_path / "step", tmp_path / "pdgen")
@@ -156,7 +156,7 @@ def test_a_base_must_be_a_whole_bagel_folder(base, tmp_path):
 
 
 def test_the_language_model_is_one_module(base, tmp_path):
-    """One expert alone is no module: a mixture of two trainings would pass for a model."""
+    """One expert alone is not a module: a mixture of two trainings would pass for a model."""
     step_folder(tmp_path / "step")
     edit_tensors(tmp_path / "step" / WEIGHTS, lambda tensors: [tensors.pop(n) for n in list(tensors) if "moe_gen" in n])
     with pytest.raises(CheckpointError, match=rf"faults, \d+ missing: {LANGUAGE}layers\.0.*moe_gen"):

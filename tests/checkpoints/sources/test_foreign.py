@@ -1,4 +1,4 @@
-"""What never converts ends with one short line that says what it is and which file to take."""
+"""Formats that cannot be converted end in one short line that names the format and the file to take instead."""
 
 import json
 
@@ -42,7 +42,7 @@ def refuse(source, said):
     "data, said",
     [(POINTER, "is a Git LFS pointer instead of the file; run git lfs pull"), (PAGE, "is an HTML page instead of")],
 )
-def test_what_a_download_may_leave(folder, name, data, said):
+def test_leftovers_of_a_download(folder, name, data, said):
     (folder / name).write_bytes(data)
     refuse(folder, rf"bagel/{name}: {said}")
 
@@ -126,17 +126,17 @@ def test_a_distributed_checkpoint(tmp_path):
     refuse(tmp_path / "step", r"is a sharded checkpoint of torch\.distributed \(\.distcp\).*merge it to safetensors")
 
 
-def test_a_file_instead_of_its_folder(folder):
+def test_a_file_in_place_of_its_folder(folder):
     line = refuse(folder / WEIGHTS, r"ema\.safetensors: is a file; name its folder")
     assert line.endswith(str(folder))
 
 
-def test_weights_of_another_name(folder):
+def test_weights_under_another_name(folder):
     (folder / WEIGHTS).rename(folder / "bagel.safetensors")
     refuse(folder, r"holds bagel\.safetensors, but neither ema\.safetensors nor model\.safetensors; rename the file")
 
 
-def test_a_bad_file_that_is_not_needed_does_no_harm(folder, tmp_path):
+def test_a_bad_file_that_is_not_needed_is_ignored(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(POINTER)
     (folder / "README.md").write_bytes(PAGE)
     lines = []

@@ -1,4 +1,4 @@
-"""Dtypes that are only read, wrappers' names and tied embeddings, against PyTorch's casts and the reference model."""
+"""Read-only dtypes, wrapper names and tied embeddings, against PyTorch's casts and the reference model."""
 
 import json
 
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def convert(folder, **options):
-    """The parameters of the conversion, and the lines for the user."""
+    """Convert; return the parameters and the lines for the user."""
     lines = []
     to_pdgen(folder, folder.parent / "pdgen", log=lines.append, overwrite=True, **options)
     return load_checkpoint(folder.parent / "pdgen")[1], lines
@@ -69,7 +69,7 @@ def test_plain_fp8(folder, stored):
 
 
 def test_every_fp8_value(folder):
-    """All 256 bytes of both formats, but for infinities and what is no number, against PyTorch."""
+    """All finite values among the 256 bytes of both formats, against PyTorch."""
     rows = []
     for stored in (torch.float8_e4m3fn, torch.float8_e5m2):
         values = torch.arange(256, dtype=torch.int64).to(torch.uint8).view(stored)
@@ -93,13 +93,13 @@ def test_float64(folder):
 
 
 def wrap(name):
-    """As DistributedDataParallel, torch.compile of a part, and activation checkpointing name a tensor."""
+    """Name a tensor as DistributedDataParallel, torch.compile of a part, or activation checkpointing does."""
     name = name.replace("language_model.model.", "language_model._orig_mod.model.")
     return "module." + name.replace("layers.1.", "layers.1._checkpoint_wrapped_module.")
 
 
 @pytest.mark.parametrize("shards", [0, 2])
-def test_wrappers_names(folder, shards):
+def test_names_of_wrappers(folder, shards):
     before = all_bytes(folder)
     whole = expected_arrays(folder)
     edit_tensors(folder / WEIGHTS, lambda t: [t.update({wrap(n): t.pop(n)}) for n in list(t)])
@@ -123,7 +123,7 @@ def test_wrappers_names(folder, shards):
         assert all(data == before[name] for name, data in all_bytes(back).items() if name != WEIGHTS)
 
 
-def test_a_tensor_with_and_without_a_wrapper_s_name(folder):
+def test_a_tensor_under_its_own_name_and_a_wrapper_s(folder):
     edit_tensors(folder / WEIGHTS, lambda t: t.update({"module.llm2vae.bias": t["llm2vae.bias"].clone()}))
     with pytest.raises(CheckpointError, match=r"llm2vae\.bias is in ema\.safetensors and in ema\.safetensors"):
         convert(folder)
@@ -146,7 +146,7 @@ def test_tied_embeddings(folder, missing, serves, dtype):
     assert (back / "llm_config.json").read_bytes() == (folder / "llm_config.json").read_bytes()
 
 
-def test_a_head_that_was_trained_apart_is_no_longer_tied(folder):
+def test_a_separately_trained_head_is_not_tied(folder):
     edit_json(folder / "llm_config.json", tie_word_embeddings=True)
     edit_tensors(folder / WEIGHTS, lambda tensors: tensors.pop(HEAD))
     params, _ = convert(folder)

@@ -1,4 +1,4 @@
-"""A folder's tokenizer in other files or in a folder of its own: the checkpoint's has the golden ids."""
+"""A tokenizer in other files or in a folder of its own: the converted one gives the golden ids."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Folders with raw weights and their moving average: which are converted, and how far apart they are."""
+"""Folders with raw weights and their moving average: the choice between them, and their distance."""
 
 import re
 
@@ -27,7 +27,7 @@ RAW = "model.safetensors"
 
 
 def change(name, tensor):
-    """The connector does not change, the rest by another factor in each module."""
+    """Shift a tensor by an amount that depends on its module; the connector stays as it is."""
     factor = {"connector": 0.0, "language_model": 1e-3}.get(module_of(name), 2e-2)
     return tensor + factor * torch.arange(tensor.numel(), dtype=torch.float32).cos().reshape(tensor.shape)
 
@@ -98,7 +98,7 @@ def test_weights_that_the_folder_lacks(folder, tmp_path):
     to_pdgen(folder, tmp_path / "pdgen", weights="raw")
 
 
-def test_damage_of_the_other_weights_is_said(folder, tmp_path):
+def test_damage_of_the_other_weights_is_reported(folder, tmp_path):
     (folder / RAW).write_bytes((folder / RAW).read_bytes()[:-1])
     lines = []
     to_pdgen(folder, tmp_path / "pdgen", log=lines.append)
@@ -108,7 +108,7 @@ def test_damage_of_the_other_weights_is_said(folder, tmp_path):
         to_pdgen(folder, tmp_path / "again", weights="raw")
 
 
-def test_tensors_that_only_one_side_has_are_left_out(folder, tmp_path):
+def test_distances_leave_out_tensors_that_one_side_lacks(folder, tmp_path):
     edit_tensors(folder / RAW, lambda t: [t.pop(n) for n in list(t) if not n.startswith("llm2vae")])
     lines = []
     to_pdgen(folder, tmp_path / "pdgen", log=lines.append)

@@ -1,4 +1,4 @@
-"""What a base model can do: the cases, the judges against painted pictures, and the tables."""
+"""The abilities of a base model: cases, judges on painted pictures, and tables."""
 
 import collections
 import io
@@ -45,7 +45,7 @@ def pixels(png):
 
 
 @pytest.mark.slow
-def test_every_row_has_its_prompts_and_as_many_draws(made):
+def test_every_row_has_its_number_of_prompts(made):
     rows = collections.defaultdict(list)
     for draw in made:
         rows[draw.case.group, draw.case.row].append(draw)
@@ -76,7 +76,7 @@ def test_prompts_ask_for_what_is_judged(made):
     assert [case._replace(group="drawing") for case in thinking] == drawing
 
 
-def test_given_pictures_are_those_that_are_asked_about(made):
+def test_given_pictures_are_those_of_the_questions(made):
     for _, case in made:
         if case.group == "editing":
             assert case.mode == "edit" and case.instruction.operation == case.row
@@ -88,7 +88,7 @@ def test_given_pictures_are_those_that_are_asked_about(made):
     assert {case.row for _, case in made if case.group in ("editing", "reading")} == {*EDITING, *READING}
 
 
-def test_pictures_of_their_prompts_are_right_and_those_of_others_are_not(made):
+def test_pictures_are_right_for_their_own_prompts_alone(made):
     cases = [case for _, case in made if case.group == "drawing"]
     for number, case in enumerate(cases):
         picture = np.asarray(painted(case.prompt, number))
@@ -117,13 +117,13 @@ def test_pictures_of_their_prompts_are_right_and_those_of_others_are_not(made):
         ("a red circle on a beige background", "a red circle on a lavender background", (0, 1, 1, 1)),
     ],
 )
-def test_every_kind_of_wrong_picture_is_seen(asked, shown, scores):
+def test_every_kind_of_wrong_picture_is_detected(asked, shown, scores):
     found, fault = judge_drawing(parse(asked), np.asarray(painted(shown, 3)))
     assert tuple(found.get(name) for name in ("right", "number", "colours", "nouns")) == scores
     assert bool(fault) != found["right"]
 
 
-def test_pictures_of_noise_are_wrong_and_break_nothing(made):
+def test_pictures_of_noise_are_wrong(made):
     rng = np.random.default_rng(0)
     for _, case in made:
         if case.asked is not None:
@@ -132,7 +132,7 @@ def test_pictures_of_noise_are_wrong_and_break_nothing(made):
             assert judge_case(case, before, noise, "")[0]["right"] == 0.0
 
 
-def test_right_edits_are_right_and_edits_that_did_nothing_are_not():
+def test_right_edits_pass_and_edits_that_did_nothing_fail():
     settings = DatasetSettings(tasks={"composition": 1.0}, edit=Edit(72, operations=dict.fromkeys(EDITING, 1.0)))
     for record in make_samples(settings, EXACT, "edit", range(72)).records:
         before, (step,) = msgspec.convert(record.scene["before"], SceneGraph), record.scene["steps"]
@@ -161,7 +161,7 @@ GREEN = thing(0, 0, 0, 7, "green")
         ((GREEN, STAR), "lavender", 1, 0),
     ],
 )
-def test_every_kind_of_wrong_edit_is_seen(now, ground, done, untouched):
+def test_every_kind_of_wrong_edit_is_detected(now, ground, done, untouched):
     before = SceneGraph((Entity(0, "circle", 1, {"color": "red"}), Entity(1, "star", 1, {"color": "blue"})))
     order = Instruction("modify", (0,), SceneGraph((before.entities[0],)), {"color": "green"})
     pictures = [paint(Scene(things, where), 64) for things, where in (((CIRCLE, STAR), "beige"), (now, ground))]
@@ -179,7 +179,7 @@ def test_every_kind_of_wrong_edit_is_seen(now, ground, done, untouched):
         ((0, 24), (0, 0), 0),
     ],
 )
-def test_things_that_swap_stand_where_the_other_stood(circle, star, right):
+def test_swapped_things_take_each_other_s_places(circle, star, right):
     before = SceneGraph((Entity(0, "circle", 1, {"color": "red"}), Entity(1, "star", 1, {"color": "blue"})))
     order = Instruction("swap", (0, 1), before)
     now = thing(0, *circle, 7, "red"), thing(1, *star, 7, "blue", "star")
@@ -196,7 +196,7 @@ def test_things_that_swap_stand_where_the_other_stood(circle, star, right):
         ((24, 0), 0, "left"),
     ],
 )
-def test_what_is_moved_does_not_stay_even_where_that_would_do(place, done, fault):
+def test_a_moved_thing_leaves_its_place_even_if_the_place_would_do(place, done, fault):
     before = SceneGraph((Entity(0, "circle", 1, {"color": "red"}), Entity(1, "star", 1, {"color": "blue"})))
     order = Instruction("move", (0,), SceneGraph(before.entities, (Relation(0, "left of", 1),)))
     pictures = [paint(Scene((circle, STAR), "beige"), 64) for circle in (CIRCLE, thing(0, *place, 7, "red"))]
@@ -275,7 +275,7 @@ def test_answers(kind, answer, expected, right):
         ("", "Yes.", 0, 0),
     ],
 )
-def test_checks_are_right_in_a_word_and_as_a_whole(answer, expected, right, first):
+def test_checks_are_scored_by_verdict_and_as_a_whole(answer, expected, right, first):
     assert judge_answer("check", answer, expected)[0] == {"right": right, "yes or no": first}
 
 
@@ -283,7 +283,7 @@ def outcome(row, prompt, sample, right, group="editing"):
     return AbilityOutcome(f"{group}/{row}/{prompt:05d}-{sample:02d}", group, row, "", 0, {"right": float(right)})
 
 
-def test_tables_count_prompts_and_weigh_operations_alike():
+def test_tables_count_prompts_and_weigh_operations_equally():
     edits = [outcome("add", 0, 0, 1), outcome("add", 0, 1, 0), outcome("add", 1, 0, 1), outcome("add", 1, 1, 1)]
     edits += [outcome("move", n, 0, 0) for n in range(8)]
     first, second = make_ability_tables([*edits, outcome("color", 0, 0, 1, "reading")])

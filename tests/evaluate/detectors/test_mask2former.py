@@ -1,4 +1,4 @@
-"""Mask2Former's path with a tiny random model of the same class, against the published steps written out slowly."""
+"""The Mask2Former detector with a tiny random model, against the published steps written out in plain loops."""
 
 import sys
 import types
@@ -31,7 +31,7 @@ def labels():
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads cost more than they bring to so small a model, by far where other tests run beside."""
+    """Use one thread: on so small a model threads cost more than they gain, above all beside other tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,13 +63,13 @@ def model():
         encoder_feedforward_dim=16,
     )
     made = Mask2FormerForUniversalSegmentation(config).eval()
-    with torch.no_grad():  # so that some classes are likelier than others
+    with torch.no_grad():  # so that classes differ in probability
         made.class_predictor.weight.normal_(0, 1)
     return made
 
 
 def reddest(crops, noun):
-    """A scorer: the colour by the crop's middle pixel."""
+    """Score a crop's colour by its middle pixel."""
     return ["red" if crop.getpixel((crop.width // 2, crop.height // 2))[0] > 128 else "blue" for crop in crops]
 
 
@@ -84,15 +84,15 @@ def picture(width, height, seed=0):
 
 
 def bilinear(array, height, width):
-    """[h, w, n] with half-pixel centres and no antialiasing, by another library."""
+    """Resize [h, w, n] with half-pixel centres and no antialiasing, by another library."""
     return skimage.transform.resize(array, (height, width), order=1, mode="edge", anti_aliasing=False)
 
 
 @torch.no_grad()
 def slowly(model, image):
-    """(class, box, score) of every instance by the published steps, best first."""
+    """Return (class, box, score) of every instance by the published steps, best first."""
     width, height = image.size
-    pixels = _preprocess(image, "cpu").numpy()  # whose scaling has a test of its own
+    pixels = _preprocess(image, "cpu").numpy()  # scaling has its own test
     h, w = pixels.shape[1:]
     padded = np.zeros((3, -(-h // 32) * 32, -(-w // 32) * 32), np.float32)
     padded[:, :h, :w] = pixels
@@ -122,14 +122,14 @@ def test_pictures_are_scaled_to_a_short_side_of_800_or_a_long_one_of_1333(size):
     expected = np.rint(bilinear(np.asarray(image, np.float64), h, w))
     expected = (expected - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
     ours = _preprocess(image, "cpu").permute(1, 2, 0).numpy()
-    # Where the two round a half differently they are one of 256 apart.
+    # The two libraries round halves differently, so values may be one of 256 apart.
     assert ours.shape == (h, w, 3) and np.abs(ours - expected).max() < 0.018
     assert np.mean(np.abs(ours - expected) > 1e-4) < 0.01
 
 
 # Long and thin, so that the scaled picture is small.
 @pytest.mark.parametrize("size", [(9, 200), (200, 9)])
-def test_instances_are_those_of_the_published_steps(model, detector, size):
+def test_instances_match_the_published_steps(model, detector, size):
     image = picture(*size)
     (found,) = detector.detect([image])
     expected = slowly(model, image)
@@ -139,7 +139,7 @@ def test_instances_are_those_of_the_published_steps(model, detector, size):
         assert any(o.box == box and (o.mask == mask).all() for o in near)
 
 
-def test_a_picture_gets_the_same_answer_in_any_batch(detector):
+def test_answers_do_not_depend_on_the_batch(detector):
     images = [picture(9, 200), picture(6, 120, 1), picture(9, 200, 2)]
     together = detector.detect(images)
     for image, answer in zip(images, together):
@@ -151,7 +151,7 @@ def test_a_picture_gets_the_same_answer_in_any_batch(detector):
     assert {o.mask.shape for found in together[1].values() for o in found} == {(120, 6)}
 
 
-def test_what_cannot_count_is_not_looked_at(model, detector):
+def test_instances_below_the_threshold_are_skipped(model, detector):
     (everything,) = detector.detect([picture(9, 200)])
     scores = sorted(o.score for found in everything.values() for o in found)
     least = scores[len(scores) // 2]
@@ -190,13 +190,13 @@ RGB = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 
 
 class TinyClip(torch.nn.Module):
-    """Embeds a picture as its mean colour, and a text as the colours of the words that it holds."""
+    """A CLIP that embeds a picture as its mean colour, and a text as the colours that it names."""
 
     def encode_image(self, images):
         return images.mean((2, 3))
 
     def encode_text(self, texts):
-        # Longer for longer texts: without normalising each, the long templates would outweigh the short one.
+        # The length grows with the text: without normalising, long templates would outweigh the short one.
         return torch.tensor([[len(t) * v for v in RGB.get(self.color(t), (0.1, 0.1, 0.1))] for t in texts])
 
     @staticmethod
@@ -232,7 +232,7 @@ def test_clip_scores_every_colour_by_three_templates():
 
 
 def test_clip_weighs_templates_and_colours_alike():
-    """Neither a template with long embeddings nor a colour whose templates agree is favoured: cosines by hand."""
+    """Long embeddings and templates that agree give no advantage: cosines by hand."""
     vectors = {
         "red": [(10, 0, 0), (0, 1, 0), (0, 1, 0)],  # (1, 2, 0) / 5^0.5 where each counts alike, else (5, 1, 0) / 26^0.5
         "yellow": [(1, 0, 0), (0, 1, 0), (0, 0, 1)],  # (1, 1, 1) / 3^0.5, of a mean with length 3^-0.5
@@ -248,7 +248,7 @@ def test_clip_weighs_templates_and_colours_alike():
 
 
 class OpenClip(types.ModuleType):
-    """Stands for open_clip: hands out the tiny model and records what it was asked for."""
+    """A stand-in for open_clip: it returns the tiny model and records what was requested."""
 
     def __init__(self):
         super().__init__("open_clip")
@@ -286,7 +286,7 @@ def test_the_published_weights_are_loaded(model, tmp_path, monkeypatch):
 
 
 def test_weights_that_lack_tensors_are_refused(model, tmp_path, monkeypatch):
-    """Which the library would fill with random numbers."""
+    """The library would fill the missing ones with random numbers."""
     monkeypatch.setitem(sys.modules, "open_clip", OpenClip())
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -300,7 +300,7 @@ def test_weights_that_lack_tensors_are_refused(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "gpu"])
-def test_a_device_that_is_not_there_is_named(model, tmp_path, monkeypatch, device):
+def test_a_missing_device_is_named(model, tmp_path, monkeypatch, device):
     monkeypatch.setitem(sys.modules, "open_clip", OpenClip())
     model.save_pretrained(tmp_path)
     with pytest.raises(EvaluationError, match=f"--device={device}: .*; use cpu") as caught:

@@ -1,4 +1,4 @@
-"""Graphs against GenEval's metadata, on records of its form made here."""
+"""Graphs against GenEval's metadata, on records in its format."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""GenEval's rule against verdicts of the published one, and by hand."""
+"""GenEval's rule against verdicts of the published code, and by hand."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_a_position_needs_its_target():
     assert verdict(LEFT, {"dog": [thing()]}).reason.splitlines()[0] == "expected cup>=1, found 0"
 
 
-def test_what_is_excluded_may_not_be_there_in_that_number():
+def test_an_excluded_class_may_not_reach_its_count():
     asked = {"include": [{"class": "dog", "count": 2}], "exclude": [{"class": "dog", "count": 3}], "tag": "counting"}
     assert verdict(objects={"dog": [thing()] * 2}, **asked).correct
     assert verdict(objects={"dog": [thing()] * 3}, **asked).reason == "expected dog<3, found 3"
@@ -139,7 +139,7 @@ def test_colours_are_asked_for_only_where_they_matter():
     assert asked == [("dog", 1)]
 
 
-def test_the_official_line():
+def test_the_line_of_the_official_file():
     raw = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
     prompt = GenEvalPrompt(decode_metadata(json.dumps(raw)), raw)
     objects = filter_detections({"dog": [thing((1.5, 2, 3, 4), 0.75)], "cup": [thing(score=0.1)]}, "colors")
@@ -163,7 +163,7 @@ def test_the_official_line():
         ),
     ],
 )
-def test_what_cannot_be_judged_is_an_error(include, words):
+def test_metadata_that_cannot_be_judged_is_an_error(include, words):
     with pytest.raises(EvaluationError) as caught:
         check_prompts([GenEvalPrompt(metadata(include), {})], ("dog",), "coco")
     assert words in str(caught.value)

@@ -23,7 +23,7 @@ PROMPTS = [GenEvalPrompt(decode_metadata(json.dumps(raw)), raw) for raw in RAW]
 
 
 class Scripted:
-    """Sees a star of the colour of the image's corner; records what it is asked."""
+    """A detector that finds a star in the colour of the image's corner and records its batches."""
 
     name, identity, classes, thresholds = "scripted", "scripted 1", ("heart", "star"), Thresholds()
     batch, learned = 4, True
@@ -42,7 +42,7 @@ class Scripted:
 
 
 class Exact(Scripted):
-    """As ``Scripted``, but no network."""
+    """The same without a network."""
 
     learned = False
 
@@ -78,7 +78,7 @@ def test_images_are_detected_in_batches_and_judged_in_order(images, output):
     assert json.loads(lines[5]["details"]) == {"star": [[0.0, 0.0, 8.0, 8.0, 0.9]]}
 
 
-def test_what_was_judged_is_not_judged_again_unless_it_changed(images, output):
+def test_judged_images_are_judged_again_only_after_a_change(images, output):
     first = scoring.score_images(images, PROMPTS, Scripted(), output)
     (output / "results.jsonl").unlink()
     log = output / "judged.jsonl"
@@ -94,7 +94,7 @@ def test_what_was_judged_is_not_judged_again_unless_it_changed(images, output):
         assert again.batches == batches
 
 
-def test_a_log_that_a_kill_cut_is_gone_on_with(images, output):
+def test_a_truncated_log_is_continued(images, output):
     first = scoring.score_images(images, PROMPTS, Scripted(), output)
     log = output / "judged.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
@@ -111,11 +111,11 @@ def test_a_detector_that_sees_nothing_gives_no_score(images, output):
     assert list(output.iterdir()) == []
 
 
-def test_an_exact_detector_that_sees_nothing_is_believed(images, output):
+def test_an_exact_detector_that_sees_nothing_is_trusted(images, output):
     assert not any(one.correct for one in scoring.score_images(images, PROMPTS, Exact(blind=True), output))
 
 
-def test_a_broken_image_stops_and_what_was_done_is_kept(images, output):
+def test_a_broken_image_ends_scoring_and_earlier_results_stay(images, output):
     images[2][1].write_bytes(b"no image")
     with pytest.raises(EvaluationError, match=r"00002/samples/00001\.png: not a readable PNG"):
         scoring.score_images(images, PROMPTS, Scripted(), output)
@@ -126,7 +126,7 @@ def test_a_broken_image_stops_and_what_was_done_is_kept(images, output):
     assert detector.batches == [2]
 
 
-def test_a_class_that_the_detector_does_not_know_is_no_zero(images, output):
+def test_a_class_that_the_detector_does_not_know_is_an_error(images, output):
     detector = Scripted()
     detector.classes = ("star",)
     with pytest.raises(EvaluationError, match="class 'heart' is unknown to detector scripted"):
@@ -144,7 +144,7 @@ def test_painted_images_are_right_and_swapped_ones_are_not(tmp_path, output):
     assert swapped[0].reason == "expected heart>=1, found 0"
 
 
-def test_an_image_that_the_shapes_detector_cannot_take_is_named(tmp_path):
+def test_an_image_that_the_shapes_detector_cannot_read_is_named(tmp_path):
     path = tmp_path / "wide.png"
     PIL.Image.new("RGB", (64, 32)).save(path)
     with pytest.raises(EvaluationError, match=r"wide\.png: a picture of 64 x 32 pixels"):
@@ -181,7 +181,7 @@ def test_figures_of_a_worked_example():
 
 
 def test_all_intervals_draw_prompts_within_their_task():
-    """Where every prompt of one task is right and none of the other, no draw says anything else."""
+    """If every prompt of one task is right and none of the other, every draw agrees."""
     summary = scoring.summarise(scoring.group_by_task(results_of(("easy", [[1]] * 30), ("hard", [[0]] * 10))))
     for one, value in ((summary.images, 0.75), (summary.prompts, 0.75), (summary.overall, 0.5)):
         assert (one.value, one.low, one.high, one.n) == (value, value, value, 40)
@@ -195,7 +195,7 @@ def test_the_official_summary():
     )
 
 
-def test_the_table_says_n():
+def test_the_table_states_n():
     table = scoring.make_summary_table(scoring.summarise(scoring.group_by_task(WORKED)), "geneval")
     assert [(row[0], row[-1]) for row in table.rows] == [
         ("a", 2),

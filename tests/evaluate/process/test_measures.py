@@ -77,7 +77,7 @@ def test_a_faultless_trajectory():
     assert found.costs == {"network_evaluations": 98.0}
 
 
-def test_a_fault_found_and_mended():
+def test_a_fault_that_is_found_and_mended():
     found = facts(FIRST, ONE, AGREES, SECOND, WRONG, FAULT, "refine", BOTH, DONE)
     assert [step.images for step in found.steps] == [[1], [4, 6]]
     assert [step.kept for step in found.steps] == [True, True]
@@ -94,12 +94,12 @@ def test_a_fault_found_and_mended():
         ((GREEN,), FAULT, WRONG, "mends"),
     ],
 )
-def test_what_a_refinement_does(draft, words, refined, effect):
+def test_outcomes_of_a_refinement(draft, words, refined, effect):
     found = facts(FIRST, ONE, AGREES, SECOND, draft, words, "refine", refined)
     assert [r.effect for r in found.refinements] == [effect]
 
 
-def test_the_step_that_lost_it():
+def test_the_step_that_loses_a_requirement():
     assert facts(FIRST, ONE, AGREES, SECOND, WRONG, DONE).lost_at == (1, "picture")
     green = format_plan("Add a green square right of the red circle.", "There is a red circle left of a green square.")
     assert facts(FIRST, ONE, AGREES, green, WRONG, DONE).lost_at == (1, "plan")
@@ -108,7 +108,7 @@ def test_the_step_that_lost_it():
     assert made.rows == [("step 1: unfinished", 2, 3), ("step 2: picture", 1, 3)]
 
 
-def test_what_the_step_does_not_concern_has_changed():
+def test_changes_of_what_a_step_does_not_concern():
     found = facts(FIRST, ONE, AGREES, SECOND, (MOVED, BLUE), DONE)
     assert found.steps[1].untouched is False and not found.steps[1].kept
 
@@ -129,7 +129,7 @@ def test_precision_recall_and_false_alarms():
     right = facts(FIRST, ONE, AGREES, SECOND, WRONG, FAULT, "refine", BOTH, DONE)
     early_alarms = "false alarms on what is not drawn yet"
     names = ("inspection precision", "inspection recall", early_alarms, "false alarms", "images")
-    # The early alarm is about what is not drawn yet; of what it then draws the plan knows nothing: an unseen fault.
+    # The early alarm concerns what is not drawn yet. The plan does not mention what is drawn next: an unseen fault.
     assert values(missed, *names) == [[], [0.0], [0.0], [0.0], [2.0]]
     assert values(early, *names) == [[0.0], [0.0], [1.0], [1.0], [2.0]]
     assert values(right, *names) == [[1.0], [1.0], [0.0], [0.0, 0.0], [3.0]]
@@ -152,7 +152,7 @@ def test_unreadable_plans_have_unknown_verdicts():
     assert values(found, "inspection recall", "false alarms", "steps kept", "pictures as planned") == [[], [], [], []]
 
 
-def test_what_an_unreadable_plan_leaves_open_of_a_refinement():
+def test_a_refinement_after_an_unreadable_plan():
     risen = facts(ODD, WRONG, FAULT, "refine", BOTH)
     assert risen.first < risen.final == 1 and [r.effect for r in risen.refinements] == [None]
     mends, nothing, harms = (f"refinements that {effect}" for effect in ("mend", "do nothing", "harm"))
@@ -165,7 +165,7 @@ def test_what_an_unreadable_plan_leaves_open_of_a_refinement():
 def test_an_unreadable_plan_is_not_blamed():
     made = [facts(ODD, WRONG), facts(FIRST, ONE, AGREES, ODD, WRONG), facts(ODD, ONE, AGREES, SECOND, WRONG)]
     assert [one.lost_at for one in made] == [(0, "unknown"), (1, "unknown"), (0, "unknown")]
-    # Whether the second plan agrees with an unreadable one is unknown. Its picture is known to be wrong.
+    # Whether the second plan agrees with an unreadable one is unknown, but its picture is certainly wrong.
     assert (made[2].steps[1].planned, made[2].steps[1].shown, made[2].steps[1].kept) == (None, False, None)
     assert values(made[2], "steps kept", "pictures as planned") == [[], [0.0]]
     assert facts(ODD, BOTH).lost_at is None
@@ -198,7 +198,7 @@ def test_single_pass_is_one_step_whose_plan_is_the_prompt():
 def test_an_inspector_of_a_single_pass_is_measured_against_the_prompt(draft, words, refined, fault, effect):
     found = facts(draft, words, "refine", refined)
     assert [step.images for step in found.steps] == [[0, 2]]
-    # What is missing of the prompt is a fault here: no later step could draw it.
+    # What the picture lacks is a fault here: no later step could draw it.
     assert [(i.alarm, i.fault, i.unfinished) for i in found.inspections] == [(True, fault, False)]
     assert [r.effect for r in found.refinements] == [effect]
     names = ("inspection precision", "inspection recall", "false alarms", "false alarms on what is not drawn yet")

@@ -49,7 +49,7 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_a_run_began_with_is_read_again(tmp_path, run):
+def test_the_settings_of_a_run_are_read_back(tmp_path, run):
     with open_run(tmp_path / "run", run):
         assert read_run(tmp_path / "run") == run
         save_trajectory(tmp_path / "run" / "000", PLAN)
@@ -65,7 +65,7 @@ def test_a_run_of_version_0_3_is_read(tmp_path, run):
     assert read_run(tmp_path).settings == dataclasses.replace(run.settings, batch_size=4)
 
 
-def test_a_run_goes_on_with_what_is_missing(tmp_path, run):
+def test_a_run_continues_with_the_missing_trajectories(tmp_path, run):
     with open_run(tmp_path, run):
         assert find_missing(tmp_path, run.jobs) == run.jobs
         save_trajectory(tmp_path / "001", PLAN)
@@ -78,13 +78,13 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path, run):
     assert files(tmp_path) == ["001/trajectory.json", RUN]
 
 
-def test_what_has_the_place_of_a_trajectory_is_named(tmp_path, run):
+def test_a_folder_in_the_place_of_a_trajectory_is_named(tmp_path, run):
     (tmp_path / "003").mkdir()
     with pytest.raises(RunFolderError, match=r"003: exists and is no trajectory .*; remove it"):
         find_missing(tmp_path, run.jobs)
 
 
-def test_what_was_begun_otherwise_is_refused(tmp_path, run):
+def test_a_run_of_other_settings_is_refused(tmp_path, run):
     with open_run(tmp_path, run):
         save_trajectory(tmp_path / "000", PLAN)
     before = files(tmp_path)
@@ -112,7 +112,7 @@ def test_what_was_begun_otherwise_is_refused(tmp_path, run):
     assert files(tmp_path) == before
 
 
-def test_a_given_image_may_lie_elsewhere_and_lists_stay_what_they_are(tmp_path, run):
+def test_a_given_image_may_move_and_lists_stay_the_same(tmp_path, run):
     def with_image(path):
         return [msgspec.structs.replace(run.jobs[0], images=[GivenImage(path, "abcd")]), *run.jobs[1:]]
 
@@ -135,7 +135,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, run):
 
 @pytest.fixture
 def old(tmp_path, run):
-    """The folder of a run with a branch, a page and a file that is not its own, and what all of it holds."""
+    """The folder of a run with a branch, a page and a foreign file, and the contents of all files."""
     with open_run(tmp_path, run):
         for name in ("000", "000-1", "mine"):
             save_trajectory(tmp_path / name, PLAN)
@@ -147,7 +147,7 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_overwritten_goes_with_the_first_new_trajectory(old, run):
+def test_the_first_new_trajectory_replaces_the_old_run(old, run):
     folder, before = old
     other = msgspec.structs.replace(run, model_hash="cafe")
     with open_run(folder, other, overwrite=True):
@@ -158,23 +158,23 @@ def test_what_is_overwritten_goes_with_the_first_new_trajectory(old, run):
     assert {path.name for path in folder.iterdir()} == {"001", "mine", RUN}
 
 
-def test_what_is_overwritten_is_back_where_nothing_was_sampled(old, run):
+def test_the_old_run_is_restored_if_nothing_was_sampled(old, run):
     folder, before = old
     for fault in (KeyboardInterrupt, ValueError):
         with pytest.raises(fault), open_run(folder, msgspec.structs.replace(run, model_hash="cafe"), overwrite=True):
             raise fault
         assert content(folder) == before
-    with open_run(folder, run):  # and it continues
+    with open_run(folder, run):  # and the old run continues
         assert list_trajectories(folder) == ["000", "000-1"]
 
 
 class Killed(BaseException):
-    """From here on nothing reaches the disk."""
+    """A kill: from here on nothing reaches the disk."""
 
 
 @contextlib.contextmanager
 def killed_after(steps):
-    """Allows this many changes of names in the file system, then kills; the result says whether it killed."""
+    """Allow this many changes of names in the file system, then kill; the result tells whether it did."""
     names, done = ("mkdir", "rename", "replace", "rmdir", "unlink"), itertools.count()
     dead = []
 
@@ -196,7 +196,7 @@ def killed_after(steps):
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_kill_at_any_moment_of_overwriting_leaves_one_run_or_the_other(tmp_path, run, sampled):
-    """The process is killed, and so is, at any of its moments, the next one, which puts things right."""
+    """A process is killed at any moment, and so is the next one, which repairs the folder."""
     template, new = tmp_path / "template", msgspec.structs.replace(run, model_hash="cafe")
     with open_run(template, run):
         for name in ("000", "000-1"):
@@ -220,11 +220,11 @@ def test_a_kill_at_any_moment_of_overwriting_leaves_one_run_or_the_other(tmp_pat
             assert left == before
             ends.add("old")
         assert {path.name for path in folder.iterdir()} == {pathlib.Path(name).parts[0] for name in left}
-    assert not dead  # the last ones came through
+    assert not dead  # the last processes finished
     assert ends == ({"old", "new"} if sampled else {"old"})
 
 
-def test_a_kill_before_the_run_stands_leaves_a_folder_of_use(tmp_path, run):
+def test_a_kill_before_the_run_begins_leaves_a_usable_folder(tmp_path, run):
     (tmp_path / ".run.json.partial").write_text("half")
     (tmp_path / ".run.json.partial-12").write_text("half")
     with open_run(tmp_path, run):
@@ -238,7 +238,7 @@ def test_a_kill_before_the_run_stands_leaves_a_folder_of_use(tmp_path, run):
             raise KeyboardInterrupt
 
 
-def test_a_hidden_folder_of_another_s_is_left_alone(tmp_path):
+def test_a_foreign_hidden_folder_is_left_alone(tmp_path):
     (tmp_path / ".before").mkdir()
     (tmp_path / ".before" / "precious").write_text("x")
     with lock_run(tmp_path):

@@ -1,4 +1,4 @@
-"""What is made of a run's trajectories: strips, animations, one page; what is there already is kept."""
+"""Strips, animations and the page of a run's trajectories; existing files are kept."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ def sources(folder):
     return re.findall(r'<img src="([^"]*)"', (folder / "index.html").read_text())
 
 
-def test_captions_say_what_each_image_was_drawn_from():
+def test_captions_show_what_each_image_was_drawn_from():
     sketch, refine, last = make_captions(made())
     assert (sketch, refine) == ("sketch\nAdd a cat.", "refine\nMake it red.")
     assert last.startswith("sketch\nAdd a dog. Add") and last.endswith(" ...") and len(last) <= 150
@@ -54,7 +54,7 @@ def test_every_trajectory_gets_a_strip_and_its_place_on_the_page(tmp_path):
     assert not list(tmp_path.glob("*/strokes.webp"))
 
 
-def test_animations_are_made_on_request_also_of_what_was_there(tmp_path):
+def test_animations_are_made_on_request_for_earlier_trajectories_too(tmp_path):
     save_trajectory(tmp_path / "000", made())
     RunGallery(tmp_path).update()
     RunGallery(tmp_path, animate=True).update()
@@ -83,8 +83,8 @@ def test_a_trajectory_that_was_edited_into_nonsense_is_named(tmp_path):
     assert not (tmp_path / "index.html").exists()
 
 
-def test_what_has_been_read_is_not_read_again(tmp_path):
-    """So a change of a trajectory does not end a run in progress."""
+def test_a_trajectory_is_read_once(tmp_path):
+    """A changed trajectory therefore does not end a run in progress."""
     save_trajectory(tmp_path / "000", made())
     gallery = RunGallery(tmp_path)
     assert gallery.read() == ["000"]

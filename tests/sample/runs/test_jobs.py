@@ -1,4 +1,4 @@
-"""What is to be sampled: files of prompts, seeds, given images, and a line for everything that cannot be."""
+"""Jobs of sampling: files of prompts, seeds, given images, and one line for every fault."""
 
 import hashlib
 
@@ -28,7 +28,7 @@ def test_json_lines_have_seeds_and_images_beside_the_file(tmp_path):
     assert read_prompts(path) == [PromptLine("a cat", 7), PromptLine("blue", None, [str(tmp_path / "cat.png")])]
 
 
-def test_a_byte_order_mark_is_none_of_the_text_and_a_line_ends_at_line_feeds_alone(tmp_path):
+def test_byte_order_marks_are_dropped_and_only_line_feeds_end_lines(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes("\ufeff".encode() + '{"prompt": "a\u2028cat", "seed": 5}\r\n{"prompt": "a\x85dog"}\r\n'.encode())
     assert read_prompts(path) == [PromptLine("a\u2028cat", 5), PromptLine("a\x85dog")]
@@ -54,14 +54,14 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, text, words):
     assert str(path) in str(fault.value) and "\n" not in str(fault.value)
 
 
-def test_files_that_are_no_text_are_named(tmp_path):
+def test_files_that_are_not_text_are_named(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     for name in ("bytes", "none"):
         with pytest.raises(PromptError, match=f"{name}: cannot be read as text"):
             read_prompts(tmp_path / name)
 
 
-def test_every_prompt_has_its_samples_with_seeds_of_their_own(picture):
+def test_every_sample_of_a_prompt_has_its_own_seed(picture):
     made = make_jobs([PromptLine("a"), PromptLine("b", 40, [str(picture)]), PromptLine("c")], 2, 5)
     assert [(job.name, job.prompt, job.seed) for job in made] == [
         ("000", "a", 5),
@@ -75,13 +75,13 @@ def test_every_prompt_has_its_samples_with_seeds_of_their_own(picture):
     assert made[0].images == []
 
 
-def test_jobs_have_their_images_without_decoding_them(picture, monkeypatch):
+def test_jobs_do_not_decode_their_images(picture, monkeypatch):
     monkeypatch.setattr(jobs_module, "decode_image", lambda *_: pytest.fail("decoded"))
     (made,) = make_jobs([PromptLine("b", 40, [str(picture)])], 1, 5)
     assert made.images[0].path == str(picture)
 
 
-def test_names_sort_as_numbers_do():
+def test_names_sort_like_numbers():
     names = [job.name for job in make_jobs([PromptLine("a")], 1001, 0)]
     assert (names[0], names[-1]) == ("0000", "1000") and names == sorted(names)
 
@@ -106,7 +106,7 @@ def test_an_image_that_is_absurdly_large_is_not_decoded(tmp_path, picture, monke
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"])
-def test_an_image_that_is_none_is_named(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_named(tmp_path, content):
     (tmp_path / "broken").write_bytes(content)
     with pytest.raises(PromptError, match="broken: not a readable PNG, JPEG"):
         read_picture(tmp_path / "broken")

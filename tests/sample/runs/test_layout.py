@@ -1,4 +1,4 @@
-"""Sampling names the layout that a checkpoint was trained with, and questions what differs from it in the same line."""
+"""Sampling reports the layout that a checkpoint was trained with, and deviations from it, in one line."""
 
 from unittest import mock
 
@@ -18,7 +18,7 @@ LAYOUT = TrainingLayout(BOTH, BOTH, "sample", 64, 64, 20)
 
 
 def start(mode="process", size=None):
-    """A trajectory that begins, with a given picture of (width, height) if there is one."""
+    """Return the beginning of a trajectory, with a given picture of (width, height) if there is one."""
     stages = [ImageStage("given", "00-given.png", *size, origin="outside")] if size else []
     images = [PIL.Image.new("RGB", size)] if size else []
     return Trajectory(prompt="a star", stages=stages, images=images, seed=0, mode=mode, stop_reason=None, checkpoint="")
@@ -28,7 +28,7 @@ def ask(layout, config=SHAPES_NANO, mode="process", size=None, **settings):
     return find_mismatches(layout, make_base_settings(mode, **settings), config, [start(mode, size)])
 
 
-def test_what_was_trained_is_not_questioned():
+def test_a_trained_layout_is_not_questioned():
     assert ask(LAYOUT) == ask(LAYOUT, height=64, width=64) == ask(LAYOUT, mode="edit", size=(64, 64)) == []
     only_read = TrainingLayout(("vit",), (), "sample", 0, 0, 20)
     assert ask(only_read, mode="understand", size=(64, 64)) == []
@@ -55,12 +55,12 @@ def test_what_was_trained_is_not_questioned():
         ({"latents": "mean"}, {}, "as a sample of the posterior, though it was trained with its mean?"),
     ],
 )
-def test_one_question_for_what_differs(changes, asked, question):
+def test_a_deviation_is_questioned_once(changes, asked, question):
     (found,) = ask(msgspec.structs.replace(LAYOUT, **changes), **asked)
     assert question in found
 
 
-def test_a_given_image_is_drawn_in_its_resized_size():
+def test_a_given_image_is_drawn_at_its_resized_size():
     """BAGEL enlarges short sides to 512 pixels, so a small picture is edited at 512."""
     at_512 = msgspec.structs.replace(LAYOUT, shortest_side=512, longest_side=512)
     assert ask(at_512, BAGEL_7B, "edit", (100, 100)) == []
@@ -68,7 +68,7 @@ def test_a_given_image_is_drawn_in_its_resized_size():
     assert "512 x 1024 pixels" in found
 
 
-def test_all_of_it_is_one_line():
+def test_all_questions_are_one_line():
     lines, model = [], mock.Mock(spec=Model, layout=LAYOUT, config=SHAPES_NANO)
     model.name = "out/mine"
     report_layout(model, make_base_settings("process", height=32, width=32), [start()], lines.append)

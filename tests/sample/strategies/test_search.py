@@ -1,7 +1,7 @@
-"""Strategies on the golden nano model: what is selected, how it continues, and evaluations against hand counts.
+"""Strategies on the golden nano model: selection, continuation, and evaluations counted by hand.
 
 Every Euler step of the settings lies in the guidance interval: two branches without an image in the context, three
-with one. All batches have four places and work on two rows at a time, so that they share what is compiled.
+with one. All batches have four slots and work on two rows at a time, so that they share compiled functions.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def task(sampler, seeds=(SEED,), **advisers):
 
 
 def outcome(trajectory):
-    """All but times, costs and settings."""
+    """Return all but times, costs and settings."""
     stages = [(stage.stage, getattr(stage, "text", None)) for stage in trajectory.stages]
     return stages, [np.asarray(image).tobytes() for image in trajectory.images], trajectory.stop_reason
 
@@ -73,7 +73,7 @@ def same(picture, image):
 
 @pytest.fixture(scope="module")
 def processes(sampler):
-    """What the model draws from each candidate's seed by itself."""
+    """The trajectory that the model draws from each candidate's seed."""
     return run_strategy(Process(), task(sampler, CANDIDATES))
 
 
@@ -90,7 +90,7 @@ def recorded(sampler, strategy, given):
 
 
 def evaluated(record):
-    """Forward passes of all draws: rows times steps times branches."""
+    """Count the forward passes of all draws: rows times steps times branches."""
     passes = 0
     for call in record.named("draw"):
         _, _, (first, last), image_guidance = call.static
@@ -99,7 +99,7 @@ def evaluated(record):
 
 
 def written(record):
-    """Words of all texts."""
+    """Count the tokens of all texts."""
     return sum(int(call.result[1].count[place]) for call in record.named("write_text") for place, _ in call.rows)
 
 
@@ -118,20 +118,20 @@ def test_best_of_n_is_the_best_of_the_trajectories_of_its_seeds(sampler, process
 
 
 def test_stepwise_with_equal_scores_is_the_first_candidate_s_trajectory(sampler, processes):
-    """The first candidate has the trajectory's own seed, so it equals a trajectory without a search."""
+    """The first candidate has the trajectory's own seed, so it equals a trajectory sampled without a search."""
     [stepwise] = run_strategy(StepwiseBestOfN(n=4), task(sampler, verifier=Favour(lambda picture: 0.5)))
     assert outcome(stepwise) == outcome(processes[0])
 
 
 @pytest.fixture(scope="module")
 def stepwise(sampler):
-    """The brightest of four at every step, its verifier and its record."""
+    """The brightest of four at every step, with its verifier and the compiled calls."""
     verifier = Favour(brightness)
     [one], record = recorded(sampler, StepwiseBestOfN(n=4), task(sampler, verifier=verifier))
     return one, verifier, record
 
 
-def test_the_verifier_picks_every_step_and_all_candidates_go_on_from_it(stepwise):
+def test_the_verifier_selects_every_step_and_all_candidates_continue_from_it(stepwise):
     one, verifier, _ = stepwise
     one.check()
     assert one.seed == SEED and len(one.images) == 2
@@ -143,7 +143,7 @@ def test_the_verifier_picks_every_step_and_all_candidates_go_on_from_it(stepwise
 
 
 def test_candidates_of_the_second_step_share_the_winner_s_history(stepwise):
-    """Their contexts up to the first image are one and the same, whichever rows they had been."""
+    """Their contexts up to the first image are identical, whichever rows they occupied."""
     _, _, record = stepwise
     first, second = [], []
     for call in record.named("draw"):
@@ -162,7 +162,7 @@ def test_stepwise_costs_are_those_of_all_candidates(stepwise):
     assert one.costs["questions"] == len(verifier.seen)
 
 
-def test_a_candidate_that_ends_at_once_is_picked_under_the_trajectory_s_seed(sampler):
+def test_a_candidate_that_ends_at_once_gets_the_trajectory_s_seed(sampler):
     """The darkest of two, which is the second."""
     [one] = run_strategy(
         StepwiseBestOfN(n=2), task(sampler, [33], verifier=Favour(lambda picture: -brightness(picture)))
@@ -171,12 +171,12 @@ def test_a_candidate_that_ends_at_once_is_picked_under_the_trajectory_s_seed(sam
     assert outcome(one) == outcome(alone) and one.seed == 33
 
 
-# Several trajectories side by side.
+# Several trajectories at once.
 
 
 @pytest.mark.parametrize("strategy", [StepwiseBestOfN(n=2), Parm(n=2, judged=(0.5,))])
-def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy):
-    """Two at a time fill the four rows, and the third has them for itself; one ends before the others."""
+def test_trajectories_searched_together_equal_those_searched_alone(sampler, strategy):
+    """Two at a time fill the four rows, and the third has them to itself; one ends before the others."""
     prompts, seeds = [PROMPT, "two cats", PROMPT], [33, 5, SEED]
 
     def searched(chosen):
@@ -207,7 +207,7 @@ def test_trajectories_are_searched_side_by_side_as_each_alone(sampler, strategy)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every stretch, and every decoding, takes a second."""
+    """A clock by which every stretch and every decoding takes a second."""
     monkeypatch.setattr("pdgen.sample.denoising.Stopwatch", lambda compiler: types.SimpleNamespace(seconds=1.0))
 
 
@@ -219,8 +219,8 @@ def drawing(sampler, clock):
     return batch.begin_images(range(4)), batch
 
 
-def test_an_estimate_is_where_the_last_velocity_leads(sampler, drawing):
-    """x - t v at the timestep that was reached, decoded; at the end the image itself."""
+def test_an_estimate_follows_the_last_velocity(sampler, drawing):
+    """x - t v at the current timestep, decoded; at the end the image itself."""
     now, batch = drawing
     grid, coder = make_grid(sampler.model.config, 32, 32), sampler.model.params["autoencoder"]
     for step in (1, 2, STEPS):
@@ -246,8 +246,8 @@ def test_an_image_has_the_seconds_of_all_its_stretches(drawing):
     assert [row.stages[0].seconds for row in batch.rows.values()] == [3.0] * 4  # two stretches and the decoding
 
 
-def test_a_row_that_is_given_up_has_cost_its_seconds(drawing):
-    """Two stretches and an estimate; the others another stretch and the decoding."""
+def test_an_abandoned_row_costs_its_seconds(drawing):
+    """It costs two stretches and an estimate; the others also cost another stretch and the decoding."""
     now, batch = drawing
     now.advance(1)
     now.decode_estimates()
@@ -259,7 +259,7 @@ def test_a_row_that_is_given_up_has_cost_its_seconds(drawing):
 
 
 def test_taylorseer_extrapolates_over_a_cut_from_each_row_s_own_steps(sampler):
-    """Five full steps and two extrapolated ones: in one go, and by two rows that had been in different groups."""
+    """Five full steps and two extrapolated ones: in one stretch, and by two rows from different groups."""
     image = dataclasses.replace(TWO.image, num_timesteps=8, text_scale=1.0, taylorseer=True)
     settings = dataclasses.replace(TWO, mode="single_pass", image=image, keep_latents=True)
     whole = sampler([PROMPT] * 4, CANDIDATES, settings)
@@ -280,8 +280,8 @@ def test_taylorseer_extrapolates_over_a_cut_from_each_row_s_own_steps(sampler):
 
 
 @pytest.mark.parametrize(("n", "drawn"), [(4, [2, 2, 2, 1]), (3, [2, 1, 2, 1])])
-def test_parm_s_stopped_candidates_cost_their_steps_and_no_more(sampler, clock, n, drawn):
-    """Four or three for a step, two for another, one for the last; two branches each. All are decoded to be judged."""
+def test_parm_s_stopped_candidates_cost_only_their_steps(sampler, clock, n, drawn):
+    """Four or three for a step, two for the next, one for the last; two branches each. All are decoded to be judged."""
     verifier = Favour(brightness)
     strategy = Parm(n=n, judged=(0.3, 0.7), keep=0.5)
     [one], record = recorded(sampler, strategy, task(sampler, verifier=verifier))
@@ -296,17 +296,17 @@ def test_parm_s_stopped_candidates_cost_their_steps_and_no_more(sampler, clock, 
 
 
 @pytest.mark.parametrize("favourite", [0, 1, 3])
-def test_parm_finds_the_candidate_that_the_verifier_wants(sampler, singles, favourite):
-    """Who scores by likeness to what that candidate becomes, drawn in one go."""
+def test_parm_selects_the_candidate_that_the_verifier_prefers(sampler, singles, favourite):
+    """The verifier scores likeness to the finished image of that candidate."""
     target = np.asarray(singles[favourite].images[0], np.float32)
     verifier = Favour(lambda picture: 1 - float(np.abs(picture - target).mean()) / 255)
     [one] = run_strategy(Parm(n=4, judged=(0.3, 0.7), keep=0.5), task(sampler, verifier=verifier))
     assert one.seed == CANDIDATES[favourite]
-    assert np.abs(np.asarray(one.images[0], np.float32) - target).max() <= 1  # a level, by rounding
+    assert np.abs(np.asarray(one.images[0], np.float32) - target).max() <= 1  # one level, by rounding
 
 
 def test_parm_judges_no_step_twice_and_never_the_last(sampler, singles):
-    """Steps 1 and 2 of 3; all go on, and the best of all in the end is picked."""
+    """Steps 1 and 2 of 3 are judged; all candidates continue, and the best finished one is selected."""
     strategy = Parm(n=4, judged=(0.1, 0.3, 0.7, 0.99), keep=1.0)
     [one] = run_strategy(strategy, task(sampler, verifier=Favour(brightness)))
     assert one.costs["questions"] == 3 * 4 and one.costs["network_evaluations"] == 4 * STEPS * 2
@@ -328,7 +328,7 @@ def test_impossible_settings(wrong, message):
         make_strategy("parm", **wrong)
 
 
-# Others think, the model draws.
+# Planners and inspectors other than the model.
 
 
 def test_the_planner_s_first_step_is_drawn_and_the_second_edits_it(sampler):
@@ -347,7 +347,7 @@ def test_the_planner_s_first_step_is_drawn_and_the_second_edits_it(sampler):
     assert {call.static[0].settings for call in firsts} == {TWO.image} and edits
 
 
-def test_the_inspector_s_critique_stands_between_draft_and_refinement(sampler, singles):
+def test_the_inspector_s_critique_separates_draft_and_refinement(sampler, singles):
     drawn = run_strategy(OutsideInspector(), task(sampler, CANDIDATES[:3]))
     for one, draft in zip(drawn, singles):
         one.check()

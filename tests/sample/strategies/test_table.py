@@ -1,4 +1,4 @@
-"""Strategies: which candidate is selected, which questions are asked, and costs against hand counts.
+"""Strategies: selected candidates, requests to advisers, and costs counted by hand.
 
 A fake sampler draws pictures of one colour: red is the last byte of the seed, so the right choice is known.
 """
@@ -32,7 +32,7 @@ def tint(seed):
 
 
 class FakeSampler(Sampler):
-    """Draws in no time; a trajectory costs as many evaluations as its tint, and a token."""
+    """A sampler that draws in no time; a trajectory costs as many evaluations as its tint, and a token."""
 
     def __init__(self):
         self.model = types.SimpleNamespace(compiler=Compiler())
@@ -68,7 +68,7 @@ class FakeSampler(Sampler):
         )
 
     def resume_all(self, trajectories, settings, progress=print):
-        """The same picture with a little more green."""
+        """Return the same pictures with a little more green."""
         self.calls.append(("resume", [one.stages[-1].text for one in trajectories]))
         return [self.redrawn(one) for one in trajectories]
 
@@ -86,7 +86,7 @@ class FakeSampler(Sampler):
 
 
 class Script:
-    """Any adviser: answers by a function, and keeps what it was asked."""
+    """An adviser that answers by a function and records its requests."""
 
     name = "script"
 
@@ -119,16 +119,16 @@ def red(picture):
 # Seeds.
 
 
-@with_settings(deadline=None)  # a busy machine is no fault
+@with_settings(deadline=None)  # a busy machine is not a fault
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 99), min_size=2, max_size=2, unique=True))
-def test_seeds_of_candidates_are_their_own_and_in_range(seed, numbers):
+def test_seeds_of_candidates_are_distinct_and_in_range(seed, numbers):
     seeds = [derive_seed(seed, number) for number in numbers]
     assert seeds == [derive_seed(seed, number) for number in numbers]
     assert seeds[0] != seeds[1] and all(0 <= s < 2**32 for s in seeds)
     assert derive_seed(seed, 0) == seed
 
 
-def test_seeds_of_candidates_stay_what_they_were():
+def test_seeds_of_candidates_never_change():
     """numpy's SeedSequence gives the same streams in every version."""
     assert [derive_seed(7, n) for n in range(3)] == [
         7,
@@ -154,7 +154,7 @@ def test_the_model_alone(name):
 
 
 @pytest.mark.parametrize("best", [0, 2, 3])
-def test_the_verifier_s_favourite_is_picked_at_the_cost_of_all(best):
+def test_the_verifier_s_favourite_is_selected_at_the_cost_of_all(best):
     seeds = [[derive_seed(seed, n) for n in range(4)] for seed in SEEDS]
     favourites = {tint(row[best]) for row in seeds}
     advisers = with_adviser("verifier", lambda prompt, picture: 0.9 if red(picture) in favourites else 0.2)
@@ -171,7 +171,7 @@ def test_the_verifier_s_favourite_is_picked_at_the_cost_of_all(best):
 
 
 def test_candidates_are_those_of_their_own_prompt_and_seed():
-    """Each as if it were drawn alone."""
+    """Each is the same as drawn alone."""
     given_task = task(["a", "b", "c"], [5, 6, 7], with_adviser("verifier", lambda prompt, picture: red(picture) / 255))
     drawn = run_strategy(make_strategy("best_of_n", n=4), given_task)
     assert [one.prompt for one in drawn] == ["a", "b", "c"]
@@ -179,7 +179,7 @@ def test_candidates_are_those_of_their_own_prompt_and_seed():
         assert tint(one.seed) == max(tint(derive_seed(seed, number)) for number in range(4))
 
 
-def test_a_verifier_who_declines_leaves_the_first_candidate_and_is_counted():
+def test_a_verifier_that_declines_leaves_the_first_candidate_and_is_counted():
     lines = []
     given_task = task(advisers=with_adviser("verifier", decline), progress=lines.append)
     drawn = run_strategy(make_strategy("best_of_n", n=3), given_task)
@@ -235,7 +235,7 @@ def test_each_step_of_the_planner_edits_the_last_picture():
 
 
 def test_the_planner_s_pictures_have_their_own_latents():
-    """Under the names that they have among all steps."""
+    """Under their names among all steps."""
     advisers = with_adviser("planner", STEPS.get)
     _, three = run_strategy(OutsidePlanner(), task(advisers=advisers, settings=SampleSettings(keep_latents=True)))
     files = [stage.file for stage in three.stages[1::2]]
@@ -272,11 +272,11 @@ FINE = Verdict(accept=True, analysis="All is there.")
 
 
 def greens(least):
-    """A critic that finds a fault in the first prompt's picture until it has as much green."""
+    """A critic that finds a fault in the first prompt's picture until it is green enough."""
     return lambda prompt, picture: FINE if picture[0, 0, 1] >= least or prompt != PROMPTS[0] else FAULT
 
 
-def test_a_faulty_draft_is_drawn_anew_after_the_critique():
+def test_a_faulty_draft_is_redrawn_after_the_critique():
     given_task = task(advisers=with_adviser("critic", greens(9)))
     faulty, fine = run_strategy(OutsideInspector(), given_task)
     words = "It is blue. <refine>Make it red.</refine>"
@@ -293,7 +293,7 @@ def test_a_faulty_draft_is_drawn_anew_after_the_critique():
 
 @pytest.mark.parametrize(("rounds", "stages", "redrawn"), [(3, 6, 2), (2, 5, 2), (1, 3, 1)])
 def test_rounds_end_with_the_critic_s_consent(rounds, stages, redrawn):
-    """Two redraws satisfy the critic; a third round only says so."""
+    """Two redraws satisfy the critic; a third round only confirms it."""
     faulty, fine = run_strategy(OutsideInspector(rounds), task(advisers=with_adviser("critic", greens(2))))
     assert len(faulty.stages) == stages and len(fine.stages) == 2
     faulty.check()
@@ -301,7 +301,7 @@ def test_rounds_end_with_the_critic_s_consent(rounds, stages, redrawn):
     assert faulty.costs["questions"] == rounds and fine.costs["questions"] == 1
 
 
-def test_a_critic_who_declines_leaves_the_draft():
+def test_a_critic_that_declines_leaves_the_draft():
     drawn = run_strategy(OutsideInspector(), task(advisers=with_adviser("critic", decline)))
     assert [len(one.stages) for one in drawn] == [1, 1] and [one.costs["declined"] for one in drawn] == [1, 1]
 
@@ -319,7 +319,7 @@ class Untouchable(Script):
 
 
 def refused(name, settings, advisers=None):
-    """What a strategy says of settings under which nothing must be drawn and nobody asked."""
+    """Return a strategy's refusal of settings, without any drawing or request."""
     given_task = task(advisers=advisers, settings=settings)
     with pytest.raises(StrategyError) as fault:
         run_strategy(make_strategy(name), given_task)
@@ -328,13 +328,13 @@ def refused(name, settings, advisers=None):
 
 
 @pytest.mark.parametrize("name", NEED_PICTURES)
-def test_without_an_image_there_is_nothing_to_judge_or_to_edit(name):
+def test_a_mode_without_images_has_nothing_to_judge_or_edit(name):
     advisers = make_exact_advisers()._replace(**dict.fromkeys(("planner", "critic", "verifier"), Untouchable()))
     settings = SampleSettings(max_images=0, mode="single_pass" if name != "stepwise_best_of_n" else "process")
     assert " with max_images=0 draws no picture, which this strategy needs" in refused(name, settings, advisers)
 
 
-def test_answers_are_nothing_to_pick_pictures_by():
+def test_a_mode_of_answers_has_no_pictures_to_select():
     assert refused("best_of_n", SampleSettings(mode="understand")).startswith("mode understand with max_images=8 draws")
 
 
@@ -358,7 +358,7 @@ def test_pictures_of_any_size_go_to_other_advisers():
 # The registry.
 
 
-def test_a_name_or_setting_that_there_is_not():
+def test_unknown_names_and_settings():
     with pytest.raises(
         StrategyError, match="strategy 'best_of_m' is none of process, single_pass, think, planner"
     ) as fault:

@@ -1,4 +1,4 @@
-"""Captions, questions and checks: what they say is what the detector sees."""
+"""Captions, questions and checks agree with the detector."""
 
 import collections
 import re
@@ -29,7 +29,7 @@ _NOUN = {form: noun for noun in SHAPES for form in (noun, pluralize(noun))}
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Scenes of one to six things, and what is detected in their pictures."""
+    """Scenes of one to six things, and the detections in their pictures."""
     made = []
     for seed in range(250):
         rng = np.random.default_rng((5, seed))
@@ -42,13 +42,13 @@ def scenes():
 
 
 def asked(scenes, kind):
-    """(question, scene, what is detected, background) of every scene that has a question of that kind."""
+    """Return (question, scene, detections, background) of every scene with a question of that kind."""
     every = ((make_asker(np.random.default_rng((6, n)), kind)(one[0]), *one) for n, one in enumerate(scenes))
     return [one for one in every if one[0] is not None]
 
 
 def looks(found, places):
-    """Nouns, attributes as captions say them and number of all that is detected."""
+    """Return noun, attributes as captions state them, and number of all detected things."""
     stand = {}
     for one in found:
         said = {"color": one.color}
@@ -64,7 +64,7 @@ def looks(found, places):
 
 
 @pytest.mark.parametrize("places", [False, True])
-def test_a_caption_says_what_is_seen(scenes, places):
+def test_a_caption_agrees_with_the_detector(scenes, places):
     numbers = set()
     for scene, found, ground in scenes:
         said = canonicalize(parse(write_caption(scene, places)))
@@ -86,7 +86,7 @@ def test_things_are_named_in_reading_order():
     assert [e.count for e in make_caption_graph(scene).entities] == [1, 2, 1]
 
 
-def test_a_report_says_what_its_plan_says_where_the_picture_is_right():
+def test_a_report_of_a_right_picture_agrees_with_its_plan():
     checked = 0
     for seed in range(100):
         graph = sample_graph(np.random.default_rng((8, seed)), "composition", things=1 + seed % 6)
@@ -124,7 +124,7 @@ def test_a_report_follows_the_order_and_the_attributes_of_its_plan_and_names_the
         assert said == f"The picture shows {words} on a beige background."
 
 
-def test_a_report_names_things_alike_of_which_the_plan_places_only_one():
+def test_a_report_names_equal_things_of_which_the_plan_places_one():
     rings = Entity(0, "ring", 1, {"color": "red"}), Entity(1, "ring", 1, {"color": "red", "place": "centre"})
     objects = thing(0, 8, 8, 7, "red", "ring"), thing(1, 16, 16, 7, "red", "ring")
     assert write_report(Scene(objects, "beige"), SceneGraph(rings)) == (
@@ -132,12 +132,12 @@ def test_a_report_names_things_alike_of_which_the_plan_places_only_one():
     )
 
 
-def test_things_alike_at_one_place_are_named_together():
+def test_equal_things_at_one_place_are_named_together():
     scene = Scene((thing(0, 8, 8, 7), thing(1, 16, 16, 7)), "beige")
     assert write_caption(scene, places=True) == "The picture shows two red circles in the centre on a beige background."
 
 
-def test_colours_are_those_seen(scenes):
+def test_answers_about_colours_agree_with_the_detector(scenes):
     answers = asked(scenes, "color")
     for question, _, found, ground in answers:
         (noun,) = re.findall(r"the (\w+)", question.text)
@@ -147,7 +147,7 @@ def test_colours_are_those_seen(scenes):
     assert len(answers) > 200 and 0.1 < grounds / len(answers) < 0.35
 
 
-def test_numbers_are_those_seen(scenes):
+def test_answers_about_numbers_agree_with_the_detector(scenes):
     answers = collections.Counter()
     for question, _, found, _ in asked(scenes, "count"):
         words = re.search(r"How many (?:(\w+) )??(\w+) (?:are|does)", question.text)
@@ -157,8 +157,8 @@ def test_numbers_are_those_seen(scenes):
     assert {NONE, *(f"{n.capitalize()}." for n in NUMBERS[:6])} == set(answers)
 
 
-def test_any_number_will_do_after_many_scenes():
-    """One circle is one circle and one thing; six of anything it does not have, nor will other scenes of one thing."""
+def test_many_scenes_offer_every_number():
+    """One circle is one circle and one thing; neither it nor other scenes of one thing have six of anything."""
     scene, answers = Scene((thing(0, 0, 0, 7),)), collections.Counter()
     for seed in range(100):
         ask = make_asker(np.random.default_rng(seed), "count")
@@ -169,7 +169,7 @@ def test_any_number_will_do_after_many_scenes():
     assert answers[None, "One."] > 50
 
 
-def test_places_are_those_seen(scenes):
+def test_answers_about_places_agree_with_the_detector(scenes):
     answers = asked(scenes, "place")
     for question, _, found, _ in answers:
         color, noun = re.search(rf"the (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})\b", question.text).groups()
@@ -180,7 +180,7 @@ def test_places_are_those_seen(scenes):
 
 @pytest.fixture(scope="module")
 def checks(scenes):
-    """Many checks of all scenes, with what is detected."""
+    """Many checks of all scenes, with the detections."""
     made = []
     for seed in range(900):
         rng = np.random.default_rng((7, seed))
@@ -191,7 +191,7 @@ def checks(scenes):
     return made
 
 
-def test_what_is_confirmed_is_seen_and_what_is_denied_is_not(checks):
+def test_answers_to_checks_agree_with_the_detector(checks):
     for made, _, found, ground in checks:
         said = parse(made.words)
         assert canonicalize(said) == canonicalize(made.said)
@@ -201,8 +201,8 @@ def test_what_is_confirmed_is_seen_and_what_is_denied_is_not(checks):
     assert 0.45 < rights / len(checks) < 0.55
 
 
-def test_a_denial_says_what_is_seen_instead(checks):
-    """Words after "not" are asked for and words before are seen, so both can be read off question and picture."""
+def test_a_denial_states_what_is_there_instead(checks):
+    """Words after "not" come from the question, and words before it from the picture."""
     counted = collections.Counter()
     for made, _, found, ground in checks:
         counted[made.kind, made.right] += 1
@@ -230,8 +230,8 @@ def test_a_denial_says_what_is_seen_instead(checks):
     assert len(counted) == 2 * len(CHECKS) and min(counted.values()) >= 30, counted
 
 
-def test_the_words_of_a_check_do_not_tell_its_answer(checks):
-    """Sizes, fills and backgrounds are named about as often where the answer is yes as where it is no."""
+def test_the_words_of_a_check_do_not_reveal_its_answer(checks):
+    """Sizes, fills and backgrounds are named about equally often for yes and for no."""
     for word in ("small", "large", "outlined", "solid", "background", " of a ", "left of"):
         rates = [np.mean([word in c.words for c, *_ in checks if c.right == right]) for right in (True, False)]
         assert abs(rates[0] - rates[1]) < 0.06, (word, rates)

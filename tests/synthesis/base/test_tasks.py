@@ -1,4 +1,4 @@
-"""What the base model learns: records that keep their grammar, and show and say what they tell."""
+"""The base model's data: grammatical records whose texts and pictures agree."""
 
 import collections
 import io
@@ -74,7 +74,7 @@ def edits(made):
 
 
 @pytest.mark.parametrize("subset", [*SUBSETS])
-def test_records_are_grammatical_and_come_back(made, subset):
+def test_records_are_grammatical_and_round_trip(made, subset):
     for number, record in enumerate(made[subset]):
         check_grammar(record)
         assert (record.id, record.source) == (f"{subset}-0-{number:06d}", subset)
@@ -95,7 +95,7 @@ def test_a_sample_depends_on_settings_subset_and_number_alone(made, subset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("subset", [*SUBSETS])
-def test_nothing_held_out_is_said_or_shown(made, subset):
+def test_records_neither_say_nor_show_what_is_held_out(made, subset):
     readers = {"text_to_image": lambda text: of_graph(parse(text)), "edit": of_instruction, "understand": scanned}
     for record in made[subset]:
         for segment in record.segments:
@@ -164,7 +164,7 @@ def test_questions_come_in_their_shares(made):
 
 
 @pytest.mark.slow
-def test_numbers_that_are_asked_for_come_equally_often():
+def test_requested_numbers_are_equally_frequent():
     """Zero to six are a seventh each; 0.05 is more than three standard deviations of 600 draws."""
     settings = DatasetSettings(understand=Understand(600, questions={"count": 1.0}))
     records = make_samples(settings, TEACHERS, "understand", range(600)).records
@@ -174,7 +174,7 @@ def test_numbers_that_are_asked_for_come_equally_often():
 
 
 @pytest.mark.slow
-def test_an_edit_does_what_it_says_and_nothing_else(edits):
+def test_an_edit_changes_only_what_it_states(edits):
     rng, counted = np.random.default_rng(0), collections.Counter()
     for record, before, step in edits:
         given, prompt, image = record.segments
@@ -202,8 +202,8 @@ def test_an_edit_does_what_it_says_and_nothing_else(edits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["move", "swap"])
-def test_what_is_asked_for_is_not_there_yet(operation):
-    """As the detector reads the pictures: no given one is as the moved thing should be, every swap is seen."""
+def test_an_edit_is_not_already_done(operation):
+    """By the detector: no moved thing is already in place, and every swap is visible."""
     settings = DatasetSettings(edit=Edit(200, operations={operation: 1.0}))
     for record in make_samples(settings, TEACHERS, "edit", range(200)).records:
         given, _, image = record.segments
@@ -219,7 +219,7 @@ def test_what_is_asked_for_is_not_there_yet(operation):
 
 
 def _holds(found, whole, entity, stated):
-    """Whether of the detected shapes the entity's have the place and the relations that are stated."""
+    """Return whether the detected shapes of the entity have the stated place and relations."""
 
     def like(one):
         return [f for f in found if (f.shape, f.color) == (one.noun, one.attributes["color"])]
@@ -234,7 +234,7 @@ def _holds(found, whole, entity, stated):
     )
 
 
-def test_a_swap_of_things_that_look_alike_is_not_seen():
+def test_a_swap_of_equal_things_is_invisible():
     looks = {"color": "red"}
     before, after = (
         SceneGraph(tuple(Entity(i, "star", 1, looks | {"place": place}) for i, place in enumerate(places)))
@@ -247,7 +247,7 @@ def test_a_swap_of_things_that_look_alike_is_not_seen():
     assert changes_picture(swap, other, scenes[1])
 
 
-def test_pictures_that_are_only_looked_at_have_no_latents(made):
+def test_pictures_that_are_only_read_have_no_latents(made):
     pictures = []
 
     def encode(batch):
@@ -285,7 +285,7 @@ def test_instructions_say_where_to_add_things(rate):
 
 
 def test_the_page_of_a_data_set_shows_them(made):
-    """An edit counts its operation, a question its kind; what is answered is shown."""
+    """Edits are counted by operation, questions by kind; answers are shown."""
     summaries = {subset: summarise_records(records) for subset, records in made.items()}
     assert summaries["understand"].images == {0: COUNT} and summaries["edit"].images == {1: COUNT}
     assert summaries["understand"].tasks.keys() == {*SETTINGS.understand.questions}

@@ -1,4 +1,4 @@
-"""Small files of the public formats, and records put so that they can be compared by eye."""
+"""Small files in the public formats, and records in a form that is easy to compare."""
 
 import io
 import tarfile
@@ -15,26 +15,26 @@ COLORS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white")
 
 
 def picture(color, format="PNG", size=(8, 6)):
-    """A file of one colour."""
+    """Return a picture file of one colour."""
     buffer = io.BytesIO()
     PilImage.new("RGB", size, color).save(buffer, format, **({"quality": 95} if format == "JPEG" else {}))
     return buffer.getvalue()
 
 
 def hub(data):
-    """An image as the data sets library stores it."""
+    """Return an image as the data sets library stores it."""
     return {"bytes": data, "path": None}
 
 
 def write_parquet(path, rows):
-    """A file with the rows' keys as columns."""
+    """Write a file with the rows' keys as columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
 
 
 def write_tar(path, samples):
-    """A webdataset archive of {key: {suffix: bytes}}."""
+    """Write a webdataset archive of {key: {suffix: bytes}}."""
     with tarfile.open(path, "w") as archive:
         for key, members in samples.items():
             for suffix, data in members.items():
@@ -45,7 +45,7 @@ def write_tar(path, samples):
 
 
 def color_of(png):
-    """The name in COLORS that the middle pixel is nearest to."""
+    """Return the name in COLORS nearest to the middle pixel."""
     image = decode_image(png)
     pixel = image.getpixel((image.width // 2, image.height // 2))
     known = {c: PilImage.new("RGB", (1, 1), c).getpixel((0, 0)) for c in COLORS}
@@ -53,12 +53,12 @@ def color_of(png):
 
 
 def seen(record):
-    """Every segment as (stage, words or colour, target)."""
+    """List every segment as (stage, words or colour, target)."""
     return [(s.stage, color_of(s.png) if isinstance(s, Image) else s.text, s.target) for s in record.segments]
 
 
 def split(outcomes):
-    """(records, skipped) of an importer's outcomes."""
+    """Return (records, skipped) of an importer's outcomes."""
     outcomes = list(outcomes)
     skipped = [o for o in outcomes if isinstance(o, SkippedSample)]
     return [o for o in outcomes if not isinstance(o, SkippedSample)], skipped

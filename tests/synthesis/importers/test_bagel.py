@@ -32,7 +32,7 @@ def test_a_pair_is_prompt_plan_and_image(tmp_path):
     ]
 
 
-def test_of_several_captions_the_longest_is_a_plan_worth_learning(tmp_path):
+def test_the_longest_of_several_captions_is_the_plan(tmp_path):
     captions = {"0": "a red thing, seen from above", "1": "red", "2": "a red thing"}
     path = write_parquet(tmp_path / "a.parquet", [pair(json.dumps(captions))])
     (record,), _ = split(bagel.read_text_to_image(path))

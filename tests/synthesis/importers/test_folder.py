@@ -1,4 +1,4 @@
-"""A folder of images with JSON lines, the simple way in."""
+"""A folder of images with JSON lines."""
 
 import json
 import re

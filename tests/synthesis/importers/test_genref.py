@@ -1,4 +1,4 @@
-"""The alignment subset from GenRef archives: what becomes of its pictures, and what the judge adds."""
+"""The alignment subset from GenRef archives: its pictures, and the judge's contribution."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ SETTINGS = DatasetSettings(alignment=Alignment(positive=1, negative=2, archive="
 
 
 class Seeing(Trusting):
-    """Accepts green pictures; says nothing of a prompt with "silence"."""
+    """A judge that accepts green pictures and declines prompts with "silence"."""
 
     def judge_picture(self, plan, picture, previous=None):
         if "silence" in plan:
@@ -48,7 +48,7 @@ def archive(tmp_path):
     samples = [
         sample("a dog"),
         sample("a photo of a bench"),  # a prompt of GenEval
-        sample("a cat", **{"bad_image.jpg": picture(GOOD, "JPEG")}),  # no fault to be seen
+        sample("a cat", **{"bad_image.jpg": picture(GOOD, "JPEG")}),  # no visible fault
         sample("silence"),
         sample("a hen", **{"good_image.jpg": b"damaged"}),
         sample("a cow"),
@@ -58,7 +58,7 @@ def archive(tmp_path):
     return write_tar(tmp_path / "genref.tar", {str(n): s for n, s in enumerate(samples)})
 
 
-def test_each_sample_takes_the_next_that_will_do(archive):
+def test_each_sample_takes_the_next_suitable_entry(archive):
     outcomes = read_genref(archive)
     samples = make_archive_samples(SETTINGS, SEEING, outcomes, range(3))
     prompts = [r.segments[0].text for r in samples.records]
@@ -69,7 +69,7 @@ def test_each_sample_takes_the_next_that_will_do(archive):
         "judge declined": 1,
         "unreadable picture": 1,
     }
-    assert next(outcomes).segments[0].text == "an owl"  # what was taken is what is told
+    assert next(outcomes).segments[0].text == "an owl"  # all entries before it were consumed
     first, second, third = samples.records
     for record in samples.records:
         check_grammar(record)
@@ -82,7 +82,7 @@ def test_each_sample_takes_the_next_that_will_do(archive):
     assert third.segments[-1].text == "It is green."
 
 
-def test_without_a_judge_that_explains_reflections_stand_as_they_are(archive):
+def test_without_an_explaining_judge_reflections_are_kept(archive):
     settings = DatasetSettings(alignment=Alignment(positive=0, negative=2, archive="genref.tar"))
     teachers = Teachers(ShapesPainter(32), ExactJudge(), RulesWriter(), placement=None)
     samples = make_archive_samples(settings, teachers, read_genref(archive), range(2))
@@ -90,7 +90,7 @@ def test_without_a_judge_that_explains_reflections_stand_as_they_are(archive):
     assert all(parse_refine(r.segments[3].text) == "Make the dog green." for r in samples.records)
 
 
-def test_an_archive_with_too_few_is_told(archive):
+def test_an_archive_with_too_few_samples_is_named(archive):
     settings = DatasetSettings(alignment=Alignment(positive=3, negative=6, archive="genref.tar"))
     with pytest.raises(SettingsError, match=r"genref.tar ends at sample 4 of 9; lower alignment.positive"):
         make_archive_samples(settings, SEEING, read_genref(archive), range(9))

@@ -1,4 +1,4 @@
-"""Whole imports: what is read comes back from the written data set, what is skipped is told."""
+"""Whole imports: the written data set holds what was read, and skipped samples are reported."""
 
 import pathlib
 import subprocess
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def good(name, folder):
-    """A source of five samples of the format."""
+    """Write a source of five samples of the format."""
     rows = {
         "bagel_t2i": {"image": hub(picture("red")), "captions": '{"0": "red"}'},
         "bagel_edit": {"image_list": [picture("red"), picture("lime")], "instruction_list": [["green"]]},

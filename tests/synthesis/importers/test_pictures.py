@@ -1,4 +1,4 @@
-"""Pictures of every odd kind become upright RGB PNGs, or are refused with a reason."""
+"""Unusual pictures become upright RGB PNGs or are refused with a reason."""
 
 import io
 import struct
@@ -35,13 +35,13 @@ def test_a_plain_png_is_kept_byte_for_byte():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
-def test_lossy_files_keep_the_pixels_they_decode_to(format):
+def test_lossy_files_keep_their_decoded_pixels(format):
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     data = stored(PIL.Image.fromarray(noise), format)
     assert (pixels(to_png(data, "it")) == np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))).all()
 
 
-def test_transparent_parts_show_white():
+def test_transparent_parts_become_white():
     image = PIL.Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 255, 0))
     assert pixels(to_png(stored(image), "it")).tolist() == [[[255, 0, 0], [255, 255, 255]]]
@@ -69,11 +69,11 @@ def test_cmyk_becomes_rgb():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_turned_photographs_stand_upright(format):
+def test_rotated_photographs_become_upright(format):
     image = PIL.Image.new("RGB", (16, 8), "red")
     image.paste("blue", (8, 0, 16, 8))
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # shown after a quarter turn clockwise: the left is above
+    exif[0x0112] = 6  # shown after a quarter turn clockwise: the left side is on top
     upright = pixels(to_png(stored(image, format, exif=exif), "it"))
     assert upright.shape == (16, 8, 3)
     assert upright[2, 4, 0] > 200 > upright[13, 4, 0]
@@ -99,7 +99,7 @@ def test_truncated_files_are_refused(format, kept):
         ("a.png", "missing picture", "is str, expected bytes"),
     ],
 )
-def test_what_is_no_picture_is_refused(value, reason, words):
+def test_files_that_are_not_pictures_are_refused(value, reason, words):
     with pytest.raises(RefusedSample, match=words) as fault:
         to_png(value, "it")
     assert fault.value.reason == reason

@@ -51,7 +51,7 @@ def test_zebra_cot(tmp_path):
 
 
 @pytest.mark.parametrize("closing", ["/", "\\"])
-def test_a_thought_that_is_a_plan_stays_one_however_it_is_closed(tmp_path, closing):
+def test_a_thought_that_is_a_plan_stays_one_with_either_closing(tmp_path, closing):
     plan = f"<ins>Mark the ball. Now.<{closing}ins><des>A ball.<{closing}des>"
     path = write_parquet(tmp_path / "a.parquet", [zebra(f"THOUGHT 0: {plan} {shown('reasoning_image_1')}")])
     (record,), _ = split(reasoning.read_zebra_cot(path))
@@ -66,7 +66,7 @@ def test_problems_without_images_are_questions_alone(tmp_path):
     assert [stage for stage, *_ in seen(record)] == ["prompt", "plan", "sketch", "inspect"]
 
 
-def test_what_does_not_fit_the_grammar_is_named(tmp_path):
+def test_rows_that_do_not_fit_the_grammar_are_named(tmp_path):
     one, two = shown("reasoning_image_1"), shown("reasoning_image_2")
     rows = [
         zebra("THOUGHT 0: Words alone."),
@@ -126,7 +126,7 @@ def test_thinkmorph_as_published(tmp_path):
     assert {(r.source, r.complete) for r in records} == {("thinkmorph", True)}
 
 
-def test_images_and_thoughts_go_by_their_numbers_not_by_the_order_of_columns(tmp_path):
+def test_images_and_thoughts_are_ordered_by_number_not_by_column(tmp_path):
     thoughts = {f"resoning_thought_{n}": f"Thought {n}." for n in (10, 2, 1, 0)}
     row = {"reasoning_image_10": BLUE, "reasoning_image_9": RED, **thoughts, **thinkmorph()}
     row |= {"problem_image_1": BLUE, "resoning_thought_0": "Thought 0.", "resoning_thought_1": "Thought 1."}

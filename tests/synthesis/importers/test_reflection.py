@@ -1,4 +1,4 @@
-"""UniCoT-Self-Reflection and GenRef: what is mended is context, what mends it is learned."""
+"""UniCoT-Self-Reflection and GenRef: faulty images are context, corrections are learned."""
 
 import pytest
 
@@ -11,7 +11,7 @@ RED, LIME, BLUE = (picture(c, "JPEG") for c in ("red", "lime", "blue"))
 
 
 def unicot(rounds, **columns):
-    """A row of rounds (input, eval, summary, edit, output)."""
+    """Return a row of rounds (input, eval, summary, edit, output)."""
     names = ("input_image", "eval", "eval_summary", "edit", "output_image")
     return {"data_id": "7", "prompt": "a blue thing"} | dict(zip(names, map(list, zip(*rounds)))) | columns
 
@@ -123,7 +123,7 @@ def test_malformed_genref_samples_are_named(tmp_path):
 def test_truncated_archives_are_named(tmp_path, kept):
     path = write_tar(tmp_path / "a.tar", {str(n): genref() for n in range(9)})
     data = path.read_bytes()
-    if kept == -512:  # archives end in zeros; a part of them may be missing
+    if kept == -512:  # archives end in zeros, and some of them may be missing
         path.write_bytes(data[:kept])
         assert len(split(reflection.read_genref(path))[0]) == 9
         return

@@ -33,7 +33,7 @@ FIRST = plan("Start with a red circle.", "The picture shows a red circle.")
 SECOND = plan("Add a blue square right of the red circle.", "The picture shows a red circle left of a blue square.")
 
 AGREEING = [
-    # What is not drawn yet is no fault, nor is what the prompt leaves open.
+    # Neither what is not drawn yet nor what the prompt leaves open is a fault.
     (TWO, [FIRST], "a blue square is still to come"),
     (TWO, [FIRST, SECOND], "nothing is missing"),
     (TWO, [plan("Draw a small red circle on the left.", "There is a small red circle on the left.")], "a blue square"),
@@ -43,11 +43,11 @@ AGREEING = [
     (TWO, [plan("Draw a red circle on a beige background.", "There is a red circle on a beige background.")], "come"),
     # The same relation told from its other end; a description that leaves the relation out.
     (TWO, [FIRST, plan("Add a blue square right of the red circle.", "There is a red circle and a blue square.")], ""),
-    # A background that the instruction leaves to what is there.
+    # The instruction keeps the existing background.
     ("draw a star on a beige background", [plan("Draw a star.", "There is a star on a beige background.")], "nothing"),
-    # Drawn in another order than named, and looks that tell which is which.
+    # Drawn in another order than named; looks distinguish the things.
     ("draw a star and a red star", [plan("Draw a red star.", "There is a red star.")], "a star is still to come"),
-    # A way round: something extra goes, something wrong is put right.
+    # A detour: something extra is removed, something wrong corrected.
     (
         TWO,
         [
@@ -64,7 +64,7 @@ AGREEING = [
         ],
         "a blue square",
     ),
-    # "The circle" is the one of which no more is said.
+    # "The circle" is the one without further attributes.
     (
         "draw a red circle",
         [
@@ -109,7 +109,7 @@ CONFLICTING = [
         ["left of", "right of"],
     ),
     (TWO, [plan("Draw a red circle above a blue square.", "There is a red circle above a blue square.")], ["left of"]),
-    # What was wrong before is no news, what is wrong besides is.
+    # An earlier fault is not reported again, a new one is.
     (
         TWO,
         [
@@ -126,14 +126,14 @@ CONFLICTING = [
         [plan("Draw a circle on a lavender background.", "There is a circle on a lavender background.")],
         ["beige", "lavender"],
     ),
-    # Ruled out by places, also those of several, and by two relations together.
+    # Contradictions by places, also of several things, and by two relations together.
     (
         "two stars left of a square",
         [plan(f"Draw {STARS}, and a square on the left.", f"There are {STARS}, and a square on the left.")],
         ["left of"],
     ),
     (TWO, [plan("Draw a red circle on the right and a blue square on the left.", PLACES_SWAPPED)], ["left of"]),
-    # There is nothing left of the left edge; neighbours that are also above or below are not surely left of each other.
+    # Nothing is left of the left edge; neighbours that are also above or below need not be left of each other.
     (TWO, [plan("Draw a blue square at the top left.", "There is a blue square at the top left.")], ["left of"]),
     (TWO, [plan("Draw a red circle on the right.", "There is a red circle on the right.")], ["left of"]),
     (
@@ -156,14 +156,14 @@ CONFLICTING = [
         ],
         ["left of"],
     ),
-    # Only the instruction is at fault.
+    # Only the instruction is wrong.
     (
         TWO,
         [FIRST, plan("Add a green square right of the red circle.", "There is a red circle and a square.")],
         ["blue", "green"],
     ),
     (TWO, [FIRST, SECOND, plan("Remove the red circle.", "There is a blue square.")], ["a red circle", "away"]),
-    # The two parts do not agree: something drawn is left out, or something nobody draws is described.
+    # The two parts disagree: something drawn is not described, or something described is not drawn.
     (
         TWO,
         [FIRST, plan("Add a blue square right of the red circle.", "There is a blue square.")],
@@ -182,7 +182,7 @@ CONFLICTING = [
         ["a beige background", "lavender"],
     ),
     ("draw a star and a ring", [plan("Draw a star above a ring.", "There is a star below a ring.")], ["above the"]),
-    # The instruction names something that is not there.
+    # The instruction names something absent.
     (TWO, [FIRST, plan("Make the blue square green.", "There is a red circle.")], ["the blue square", "not there"]),
 ]
 
@@ -219,7 +219,7 @@ def test_texts_that_are_not_understood_are_declined():
 
 
 def story(seed, share=0.5, placement=LATTICE):
-    """(rng, prompt graph, prompt, steps, scenes) of a random trajectory."""
+    """Make (rng, prompt graph, prompt, steps, scenes) of a random trajectory."""
     rng = np.random.default_rng((11, seed))
     task = TASKS[seed % len(TASKS)]
     scenes = None
@@ -235,13 +235,13 @@ both = pytest.mark.parametrize(("name", "size"), [("lattice", 64), ("free", 32)]
 
 
 def contradictions(asked, graph):
-    """What contradicts the prompt, by ids; the judge has the words alone."""
+    """Return what contradicts the prompt, by ids; the judge has only the words."""
     return {d for d in find_differences(asked, graph) if d.said is not None} if graph is not None else set()
 
 
 @pytest.mark.slow
 @both
-def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name, size):
+def test_right_pictures_and_consistent_plans_raise_no_alarm(name, size):
     count = 0
     for seed in range(112):
         rng, asked, prompt, steps, scenes = story(seed, placement=PLACEMENTS[name])
@@ -252,7 +252,7 @@ def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name
             picture = paint(scene, size)
             verdict = JUDGE.judge_picture(plans[-1], picture, previous)
             assert verdict.accept, (plans, verdict)
-            # On the way round a step may contradict the prompt on purpose, if it says that this is for now.
+            # In a detour a step may contradict the prompt on purpose, if it says that this is for now.
             verdict = JUDGE.judge_plan(prompt, plans)
             assert verdict.accept, (prompt, plans, verdict)
             contradicts = bool(contradictions(asked, step.graph) - contradictions(asked, before))
@@ -265,7 +265,7 @@ def test_right_pictures_raise_no_alarm_and_plans_only_where_they_contradict(name
 
 @pytest.mark.slow
 @both
-def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words(name, size):
+def test_every_kind_of_faulty_draft_is_caught_and_named(name, size):
     seen = collections.Counter()
     for seed in range(90):
         rng, _, _, steps, scenes = story(seed, share=0.0, placement=PLACEMENTS[name])
@@ -287,7 +287,7 @@ def test_every_kind_of_faulty_draft_is_caught_and_told_by_its_words(name, size):
 
 
 def wrong_graphs(rng, asked, graph):
-    """(kind, graph) with one contradiction of ``asked`` each."""
+    """Yield (kind, graph) with one contradiction of ``asked`` each."""
     for e in graph.entities:
         try:
             right = asked.find(e.id)
@@ -335,7 +335,7 @@ def test_every_kind_of_contradiction_is_caught():
     assert min(seen.values()) >= 5
 
 
-def test_the_seed_decides_the_wording_alone():
+def test_the_seed_decides_only_the_wording():
     text = plan("Draw a green circle.", "There is a green circle.")
     verdicts = [ExactJudge(seed).judge_plan(TWO, [text]) for seed in range(12)]
     assert {v.accept for v in verdicts} == {False}

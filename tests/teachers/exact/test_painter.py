@@ -1,4 +1,4 @@
-"""The exact painter: a step's placed scene, and nothing where there is none."""
+"""The exact painter paints the placed scene of a step, and nothing without one."""
 
 import numpy as np
 import pytest

@@ -16,7 +16,7 @@ BOTH = Scene((CIRCLE, SQUARE))
 
 
 PICTURES = [
-    # (plan, scene, scene before, what the analysis or the correction says; None: accepted)
+    # (plan, scene, scene before, words of the analysis or the correction; None: accepted)
     (SECOND, BOTH, None, None),
     (SECOND, BOTH, Scene((CIRCLE,)), None),
     (SECOND, Scene((CIRCLE, replace(SQUARE, color="green"))), Scene((CIRCLE,)), ["green", "blue"]),
@@ -57,14 +57,14 @@ PICTURES = [
         None,
         ["bottom right"],
     ),
-    # The same looks but for one word: which is which is decided for all together.
+    # The looks differ in one word: objects are assigned to entities all together.
     (
         plan("Draw a star and a small star.", "There is a star and a small star."),
         Scene((replace(STAR, id=3, size=7, x=0), STAR)),
         None,
         None,
     ),
-    # Bystanders: moved, recoloured, gone, exchanged though the description still holds; and the ground.
+    # Bystanders: moved, recoloured, removed, or swapped although the description still holds; and the ground.
     (SECOND, Scene((replace(CIRCLE, x=5), SQUARE)), Scene((CIRCLE,)), ["red circle has moved"]),
     (
         plan("Add a star.", "There is a circle and a star."),
@@ -80,7 +80,7 @@ PICTURES = [
         Scene((CIRCLE,)),
         None,
     ),
-    # What the instruction names may change, and nothing else.
+    # Only what the instruction names may change.
     (
         plan("Make the blue square green.", "There is a red circle and a green square."),
         Scene((CIRCLE, replace(SQUARE, color="green"))),
@@ -127,7 +127,7 @@ def test_pictures_made_by_hand(text, scene, before, words, size):
         assert_rejected(words, verdicts)
 
 
-def test_noise_is_no_fault_and_a_stain_is():
+def test_noise_is_not_a_fault_but_a_stain_is():
     rng = np.random.default_rng(5)
     for _ in range(10):
         pictures = [paint(scene) + rng.normal(0, 10, (32, 32, 3)) for scene in (Scene((CIRCLE,)), BOTH)]
@@ -138,5 +138,5 @@ def test_noise_is_no_fault_and_a_stain_is():
     stained[:2, 12:] -= 60
     verdict = JUDGE.judge_picture(SECOND, stained, before)
     assert (verdict.accept, "changed at the top that" in verdict.analysis) == (False, True)
-    # Without the picture before, nobody knows that it was not there.
+    # Without the picture before, its absence is unknown.
     assert JUDGE.judge_picture(SECOND, stained).accept

@@ -1,4 +1,4 @@
-"""The FLOPs behind MFU, against numbers worked out by hand and the ones published for BAGEL."""
+"""The FLOPs behind MFU, against numbers worked out by hand and those published for BAGEL."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Speed, waiting and the check for values that are not finite, on a clock that tests advance."""
+"""Speed, waiting and the check for non-finite values, on a clock that tests advance."""
 
 import types
 
@@ -49,7 +49,7 @@ def test_speed_and_waiting(clock):
         assert meter.next_batch(slow) == "batch"
     line = meter.measure(3)
     assert (line["step_seconds"], line["tokens_per_second"], line["data_wait"]) == (4, 15, 0.25)
-    assert line["images_per_second"] == 1  # 4 in either step
+    assert line["images_per_second"] == 1  # 4 in each step
     meter.add(4, metrics())
     meter.next_batch(quick)
     clock.now += 5
@@ -69,7 +69,7 @@ def test_mfu_on_a_known_chip(clock, monkeypatch):
     assert not {"tokens", "flops", "finite"} & set(meter.measure(2))
 
 
-def test_loading_during_a_step_is_no_waiting(clock):
+def test_loading_during_a_step_is_not_waiting(clock):
     meter = Meter(jax.devices()[:1])
     meter.add(1, metrics())
     running = types.SimpleNamespace(is_ready=lambda: False)
@@ -88,7 +88,7 @@ def test_the_first_step_that_is_not_finite_is_named():
 
 
 def test_steps_that_are_checked_are_counted_once(clock):
-    """A save checks without logging: the next line still has all its steps."""
+    """A save checks without logging; the next line still covers all its steps."""
     meter = Meter(jax.devices()[:1])
     for step in (1, 2, 3):
         meter.add(step, metrics())

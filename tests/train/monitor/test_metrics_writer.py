@@ -36,7 +36,7 @@ def mask_crc(data):
 
 
 def read_shown(folder):
-    """{(tag, step): value} as TensorBoard shows a folder: a session's start hides that step and all later ones."""
+    """Return {(tag, step): value} as TensorBoard shows a folder: a session's start hides that step and later ones."""
     values = {}
     for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: int(p.suffix[1:])):
         for event in read_events(path):
@@ -64,7 +64,7 @@ def test_a_name_without_group_stays(name):
 
 
 def test_a_resumed_run_shows_no_step_twice(tmp_path):
-    first = MetricsWriter(tmp_path, 0, Watchers(pytest.fail))  # lost after step 6, of which step 4 was saved
+    first = MetricsWriter(tmp_path, 0, Watchers(pytest.fail))  # killed after step 6, with step 4 saved
     for step in (2, 4, 6):
         first.write({"step": step, "loss": float(step)})
     first.close()
@@ -77,13 +77,13 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path):
 
 
 def test_on_a_full_disk_tensorboard_is_dropped_in_one_line_and_nothing_waits(tmp_path):
-    """A queue before a dead thread would be full after ten values."""
+    """The queue of a dead thread would be full after ten values."""
     writer = MetricsWriter(tmp_path, 0, Watchers((lines := []).append))
     before = threading.active_count()
     with limit_file_size(200):
         for step in range(1, 60):
             writer.write({"step": step, **TRAIN})
-    writer.write({"step": 60, **TRAIN})  # there is room again, but a board with a gap is worse than one that ends
+    writer.write({"step": 60, **TRAIN})  # there is room again, but a log with a gap is worse than one that ends
     writer.close()
     assert lines == [
         f"{tmp_path}/tensorboard: cannot be written (File too large); the run continues without it, mend this and "

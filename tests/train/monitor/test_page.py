@@ -78,7 +78,7 @@ def workdir(tmp_path):
 
 
 class Page(html.parser.HTMLParser):
-    """The contents of a page: facts by label, charts with their legends, pictures, links and their targets."""
+    """A parser of a page: facts by label, charts with their legends, pictures, links and their targets."""
 
     def __init__(self, text):
         super().__init__()
@@ -154,12 +154,12 @@ def test_legends_show_the_last_values(workdir):
 def test_a_chart_has_its_lines(workdir):
     charts = Page(render_run_page([read_run_log(workdir)])).charts
     assert charts["Loss"]["lines"] == 2  # as logged, and smoothed
-    assert charts["Cross-entropy"]["lines"] == 4  # and held-out, and what is to be beaten
+    assert charts["Cross-entropy"]["lines"] == 4  # and held-out, and the baselines
     assert charts["Flow loss (MSE)"]["lines"] == 2
     assert charts["Device memory"]["lines"] == 1  # nothing to smooth
 
 
-def test_several_runs_share_axes_and_a_colour_is_a_run(workdir, tmp_path):
+def test_several_runs_share_axes_and_each_has_a_colour(workdir, tmp_path):
     other = write_run(tmp_path / "blue", METRICS[:2], None, num_steps=40)
     page = Page(render_run_page([read_run_log(workdir), read_run_log(other)]))
     assert page.facts["steps"] == ["60 of 400 (15%)", "40 of 40 (100%)"]
@@ -170,13 +170,13 @@ def test_several_runs_share_axes_and_a_colour_is_a_run(workdir, tmp_path):
     assert "Cross-entropy by stage: inspect" not in page.charts
 
 
-def test_the_page_of_a_run_without_metrics_says_so(tmp_path):
+def test_the_page_of_a_run_without_metrics(tmp_path):
     page = Page(render_run_page([read_run_log(write_run(tmp_path / "new", None, None))]))
     assert page.facts["state"] == ["nothing logged yet: the first line is written at step 20"]
     assert page.facts["steps"] == ["0 of 400 (0%)"] and not page.charts and "No curves yet." in page.text
 
 
-def test_a_stopped_run_shows_why(workdir):
+def test_a_stopped_run_shows_the_reason(workdir):
     (workdir / "stopped.txt").write_text("SIGTERM: saved step 60 of 400\n")
     assert Page(render_run_page([read_run_log(workdir)])).facts["state"] == ["stopped: SIGTERM: saved step 60 of 400"]
 
@@ -225,7 +225,7 @@ def test_prompts_are_rows_and_steps_are_columns(workdir):
     assert "Add a &lt;b&gt;circle" in page.text and "<b>" not in page.text
 
 
-def test_of_many_steps_some_are_shown_the_first_and_the_last_among_them(workdir):
+def test_many_steps_are_thinned_but_not_the_first_and_the_last(workdir):
     for step in range(1, 31):
         draw(workdir, step, 0, step)
     steps = re.findall(r"step (\d+)</", render_run_page([read_run_log(workdir)]))
@@ -240,14 +240,14 @@ def test_nothing_is_fetched(workdir):
     assert not any(word in text for word in ("http:", "https:", "//", "@import", "<link", 'src=".'))
 
 
-def test_smoothing_weighs_a_value_half_after_its_half_life():
+def test_smoothing_halves_a_weight_after_its_half_life():
     np.testing.assert_allclose(smooth(np.array([2.0, 5.0, 8.0]), 1.0), [2, 4, 44 / 7])
     values = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
     weights = 0.5 ** (np.arange(5) / 2)
     np.testing.assert_allclose(smooth(values, 2.0), weights / np.cumsum(weights))
 
 
-def test_thinning_loses_no_spike():
+def test_thinning_keeps_spikes():
     values = np.zeros(10000)
     values[[1234, 7777]] = 5, -5
     kept = thin(values, 100)
@@ -287,7 +287,7 @@ def test_numbers_and_configs_for_readers():
     assert flatten_config({"a": {"b": 1, "c": {"d": 2}}, "e": {}}) == {"a.b": 1, "a.c.d": 2, "e": {}}
 
 
-def test_a_series_has_the_rows_that_know_it():
+def test_a_series_has_the_rows_that_contain_it():
     log = MetricsLog(({"step": 1, "ce": 2.0}, {"step": 2}, {"step": 3, "ce": 4.0}))
     steps, values = log.series("ce")
     assert steps.tolist() == [1, 3] and values.tolist() == [2, 4]

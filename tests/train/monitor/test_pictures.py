@@ -72,7 +72,7 @@ def test_every_step_and_prompt_has_a_trajectory(drawn):
             assert trajectory.stop_reason is not None and len(trajectory.images) == 1
 
 
-def test_parameters_make_the_difference(drawn):
+def test_other_parameters_draw_other_pictures(drawn):
     workdir = drawn[0]
     first, second = (load_trajectory(pictures_folder(workdir, step) / "000").images[0] for step in (2, 4))
     assert np.abs(np.asarray(first, float) - np.asarray(second, float)).mean() > 0.1
@@ -94,7 +94,7 @@ def test_a_failure_to_write_costs_the_run_one_line(run, base, fresh, drawn, tmp_
     (tmp_path / "pictures").write_text("no folder")
     lines = []
     pictures, watchers = PictureSampler(run, tmp_path, lines.append, base, SETTINGS), Watchers(lines.append)
-    pictures._model = drawn[1]._model  # compiled already
+    pictures._model = drawn[1]._model  # already compiled
     with jax.set_mesh(MESH):
         for step in (2, 4):
             watchers.call(str(tmp_path / "pictures"), pictures, step, fresh)

@@ -1,4 +1,4 @@
-"""The monitor of a run whose disk is full: the run continues, with one line for each part that is lost."""
+"""The monitor of a run on a full disk: the run continues, with one line for each part that is dropped."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def monitor(tmp_path):
 
     with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
         monitor = RunMonitor(RUN, STEP, tmp_path, lines.append, mock.Mock(spec=Batches), None, sample)
-        monitor._combine_params = lambda trained, frozen: {}  # nothing to compile and to cache
+        monitor._combine_params = lambda trained, frozen: {}  # nothing to compile or cache
         yield monitor, lines, sampled
 
 

@@ -18,7 +18,7 @@ from pdgen.train.monitor.watchers import Watchers
     ],
     ids=["disk", "text", "no text", "long"],
 )
-def test_a_part_is_called_until_it_fails_and_others_go_on(fault, reason):
+def test_a_part_is_called_until_it_fails_and_others_continue(fault, reason):
     calls, lines = [], []
     watchers = Watchers(lines.append)
 
@@ -37,7 +37,7 @@ def test_a_part_is_called_until_it_fails_and_others_go_on(fault, reason):
     ]
 
 
-def test_a_signal_is_no_fault_of_a_watcher():
+def test_a_signal_is_not_a_failure_of_a_watcher():
     def interrupt():
         raise KeyboardInterrupt
 

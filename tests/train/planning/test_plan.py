@@ -89,7 +89,7 @@ def test_the_paper_s_recipe(paper):
     assert (d.text, d.vae, d.vit, paper.ce_weight) == (0.1, 0.3, 0.3, 1.0)
 
 
-def test_the_pod_sees_the_paper_s_samples(paper):
+def test_the_pod_trains_on_the_paper_s_samples(paper):
     pod = read_config("bagel_7b_pod")
     assert pod.rows * pod.num_steps == paper.rows * paper.num_steps and pod.budgets == paper.budgets
     assert resolve_mesh_shape(pod, 64) == (8, 8, 1)

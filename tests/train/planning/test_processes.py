@@ -1,4 +1,4 @@
-"""Lines for the user of a job, and how its processes find each other."""
+"""Lines for the user of a job, and the discovery of its processes."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ print(jax.process_index(), jax.process_count(), jax.device_count(), flush=True)
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def test_a_full_standard_output_is_said_once_and_ends_nothing():
+def test_a_full_standard_output_is_reported_once_and_ends_nothing():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", PRINT], stdout=full, stderr=subprocess.PIPE, text=True, check=False
@@ -29,8 +29,8 @@ def test_a_full_standard_output_is_said_once_and_ends_nothing():
     assert (done.returncode, done.stderr) == (0, line)
 
 
-def test_processes_that_are_started_by_hand_find_each_other():
-    """As over SSH: each has only the three variables."""
+def test_processes_started_by_hand_find_each_other():
+    """As over SSH, each has only the three variables."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -44,7 +44,7 @@ def test_processes_that_are_started_by_hand_find_each_other():
 
 
 @pytest.mark.parametrize("environment", [{}, {"JAX_COORDINATOR_ADDRESS": "a:1"}, {"SLURM_PROCID": "1"}])
-def test_without_a_number_a_scheduler_gives_it(environment):
+def test_without_a_number_the_scheduler_gives_it(environment):
     assert read_environment(environment) == {}
 
 

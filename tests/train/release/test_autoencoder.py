@@ -25,7 +25,7 @@ SETTINGS = training.AutoencoderTrainConfig(
 
 
 def random_pictures(seed: int, count: int, size: int, shrink: int = 1) -> np.ndarray:
-    """Scenes of 1 to 6 objects that no config's seeds draw, of ``size`` / ``shrink`` pixels."""
+    """Paint scenes of 1 to 6 objects, with seeds that no config uses, at ``size`` / ``shrink`` pixels."""
     rngs = [np.random.default_rng((seed, 1000, i)) for i in range(count)]
     scenes = [sample_scene(rng, 1 + i % MAX_OBJECTS) for i, rng in enumerate(rngs)]
     return np.stack([np.asarray(PIL.Image.fromarray(paint(scene, size)).reduce(shrink)) for scene in scenes])
@@ -43,7 +43,7 @@ def trained(pictures):
 
 @pytest.fixture(scope="module")
 def start():
-    """Random parameters; the biases too, so that one left out shows."""
+    """Draw random parameters; biases too, so that a missing one is noticed."""
     rng = np.random.default_rng(0)
     values = lambda x: jnp.float32(rng.normal(scale=0.2 if len(x.shape) == 1 else 0.05, size=x.shape))  # noqa: E731
     return jax.tree.map(values, model.abstract_params(SMALL))
@@ -84,13 +84,13 @@ def test_the_decoder_takes_normalised_latents_exactly_but_at_the_border(start):
 
 def test_decoding_is_unchanged_where_normalising_does_not_shift(start):
     std = jnp.array([0.5, 2.0])
-    mean = SMALL.scale_factor * SMALL.shift_factor * (std - 1)  # leaves x = 0, the zero padding, where it is
+    mean = SMALL.scale_factor * SMALL.shift_factor * (std - 1)  # keeps x = 0, the zero padding, at 0
     latents = jax.random.normal(jax.random.key(2), (1, 6, 5, 2))
     new = model.decode(SMALL, training.normalise_latents(SMALL, start, mean, std), (latents - mean) / std)
     np.testing.assert_allclose(new, model.decode(SMALL, start, latents), rtol=1e-3, atol=1e-4)
 
 
-def test_measured_statistics_are_those_of_posterior_draws(start, pictures):
+def test_measured_statistics_match_posterior_draws(start, pictures):
     quality = training.measure(SMALL, start, pictures)
     images = training.scale_pixels(pictures)
     mean, logvar = model.encode(SMALL, start, images)
@@ -122,8 +122,8 @@ def test_training_reconstructs_better_and_ends_with_normalised_latents(trained, 
     untrained = training.measure(SMALL, start, pictures)
     quality = training.measure(SMALL, trained, pictures)
     assert quality.psnr > untrained.psnr + 3
-    # The mean holds to rounding only if the encoder was frozen after it was normalised; of the variance, which was 1,
-    # the posterior's part is gone.
+    # The mean is exact to rounding only if the encoder was frozen after normalising; the variance, which was 1, lacks
+    # the part of the posterior.
     np.testing.assert_allclose(quality.mean, 0, atol=1e-4)
     assert np.all(quality.std < 1 + 1e-4)
     np.testing.assert_allclose(quality.posterior_std, SMALL.scale_factor * training.POSTERIOR_STD, rtol=1e-3)
@@ -185,7 +185,7 @@ def test_the_shipped_autoencoder_reconstructs_and_has_centred_latents():
     quality = training.measure(SHAPES_AUTOENCODER, params, pictures)
     assert quality.psnr > 35
     np.testing.assert_allclose(quality.mean, 0, atol=0.1)
-    # Channels with little information had a wide posterior, and vary little without it.
+    # Channels with little information have a wide posterior, and vary little without it.
     assert np.all((quality.std > 0.1) & (quality.std < 1.1)) and quality.std.max() > 0.9
     np.testing.assert_allclose(
         quality.posterior_std, SHAPES_AUTOENCODER.scale_factor * training.POSTERIOR_STD, rtol=0.01
@@ -193,7 +193,7 @@ def test_the_shipped_autoencoder_reconstructs_and_has_centred_latents():
 
 
 def test_the_shipped_decoder_tolerates_inexact_latents():
-    """Noise of a tenth of the latents' standard deviation, as a generator's errors, costs little."""
+    """Noise of a tenth of the latents' standard deviation, like a generator's errors, costs little."""
     params = read_autoencoder(shapes_folder(), SHAPES_AUTOENCODER)
     pictures = random_pictures(1, 100, 64)
     mean, _ = model.encode(SHAPES_AUTOENCODER, params, training.scale_pixels(pictures))

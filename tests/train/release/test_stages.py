@@ -68,7 +68,7 @@ def test_a_stage_that_fails_is_named_and_runs_again(commands):
     assert not stage.mark.exists()
 
 
-def test_commands_are_this_pythons(commands):
+def test_commands_run_in_this_python(commands):
     (commands / "which.py").write_text("import sys; open(sys.argv[1], 'w').write(sys.executable)")
     run_stages([Stage("which", commands / "cell", (str(commands / "python"),))], commands)
     assert (commands / "python").read_text() == sys.executable
