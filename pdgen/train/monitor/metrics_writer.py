@@ -11,6 +11,7 @@ import pathlib
 import re
 import socket
 import struct
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from pdgen.train.run_config import RunError
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb_id"
 _WANDB = "wandb"  # name of the watcher
+FINISH_SECONDS = 60.0  # that a run waits at its end until wandb has sent everything
 Split = Literal["train", "held_out"]
 _GROUPED = re.compile(r"(ce|mse|grad_norm|update_norm|param_norm|fill)_(\w+)")
 
@@ -91,9 +93,17 @@ class MetricsWriter:
             self._watchers.call(_WANDB, functools.partial(self._wandb.log, named, step=step))
 
     def close(self, failed: bool = False) -> None:
-        """Report to wandb whether the run has failed, and wait until it has received everything."""
-        if self._wandb is not None:
-            self._watchers.call(_WANDB, functools.partial(self._wandb.finish, exit_code=int(failed)))
+        """Report to wandb whether the run has failed, and wait ``FINISH_SECONDS`` at most until it has everything."""
+        if self._wandb is None:
+            return
+        finish = functools.partial(self._wandb.finish, exit_code=int(failed))
+        # Without a network it may never return. The run must still be exported, and a daemon does not keep the process.
+        thread = threading.Thread(target=self._watchers.call, args=(_WANDB, finish), daemon=True)
+        thread.start()
+        thread.join(FINISH_SECONDS)
+        if thread.is_alive():
+            late = f"not everything is sent after {FINISH_SECONDS:g} s, `wandb sync` sends the rest later"
+            self._watchers.drop(_WANDB, TimeoutError(late))
 
     def _begin(self, start: int) -> None:
         for path in self._files.values():
@@ -130,6 +140,8 @@ def _init_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) 
             dir=str(workdir),
             config=dict(config),
             resume="allow",
+            # wandb waits for its process once more when the interpreter ends.
+            settings=wandb.Settings(finish_timeout=FINISH_SECONDS),
         )
     except wandb.Error as fault:
         raise RunError(
