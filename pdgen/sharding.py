@@ -7,6 +7,9 @@ enters it. Without a mesh everything runs on one device and arrays have no shard
 import contextlib
 import dataclasses
 import math
+import os
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,6 +120,26 @@ def in_host_memory(sharding: Sharding) -> bool:
 def to_device_memory(x: jax.Array) -> jax.Array:
     """Copy an array that may be in host memory to its devices, with the same sharding."""
     return jax.device_put(x, jax.memory.Space.Device)
+
+
+def read_available_bytes(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int:
+    """Read the bytes of memory that are available to processes; all of the memory where the system does not say."""
+    if found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.exists() else ""):
+        return 1024 * int(found[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def count_host_bytes(shapes: Any, shardings: Any) -> int:
+    """Count the bytes that arrays take in the memory of this process's host, which is also that of its CPU devices.
+
+    Args:
+      shapes, shardings: trees of the same structure; the leaves of ``shapes`` have a shape and a dtype.
+    """
+    total = 0
+    for x, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+        copies = sum(in_host_memory(sharding) or d.platform == "cpu" for d in sharding.addressable_devices)
+        total += copies * math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return total
 
 
 def map_shards(function: Any, in_names: Sequence[Any], out_names: Any) -> Any:

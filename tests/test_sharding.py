@@ -5,7 +5,16 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from pdgen.models import bagel
-from pdgen.sharding import MESH_AXES, RULES, ShardingError, has_mesh, make_mesh, out_spec, parameter_specs
+from pdgen.sharding import (
+    MESH_AXES,
+    RULES,
+    ShardingError,
+    has_mesh,
+    make_mesh,
+    out_spec,
+    parameter_specs,
+    read_available_bytes,
+)
 from tests.support.small import CONFIG
 
 
@@ -52,3 +61,11 @@ def test_parameters_are_split_where_they_are_large():
     assert layer["input_norm"]["scale"] == PartitionSpec(None, None)
     assert specs["language"]["embed"]["embedding"] == PartitionSpec("tensor", "fsdp")
     assert specs["latent_position"]["table"] == PartitionSpec(None, None)
+
+
+def test_available_memory_is_not_all_memory(tmp_path):
+    """As the kernel estimates it, with the caches that it would give back; all, where it does not tell."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:   65536 kB\nMemFree:   900 kB\nMemAvailable:   1024 kB\nBuffers:   3 kB\n")
+    assert read_available_bytes(meminfo) == 1024 * 1024
+    assert read_available_bytes(tmp_path / "none") >= read_available_bytes() > 0

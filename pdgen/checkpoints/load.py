@@ -36,7 +36,13 @@ from pdgen.models import autoencoder, bagel
 from pdgen.models.linear import is_int8
 from pdgen.models.mot import EXPERTS
 from pdgen.sequence.tokenizer import WHOLE_TOKENIZER, Tokenizer, holds_tokenizer, load_tokenizer
-from pdgen.sharding import ShardingError, parameter_shardings, to_host_memory
+from pdgen.sharding import (
+    ShardingError,
+    count_host_bytes,
+    parameter_shardings,
+    read_available_bytes,
+    to_host_memory,
+)
 
 
 class LoadedModel(NamedTuple):
@@ -129,13 +135,14 @@ def load(
 
     Raises:
       CheckpointError, ConfigError, TokenizerError: the checkpoint is missing or damaged.
-      ShardingError: see ``make_shardings``.
+      ShardingError: see ``make_shardings``; or the host has less memory than the parameters need there.
     """
     folder = find(path, log)
     if is_step(folder):
         return _load_step(folder, mesh, offload)
     model = describe(folder, log)
     shardings = make_shardings(model.config, mesh, is_int8(model.params["model"]), offload)
+    _check_host_memory(model.name, model.params, shardings, offload)
     return model._replace(params=load_checkpoint(folder, shardings)[1])
 
 
@@ -230,6 +237,19 @@ def _check_heads(config: ModelConfig, mesh: Mesh) -> None:
         )
 
 
+def _check_host_memory(name: str, shapes: Params, shardings: Params, offload: str | None) -> None:
+    """Raise ShardingError where the host has too little memory: without this check the system kills the process."""
+    needed, free = count_host_bytes(shapes, shardings), read_available_bytes()
+    if needed <= free:
+        return
+    remedies = ["free some", *["leave out offload"] * (offload is not None)]
+    remedies += [] if is_int8(shapes["model"]) else ["round it with launch/convert.py --quantize=int8"]
+    raise ShardingError(
+        f"{name}: parameters need {needed:,} bytes of the host's memory, {free:,} are available; "
+        + ", or ".join(remedies)
+    )
+
+
 def _workdir(folder: pathlib.Path) -> pathlib.Path:
     return folder.absolute().parent.parent
 
@@ -250,7 +270,9 @@ def _load_step(folder: pathlib.Path, mesh: Mesh | None, offload: str | None) -> 
     if fault := find_corruption(folder):
         raise CheckpointError(f"{folder}: the step is damaged, {fault}; name an older one, or the workdir")
     step = open_step(folder)
-    params = jax.tree.map(_put, step.params, make_shardings(step.base.config, mesh, offload=offload))
+    shardings = make_shardings(step.base.config, mesh, offload=offload)
+    _check_host_memory(str(folder), step.params, shardings, offload)
+    params = jax.tree.map(_put, step.params, shardings)
     layout = read_layout(step.base.source_json)
     digest = _step_digest(step, str(folder))
     return LoadedModel(step.base.config, params, step.base.tokenizer, str(folder), digest, layout)

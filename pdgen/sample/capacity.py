@@ -2,9 +2,6 @@
 
 import bisect
 import dataclasses
-import os
-import pathlib
-import re
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +13,7 @@ from pdgen.sample.settings import SampleError, SampleSettings
 from pdgen.sample.text import count_text_slots
 from pdgen.sequence.modes import Mode
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory
+from pdgen.sharding import read_available_bytes
 
 
 def compute_capacity(model: Model, settings: SampleSettings, starts: Sequence[Trajectory]) -> tuple[int, int]:
@@ -116,11 +114,4 @@ def measure_free_bytes(model: Model) -> int:
     devices = model.mesh.local_devices if model.mesh else jax.local_devices()[:1]
     stats = [device.memory_stats() for device in devices]
     known = [one["bytes_limit"] - one["bytes_in_use"] for one in stats if one is not None]
-    return min(known) if len(known) == len(devices) else _read_available_bytes() // len(devices)
-
-
-def _read_available_bytes(meminfo: pathlib.Path = pathlib.Path("/proc/meminfo")) -> int:
-    """Read the bytes of memory that are available to processes; all of the memory where the system does not say."""
-    if found := re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text() if meminfo.exists() else ""):
-        return 1024 * int(found[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(known) if len(known) == len(devices) else read_available_bytes() // len(devices)

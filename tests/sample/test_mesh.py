@@ -1,23 +1,28 @@
 """The place of parameters changes no trajectory: on every mesh, and with an expert in host memory."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from pdgen import sharding
+from pdgen.checkpoints import load as loading
 from pdgen.checkpoints.conversion import to_pdgen
-from pdgen.checkpoints.load import LoadedModel, load
+from pdgen.checkpoints.load import LoadedModel, load, make_shardings
+from pdgen.models import autoencoder, bagel
 from pdgen.models.streaming import HostLayers
 from pdgen.sample import capacity as capacities
 from pdgen.sample.kernels import make_empty_state
 from pdgen.sample.model import make_model
 from pdgen.sample.sampler import Sampler
-from pdgen.sharding import ShardingError, make_mesh
+from pdgen.sharding import ShardingError, count_host_bytes, make_mesh
 from tests.sample.conftest import PROMPTS, SEEDS, SETTINGS, TERSE, outcome, recording, restrict, use
+from tests.support.small import CONFIG
 
 # A given image, a plan, and an image under both kinds of guidance.
 ONE_STEP = dataclasses.replace(SETTINGS, max_images=1, max_prompt_tokens=80, batch_size=0)
@@ -127,3 +132,37 @@ def test_an_impossible_offload_is_refused(checkpoint, sampler, monkeypatch):
     monkeypatch.setattr(sharding, "_HOST_MEMORY", "far_host")
     with pytest.raises(ShardingError, match=r"^\S+ has no far_host memory, only device, .*; leave out offload$"):
         load(checkpoint, offload="gen")
+
+
+@pytest.mark.parametrize("shape", [None, (2, 2, 2)], ids=["alone", "mesh"])
+def test_too_little_host_memory_is_refused_before_a_weight_is_read(checkpoint, tmp_path, monkeypatch, shape):
+    """All parameters of CPU devices are in it, one part for each device."""
+    mesh = make_mesh(shape) if shape else None
+    loaded = load(checkpoint, mesh, offload="gen")
+    held = sum(part.data.nbytes for leaf in jax.tree.leaves(loaded.params) for part in leaf.addressable_shards)
+    monkeypatch.setattr(loading, "read_available_bytes", lambda: held)
+    load(checkpoint, mesh, offload="gen")
+    folder = shutil.copytree(checkpoint, tmp_path / "unread")
+    shutil.rmtree(folder / "params")
+    monkeypatch.setattr(loading, "read_available_bytes", lambda: held - 1)
+    with pytest.raises(ShardingError) as fault:
+        load(folder, mesh, offload="gen")
+    assert str(fault.value) == (
+        f"{folder}: parameters need {held:,} bytes of the host's memory, {held - 1:,} are available; free some, or "
+        "leave out offload, or round it with launch/convert.py --quantize=int8"
+    )
+
+
+def test_a_pinned_expert_is_counted_and_the_rest_is_not(monkeypatch):
+    """On a device with a memory of its own: its layers, by the sizes of the config."""
+    shardings = make_shardings(CONFIG, None, offload="gen")
+    monkeypatch.setattr(type(jax.devices()[0]), "platform", "gpu")
+    shapes = {
+        "model": nn.unbox(bagel.abstract_params(CONFIG)),
+        "autoencoder": nn.unbox(autoencoder.abstract_params(CONFIG.autoencoder)),
+    }
+    language = CONFIG.language
+    D, F, h = language.hidden_size, language.intermediate_size, language.head_dim
+    heads, kv_heads = language.num_heads * h, language.num_kv_heads * h
+    layer = D * (2 * heads + 2 * kv_heads) + heads + 2 * kv_heads + 2 * h + 3 * D * F + 2 * D
+    assert count_host_bytes(shapes, shardings) == 4 * language.num_layers * layer

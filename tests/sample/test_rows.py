@@ -205,18 +205,10 @@ def test_free_memory_is_that_of_the_fullest_device(sampler, monkeypatch):
 
 
 def test_cpus_of_one_machine_share_its_memory(sampler, monkeypatch):
-    monkeypatch.setattr(capacities, "_read_available_bytes", lambda: 1001)
+    monkeypatch.setattr(capacities, "read_available_bytes", lambda: 1001)
     mesh = make_mesh((2, 1, 2), jax.devices()[:4])
     models = [dataclasses.replace(sampler.model, mesh=mesh) for mesh in (None, mesh)]
     assert [capacities.measure_free_bytes(model) for model in models] == [1001, 250]
-
-
-def test_available_memory_is_the_kernel_s_estimate(tmp_path):
-    """It includes reclaimable caches; without an estimate, all memory counts."""
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:   65536 kB\nMemFree:   900 kB\nMemAvailable:   1024 kB\nBuffers:   3 kB\n")
-    assert capacities._read_available_bytes(meminfo) == 1024 * 1024
-    assert capacities._read_available_bytes(tmp_path / "none") >= capacities._read_available_bytes() > 0
 
 
 def by_the_token(sampler):

@@ -9,16 +9,16 @@ import functools
 import importlib.util
 import pathlib
 import re
-import socket
-import struct
+import threading
 import time
+import typing
 import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # ty: ignore[missing-module-member]  # made at run time
 from tensorboardX.proto.summary_pb2 import Summary  # ty: ignore[missing-module-member]
-from tensorboardX.record_writer import masked_crc32c
 
 from pdgen.files import new_file
 from pdgen.train.monitor.watchers import Watchers
@@ -26,6 +26,7 @@ from pdgen.train.run_config import RunError
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb_id"
 _WANDB = "wandb"  # name of the watcher
+FINISH_SECONDS = 60.0  # that a run waits at its end until wandb has sent everything
 Split = Literal["train", "held_out"]
 _GROUPED = re.compile(r"(ce|mse|grad_norm|update_norm|param_norm|fill)_(\w+)")
 
@@ -75,9 +76,7 @@ class MetricsWriter:
         except OSError as fault:
             self._wandb = None
             watchers.drop(_WANDB, fault)
-        # Runs that start within one second need different names.
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{start}"
-        self._files = {split: self._board / split / name for split in ("train", "held_out")}
+        self._files: dict[Split, EventsWriter] = {}
         watchers.call(str(self._board), self._begin, start)
 
     def write(self, values: Mapping[str, float], split: Split = "train") -> None:
@@ -85,34 +84,43 @@ class MetricsWriter:
         step = int(values["step"])
         tagged = {format_tag(name): value for name, value in values.items() if name != "step"}
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in tagged.items()])
-        self._watchers.call(str(self._board), _append_event, self._files[split], Event(step=step, summary=summary))
+        self._watchers.call(str(self._board), self._append, split, Event(step=step, summary=summary))
         if self._wandb is not None:
             named = {f"{split}/{name}": value for name, value in tagged.items()}
             self._watchers.call(_WANDB, functools.partial(self._wandb.log, named, step=step))
 
     def close(self, failed: bool = False) -> None:
-        """Report to wandb whether the run has failed, and wait until it has received everything."""
-        if self._wandb is not None:
-            self._watchers.call(_WANDB, functools.partial(self._wandb.finish, exit_code=int(failed)))
+        """Report to wandb whether the run has failed, and wait ``FINISH_SECONDS`` at most until it has everything."""
+        for file in self._files.values():
+            self._watchers.call(str(self._board), file.close)
+        if self._wandb is None:
+            return
+        finish = functools.partial(self._wandb.finish, exit_code=int(failed))
+        # Without a network it may never return. The run must still be exported, and a daemon does not keep the process.
+        thread = threading.Thread(target=self._watchers.call, args=(_WANDB, finish), daemon=True)
+        thread.start()
+        thread.join(FINISH_SECONDS)
+        if thread.is_alive():
+            late = f"not everything is sent after {FINISH_SECONDS:g} s, `wandb sync` sends the rest later"
+            self._watchers.drop(_WANDB, TimeoutError(late))
 
     def _begin(self, start: int) -> None:
-        for path in self._files.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _append_event(path, Event(file_version="brain.Event:2"))
-            _append_event(path, Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        for split in typing.get_args(Split):
+            folder = self._board / split
+            folder.mkdir(parents=True, exist_ok=True)
+            # Runs that start within one second need different names.
+            self._files[split] = EventsWriter(str(folder / "events"), f".{start}")
+            self._append(split, Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
+    def _append(self, split: Split, event: Event) -> None:
+        """Append an event to TensorBoard's file, in this thread. Raises OSError.
 
-def _append_event(path: pathlib.Path, event: Event) -> None:
-    """Append an event to TensorBoard's file of records. Raises OSError.
-
-    ``tensorboardX.SummaryWriter`` writes in a thread. On a full disk the thread dies, and the training would wait for
-    ever when the thread's queue is full.
-    """
-    event.wall_time = time.time()
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    with path.open("ab") as file:
-        file.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
+        ``tensorboardX.SummaryWriter`` writes in another thread. On a full disk that one dies, and the training would
+        wait for ever when its queue is full.
+        """
+        event.wall_time = time.time()
+        self._files[split].write_event(event)
+        self._files[split].flush()
 
 
 def _init_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:
@@ -130,6 +138,8 @@ def _init_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) 
             dir=str(workdir),
             config=dict(config),
             resume="allow",
+            # wandb waits for its process once more when the interpreter ends.
+            settings=wandb.Settings(finish_timeout=FINISH_SECONDS),
         )
     except wandb.Error as fault:
         raise RunError(

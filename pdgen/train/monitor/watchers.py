@@ -27,6 +27,8 @@ class Watchers:
 
     def drop(self, name: str, fault: Exception) -> None:
         """Report the first fault of the part ``name`` and call it no more."""
+        if name in self._dropped:  # a call that outlived its limit fails as well
+            return
         self._dropped.add(name)
         self._log(
             f"{name}: cannot be written ({shorten_fault(fault)}); the run continues without it, mend this and start "

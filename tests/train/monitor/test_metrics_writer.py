@@ -9,6 +9,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
+from pdgen.train.monitor import metrics_writer
 from pdgen.train.monitor.metrics_writer import MetricsWriter, check_wandb, format_tag
 from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.run_config import RunError
@@ -94,7 +95,9 @@ def test_on_a_full_disk_tensorboard_is_dropped_in_one_line_and_nothing_waits(tmp
 
 # Records its calls in calls.jsonl beside it.
 WANDB = '''
-import json, pathlib
+import json, pathlib, threading
+
+released = threading.Event()
 
 class Error(Exception):
     """As wandb's."""
@@ -111,12 +114,20 @@ class Run:
 
     def finish(self, exit_code):
         record("finish", exit_code)
+        if self.offline:
+            released.wait()
+            raise RuntimeError("gives up")
+
+def Settings(**given):
+    return given
 
 def init(**given):
     if given["project"] == "closed":
         raise Error("no API key")
     record("init", given)
-    return Run()
+    run = Run()
+    run.offline = given["project"] == "offline"
+    return run
 '''
 
 
@@ -159,6 +170,23 @@ def test_wandb_that_fails_later_is_dropped_in_one_line(tmp_path, calls):
     assert [call[0] for call in calls()] == ["init", "log"]
     assert len(lines) == 1 and lines[0].startswith("wandb: cannot be written (the service has ended); the run cont")
     assert read_shown(tmp_path / "tensorboard" / "train") == {("loss", step): 1.0 for step in (6, 7, 8)}
+
+
+def test_wandb_that_never_finishes_is_given_up(tmp_path, calls, monkeypatch):
+    """In one line, even if it fails afterwards, and nothing that could keep the process is left."""
+    monkeypatch.setattr(metrics_writer, "FINISH_SECONDS", 0.1)
+    before = set(threading.enumerate())
+    MetricsWriter(tmp_path, 0, Watchers((lines := []).append), "offline").close()
+    (left,) = set(threading.enumerate()) - before
+    assert left.daemon
+    sys.modules["wandb"].released.set()
+    left.join(10)
+    assert not left.is_alive()
+    assert lines == [
+        "wandb: cannot be written (not everything is sent after 0.1 s, `wandb sync` sends the rest later); the run "
+        "continues without it, mend this and start the run again to have it back"
+    ]
+    assert calls()[0][1]["settings"] == {"finish_timeout": 0.1}
 
 
 def test_a_wandb_error_is_one_line(tmp_path, calls):
