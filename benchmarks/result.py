@@ -1,11 +1,14 @@
-"""Common parts of the benchmarks: a description of the machine, and result files."""
+"""Common parts of the benchmarks: a description of the machine, times of alternating calls, and result files."""
 
 import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from tqdm import tqdm
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -19,6 +22,17 @@ def get_cpu_name() -> str:
 def get_versions(*packages: str) -> dict[str, str]:
     """Return the versions of Python and of these installed packages."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def time_alternately(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of ``rounds`` calls of each, alternating: a slow phase of the machine affects all."""
+    seconds = {name: [] for name in calls}
+    for _ in tqdm(range(rounds), unit="round"):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def write_json(name: str, result: Mapping[str, Any], folder: pathlib.Path = RESULTS) -> pathlib.Path:

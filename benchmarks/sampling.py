@@ -36,10 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
-from tqdm import tqdm
 
 from benchmarks import image_scan
-from benchmarks.result import get_cpu_name, get_versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, time_alternately, write_json
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.load import LoadedModel
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
@@ -110,17 +109,11 @@ def make_settings(mode: Mode = "process") -> SampleSettings:
     )
 
 
-def time_alternately(runs: dict[str, Callable[[], Any]]) -> Seconds:
+def time_compiled(runs: dict[str, Callable[[], Any]]) -> Seconds:
     """Return the seconds of ``--rounds`` calls of each function, alternating, after one that compiles."""
     for run in runs.values():
         run()
-    seconds: Seconds = {name: [] for name in runs}
-    for _ in tqdm(range(FLAGS.rounds), unit="round"):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return time_alternately(runs, FLAGS.rounds)
 
 
 def compute_ratio(seconds: Seconds, slow: str, fast: str) -> float:
@@ -133,7 +126,7 @@ def measure_batch(config: ModelConfig) -> dict[str, Any]:
     sampler, rows = make_sampler(config), FLAGS.batch
     together = dataclasses.replace(make_settings(), batch_size=rows)
     seeds = find_full_length_seeds(sampler, together, rows)
-    seconds = time_alternately(
+    seconds = time_compiled(
         {
             "together": lambda: sampler([PROMPT] * rows, seeds, together),
             "alone": lambda: [sampler([PROMPT], [seed], make_settings()) for seed in seeds],
@@ -207,7 +200,7 @@ def measure_search(config: ModelConfig) -> dict[str, Any]:
     groups = {"side_by_side": [seeds], "one_by_one": [[seed] for seed in seeds]}
     if searched(groups["side_by_side"]) != searched(groups["one_by_one"]):
         raise RuntimeError("the trajectories differ, so the two times are not comparable")
-    seconds = time_alternately({name: lambda each=each: searched(each) for name, each in groups.items()})
+    seconds = time_compiled({name: lambda each=each: searched(each) for name, each in groups.items()})
     return {"prompts": len(seeds), "seconds": seconds, "speedup": compute_ratio(seconds, "one_by_one", "side_by_side")}
 
 
@@ -239,14 +232,14 @@ def measure_context(config: ModelConfig) -> dict[str, Any]:
     stages = growing()
     if stages != prefill_again():
         raise RuntimeError("the trajectories differ, so the two times are not comparable")
-    seconds = time_alternately({"growing": growing, "anew": prefill_again})
+    seconds = time_compiled({"growing": growing, "anew": prefill_again})
     return {"segments": len(stages), "seconds": seconds, "speedup": compute_ratio(seconds, "anew", "growing")}
 
 
 def measure_scan(config: ModelConfig) -> dict[str, Any]:
     """Measure the Euler steps of one image. Raises RuntimeError if the two latents differ."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    seconds = time_alternately(
+    seconds = time_compiled(
         image_scan.make_draws(config, ImageSettings(num_timesteps=FLAGS.timesteps), make_compute_config())
     )
     return {"seconds": seconds, "speedup": compute_ratio(seconds, "torch", "pdgen")}
@@ -262,7 +255,7 @@ def measure_first_image(config: ModelConfig) -> dict[str, Any]:
             if image is not None:
                 return
 
-    seconds = time_alternately({mode: lambda mode=mode: until_image(mode) for mode in ("process", "single_pass")})
+    seconds = time_compiled({mode: lambda mode=mode: until_image(mode) for mode in ("process", "single_pass")})
     medians = {mode: statistics.median(taken) for mode, taken in seconds.items()}
     last = {" ".join(key): taken for key, taken in parts.items()}
     return {"seconds": seconds, "median_s": medians, "parts_of_the_last": last}
@@ -275,7 +268,7 @@ def measure_text(config: ModelConfig) -> dict[str, Any]:
     tokens = {rows: int(np.asarray(call()).sum()) for rows, call in calls.items()}
     read = count_text_bytes(sampler.model.params["model"])
     bandwidth = measure_bandwidth(read)
-    seconds = time_alternately(calls)
+    seconds = time_compiled(calls)
     rates = {rows: tokens[rows] / statistics.median(taken) for rows, taken in seconds.items()}
     return {
         "tokens": tokens,

@@ -28,9 +28,8 @@ import numpy as np
 import torch
 from absl import app, flags
 from jax.sharding import NamedSharding
-from tqdm import tqdm
 
-from benchmarks.result import get_cpu_name, get_versions, write_json
+from benchmarks.result import get_cpu_name, get_versions, time_alternately, write_json
 from pdgen.config import ComputeConfig, ModelConfig, get_preset
 from pdgen.data.loader import make_loader
 from pdgen.models import bagel
@@ -105,17 +104,6 @@ def make_torch_step(config: ModelConfig, model: Bagel, samples: Samples) -> Call
         return float(loss.detach())
 
     return step
-
-
-def time_alternately(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of ``rounds`` calls of each step, alternating: a slow phase of the machine affects all."""
-    seconds = {name: [] for name in steps}
-    for _ in tqdm(range(rounds), unit="round"):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def use_cpus(count: int, devices: int, samples: int) -> None:

@@ -109,10 +109,7 @@ IMAGE = flags.DEFINE_multi_string(
     "image", [], "Image given before the prompt: PNG, JPEG, WebP, BMP or GIF (repeat it)."
 )
 SEED = flags.DEFINE_integer(
-    "seed",
-    None,
-    "Seed of the first trajectory, then counted up. Default: 0; for a branch, its parent's.",
-    lower_bound=0,
+    "seed", None, "First trajectory's seed, then counted up. Default: 0; for a branch, its parent's.", lower_bound=0
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Trajectories of each prompt.", lower_bound=1)
 BATCH = flags.DEFINE_integer(
