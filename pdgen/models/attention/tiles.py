@@ -60,9 +60,9 @@ def join_intervals(intervals: Sequence[Intervals], num_keys: Sequence[int]) -> J
     )
 
 
-def pad_intervals(intervals: JoinedIntervals, multiple: int) -> JoinedIntervals:
-    """Pad queries and keys to a multiple; padding sees nothing and is not seen."""
-    return JoinedIntervals(*(_pad_last(x, multiple) for x in intervals))
+def pad_intervals(intervals: JoinedIntervals, tile: Tile) -> JoinedIntervals:
+    """Pad queries and keys to whole tiles; padding sees nothing and is not seen."""
+    return JoinedIntervals(*(_pad_last(x, n) for x, n in zip(intervals, (tile.q, tile.q, tile.k, tile.k))))
 
 
 def tile_lists(intervals: JoinedIntervals, tile: Tile) -> tuple[TileList, TileList]:

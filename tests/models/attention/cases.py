@@ -66,3 +66,17 @@ def packs(draw):
         used += sum(lengths)
     padding = np.zeros((4, SLOTS - used), np.int32)
     return np.concatenate([*rows, padding], axis=1).astype(np.int32), slots
+
+
+def long_pack(rng, slots, used):
+    """[4, slots] intervals of documents of 400 tokens with images of 40 to 150, and padding after ``used``."""
+    rows, left = [], used
+    while left:
+        lengths, room = [], min(left, 400)
+        while room:
+            lengths.append(min(int(rng.integers(40, 150)), room))
+            room -= lengths[-1]
+        modes = ["causal", *rng.choice(("causal", "full", "noise", "noise"), len(lengths) - 1)]
+        rows.append(np.stack(document_intervals(modes, lengths)) + used - left)
+        left -= sum(lengths)
+    return np.concatenate([*rows, np.zeros((4, slots - used), np.int32)], axis=1).astype(np.int32)
