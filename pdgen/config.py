@@ -113,7 +113,8 @@ class ComputeConfig:
       remat: activations of a layer that are saved for the backward pass: "none" saves all, "dots" the matrix products,
         "full" only the layer's input.
       attention: "blockwise", or "dense" (the reference, for tests).
-      block_q, block_k: tile of the blockwise attention, in tokens.
+      backend: of the blockwise attention: "auto" (by platform), "xla" or "triton".
+      block_q, block_k: tile of the backend "xla", in tokens.
       loss_chunk: number of tokens whose logits are in memory at the same time.
     """
 
@@ -121,6 +122,7 @@ class ComputeConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "blockwise"
+    backend: str = "auto"
     block_q: int = 256
     block_k: int = 256
     loss_chunk: int = 1024

@@ -89,6 +89,12 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def get_platform() -> str:
+    """Return the platform that the code is traced for: that of the mesh's devices, or without a mesh JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def out_spec(*names: str | None) -> PartitionSpec | None:
     """Return ``RULES.spec(*names)`` for the ``out_sharding`` of an operation; None without a mesh."""
     return RULES.spec(*names) if has_mesh() else None

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, LanguageConfig
 from pdgen.models import lora, parameters
-from pdgen.models.attention import Intervals, KeysValues, Part, run_attention
+from pdgen.models.attention import Intervals, KeysValues, Part, run_attention, schedule_attention
 from pdgen.models.embeddings import rms_norm, rotary_angles, rotate
 from pdgen.models.linear import apply_kernel, cast_layer
 from pdgen.models.streaming import scan_layers
@@ -73,13 +73,25 @@ class _Heads(NamedTuple):
     v: Float[Array, "B S K h"]
 
 
+class _Span(NamedTuple):
+    """A span of the sequence that attends for itself: what it sees of its own tokens and of each cache, and how.
+
+    Attributes:
+      intervals: those of its own tokens, numbered from 0, then those of each cache.
+      schedule: see ``schedule_attention``.
+    """
+
+    intervals: tuple[Intervals, ...]
+    schedule: Any
+
+
 class _Shared(NamedTuple):
-    """What all layers share: the order of the tokens, their rotary angles, what they see of each cache."""
+    """What all layers share: the order of the tokens, their rotary angles, what each span of them sees."""
 
     order: Order
     cos: Float[Array, "B S h/2"]
     sin: Float[Array, "B S h/2"]
-    past: tuple[Intervals, ...]
+    spans: tuple[_Span, ...]
 
 
 def layer_spec(config: LanguageConfig) -> parameters.Spec:
@@ -138,7 +150,9 @@ def run_layers(
       rotated) and values [L, B, S, K, h] in sequence order; otherwise None.
     """
     cos, sin = rotary_angles(order.rotary, config.head_dim, config.rope_theta)
-    shared = _Shared(order, cos, sin, tuple(p.intervals for p in past))
+    capacities = tuple(p.k.shape[2] for p in past)
+    find_spans = map_shards(functools.partial(_find_spans, compute, capacities), (("batch", None),) * 2, ("batch",))
+    shared = _Shared(order, cos, sin, find_spans(order, tuple(p.intervals for p in past)))
     # An expert without tokens is left out while tracing: its weights are neither read nor copied.
     present = {name: params[name] for name, x in streams._asdict().items() if x.shape[1]}
     caches = tuple(KeysValues(p.k, p.v) for p in past)
@@ -205,16 +219,32 @@ def _attend_on_mesh(
     order, the new keys and values in sequence order.
     """
     row, queries, keys = ("batch", None), ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
-    in_names = (row, row, queries, keys, keys, keys)  # the names of a pytree are those of all its leaves
+    in_names = (row, ("batch",), queries, keys, keys, keys)  # the names of a pytree are those of all its leaves
     attend = map_shards(functools.partial(_attend_shard, compute), in_names, (queries, keys, keys))
-    mixed, k, v = attend(shared.order, shared.past, *heads, caches)
+    mixed, k, v = attend(shared.order, shared.spans, *heads, caches)
     return mixed, KeysValues(k, v)
+
+
+def _find_spans(
+    compute: ComputeConfig, capacities: tuple[int, ...], order: Order, past: tuple[Intervals, ...]
+) -> tuple[_Span, ...]:
+    """Return the spans of one device's rows; ``capacities`` are the slots of each cache."""
+    length = order.rotary.shape[1] // order.isolated_spans
+    spans = []
+    for number in range(order.isolated_spans):
+        first = number * length
+        own = functools.partial(jax.lax.slice_in_dim, start_index=first, limit_index=first + length, axis=1)
+        # The span's own tokens are numbered from 0; slots of a cache keep their numbers.
+        among = jax.tree.map(lambda x, own=own, first=first: own(x) - first, order.intervals)
+        seen = (among, *(jax.tree.map(own, intervals) for intervals in past))
+        spans.append(_Span(seen, schedule_attention(compute, seen, (length, *capacities))))
+    return tuple(spans)
 
 
 def _attend_shard(
     compute: ComputeConfig,
     order: Order,
-    past: tuple[Intervals, ...],
+    spans: tuple[_Span, ...],
     q: Array,
     k: Array,
     v: Array,
@@ -223,15 +253,16 @@ def _attend_shard(
     """Attend over one device's rows and heads; the result in stream order, keys and values in sequence order."""
     # Intervals count slots of the sequence, so the tokens are permuted to its order and back.
     q, k, v = (permute(x, order.to_sequence, order.to_stream) for x in (q, k, v))
-    span = q.shape[1] // order.isolated_spans
-    mixed = []
-    for number in range(order.isolated_spans):
-        first = number * span
-        own = functools.partial(jax.lax.slice_in_dim, start_index=first, limit_index=first + span, axis=1)
-        # The span's own tokens are numbered from 0; slots of a cache keep their numbers.
-        among = jax.tree.map(lambda x, own=own, first=first: own(x) - first, order.intervals)
-        earlier = [Part(cache.k, cache.v, jax.tree.map(own, seen)) for cache, seen in zip(caches, past)]
-        mixed.append(run_attention(compute, own(q), [Part(own(k), own(v), among), *earlier]))
+    pieces = (jnp.split(x, len(spans), axis=1) for x in (q, k, v))
+    mixed = [
+        run_attention(
+            compute,
+            q_own,
+            [Part(*pair, seen) for pair, seen in zip(((k_own, v_own), *caches), span.intervals, strict=True)],
+            span.schedule,
+        )
+        for span, q_own, k_own, v_own in zip(spans, *pieces)
+    ]
     return permute(jnp.concatenate(mixed, axis=1), order.to_stream, order.to_sequence), k, v
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from pdgen.config import ComputeConfig, VisionConfig
 from pdgen.models import parameters
-from pdgen.models.attention import ATTENTION, Intervals, Part, run_attention
+from pdgen.models.attention import ATTENTION, Intervals, Part, run_attention, schedule_attention
 from pdgen.models.embeddings import layer_norm
 from pdgen.models.linear import apply_kernel, cast_layer
 from pdgen.sharding import map_shards, out_spec
@@ -75,7 +75,10 @@ def encode(
     embedding, rows = params["patch_embedding"], out_spec("batch", None, None)
     x = apply_kernel(embedding, "bvp,cp->bvc", patches.astype(dtype), rows) + embedding["bias"].astype(dtype)
     x += params["position_embedding"]["embedding"].astype(dtype).at[positions].get(out_sharding=rows)
-    body = functools.partial(_run_layer, config, compute, image)
+    # Patches of an image see each other, so the interval of keys alone describes the mask.
+    seen = Intervals(*image)
+    make_schedule = map_shards(functools.partial(_schedule_images, compute), (("batch", None),), ("batch",))
+    body = functools.partial(_run_layer, config, compute, seen, make_schedule(seen))
     x, _ = jax.lax.scan(compute_remat(compute, body), x, params["layers"])
     return layer_norm(x, **params["post_norm"], eps=config.layer_norm_eps)
 
@@ -102,16 +105,17 @@ def compute_remat(compute: ComputeConfig, body: Any) -> Any:
     return jax.checkpoint(body, policy=policies[compute.remat], prevent_cse=False)
 
 
-def _run_layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: jax.Array, p: dict) -> tuple:
+def _run_layer(
+    config: VisionConfig, compute: ComputeConfig, seen: Intervals, schedule: Any, x: jax.Array, p: dict
+) -> tuple:
     """Run one pre-norm layer: attention, then the MLP."""
     p = cast_layer(p, x.dtype)
     rows, heads = out_spec("batch", None, None), out_spec("batch", None, "heads", None)
     y = layer_norm(x, **p["norm1"], eps=config.layer_norm_eps)
     q, k, v = (apply_kernel(p["attention"][n], "bvc,nhc->bvnh", y, heads) + p["attention"][n]["bias"] for n in "qkv")
     names = ("batch", None, "heads", None)
-    interval = (("batch", None), ("batch", None))
-    attend = map_shards(functools.partial(_attend_images, compute), (names, names, names, interval), names)
-    mixed = attend(q, k, v, image)
+    in_names = (names, names, names, ("batch", None), ("batch",))
+    mixed = map_shards(functools.partial(_attend_images, compute), in_names, names)(q, k, v, seen, schedule)
     x += apply_kernel(p["attention"]["o"], "bvnh,cnh->bvc", mixed, rows)
     x += p["attention"]["o"]["bias"]
     y = layer_norm(x, **p["norm2"], eps=config.layer_norm_eps)
@@ -121,6 +125,11 @@ def _run_layer(config: VisionConfig, compute: ComputeConfig, image: tuple, x: ja
     return x + y, None
 
 
-def _attend_images(compute: ComputeConfig, q: jax.Array, k: jax.Array, v: jax.Array, image: tuple) -> jax.Array:
-    # Patches of an image see each other, so the interval of keys alone describes the mask.
-    return run_attention(compute, q, [Part(k, v, Intervals(*image))])
+def _schedule_images(compute: ComputeConfig, seen: Intervals) -> Any:
+    return schedule_attention(compute, [seen], [seen.k_start.shape[1]])
+
+
+def _attend_images(
+    compute: ComputeConfig, q: jax.Array, k: jax.Array, v: jax.Array, seen: Intervals, schedule: Any
+) -> jax.Array:
+    return run_attention(compute, q, [Part(k, v, seen)], schedule)

@@ -1,137 +1,75 @@
-"""Interval attention: softmax attention whose mask is two intervals of integers per token.
+"""Attention in plain XLA, for the CPU and any other device: loops over tiles whose bounds are the tile lists.
 
-    allowed(q, k)  <=>  k_start[q] <= k < k_end[q]  and  q_start[k] <= q < q_end[k]
-    out(q) = sum_k w(q, k) v(k),   w(q, k) = softmax over allowed k of q.k / sqrt(h)
+Parts are read in place, tile by tile. The equations are those of the package.
 
-``attend(q, parts)`` takes keys and values in several parts, such as a cache and the new tokens. Each part has its own
-intervals; one softmax runs over all of them. No matrix of masks or logits is larger than a tile, and tiles without an
-allowed pair are not computed. The result of a query that may see nothing is 0.
-
-Axis legend: B batch, Q queries, S keys, H query heads, K key/value heads, G = H / K, h head size, L layers;
-lower case q and k are the queries and keys of a tile, and R = G * q.
-
-Example: two documents, a text of two tokens and then a clean image of three; a text of one token:
-
-    token      0  1 | 2  3  4 | 5         allowed[q, k]
-    k_start    0  0 | 0  0  0 | 5         1 0 0 0 0 0
-    k_end      1  2 | 5  5  5 | 6         1 1 0 0 0 0
-    q_start    0  1 | 2  2  2 | 5         1 1 1 1 1 0   (three rows of the image)
-    q_end      5  5 | 5  5  5 | 6         0 0 0 0 0 1
+Axis legend: that of the package; lower case q and k are the queries and keys of a tile, and R = G * q.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from pdgen.config import ComputeConfig
+from pdgen.models.attention.intervals import MASKED, Intervals, KeysValues, Part, Tile
+from pdgen.models.attention.tiles import TileList, join_intervals, list_tiles, seen_tiles
 
-ATTENTION = "attention"  # checkpoint name of the result and the log-sum-exp, for remat policies
 _State = TypeVar("_State")  # of a loop over tiles
-MASKED = -1e30  # finite, so that a row without an allowed key never computes inf - inf
 
 
-class Intervals(NamedTuple):
-    """Which queries may see which keys, int32. ``q_start`` and ``q_end`` are both None if keys restrict nothing.
+def make_schedule(tile: Tile, intervals: tuple[Intervals, ...], num_keys: tuple[int, ...]) -> tuple[TileList, ...]:
+    """List the blocks of keys of each part that each block of queries sees; rows that share a loop share a list."""
+    batch, queries = intervals[0].k_start.shape
+    shared = _share_loop(tile, batch, queries)
+    lists = []
+    for part, count in zip(intervals, num_keys, strict=True):
+        size = Tile(min(tile.q, queries), min(tile.k, count))
+        seen, _ = seen_tiles(join_intervals([part], [count]), size)
+        seen = seen.any(0, keepdims=True) if shared else seen
+        # No tile counts as whole: whether it is may depend on the other rows, and with it the order of a row's sums.
+        lists.append(list_tiles(seen, jnp.zeros_like(seen)))
+    return tuple(lists)
 
-    Attributes:
-      k_start, k_end: the keys [k_start, k_end) that each query may see.
-      q_start, q_end: the queries [q_start, q_end) that may see each key.
+
+def forward(
+    tile: Tile, q: jax.Array, parts: tuple[Part, ...], lists: tuple[TileList, ...]
+) -> tuple[Float[Array, "B Q H h"], Float[Array, "B K G Q"]]:
+    """Return the output and the log-sum-exp, which is 0 for queries that see nothing."""
+    return _map_rows(functools.partial(_forward, tile), tile, (q, parts, lists))
+
+
+def backward(
+    tile: Tile,
+    q: jax.Array,
+    parts: tuple[Part, ...],
+    lists: tuple[TileList, ...],
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+) -> tuple[Float[Array, "B Q H h"], tuple[KeysValues, ...]]:
+    """Return the gradients of the queries, and of each part's keys and values, in float32."""
+    return _map_rows(functools.partial(_backward, tile), tile, (q, parts, lists, out, lse, d_out))
+
+
+def _share_loop(tile: Tile, batch: int, queries: int) -> bool:
+    """Tell whether all rows run in one loop.
+
+    Rows that share a loop share its bounds. So each row longer than a tile has a loop of its own, while short rows, as
+    in decoding, run together.
     """
-
-    k_start: Int[Array, "B Q"]
-    k_end: Int[Array, "B Q"]
-    q_start: Int[Array, "B S"] | None = None
-    q_end: Int[Array, "B S"] | None = None
+    return queries <= tile.q or batch == 1
 
 
-class KeysValues(NamedTuple):
-    """Keys (normalised and rotated) and values."""
-
-    k: Float[Array, "*L B S K h"]
-    v: Float[Array, "*L B S K h"]
-
-
-class Part(NamedTuple):
-    """Keys and values, such as those of a cache, and which of them each query may see."""
-
-    k: Float[Array, "*L B S K h"]
-    v: Float[Array, "*L B S K h"]
-    intervals: Intervals
-
-
-class Tile(NamedTuple):
-    """Size of a tile in tokens: queries and keys."""
-
-    q: int = 256
-    k: int = 256
-
-
-DEFAULT_TILE = Tile()
-
-
-def run_attention(compute: ComputeConfig, q: Float[Array, "B Q H h"], parts: Sequence[Part]) -> Float[Array, "B Q H h"]:
-    """Attend by the method ``compute.attention``: "dense", or "blockwise" with the tile of ``compute``."""
-    if compute.attention == "dense":
-        return attend_dense(q, parts)
-    return attend(q, parts, Tile(compute.block_q, compute.block_k))
-
-
-def allowed_matrix(intervals: Intervals, num_keys: int) -> Bool[Array, "B Q S"]:
-    """Return the dense mask of ``intervals``, by the definition; for the dense method and for tests."""
-    k = jnp.arange(num_keys)
-    mask = (intervals.k_start[..., None] <= k) & (k < intervals.k_end[..., None])
-    if intervals.q_start is not None and intervals.q_end is not None:
-        q = jnp.arange(intervals.k_start.shape[1])[:, None]
-        mask &= (intervals.q_start[:, None] <= q) & (q < intervals.q_end[:, None])
-    return mask
-
-
-def attend_dense(q: Float[Array, "B Q H h"], parts: Sequence[Part]) -> Float[Array, "B Q H h"]:
-    """Attend with the whole matrix of masks and logits in memory: the reference for ``attend``."""
-    batch, queries, heads, size = q.shape
-    k = jnp.concatenate([p.k for p in parts], axis=1)
-    v = jnp.concatenate([p.v for p in parts], axis=1)
-    mask = jnp.concatenate([allowed_matrix(p.intervals, p.k.shape[1]) for p in parts], axis=-1)
-    grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], size)
-    logits = jnp.einsum("bqkgh,bskh->bkgqs", grouped, k, preferred_element_type=jnp.float32) * size**-0.5
-    mask = mask[:, None, None]
-    # The softmax of a row without an allowed key is uniform over all keys, so the weights are masked again.
-    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
-    weights = jnp.where(mask, weights, 0).astype(v.dtype)
-    return jnp.einsum("bkgqs,bskh->bqkgh", weights, v).reshape(q.shape)
-
-
-def attend(q: Float[Array, "B Q H h"], parts: Sequence[Part], tile: Tile = DEFAULT_TILE) -> Float[Array, "B Q H h"]:
-    """Attend tile by tile; differentiable in q, k and v.
-
-    Logits, maximum, sum and accumulator are float32, whatever the dtype of q, k and v. The result has q's dtype. ``q``
-    is not yet scaled by h^-1/2. There is at least one part, and all have the same K and h.
-    """
-    if not q.shape[1]:  # a stream without tokens
-        return q
-
-    if q.shape[1] <= tile.q or q.shape[0] == 1:
-        return _attend(tile, q, tuple(parts))
-    # Rows that share a loop share its bounds. So each row longer than a tile has a loop of its own, while short rows,
-    # as in decoding, run together.
-    return lax.map(functools.partial(_attend_row, tile), (q, tuple(parts)))
-
-
-def _attend_row(tile: Tile, row: tuple[jax.Array, tuple[Part, ...]]) -> jax.Array:
-    """Attend in one row of the batch, whose arrays have no batch axis."""
-    q, parts = jax.tree.map(lambda x: x[None], row)
-    return _attend(tile, q, parts)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> jax.Array:
-    return _forward(tile, q, parts)[0]
+def _map_rows(function: Callable, tile: Tile, arguments: tuple) -> Any:
+    """Call ``function(*arguments)``, with all rows together or row by row."""
+    batch, queries = arguments[0].shape[:2]
+    if _share_loop(tile, batch, queries):
+        return function(*arguments)
+    expanded = lambda row: function(*jax.tree.map(lambda x: x[None], row))  # noqa: E731
+    return lax.map(lambda row: jax.tree.map(lambda x: x[0], expanded(row)), arguments)
 
 
 def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:
@@ -158,16 +96,6 @@ def _join_blocks(blocks: jax.Array, length: int, axis: int) -> jax.Array:
     x = jnp.moveaxis(blocks, 0, axis)
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return lax.slice_in_dim(x, 0, length, axis=axis)
-
-
-def _bounds(intervals: Intervals, size: int) -> tuple[jax.Array, jax.Array]:
-    """Return the first key block and the last + 1 that any query of the block may see."""
-    start, end = intervals.k_start, intervals.k_end
-    # Queries that see nothing, such as padding, must not widen the range of the whole block.
-    empty = end <= start
-    low = jnp.min(jnp.where(empty, jnp.iinfo(jnp.int32).max, start))
-    high = jnp.max(jnp.where(empty, 0, end))
-    return jnp.minimum(low, high) // size, -(-high // size)
 
 
 def _key_block(j: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:
@@ -213,11 +141,13 @@ class _QueryBlock(NamedTuple):
       number: its number.
       queries: a pytree of arrays [B, K, G, q, ...] with the queries' values.
       seen: the first key in each part that the queries may see, and the last + 1.
+      tiles: of each part the blocks of keys to visit, and how many they are.
     """
 
     number: jax.Array
     queries: Any
     seen: tuple[tuple[Int[Array, "B q"], Int[Array, "B q"]], ...]
+    tiles: tuple[tuple[Int[Array, " m"], Int[Array, ""]], ...]
 
     def query_numbers(self, size: int) -> jax.Array:
         """Return the numbers [q] of its queries in the sequence; ``size`` is that of every block."""
@@ -229,12 +159,13 @@ class _QueryBlock(NamedTuple):
             yield part._replace(intervals=part.intervals._replace(k_start=start, k_end=end))
 
 
-def _query_blocks(size: int, queries: Any, parts: tuple[Part, ...]) -> _QueryBlock:
+def _query_blocks(size: int, queries: Any, parts: tuple[Part, ...], lists: tuple[TileList, ...]) -> _QueryBlock:
     """Return all blocks, stacked along a new first axis; ``queries`` are arrays [B, K, G, Q, ...]."""
     length = parts[0].intervals.k_start.shape[1]
     numbers = jnp.arange(-(-length // size))
     seen = tuple((_blocks(p.intervals.k_start, size, 1), _blocks(p.intervals.k_end, size, 1)) for p in parts)
-    return _QueryBlock(numbers, jax.tree.map(lambda x: _blocks(x, size, 3), queries), seen)
+    tiles = tuple((one.index[0], one.count[0]) for one in lists)  # of the rows, which share them
+    return _QueryBlock(numbers, jax.tree.map(lambda x: _blocks(x, size, 3), queries), seen, tiles)
 
 
 class _Softmax(NamedTuple):
@@ -251,11 +182,13 @@ class _Softmax(NamedTuple):
     total: Float[Array, "B K R"]
 
 
-def _forward(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, jax.Array]:
-    """Return the output [B, Q, H, h] and the log-sum-exp [B, K, G, Q], which is 0 for queries that see nothing."""
+def _forward(
+    tile: Tile, q: jax.Array, parts: tuple[Part, ...], lists: tuple[TileList, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``forward`` of rows that share a loop."""
     length = q.shape[1]
     tile = Tile(min(tile.q, length), tile.k)
-    blocks = _query_blocks(tile.q, _by_head(q, parts[0].k.shape[2]), parts)
+    blocks = _query_blocks(tile.q, _by_head(q, parts[0].k.shape[2]), parts, lists)
     out, lse = lax.map(functools.partial(_forward_block, tile, parts), blocks)
     return _from_heads(_join_blocks(out, length, 3)), _join_blocks(lse, length, 3)
 
@@ -265,8 +198,8 @@ def _forward_block(tile: Tile, parts: tuple[Part, ...], block: _QueryBlock) -> t
     index, rows = block.query_numbers(tile.q), _rows(block.queries)
     shape = rows.shape[:-1]
     state = _Softmax(jnp.zeros(rows.shape, jnp.float32), jnp.full(shape, MASKED), jnp.zeros(shape))
-    for part in block.restrict(parts):
-        state = _visit_tiles(tile.k, index, part, functools.partial(_add_tile, rows, part), state)
+    for part, tiles in zip(block.restrict(parts), block.tiles):
+        state = _visit_tiles(tile.k, index, part, tiles, functools.partial(_add_tile, rows, part), state)
     # Padding and queries that see nothing have a total of 0. Their output is 0, not 0 / 0.
     seen = state.total > 0
     out = state.out / jnp.where(seen, state.total, 1)[..., None]
@@ -281,21 +214,26 @@ def _grouped_mask(mask: jax.Array, rows: int) -> jax.Array:
 
 
 def _visit_tiles(
-    size: int, index: jax.Array, part: Part, add: Callable[[jax.Array, jax.Array, _State], _State], state: _State
+    size: int,
+    index: jax.Array,
+    part: Part,
+    tiles: tuple[jax.Array, jax.Array],
+    add: Callable[[jax.Array, jax.Array, _State], _State],
+    state: _State,
 ) -> _State:
-    """Add the tiles of one part that the queries ``index`` [q] of a block may see.
+    """Add the ``tiles`` of one part to the state of a block of queries with the numbers ``index`` [q].
 
     ``add`` takes the mask of a tile, its first key and the state.
     """
     size = min(size, part.k.shape[1])
+    numbers, count = tiles
 
-    def visit(j: jax.Array, state: _State) -> _State:
-        start, k_index = _key_block(j, size, part.k.shape[1])
-        mask = _tile_mask(part.intervals, index, start, k_index)
-        # The bounds enclose the intervals of all queries, so a tile within them may still be empty.
-        return lax.cond(mask.any(), functools.partial(add, mask, start), lambda state: state, state)
+    def visit(t: jax.Array, state: _State) -> _State:
+        start, k_index = _key_block(numbers[t], size, part.k.shape[1])
+        # A tile without an allowed pair adds zeros. To skip it by a condition would copy whole gradients.
+        return add(_tile_mask(part.intervals, index, start, k_index), start, state)
 
-    return lax.fori_loop(*_bounds(part.intervals, size), visit, state)
+    return lax.fori_loop(0, count, visit, state)
 
 
 def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, state: _Softmax) -> _Softmax:
@@ -311,12 +249,6 @@ def _add_tile(rows: jax.Array, part: Part, mask: jax.Array, start: jax.Array, st
     shrink = jnp.exp(state.top - top)
     added = _product("bkqs,bksh->bkqh", weights.astype(part.v.dtype), v_tile)
     return _Softmax(state.out * shrink[..., None] + added, top, state.total * shrink + weights.sum(-1))
-
-
-def _attend_fwd(tile: Tile, q: jax.Array, parts: tuple[Part, ...]) -> tuple[jax.Array, tuple]:
-    # Named for remat policies: recomputing these two would cost a whole forward pass.
-    out, lse = (checkpoint_name(x, ATTENTION) for x in _forward(tile, q, parts))
-    return out, (q, parts, out, lse)
 
 
 class _Rows(NamedTuple):
@@ -342,30 +274,26 @@ class _Gradients(NamedTuple):
     v: Float[Array, "B K h S"]
 
 
-def _attend_bwd(tile: Tile, saved: tuple, d_out: jax.Array) -> tuple:
-    """Compute the gradients in one pass over the tiles.
-
-    With logits s = q.k / sqrt(h), weights p = exp(s - lse), and the output's gradient do:
-
-        dv = sum_q p do,   dp = do.v,   ds = p (dp - delta),   dq = sum_k ds k / sqrt(h),   dk = sum_q ds q / sqrt(h)
-
-    where delta = out.do = sum_k p dp, so no row of p is ever needed as a whole.
-    """
-    q, parts, out, lse = saved
+def _backward(
+    tile: Tile,
+    q: jax.Array,
+    parts: tuple[Part, ...],
+    lists: tuple[TileList, ...],
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+) -> tuple[jax.Array, tuple[KeysValues, ...]]:
+    """Return ``backward`` of rows that share a loop, in one pass over the tiles."""
     length = q.shape[1]
     tile = Tile(min(tile.q, length), tile.k)
     kv_heads = parts[0].k.shape[2]
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
     rows = _Rows(_by_head(q, kv_heads), _by_head(d_out, kv_heads), lse, _by_head(delta, kv_heads))
     zeros = tuple(KeysValues(_zeros_tokens_last(part.k), _zeros_tokens_last(part.v)) for part in parts)
-    blocks = _query_blocks(tile.q, rows, parts)
+    blocks = _query_blocks(tile.q, rows, parts, lists)
     d_parts, d_q = lax.scan(functools.partial(_backward_block, tile, parts), zeros, blocks)
-    d_q = _from_heads(_join_blocks(d_q, length, 3)).astype(q.dtype)
-    # Intervals are integers, which have no gradient.
-    return d_q, tuple(
-        Part._make((_tokens_first(d.k).astype(part.k.dtype), _tokens_first(d.v).astype(part.v.dtype), None))
-        for d, part in zip(d_parts, parts)
-    )
+    d_q = _from_heads(_join_blocks(d_q, length, 3))
+    return d_q, tuple(KeysValues(_tokens_first(d.k), _tokens_first(d.v)) for d in d_parts)
 
 
 def _zeros_tokens_last(x: jax.Array) -> jax.Array:
@@ -385,9 +313,9 @@ def _backward_block(
     index, rows = block.query_numbers(tile.q), _Rows(*(_rows(x) for x in block.queries))
     d_q = jnp.zeros(rows.q.shape, jnp.float32)
     updated = []
-    for part, d_part in zip(block.restrict(parts), d_parts):
+    for part, tiles, d_part in zip(block.restrict(parts), block.tiles, d_parts):
         add = functools.partial(_add_tile_gradients, rows, part)
-        d_q, d_k, d_v = _visit_tiles(tile.k, index, part, add, _Gradients(d_q, *d_part))
+        d_q, d_k, d_v = _visit_tiles(tile.k, index, part, tiles, add, _Gradients(d_q, *d_part))
         updated.append(KeysValues(d_k, d_v))
     return tuple(updated), d_q.reshape(block.queries.q.shape)
 
@@ -395,7 +323,7 @@ def _backward_block(
 def _add_tile_gradients(
     rows: _Rows, part: Part, mask: jax.Array, start: jax.Array, gradients: _Gradients
 ) -> _Gradients:
-    """Add the gradients of one tile; the equations are in ``_attend_bwd``."""
+    """Add the gradients of one tile; the equations are in the package's docstring."""
     size, scale = mask.shape[2], rows.q.shape[-1] ** -0.5
     k_tile, v_tile = _key_tile(part.k, start, size), _key_tile(part.v, start, size)
     logits = _product("bkqh,bksh->bkqs", rows.q, k_tile) * scale
@@ -413,6 +341,3 @@ def _add_tile_gradients(
 def _add_slice(total: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
     old = lax.dynamic_slice_in_dim(total, start, piece.shape[3], axis=3)
     return lax.dynamic_update_slice_in_dim(total, old + piece, start, axis=3)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)

@@ -11,15 +11,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from jax.extend import core
 
 from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense
 from pdgen.models.mot import permute
 from pdgen.sequence.layout import intervals as document_intervals
+from tests.models.attention.cases import (
+    BATCH,
+    KEYS,
+    QUERIES,
+    SLOTS,
+    any_intervals,
+    assert_close,
+    normal,
+    packs,
+    queries_see,
+    tensors,
+)
 
-BATCH, QUERIES, HEADS, KV_HEADS, SIZE = 2, 37, 4, 2, 8
-KEYS = (29, 50)  # of two parts
 # Smaller than a row without dividing it; larger than a row; different sizes for queries and keys.
 TILES = (Tile(16, 12), Tile(64, 64), Tile(5, 37))
 quick = settings(max_examples=20, deadline=None)
@@ -29,16 +38,6 @@ quick = settings(max_examples=20, deadline=None)
 def float32_products():
     with jax.default_matmul_precision("highest"):
         yield
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def tensors(seed, queries=QUERIES, keys=KEYS):
-    """Draw queries, weights of the result in a scalar loss, and (k, v) of each part."""
-    q, weight = normal(seed, 2, BATCH, queries, HEADS, SIZE)
-    return q, weight, [tuple(normal(seed + 1 + n, 2, BATCH, n, KV_HEADS, SIZE)) for n in keys]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,29 +53,6 @@ def value_and_gradients(tile, q, weight, keys_values, intervals):
     return out, gradients
 
 
-def assert_close(actual, expected, tolerance):
-    """max|a-b| <= tolerance * max(1, max|b|), leaf by leaf."""
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(a).all()
-        assert np.abs(a - b).max() <= tolerance * max(1, np.abs(b).max())
-
-
-def ranges(rows, outer):
-    """Draw [BATCH, rows] starts and ends from 0 to a little beyond ``outer``; some are empty."""
-    ends = arrays(np.int32, (2, BATCH, rows), elements=st.integers(0, outer + 3))
-    return st.one_of(ends, ends.map(lambda x: np.sort(x, axis=0))).map(tuple)
-
-
-def any_intervals(keys):
-    return st.builds(lambda k, q: Intervals(*k, *q), ranges(QUERIES, keys), ranges(keys, QUERIES))
-
-
-def queries_see(keys):
-    """Intervals without a condition on the keys, as for a cache."""
-    return ranges(QUERIES, keys).map(lambda k: Intervals(*k))
-
-
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @quick
 @given(first=any_intervals(KEYS[0]), second=queries_see(KEYS[1]), seed=st.integers(0, 2**31))
@@ -84,25 +60,6 @@ def test_two_parts_with_any_intervals(tile, first, second, seed):
     """Values and gradients of blockwise attention match the oracle's within 1e-5 in float32."""
     inputs = *tensors(seed), (first, second)
     assert_close(value_and_gradients(tile, *inputs), value_and_gradients(None, *inputs), 1e-5)
-
-
-SLOTS = 58  # no tile divides it
-
-
-@st.composite
-def packs(draw):
-    """Draw [SLOTS] intervals of a few documents, then padding, and each slot's (document, split, mode)."""
-    rows, slots, used = [], [], 0
-    for document in range(draw(st.integers(1, 4))):
-        modes = draw(st.lists(st.sampled_from(("causal", "full", "noise")), min_size=1, max_size=4))
-        lengths = [draw(st.integers(1, 9)) for _ in modes]
-        if used + sum(lengths) > SLOTS:
-            break
-        rows.append(np.stack(document_intervals(modes, lengths)) + used)
-        slots += [(document, split, mode) for split, mode in enumerate(modes) for _ in range(lengths[split])]
-        used += sum(lengths)
-    padding = np.zeros((4, SLOTS - used), np.int32)
-    return np.concatenate([*rows, padding], axis=1).astype(np.int32), slots
 
 
 def may_see(query, key):
