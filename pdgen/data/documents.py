@@ -1,7 +1,8 @@
-"""Documents from records: one per record or one per turn; too long ones are refused or shortened.
+"""Documents from records: one per record, per turn or per pair of records; too long ones are refused or shortened.
 
 A document is one sequence of a pack. A record gives one document. With ``turns="single"`` it gives one per turn with
-targets: everything before the turn as context, then the turn itself.
+targets: everything before the turn as context, then the turn itself. With ``turns="pairs"`` two consecutive records,
+the sides of a pair (``pdgen.sequence.pairs``), are packed as if they were one document, so that no pack separates them.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ from jaxtyping import Bool, Int, Int8, Int32, Int64, Shaped
 
 from pdgen.data.lengths import LengthIndex
 from pdgen.sequence.layout import STREAMS, Budgets
+from pdgen.sequence.pairs import is_pair
 from pdgen.sequence.segments import NOISED, stream_lengths
 
-Turns = Literal["whole", "single"]
+Turns = Literal["whole", "single", "pairs"]
 TooLong = Literal["refuse", "cut"]
 
 
@@ -27,7 +29,7 @@ class Documents:
     """All documents of a data set, concatenated.
 
     Attributes:
-      record: the record of each document.
+      record: the record of each document; of a pair the better side.
       first, stop: the turns [first, stop) of the record that are targets.
       kinds, tokens: kind and token count of the documents' units, as in ``LengthIndex``.
       starts: document i has units [starts[i], starts[i + 1]).
@@ -91,9 +93,10 @@ def make_documents(
       turns, too_long: see ``loader.LoaderConfig``. A shortened document has no end-of-trajectory target.
 
     Raises:
-      PackingError: a document exceeds a pack (with "cut": its first turn does), or there are no documents.
+      PackingError: a document exceeds a pack (with "cut": its first turn does), there are no documents, or the records
+        are no pairs.
     """
-    cuts = _cut_whole(index) if turns == "whole" else _cut_single(index)
+    cuts = {"whole": _cut_whole, "single": _cut_single, "pairs": _cut_pairs}[turns](index)
     if not len(cuts.record):
         raise PackingError("the data set holds no document: every record is broken or teaches nothing")
     documents = _build_documents(index, cuts)
@@ -103,7 +106,7 @@ def make_documents(
     long = np.any(documents.count_tokens() > sizes, axis=1)
     if not long.any():
         return documents
-    if too_long == "refuse":
+    if too_long == "refuse" or turns == "pairs":
         raise PackingError(_explain_refusal(index, documents, long, sizes))
     fitting = _shorten(index, cuts, long, sizes)
     hopeless = long & ~np.isin(cuts.record, fitting.record)
@@ -138,6 +141,24 @@ def _cut_single(index: LengthIndex) -> _Cuts:
     turn = np.arange(len(record)) - index.turn_starts[record]
     own, end = index.turns.astype(np.int64).T
     return _Cuts(record, turn, turn + 1, own, end)[end > 0]
+
+
+def _cut_pairs(index: LengthIndex) -> _Cuts:
+    """Cut pairs of consecutive records, whose units are consecutive too, without those that have a broken side."""
+    ids = [*index.ids.tolist(), ""]  # so that a last record without a partner is refused as well
+    whole = ~np.isin(np.arange(len(ids)), index.broken)
+    better = [n for n in range(0, len(index), 2) if whole[n] and whole[n + 1]]
+    for n in better:
+        if not is_pair(ids[n], ids[n + 1]):
+            raise PackingError(
+                f"records {n} and {n + 1}, {ids[n]} and {ids[n + 1] or 'none'}, are no pair; make the data with "
+                "launch/build_data.py import --format=preferences, or set turns to 'whole'"
+            )
+    record = np.array(better, np.int64)
+    zeros = np.zeros_like(record)
+    return _Cuts(
+        record, zeros, np.diff(index.turn_starts)[record], zeros, index.starts[record + 2] - index.starts[record]
+    )
 
 
 def _build_documents(index: LengthIndex, cuts: _Cuts) -> Documents:

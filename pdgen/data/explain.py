@@ -23,7 +23,8 @@ def explain_pack(batches: Batches, number: int) -> ExplainedPack:
     """
     layouts, skipped = batches.lay_out_pack(number)
     pack, budgets = batches.assemble(layouts, number), batches.settings.budgets
-    documents = [document for document in batches.packer.choose_documents(number) if document.record not in skipped]
+    chosen = [document for document in batches.packer.choose_documents(number) if document.record not in skipped]
+    documents = [side for document in chosen for side in batches.list_sides(document)]
     starts = np.cumsum([0, *(len(laid_out.stream) for laid_out in layouts)])
     explained = []
     for document, laid_out, start in zip(documents, layouts, starts):

@@ -16,7 +16,7 @@ from pdgen.data.stream import Stream
 from pdgen.sequence.layout import STREAMS
 from pdgen.sequence.tokenizer import Tokenizer
 
-_TURNS = {"whole": "whole trajectories", "single": "single turns"}
+_TURNS = {"whole": "whole trajectories", "single": "single turns", "pairs": "pairs of trajectories"}
 _QUANTILES = {"least": 0, "median": 0.5, "95 %": 0.95, "most": 1}
 
 

@@ -46,7 +46,7 @@ class LoaderConfig:
       dropout: condition dropout.
       mixture: weight of each subset by documents; 0 excludes it. Empty: in proportion to the numbers of documents.
       turns: "whole": one document per trajectory. "single": one document per turn with targets, with everything before
-        it as context.
+        it as context. "pairs": one document per pair of records, see ``data.documents``.
       too_long: for documents that exceed a pack, "refuse" stops before training, and "cut" drops as few of their
         last turns as possible.
       broken: for broken records, "stop" stops the run, and "skip" leaves them out and counts them.
@@ -193,17 +193,35 @@ class Batches:
         made, skipped = [], []
         for document in documents:
             try:
-                made.append(self.lay_out(document))
+                made += self._lay_out_sides(document)
             except RecordError:
                 if self.settings.broken == "stop":
                     raise
                 skipped.append(document.record)
         return made, skipped
 
+    def list_sides(self, document: Document) -> list[Document]:
+        """Return the documents of both sides of a pair; any other document alone."""
+        if self.settings.turns != "pairs":
+            return [document]
+        units, turns = np.diff(self.index.starts), np.diff(self.index.turn_starts)
+        cut, better, worse = int(units[document.record]), document.record, document.record + 1
+        return [
+            document._replace(record=record, turns=(0, int(turns[record])), keep=keep)
+            for record, keep in ((better, document.keep[:cut]), (worse, document.keep[cut:]))
+        ]
+
+    def _lay_out_sides(self, document: Document) -> list[Layout]:
+        made = [self.lay_out(side) for side in self.list_sides(document)]
+        if np.any(np.sum([side.lengths for side in made], axis=0) != self.packer.count_tokens(document)):
+            raise LoaderError(self._describe_change(document.record))
+        return made
+
     def lay_out(self, document: Document) -> Layout:
-        """Lay out one document after condition dropout, with sampled latents."""
-        name = locate_record(self.source, document.record)
-        changed = f"{name}: is not the record whose tokens were counted; start again and leave the data alone"
+        """Lay out a document of one record after condition dropout, with sampled latents.
+
+        The sides of a pair have the same random numbers, so that their common beginning has the same latents.
+        """
         rng = make_document_rng(self.settings.seed, document)
         record = self.source[document.record]
         try:
@@ -211,13 +229,14 @@ class Batches:
                 record, self.tokenizer, self.config, rng, document.keep, document.turns, self.settings.draws
             )
         except ChangedError:
-            raise LoaderError(changed) from None
+            raise LoaderError(self._describe_change(document.record)) from None
         except SegmentError as fault:
-            raise RecordError(f"{name}: {fault}") from None
-        laid_out = layout.lay_out(segments, self.tokenizer, self.config, self.settings.balance_texts)
-        if laid_out.lengths != tuple(self.packer.count_tokens(document)):
-            raise LoaderError(changed)
-        return laid_out
+            raise RecordError(f"{locate_record(self.source, document.record)}: {fault}") from None
+        return layout.lay_out(segments, self.tokenizer, self.config, self.settings.balance_texts)
+
+    def _describe_change(self, record: int) -> str:
+        name = locate_record(self.source, record)
+        return f"{name}: is not the record whose tokens were counted; start again and leave the data alone"
 
     def list_record_ids(self, step: int) -> list[str]:
         """List the ids of the records in the batch of ``step``, over all processes."""

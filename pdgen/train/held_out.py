@@ -7,7 +7,7 @@ constant_mse    squared error of the best constant velocity: minus the training 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +28,9 @@ from pdgen.sequence.segments import list_turns, loss_targets, patched_latents
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.sharding import RULES, out_spec
-from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, zero_loss_sums
-from pdgen.train.monitor.metrics import drop_absent, loss_metrics
+from pdgen.train.loss import draw_flow_inputs
+from pdgen.train.monitor.metrics import drop_absent
+from pdgen.train.objective import make_objective
 from pdgen.train.state import Params, StepConfig, TrainState, attach_params
 
 SEED = 1  # folded into the run's key
@@ -49,9 +50,9 @@ class Baselines(NamedTuple):
 
 
 class HeldOutSums(NamedTuple):
-    """Sums of losses over the held-out packs: the model's, and those of both baselines [], float32."""
+    """Sums over the held-out packs: those of the run's objective, and of both baselines [], float32."""
 
-    losses: LossSums
+    losses: Any
     unigram: Array
     constant: Array
 
@@ -59,23 +60,32 @@ class HeldOutSums(NamedTuple):
 class HeldOutEvaluator:
     """Evaluates a run's parameters on its held-out packs, which stay in host memory."""
 
-    def __init__(self, config: StepConfig, batches: Batches, key: PRNGKeyArray, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        config: StepConfig,
+        batches: Batches,
+        key: PRNGKeyArray,
+        mesh: Mesh,
+        reference: Params | None = None,
+    ) -> None:
         replicated = NamedSharding(mesh, PartitionSpec())
         self._sharding = NamedSharding(mesh, RULES.spec("batch"))
         self._packs = list(local_packs(batches, config.accumulate, (jax.process_index(), jax.process_count())))
         self._baselines = jax.device_put(fit_baselines(batches), replicated)
         self._key = jax.jit(lambda key: jax.random.fold_in(key, SEED))(key)
-        self._init_sums = jax.jit(_init_sums, out_shardings=replicated)
+        self._reference = reference
+        objective = make_objective(config)
+        self._init_sums = jax.jit(functools.partial(_init_sums, objective.zeros), out_shardings=replicated)
         self._add_pack = jax.jit(functools.partial(_add_pack, config), donate_argnums=0)
-        self._loss_metrics = jax.jit(functools.partial(loss_metrics, ce_weight=config.ce_weight))
+        self._metrics = jax.jit(objective.metrics)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Return losses of the raw parameters, named as in ``pdgen.train.monitor.metrics``, and of the baselines."""
         sums = self._init_sums()
         for pack in self._packs:
             rows = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._sharding, leaf), pack)
-            sums = self._add_pack(sums, state.trained, state.frozen, rows, self._baselines, self._key)
-        losses = jax.device_get(self._loss_metrics(sums.losses))
+            sums = self._add_pack(sums, state.trained, state.frozen, rows, self._baselines, self._key, self._reference)
+        losses = jax.device_get(self._metrics(sums.losses))
         line = drop_absent({name: float(value) for name, value in losses.items()})
         for name, total, targets in (
             ("unigram_ce", sums.unigram, "ce_targets"),
@@ -85,8 +95,8 @@ class HeldOutEvaluator:
         return line
 
 
-def _init_sums() -> HeldOutSums:
-    return HeldOutSums(zero_loss_sums(), jnp.zeros(()), jnp.zeros(()))
+def _init_sums(zeros: Callable[[], Any]) -> HeldOutSums:
+    return HeldOutSums(zeros(), jnp.zeros(()), jnp.zeros(()))
 
 
 def _add_pack(
@@ -97,9 +107,11 @@ def _add_pack(
     pack: Pack,
     baselines: Baselines,
     key: PRNGKeyArray,
+    reference: Params | None,
 ) -> HeldOutSums:
+    params = attach_params(config, trained, frozen)
+    losses = make_objective(config).measure(params, frozen if reference is None else reference, pack, key)
     flow = draw_flow_inputs(config.model, pack, key)
-    losses = loss_sums(config.model, config.compute, attach_params(config, trained, frozen), pack, flow)
     unigram_nll = baselines.unigram_nll.at[pack.text_targets].get(out_sharding=out_spec("batch", None))
     error = velocity_target(pack.vae_latents, flow.noise) - baselines.velocity
     return HeldOutSums(

@@ -32,6 +32,7 @@ from pdgen.train.monitor.run_monitor import RunMonitor, SamplePictures
 from pdgen.train.preflight import claim_workdir, continue_schedule, preflight
 from pdgen.train.run_config import RunConfig
 from pdgen.train.state import (
+    Params,
     StepConfig,
     TrainState,
     abstract_state,
@@ -89,8 +90,9 @@ def train(
         loader = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
         with contextlib.closing(loader) as batches:
             key = make_run_key(run.seed, mesh)
-            step = functools.partial(jit_step(config), key=key)
-            held_out = HeldOutEvaluator(config, batches.batches, key, mesh) if run.held_out else None
+            reference = _load_init(run, config, mesh) if config.needs_reference else None
+            step = functools.partial(jit_step(config), key=key, reference=reference)
+            held_out = HeldOutEvaluator(config, batches.batches, key, mesh, reference) if run.held_out else None
             with (
                 RunMonitor(run, config, workdir, log, batches.batches, held_out, sample_pictures) as monitor,
                 StopSignals() as signals,
@@ -117,11 +119,16 @@ def _restore_or_init(
     log(_describe_start(run, config, adapters))
     if run.fresh or not run.init:
         return jax.jit(functools.partial(init_state, config), out_shardings=shardings)(key)
-    places = parameter_shardings(bagel.abstract_params(config.model), shardings.step.mesh)
-    targets = add_shardings(nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)), places)
-    params = load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
+    params = _load_init(run, config, shardings.step.mesh)
     make = functools.partial(make_state, config)
     return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params, key, adapters)
+
+
+def _load_init(run: RunConfig, config: StepConfig, mesh: Mesh) -> Params:
+    """Load the model's parameters from ``init`` onto the mesh."""
+    places = parameter_shardings(bagel.abstract_params(config.model), mesh)
+    targets = add_shardings(nn.unbox(bagel.abstract_params(config.model, config.compute.param_dtype)), places)
+    return load_checkpoint(run.init, {"model": targets}, parts=("model",))[1]["model"]
 
 
 def _describe_start(run: RunConfig, config: StepConfig, adapters: Mapping[str, np.ndarray]) -> str:

@@ -67,7 +67,7 @@ def draw_flow_inputs(config: ModelConfig, pack: Pack, key: PRNGKeyArray) -> Flow
 def token_losses(
     config: ModelConfig, compute: ComputeConfig, params: dict[str, Any], pack: Pack, flow: FlowInputs
 ) -> tuple[Float[Array, "B T"], Float[Array, "B G C"]]:
-    """Compute the cross-entropy of every text token and the squared velocity error of every VAE value, float32.
+    """Compute the cross-entropy of every text token and the velocity error of every VAE value, float32.
 
     Values at positions without a target are meaningless; their weights in the pack are 0.
     """
@@ -75,8 +75,7 @@ def token_losses(
     und, gen = bagel.encode_pack(config, compute, params, pack, latents, flow.t)
     text = und[:, : pack.text_ids.shape[1]]
     ce = cross_entropy(compute, params, text, pack.text_targets)
-    error = bagel.velocity(params, gen) - velocity_target(pack.vae_latents, flow.noise)
-    return ce, error * error
+    return ce, bagel.velocity(params, gen) - velocity_target(pack.vae_latents, flow.noise)
 
 
 def cross_entropy(
@@ -114,12 +113,12 @@ def loss_sums(
     config: ModelConfig, compute: ComputeConfig, params: dict[str, Any], pack: Pack, flow: FlowInputs
 ) -> LossSums:
     """Compute the sums of the losses over the batch."""
-    ce, squares = token_losses(config, compute, params, pack, flow)
+    ce, errors = token_losses(config, compute, params, pack, flow)
     band = jnp.minimum(jnp.floor(flow.t * BANDS), BANDS - 1).astype(jnp.int32)
     return LossSums(
         _sum_by_group(ce * pack.text_weights, pack.text_kinds, len(TARGETS)),
         _sum_by_group(pack.text_weights, pack.text_kinds, len(TARGETS)),
-        _sum_by_group(jnp.mean(squares, axis=-1) * pack.vae_weights, band, BANDS),
+        _sum_by_group(jnp.mean(errors * errors, axis=-1) * pack.vae_weights, band, BANDS),
         _sum_by_group(pack.vae_weights, band, BANDS),
     )
 

@@ -87,7 +87,8 @@ def preflight(run: RunConfig, workdir: pathlib.Path, devices: Sequence[jax.Devic
     source = open_data(run, base)
     process = jax.process_index(), jax.process_count()
     batches = Batches(base.config, source, base.tokenizer, run.loader_config, process, run.num_steps)
-    check_targets(run, batches)
+    if not run.preference.beta:  # every side of a pair has a target, but maybe of one kind only
+        check_targets(run, batches)
     return PreparedRun(base, source, mesh, step)
 
 

@@ -15,9 +15,10 @@ from pdgen.data.lengths import Broken
 from pdgen.data.loader import LoaderConfig
 from pdgen.messages import name_some
 from pdgen.sequence.layout import Budgets
-from pdgen.sequence.segments import ConditionDropout
+from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout
 from pdgen.train.lora import LoraConfig
 from pdgen.train.optimizer import OptimizerConfig
+from pdgen.train.preference import PreferenceConfig
 from pdgen.train.state import StepConfig
 
 # --config then belongs to the command line that calls define_run_config, and appears in its --help.
@@ -58,6 +59,7 @@ class RunConfig:
       wandb: project that receives the curves besides TensorBoard; "" for none.
       spike_factor: skip updates whose loss or gradient norm exceeds this many running averages; 0 skips none.
       optimizer, lora, compute: see ``OptimizerConfig``, ``LoraConfig`` and ``pdgen.config.ComputeConfig``.
+      preference: see ``PreferenceConfig``. The data are pairs then (``turns`` "pairs"), ``init`` is the reference.
       dropout, mixture, turns, too_long, broken, balance_texts, draws: see ``pdgen.data.loader.LoaderConfig``.
 
     Raises:
@@ -96,6 +98,7 @@ class RunConfig:
     broken: Broken = "stop"
     balance_texts: bool = False
     draws: int = 1
+    preference: PreferenceConfig = PreferenceConfig()
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "rows", "accumulate", "save_every", "keep", "log_every", "held_out_every", "draws"):
@@ -109,6 +112,7 @@ class RunConfig:
         if self.fresh and (self.lora.rank or not self.init):
             reason = f"lora.rank is {self.lora.rank}" if self.lora.rank else "init is empty"
             raise ValueError(f"fresh is true, but {reason}; it trains all parameters, with the autoencoder of init")
+        self._check_preference()
         if self.spike_factor and not self.spike_factor > 1:
             raise ValueError(f"spike_factor is {self.spike_factor}, expected more than 1, or 0 to skip no update")
         if self.mesh.count(-1) > 1 or any(size < 1 and size != -1 for size in self.mesh):
@@ -117,6 +121,20 @@ class RunConfig:
             raise ValueError(
                 f"compute.param_dtype is {self.compute.param_dtype}, in which small updates are rounded away; "
                 "train float32 parameters (compute.dtype may be bfloat16), or adapters (lora.rank)"
+            )
+
+    def _check_preference(self) -> None:
+        beta = self.preference.beta
+        if bool(beta) != (self.turns == "pairs"):
+            raise ValueError(f"preference.beta is {beta} and turns {self.turns!r}; pairs need a beta, and a beta pairs")
+        if not beta:
+            return
+        if not self.init or self.fresh:
+            raise ValueError(f"preference.beta is {beta}, but no init is trained further; name the reference with init")
+        if self.dropout != NO_DROPOUT or self.draws != 1:
+            raise ValueError(
+                f"preference.beta is {beta}, but dropout or draws change one side of a pair alone; set the dropout of "
+                "text, vae and vit to 0 and draws to 1"
             )
 
     @property
@@ -148,6 +166,7 @@ class RunConfig:
             self.accumulate,
             self.lora,
             self.spike_factor,
+            self.preference,
         )
 
 

@@ -20,6 +20,7 @@ from pdgen.sharding import parameter_shardings
 from pdgen.train.ema import init_ema
 from pdgen.train.lora import LoraConfig, declare_adapters
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer, match_factors
+from pdgen.train.preference import PreferenceConfig
 from pdgen.train.spikes import init_spike_state
 
 Params = dict[str, Any]
@@ -32,7 +33,8 @@ class StepConfig:
     Attributes:
       model: sizes of the model.
       compute: dtypes, remat, tiles. ``param_dtype`` also applies to frozen parameters; adapters are float32.
-      optimizer, num_steps, ce_weight, accumulate, lora, spike_factor: see ``pdgen.train.run_config.RunConfig``.
+      optimizer, num_steps, ce_weight, accumulate, lora, spike_factor, preference: see
+        ``pdgen.train.run_config.RunConfig``.
     """
 
     model: ModelConfig
@@ -43,6 +45,12 @@ class StepConfig:
     accumulate: int = 1
     lora: LoraConfig = LoraConfig()
     spike_factor: float = 0.0
+    preference: PreferenceConfig = PreferenceConfig()
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a step needs the parameters of ``init`` besides the state; with adapters the state holds them."""
+        return bool(self.preference.beta) and not self.lora.rank
 
 
 @jax.tree_util.register_dataclass

@@ -1,7 +1,7 @@
 """The training step: a pure function of state, batch and key."""
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,16 @@ from jaxtyping import Array, PRNGKeyArray
 from pdgen.sequence.layout import Pack
 from pdgen.sharding import out_spec
 from pdgen.train.ema import update_ema
-from pdgen.train.loss import LossSums, draw_flow_inputs, loss_sums, target_weights, total_loss, zero_loss_sums
-from pdgen.train.monitor.metrics import Metrics, batch_metrics, loss_metrics, norm_metrics
+from pdgen.train.monitor.metrics import Metrics, batch_metrics, norm_metrics
+from pdgen.train.objective import make_objective
 from pdgen.train.optimizer import make_schedule
 from pdgen.train.spikes import detect_spike, select_update
 from pdgen.train.state import Params, StepConfig, TrainState, attach_params, make_run_optimizer
 
 
-def train_step(config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+def train_step(
+    config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyArray, reference: Params | None = None
+) -> tuple[TrainState, Metrics]:
     """Compute the gradient of the loss over the whole global batch and apply one optimizer update.
 
     Args:
@@ -27,16 +29,16 @@ def train_step(config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyA
       state: state before the step.
       batch: packs with a leading axis, sharded over ``data`` and ``fsdp``.
       key: the run's key. Noise depends on it and on the number of each pack, not on the step.
+      reference: the parameters of ``init`` if ``config.needs_reference``.
 
     Returns:
       The next state and the metrics (``pdgen.train.monitor.metrics``): float32 scalars, except ``skipped_spikes``
       (int32) and ``finite`` (bool: loss, gradients and parameters are finite). ``grad_norm`` is measured before
       clipping, ``update_norm`` also for a skipped update, ``param_norm`` after the update.
     """
-    grads, sums = compute_gradients(config, state, batch, key)
-    metrics = (
-        loss_metrics(sums, config.ce_weight) | norm_metrics("grad_norm", grads) | batch_metrics(config.model, batch)
-    )
+    grads, sums = compute_gradients(config, state, batch, key, reference)
+    metrics = make_objective(config).metrics(sums)
+    metrics |= norm_metrics("grad_norm", grads) | batch_metrics(config.model, batch)
     updates, opt_state = make_run_optimizer(config).update(grads, state.opt_state, state.trained)
     trained = cast(Params, optax.apply_updates(state.trained, updates))
     step, spikes = state.step + 1, state.spikes
@@ -55,7 +57,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyA
 
 
 def jit_step(config: StepConfig) -> jax.stages.Wrapped:
-    """Jit ``train_step`` as a function of (state, batch, key). It donates the state to the next one."""
+    """Jit ``train_step`` as a function of (state, batch, key, reference). It donates the state to the next one."""
     return jax.jit(functools.partial(train_step, config), donate_argnums=0)
 
 
@@ -64,7 +66,9 @@ def make_run_key(seed: int, mesh: Mesh) -> PRNGKeyArray:
     return jax.jit(lambda: jax.random.key(seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()
 
 
-def compute_gradients(config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyArray) -> tuple[Params, LossSums]:
+def compute_gradients(
+    config: StepConfig, state: TrainState, batch: Pack, key: PRNGKeyArray, reference: Params | None = None
+) -> tuple[Params, Any]:
     """Compute the gradient of the loss with respect to ``state.trained``, and the sums behind the loss.
 
     The sums of each micro-batch are divided by the weights of the whole batch, so the gradients of micro-batches add up
@@ -73,22 +77,21 @@ def compute_gradients(config: StepConfig, state: TrainState, batch: Pack, key: P
     Raises:
       ValueError: the number of rows is not a multiple of ``config.accumulate``.
     """
-    ce_weight, mse_count = target_weights(batch)
+    objective = make_objective(config)
+    weights = objective.weigh(batch)
 
-    def loss(trained: Params, rows: Pack) -> tuple[Array, LossSums]:
+    def loss(trained: Params, rows: Pack) -> tuple[Array, Any]:
         params = attach_params(config, trained, state.frozen)
-        flow = draw_flow_inputs(config.model, rows, key)
-        sums = loss_sums(config.model, config.compute, params, rows, flow)
-        whole = sums._replace(ce_weight=ce_weight, mse_count=mse_count)
-        return total_loss(whole, config.ce_weight), sums
+        sums = objective.measure(params, state.frozen if reference is None else reference, rows, key)
+        return objective.loss(sums, weights), sums
 
-    def add_micro_batch(carry: tuple[Params, LossSums], rows: Pack) -> tuple[tuple[Params, LossSums], None]:
+    def add_micro_batch(carry: tuple[Params, Any], rows: Pack) -> tuple[tuple[Params, Any], None]:
         grads, sums = jax.grad(loss, has_aux=True)(state.trained, rows)
         return jax.tree.map(jnp.add, carry, (grads, sums)), None
 
     if config.accumulate == 1:  # a scan would hold a second copy of the gradients
         return jax.grad(loss, has_aux=True)(state.trained, batch)
-    zeros = jax.tree.map(jnp.zeros_like, state.trained), zero_loss_sums()
+    zeros = jax.tree.map(jnp.zeros_like, state.trained), objective.zeros()
     return jax.lax.scan(add_micro_batch, zeros, _split_micro_batches(batch, config.accumulate))[0]
 
 

@@ -68,7 +68,8 @@ def intermediate(config, params, batch, flow):
     latents = interpolate(batch.vae_latents, flow.noise, flow.t)
     inputs = bagel.embed_pack(config, COMPUTE, params, batch, latents, flow.t)
     hidden = bagel.encode_pack(config, COMPUTE, params, batch, latents, flow.t)
-    ce, squares = token_losses(config, COMPUTE, params, batch, flow)
+    ce, errors = token_losses(config, COMPUTE, params, batch, flow)
+    squares = errors * errors
     return {
         "vit_hidden": vit,
         "vit_connected": bagel.connect(params, vit),

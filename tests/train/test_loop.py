@@ -211,7 +211,7 @@ def test_a_state_that_is_not_finite_is_never_saved(run, tmp_path):
 @pytest.mark.slow
 def test_an_implicit_transfer_in_the_step_loop_raises(run, tmp_path, monkeypatch):
     """The device would wait for the array of a host."""
-    monkeypatch.setattr(loop, "jit_step", lambda config: lambda state, batch, key: jax.jit(jnp.square)(np.ones(3)))
+    monkeypatch.setattr(loop, "jit_step", lambda config: lambda state, batch, **_: jax.jit(jnp.square)(np.ones(3)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         _train(dataclasses.replace(run, held_out=0), tmp_path)
 

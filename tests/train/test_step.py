@@ -115,7 +115,7 @@ def test_losses_by_kind_and_band(params, batch, reference):
     metrics, _, _ = reference
     flow = draw_flow_inputs(CONFIG, batch, jax.random.key(KEY))
     losses = jax.jit(functools.partial(token_losses, CONFIG, COMPUTE))(params, batch, flow)
-    ce, mse, t = np.asarray(losses[0]), np.asarray(losses[1]).mean(axis=-1), np.asarray(flow.t)
+    ce, mse, t = np.asarray(losses[0]), np.square(losses[1]).mean(axis=-1), np.asarray(flow.t)
     for number, kind in enumerate(TARGETS):
         weights = batch.text_weights * (batch.text_kinds == number)
         assert weights.any()

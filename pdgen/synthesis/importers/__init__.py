@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from pdgen.data.records import Dataset, Origin, is_dataset, write_files, write_index
 from pdgen.files import new_folder
-from pdgen.synthesis.importers import bagel, folder, reasoning, reflection
+from pdgen.synthesis.importers import bagel, folder, preferences, reasoning, reflection
 from pdgen.synthesis.importers.outcome import ImporterError, Outcome, Tally
 
 FORMATS: dict[str, Callable[[pathlib.Path], Iterator[Outcome]]] = {
@@ -19,6 +19,7 @@ FORMATS: dict[str, Callable[[pathlib.Path], Iterator[Outcome]]] = {
     reflection.UNICOT: reflection.read_unicot,
     reflection.GENREF: reflection.read_genref,
     folder.FOLDER: folder.read_folder,
+    preferences.PREFERENCES: preferences.read_preferences,
 }
 
 

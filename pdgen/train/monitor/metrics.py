@@ -4,6 +4,8 @@ loss, ce, mse               of the step's batch; ce is not scaled by ce_weight
 ce_plan .. ce_thought       by kind of text target, ``layout.TARGETS``
 mse_0 .. mse_3              by timestep, from clean to noise, in bands of 1 / ``BANDS``
 *_targets                   total weight of the targets of each of these
+pair_accuracy, margin, text_kl, ...
+                            of pairs, in place of the losses above, see ``preference_metrics``
 grad_norm, update_norm, param_norm and each with _und, _gen, _other
                             of the trained parameters: both experts of the language model, and the rest
 learning_rate               of the step's update, before the factors of single parameters
@@ -28,6 +30,7 @@ from pdgen.models.mot import EXPERTS
 from pdgen.sequence.layout import STREAMS, TARGETS, Pack
 from pdgen.train.loss import BANDS, LossSums, total_loss, weighted_mean
 from pdgen.train.monitor.flops import model_flops
+from pdgen.train.preference import PreferenceSums, mean_preference_loss
 
 Metrics = dict[str, Array]
 _NAMES = {"ce": [f"ce_{kind}" for kind in TARGETS], "mse": [f"mse_{band}" for band in range(BANDS)]}
@@ -40,6 +43,34 @@ def loss_metrics(sums: LossSums, ce_weight: float) -> Metrics:
         metrics |= {name: weighted_mean(totals.sum(), weights.sum()), f"{name}_targets": weights.sum()}
         for number, part in enumerate(_NAMES[name]):
             metrics |= {part: weighted_mean(totals[number], weights[number]), f"{part}_targets": weights[number]}
+    return metrics
+
+
+def preference_metrics(sums: PreferenceSums) -> Metrics:
+    """Compute the loss and means over the pairs of a batch, float32 scalars.
+
+    ``pair_accuracy`` is the share of pairs whose margin is positive. ``margin`` is the sum of ``text_margin`` and
+    ``flow_margin``. ``better_reward`` and ``worse_reward`` are l - l_ref of the sides: if both fall, the model leaves
+    what it prefers as well. ``text_kl`` and ``flow_kl`` are means over tokens, see ``PreferenceSums``.
+    ``better_length`` and ``worse_length`` are numbers of targets: a preference for length would show here.
+    """
+    mean = {
+        "pair_accuracy": sums.correct,
+        "margin": sums.margin,
+        "text_margin": sums.text_margin,
+        "flow_margin": sums.flow_margin,
+        "better_reward": sums.better,
+        "worse_reward": sums.worse,
+        "better_length": sums.better_targets,
+        "worse_length": sums.worse_targets,
+    }
+    metrics = {name: weighted_mean(total, sums.pairs) for name, total in mean.items()}
+    metrics |= {"loss": mean_preference_loss(sums, sums.pairs), "pairs": sums.pairs}
+    for name, total, targets in (
+        ("text_kl", sums.text_kl, sums.text_targets),
+        ("flow_kl", sums.flow_kl, sums.flow_targets),
+    ):
+        metrics |= {name: weighted_mean(total, targets), f"{name}_targets": targets}
     return metrics
 
 

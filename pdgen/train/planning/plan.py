@@ -11,17 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pdgen.checkpoints.runs.base import open_init
 from pdgen.config import ModelConfig, get_preset
+from pdgen.models import bagel
 from pdgen.sequence.layout import Budgets, Pack, pack_shapes
-from pdgen.sharding import RULES
+from pdgen.sharding import RULES, parameter_shardings
 from pdgen.train.monitor.flops import model_flops, peak_flops
 from pdgen.train.planning.topology import USABLE_FRACTION, Topology, compiler_options, make_compile_only_devices
 from pdgen.train.preflight import check_sharding, make_run_mesh
 from pdgen.train.run_config import RunConfig, RunError
-from pdgen.train.state import StepConfig, TrainState, abstract_state, add_shardings, state_shardings
+from pdgen.train.state import Params, StepConfig, TrainState, abstract_state, add_shardings, state_shardings
 from pdgen.train.step import jit_step
 
 
@@ -30,7 +32,7 @@ class StepMemory:
     """Bytes that a training step needs on one device.
 
     Attributes:
-      parameters: the model's parameters, trained and frozen.
+      parameters: the model's parameters, trained and frozen, and those of the reference.
       optimizer: the optimizer's moments and counters.
       ema: the moving average.
       batch: the packs of one step.
@@ -78,6 +80,14 @@ def abstract_arguments(
     return state, batch, key
 
 
+def abstract_reference(step: StepConfig, mesh: Mesh) -> Params | None:
+    """Return the reference of a step as shapes with shardings; None if it needs none."""
+    if not step.needs_reference:
+        return None
+    shapes = nn.unbox(bagel.abstract_params(step.model, step.compute.param_dtype))
+    return add_shardings(shapes, parameter_shardings(bagel.abstract_params(step.model), mesh))
+
+
 def count_device_bytes(tree: Any) -> int:
     """Return the bytes that a tree of shapes with shardings takes on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -99,9 +109,10 @@ def compile_step(
     """
     check_sharding(step, mesh)
     state, batch, key = abstract_arguments(step, budgets, rows, mesh)
+    reference = abstract_reference(step, mesh)
     with jax.set_mesh(mesh):
         start = time.perf_counter()
-        lowered = jit_step(step).lower(state, batch, key)
+        lowered = jit_step(step).lower(state, batch, key, reference)
         traced = time.perf_counter()
         try:
             stats = lowered.compile(compiler_options=dict(options or {})).memory_analysis()
@@ -110,7 +121,7 @@ def compile_step(
         done = time.perf_counter()
     assert stats is not None  # the GPU, TPU and CPU compilers all report memory
     memory = StepMemory(
-        parameters=count_device_bytes((state.trained, state.frozen)),
+        parameters=count_device_bytes((state.trained, state.frozen, reference)),
         optimizer=count_device_bytes(state.opt_state),
         ema=count_device_bytes(state.ema),
         batch=count_device_bytes(batch),
