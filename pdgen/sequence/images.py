@@ -79,11 +79,11 @@ class ImageSizes:
 def image_sizes(config: ModelConfig) -> ImageSizes:
     """Return the size rules of a model.
 
-    The position tables limit the long side. BAGEL (16 pixels for a VAE token, 14 for a ViT token) enlarges short sides
-    to 512 and 224 pixels. Other models do not enlarge images beyond one token.
+    The position tables limit the long side. BAGEL enlarges short sides to 512 and 224 pixels. Other models do not
+    enlarge images beyond one token.
     """
     vae, vit = config.latent_stride, config.vision.patch_size
-    short_sides = (512, 224) if (vae, vit) == (16, 14) else (vae, vit)
+    short_sides = (512, 224) if config.is_bagel else (vae, vit)
     return ImageSizes(
         vae=SizeRule(vae * config.max_latent_size, short_sides[0], vae),
         vit=SizeRule(vit * config.vision.max_side, short_sides[1], vit),
