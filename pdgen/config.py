@@ -102,6 +102,11 @@ class ModelConfig:
         """Pixels per VAE token along a side."""
         return self.latent_patch_size * self.autoencoder.downsample
 
+    @property
+    def is_bagel(self) -> bool:
+        """Whether it has BAGEL's patches: 16 pixels for a VAE token, 14 for a ViT token. Shapes world has others."""
+        return (self.latent_stride, self.vision.patch_size) == (16, 14)
+
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:

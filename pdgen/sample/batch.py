@@ -94,7 +94,8 @@ class TrajectoryBatch:
         for slot, (number, start) in starts.items():
             latents = dict(start.latents or {})
             row = BatchRow(number, start, start.kinds, [*start.stages], [*start.images], latents, start.seed)
-            row.pending.extend(pending.read_history(self.model, self.settings.system, start, self._has_texts))
+            system = self.settings.find_system(self.model.config, start.mode)
+            row.pending.extend(pending.read_history(self.model, system, start, self._has_texts))
             self.rows[slot] = row
             admitted[slot] = True
         self.state = self._call(kernels.clear_rows, (), self.state, admitted)
@@ -115,7 +116,8 @@ class TrajectoryBatch:
             checkpoint=model.name,
             model_hash=model.digest,
             settings=self.settings.flatten()
-            | {"mode": row.mode, "dtype": model.compute.dtype}
+            | {"mode": row.mode, "system": self.settings.find_system(model.config, row.mode)}
+            | {"dtype": model.compute.dtype}
             | row.flatten_guidance(),
             costs={**trajectory.costs, **seconds},
             latents=dict(row.latents) if self.settings.keep_latents else None,

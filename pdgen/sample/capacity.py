@@ -58,7 +58,8 @@ def _count_tokens(model: Model, settings: SampleSettings, start: Trajectory) -> 
     """Count the tokens of one trajectory at its longest, with and without images."""
     text, tokenizer, config = count_text_slots(settings.text, model.grammar), model.tokenizer, model.config
     texts = settings.max_prompt_tokens + 2
-    texts += len(tokenizer.encode(settings.system)) + 2 if settings.system else 0
+    system = settings.find_system(config, start.mode)
+    texts += len(tokenizer.encode(system)) + 2 if system else 0
     images = 0
     for stage in start.stages:
         if isinstance(stage, TextStage):

@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
+from pdgen.config import ModelConfig
 from pdgen.flow.denoise import ImageSettings, find_idle_guidance
 from pdgen.sample.text import TextSettings
 from pdgen.sequence.modes import MODES, Mode
 
-# The base model was trained with this system text in "think" mode.
+# BAGEL was trained with this system text in mode "think"; the base of shapes world thinks without one.
 THINK = (
     "You should first think about the planning process in the mind and then generate the image. \n"
     "The planning process is enclosed within <think> </think> tags, i.e. <think> planning process here </think> "
@@ -39,7 +40,7 @@ class SampleSettings:
       text: how texts are written.
       image: how images are denoised: sketches, and the base model's own images.
       refine: how refinements are denoised; None = as ``image``.
-      system: a text before everything else, which text guidance keeps; "" = none.
+      system: a text before everything else, which text guidance keeps; "" = the model's own, see ``find_system``.
       batch_size: rows in one evaluation of the network. Smaller groups are padded, so the bits of a trajectory depend
         on this number and never on the rows beside it. 0 = the number of prompts, rounded up to a power of two, at
         most 8.
@@ -75,6 +76,10 @@ class SampleSettings:
     def select_image_settings(self, stage: str) -> ImageSettings:
         """Return the settings of an image of this stage, "sketch" or "refine"."""
         return self.refine if stage == "refine" and self.refine else self.image
+
+    def find_system(self, config: ModelConfig, mode: Mode) -> str:
+        """Return the text before everything else: ``system``, else what the model was trained with, "" for none."""
+        return self.system or (THINK if mode == "think" and config.is_bagel else "")
 
     def list_idle_guidance(self) -> list[str]:
         """Return a line for each group of images whose guidance changes nothing although the settings ask for it."""
@@ -125,8 +130,8 @@ def replace_earlier_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def make_base_settings(mode: Mode, **changes: Any) -> SampleSettings:
     """Return the base model's defaults of a mode, with ``changes`` to any field of ``SampleSettings``.
 
-    Mode "edit" has stronger image guidance, at every timestep, and limits the norm of each token. Mode "think" has the
-    system text. Thoughts and answers may be long and are greedy.
+    Mode "edit" has stronger image guidance, at every timestep, and limits the norm of each token. Thoughts and answers
+    may be long and are greedy.
 
     Raises:
       ValueError: a value out of range.
@@ -136,6 +141,4 @@ def make_base_settings(mode: Mode, **changes: Any) -> SampleSettings:
         values["image"] = ImageSettings(image_scale=2.0, interval=(0.0, 1.0), renorm="text_channel")
     if mode in ("think", "understand"):
         values["text"] = TextSettings(max_tokens=1000, temperature=0.0)
-    if mode == "think":
-        values["system"] = THINK
     return SampleSettings(**values | changes)

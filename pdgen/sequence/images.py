@@ -30,7 +30,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_FILE_BYTES = 2**28
 MAX_FILE_PIXELS = 2**26  # 8,192 x 8,192
 MAX_FILE_SIDE = 2**16 - 1  # the longest that a JPEG has
-_SIZE_LIMITS = f"at most {MAX_FILE_PIXELS:,} are read, and {MAX_FILE_SIDE:,} on a side"
 
 # A pixel has changed if a channel differs by more than this, of 255. The noise of the decoder is smaller.
 CHANGE = 40
@@ -46,12 +45,13 @@ class ImageTooLargeError(ImageError):
     """An image file exceeds a limit of bytes, pixels or sides; it was not decoded."""
 
 
-def ignore_warnings() -> None:
-    """Ignore Pillow's warnings from now on. They name no file, and this module checks what they are about.
+# Pillow's own limit would print a warning, without the file's name, before ``_open_image`` compares the size in the
+# header with this module's limits.
+PIL.Image.MAX_IMAGE_PIXELS = None
 
-    They are about many pixels, which are refused, and about damaged EXIF and animations, of which nothing is used.
-    """
-    warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
+def ignore_warnings() -> None:
+    """Ignore Pillow's warnings from now on. They name no file, and are about damaged EXIF, of which nothing is used."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -79,11 +79,11 @@ class ImageSizes:
 def image_sizes(config: ModelConfig) -> ImageSizes:
     """Return the size rules of a model.
 
-    The position tables limit the long side. BAGEL (16 pixels for a VAE token, 14 for a ViT token) enlarges short sides
-    to 512 and 224 pixels. Other models do not enlarge images beyond one token.
+    The position tables limit the long side. BAGEL enlarges short sides to 512 and 224 pixels. Other models do not
+    enlarge images beyond one token.
     """
     vae, vit = config.latent_stride, config.vision.patch_size
-    short_sides = (512, 224) if (vae, vit) == (16, 14) else (vae, vit)
+    short_sides = (512, 224) if config.is_bagel else (vae, vit)
     return ImageSizes(
         vae=SizeRule(vae * config.max_latent_size, short_sides[0], vae),
         vit=SizeRule(vit * config.vision.max_side, short_sides[1], vit),
@@ -132,15 +132,14 @@ def _open_image(data: bytes, name: str) -> Generator[PIL.Image.Image]:
             width, height = image.size
             if width * height > MAX_FILE_PIXELS or max(width, height) > MAX_FILE_SIDE:
                 raise ImageTooLargeError(
-                    f"{name}: {width} x {height} pixels are too many, {_SIZE_LIMITS}; scale it down"
+                    f"{name}: {width} x {height} pixels are too many, at most {MAX_FILE_PIXELS:,} are read, and "
+                    f"{MAX_FILE_SIDE:,} on a side; scale it down"
                 )
             if image.format == "PNG":
                 _scale_transparency(image, depth=data[24])
             yield image
     except ImageError:
         raise
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        raise ImageTooLargeError(f"{name}: too many pixels, {_SIZE_LIMITS}; scale it down") from None
     except Exception as fault:  # on damaged files Pillow's formats raise nearly every class
         unknown = isinstance(fault, PIL.UnidentifiedImageError)  # its words have the address of a buffer
         reason = "its bytes are of no such format" if unknown else shorten_fault(fault)

@@ -142,7 +142,7 @@ def test_the_base_models_defaults():
     )
     assert edit.max_prompt_tokens == 7
     think = make_base_settings("think")
-    assert think.text == TextSettings(max_tokens=1000, temperature=0.0) and "<think>" in think.system
+    assert think.text == TextSettings(max_tokens=1000, temperature=0.0)
 
 
 def test_refinements_may_have_their_own_settings():

@@ -7,11 +7,15 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
+from pdgen.assets import shapes_folder
+from pdgen.checkpoints.shipped import SHIPPED
+from pdgen.config import PRESETS, ModelConfig, read_config
 from pdgen.sample import capacity as capacities
+from pdgen.sample import settings as settings_module
 from pdgen.sample.pending import PIECE_TOKENS, split_text
 from pdgen.sample.rows import BatchRow
 from pdgen.sample.sampler import Sampler
-from pdgen.sample.settings import SampleError, SampleSettings
+from pdgen.sample.settings import THINK, SampleError, SampleSettings, make_base_settings
 from pdgen.sequence.grammar import SWITCHES
 from pdgen.sequence.modes import END, MODES
 from pdgen.sequence.trajectory import ImageStage, TextStage, Trajectory, image_file
@@ -209,6 +213,40 @@ def test_cpus_of_one_machine_share_its_memory(sampler, monkeypatch):
     mesh = make_mesh((2, 1, 2), jax.devices()[:4])
     models = [dataclasses.replace(sampler.model, mesh=mesh) for mesh in (None, mesh)]
     assert [capacities.measure_free_bytes(model) for model in models] == [1001, 250]
+
+
+@pytest.mark.parametrize(
+    "bagel, mode, given, expected",
+    [
+        (True, "think", "", THINK),
+        (True, "think", "Think twice.", "Think twice."),
+        (True, "single_pass", "", ""),
+        (False, "think", "", ""),
+        (False, "think", "Think twice.", "Think twice."),
+    ],
+)
+def test_bagel_thinks_with_its_system_text_and_others_without(sampler, monkeypatch, bagel, mode, given, expected):
+    """In the contexts, in the room for them and in the record of the trajectory."""
+    monkeypatch.setattr(ModelConfig, "is_bagel", bagel)
+    settings = dataclasses.replace(make_base_settings(mode), system=given, max_prompt_tokens=40, max_images=1)
+    starts, tokenizer = sampler.make_starts(["a red circle"], settings=settings), sampler.model.tokenizer
+    batch = by_the_token(sampler).make_batch(starts, settings)
+    room = capacities.compute_capacity(batch.model, settings, starts)[0]
+    texts = [tokenizer.encode(text) for text in (expected, "a red circle") if text]
+    opening, closing = sampler.model.text_switches
+    read = [token for piece in batch.rows[0].pending for token in piece.ids]
+    assert read == [token for ids in texts for token in (opening, *ids, closing)]
+    assert batch.make_trajectory(0).settings["system"] == expected
+    monkeypatch.setattr(settings_module, "THINK", "")
+    bare = capacities.compute_capacity(batch.model, dataclasses.replace(settings, system=""), starts)[0]
+    assert room == bare + (len(texts[0]) + 2 if expected else 0)
+
+
+def test_only_bagels_patches_are_bagels():
+    shipped = [read_config(shapes_folder(name)) for name in SHIPPED]
+    found = {name: config.is_bagel for name, config in PRESETS.items()}
+    assert [name for name, is_bagel in found.items() if is_bagel] == ["bagel_7b"]
+    assert not any(config.is_bagel for config in shipped)
 
 
 def by_the_token(sampler):

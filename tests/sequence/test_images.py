@@ -1,7 +1,6 @@
 import io
 import struct
-import subprocess
-import sys
+import warnings
 import zlib
 
 import jax.numpy as jnp
@@ -278,26 +277,15 @@ def test_too_large_files_are_not_decoded(monkeypatch):
 
     rest = encoded(PIL.Image.new("RGB", (1, 1)), "PNG")[33:]
     monkeypatch.setattr(PIL.Image.Image, "load", lambda *_: pytest.fail("decoded"))
-    cases = {(8193, 8193): "8193 x 8193", (65_536, 1): "65536 x 1", (50_000, 50_000): "", (2**31 - 1, 2**31 - 1): ""}
-    for size, words in cases.items():
+    warnings.simplefilter("error")  # whatever filters a program sets, Pillow has nothing to warn of
+    for width, height in ((8193, 8193), (9500, 9500), (65_536, 1), (50_000, 50_000), (2**31 - 1, 2**31 - 1)):
         for read in (images.decode_image, images.image_size, images.convert_to_png):
-            with pytest.raises(ImageTooLargeError, match=f"^it: {words}.*too many.*67,108,864") as fault:
-                read(whole(*size), "it")
+            with pytest.raises(ImageTooLargeError, match=f"^it: {width} x {height} .*too many.*67,108,864") as fault:
+                read(whole(width, height), "it")
             assert len(str(fault.value)) < 200
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 99)
     with pytest.raises(ImageTooLargeError, match=r"^it: 100 bytes are too many, at most 99 are read"):
         images.decode_image(bytes(100), "it")
-
-
-def test_no_warning_of_pillow_is_printed():
-    code = (
-        "import io, PIL.Image; from pdgen.sequence import images; buffer = io.BytesIO(); "
-        "PIL.Image.new('1', (9500, 9500)).save(buffer, 'PNG')\n"
-        "try: images.decode_image(buffer.getvalue(), 'it')\nexcept ValueError as fault: print(fault)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "9500 x 9500 pixels are too many" in done.stdout
-    assert "Decompression" not in done.stderr
 
 
 def test_a_pixel_has_changed_where_a_channel_differs_by_more_than_40():

@@ -22,8 +22,7 @@ from pdgen.sequence.trajectory import TextStage, Trajectory
 
 RESULTS = "results.jsonl"
 # A user's settings override these. The longest prompt has 77 of shapes world's tokens, the longest answer 57.
-# The base of shapes world thinks without a system text.
-DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 96, "max_prompt_tokens": 128, "system": ""}
+DEFAULTS = {"image.num_timesteps": 25, "text.max_tokens": 96, "max_prompt_tokens": 128}
 _PART = 512  # trajectories in memory at once
 _GAP = 2  # pixels between the two pictures of an edit
 

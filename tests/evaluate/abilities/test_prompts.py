@@ -299,7 +299,6 @@ def test_tables_count_prompts_and_weigh_operations_equally():
 def test_settings_are_those_of_each_mode():
     settings = read_ability_settings({"text.max_tokens": 9, "image.text_scale": 2.0})
     assert settings.keys() == {"single_pass", "edit", "understand", "think"}
-    assert settings["think"].system == ""
     assert {one.text.max_tokens for one in settings.values()} == {9}
     assert {one.image.num_timesteps for one in settings.values()} == {25}
     assert (settings["edit"].image.interval, settings["single_pass"].image.interval) == ((0.0, 1.0), (0.4, 1.0))
