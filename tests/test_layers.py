@@ -27,6 +27,7 @@ LAYERS = (  # from the bottom
     "sample",
     "train",
     "evaluate",
+    "studio",
 )
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import PIL.Image
 
@@ -42,8 +43,8 @@ def make_frames(
 
 
 def save_animation(
-    path: pathlib.Path, images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
+    target: pathlib.Path | BinaryIO, images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
 ) -> None:
-    """Write ``make_frames`` as an animated WebP that loops. Raises ValueError as ``make_frames``."""
+    """Write ``make_frames`` as a WebP that loops, to a path or an open file. Raises ValueError as ``make_frames``."""
     stills, durations = zip(*make_frames(images, captions, height))
-    stills[0].save(path, "WEBP", save_all=True, append_images=stills[1:], duration=list(durations), loop=0)
+    stills[0].save(target, "WEBP", save_all=True, append_images=stills[1:], duration=list(durations), loop=0)

@@ -21,6 +21,8 @@ from pdgen.sample.image import make_grid, make_picture_grid, prepare_images
 from pdgen.sample.model import Model
 from pdgen.sample.rows import BatchRow, name_text_stage
 from pdgen.sample.settings import SampleError, SampleSettings
+from pdgen.sample.text import TO_THE_END, TextSettings
+from pdgen.sample.writing import TextGroup, Writing
 from pdgen.sequence.grammar import START_AFTER, SWITCHES
 from pdgen.sequence.images import to_rgb
 from pdgen.sequence.modes import END
@@ -88,13 +90,20 @@ class TrajectoryBatch:
 
     # Admission and release.
 
-    def admit(self, starts: Mapping[int, tuple[int, Trajectory]]) -> None:
-        """Put trajectories, each with its number, into free slots; their history is read before the next step."""
+    def admit(self, starts: Mapping[int, tuple[int, Trajectory]], settings: SampleSettings | None = None) -> None:
+        """Put trajectories, each with its number, into free slots; their history is read before the next step.
+
+        Args:
+          settings: of these trajectories, by default those of the batch, whose ``batch_size`` holds in any case.
+        """
+        settings = dataclasses.replace(settings or self.settings, batch_size=self.settings.batch_size)
         admitted = np.zeros(self.size, bool)
         for slot, (number, start) in starts.items():
             latents = dict(start.latents or {})
-            row = BatchRow(number, start, start.kinds, [*start.stages], [*start.images], latents, start.seed)
-            system = self.settings.find_system(self.model.config, start.mode)
+            row = BatchRow(
+                number, start, start.kinds, [*start.stages], [*start.images], latents, start.seed, settings=settings
+            )
+            system = settings.find_system(self.model.config, start.mode)
             row.pending.extend(pending.read_history(self.model, system, start, self._has_texts))
             self.rows[slot] = row
             admitted[slot] = True
@@ -115,12 +124,12 @@ class TrajectoryBatch:
             trajectory,
             checkpoint=model.name,
             model_hash=model.digest,
-            settings=self.settings.flatten()
-            | {"mode": row.mode, "system": self.settings.find_system(model.config, row.mode)}
+            settings=row.settings.flatten()
+            | {"mode": row.mode, "system": row.settings.find_system(model.config, row.mode)}
             | {"dtype": model.compute.dtype}
             | row.flatten_guidance(),
             costs={**trajectory.costs, **seconds},
-            latents=dict(row.latents) if self.settings.keep_latents else None,
+            latents=dict(row.latents) if row.settings.keep_latents else None,
         )
 
     def copy_rows(self, slots: Sequence[int], seeds: Sequence[int]) -> None:
@@ -173,7 +182,7 @@ class TrajectoryBatch:
         for slot in self.list_active():
             if self.rows[slot].must_end:
                 self.rows[slot].pending.clear()
-                self.rows[slot].follow_switch(END, self.settings)
+                self.rows[slot].follow_switch(END, self.rows[slot].settings)
         while slots := [slot for slot in self.list_active() if self.rows[slot].pending]:
             for _, group in self._group(slots, lambda row: pending.get_reading_key(row.pending[0])):
                 parts = [self.rows[slot].pending.popleft() for slot in group]
@@ -181,8 +190,9 @@ class TrajectoryBatch:
                     self._read_pieces(group, pieces)
                 else:
                     self._read_pictures(group, [part for part in parts if isinstance(part, pending.Picture)])
-        for group in self._split([slot for slot in self.list_active() if self.rows[slot].due is None]):
-            self._decide(group)
+        undecided = [slot for slot in self.list_active() if self.rows[slot].due is None]
+        for settings, group in self._group(undecided, lambda row: row.settings.text):
+            self._decide(settings, group)
 
     def _read_pieces(self, slots: list[int], pieces: list[pending.Piece]) -> None:
         """Add one piece of text to the contexts of each row."""
@@ -211,7 +221,7 @@ class TrajectoryBatch:
         for slot in slots:
             self.rows[slot].costs["prefilled_tokens"] += grid.cache_tokens
 
-    def _decide(self, slots: list[int]) -> None:
+    def _decide(self, settings: TextSettings, slots: list[int]) -> None:
         """Set what follows in every row: what the grammar prescribes, or the model's choice among what it allows."""
         automaton = self.model.automaton
         allowed = [self.rows[slot].find_allowed_switches(automaton) for slot in slots]
@@ -219,45 +229,66 @@ class TrajectoryBatch:
         if np.sum(allowed, axis=1).max() > 1:
             padded = np.array(allowed + [allowed[0]] * (self.settings.batch_size - len(slots)))
             tokens, rows = np.asarray(automaton.switch_tokens), self._pad_rows(slots)
-            chosen = self._call(kernels.pick_switch, (self.settings.text,), self.state, rows, tokens, padded)
+            chosen = self._call(kernels.pick_switch, (settings,), self.state, rows, tokens, padded)
             check_finite("reading a segment", np.asarray(chosen)[: len(slots)] >= 0)
         for slot, choice in zip(slots, np.asarray(chosen)):
-            self.rows[slot].follow_switch(SWITCHES[choice], self.settings)
+            self.rows[slot].follow_switch(SWITCHES[choice], self.rows[slot].settings)
 
     # Texts.
 
     def write_texts(self, slots: Sequence[int]) -> None:
         """Let the model write the next text of each row. Raises SampleError where a trajectory has ended."""
-        self._check_active(slots)
-        for group in self._split(slots):
-            self._write_group(group)
+        writing = self.begin_texts(slots)
+        self.advance_texts(writing)
+        self.finish_texts(writing)
 
-    def _write_group(self, slots: list[int]) -> None:
-        model, automaton, watch = self.model, self.model.automaton, Stopwatch(self.model.compiler)
-        rows = [self.rows[slot] for slot in slots]
-        states = [START_AFTER[row.kinds[-1]] if row.mode == "process" else "free" for row in rows]
-        states += states[:1] * (self.settings.batch_size - len(slots))
-        starts = np.array([automaton.starts[state] for state in states], np.int32)
-        static = (model.static, self.settings.text, model.text_switches)
-        self.state, written = self._call(
-            kernels.write_text, static, model.params, self.state, self._pad_rows(slots), (model.grammar, starts)
+    def begin_texts(self, slots: Sequence[int]) -> Writing:
+        """Begin the next text of each row, to be written in parts. Raises as ``write_texts``."""
+        self._check_active(slots)
+        groups = []
+        for settings, group in self._group(slots, lambda row: row.settings.text):
+            rows = [self.rows[slot] for slot in group]
+            states = [START_AFTER[row.kinds[-1]] if row.mode == "process" else "free" for row in rows]
+            states += states[:1] * (self.settings.batch_size - len(group))
+            starts = np.array([self.model.automaton.starts[state] for state in states], np.int32)
+            groups.append(TextGroup(settings, group, self._pad_rows(group), starts))
+        return Writing(self.model, self._call, groups)
+
+    def advance_texts(self, writing: Writing, to: int = TO_THE_END) -> None:
+        """Write every text to its end, or up to step ``to`` of the loop."""
+        self.state = writing.advance(self.state, to)
+
+    def finish_texts(self, writing: Writing) -> None:
+        """Record the texts, which have all closed. Rows whose text was dropped must be released."""
+        rewound = np.zeros(self.size, np.int32)
+        for group in writing.groups:
+            self._finish_group(group, rewound)
+        if rewound.any():
+            self.state = self._call(kernels.rewind, (), self.state, rewound)
+
+    def _finish_group(self, group: TextGroup, rewound: np.ndarray) -> None:
+        """Record one group; add the tokens that the contexts must forget to ``rewound``."""
+        model, automaton, written = self.model, self.model.automaton, group.written
+        if not group.slots:
+            return
+        assert written is not None
+        index = group.rows.index.tolist()
+        places = [index.index(slot) for slot in group.slots]
+        check_finite("writing a text", np.isfinite(np.asarray(written.logits)[places]))
+        tokens, count, state, limited = (
+            np.asarray(values) for values in (written.tokens, written.count, written.state, written.limited)
         )
-        tokens, count, state, limited = (np.asarray(values) for values in written[:4])
-        check_finite("writing a text", np.isfinite(np.asarray(written.logits)[: len(slots)]))
-        seconds, rewound = watch.seconds, np.zeros(self.size, np.int32)
-        for n, (slot, row) in enumerate(zip(slots, rows)):
-            ids = tokens[n, : count[n]].tolist()
+        for n, slot in zip(places, group.slots):
+            row, ids = self.rows[slot], tokens[n, : count[n]].tolist()
             kind, text = automaton.kind_of(int(state[n])), model.tokenizer.decode(ids)
             name = name_text_stage(row.mode, text) if kind == "free" else "plan" if kind == "plan" else "inspect"
             row.costs["text_tokens"] += len(ids)
             row.costs["prefilled_tokens"] += len(ids) + 2
             row.costs["texts_cut"] += bool(limited[n])
-            row.costs["seconds"] += seconds
+            row.costs["seconds"] += group.seconds
             row.text_cut = bool(limited[n])
-            if not self._add_written(row, TextStage(name, text, seconds=seconds, tokens=len(ids), ids=ids)):
+            if not self._add_written(row, TextStage(name, text, seconds=group.seconds, tokens=len(ids), ids=ids)):
                 rewound[slot] = len(ids) + 2
-        if rewound.any():
-            self.state = self._call(kernels.rewind, (), self.state, rewound)
 
     def _add_written(self, row: BatchRow, stage: TextStage) -> bool:
         """Record a text that the full context holds. Return False where the reviewer's text replaces it."""
@@ -293,7 +324,7 @@ class TrajectoryBatch:
         self._progress(f"seed {row.seed}: {stage.stage}, {stage.tokens} tokens, {stage.seconds:.1f} s: {stage.text!r}")
 
     def _make_outside_text(self, row: BatchRow, text: str) -> TextStage:
-        tokens, limit = len(self.model.tokenizer.encode(text)), self.settings.text.max_tokens
+        tokens, limit = len(self.model.tokenizer.encode(text)), row.settings.text.max_tokens
         if tokens > limit:
             raise SampleError(
                 f"a text from outside has {tokens} tokens, at most {limit} are allowed: {text[:40]!r}; shorten it or "
@@ -331,7 +362,7 @@ class TrajectoryBatch:
                 self._add_outside_image(row, decision.image)
                 continue
             row.guidance[stage.file] = describe_guidance(kind.settings, kind.image_guidance)
-            if self.settings.keep_latents:
+            if row.settings.keep_latents:
                 row.latents[stage.file] = latents
             self._add_image(row, stage, image)
             if isinstance(decision, Stop):
@@ -363,11 +394,11 @@ class TrajectoryBatch:
 
     def _get_image_kind(self, row: BatchRow) -> ImageKind:
         """Return the grid, settings and guidance of a row's next image."""
-        config, height, width = self.model.config, self.settings.height, self.settings.width
+        config, height, width = self.model.config, row.settings.height, row.settings.width
         if not height and row.images:
             last = next(stage for stage in reversed(row.stages) if isinstance(stage, ImageStage))
             height, width = make_picture_grid(config, row.images[-1], last.stage == "given").pixels
-        settings = self.settings.select_image_settings(row.next_image)
+        settings = row.settings.select_image_settings(row.next_image)
         image_guidance = bool(row.images) and min(settings.text_scale, settings.image_scale) > 1
         return ImageKind(make_grid(config, height, width), settings, image_guidance)
 
@@ -389,10 +420,6 @@ class TrajectoryBatch:
             by_key[key(self.rows[slot])].append(slot)
         width = self.settings.batch_size
         return [(k, s[first : first + width]) for k, s in by_key.items() for first in range(0, len(s), width)]
-
-    def _split(self, slots: Iterable[int]) -> list[list[int]]:
-        """Split slots into groups of at most ``batch_size``."""
-        return [group for _, group in self._group(slots, lambda row: None)]
 
     def _pad_rows(self, slots: list[int]) -> kernels.RowGroup:
         """Return the rows in these slots, at most ``batch_size``, as compiled functions take them."""

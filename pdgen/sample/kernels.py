@@ -111,11 +111,18 @@ def write_text(
     state: State,
     rows: RowGroup,
     grammar: tuple[Grammar, Int[Array, " G"]],
+    written: WrittenTexts | None,
+    until: Int[Array, ""],
 ) -> tuple[State, WrittenTexts]:
-    """Write one text in every row; ``grammar``: its tables and each row's start state. See ``text.write_text``."""
+    """Write one text in every row, up to a step of the loop; see ``text.write_text``.
+
+    Args:
+      grammar: its tables and each row's start state.
+      written: the result of the earlier steps; None before the first.
+    """
     tables, start = grammar
     cache, inputs = take_rows(state.full, rows.index), (start, _find_active(state, rows), _make_keys(rows))
-    cache, written = text.write_text(model, settings, switches, params["model"], tables, cache, inputs)
+    cache, written = text.write_text(model, settings, switches, params["model"], tables, cache, inputs, written, until)
     logits = _put_values(state.logits, rows, written.logits)
     return dataclasses.replace(state, full=put_rows(state.full, rows.index, cache), logits=logits), written
 

@@ -41,6 +41,7 @@ class BatchRow:
       text_cut: the last text was closed at its limit.
       costs: counters, see ``Trajectory.costs``.
       guidance: by image file, the guidance that its drawing applied; see ``flow.denoise.describe_guidance``.
+      settings: how it is sampled.
     """
 
     number: int
@@ -56,6 +57,7 @@ class BatchRow:
     stop_reason: StopReason | None = None
     costs: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_COSTS, 0.0))
     guidance: dict[str, str] = dataclasses.field(default_factory=dict)
+    settings: SampleSettings = SampleSettings()
 
     def copy(self, seed: int) -> "BatchRow":
         """Return an independent copy with another seed."""

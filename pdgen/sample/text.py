@@ -15,6 +15,8 @@ from pdgen.models import bagel
 from pdgen.models.context import Cache, add_text
 from pdgen.sharding import place
 
+TO_THE_END = 2**31 - 1  # steps, more than any text has
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
@@ -56,14 +58,19 @@ class Grammar(NamedTuple):
 
 
 class WrittenTexts(NamedTuple):
-    """The result of ``write_text``; inactive rows have count 0.
+    """Texts that ``write_text`` has begun or finished: the state of its loop. Inactive rows have count 0.
 
     Attributes:
       tokens: the text's tokens without switch tokens; undefined beyond ``count``.
       count: number of tokens.
-      state: the grammar's state in which the text closed.
-      limited: the text was closed because it reached the limit.
+      state: of the grammar; at the end the one in which the text closed.
+      limited: the text has reached its limit, so the forced closing is written.
       logits: after the closing token; they decide which segment follows.
+      token: the next token to feed.
+      done: the text has closed.
+      closing_from: the grammar's state at the limit.
+      closing_at: place in the forced closing; -1 before it.
+      steps: of the loop so far.
     """
 
     tokens: Int[Array, "B W"]
@@ -71,28 +78,11 @@ class WrittenTexts(NamedTuple):
     state: Int[Array, " B"]
     limited: Bool[Array, " B"]
     logits: Float[Array, "B N"]
-
-
-class _Decoding(NamedTuple):
-    """Loop state of each row.
-
-    Attributes:
-      token: the next token to feed.
-      count: tokens written.
-      state: of the grammar.
-      done: the text has closed.
-      limited: the text has reached its limit, so the forced closing is written.
-      closing_from: the grammar's state at the limit.
-      closing_at: place in the forced closing; -1 before it.
-    """
-
     token: Int[Array, " B"]
-    count: Int[Array, " B"]
-    state: Int[Array, " B"]
     done: Bool[Array, " B"]
-    limited: Bool[Array, " B"]
     closing_from: Int[Array, " B"]
     closing_at: Int[Array, " B"]
+    steps: Int[Array, ""]
 
 
 def count_text_slots(settings: TextSettings, grammar: Grammar) -> int:
@@ -108,42 +98,50 @@ def write_text(
     grammar: Grammar,
     cache: Cache,
     rows: tuple[Int[Array, " B"], Bool[Array, " B"], Array],
+    written: WrittenTexts | None = None,
+    until: int | Int[Array, ""] = TO_THE_END,
 ) -> tuple[Cache, WrittenTexts]:
     """Write one text, with its switch tokens, in every active row; each row draws from its own key.
+
+    Consecutive calls give the same texts as one call.
 
     Args:
       switches: ids of <|im_start|> and <|im_end|>.
       rows: the grammar's start state, whether the row is active, and a random key, for each row.
+      written: the result of the earlier steps; None before the first.
+      until: steps of the loop after which to return, even if a text is not finished.
     """
     start, active, keys = rows
     (config, compute), (opening, closing) = model, switches
     batch, width = start.shape[0], count_text_slots(settings, grammar) - 2
-    zero = jnp.zeros(batch, jnp.int32)
-    first = _Decoding(zero + opening, zero, start, ~active, zero > 0, zero, zero - 1)
+    if written is None:
+        zero = jnp.zeros(batch, jnp.int32)
+        tokens, logits = jnp.zeros((batch, width), jnp.int32), jnp.zeros((batch, grammar.table.shape[1]))
+        first = (zero + opening, zero > 0, zero, zero - 1, jnp.zeros((), jnp.int32))
+        written = WrittenTexts(tokens, zero, start, zero > 0, logits, *first)
 
-    def step(carry: tuple) -> tuple:
-        cache, row, tokens, logits, number = carry
+    def step(carry: tuple[Cache, WrittenTexts]) -> tuple[Cache, WrittenTexts]:
+        cache, row = carry
         cache, hidden = add_text(config, compute, params, cache, row.token[:, None], (~row.done).astype(jnp.int32))
         new = place(bagel.logits(params, hidden)[:, 0], None, None)
         # A row that is done feeds nothing and keeps the logits after its closing token.
-        logits = jnp.where(row.done[:, None], logits, new)
+        logits = jnp.where(row.done[:, None], row.logits, new)
         # The opening token may be the closing one too, so the first step never ends a text.
-        done = row.done | (row.token == closing) & (number > 0)
-        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        done = row.done | (row.token == closing) & (row.steps > 0)
+        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, row.steps))(keys)
         next_row = _choose_token(settings, grammar, closing, row._replace(done=done), new, own_keys)
         is_word = ~done & (next_row.token != closing)
         slot = jnp.where(is_word, row.count, width)  # slot ``width`` does not exist, so the write is dropped
-        tokens = tokens.at[jnp.arange(batch), slot].set(next_row.token, mode="drop")
-        return cache, next_row._replace(count=row.count + is_word), tokens, logits, number + 1
+        tokens = row.tokens.at[jnp.arange(batch), slot].set(next_row.token, mode="drop")
+        return cache, next_row._replace(tokens=tokens, count=row.count + is_word, logits=logits, steps=row.steps + 1)
 
-    carry = (cache, first, jnp.zeros((batch, width), jnp.int32), jnp.zeros((batch, grammar.table.shape[1])), 0)
-    cache, row, tokens, logits, _ = jax.lax.while_loop(lambda carry: ~carry[1].done.all(), step, carry)
-    return cache, WrittenTexts(tokens, row.count, row.state, row.limited, logits)
+    carry = (cache, written._replace(done=written.done | ~active))
+    return jax.lax.while_loop(lambda carry: ~carry[1].done.all() & (carry[1].steps < until), step, carry)
 
 
 def _choose_token(
-    settings: TextSettings, grammar: Grammar, closing: int, row: _Decoding, logits: Float[Array, "B N"], keys: Array
-) -> _Decoding:
+    settings: TextSettings, grammar: Grammar, closing: int, row: WrittenTexts, logits: Float[Array, "B N"], keys: Array
+) -> WrittenTexts:
     """Choose each row's next token: one that the grammar allows, or the forced closing at the limit."""
     next_state = grammar.table[row.state]
     drawn = pick(settings, jnp.where(next_state >= 0, logits, -jnp.inf), keys)
@@ -156,7 +154,7 @@ def _choose_token(
     token = jnp.where(limited, jnp.where(forced < 0, closing, forced), drawn)
     state = jnp.take_along_axis(next_state, token[:, None], axis=1)[:, 0].astype(jnp.int32)
     token, state = jnp.where(row.done, row.token, token), jnp.where(row.done, row.state, state)
-    return _Decoding(token, row.count, state, row.done, limited, closing_from, closing_at)
+    return row._replace(token=token, state=state, limited=limited, closing_from=closing_from, closing_at=closing_at)
 
 
 def pick(settings: TextSettings, logits: Float[Array, "B N"], keys: Array) -> Int[Array, " B"]:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 
-from pdgen.files import load_arrays, new_folder
+from pdgen.files import load_arrays, new_file, new_folder
 from pdgen.json_text import decode_json
 from pdgen.sequence.images import ImageError, decode_image
 from pdgen.sequence.trajectory import ImageStage, Trajectory, TrajectoryError, TrajectoryFile
@@ -34,8 +34,35 @@ def save_trajectory(folder: str | pathlib.Path, trajectory: Trajectory) -> None:
         if trajectory.latents is not None:
             arrays: dict[str, Any] = dict(trajectory.latents)
             np.savez(partial / _LATENTS, **arrays)
-        text = msgspec.json.format(msgspec.json.encode(trajectory.file), indent=1)
-        (partial / _JSON).write_bytes(text + b"\n")
+        (partial / _JSON).write_bytes(_format(trajectory))
+
+
+def extend_trajectory(folder: str | pathlib.Path, trajectory: Trajectory) -> None:
+    """Save a trajectory without latents in a new folder, or in the folder that holds its first stages.
+
+    Pictures are written before the ``trajectory.json`` that names them, each file atomically. So whoever reads the
+    folder finds a whole trajectory, the earlier one or this one.
+
+    Raises:
+      TrajectoryError: the trajectory violates its grammar.
+      OSError: a file cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.exists():
+        save_trajectory(folder, trajectory)
+        return
+    _check(folder, trajectory)
+    files = [stage.file for stage in trajectory.stages if isinstance(stage, ImageStage)]
+    for file, image in zip(files, trajectory.images):
+        if not (folder / file).exists():
+            with new_file(folder / file) as partial:
+                image.save(partial, "PNG")
+    with new_file(folder / _JSON) as partial:
+        partial.write_bytes(_format(trajectory))
+
+
+def _format(trajectory: Trajectory) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(trajectory.file), indent=1) + b"\n"
 
 
 def _check(folder: pathlib.Path, trajectory: Trajectory) -> None:

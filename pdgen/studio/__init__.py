@@ -1,0 +1,1 @@
+"""The studio: a page and an API on which people paint together with the model."""
