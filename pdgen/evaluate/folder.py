@@ -20,7 +20,7 @@ from pdgen.evaluate.geneval.rule import GenEvalPrompt
 from pdgen.files import check_settings, new_file
 from pdgen.json_text import decode_json, load_json
 from pdgen.messages import name_some
-from pdgen.sequence.images import ImageError, decode_image
+from pdgen.sequence.images import ImageError, ImageTooLargeError, decode_image
 from pdgen.sequence.trajectory import Trajectory
 from pdgen.sequence.trajectory_folder import save_trajectory
 from pdgen.shapes.graph import SceneError
@@ -144,6 +144,8 @@ def read_image_file(path: pathlib.Path, decode: Callable[[bytes, str], _Value]) 
         return decode(path.read_bytes(), str(path))
     except OSError as fault:
         raise EvaluationError(f"{path}: {fault.strerror or fault}") from None
+    except ImageTooLargeError as fault:
+        raise EvaluationError(str(fault)) from None
     except ImageError as fault:
         raise EvaluationError(f"{fault}; make it again") from None
 
