@@ -62,8 +62,8 @@ def make_estimate_records(
     """Yield the records of questions about estimates of ``samples`` pictures of each prompt, prompt by prompt.
 
     The answer is whether the finished picture has all that the prompt asks for by ``verifier``: of an estimate this is
-    what PARM calls its potential. ``scene`` has ``prompt``, ``share`` (of the steps) and ``exact``, the verifier's score
-    of the estimate. Prompts that it cannot judge are counted in ``skipped``.
+    what PARM calls its potential. ``scene`` has ``prompt``, ``share``, that of the steps, and ``exact``, the verifier's
+    score of the estimate. Prompts that it cannot judge are counted in ``skipped``.
     """
     size = sampler.resolve_batch_size(settings, samples * len(prompts)).batch_size
     jobs = [(prompt, seed + number) for number, prompt in enumerate(p for p in prompts for _ in range(samples))]
