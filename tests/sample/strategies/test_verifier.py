@@ -9,6 +9,7 @@ import pytest
 
 from pdgen.checkpoints.load import load
 from pdgen.config import ComputeConfig
+from pdgen.flow.denoise import ImageSettings
 from pdgen.sample.model import make_model
 from pdgen.sample.settings import SampleSettings
 from pdgen.sample.strategies.estimates import draw_estimates, make_estimate_records
@@ -63,7 +64,9 @@ def test_a_verifier_is_loaded_once_and_parm_takes_its_name():
 
 @pytest.mark.slow
 def test_estimates_are_of_the_sampler_and_labelled_by_what_becomes_of_them(sampler):
-    settings = SampleSettings(mode="single_pass", batch_size=2, height=64, width=64)
+    settings = SampleSettings(
+        mode="single_pass", batch_size=2, height=32, width=32, image=ImageSettings(num_timesteps=5)
+    )
     prompts, seeds = ["a red circle", "two stars"], [3, 4]
     drawn = draw_estimates(sampler, prompts, seeds, settings)
     finished = sampler(prompts, seeds, settings)
