@@ -1,22 +1,27 @@
-"""Builds training data, imports other data sets, and encodes the pictures of any data set.
+"""Builds training data, imports other data sets, encodes pictures, and samples data for a learned verifier.
 
 python launch/build_data.py --config=configs/data_shapes.py --output=out/data --scale=0.1            build (the default)
 python launch/build_data.py import --format=folder --source=drawings --output=out/drawings          import
 python launch/build_data.py encode --data=out/drawings --checkpoint=bagel --output=out/encoded      encode
 python launch/build_data.py encode --data=out/drawings --model=bagel_7b --autoencoder=BAGEL-7B-MoT --output=...
+python launch/build_data.py estimates --checkpoint=shapes --prompts=prompts.txt --output=out/estimates    estimates
 
 build makes the subsets of the method, or the base model's training data, stage by stage. OUTPUT/index.html shows them.
 
-import reads BAGEL parquet, Zebra-CoT, ThinkMorph, UniCoT, GenRef, or a folder of your own images. It skips samples that
-do not fit the sequence grammar, and reports their number and the first one for each reason. The formats are described
-in pdgen/synthesis/importers. Encode the result before training.
+import reads BAGEL parquet, Zebra-CoT, ThinkMorph, UniCoT, GenRef, a folder of your own images, or sampled trajectories
+as preferences. It skips samples that do not fit the sequence grammar, and reports their number and the first one for
+each reason. The formats are described in pdgen/synthesis/importers. Encode the result before training.
 
 encode adds autoencoder latents to the pictures, so that training never runs the encoder. It resizes pictures to the
 model's sizes.
 
+estimates draws pictures of prompts of shapes world and asks of each, and of its estimates on the way, whether it shows
+the prompt (configs/shapes_verifier.py). The exact verifier answers.
+
 build and encode resume after a kill and give the same bytes. For one mode's flags: build_data.py MODE --help.
 """
 
+import collections
 import functools
 import pathlib
 import sys
@@ -35,11 +40,16 @@ from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.config import PRESETS, SHAPES_AUTOENCODER
 from pdgen.data.encode import Encoder, encode_dataset
 from pdgen.data.latents import BATCH_SIZE
-from pdgen.files import check_writable
+from pdgen.data.prompts import read_prompt_texts
+from pdgen.data.records import Origin, is_dataset, write_dataset
+from pdgen.files import check_target, check_writable
+from pdgen.flow.denoise import ImageSettings
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.plans import make_plan_writer
 from pdgen.sample.sampler import Sampler
+from pdgen.sample.settings import SampleSettings
+from pdgen.sample.strategies.estimates import make_estimate_records
 from pdgen.sequence.images import image_sizes
 from pdgen.synthesis import build, runners, shards
 from pdgen.synthesis.importers import FORMATS, import_dataset
@@ -47,6 +57,7 @@ from pdgen.synthesis.importers.samples import list_files
 from pdgen.synthesis.self_sampling import PLAN_BATCH_SIZE
 from pdgen.synthesis.settings import SUBSETS, DatasetSettings, SettingsError, scale_settings
 from pdgen.teachers.endpoint import Endpoint
+from pdgen.teachers.verifier import ExactVerifier
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File such as configs/data_shapes.py.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write. encode: may be --data, with --overwrite.")
@@ -69,6 +80,10 @@ AUTOENCODER = flags.DEFINE_string(
     "autoencoder", None, "With --model: folder with its ae.safetensors; nano and tiny use shapes world's."
 )
 BATCH = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Pictures in a batch.", lower_bound=1)
+
+PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, one a line.")
+SAMPLES = flags.DEFINE_integer("samples", 4, "Pictures of each prompt.", lower_bound=1)
+NUM_TIMESTEPS = flags.DEFINE_integer("num_timesteps", 50, "Points of a picture's schedule.", lower_bound=3)
 
 
 def build_subsets() -> None:
@@ -217,6 +232,26 @@ def read_encoder() -> Encoder:
     return Encoder(config.autoencoder, params, image_sizes(config).vae, BATCH.value)
 
 
+def sample_estimates() -> None:
+    """Sample pictures with their estimates, write the questions about them and print a summary line."""
+    exit_on_sigterm()
+    keep_compiled()
+    folder, prompts = pathlib.Path(require(OUTPUT)), read_prompt_texts(pathlib.Path(require(PROMPTS)))
+    check_writable(folder.absolute().parent)
+    check_target(folder, "data set", is_dataset, OVERWRITE.value)
+    sampler = Sampler.from_checkpoint(require(CHECKPOINT))
+    image = ImageSettings(num_timesteps=NUM_TIMESTEPS.value)
+    settings, skipped = SampleSettings(mode="single_pass", image=image), collections.Counter()
+    made = make_estimate_records(sampler, ExactVerifier(), prompts, SAMPLES.value, settings, skipped=skipped)
+    origin = Origin(
+        seed=0, tokenizer=sampler.model.tokenizer.fingerprint, settings={"checkpoint": sampler.model.digest}
+    )
+    dataset = write_dataset(folder, made, origin, overwrite=OVERWRITE.value)
+    for fault, count in skipped.most_common(3):
+        print(f"skipped {count} pictures: {fault}")
+    print(f"{folder}: {dataset.records} records in {len(dataset.files)} files")
+
+
 MODES = {
     "build": Mode(
         build_subsets,
@@ -232,6 +267,11 @@ MODES = {
         encode_pictures,
         ("data", "output", "overwrite", "checkpoint", "model", "autoencoder", "batch_size"),
         needs=("data", "output"),
+    ),
+    "estimates": Mode(
+        sample_estimates,
+        ("checkpoint", "prompts", "output", "overwrite", "samples", "num_timesteps"),
+        needs=("checkpoint", "prompts", "output"),
     ),
 }
 

@@ -5,6 +5,7 @@ python launch/evaluate.py --benchmark=abilities --checkpoint=out/base --output=o
 python launch/evaluate.py --benchmark=geneval --metadata=evaluation_metadata.jsonl --images=DIR --output=out/scores
 python launch/evaluate.py --benchmark=wise --metadata=cultural_common_sense.json --images=DIR --output=out/wise \
     --judge_url=https://api.openai.com/v1 --judge_model=gpt-4o --judge_key_variable=OPENAI_API_KEY
+python launch/evaluate.py verifier --checkpoint=out/verifier --output=out/verified out/estimates
 python launch/evaluate.py compare out/scores out/single-pass-scores --output=out/compared
 
 score, the default mode, resumes after a kill. It writes index.html, the benchmark's own files, summary.json and a CSV
@@ -16,6 +17,9 @@ is 0; 1 if a judge gave no valid answer for some image; 2 for invalid input.
 compare puts the scores of several runs of mode score side by side, with their differences to the first run, intervals,
 and cost against score. All runs must have the same benchmark and prompts. Runs whose folders have the same name are
 named by more of their paths. It writes index.html, comparison.json and a CSV file for each table into OUTPUT.
+
+verifier compares a learned verifier (--checkpoint) with the exact one on data of build_data.py estimates, by the share
+of the steps done, and says how well its probabilities are calibrated.
 """
 
 import pathlib
@@ -30,6 +34,7 @@ from pdgen.checkpoints.load import find
 from pdgen.checkpoints.shipped import BASE, PROCESS, shipped_name
 from pdgen.cli import Mode, exit_on_sigterm, require, run_modes
 from pdgen.evaluate import folder, shapes, tables, wise
+from pdgen.evaluate import verifier as verifiers
 from pdgen.evaluate.abilities import prompts as abilities
 from pdgen.evaluate.abilities import run as ability_run
 from pdgen.evaluate.abilities.scores import make_ability_tables
@@ -50,6 +55,7 @@ from pdgen.json_text import load_json
 from pdgen.progress_bar import ProgressBar
 from pdgen.sample.compiled import keep_compiled
 from pdgen.sample.strategies.table import STRATEGIES
+from pdgen.sample.strategies.verifier import load_verifier
 from pdgen.teachers.advisers import make_endpoint_advisers, make_exact_advisers
 from pdgen.teachers.endpoint import Endpoint, EndpointSettings
 
@@ -337,8 +343,22 @@ def compare(*runs: str) -> None:
     print(f"\n{output / 'index.html'}")
 
 
+def judge_verifier(*data: str) -> None:
+    """Compare a learned verifier with the exact one on data sets of sampled estimates, and print the table."""
+    output = pathlib.Path(require(OUTPUT))
+    check_writable(output)
+    if not data:
+        raise EvaluationError("name data that build_data.py estimates wrote: evaluate.py verifier DATA ...")
+    judged = verifiers.judge_estimates(load_verifier(require(CHECKPOINT)), [pathlib.Path(one) for one in data])
+    made = verifiers.make_verifier_table(judged)
+    output.mkdir(parents=True, exist_ok=True)
+    write_summary(output, {"checkpoint": CHECKPOINT.value, "data": data}, [made])
+    print(tables.format_text(made))
+
+
 MODES = {
     "score": Mode(score, needs=("benchmark", "output")),
+    "verifier": Mode(judge_verifier, ("checkpoint", "output"), needs=("checkpoint", "output"), arguments=True),
     "compare": Mode(compare, ("output",), needs=("output",), arguments=True),
 }
 

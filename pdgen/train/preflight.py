@@ -201,14 +201,17 @@ def open_data(run: RunConfig, base: Base) -> RecordSource:
 def check_targets(run: RunConfig, batches: Batches) -> None:
     """Raise RunError if no document of the mixture has an image target, or none has a text target.
 
-    Such a run would silently train on one half of the objective. With ``ce_weight`` 0 text targets are not required.
+    Such a run would silently train on one half of the objective. With ``ce_weight`` 0 text targets are not required,
+    nor image targets of a data set that only asks questions about pictures.
     """
     documents, shares = batches.documents, batches.packer.stream.shares
     mixed_documents = np.concatenate([batches.subsets[name] for name in shares])
     fault = f"config: mixture: no document of {', '.join(map(repr, shares))}"
     first, end = documents.starts[mixed_documents], documents.starts[mixed_documents + 1]
     units, _ = expand_ranges(first, end - first)
-    if not (documents.kinds[units] == NOISED).any():
+    draws = bool((documents.kinds[units] == NOISED).any())
+    # Only then are records read: a large data set begins with one that draws.
+    if not draws and any(batches.source[n].mode != "understand" for n in np.unique(documents.record).tolist()):
         raise RunError(f"{fault} draws an image, so there is no flow to learn; give a subset that does a weight")
     records = (batches.source[number] for number in np.unique(documents.record[mixed_documents]))
     if run.ce_weight and not any(_has_text_target(record) for record in records):

@@ -6,17 +6,19 @@ import json
 import jax
 import msgspec
 import numpy as np
+import PIL.ImageOps
 import pytest
 
 from pdgen.assets import shapes_folder
 from pdgen.checkpoints.pdgen_checkpoint import load_checkpoint
 from pdgen.data.latents import add_latents
 from pdgen.data.records import Origin, write_dataset
+from pdgen.sequence.images import decode_image, encode_png
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.pairs import make_pair
 from pdgen.sequence.segments import NO_DROPOUT
 from pdgen.sequence.tokenizer import load_tokenizer
-from pdgen.sequence.trajectory import Text
+from pdgen.sequence.trajectory import Image, Text
 from pdgen.train import loop
 from pdgen.train.lora import LoraConfig
 from pdgen.train.monitor.meter import TIMING_METRICS, Meter
@@ -33,13 +35,14 @@ def _moments(pictures):
 
 
 def _pairs(count):
-    """Trajectories, better without than with a last sentence of the last inspection."""
+    """Trajectories, better than with the last picture upside down and a further sentence after it."""
     made = []
     for record in trajectories(count, seed=3, fault_rate=0.0):
-        last = record.segments[-1]
-        assert isinstance(last, Text)
+        *before, drawn, last = record.segments
+        assert isinstance(drawn, Image) and isinstance(last, Text)
+        turned = msgspec.structs.replace(drawn, png=encode_png(PIL.ImageOps.flip(decode_image(drawn.png))))
         longer = msgspec.structs.replace(last, text=last.text + " Nothing else is to be said about it.")
-        worse = msgspec.structs.replace(record, segments=[*record.segments[:-1], longer])
+        worse = msgspec.structs.replace(record, segments=[*before, turned, longer])
         made += make_pair(record.id, record, worse)
     return made
 
@@ -91,7 +94,7 @@ def test_it_begins_at_the_reference_and_learns_the_preference(whole):
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-3)
     assert abs(first["margin"]) < 1e-2 and first["text_kl"] < 1e-6 and first["flow_kl"] < 1e-6
     assert last["loss"] < first["loss"] - 0.05 and last["pair_accuracy"] == 1
-    assert last["text_kl"] > 0 and first["better_length"] < first["worse_length"]
+    assert last["text_kl"] > 0 and last["flow_kl"] > 0 and first["better_length"] < first["worse_length"]
     held_out = _lines(whole[0], "held_out.jsonl")
     assert [line["step"] for line in held_out] == [3, 6]
     assert held_out[-1]["pairs"] == 2 and held_out[-1]["pair_accuracy"] == 1

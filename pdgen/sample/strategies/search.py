@@ -18,6 +18,7 @@ from pdgen.sample.strategies.task import (
     score_pictures,
     sum_costs,
 )
+from pdgen.sample.strategies.verifier import load_verifier
 from pdgen.sequence.trajectory import Mode, Trajectory
 
 
@@ -185,12 +186,14 @@ class Parm:
       n: candidates, at least 1; the first has the trajectory's own seed.
       judged: shares of the steps, ascending within (0, 1), after which the remaining candidates are scored.
       keep: the share of them that continues, within (0, 1], rounded up.
+      verifier: checkpoint of a learned verifier (configs/shapes_verifier.py); "" asks the task's.
     """
 
     name: ClassVar[str] = "parm"
     n: int = 20
     judged: tuple[float, ...] = (0.25, 0.5, 0.75)
     keep: float = 0.5
+    verifier: str = ""
 
     def __post_init__(self) -> None:
         check_at_least("n", self.n, 1)
@@ -201,6 +204,9 @@ class Parm:
 
     def __call__(self, task: Task) -> list[Trajectory]:
         """See ``Strategy``."""
+        if self.verifier:
+            learned = load_verifier(self.verifier)
+            task = dataclasses.replace(task, advisers=task.advisers._replace(verifier=learned))
         check_pictures(task, "single_pass", task.advisers.verifier)
         return _run_in_parts(task, "single_pass", self.n, self._search)
 
