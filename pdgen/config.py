@@ -118,7 +118,7 @@ class ComputeConfig:
       remat: activations of a layer that are saved for the backward pass: "none" saves all, "dots" the matrix products,
         "full" only the layer's input.
       attention: "blockwise", or "dense" (the reference, for tests).
-      backend: of the blockwise attention: "auto" (by platform), "xla" or "triton".
+      backend: of the blockwise attention: "auto" (by platform), "xla", "triton" or "tpu".
       block_q, block_k: tile of the backend "xla", in tokens.
       loss_chunk: number of tokens whose logits are in memory at the same time.
     """

@@ -36,7 +36,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pdgen.config import ComputeConfig
-from pdgen.models.attention import triton, xla
+from pdgen.models.attention import tpu, triton, xla
 from pdgen.models.attention.dense import attend_dense
 from pdgen.models.attention.intervals import Intervals, KeysValues, Part, Tile, allowed_matrix
 from pdgen.sharding import get_platform
@@ -57,8 +57,8 @@ __all__ = [
 
 ATTENTION = "attention"  # checkpoint name of the result and the log-sum-exp, for remat policies
 DEFAULT_TILE = Tile()
-BACKENDS: dict[str, ModuleType] = {"xla": xla, "triton": triton}
-BACKEND_OF_PLATFORM = {"cuda": "triton", "gpu": "triton"}  # of the others "xla"
+BACKENDS: dict[str, ModuleType] = {"xla": xla, "triton": triton, "tpu": tpu}
+BACKEND_OF_PLATFORM = {"cuda": "triton", "gpu": "triton", "tpu": "tpu"}  # of the others "xla"
 
 
 def schedule_attention(compute: ComputeConfig, intervals: Sequence[Intervals], num_keys: Sequence[int]) -> Any:

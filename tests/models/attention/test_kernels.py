@@ -7,19 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense, choose_backend
+from pdgen.models.attention import Intervals, Part, Tile, allowed_matrix, attend, attend_dense, choose_backend, tpu
 from pdgen.models.attention.triton import FORWARD
 from pdgen.sharding import make_mesh, map_shards
 from tests.models.attention.cases import assert_close, long_pack, normal
 
 BATCH, QUERIES, CACHE = 2, 600, 90  # not whole tiles
-KERNELS = ("triton",)
+KERNELS = ("triton", "tpu")
 GROUPS = ((2, 2), (4, 1), (7, 1))  # query heads and key heads
 
 
 @pytest.fixture(scope="module", autouse=True)
 def float32_products():
     with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_tiles():
+    """Several tiles of the TPU's kernels in a short pack."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu, "LARGEST", Tile(128, 128))
         yield
 
 
@@ -75,6 +83,7 @@ def test_packs_with_caches(backend, heads, kv_heads):
         assert nothing.any() and not np.asarray(out)[nothing].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", KERNELS)
 def test_bfloat16(backend):
     """Within 1% of the float32 oracle on the same rounded inputs, as the XLA backend."""
