@@ -6,6 +6,8 @@ import shlex
 import zipfile
 from collections.abc import Callable
 
+import msgspec
+
 from pdgen.report.animation import save_animation
 from pdgen.report.strip import make_strip
 from pdgen.sample.runs.gallery import make_captions
@@ -26,7 +28,9 @@ def make_zip(folder: pathlib.Path, name: str, trajectory: Trajectory) -> Export:
     """Pack the trajectory's folder, as ``launch/sample.py`` reads it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for file in ["trajectory.json", *list_files(trajectory)]:
+        # Not the file, which may name a later picture by now.
+        archive.writestr(f"{name}/trajectory.json", msgspec.json.format(msgspec.json.encode(trajectory.file), indent=1))
+        for file in list_files(trajectory):
             archive.write(folder / name / file, f"{name}/{file}")
     return buffer.getvalue(), "application/zip", f"{name}.zip"
 

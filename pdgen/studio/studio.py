@@ -26,6 +26,7 @@ from pdgen.studio.store import Store
 MAX_WAITING = 64  # trajectories in the queue
 MAX_TRAJECTORIES = 10_000
 GRACE = 20.0  # seconds that a client may be away before its trajectories stop
+_FORGOTTEN = 3600.0  # seconds after which an absent client is forgotten
 _FIXED = ("batch_size", "keep_latents")  # of the server, not of a request
 
 
@@ -224,7 +225,7 @@ class Studio:
     def _enqueue(self, work: Work, stages: int, client: str) -> None:
         work.left, work.client, work.wanted, work.fault, work.progress = stages, client, True, "", "waiting"
         self.waiting.append(work)
-        self._last_seen.setdefault(client, time.monotonic())
+        self._last_seen[client] = time.monotonic()
         self.announce(work)
         self.changed.notify_all()
 
@@ -277,7 +278,10 @@ class Studio:
         """Note that a client listens no longer."""
         with self.changed:
             self._clients[client] -= 1
-            self._last_seen[client] = time.monotonic()
+            now = self._last_seen[client] = time.monotonic()
+            for other in [other for other, then in self._last_seen.items() if now - then > _FORGOTTEN]:
+                if not self._clients[other]:
+                    del self._last_seen[other], self._clients[other]
 
     def is_wanted(self, work: Work) -> bool:
         """Whether a running trajectory is to go on: it was not stopped, and its client did not go away."""

@@ -38,8 +38,6 @@ def choose_capacity(model: Model, settings: SampleSettings, slots: int) -> tuple
     stages = [ImageStage("given", f"{n}.png", width, height) for n in range(1, api.MAX_GIVEN + 1)]
     images = [PIL.Image.new("RGB", (width, height))] * len(stages)
     longest = Trajectory(prompt="x", stages=stages, images=images, stop_reason=None, seed=0, checkpoint="")
-    # max_images counts given images as well, so that a trajectory with them has as many left.
-    settings = dataclasses.replace(settings, max_images=settings.max_images + len(stages))
     return check_memory(model, settings, [longest], slots)
 
 

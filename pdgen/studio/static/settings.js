@@ -12,7 +12,7 @@ const FIELDS = [
   ["image.timestep_shift", "Spends more steps on the rough picture."],
   ["image.text_scale", "How strictly the picture follows the words; 1: no guidance. In BAGEL: cfg_text_scale."],
   ["image.image_scale", "How strictly it follows the images before. In BAGEL: cfg_img_scale."],
-  ["image.renorm", "What keeps guidance from over-saturating. In BAGEL: cfg_renorm_type.", ["global", "channel", "text_channel", "none"]],
+  ["image.renorm", "What keeps guidance from over-saturating. In BAGEL: cfg_renorm_type.", ["global", "channel", "text_channel"]],
   ["image.renorm_min", "Smallest factor of the renormalisation. In BAGEL: cfg_renorm_min."],
 ];
 const REFINE = ["num_timesteps", "text_scale", "image_scale"];
