@@ -1,10 +1,16 @@
-"""JAX in the tests: eight CPU devices, so that meshes are real, and compiled functions kept between runs."""
+"""JAX in the tests: eight CPU devices, so that meshes are real, and compiled functions kept between runs.
+
+Modules that compare with PyTorch are skipped where it is not installed; the extra ``test`` has it.
+"""
 
 import os
 import pathlib
+import re
 import tempfile
 
+import hypothesis
 import jaxtyping
+import pytest
 
 # Set before the first import of jax, which reads them; the environment's own values take precedence.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,3 +25,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 if os.environ.get("PDGEN_CHECK_SHAPES") != "0":
     # An int is a float, as for type checkers.
     jaxtyping.install_import_hook("pdgen", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+# The first example of a test may compile, and a busy machine is slow.
+hypothesis.settings.register_profile("pdgen", deadline=None)
+hypothesis.settings.load_profile("pdgen")
+
+MISSING = re.compile(r"ModuleNotFoundError: No module named '(torch|transformers|diffusers)'")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.failed and (missing := MISSING.search(str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {missing[1]} is not installed")
+    return report

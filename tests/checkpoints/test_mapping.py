@@ -99,7 +99,7 @@ def configs(draw):
     return ModelConfig(language, vision, coder, latent_patch_size=draw(numbers), max_latent_size=draw(numbers))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(configs())
 def test_the_tree_is_that_of_the_flax_models_at_any_size(config):
     assert array_shapes(config) == flax_shapes(config)

@@ -13,7 +13,7 @@ from pdgen.config import BAGEL_7B, NANO
 from .test_mapping import configs
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(configs())
 def test_all_sizes_are_found(config):
     """From a config that is wrong throughout; no shape shows the ViT's heads or the norms' groups."""

@@ -67,7 +67,7 @@ records_strategy = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(records_strategy, st.integers(0, 9))
 def test_no_document_is_lost_or_repeated(records, seed):
     """A window's packs hold its documents, each once, and windows hold whole epochs; packs keep to the budgets."""

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pdgen.data.documents import PackingError, make_documents
@@ -57,7 +57,6 @@ def test_a_weighted_subset_without_documents_is_refused():
     assert compute_shares({"a": range(3), "b": ()}, {}) == {"a": 1.0}
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), st.integers(0, 10**7))
 def test_shares_hold_everywhere_in_the_stream(weights, window):
     """At the end of every window each subset has given its share up to rounding, and the total never falls."""

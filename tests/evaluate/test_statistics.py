@@ -98,7 +98,7 @@ def test_one_prompt_has_no_interval():
         estimate([np.array([])])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=8), min_size=1, max_size=4))
 def test_an_interval_stays_within_the_scores(tasks):
     one = estimate([np.array(t) for t in tasks])

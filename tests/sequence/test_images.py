@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from absl import logging
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pdgen.config import BAGEL_7B, NANO
@@ -55,13 +54,13 @@ def test_patches_are_row_column_channel():
 
 def test_patchify_equals_unfold():
     """torch's unfold orders a patch (channel, row, column)."""
+    torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).normal(size=(2, 6, 9, 4)).astype(np.float32)
     unfolded = torch.nn.functional.unfold(torch.from_numpy(values).permute(0, 3, 1, 2), 3, stride=3)
     expected = unfolded.reshape(2, 4, 3, 3, 6).permute(0, 4, 2, 3, 1).reshape(2, 6, 36)
     np.testing.assert_array_equal(images.patchify(values, 3), expected.numpy())
 
 
-@settings(deadline=None)
 @given(h=sides, w=sides, patch=sides, channels=sides, batch=st.integers(1, 3))
 def test_unpatchify_inverts_patchify(h, w, patch, channels, batch):
     values = np.arange(batch * h * w * patch**2 * channels).reshape(batch, h * patch, w * patch, channels)
@@ -86,7 +85,6 @@ def test_position_ids_refuse_a_large_grid():
         images.position_ids((5, 2), 4)
 
 
-@settings(deadline=None)
 @given(st.integers(16, 3000), st.integers(16, 3000))
 def test_resized_sides_suit_the_model(width, height):
     """Published limits: VAE sides up to 1024 in steps of 16, ViT sides up to 980 in steps of 14."""

@@ -148,7 +148,6 @@ def test_rotary_of_dropped_and_noised_copies():
     np.testing.assert_array_equal(document.rotary, [0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 6, 7])
 
 
-@settings(deadline=None)
 @given(document_strategy)
 def test_rotary_positions_of_a_growing_context(segments):
     """Positions of the whole document equal those of segments placed one at a time."""
@@ -165,7 +164,7 @@ def test_rotary_positions_of_a_growing_context(segments):
     np.testing.assert_array_equal(lay_out(*segments).rotary, expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(document_strategy, min_size=1, max_size=3), st.tuples(*[st.integers(0, 9)] * 3))
 def test_intervals_are_the_mask(documents, spare):
     layouts = [lay_out(*segments) for segments in documents]
@@ -190,7 +189,6 @@ def test_intervals_of_long_documents(seed):
     np.testing.assert_array_equal(interval_mask(pack), defined_mask([document], len(pack.k_start)))
 
 
-@settings(deadline=None)
 @given(st.lists(document_strategy, min_size=1, max_size=4), st.tuples(*[st.integers(0, 9)] * 3))
 def test_no_token_is_lost_or_repeated(documents, spare):
     layouts = [lay_out(*segments) for segments in documents]

@@ -268,7 +268,6 @@ kinds_strategy = st.lists(
 rates = st.sampled_from([0.0, 0.5, 1.0])
 
 
-@settings(deadline=None)
 @given(kinds_strategy, st.builds(ConditionDropout, rates, rates, rates), st.integers(0, 99))
 def test_what_dropout_may_drop(kinds, dropout, seed):
     keep = dropout_mask(
@@ -286,7 +285,7 @@ def test_what_dropout_may_drop(kinds, dropout, seed):
             assert keep[n] == keep[n - 1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(kinds_strategy, min_size=1, max_size=6), st.integers(0, 99))
 def test_dropout_of_many_documents_is_that_of_each(documents, seed):
     draws = [np.random.default_rng((seed, n)).random(len(kinds)) for n, kinds in enumerate(documents)]

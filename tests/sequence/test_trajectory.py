@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pdgen.sequence import modes
@@ -74,7 +74,6 @@ def test_the_sequence_grammar_on_every_short_sequence():
             assert accepts(letters, complete=False) == bool(cut), letters
 
 
-@settings(deadline=None)
 @given(words, words)
 def test_a_plan_is_read_as_written(instruction, description):
     text = tr.format_plan(instruction, description)
@@ -85,7 +84,6 @@ def test_a_plan_is_read_as_written(instruction, description):
         tr.parse_refine(text)
 
 
-@settings(deadline=None)
 @given(words, words)
 def test_an_inspection_is_read_as_written(analysis, correction):
     assert tr.parse_refine(tr.format_inspection(analysis)) is None

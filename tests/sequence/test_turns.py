@@ -75,7 +75,7 @@ def test_single_turns_and_a_cut_of_drawn_steps():
 segment_kinds = st.sampled_from(["step", "faulty", "inspected"])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(segment_kinds, min_size=1, max_size=4), st.booleans(), st.data())
 def test_single_turns_teach_every_target_and_switch_once(kinds, complete, data):
     parts = [text("prompt")]

@@ -50,7 +50,7 @@ def test_painted_pictures_are_read_exactly(name, count):
 
 
 @given(SEEDS, st.integers(1, MAX_OBJECTS), st.sampled_from([32, 48, 64, 96, 100, 256]), st.sampled_from([*PLACEMENTS]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_larger_pictures_are_read_exactly(seed, count, size, name):
     scene = sample_scene(np.random.default_rng(seed), count, PLACEMENTS[name])
     picture = paint(scene, size)

@@ -59,7 +59,7 @@ def check_connection(graph, steps):
 
 
 @given(graphs(), st.integers(0, 2**32 - 1), st.integers(1, 7))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_graph_grows_step_by_step(graph, seed, max_images):
     steps = grow(np.random.default_rng(seed), graph, max_images)
     check_growth(graph, steps, max_images)

@@ -83,7 +83,7 @@ def test_the_tokenizer_fits_the_model_and_its_controls_are_never_text(pieces):
 
 # U+2581 is sentencepiece's own mark for a space, the one character it cannot tell from one.
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\u2581")))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_survives(text):
     tokenizer = load_tokenizer(FOLDER)
     for wrapped in (text, f"  <ins>{text}</ins>\n {text} "):

@@ -116,7 +116,7 @@ def test_colours_and_grounds_are_distinguishable():
 
 
 @given(SEEDS, st.sampled_from([*PLACEMENTS]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_step_leaves_every_other_pixel_identical(seed, name):
     rng = np.random.default_rng(seed)
     steps = rewrite(rng, grow(rng, sample_graph(rng, "composition")), 0.7)

@@ -91,7 +91,7 @@ def graphs(draw):
 
 
 @given(graphs(), st.integers(0, 2**31), st.sampled_from(("composition", "position")))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_graph_round_trips(graph, seed, task):
     rng = np.random.default_rng(seed)
     assert canonicalize(parse(language.write_prompt(rng, graph, task))) == canonicalize(graph)
@@ -102,7 +102,7 @@ def test_any_graph_round_trips(graph, seed, task):
 
 
 @given(graphs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_canonical_form_ignores_ids_order_and_direction(graph):
     ids = {e.id: 10 - e.id for e in graph.entities}
     entities = tuple(Entity(ids[e.id], e.noun, e.count, e.attributes) for e in reversed(graph.entities))

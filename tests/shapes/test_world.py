@@ -50,7 +50,7 @@ def test_the_lattice_is_the_default():
 
 @both
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_placed_scenes_satisfy_their_graphs_and_keep_what_a_step_does_not_name(name, seed):
     steps = made(seed)
     scenes = placed(name, seed, steps)
@@ -364,7 +364,7 @@ def random_scene(name, seed, count):
 
 @both
 @given(SEEDS, st.integers(1, world.MAX_OBJECTS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_random_scenes_are_valid_and_reproducible(name, seed, count):
     scene = random_scene(name, seed, count)
     assert len(scene.objects) == count

@@ -38,7 +38,7 @@ def stays(name, corner, size, old_corner, old_size):
 
 @both
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_faulty_draft_is_wrong_in_one_respect(name, seed):
     rng = np.random.default_rng(seed)
     step = story(seed)[1].steps[-1]

@@ -82,7 +82,7 @@ def scenes(seed, placement):
 
 @pytest.mark.parametrize(("name", "size"), [("lattice", 64), ("free", 32)])
 @given(st.integers(0, 10_000))
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 def test_right_pictures_are_accepted_and_wrong_ones_lose_score(name, size, seed):
     rng, prompt, graph, scene = scenes(seed, PLACEMENTS[name])
     right = paint(scene, size)

@@ -31,7 +31,7 @@ from tests.models.attention.cases import (
 
 # Smaller than a row without dividing it; larger than a row; different sizes for queries and keys.
 TILES = (Tile(16, 12), Tile(64, 64), Tile(5, 37))
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import given
-from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 
 from pdgen.sample.compiled import Compiler
@@ -119,7 +118,6 @@ def red(picture):
 # Seeds.
 
 
-@with_settings(deadline=None)  # a busy machine is not a fault
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 99), min_size=2, max_size=2, unique=True))
 def test_seeds_of_candidates_are_distinct_and_in_range(seed, numbers):
     seeds = [derive_seed(seed, number) for number in numbers]
