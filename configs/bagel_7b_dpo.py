@@ -9,6 +9,9 @@ python launch/train.py --config=configs/bagel_7b_dpo.py --workdir=out/dpo_7b
 Beforehand another judge's scores go into out/tries/scores.jsonl (pdgen/synthesis/importers/preferences.py). The whole
 model is trained, beside a frozen copy as the reference, and every pack runs through both.
 
+Expect about 66 GB of 73.6 usable per GPU: 58.4 of configs/bagel_7b_process.py (docs/plan.md), whose packs these are,
+and 7.4 of the reference in float32. What the reference's forward pass adds is not known until the plan is compiled.
+
 Variants, as flags of launch/train.py and launch/show.py plan:
 
 --config.lora.rank=16 --config.compute.param_dtype=bfloat16 --config.optimizer.learning_rate=5e-6

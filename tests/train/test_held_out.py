@@ -17,6 +17,7 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image
 from pdgen.sharding import make_mesh
 from pdgen.train import held_out as module
+from pdgen.train import objective
 from pdgen.train.held_out import HeldOutEvaluator, fit_baselines, local_packs, pack_held_out
 from pdgen.train.loss import draw_flow_inputs, zero_loss_sums
 from pdgen.train.optimizer import OptimizerConfig
@@ -126,7 +127,7 @@ def test_the_best_constant_velocity(batches):
 def test_the_losses_of_the_baselines(batches, monkeypatch):
     """Compared with numpy, from the packs and their noise; the model itself is replaced."""
     monkeypatch.setattr(
-        module,
+        objective,
         "loss_sums",
         lambda *_: zero_loss_sums()._replace(
             ce_weight=jax.numpy.float32([2, 0, 0, 0, 0, 0]), mse_count=jax.numpy.float32([0, 4, 0, 0])
