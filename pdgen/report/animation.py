@@ -1,8 +1,8 @@
 """An animation of a trajectory: its images in order, each blended into the next."""
 
+import io
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 import PIL.Image
 
@@ -43,8 +43,8 @@ def make_frames(
 
 
 def save_animation(
-    target: pathlib.Path | BinaryIO, images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
+    target: pathlib.Path | io.BytesIO, images: Sequence[PIL.Image.Image], captions: Sequence[str], height: int = 256
 ) -> None:
-    """Write ``make_frames`` as a WebP that loops, to a path or an open file. Raises ValueError as ``make_frames``."""
+    """Write ``make_frames`` as a WebP that loops, to a file or into memory. Raises ValueError as ``make_frames``."""
     stills, durations = zip(*make_frames(images, captions, height))
     stills[0].save(target, "WEBP", save_all=True, append_images=stills[1:], duration=list(durations), loop=0)

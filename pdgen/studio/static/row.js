@@ -21,6 +21,7 @@ export class Row {
   constructor(summary, studio) {
     this.studio = studio;
     this.stages = [];
+    this.early = new Map(); // stages that came while those before them are still being fetched, by index
     this.live = null;
     this.head = element("div", { class: "head line" });
     this.strip = element("ol", { class: "strip" });
@@ -65,10 +66,13 @@ export class Row {
   /** Show a finished stage. */
   add(index, stage, isNew = false) {
     if (index < this.stages.length) return;
+    if (index > this.stages.length) return void this.early.set(index, stage);
     this.stages[index] = stage;
     this.clearLive();
     this.strip.append(this.makeCard(index, stage));
     if (isNew) this.strip.scrollTo({ left: this.strip.scrollWidth });
+    const next = this.early.get(index + 1);
+    if (next) this.add(index + 1, next, isNew);
   }
 
   makeCard(index, stage) {
