@@ -151,11 +151,10 @@ async def get_image(request: Request) -> Response:
 
 
 async def get_preview(request: Request) -> Response:
-    """Return the picture that is being drawn, as it is estimated to become."""
+    """Return the picture that is being drawn, as it is estimated to become; status 204 if none is being drawn."""
     preview = _get_service(request).studio.find(request.path_params["id"]).preview
-    if not preview:
-        raise StudioError("no picture is being drawn; its stage has it when it is finished", 404)
-    return Response(preview, media_type="image/webp")
+    # Not an error: a page often asks just after the picture was finished.
+    return Response(preview, media_type="image/webp") if preview else Response(status_code=204)
 
 
 async def export_trajectory(request: Request) -> Response:
