@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import pathlib
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import pytest
@@ -58,15 +60,23 @@ def test_state_of_the_paper_s_run(paper):
     )
 
 
+def compile_paper_step():
+    """Return the memory of the training step, compiled for 8 devices with the paper's sizes."""
+    run = read_config("bagel_7b_process")
+    mesh = make_run_mesh(run, jax.devices())
+    return compile_step(run.step_config(read_model_config(run)), run.budgets, run.rows, mesh, QUICK).memory
+
+
 @pytest.mark.slow
-def test_the_paper_s_run_fits_80_gb_on_8_devices(paper):
+def test_the_paper_s_run_fits_80_gb_on_8_devices():
     """The training step, compiled for 8 devices of this machine with the paper's sizes, remat and packs.
 
     The bound is a loose one: on an H100 the compiler needs 58 GB (docs/plan.md), on a CPU, where products in bfloat16
     are made in float32, 74 GB. A step that keeps a layer's activations, or a second copy of anything, exceeds it.
     """
-    mesh = make_run_mesh(paper, jax.devices())
-    memory = compile_step(paper.step_config(read_model_config(paper)), paper.budgets, paper.rows, mesh, QUICK).memory
+    # The largest compilation of the suite runs in a process of its own: one that had run many tests died of it once.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        memory = pool.submit(compile_paper_step).result()
     assert 50e9 < memory.peak < H100
     assert memory.temporaries > memory.gradients
 
