@@ -19,7 +19,6 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from absl import flags
-from tqdm import tqdm
 
 from benchmarks.miniature.plots import PLOTS
 from benchmarks.miniature.results import Numbers, Row, collect, read_row_evaluation
@@ -28,7 +27,7 @@ from benchmarks.result import RESULTS, get_cpu_name, get_versions, write_json
 from pdgen.cli import fail
 from pdgen.evaluate import published
 from pdgen.files import new_file
-from pdgen.train.release.stages import Stage, run_stage
+from pdgen.train.release.stages import Stage, run_stages
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[2]
@@ -129,8 +128,7 @@ def measure(every: Sequence[Row], stages: Mapping[str, Sequence[Stage]], launch:
     Raises:
       EvaluationError: An evaluation failed, has other arguments, or does not match the others.
     """
-    for stage in tqdm([stage for own in stages.values() for stage in own], unit=" evaluations"):
-        run_stage(stage, launch, tqdm.write)
+    run_stages([stage for own in stages.values() for stage in own], launch)
     found = collect(
         every, {name: [read_row_evaluation(one.folder / "scores") for one in own] for name, own in stages.items()}
     )
