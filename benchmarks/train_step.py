@@ -35,7 +35,7 @@ from pdgen.data.loader import make_loader
 from pdgen.models import bagel
 from pdgen.sequence import layout
 from pdgen.sharding import RULES, make_mesh, parameter_shardings
-from pdgen.train.loss import loss_sums, total_loss
+from pdgen.train.objectives.loss import loss_sums, total_loss
 from pdgen.train.preflight import preflight
 from pdgen.train.run_config import RunConfig, read_run_config
 from pdgen.train.state import init_state, state_shardings

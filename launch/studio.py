@@ -4,7 +4,7 @@ python launch/studio.py
 python launch/studio.py --checkpoint=out/mine --folder=out/mine-studio --port=8401
 
 Open the printed address in a browser. Everything is saved in FOLDER as trajectories that launch/sample.py reads and
-branches; started again, the studio shows them, and unfinished ones can go on. docs/studio.md describes the page and
+branches; started again, the studio shows them, and unfinished ones can continue. docs/studio.md describes the page and
 the API. Other machines reach it only with --host; then a token is needed, which is part of the printed address.
 """
 

@@ -114,7 +114,7 @@ class ImageView(msgspec.Struct, tag_field="kind", tag="image", kw_only=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """How a trajectory stands.
+    """The state of a trajectory.
 
     Attributes:
       progress: "idle": it can be continued; "waiting": for a free place; "running"; "done": it has ended.

@@ -40,7 +40,7 @@ class Work:
       settings: how it is continued.
       left: stages to run before it waits; 0 = to its end.
       progress: of ``api.Progress``, except that a trajectory that has ended is "idle" too.
-      wanted: whether it goes on; False stops it at the next stretch.
+      wanted: whether it continues; False stops it at the next stretch.
       client: whose it is; "" = of nobody whose absence would stop it.
       fault: why it stopped.
       preview: the picture that is being drawn, as WebP.
@@ -105,7 +105,7 @@ class Studio:
             return api.Listing(trajectories=[self.summarize(work) for work in self._works.values()], cursor=cursor)
 
     def summarize(self, work: Work) -> api.Summary:
-        """Say how a trajectory stands."""
+        """Summarize the state of a trajectory."""
         with self.changed:
             trajectory, parent = work.trajectory, work.name.rpartition("-")[0]
             done = work.progress == "idle" and trajectory.stop_reason is not None
@@ -168,7 +168,7 @@ class Studio:
         return self._add(name, starts, settings, request.stages, client)
 
     def run(self, name: str, request: api.Run, client: str = "") -> Work:
-        """Put a trajectory that can go on into the queue. Raises StudioError."""
+        """Put an unfinished trajectory into the queue. Raises StudioError."""
         with self.changed:
             work = self.find(name)
             if work.progress != "idle" or work.trajectory.stop_reason is not None:
@@ -284,7 +284,7 @@ class Studio:
                     del self._last_seen[other], self._clients[other]
 
     def is_wanted(self, work: Work) -> bool:
-        """Whether a running trajectory is to go on: it was not stopped, and its client did not go away."""
+        """Return whether a running trajectory continues: it was not stopped, and its client did not go away."""
         with self.changed:
             away = work.client and not self._clients[work.client]
             if away and time.monotonic() - self._last_seen.get(work.client, 0.0) > GRACE:
@@ -327,7 +327,7 @@ class Studio:
                 self.announce(work)
 
     def announce(self, work: Work) -> None:
-        """Tell everybody how a trajectory stands."""
+        """Announce the state of a trajectory."""
         self.events.add("trajectory", self.summarize(work), passing=f"summary {work.name}")
 
     def report(self, kind: str, work: Work, **content: Any) -> None:

@@ -87,7 +87,7 @@ class Worker:
         while self._await_work():
             try:
                 self._step()
-            except Exception as fault:  # of one trajectory or of the device; the others and the server go on
+            except Exception as fault:  # of one trajectory or of the device; the others and the server continue
                 self._recover(fault)
 
     def _warm_up(self) -> None:

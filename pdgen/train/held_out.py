@@ -28,9 +28,9 @@ from pdgen.sequence.segments import list_turns, loss_targets, patched_latents
 from pdgen.sequence.tokenizer import Tokenizer
 from pdgen.sequence.trajectory import Image, Record, Text
 from pdgen.sharding import RULES, out_spec
-from pdgen.train.loss import draw_flow_inputs
 from pdgen.train.monitor.metrics import drop_absent
-from pdgen.train.objective import make_objective
+from pdgen.train.objectives.loss import draw_flow_inputs
+from pdgen.train.objectives.objective import make_objective
 from pdgen.train.state import Params, StepConfig, TrainState, attach_params
 
 SEED = 1  # folded into the run's key

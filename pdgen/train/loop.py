@@ -86,8 +86,7 @@ def train(
         if not jax.process_index() and not (workdir / LAYOUT).exists():
             write_layout(workdir, measure_layout(source, run.dropout, base.config))
         state = _restore_or_init(run, config, shardings, checkpoints, log)
-        start = int(state.step)
-        loader = make_loader(base.config, source, base.tokenizer, run.loader_config, start, run.num_steps)
+        loader = make_loader(base.config, source, base.tokenizer, run.loader_config, int(state.step), run.num_steps)
         with contextlib.closing(loader) as batches:
             key = make_run_key(run.seed, mesh)
             reference = _load_init(run, config, mesh) if config.needs_reference else None
@@ -97,7 +96,7 @@ def train(
                 RunMonitor(run, config, workdir, log, batches.batches, held_out, sample_pictures) as monitor,
                 StopSignals() as signals,
             ):
-                monitor.start(start)
+                monitor.start(int(state.step))
                 _run_steps(run, state, _put_on_mesh(batches, mesh), step, monitor, signals, checkpoints)
             if batches.skipped:
                 log(f"{len(batches.skipped)} broken records were skipped")

@@ -17,8 +17,8 @@ from pdgen.messages import name_some
 from pdgen.sequence.layout import Budgets
 from pdgen.sequence.segments import NO_DROPOUT, ConditionDropout
 from pdgen.train.lora import LoraConfig
+from pdgen.train.objectives.preference import PreferenceConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preference import PreferenceConfig
 from pdgen.train.state import StepConfig
 
 # --config then belongs to the command line that calls define_run_config, and appears in its --help.

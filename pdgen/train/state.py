@@ -19,8 +19,8 @@ from pdgen.models.lora import attach, merge
 from pdgen.sharding import parameter_shardings
 from pdgen.train.ema import init_ema
 from pdgen.train.lora import LoraConfig, declare_adapters
+from pdgen.train.objectives.preference import PreferenceConfig
 from pdgen.train.optimizer import OptimizerConfig, make_optimizer, match_factors
-from pdgen.train.preference import PreferenceConfig
 from pdgen.train.spikes import init_spike_state
 
 Params = dict[str, Any]

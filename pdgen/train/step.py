@@ -13,7 +13,7 @@ from pdgen.sequence.layout import Pack
 from pdgen.sharding import out_spec
 from pdgen.train.ema import update_ema
 from pdgen.train.monitor.metrics import Metrics, batch_metrics, norm_metrics
-from pdgen.train.objective import make_objective
+from pdgen.train.objectives.objective import make_objective
 from pdgen.train.optimizer import make_schedule
 from pdgen.train.spikes import detect_spike, select_update
 from pdgen.train.state import Params, StepConfig, TrainState, attach_params, make_run_optimizer

@@ -14,8 +14,8 @@ from pdgen.config import ComputeConfig, ModelConfig
 from pdgen.flow.rectified import interpolate, shift_timesteps
 from pdgen.models import bagel, vision
 from pdgen.sequence.layout import Budgets, Pack, assemble, stack
-from pdgen.train.loss import FlowInputs, loss_sums, token_losses, total_loss
 from pdgen.train.monitor.metrics import loss_metrics
+from pdgen.train.objectives.loss import FlowInputs, loss_sums, token_losses, total_loss
 from tests.checkpoints.folders import read_bagel_folder
 from tests.golden.test_layout import layouts_of
 

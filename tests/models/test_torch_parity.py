@@ -16,8 +16,8 @@ import torch
 from pdgen.config import AutoencoderConfig, ComputeConfig, LanguageConfig, ModelConfig, VisionConfig
 from pdgen.flow.rectified import interpolate
 from pdgen.models import bagel
-from pdgen.train.loss import loss_sums, total_loss
 from pdgen.train.monitor.metrics import loss_metrics
+from pdgen.train.objectives.loss import loss_sums, total_loss
 from tests.golden.conftest import check
 from tests.torch_reference.cases import SampleMaker, random_model, random_switches, to_pack, to_tree
 from tests.torch_reference.packing import pack as pack_torch

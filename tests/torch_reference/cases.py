@@ -13,7 +13,7 @@ from pdgen.checkpoints.bagel_json import MODEL_JSON, make_json
 from pdgen.checkpoints.mapping import places
 from pdgen.config import ModelConfig
 from pdgen.sequence import layout
-from pdgen.train.loss import FlowInputs
+from pdgen.train.objectives.loss import FlowInputs
 
 from .bagel import Bagel
 from .packing import Segment

@@ -17,9 +17,9 @@ from pdgen.sequence.tokenizer import load_tokenizer
 from pdgen.sequence.trajectory import Image
 from pdgen.sharding import make_mesh
 from pdgen.train import held_out as module
-from pdgen.train import objective
 from pdgen.train.held_out import HeldOutEvaluator, fit_baselines, local_packs, pack_held_out
-from pdgen.train.loss import draw_flow_inputs, zero_loss_sums
+from pdgen.train.objectives import objective
+from pdgen.train.objectives.loss import draw_flow_inputs, zero_loss_sums
 from pdgen.train.optimizer import OptimizerConfig
 from pdgen.train.state import StepConfig, TrainState
 from tests.data.small_records import records

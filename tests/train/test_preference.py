@@ -11,9 +11,9 @@ import torch
 from pdgen.config import ComputeConfig
 from pdgen.models import bagel
 from pdgen.sequence.layout import Budgets, LatentSegment, TextSegment, assemble, lay_out, stack
-from pdgen.train.loss import FlowInputs, token_losses
 from pdgen.train.monitor.metrics import preference_metrics
-from pdgen.train.preference import (
+from pdgen.train.objectives.loss import FlowInputs, token_losses
+from pdgen.train.objectives.preference import (
     PreferenceConfig,
     TokenLosses,
     count_pairs,

@@ -22,8 +22,8 @@ from pdgen.sequence.trajectory import Image, Text
 from pdgen.train import loop
 from pdgen.train.lora import LoraConfig
 from pdgen.train.monitor.meter import TIMING_METRICS, Meter
+from pdgen.train.objectives.preference import PreferenceConfig
 from pdgen.train.optimizer import OptimizerConfig
-from pdgen.train.preference import PreferenceConfig
 from pdgen.train.run_config import RunConfig
 from tests.support.shapes_records import trajectories
 

@@ -12,7 +12,9 @@ from jax.extend import core
 from pdgen.config import ComputeConfig
 from pdgen.models import bagel
 from pdgen.sequence.layout import TARGETS, Budgets, pack_shapes
-from pdgen.train.loss import (
+from pdgen.train.monitor.flops import model_flops
+from pdgen.train.monitor.metrics import drop_absent, loss_metrics
+from pdgen.train.objectives.loss import (
     FlowInputs,
     LossSums,
     cross_entropy,
@@ -21,8 +23,6 @@ from pdgen.train.loss import (
     token_losses,
     total_loss,
 )
-from pdgen.train.monitor.flops import model_flops
-from pdgen.train.monitor.metrics import drop_absent, loss_metrics
 from pdgen.train.state import abstract_state, make_state
 from pdgen.train.step import compute_gradients, train_step
 from tests.support.small import CONFIG, shaken_params

@@ -48,8 +48,8 @@ def split_parts(joined: KeysValues, parts: tuple[Part, ...]) -> tuple[KeysValues
     """Split the gradients of joined keys and values: the inverse of ``join_parts``."""
     pieces, first = [], 0
     for part in parts:
-        cut = lambda x, first=first, part=part: x[:, first : first + part.k.shape[1], :, : part.k.shape[3]]  # noqa: E731
-        pieces.append(KeysValues(cut(joined.k), cut(joined.v)))
+        own = slice(None), slice(first, first + part.k.shape[1]), slice(None), slice(part.k.shape[3])
+        pieces.append(KeysValues(joined.k[own], joined.v[own]))
         first += part.k.shape[1]
     return tuple(pieces)
 

@@ -68,8 +68,11 @@ def _map_rows(function: Callable, tile: Tile, arguments: tuple) -> Any:
     batch, queries = arguments[0].shape[:2]
     if _share_loop(tile, batch, queries):
         return function(*arguments)
-    expanded = lambda row: function(*jax.tree.map(lambda x: x[None], row))  # noqa: E731
-    return lax.map(lambda row: jax.tree.map(lambda x: x[0], expanded(row)), arguments)
+
+    def run_row(row: tuple) -> Any:
+        return jax.tree.map(lambda x: x[0], function(*jax.tree.map(lambda x: x[None], row)))
+
+    return lax.map(run_row, arguments)
 
 
 def _by_head(x: jax.Array, kv_heads: int) -> jax.Array:

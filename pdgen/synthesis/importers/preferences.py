@@ -7,7 +7,7 @@ form a group, from which pairs are made (``pdgen.sequence.pairs``):
 - Of the others, the best is paired with the worst, the second best with the second worst, as long as scores differ.
 
 The score is the share of the prompt's requirements that the last picture meets, by shapes world's exact verifier; a
-trajectory without a picture has 0. Another judge's scores may stand in the source's file ``scores.jsonl``, one line for
+trajectory without a picture has 0. Another judge's scores may be in the source's file ``scores.jsonl``, one line for
 each trajectory with its folder:
 
     {"trajectory": "00000/samples/00001", "score": 0.5}

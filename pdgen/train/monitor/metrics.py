@@ -28,9 +28,9 @@ from jaxtyping import Array
 from pdgen.config import ModelConfig
 from pdgen.models.mot import EXPERTS
 from pdgen.sequence.layout import STREAMS, TARGETS, Pack
-from pdgen.train.loss import BANDS, LossSums, total_loss, weighted_mean
 from pdgen.train.monitor.flops import model_flops
-from pdgen.train.preference import PreferenceSums, mean_preference_loss
+from pdgen.train.objectives.loss import BANDS, LossSums, total_loss, weighted_mean
+from pdgen.train.objectives.preference import PreferenceSums, mean_preference_loss
 
 Metrics = dict[str, Array]
 _NAMES = {"ce": [f"ce_{kind}" for kind in TARGETS], "mse": [f"mse_{band}" for band in range(BANDS)]}

@@ -19,7 +19,7 @@ from pdgen.sequence.layout import Budgets, assemble, lay_out, stack
 from pdgen.sequence.segments import record_segments
 from pdgen.sequence.trajectory import check_grammar
 from pdgen.teachers.verifier import ExactVerifier
-from pdgen.train.loss import FlowInputs, token_losses
+from pdgen.train.objectives.loss import FlowInputs, token_losses
 from tests.evaluate.painted import painted
 
 

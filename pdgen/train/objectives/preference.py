@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pdgen.config import ModelConfig
 from pdgen.sequence.layout import Pack
-from pdgen.train.loss import FlowInputs, draw_flow_inputs
+from pdgen.train.objectives.loss import FlowInputs, draw_flow_inputs
 
 SMALLEST_PAIR = 8  # text tokens: on each side two segments, each with two switch tokens
 

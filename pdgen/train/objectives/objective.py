@@ -11,9 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from pdgen.sequence.layout import Pack
-from pdgen.train.loss import draw_flow_inputs, loss_sums, target_weights, token_losses, total_loss, zero_loss_sums
 from pdgen.train.monitor.metrics import Metrics, loss_metrics, preference_metrics
-from pdgen.train.preference import (
+from pdgen.train.objectives.loss import (
+    draw_flow_inputs,
+    loss_sums,
+    target_weights,
+    token_losses,
+    total_loss,
+    zero_loss_sums,
+)
+from pdgen.train.objectives.preference import (
     PreferenceSums,
     TokenLosses,
     count_pairs,

@@ -1,0 +1,1 @@
+"""What a run minimises: losses of records, and preferences between trajectories."""
