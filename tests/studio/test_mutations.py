@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra studio is not installed")
 
+from tests.studio.running import running_studio
+
 SHARE = 5  # parts, so that a failure is found again quickly
 
 
@@ -112,10 +114,11 @@ def make_request(rng):
 
 
 @pytest.fixture(scope="module")
-def target(running):
-    """A trajectory to work on: the first of the server."""
-    running.wait(running.create(stages=2)[0])
-    return running
+def target(sampler, tmp_path_factory):
+    """A server of their own, whose limit on requests they exceed, with a trajectory to work on."""
+    with running_studio(sampler, tmp_path_factory.mktemp("mutations") / "out") as running:
+        running.wait(running.create(stages=2)[0])
+        yield running
 
 
 @pytest.mark.parametrize("part", range(SHARE))

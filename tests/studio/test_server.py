@@ -197,7 +197,7 @@ def test_corrections_are_records_and_pairs_that_can_be_packed(running, tmp_path)
     assert (after.corrections, after.pairs) == (before.corrections + 2, before.pairs + 1)
     zipfile.ZipFile(io.BytesIO(running.http.get("/api/corrections").content)).extractall(tmp_path)
     records = RecordSource(tmp_path / "records")
-    conflict = next(record for record in records if record.source == "conflict")
+    conflict = next(one for one in records if one.source == "conflict" and one.segments[4].text == PLAN)
     assert [(s.stage, s.target) for s in conflict.segments] == [
         ("prompt", False),
         ("plan", False),
@@ -254,6 +254,18 @@ def test_other_names_and_missing_tokens_are_refused(sampler, tmp_path):
         first = remote.http.get("/", params={"token": "x" * 20})
         assert first.status_code == 303 and "HttpOnly" in first.headers["set-cookie"]
         assert remote.http.get("/api/status").status_code == 200  # by the cookie
+
+
+def test_more_requests_than_the_burst_are_refused_until_time_has_passed(sampler, tmp_path, monkeypatch):
+    monkeypatch.setattr("pdgen.studio.gate.BURST", 5)
+    monkeypatch.setattr("pdgen.studio.gate.RATE", 0.0)
+    with running_studio(sampler, tmp_path, start=False) as running:
+        answers = [running.http.post("/api/trajectories", json={}) for _ in range(7)]
+        assert [answer.status_code for answer in answers] == [400] * 5 + [429] * 2
+        assert "wait a second" in answers[-1].json()["error"]
+        assert running.http.get("/api/trajectories").status_code == 200  # changes alone are counted
+        monkeypatch.setattr("pdgen.studio.gate.RATE", 1e6)
+        assert running.http.post("/api/trajectories", json={}).status_code == 400
 
 
 @pytest.mark.parametrize(
