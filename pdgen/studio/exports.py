@@ -99,15 +99,17 @@ def _list_settings(trajectory: Trajectory) -> list[str]:
 
 
 def make_python(folder: pathlib.Path, name: str, trajectory: Trajectory) -> Export:
-    """Write lines of Python that load the trajectory, branch it and continue."""
+    """Write lines of Python that draw the trajectory again, from the stages that it began with."""
+    first = trajectory.parent.stage if trajectory.parent else 0
+    own = [number for number, stage in enumerate(trajectory.stages) if number >= first and stage.origin == "model"]
     lines = (
         "from pdgen.sample.sampler import Sampler",
         "from pdgen.sequence.trajectory_folder import load_trajectory",
         "",
         f"sampler = Sampler.from_checkpoint({trajectory.checkpoint!r})",
         f"trajectory = load_trajectory({str(folder / name)!r})",
-        f"branch = trajectory.branch({len(trajectory.stages)}, seed={trajectory.seed})",
-        "drawn = sampler.resume(branch)",
+        f"start = trajectory.branch({min(own, default=len(trajectory.stages))})",
+        "again = sampler.resume(start)",
     )
     return ("\n".join(lines) + "\n").encode(), "text/x-python", f"{name}.py"
 

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from pdgen.data.records import RecordSource
+from pdgen.sample.sampler import Sampler
 from pdgen.sequence.trajectory_folder import load_trajectory
 
 pytest.importorskip("starlette", reason="the extra studio is not installed")
@@ -177,8 +178,24 @@ def test_exports(running):
     command = running.http.get(f"/api/trajectories/{name}/exports/command").text
     assert "--prompt=a red circle" in command.replace("'", "") and "--seed=22" in command
     assert "--num_timesteps=4" in command and "--max_images=3" in command
-    compile(running.http.get(f"/api/trajectories/{name}/exports/python").text, "export", "exec")
     assert running.http.get(f"/api/trajectories/{name}/exports/pdf").status_code == 404
+
+
+def test_the_exported_python_draws_a_trajectory_and_its_branch_again(running, sampler, monkeypatch):
+    (root,) = running.create()
+    running.wait(root, "done")
+    (branch,) = running.branch(root, stage=0, plan=PLAN)
+    running.wait(branch, "done")
+    monkeypatch.setattr(Sampler, "from_checkpoint", lambda _: sampler)
+    for name, kept in ((root, 0), (branch, 1)):
+        names = {}
+        exec(running.http.get(f"/api/trajectories/{name}/exports/python").text, names)
+        assert len(names["start"].stages) == kept
+        saved = load_trajectory(running.studio.store.folder / name)
+        assert [image.tobytes() for image in names["again"].images] == [image.tobytes() for image in saved.images]
+        assert [getattr(one, "text", "") for one in names["again"].stages] == [
+            getattr(one, "text", "") for one in saved.stages
+        ]
 
 
 def test_corrections_are_records_and_pairs_that_can_be_packed(running, tmp_path):

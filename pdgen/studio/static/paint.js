@@ -73,7 +73,7 @@ export async function paint(url) {
   const dialog = element("dialog", { "aria-label": "Paint" }, element("form", { method: "dialog" }, element("h2", {}, "Paint"), canvas,
     element("div", { class: "line" }, ...palette, element("label", {}, "Colour ", colour), element("label", {}, "Brush ", size), eraser,
       element("button", { type: "button", onclick: undo }, "Undo")),
-    element("div", { class: "line" }, element("button", { class: "main", value: "ok" }, "Go on from here"), element("button", { value: "" }, "Cancel"))));
+    element("div", { class: "line" }, element("button", { class: "main", value: "ok" }, "Continue from here"), element("button", { value: "" }, "Cancel"))));
   dialog.addEventListener("keydown", (event) => { if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo(); });
   document.body.append(dialog);
   dialog.showModal();

@@ -36,7 +36,7 @@ export class Row {
   update(summary) {
     this.summary = summary;
     const { id, progress, place, stop_reason: reason, fault } = summary;
-    const states = { idle: "waits for you", waiting: `number ${place} in the queue`, running: "is drawn", done: reason };
+    const states = { idle: "paused", waiting: `number ${place} in the queue`, running: "is drawn", done: reason };
     const focused = this.head.contains(document.activeElement) ? document.activeElement.dataset.action : null;
     const button = (action, label, run, enabled) =>
       element("button", { type: "button", "data-action": action, disabled: !enabled, onclick: () => this.studio.act(run) }, label);
@@ -145,7 +145,7 @@ export class Row {
   branch(body) { return request("POST", `/api/trajectories/${this.id}/branch`, body); }
 
   async edit(index, stage) {
-    const said = await ask(`Edit the ${stage.stage}`, [["text", "Text", stage.text]], "Go on from here");
+    const said = await ask(`Edit the ${stage.stage}`, [["text", "Text", stage.text]], "Continue from here");
     if (said) await this.branch({ stage: index, [stage.stage === "inspect" ? "critique" : "plan"]: said.text.trim() });
   }
 
