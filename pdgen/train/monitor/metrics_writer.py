@@ -10,19 +10,17 @@ import importlib.util
 import pathlib
 import re
 import threading
-import time
 import typing
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # ty: ignore[missing-module-member]  # made at run time
-from tensorboardX.proto.summary_pb2 import Summary  # ty: ignore[missing-module-member]
+from typing import TYPE_CHECKING, Any, Literal
 
 from pdgen.files import new_file
 from pdgen.train.monitor.watchers import Watchers
 from pdgen.train.run_config import RunError
+
+if TYPE_CHECKING:
+    from pdgen.train.monitor.event_file import EventFile
 
 TENSORBOARD, WANDB_ID = "tensorboard", "wandb_id"
 _WANDB = "wandb"  # name of the watcher
@@ -76,15 +74,14 @@ class MetricsWriter:
         except OSError as fault:
             self._wandb = None
             watchers.drop(_WANDB, fault)
-        self._files: dict[Split, EventsWriter] = {}
+        self._files: dict[Split, EventFile] = {}
         watchers.call(str(self._board), self._begin, start)
 
     def write(self, values: Mapping[str, float], split: Split = "train") -> None:
         """Write one line of a JSONL log: "step" and the metrics by name."""
         step = int(values["step"])
         tagged = {format_tag(name): value for name, value in values.items() if name != "step"}
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in tagged.items()])
-        self._watchers.call(str(self._board), self._append, split, Event(step=step, summary=summary))
+        self._watchers.call(str(self._board), self._append, split, step, tagged)
         if self._wandb is not None:
             named = {f"{split}/{name}": value for name, value in tagged.items()}
             self._watchers.call(_WANDB, functools.partial(self._wandb.log, named, step=step))
@@ -105,22 +102,13 @@ class MetricsWriter:
             self._watchers.drop(_WANDB, TimeoutError(late))
 
     def _begin(self, start: int) -> None:
+        from pdgen.train.monitor.event_file import EventFile  # imports PyTorch, which takes seconds
+
         for split in typing.get_args(Split):
-            folder = self._board / split
-            folder.mkdir(parents=True, exist_ok=True)
-            # Runs that start within one second need different names.
-            self._files[split] = EventsWriter(str(folder / "events"), f".{start}")
-            self._append(split, Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._files[split] = EventFile(self._board / split, start)
 
-    def _append(self, split: Split, event: Event) -> None:
-        """Append an event to TensorBoard's file, in this thread. Raises OSError.
-
-        ``tensorboardX.SummaryWriter`` writes in another thread. On a full disk that one dies, and the training would
-        wait for ever when its queue is full.
-        """
-        event.wall_time = time.time()
-        self._files[split].write_event(event)
-        self._files[split].flush()
+    def _append(self, split: Split, step: int, values: Mapping[str, float]) -> None:
+        self._files[split].write(step, values)
 
 
 def _init_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any]) -> Any:
