@@ -5,6 +5,7 @@ kernels keep PyTorch's (out, in) order, so converting a checkpoint reshapes and 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,14 +73,20 @@ def norm(width: int, *, bias: bool = False) -> dict[str, Leaf]:
 
 def stack_layers(spec: Spec, layers: int) -> Spec:
     """Return ``spec`` with a leading axis of ``layers`` on every leaf, for ``jax.lax.scan``."""
+    return {
+        name: _stack(child, layers) if isinstance(child, Leaf) else stack_layers(child, layers)
+        for name, child in spec.items()
+    }
 
-    def stack(leaf: Leaf) -> Leaf:
-        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            return jax.vmap(lambda k: leaf.init(k, shape[1:], dtype))(jax.random.split(key, layers))
 
-        return Leaf((layers, *leaf.shape), (None, *leaf.names), init, leaf.inputs, stacked=True, dtype=leaf.dtype)
+def _stack(leaf: Leaf, layers: int) -> Leaf:
+    init = functools.partial(_init_layers, leaf.init)
+    return Leaf((layers, *leaf.shape), (None, *leaf.names), init, leaf.inputs, stacked=True, dtype=leaf.dtype)
 
-    return {n: stack(child) if isinstance(child, Leaf) else stack_layers(child, layers) for n, child in spec.items()}
+
+def _init_layers(init: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Fill the layers of a stacked leaf, each from a key of its own."""
+    return jax.vmap(lambda k: init(k, shape[1:], dtype))(jax.random.split(key, shape[0]))
 
 
 def abstract(spec: Spec, dtype: Any) -> dict[str, Any]:
