@@ -27,6 +27,7 @@ Example: two documents, a text of two tokens and then a clean image of three; a 
 """
 
 import functools
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from pdgen.config import ComputeConfig
-from pdgen.models.attention import tpu, triton, xla
 from pdgen.models.attention.dense import attend_dense
 from pdgen.models.attention.intervals import Intervals, KeysValues, Part, Tile, allowed_matrix
 from pdgen.sharding import get_platform
@@ -57,7 +57,7 @@ __all__ = [
 
 ATTENTION = "attention"  # checkpoint name of the result and the log-sum-exp, for remat policies
 DEFAULT_TILE = Tile()
-BACKENDS: dict[str, ModuleType] = {"xla": xla, "triton": triton, "tpu": tpu}
+BACKENDS = ("xla", "triton", "tpu")  # modules of this package
 BACKEND_OF_PLATFORM = {"cuda": "triton", "gpu": "triton", "tpu": "tpu"}  # of the others "xla"
 
 
@@ -131,7 +131,8 @@ def choose_backend(name: str) -> ModuleType:
         name = BACKEND_OF_PLATFORM.get(get_platform(), "xla")
     if name not in BACKENDS:
         raise ValueError(f"compute.backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    # Here, since Pallas takes a quarter of a second to import.
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
