@@ -88,8 +88,8 @@ async def list_trajectories(request: Request) -> Response:
 async def create_trajectories(request: Request) -> Response:
     """Create trajectories of a prompt and draw them."""
     studio, body = _get_service(request).studio, await _read_body(request, api.Create)
-    works = await run_in_threadpool(studio.create, body, _get_client(request))
-    return _respond(api.Created(trajectories=[studio.summarize(work) for work in works]), 201)
+    jobs = await run_in_threadpool(studio.create, body, _get_client(request))
+    return _respond(api.Created(trajectories=[studio.summarize(job) for job in jobs]), 201)
 
 
 async def get_trajectory(request: Request) -> Response:
@@ -118,8 +118,8 @@ async def stop_trajectory(request: Request) -> Response:
 async def branch_trajectory(request: Request) -> Response:
     """Branch a trajectory at a stage, with a text or image of one's own or with other seeds."""
     studio, body = _get_service(request).studio, await _read_body(request, api.Branch)
-    works = await run_in_threadpool(studio.branch, request.path_params["id"], body, _get_client(request))
-    return _respond(api.Created(trajectories=[studio.summarize(work) for work in works]), 201)
+    jobs = await run_in_threadpool(studio.branch, request.path_params["id"], body, _get_client(request))
+    return _respond(api.Created(trajectories=[studio.summarize(job) for job in jobs]), 201)
 
 
 async def correct_stage(request: Request) -> Response:
@@ -141,13 +141,11 @@ async def export_corrections(request: Request) -> Response:
 async def get_image(request: Request) -> Response:
     """Return a picture of a trajectory."""
     studio, file = _get_service(request).studio, request.path_params["file"]
-    work = studio.find(request.path_params["id"])
-    if not is_plain_name(file, ".png") or file not in exports.list_files(work.trajectory):
-        raise StudioError(
-            f"{work.name} has no picture {file[:40]!r}; GET /api/trajectories/{work.name} lists them", 404
-        )
+    job = studio.find(request.path_params["id"])
+    if not is_plain_name(file, ".png") or file not in exports.list_files(job.trajectory):
+        raise StudioError(f"{job.name} has no picture {file[:40]!r}; GET /api/trajectories/{job.name} lists them", 404)
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}  # a finished picture never changes
-    return FileResponse(studio.store.folder / work.name / file, media_type="image/png", headers=headers)
+    return FileResponse(studio.store.folder / job.name / file, media_type="image/png", headers=headers)
 
 
 async def get_preview(request: Request) -> Response:
@@ -160,10 +158,10 @@ async def get_preview(request: Request) -> Response:
 async def export_trajectory(request: Request) -> Response:
     """Return a trajectory as "zip", "strip", "animation", "command" or "python"."""
     studio, kind = _get_service(request).studio, request.path_params["kind"]
-    work = studio.find(request.path_params["id"])
+    job = studio.find(request.path_params["id"])
     if kind not in exports.EXPORTS:
         raise StudioError(f"export {kind[:40]!r}: choose one of {', '.join(exports.EXPORTS)}", 404)
-    data, media, file = await run_in_threadpool(exports.EXPORTS[kind], studio.store.folder, work.name, work.trajectory)
+    data, media, file = await run_in_threadpool(exports.EXPORTS[kind], studio.store.folder, job.name, job.trajectory)
     return _attach(data, media, file)
 
 
@@ -192,7 +190,7 @@ async def _follow(
 ) -> AsyncIterator[str]:
     """Yield the events after a number as lines of a stream, until the client goes away or the studio closes."""
     log = studio.events
-    studio.come(client)
+    studio.add_client(client)
     try:
         yield "retry: 1000\n\n"
         while not studio.closing and not await request.is_disconnected():
@@ -210,7 +208,7 @@ async def _follow(
                 yield ":\n\n"
             await log.wait(after, _BEAT)
     finally:
-        studio.leave(client)
+        studio.remove_client(client)
 
 
 async def get_openapi(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""All trajectories of the studio and what people do with them. The worker draws them; the server asks and answers."""
+"""All trajectories of the studio, their queue and their events. The server changes them; the worker draws them."""
 
 import collections
 import dataclasses
@@ -31,7 +31,7 @@ _FIXED = ("batch_size", "keep_latents")  # of the server, not of a request
 
 
 @dataclasses.dataclass(eq=False)
-class Work:
+class Job:
     """One trajectory of the studio.
 
     Attributes:
@@ -73,14 +73,14 @@ class Studio:
         self.sampler, self.store, self.settings, self.capacity = sampler, store, settings, capacity
         self.events = EventLog()
         self.changed = threading.Condition(threading.RLock())
-        self.waiting: collections.deque[Work] = collections.deque()
+        self.waiting: collections.deque[Job] = collections.deque()
         self.closing = self.ready = False
         self.message = "The model is being compiled."
         self._clients: collections.Counter[str] = collections.Counter()
         self._last_seen: dict[str, float] = {}
-        self._works: dict[str, Work] = {}
+        self._jobs: dict[str, Job] = {}
         for name, trajectory in store.load(log):
-            self._works[name] = Work(name, trajectory, self._recall_settings(trajectory))
+            self._jobs[name] = Job(name, trajectory, self._recall_settings(trajectory))
 
     def _recall_settings(self, trajectory: Trajectory) -> SampleSettings:
         try:
@@ -91,52 +91,52 @@ class Studio:
 
     # Reading.
 
-    def find(self, name: str) -> Work:
+    def find(self, name: str) -> Job:
         """Return a trajectory by its name. Raises StudioError (404)."""
         with self.changed:
-            if work := self._works.get(name):
-                return work
+            if job := self._jobs.get(name):
+                return job
         raise StudioError(f"there is no trajectory {name[:40]!r}; GET /api/trajectories lists them", 404)
 
     def list_all(self) -> api.Listing:
         """List all trajectories."""
         with self.changed:
             cursor = self.events.cursor  # first: an event that is seen twice does no harm
-            return api.Listing(trajectories=[self.summarize(work) for work in self._works.values()], cursor=cursor)
+            return api.Listing(trajectories=[self.summarize(job) for job in self._jobs.values()], cursor=cursor)
 
-    def summarize(self, work: Work) -> api.Summary:
+    def summarize(self, job: Job) -> api.Summary:
         """Summarize the state of a trajectory."""
         with self.changed:
-            trajectory, parent = work.trajectory, work.name.rpartition("-")[0]
-            done = work.progress == "idle" and trajectory.stop_reason is not None
+            trajectory, parent = job.trajectory, job.name.rpartition("-")[0]
+            done = job.progress == "idle" and trajectory.stop_reason is not None
             return api.Summary(
-                id=work.name,
+                id=job.name,
                 prompt=trajectory.prompt,
                 mode=trajectory.mode,
                 seed=trajectory.seed,
-                progress=msgspec.convert("done" if done else work.progress, api.Progress),
-                place=self.waiting.index(work) + 1 if work in self.waiting else 0,
+                progress=msgspec.convert("done" if done else job.progress, api.Progress),
+                place=self.waiting.index(job) + 1 if job in self.waiting else 0,
                 stages=len(trajectory.stages),
                 stop_reason=trajectory.stop_reason,
                 parent=parent or None,
                 stage=trajectory.parent.stage if trajectory.parent else None,
-                fault=work.fault,
+                fault=job.fault,
             )
 
     def view(self, name: str) -> api.TrajectoryView:
         """Return a whole trajectory. Raises StudioError (404)."""
-        work = self.find(name)
-        trajectory = work.trajectory
+        job = self.find(name)
+        trajectory = job.trajectory
         return api.TrajectoryView(
-            summary=self.summarize(work),
+            summary=self.summarize(job),
             stages=[view_stage(name, stage) for stage in trajectory.stages],
-            settings=work.settings.flatten(),
+            settings=job.settings.flatten(),
             costs=dict(trajectory.costs),
         )
 
-    # What people do.
+    # Changes by clients.
 
-    def create(self, request: api.Create, client: str = "") -> list[Work]:
+    def create(self, request: api.Create, client: str = "") -> list[Job]:
         """Create trajectories and put them into the queue. Raises StudioError, SampleError or another ValueError."""
         settings = self._change_settings(self.settings, request.settings)
         given = [read_picture(data, f"image {number}") for number, data in enumerate(request.images, 1)]
@@ -145,7 +145,7 @@ class Studio:
         starts = self.sampler.make_starts([request.prompt] * request.n, seeds, settings, [given] * request.n)
         return self._add(None, starts, settings, request.stages, client)
 
-    def branch(self, name: str, request: api.Branch, client: str = "") -> list[Work]:
+    def branch(self, name: str, request: api.Branch, client: str = "") -> list[Job]:
         """Branch a trajectory and put the branches into the queue. Raises as ``create``."""
         parent = self.find(name)
         trajectory = parent.trajectory
@@ -167,45 +167,45 @@ class Studio:
         ]
         return self._add(name, starts, settings, request.stages, client)
 
-    def run(self, name: str, request: api.Run, client: str = "") -> Work:
+    def run(self, name: str, request: api.Run, client: str = "") -> Job:
         """Put an unfinished trajectory into the queue. Raises StudioError."""
         with self.changed:
-            work = self.find(name)
-            if work.progress != "idle" or work.trajectory.stop_reason is not None:
-                state = work.progress if work.progress != "idle" else f"done ({work.trajectory.stop_reason})"
+            job = self.find(name)
+            if job.progress != "idle" or job.trajectory.stop_reason is not None:
+                state = job.progress if job.progress != "idle" else f"done ({job.trajectory.stop_reason})"
                 raise StudioError(f"{name} is {state}; branch it, or wait", 409)
             self._check_queue(1)
-            self._check_room(work.trajectory, work.settings)
-            self._enqueue(work, request.stages, client)
-            return work
+            self._check_room(job.trajectory, job.settings)
+            self._enqueue(job, request.stages, client)
+            return job
 
-    def stop(self, name: str) -> Work:
+    def stop(self, name: str) -> Job:
         """Stop a trajectory: one that waits at once, one that runs at the next stretch. Raises StudioError (404)."""
         with self.changed:
-            work = self.find(name)
-            work.wanted = False
-            if work in self.waiting:
-                self.waiting.remove(work)
-                work.progress = "idle"
-                self.announce(work)
+            job = self.find(name)
+            job.wanted = False
+            if job in self.waiting:
+                self.waiting.remove(job)
+                job.progress = "idle"
+                self.announce(job)
                 self._announce_places()
-            return work
+            return job
 
     def remove(self, name: str) -> None:
         """Stop a trajectory and delete its folder; its branches stay. Raises StudioError (404) or OSError."""
         with self.changed:
             self.stop(name)
             self.store.remove(name)
-            del self._works[name]
+            del self._jobs[name]
             self.events.add("removed", {"id": name}, ends=name)
 
     def _add(
         self, parent: str | None, starts: list[Trajectory], settings: SampleSettings, stages: int, client: str
-    ) -> list[Work]:
+    ) -> list[Job]:
         """Save new trajectories and put them into the queue."""
         with self.changed:
             self._check_queue(len(starts))
-            works = []
+            jobs = []
             for start in starts:
                 # What continues it after a restart; the checkpoint and its digest are the server's.
                 model = self.sampler.model
@@ -214,26 +214,26 @@ class Studio:
                 )
                 self._check_texts(start, settings)
                 self._check_room(start, settings)
-                works.append(Work("", start, settings))
-            for work in works:
-                work.name = self.store.name_branch(parent) if parent else self.store.name_root()
-                self.store.save(work.name, work.trajectory)
-                self._works[work.name] = work
-                self._enqueue(work, stages, client)
-            return works
+                jobs.append(Job("", start, settings))
+            for job in jobs:
+                job.name = self.store.name_branch(parent) if parent else self.store.name_root()
+                self.store.save(job.name, job.trajectory)
+                self._jobs[job.name] = job
+                self._enqueue(job, stages, client)
+            return jobs
 
-    def _enqueue(self, work: Work, stages: int, client: str) -> None:
-        work.left, work.client, work.wanted, work.fault, work.progress = stages, client, True, "", "waiting"
-        self.waiting.append(work)
+    def _enqueue(self, job: Job, stages: int, client: str) -> None:
+        job.left, job.client, job.wanted, job.fault, job.progress = stages, client, True, "", "waiting"
+        self.waiting.append(job)
         self._last_seen[client] = time.monotonic()
-        self.announce(work)
+        self.announce(job)
         self.changed.notify_all()
 
     def _check_queue(self, more: int) -> None:
         if len(self.waiting) + more > MAX_WAITING:
             raise StudioError(f"{len(self.waiting)} trajectories are waiting; try again when fewer do", 429)
-        if len(self._works) + more > MAX_TRAJECTORIES:
-            raise StudioError(f"the studio holds {len(self._works)} trajectories; delete some", 429)
+        if len(self._jobs) + more > MAX_TRAJECTORIES:
+            raise StudioError(f"the studio holds {len(self._jobs)} trajectories; delete some", 429)
 
     def _check_texts(self, start: Trajectory, settings: SampleSettings) -> None:
         """Refuse a text from outside that the model could not have written for its length."""
@@ -267,14 +267,14 @@ class Studio:
                 raise StudioError(f"settings: num_timesteps={image.num_timesteps}: at most {api.MAX_STEPS}")
         return settings
 
-    # Who looks.
+    # Clients that listen.
 
-    def come(self, client: str) -> None:
+    def add_client(self, client: str) -> None:
         """Note that a client listens."""
         with self.changed:
             self._clients[client] += 1
 
-    def leave(self, client: str) -> None:
+    def remove_client(self, client: str) -> None:
         """Note that a client listens no longer."""
         with self.changed:
             self._clients[client] -= 1
@@ -283,62 +283,62 @@ class Studio:
                 if not self._clients[other]:
                     del self._last_seen[other], self._clients[other]
 
-    def is_wanted(self, work: Work) -> bool:
+    def is_wanted(self, job: Job) -> bool:
         """Return whether a running trajectory continues: it was not stopped, and its client did not go away."""
         with self.changed:
-            away = work.client and not self._clients[work.client]
-            if away and time.monotonic() - self._last_seen.get(work.client, 0.0) > GRACE:
-                work.wanted = False
-            return work.wanted and not self.closing
+            away = job.client and not self._clients[job.client]
+            if away and time.monotonic() - self._last_seen.get(job.client, 0.0) > GRACE:
+                job.wanted = False
+            return job.wanted and not self.closing
 
-    # What the worker reports.
+    # Reports of the worker.
 
-    def take_waiting(self, places: int) -> list[Work]:
+    def take_waiting(self, places: int) -> list[Job]:
         """Return the next trajectories of the queue, which are running from now on."""
         with self.changed:
             taken = [self.waiting.popleft() for _ in range(min(places, len(self.waiting)))]
-            for work in taken:
-                work.progress = "running"
-                self.announce(work)
+            for job in taken:
+                job.progress = "running"
+                self.announce(job)
             if taken:
                 self._announce_places()
             return taken
 
-    def update(self, work: Work, trajectory: Trajectory) -> None:
+    def update(self, job: Job, trajectory: Trajectory) -> None:
         """Save a trajectory with its newest stages and announce them."""
         with self.changed:
-            if self._works.get(work.name) is not work:  # deleted meanwhile
+            if self._jobs.get(job.name) is not job:  # deleted meanwhile
                 return
-            old, work.trajectory, work.preview = len(work.trajectory.stages), trajectory, b""
+            old, job.trajectory, job.preview = len(job.trajectory.stages), trajectory, b""
             try:
-                self.store.save(work.name, trajectory)
+                self.store.save(job.name, trajectory)
             except OSError as fault:
-                work.wanted, work.fault = False, f"not saved: {fault.strerror or fault}; make room and run it again"
+                job.wanted, job.fault = False, f"not saved: {fault.strerror or fault}; make room and run it again"
             for index in range(old, len(trajectory.stages)):
-                content = {"id": work.name, "index": index, "stage": view_stage(work.name, trajectory.stages[index])}
-                self.events.add("stage", content, ends=work.name)
+                content = {"id": job.name, "index": index, "stage": view_stage(job.name, trajectory.stages[index])}
+                self.events.add("stage", content, ends=job.name)
 
-    def settle(self, work: Work, fault: str = "") -> None:
-        """Note that a trajectory is no longer running."""
+    def pause(self, job: Job, fault: str = "") -> None:
+        """Pause a running trajectory; ``fault`` says why if it is not what its client asked for."""
         with self.changed:
-            work.progress, work.preview, work.fault = "idle", b"", fault or work.fault
-            if self._works.get(work.name) is work:
-                self.events.add("paused", {"id": work.name}, ends=work.name)
-                self.announce(work)
+            job.progress, job.preview, job.fault = "idle", b"", fault or job.fault
+            if self._jobs.get(job.name) is job:
+                self.events.add("paused", {"id": job.name}, ends=job.name)
+                self.announce(job)
 
-    def announce(self, work: Work) -> None:
+    def announce(self, job: Job) -> None:
         """Announce the state of a trajectory."""
-        self.events.add("trajectory", self.summarize(work), passing=f"summary {work.name}")
+        self.events.add("trajectory", self.summarize(job), passing=f"summary {job.name}")
 
-    def report(self, kind: str, work: Work, **content: Any) -> None:
-        """Tell how far the next stage is; only the last such event of a trajectory is kept."""
+    def report(self, kind: str, job: Job, **content: Any) -> None:
+        """Report how far the next stage is; only the last such event of a trajectory is kept."""
         with self.changed:
-            if self._works.get(work.name) is work:
-                content = {"id": work.name, "index": len(work.trajectory.stages)} | content
-                self.events.add(kind, content, passing=work.name)
+            if self._jobs.get(job.name) is job:
+                content = {"id": job.name, "index": len(job.trajectory.stages)} | content
+                self.events.add(kind, content, passing=job.name)
 
-    def say(self, message: str, ready: bool = False) -> None:
-        """Tell what the server is doing."""
+    def set_status(self, message: str, ready: bool = False) -> None:
+        """Announce what the server is doing."""
         with self.changed:
             self.message, self.ready = message, ready
             self.events.add("status", {"ready": ready, "message": message}, passing="status")
@@ -348,11 +348,11 @@ class Studio:
         with self.changed:
             self.closing = True
             self.changed.notify_all()
-        self.say("The server is shutting down.")
+        self.set_status("The server is shutting down.")
 
     def _announce_places(self) -> None:
-        for work in self.waiting:
-            self.announce(work)
+        for job in self.waiting:
+            self.announce(job)
 
 
 def view_stage(name: str, stage: Stage) -> api.TextView | api.ImageView:

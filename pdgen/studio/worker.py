@@ -20,7 +20,7 @@ from pdgen.sample.settings import SampleSettings
 from pdgen.sample.strategies.task import sum_costs
 from pdgen.sequence.trajectory import ImageStage, Trajectory
 from pdgen.studio import api
-from pdgen.studio.studio import Studio, Work
+from pdgen.studio.studio import Job, Studio
 
 TOKENS = 4  # of a stretch of a text, once it has begun
 PARTS = 4  # of a picture's schedule; each is compiled on its own
@@ -52,7 +52,7 @@ class Worker:
     def __init__(self, studio: Studio, slots: int, log: Log) -> None:
         self._studio, self._slots, self._log = studio, slots, log
         self._thread = threading.Thread(target=self._run, name="studio worker", daemon=True)
-        self._works: dict[int, Work] = {}  # by slot
+        self._jobs: dict[int, Job] = {}  # by slot
         self._spent: dict[int, dict[str, float]] = {}  # by slot, the costs before its admission
         self._count = 0
         self._batch = self._make_batch()
@@ -76,14 +76,14 @@ class Worker:
         if line.startswith("compiled"):
             self._log(line)
             if not self._studio.ready:
-                self._studio.say(f"The model is being compiled: {line}.")
+                self._studio.set_status(f"The model is being compiled: {line}.")
 
     def _run(self) -> None:
         try:
             self._warm_up()
         except Exception as fault:
             self._recover(fault)
-        self._studio.say("", ready=True)
+        self._studio.set_status("", ready=True)
         while self._await_work():
             try:
                 self._step()
@@ -94,9 +94,9 @@ class Worker:
         """Compile what a trajectory with the default settings calls, by sampling one that nobody sees."""
         studio, model = self._studio, self._studio.sampler.model
         start = studio.sampler.make_starts(["a picture"], [0], studio.settings)[0]
-        work = Work("", start, studio.settings, left=_WARM_UP_STAGES, progress="running")
-        self._admit([work])
-        while self._works and not studio.closing:
+        job = Job("", start, studio.settings, left=_WARM_UP_STAGES, progress="running")
+        self._admit([job])
+        while self._jobs and not studio.closing:
             self._step()
         self._log(f"{model.name}: compiled in {model.compiler.seconds:.1f} s")
 
@@ -104,22 +104,22 @@ class Worker:
         """Wait until there is something to do, and admit what waits; return False when the studio closes."""
         studio = self._studio
         with studio.changed:
-            while not (studio.closing or studio.waiting or self._works):
+            while not (studio.closing or studio.waiting or self._jobs):
                 studio.changed.wait(_WAIT)
             if studio.closing:
-                for slot in [*self._works]:
+                for slot in [*self._jobs]:
                     self._release(slot)
                 return False
-            taken = studio.take_waiting(self._slots - len(self._works))
+            taken = studio.take_waiting(self._slots - len(self._jobs))
         self._admit(taken)
         return True
 
-    def _admit(self, works: list[Work]) -> None:
-        free = [slot for slot in range(self._slots) if slot not in self._works]
-        for slot, work in zip(free, works):
+    def _admit(self, jobs: list[Job]) -> None:
+        free = [slot for slot in range(self._slots) if slot not in self._jobs]
+        for slot, job in zip(free, jobs):
             # Known before the batch takes it, so that a fault there is a fault of this trajectory.
-            self._works[slot], self._spent[slot] = work, dict(work.trajectory.costs)
-            self._batch.admit({slot: (slot, work.trajectory)}, work.settings)
+            self._jobs[slot], self._spent[slot] = job, dict(job.trajectory.costs)
+            self._batch.admit({slot: (slot, job.trajectory)}, job.settings)
 
     def _step(self) -> None:
         """Write a stretch of texts until they are finished, or draw pictures; then record them."""
@@ -133,9 +133,9 @@ class Worker:
         self._drop_unwanted()
         batch.settle()
         for slot in finished:
-            if slot in self._works:
+            if slot in self._jobs:
                 self._record(slot)
-        for slot in [slot for slot in batch.list_ended() if slot in self._works]:
+        for slot in [slot for slot in batch.list_ended() if slot in self._jobs]:
             self._record(slot)
             self._release(slot)
 
@@ -143,11 +143,11 @@ class Worker:
         studio, batch, tokenizer = self._studio, self._batch, self._studio.sampler.model.tokenizer
         writing = batch.begin_texts(slots)
         for slot in slots:
-            studio.report("text", self._works[slot], text="", tokens=0)
+            studio.report("text", self._jobs[slot], text="", tokens=0)
         while not writing.is_done:
             batch.advance_texts(writing, writing.steps + (TOKENS if writing.steps else 1))
             for slot, ids in writing.read().items():
-                studio.report("text", self._works[slot], text=tokenizer.decode(ids), tokens=len(ids))
+                studio.report("text", self._jobs[slot], text=tokenizer.decode(ids), tokens=len(ids))
             writing.keep(self._find_wanted(writing.slots))
         batch.finish_texts(writing)
 
@@ -156,7 +156,7 @@ class Worker:
         denoising = batch.begin_images(slots)
         steps = {slot: batch.rows[slot].settings.image.num_timesteps - 1 for slot in slots}
         for slot in slots:
-            studio.report("preview", self._works[slot], step=0, steps=steps[slot], url=None)
+            studio.report("preview", self._jobs[slot], step=0, steps=steps[slot], url=None)
         while denoising.slots and denoising.step < denoising.steps:
             denoising.advance(min(denoising.step + -(-denoising.steps // PARTS), denoising.steps))
             if denoising.step < denoising.steps:
@@ -168,36 +168,36 @@ class Worker:
 
     def _preview(self, pictures: dict[int, PIL.Image.Image], step: int, steps: dict[int, int]) -> None:
         for slot, picture in pictures.items():
-            work, buffer = self._works[slot], io.BytesIO()
+            job, buffer = self._jobs[slot], io.BytesIO()
             picture.save(buffer, "WEBP", quality=90)
-            work.preview = buffer.getvalue()
-            url = f"/api/trajectories/{work.name}/preview?stage={len(work.trajectory.stages)}&step={step}"
-            self._studio.report("preview", work, step=step, steps=steps[slot], url=url)
+            job.preview = buffer.getvalue()
+            url = f"/api/trajectories/{job.name}/preview?stage={len(job.trajectory.stages)}&step={step}"
+            self._studio.report("preview", job, step=step, steps=steps[slot], url=url)
 
     def _record(self, slot: int) -> None:
         """Save what the slot's trajectory has; release it if it has run as far as it was asked to."""
-        work, drawn = self._works[slot], self._batch.make_trajectory(slot)
-        new = len(drawn.stages) - len(work.trajectory.stages)
-        if not new and drawn.stop_reason == work.trajectory.stop_reason:
+        job, drawn = self._jobs[slot], self._batch.make_trajectory(slot)
+        new = len(drawn.stages) - len(job.trajectory.stages)
+        if not new and drawn.stop_reason == job.trajectory.stop_reason:
             return
         drawn = dataclasses.replace(drawn, costs=sum_costs([self._spent[slot], drawn.costs]))
-        self._studio.update(work, drawn)
-        if work.left and new:
-            work.left -= new
-            if work.left <= 0:
+        self._studio.update(job, drawn)
+        if job.left and new:
+            job.left -= new
+            if job.left <= 0:
                 self._release(slot)
 
     def _find_wanted(self, slots: list[int]) -> list[int]:
-        return [slot for slot in slots if self._studio.is_wanted(self._works[slot])]
+        return [slot for slot in slots if self._studio.is_wanted(self._jobs[slot])]
 
     def _drop_unwanted(self) -> None:
-        for slot in {*self._works} - {*self._find_wanted([*self._works])}:
+        for slot in {*self._jobs} - {*self._find_wanted([*self._jobs])}:
             self._release(slot)
 
     def _release(self, slot: int, fault: str = "") -> None:
         """Free a slot; its trajectory stays as it was saved last."""
         self._batch.rows.pop(slot, None)
-        self._studio.settle(self._works.pop(slot), fault)
+        self._studio.pause(self._jobs.pop(slot), fault)
 
     def _recover(self, fault: Exception) -> None:
         """Begin with an empty batch; the trajectories that were running say why they stopped."""
@@ -206,6 +206,6 @@ class Worker:
             words = f"the server failed ({type(fault).__name__}); its log says more. Run it again"
             self._log(traceback.format_exc())
         self._log(f"studio: {words}")
-        for slot in [*self._works]:
+        for slot in [*self._jobs]:
             self._release(slot, words)
         self._batch = self._make_batch()
