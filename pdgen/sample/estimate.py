@@ -23,7 +23,7 @@ from pdgen.sample.image import make_grid
 from pdgen.sample.model import Model
 from pdgen.sample.settings import SampleSettings
 from pdgen.sequence.trajectory import Trajectory
-from pdgen.sharding import in_host_memory, to_device_memory, to_host_memory
+from pdgen.sharding import in_host_memory, read_available_bytes, to_device_memory, to_host_memory
 
 _REPEATS = 3
 
@@ -56,6 +56,7 @@ class Estimate:
       host: bytes of the parameters in host memory.
       contexts: bytes of keys and values.
       free: bytes that are free now.
+      host_free: bytes of the host's memory that are available now.
       slots, tokens: trajectories that have a context at a time, and the tokens of a context.
       token_bytes, token_seconds: a step that writes a token in every row of a batch.
       step_bytes, step_seconds: a step that draws an image in every row of a batch, on average.
@@ -68,6 +69,7 @@ class Estimate:
     host: int
     contexts: int
     free: int
+    host_free: int
     slots: int
     tokens: int
     token_bytes: int
@@ -140,6 +142,7 @@ def estimate_run(
         host=host,
         contexts=capacity.count_context_bytes(model, settings, starts, slots),
         free=capacity.measure_free_bytes(model),
+        host_free=read_available_bytes(),
         slots=slots,
         tokens=full + texts,
         token_bytes=token_bytes,
@@ -182,14 +185,13 @@ def _count_copied(model: Model, host: int) -> int:
 def format_estimate(model: Model, one: Estimate, speed: Speed) -> list[str]:
     """Format an estimate as lines of text."""
     stored = "int8" if is_int8(model.params["model"]) else model.compute.dtype
-    room = one.free - one.weights - one.contexts
-    verdict = f"{room / 1e9:,.3f} GB left" if room >= 0 else f"{-room / 1e9:,.3f} GB TOO MUCH"
     return [
         f"{model.name}, {stored}, computed in {model.compute.dtype}; bytes are those of one device",
         f"weights        {one.weights / 1e9:,.3f} GB"
-        + f", and {one.host / 1e9:,.3f} GB in host memory" * bool(one.host),
+        + f", and {one.host / 1e9:,.3f} GB in host memory: {_format_room(one.host_free - one.host)}" * bool(one.host),
         f"contexts       {one.contexts / 1e9:,.3f} GB, {one.slots} of up to {one.tokens:,} tokens",
-        f"free           {one.free / 1e9:,.3f} GB: {verdict}, which activations need too",
+        f"free           {one.free / 1e9:,.3f} GB: {_format_room(one.free - one.weights - one.contexts)}, "
+        "which activations need too",
         f"a text token   {_format_step(one.token_bytes, one.token_copied, one.token_seconds)}",
         f"an image step  {_format_step(one.step_bytes, one.step_copied, one.step_seconds)}",
         f"a trajectory   at most {one.images} images of {one.image_steps} steps and {one.text_tokens:,} tokens of text",
@@ -198,6 +200,10 @@ def format_estimate(model: Model, one: Estimate, speed: Speed) -> list[str]:
         + f", {speed.bus / 1e9:,.1f} GB/s from host memory" * bool(one.host)
         + ", measured just now",
     ]
+
+
+def _format_room(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.3f} GB left" if nbytes >= 0 else f"{-nbytes / 1e9:,.3f} GB TOO MUCH"
 
 
 def _format_step(read: int, copied: int, seconds: float) -> str:

@@ -84,7 +84,10 @@ def test_an_expert_in_host_memory(shapes, expert):
     assert there.step_seconds == pytest.approx(copied / 1e6)
     assert there.token_seconds == pytest.approx(copied / 1e6 if expert == "und" else here.token_seconds)
     lines = format_estimate(away.model, there, bus)
-    assert f"{nbytes / 1e9:,.3f} GB in host memory" in lines[1] and "GB/s from host memory" in lines[-1]
+    assert f"{nbytes / 1e9:,.3f} GB in host memory: " in lines[1] and lines[1].endswith("GB left")
+    assert "GB/s from host memory" in lines[-1]
+    full = dataclasses.replace(there, host_free=0)
+    assert format_estimate(away.model, full, bus)[1].endswith(f": {nbytes / 1e9:,.3f} GB TOO MUCH")
     assert ["copies" in line for line in lines[4:6]] == [expert == "und", True]
     assert all(len(line) <= 120 for line in lines[1:])
 
