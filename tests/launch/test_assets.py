@@ -28,6 +28,7 @@ from pdgen.train.export import open_weights
 from pdgen.train.release import shipping
 from pdgen.train.run_config import RunError
 from tests.checkpoints.folders import all_bytes, read_bagel_folder
+from tests.support.command_line import run_command
 from tests.support.own_lines import own_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -46,6 +47,9 @@ SIZE = (
     "--train_key=held_out=0",
     "--train_key=rows=1",
     "--train_key=draws=1",
+    # The stages with texts among their targets then compile the same step.
+    *(f"--train_key=budgets.{stream}={tokens}" for stream, tokens in (("text", 896), ("vit", 256), ("vae", 896))),
+    "--train_key=optimizer.learning_rate=3e-3",
 )
 QUICK = (*SIZE, "--train_key=optimizer.warmup_steps=1")
 
@@ -200,9 +204,7 @@ AUTOENCODER_CONFIG = "--config=configs/shapes_autoencoder.py"
 
 
 def run(*arguments):
-    command = [sys.executable, str(ROOT / "launch" / "assets.py"), *map(str, arguments)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return run_command("assets", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,11 @@
 """The evaluation's command line: folders and checkpoints are scored and resumed; every fault is one line."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 import threading
 
-import jax
 import pytest
 
 from pdgen.checkpoints.conversion import to_pdgen
@@ -22,6 +18,7 @@ from tests.evaluate.painted import generate
 from tests.evaluate.test_comparison import JUDGE, geneval_run, summary, wise_run
 from tests.evaluate.test_wise import judges, record
 from tests.support.chat_server import ChatServer, refuses, says
+from tests.support.command_line import run_command
 from tests.support.own_lines import own_lines
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,9 +29,7 @@ QUICK = [f"--setting={name}={value}" for name, value in SETTINGS.items()]
 
 
 def run(*arguments, **environment):
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "JAX_NUM_CPU_DEVICES": "1"}
-    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | cache | environment)
+    return run_command("evaluate", *arguments, **environment)
 
 
 def fault(done):

@@ -3,8 +3,6 @@
 import importlib.metadata
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from pdgen.data.records import Origin, write_dataset
 from pdgen.sequence.trajectory import Image
 from pdgen.train.planning.topology import CHIPS
 from tests.data.small_records import records
+from tests.support.command_line import run_command
 from tests.support.own_lines import keep_own_lines
 from tests.train.monitor.test_page import write_run
 
@@ -23,8 +22,7 @@ SIZES = ["--config.held_out=0", "--config.init=", *(f"--config.budgets.{k}={v}" 
 
 
 def run(*arguments):
-    command = [sys.executable, str(ROOT / "launch" / "show.py"), *map(str, arguments)]
-    return keep_own_lines(subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT), "show")
+    return keep_own_lines(run_command("show", *arguments), "show")
 
 
 def test_help_is_that_of_the_mode():

@@ -1,18 +1,17 @@
 """The training command: its exit statuses, and continuation after kills."""
 
 import json
-import os
 import pathlib
 import re
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from benchmarks import kill_and_resume
 from pdgen.checkpoints.runs.workdir import CHECKPOINTS, list_steps
 from pdgen.train.stop import EXIT_STATUS
+from tests.support.command_line import run_command
 from tests.support.own_lines import own_lines
 
 pytestmark = pytest.mark.slow
@@ -36,9 +35,7 @@ def alone(config):
 
 
 def train(*arguments):
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), *map(str, arguments)]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return run_command("train", *arguments)
 
 
 @pytest.mark.parametrize(
