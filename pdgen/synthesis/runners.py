@@ -18,15 +18,6 @@ from typing import TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-# One thread per worker, so that one worker per core is efficient. Libraries read these variables when they are loaded.
-_ONE_THREAD = {
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "JAX_PLATFORMS": "cpu",
-}
-
-
 class RunnerError(ValueError):
     """Work that cannot be distributed, or a lost worker. The message is one line with the remedy."""
 
@@ -34,6 +25,15 @@ class RunnerError(ValueError):
 def count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _make_worker_environment() -> dict[str, str]:
+    """Return the variables of a worker with one thread, so that one worker per core is efficient.
+
+    Libraries read them when they are loaded. Other XLA flags stay: code of other optimisations gives other bits.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    return {"XLA_FLAGS": flags.strip(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def run_in_processes(workers: int, function: Callable[[In], Out], items: Sequenc
         min(workers, len(items)), mp_context=context, initializer=_exit_with_parent, initargs=(theirs,)
     )
     try:
-        with _set_environment(_ONE_THREAD):
+        with _set_environment(_make_worker_environment()):
             futures = [pool.submit(function, item) for item in items]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
@@ -99,7 +99,7 @@ def run_on_ray(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[O
     except ImportError:
         raise RunnerError("the ray runner needs Ray: pip install 'pdgen[cluster]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _ONE_THREAD})
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _make_worker_environment()})
     try:
         remote = ray.remote(_call)
         waiting = [remote.remote(function, item) for item in items]
