@@ -4,6 +4,7 @@ Modules that compare with PyTorch are skipped where it is not installed; the ext
 """
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -21,9 +22,13 @@ os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.check=0")  # its default; 
 cache = pathlib.Path(tempfile.gettempdir()) / f"pdgen-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Machine code that runs once need not be fast: without LLVM's optimisations, programs compile in 0.6 of the time.
+# Machine code that runs once need not be fast. Without LLVM's optimisations and the newer emitters of fusions, which
+# later versions of XLA cannot turn off, programs compile in a third of the time.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+    quick = ["--xla_backend_optimization_level=0"]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        quick.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
 
 # Every call into pdgen checks the types, shapes and dtypes of its annotations. Processes that tests start do not: the
 # hook would cost each of them more than a second. PDGEN_CHECK_SHAPES=0 turns the hook off, to measure times.
