@@ -18,6 +18,7 @@ from typing import TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+
 class RunnerError(ValueError):
     """Work that cannot be distributed, or a lost worker. The message is one line with the remedy."""
 
